@@ -1,0 +1,113 @@
+"""Which pairs of operators an inference framework computes with one kernel: rules as data.
+
+A partition must not put a boundary where the framework would fuse, because the fused kernel would
+be lost. The rules are data that a backend provides; the partitioner reads them and knows no
+backend. Operators are named by strings, so this file needs no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+def operator_name(target: object) -> str:
+    """Name an operator as the rules do: without its overload and in-place suffix.
+
+    Args:
+        target: What an fx node calls (``torch.ops.aten.relu_.default``), or its name
+            (``"aten.relu_.default"``, ``"aten::relu_"``, ``"aten.relu"``).
+
+    Returns:
+        ``namespace.operator``, e.g. ``aten.relu``. What isn't an operator of a namespace is
+        returned as its text.
+    """
+    text = str(target).replace("::", ".")
+    parts = text.split(".")
+    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+        return text
+    name = parts[1]
+    if name.endswith("_") and not name.endswith("__"):
+        name = name[:-1]
+    return f"{parts[0]}.{name}"
+
+
+@dataclass(frozen=True)
+class FusionRule:
+    """A producer and a consumer of its value that are computed with one kernel.
+
+    Every rule assumes that the producer's value has exactly one reader: with a second one it must
+    exist in memory, and nothing is fused.
+
+    Attributes:
+        name: Kebab-case, unique among the rules of a backend, e.g. ``conv-bn``.
+        producer: Operators (see `operator_name`) that compute the value.
+        consumer: Operators that read it.
+        soft: Whether a boundary may separate the pair. It is then listed and paid for.
+        constant_operand: Whether the consumer's other tensor operands must be constants
+            (parameters, buffers, numbers), as with a scale that is folded into the weights.
+        reason: What fuses the pair in the framework, in one sentence.
+    """
+
+    name: str
+    producer: frozenset[str]
+    consumer: frozenset[str]
+    soft: bool = False
+    constant_operand: bool = False
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        for role, operators in (("producer", self.producer), ("consumer", self.consumer)):
+            if not operators:
+                raise ValueError(f"fusion rule {self.name!r} has no {role}")
+            for operator in sorted(operators):
+                if operator_name(operator) != operator:
+                    raise ValueError(
+                        f"fusion rule {self.name!r} names the {role} {operator!r}; "
+                        f"expected {operator_name(operator)!r}"
+                    )
+
+
+@dataclass(frozen=True)
+class FusionRules:
+    """All rules of one backend.
+
+    Attributes:
+        name: The backend, e.g. ``onnxruntime``.
+        rules: In order of precedence among rules of the same strength.
+    """
+
+    name: str
+    rules: tuple[FusionRule, ...] = ()
+
+    def __post_init__(self) -> None:
+        seen: set[str] = set()
+        for rule in self.rules:
+            if rule.name in seen:
+                raise ValueError(f"fusion rules {self.name!r} define {rule.name!r} twice")
+            seen.add(rule.name)
+
+    def match(
+        self, producer_op: object, consumer_op: object, other_is_constant: bool
+    ) -> FusionRule | None:
+        """Find the rule that a producer and the only reader of its value fall under.
+
+        Args:
+            producer_op: The operator that computes the value, or its name (see `operator_name`).
+            consumer_op: The operator that reads it, or its name.
+            other_is_constant: Whether all other tensor operands of the consumer are constants
+                (true when it has none).
+
+        Returns:
+            The first hard rule that holds, else the first soft one, else None.
+        """
+        producer, consumer = operator_name(producer_op), operator_name(consumer_op)
+        soft: FusionRule | None = None
+        for rule in self.rules:
+            if producer not in rule.producer or consumer not in rule.consumer:
+                continue
+            if rule.constant_operand and not other_is_constant:
+                continue
+            if not rule.soft:
+                return rule
+            soft = soft or rule
+        return soft
