@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-def operator_name(target: object) -> str:
+def canonical_operator(target: object) -> str:
     """Name an operator as the rules do: without its overload and in-place suffix.
 
     Args:
@@ -40,7 +40,7 @@ class FusionRule:
 
     Attributes:
         name: Kebab-case, unique among the rules of a backend, e.g. ``conv-bn``.
-        producer: Operators (see `operator_name`) that compute the value.
+        producer: Operators (see `canonical_operator`) that compute the value.
         consumer: Operators that read it.
         soft: Whether a boundary may separate the pair. It is then listed and paid for.
         constant_operand: Whether the consumer's other tensor operands must be constants
@@ -60,10 +60,10 @@ class FusionRule:
             if not operators:
                 raise ValueError(f"fusion rule {self.name!r} has no {role}")
             for operator in sorted(operators):
-                if operator_name(operator) != operator:
+                if canonical_operator(operator) != operator:
                     raise ValueError(
                         f"fusion rule {self.name!r} names the {role} {operator!r}; "
-                        f"expected {operator_name(operator)!r}"
+                        f"expected {canonical_operator(operator)!r}"
                     )
 
 
@@ -92,7 +92,7 @@ class FusionRules:
         """Find the rule that a producer and the only reader of its value fall under.
 
         Args:
-            producer_op: The operator that computes the value, or its name (see `operator_name`).
+            producer_op: The operator that computes the value, or its name (see `canonical_operator`).
             consumer_op: The operator that reads it, or its name.
             other_is_constant: Whether all other tensor operands of the consumer are constants
                 (true when it has none).
@@ -100,7 +100,7 @@ class FusionRules:
         Returns:
             The first hard rule that holds, else the first soft one, else None.
         """
-        producer, consumer = operator_name(producer_op), operator_name(consumer_op)
+        producer, consumer = canonical_operator(producer_op), canonical_operator(consumer_op)
         soft: FusionRule | None = None
         for rule in self.rules:
             if producer not in rule.producer or consumer not in rule.consumer:

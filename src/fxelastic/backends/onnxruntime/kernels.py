@@ -1,0 +1,224 @@
+"""The kernels that onnxruntime runs for a graph, and how those of its parts differ from them.
+
+Optimise the whole graph and each part of it, and compare the multisets of kernels: where they
+are equal, no kernel spans a boundary between parts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import torch
+
+SHAPE_PREFIX = "shape:"
+"""Marks kernels that compute sizes: a few integers, repeated in each part that needs them."""
+
+IDENTITY = "Identity"
+"""A part that hands on a value under another name; onnxruntime removes it inside a graph."""
+
+_PROTOBUF_LIMIT_BYTES = 2**31 - 2**20
+_SIZE_SOURCES = frozenset({"Shape", "Size"})
+
+
+def export_onnx(
+    module: torch.nn.Module,
+    example_inputs: Sequence[Any],
+    dynamic_batch: bool = True,
+) -> onnx.ModelProto:
+    """Convert a module to ONNX with torch's dynamo exporter.
+
+    Args:
+        module: A module in eval mode, or a graph module.
+        example_inputs: Its positional inputs. A batch of at least 2: torch.export treats a size of
+            1 as a constant.
+        dynamic_batch: Whether dimension 0 of every tensor input is symbolic. It stays static
+            where the module fixes it.
+
+    Returns:
+        The model, optimised by the exporter (constants folded, no dead nodes).
+    """
+    automatic = torch.export.Dim.AUTO
+    dynamic = torch.utils._pytree.tree_map(
+        lambda value: (
+            {0: automatic}
+            if dynamic_batch and isinstance(value, torch.Tensor) and value.dim() > 0
+            else None
+        ),
+        tuple(example_inputs),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module,
+            tuple(example_inputs),
+            dynamo=True,
+            dynamic_shapes=dynamic,
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("the dynamo exporter returned no program")
+    return program.model_proto
+
+
+def optimised_kernels(model: onnx.ModelProto | str | os.PathLike[str]) -> Counter[str]:
+    """Count the kernels that a model is optimised to on CPU at ``ORT_ENABLE_EXTENDED``.
+
+    Args:
+        model: An ONNX model, or the path of one.
+
+    Returns:
+        Kernel → number of nodes, those of nested graphs included. A kernel is named
+        ``[domain.]op_type[details]``. The details, e.g. ``[Relu]`` or ``[+sum]``, tell what is
+        fused into it. Kernels that only compute sizes have the prefix ``shape:``.
+    """
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.log_severity_level = 3
+    with tempfile.TemporaryDirectory() as folder:
+        optimised = Path(folder) / "optimised.onnx"
+        options.optimized_model_filepath = str(optimised)
+        # Weights go to a file of their own, which nobody reads.
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", "weights.bin"
+        )
+        with _source(model, Path(folder)) as source:
+            onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        graph = onnx.load(str(optimised), load_external_data=False).graph
+    return Counter(_kernels(graph, frozenset()))
+
+
+@contextlib.contextmanager
+def _source(model: onnx.ModelProto | str | os.PathLike[str], folder: Path) -> Iterator[str | bytes]:
+    if not isinstance(model, onnx.ModelProto):
+        yield os.fspath(model)
+    elif model.ByteSize() < _PROTOBUF_LIMIT_BYTES:
+        yield model.SerializeToString()
+    else:
+        path = folder / "source.onnx"
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        onnx.save(copy, str(path), save_as_external_data=True, location="source.bin")
+        yield str(path)
+
+
+def _kernels(graph: onnx.GraphProto, outer_sizes: frozenset[str]) -> Iterator[str]:
+    """Name the kernels of a graph.
+
+    Args:
+        graph: An optimised graph.
+        outer_sizes: Values of enclosing graphs that hold sizes.
+    """
+    constants = {initializer.name for initializer in graph.initializer}
+    sizes = set(outer_sizes)
+    for node in graph.node:
+        read = [name for name in node.input if name and name not in constants]
+        computes_sizes = node.op_type in _SIZE_SOURCES or (
+            bool(read) and all(name in sizes for name in read)
+        )
+        nested = [
+            subgraph
+            for attribute in node.attribute
+            for subgraph in ([attribute.g] if attribute.HasField("g") else attribute.graphs)
+        ]
+        if node.op_type == "Constant":
+            constants.update(node.output)
+            continue
+        if computes_sizes and not nested:
+            sizes.update(node.output)
+            yield SHAPE_PREFIX + _kernel(node)
+        else:
+            yield _kernel(node)
+        for subgraph in nested:
+            yield from _kernels(subgraph, frozenset(sizes))
+
+
+def _kernel(node: onnx.NodeProto) -> str:
+    name = node.op_type
+    if node.domain not in ("", "ai.onnx"):
+        name = f"{node.domain}.{name}"
+    details = [
+        attribute.s.decode()
+        for attribute in node.attribute
+        if attribute.name == "activation" and attribute.s
+    ]
+    if node.op_type == "FusedConv" and len(node.input) > 3 and node.input[3]:
+        details.insert(0, "+sum")
+    return f"{name}[{','.join(details)}]" if details else name
+
+
+@dataclass(frozen=True)
+class KernelDiff:
+    """How the kernels of the parts of a graph, taken together, differ from those of the whole.
+
+    Attributes:
+        lost: Kernels of the whole that the parts lack, by number.
+        extra: Kernels of the parts that the whole lacks, by number.
+        bookkeeping: Differences that are no fusions and not counted as such: computed sizes and
+            ``Identity``. Positive where the parts have more.
+    """
+
+    lost: Mapping[str, int]
+    extra: Mapping[str, int]
+    bookkeeping: Mapping[str, int]
+
+    @property
+    def equal(self) -> bool:
+        """Whether whole and parts run the same kernels, bookkeeping aside."""
+        return not self.lost and not self.extra
+
+    def __bool__(self) -> bool:
+        raise TypeError("a KernelDiff has no truth value; use .equal")
+
+    def __str__(self) -> str:
+        if self.equal:
+            text = "same kernels"
+        else:
+            text = "; ".join(
+                f"{what}: " + ", ".join(f"{n} {kernel}" for kernel, n in sorted(kernels.items()))
+                for what, kernels in (
+                    ("lost by cutting", self.lost),
+                    ("added by cutting", self.extra),
+                )
+                if kernels
+            )
+        if self.bookkeeping:
+            changes = ", ".join(f"{n:+d} {name}" for name, n in sorted(self.bookkeeping.items()))
+            text += f" (bookkeeping, not a fusion: {changes})"
+        return text
+
+
+def compare_kernels(whole: Mapping[str, int], parts: Iterable[Mapping[str, int]]) -> KernelDiff:
+    """Compare the kernels of a graph with those of its parts together.
+
+    Args:
+        whole: What `optimised_kernels` counts for the whole graph.
+        parts: The same for each part.
+
+    Returns:
+        The difference; ``.equal`` when no kernel spans a boundary.
+    """
+    change: Counter[str] = Counter()
+    for part in parts:
+        change.update(part)
+    change.subtract(whole)
+    changed = {kernel: n for kernel, n in change.items() if n}
+    bookkeeping = {kernel: n for kernel, n in changed.items() if _is_bookkeeping(kernel)}
+    return KernelDiff(
+        lost={k: -n for k, n in changed.items() if n < 0 and k not in bookkeeping},
+        extra={k: n for k, n in changed.items() if n > 0 and k not in bookkeeping},
+        bookkeeping=bookkeeping,
+    )
+
+
+def _is_bookkeeping(kernel: str) -> bool:
+    return kernel.startswith(SHAPE_PREFIX) or kernel == IDENTITY
