@@ -1,0 +1,98 @@
+"""Fusion: no boundary separates what the inference framework computes with one kernel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import fx
+
+from fxelastic.errors import PartitionError
+from fxelastic.ir.fusion import FusionRules
+from fxelastic.ir.notes import SoftFusion
+from fxelastic.ir.verify_layout import Layout
+
+if TYPE_CHECKING:
+    from fxelastic.ir.partition import Partition
+
+
+def check_fusion(partition: Partition, layout: Layout) -> None:
+    """Check that every fused pair that a boundary separates is listed, and only such pairs.
+
+    A pair is fused when a rule matches it and the producer's value has no other reader. A soft
+    rule, or a pair at a glue block, may be separated; any other pair only for a stated reason.
+
+    Raises:
+        PartitionError: A pair is separated and not listed, or listed and not separated.
+    """
+    for fusion in partition.soft_fusions:
+        _check_listed(partition, layout, fusion)
+    listed = {(fusion.producer, fusion.consumer) for fusion in partition.soft_fusions}
+    for producer in layout.order:
+        if len(producer.users) != 1:
+            continue
+        consumer = next(iter(producer.users))
+        source, reader = layout.owner[producer], layout.owner.get(consumer)
+        if reader is None or source == reader or (producer.name, consumer.name) in listed:
+            continue
+        rule = partition.fusion.match(
+            _operator(producer), _operator(consumer), _others_constant(producer, consumer)
+        )
+        if rule is not None:
+            where = f"blocks {partition.blocks[source].name!r} | {partition.blocks[reader].name!r}"
+            kinds = (partition.blocks[source].kind, partition.blocks[reader].kind)
+            allowed = rule.soft or "glue" in kinds
+            raise PartitionError(
+                f"{where} separate {producer.name!r} and {consumer.name!r}, which the framework "
+                f"fuses (rule {rule.name!r})",
+                expected="the pair listed in soft_fusions"
+                if allowed
+                else "both in one block, or the pair listed in soft_fusions with its reason",
+                got=f"{_operator(producer)} | {_operator(consumer)}, not listed",
+            )
+
+
+def _check_listed(partition: Partition, layout: Layout, fusion: SoftFusion) -> None:
+    producer, consumer = layout.nodes[fusion.producer], layout.nodes[fusion.consumer]
+    pair = f"soft fusion {fusion.rule!r} of {fusion.producer!r} and {fusion.consumer!r}"
+    if not fusion.reason:
+        raise PartitionError(
+            f"{pair} has no reason", expected="a sentence that says why", got="nothing"
+        )
+    rules = [rule for rule in partition.fusion.rules if rule.name == fusion.rule]
+    rule = FusionRules(partition.fusion.name, tuple(rules)).match(
+        _operator(producer), _operator(consumer), other_is_constant=True
+    )
+    if rule is None:
+        raise PartitionError(
+            f"{pair} does not fall under that rule",
+            expected=f"a rule of {partition.fusion.name!r} that matches the pair",
+            got=f"{_operator(producer)} | {_operator(consumer)}",
+        )
+    source, reader = layout.owner.get(producer), layout.owner.get(consumer)
+    if consumer not in producer.users or source is None or reader is None or source == reader:
+        raise PartitionError(
+            f"{pair} is listed, but no boundary separates the pair",
+            expected="a value that one block computes and another reads",
+            got="both in one block" if source == reader else "no edge between two blocks",
+        )
+
+
+def _operator(node: fx.Node) -> str:
+    """The operator as the rules name it, or the node's target where it has no such name."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return f"{node.target.namespace}.{node.target._opname}"
+    return str(node.target)
+
+
+def _others_constant(producer: fx.Node, consumer: fx.Node) -> bool:
+    """Whether the producer's value is the consumer's only operand that is not a constant."""
+    varying: list[fx.Node] = []
+
+    def visit(operand: fx.Node) -> fx.Node:
+        if operand.op != "get_attr":
+            varying.append(operand)
+        return operand
+
+    fx.map_arg((consumer.args, consumer.kwargs), visit)
+    return varying == [producer]

@@ -1,0 +1,204 @@
+"""The verifier passes partitions written by hand and catches each way of spoiling one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fxelastic.errors import PartitionError
+from fxelastic.ir import Block, Partition, SoftFusion
+from fxelastic.ir.verify import verify
+from tests.ir.corruptions import CONVOLUTIONAL, GATED, TIED
+from tests.ir.hand_written import Builder, convolutional, gated, relative_bias, tied
+from tests.ir.spoil import change, copy_graph, returning, split
+
+aten = torch.ops.aten
+
+GOOD = (convolutional, tied, gated, relative_bias)
+
+
+@pytest.mark.parametrize("make", GOOD)
+def test_good_partition_passes(make: Callable[[], Partition]) -> None:
+    verify(make())
+    make().verify()
+
+
+CORRUPTIONS = [
+    pytest.param(make, corrupt, message, id=f"{make.__name__}: {name}")
+    for make, table in ((convolutional, CONVOLUTIONAL), (tied, TIED), (gated, GATED))
+    for name, (corrupt, message) in table.items()
+]
+
+
+@pytest.mark.parametrize(("make", "corrupt", "message"), CORRUPTIONS)
+def test_corruption_is_caught(
+    make: Callable[[], Partition], corrupt: Callable[[Partition], Partition], message: str
+) -> None:
+    with pytest.raises(PartitionError, match=message):
+        verify(corrupt(make()))
+
+
+def test_copy_of_a_graph_passes_where_nothing_is_corrupted() -> None:
+    """The helpers that the corruptions use leave everything else as it was."""
+    verify(copy_graph(convolutional()))
+    verify(split(gated(), "gate", 1, "wide", "w"))
+
+
+def test_listed_hard_fusion_at_glue_passes() -> None:
+    corrupt, _ = CONVOLUTIONAL["add | relu cut at glue, unlisted"]
+    listed = SoftFusion("add-relu", "join_add", "join_relu", "the add is glue")
+    verify(replace(corrupt(convolutional()), soft_fusions=(listed,)))
+
+
+def test_producer_with_two_readers_may_be_cut() -> None:
+    cut = split(convolutional(), "body", 1, "body_conv", "body_w")
+    verify(returning(cut, "logits", "body_conv"))
+
+
+def _scaled(constant: bool) -> Partition:
+    """A linear layer and, in the next block, the product of its value with something."""
+    b = Builder()
+    x = b.input("x", 2, 4)
+    linear = b.call("linear", aten.linear.default, x, b.parameter("w", 4, 4))
+    other = b.hold("scale", torch.empty(4, device="meta")) if constant else linear
+    product = b.call("product", aten.mul.Tensor, linear, other)
+    return b.partition(
+        (product,),
+        Block("a", "basic", ("linear",), 16, "x", "linear", (), ("x",), ("linear",), params=("w",)),
+        Block("b", "basic", ("product",), 0, "linear", "product", (), ("linear",), ("product",)),
+        gamma=1.0,
+    )
+
+
+def test_rule_for_constant_operands() -> None:
+    with pytest.raises(PartitionError, match="rule 'linear-mul'"):
+        verify(_scaled(constant=True))
+    verify(_scaled(constant=False))
+
+
+def test_tied_parameters_under_two_names_count_once() -> None:
+    b = Builder()
+    x, weight = b.input("x", 2, 4), torch.nn.Parameter(torch.empty(4, 4, device="meta"))
+    first = b.call("first", aten.linear.default, x, b.hold("v", weight))
+    second = b.call("second", aten.linear.default, first, b.hold("w", weight))
+    blocks = (
+        Block("a", "basic", ("first",), 16, "x", "first", (), ("x",), ("first",), params=("v",)),
+        Block(
+            "b",
+            "basic",
+            ("second",),
+            0,
+            "first",
+            "second",
+            inputs=("first",),
+            outputs=("second",),
+            shared_params=("w",),
+        ),
+    )
+    partition = b.partition((second,), *blocks, gamma=1.0)
+    verify(partition)
+    verify(change(partition, "b", shared_params=("v",)))
+    with pytest.raises(PartitionError, match="'b' lists parameter 'w' in params"):
+        verify(change(partition, "b", n_params=16, params=("w",), shared_params=()))
+
+
+def test_opaque_module_counts_its_parameters() -> None:
+    b = Builder()
+    x = b.input("x", 2, 4)
+    b.root.add_module("cell", torch.nn.Linear(4, 4, device="meta"))
+    node = b.valued(b.graph.call_module("cell", (x,)), torch.empty(2, 4, device="meta"))
+    block = Block(
+        "cell",
+        "basic",
+        (node.name,),
+        20,
+        "x",
+        node.name,
+        inputs=("x",),
+        outputs=(node.name,),
+        params=("cell.weight", "cell.bias"),
+    )
+    partition = b.partition((node,), block, gamma=1.0)
+    verify(partition)
+    with pytest.raises(PartitionError, match=r"'cell' does not list parameter 'cell\.bias'"):
+        verify(change(partition, "cell", n_params=16, params=("cell.weight",)))
+    with pytest.raises(PartitionError, match="computes the stream value"):
+        verify(change(partition, "cell", kind="context"))
+
+
+def test_sizes_carry_no_dependence() -> None:
+    """A position table as long as the input is a context, though its length is read from it."""
+    b = Builder()
+    x = b.input("x", 3, 4)
+    length = b.call("length", aten.sym_size.int, x, 0)
+    steps = b.call("steps", aten.arange.default, length, device=torch.device("meta"))
+    table = b.call("table", aten.embedding.default, b.parameter("t", 9, 4), steps)
+    summed = b.call("summed", aten.add.Tensor, x, table)
+    result = b.call("result", aten.linear.default, summed, b.parameter("w", 8, 4))
+    positions = Block(
+        "positions",
+        "context",
+        ("length", "steps", "table"),
+        36,
+        None,
+        "table",
+        context=("x",),
+        outputs=("table",),
+        params=("t",),
+    )
+    layer = Block(
+        "layer",
+        "basic",
+        ("summed", "result"),
+        32,
+        "x",
+        "result",
+        context=("table",),
+        inputs=("x",),
+        outputs=("result",),
+        params=("w",),
+    )
+    verify(b.partition((result,), positions, layer))
+
+
+def _chain(n_nodes: int) -> Partition:
+    b = Builder()
+    value = b.input("x", 2, 4)
+    weight = b.parameter("w", 4, 4)
+    blocks = []
+    for index in range(n_nodes // 2):
+        source = value.name
+        linear = b.call(f"linear_{index}", aten.linear.default, value, weight)
+        value = b.call(f"relu_{index}", aten.tanh.default, linear)
+        blocks.append(
+            Block(
+                f"layer{index}",
+                "basic",
+                (linear.name, value.name),
+                0 if index else 16,
+                source,
+                value.name,
+                inputs=(source,),
+                outputs=(value.name,),
+                params=() if index else ("w",),
+                shared_params=("w",) if index else (),
+            )
+        )
+    return b.partition((value,), *blocks, gamma=1.0)
+
+
+def test_time_is_linear_in_the_graph() -> None:
+    def seconds(n_nodes: int) -> float:
+        partition = _chain(n_nodes)
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            verify(partition)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    assert seconds(8000) <= 16 * seconds(1000)
