@@ -1,0 +1,110 @@
+"""Every exception the package raises.
+
+A user's mistake and a fault of the package are different types, so that a caller can tell them
+apart without reading messages:
+
+* `UsageError` - an argument, a file or an environment is not what a function asks for.
+* `CaptureError` - the user's model can't be captured as a graph.
+* `PartitionError` - a partition breaks an invariant.
+* `InternalError` - the package contradicts itself; please report it.
+
+All of them are an `FxElasticError`, say what happened and, where there is something to say, what
+was expected, what came and how to fix it.
+"""
+
+from __future__ import annotations
+
+from textwrap import indent
+
+__all__ = ["CaptureError", "FxElasticError", "InternalError", "PartitionError", "UsageError"]
+
+
+class FxElasticError(Exception):
+    """Base class of every exception the package raises.
+
+    Its text is ``what``, followed by a line for each other part that was given::
+
+        gamma is out of range
+          expected: a number in (0, 1]
+          got:      1.5
+          fix:      pass gamma=0.1 for blocks of at most a tenth of the parameters
+
+    Attributes:
+        what: What happened, in one sentence.
+        expected: What would have been right, or None.
+        got: What came instead, or None.
+        fix: What to do about it, or None.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        expected: str | None = None,
+        got: str | None = None,
+        fix: str | None = None,
+    ) -> None:
+        """Build the error from the parts of its message.
+
+        Args:
+            what: What happened, in one sentence.
+            expected: What would have been right.
+            got: What came instead.
+            fix: What to do about it.
+        """
+        # Only `what` goes to args: unpickling calls the class with args, then restores the rest.
+        super().__init__(what)
+        self.what = what
+        self.expected = expected
+        self.got = got
+        self.fix = fix
+
+    def __str__(self) -> str:
+        """The parts as one readable text."""
+        parts = (("expected:", self.expected), ("got:", self.got), ("fix:", self.fix))
+        lines = [self.what]
+        for label, part in parts:
+            if part is not None:
+                first, *rest = part.split("\n")
+                lines.append(f"  {label:<9} {first}".rstrip())
+                lines.extend(indent(line, " " * 12) for line in rest)
+        return "\n".join(lines)
+
+
+class UsageError(FxElasticError, ValueError):
+    """An argument, a file or the environment is not what the function asks for."""
+
+
+class CaptureError(FxElasticError):
+    """The user's model can't be captured, or its example inputs can't be inferred."""
+
+
+class PartitionError(FxElasticError):
+    """A partition breaks an invariant: its verifier refuses it."""
+
+
+class InternalError(FxElasticError):
+    """The package contradicts itself: a bug in it, not in what the user passed."""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        expected: str | None = None,
+        got: str | None = None,
+        fix: str | None = None,
+    ) -> None:
+        """Build the error from the parts of its message.
+
+        Args:
+            what: What happened, in one sentence.
+            expected: What would have been right.
+            got: What came instead.
+            fix: What to do about it; asks to report the bug where None.
+        """
+        super().__init__(
+            what,
+            expected=expected,
+            got=got,
+            fix="please report it, with the model and the call" if fix is None else fix,
+        )
