@@ -1,0 +1,9 @@
+"""The stages' types: what capture, partition and branching produce."""
+
+from fxelastic.ir.block import Block, BlockKind
+from fxelastic.ir.notes import SoftFusion, UntakenCut
+from fxelastic.ir.partition import Partition
+from fxelastic.ir.signature import Signature
+from fxelastic.ir.traced import Traced
+
+__all__ = ["Block", "BlockKind", "Partition", "Signature", "SoftFusion", "Traced", "UntakenCut"]

@@ -1,0 +1,87 @@
+"""How a captured graph's flat tensors map to the arguments and the result of the user's model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from fxelastic.errors import UsageError
+from fxelastic.ir import trees
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The calling convention of the captured model.
+
+    Attributes:
+        arguments: Structure of ``(args, kwargs)``.
+        result: Structure of the result.
+        inputs: Names of the graph's placeholders, one for each tensor of the arguments.
+        parameters: Names of the model's own parameters of ``forward``, in order, so that an
+            argument may be passed by position or by name.
+    """
+
+    arguments: trees.Tree
+    result: trees.Tree
+    inputs: tuple[str, ...]
+    parameters: tuple[str, ...] = field(default=())
+
+    def flatten_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """The tensors of a call, in the order of ``inputs``.
+
+        Raises:
+            UsageError: The call's structure is not the one that was captured.
+        """
+        leaves, tree = trees.flatten(self.normalise(args, kwargs))
+        if tree != self.arguments:
+            raise UsageError(
+                "the arguments do not have the structure the model was captured with",
+                expected=trees.describe(self.arguments),
+                got=trees.describe(tree),
+                fix="call it as the example inputs did, or capture again with inputs like these",
+            )
+        return leaves
+
+    def normalise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Arguments by name: one form for positional and keyword calls."""
+        return normalise_arguments(self.parameters, args, kwargs)
+
+    def unflatten_result(self, outputs: list[Any]) -> Any:
+        """The model's own result structure from the graph's flat outputs."""
+        return trees.unflatten(self.result, outputs)
+
+
+def normalise_arguments(
+    parameters: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Bind a call's arguments to names; positional ones beyond the names get a number."""
+    named = {
+        parameters[i] if i < len(parameters) else f"args_{i - len(parameters)}": value
+        for i, value in enumerate(args)
+    }
+    for name in kwargs:
+        if name in named:
+            raise UsageError(
+                f"argument {name!r} is given twice",
+                expected="each argument once",
+                got=f"{name!r} by position and by name",
+                fix="pass it one way",
+            )
+    bound = named | kwargs
+    ordered = [name for name in parameters if name in bound]
+    rest = [name for name in bound if name not in parameters]
+    return {name: bound[name] for name in ordered + rest}
+
+
+def check_tensors(names: tuple[str, ...], values: list[Any]) -> None:
+    """Refuse anything but tensors where the graph expects tensors."""
+    for name, value in zip(names, values, strict=True):
+        if not isinstance(value, torch.Tensor):
+            raise UsageError(
+                f"input {name!r} is not a tensor",
+                expected="a torch.Tensor",
+                got=type(value).__name__,
+                fix="convert it with torch.as_tensor(...)",
+            )

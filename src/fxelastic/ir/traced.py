@@ -1,0 +1,62 @@
+"""The first stage: a model captured as one graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import fx
+
+from fxelastic.ir.signature import Signature
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A captured model: one functional graph over the user's own weights.
+
+    What holds for the graph, and what every later stage relies on:
+
+    - Every operator node has ``meta["val"]`` (a fake tensor, tuple or number) and
+      ``meta["nn_module_stack"]`` with the user's module paths.
+    - No operator writes to its operands.
+    - Parameters and buffers are ``get_attr`` nodes named by the user's own names, one for each
+      distinct tensor, and are the user's own tensors, not copies.
+    - A size that depends on the batch is computed next to its reader, from that reader's own
+      operand or, where it has none, from an input of the model.
+
+    Attributes:
+        graph_module: Holds the graph and, by reference, the weights.
+        signature: The model's calling convention.
+        model_name: The model's class name.
+        method: How it was captured: ``export``, or ``export+opaque`` when some modules could
+            not be looked into and are single nodes.
+        dynamic_batch: Whether the batch size may differ from the example's.
+        opaque: Paths of modules kept as single nodes, each with its reason.
+        unused_params: Parameters of the model that the graph never reads.
+        warnings: What the user should know, one sentence each.
+    """
+
+    graph_module: fx.GraphModule
+    signature: Signature
+    model_name: str
+    method: Literal["export", "export+opaque"]
+    dynamic_batch: bool
+    opaque: tuple[tuple[str, str], ...] = ()
+    unused_params: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The captured graph."""
+        return self.graph_module.graph
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the captured graph as the model would be run."""
+        leaves = self.signature.flatten_arguments(args, kwargs)
+        outputs = self.graph_module(*leaves)
+        return self.signature.unflatten_result(list(outputs))
+
+    def __str__(self) -> str:
+        nodes = sum(node.op.startswith("call") for node in self.graph.nodes)
+        batch = "dynamic" if self.dynamic_batch else "static"
+        return f"Traced({self.model_name}: {nodes} operators, {batch} batch, {self.method})"

@@ -1,0 +1,226 @@
+"""Flatten any argument or result structure into tensors, and put it back together.
+
+``torch.export`` accepts only types known to the global pytree registry. A user's dataclass, or a
+cache object of some library, is none of these, and registering it would change the behaviour of
+the user's own process. So structures are taken apart here, without touching any registry.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from fxelastic.errors import CaptureError
+
+_MAX_DEPTH = 32
+
+
+class Tree:
+    """The shape of a structure: what is left when its tensors are taken out."""
+
+
+@dataclass(frozen=True)
+class Leaf(Tree):
+    """A tensor, or a symbolic number: the next value of the flat list."""
+
+
+@dataclass(frozen=True)
+class Constant(Tree):
+    """Anything that holds no tensor (numbers, strings, None, …), kept as it is."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class Node(Tree):
+    """A container.
+
+    Attributes:
+        kind: Its type's name, for messages and comparison.
+        keys: Names of the children, for readable value names.
+        children: The structures inside.
+        build: Puts a container of the same type together from its children.
+    """
+
+    kind: str
+    keys: tuple[str, ...]
+    children: tuple[Tree, ...]
+    build: Callable[[list[Any]], Any] = dataclasses.field(compare=False)
+
+
+def flatten(value: Any) -> tuple[list[Any], Tree]:
+    """Take a structure apart.
+
+    Args:
+        value: Any nesting of tuples, lists, dicts, named tuples, dataclasses, types known to
+            torch's pytree registry, and plain objects that hold tensors in their attributes.
+
+    Returns:
+        Its tensors in a stable order, and its shape.
+
+    Raises:
+        CaptureError: The structure contains itself or is nested too deeply.
+    """
+    leaves: list[Any] = []
+    return leaves, _flatten(value, leaves, 0)
+
+
+def unflatten(tree: Tree, leaves: list[Any]) -> Any:
+    """Put a structure together again: the inverse of `flatten`."""
+    rest = iter(leaves)
+    result = _unflatten(tree, rest)
+    return result
+
+
+def leaf_names(tree: Tree, prefix: str) -> list[str]:
+    """Names for the leaves of a structure, from its keys: ``["boxes_0", "boxes_1", "scores"]``."""
+    names: list[str] = []
+    _name(tree, prefix, names)
+    return names
+
+
+def describe(tree: Tree) -> str:
+    """The structure in one line: ``dict(boxes=list(Tensor, Tensor), n=3)``."""
+    if isinstance(tree, Leaf):
+        return "Tensor"
+    if isinstance(tree, Constant):
+        return repr(tree.value) if len(repr(tree.value)) < 40 else type(tree.value).__name__
+    assert isinstance(tree, Node)
+    inside = [
+        describe(child) if key.isdigit() else f"{key}={describe(child)}"
+        for key, child in zip(tree.keys, tree.children, strict=True)
+    ]
+    return f"{tree.kind}({', '.join(inside)})"
+
+
+def _is_leaf(value: Any) -> bool:
+    return isinstance(value, (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool))
+
+
+def _flatten(value: Any, leaves: list[Any], depth: int) -> Tree:
+    if _is_leaf(value):
+        leaves.append(value)
+        return Leaf()
+    if depth > _MAX_DEPTH:
+        raise CaptureError(
+            "an argument or result is nested too deeply",
+            expected=f"at most {_MAX_DEPTH} levels of containers",
+            got=f"a {type(value).__name__} that contains itself or more levels",
+            fix="return tensors, or tuples, lists, dicts and dataclasses of them",
+        )
+    parts = _take_apart(value)
+    if parts is None:
+        return Constant(value)
+    keys, items, build = parts
+    before = len(leaves)
+    children = tuple(_flatten(item, leaves, depth + 1) for item in items)
+    if len(leaves) == before and _is_opaque(value):
+        return Constant(value)
+    return Node(type(value).__name__, keys, children, build)
+
+
+def _unflatten(tree: Tree, rest: Any) -> Any:
+    if isinstance(tree, Leaf):
+        return next(rest)
+    if isinstance(tree, Constant):
+        return tree.value
+    assert isinstance(tree, Node)
+    return tree.build([_unflatten(child, rest) for child in tree.children])
+
+
+def _name(tree: Tree, prefix: str, names: list[str]) -> None:
+    if isinstance(tree, Leaf):
+        names.append(prefix)
+    elif isinstance(tree, Node):
+        for key, child in zip(tree.keys, tree.children, strict=True):
+            _name(child, f"{prefix}_{key}" if prefix else key, names)
+
+
+_Parts = tuple[tuple[str, ...], list[Any], Callable[[list[Any]], Any]]
+
+
+def _take_apart(value: Any) -> _Parts | None:
+    """Keys, children and builder of a container; None for anything else."""
+    cls = type(value)
+    if cls in (list, tuple):
+        return _numbered(value), list(value), cls
+    if isinstance(value, tuple) and hasattr(cls, "_fields"):
+        return tuple(cls._fields), list(value), lambda items: cls(*items)
+    if cls is dict:
+        keys = tuple(value)
+        return (
+            tuple(str(key) for key in keys),
+            list(value.values()),
+            lambda items: dict(zip(keys, items, strict=True)),
+        )
+    if cls in pytree.SUPPORTED_NODES:
+        return _take_apart_registered(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _take_apart_dataclass(value)
+    if isinstance(value, Mapping) and not _is_opaque(value):
+        return None
+    if _is_opaque(value):
+        return _take_apart_object(value)
+    return None
+
+
+def _take_apart_registered(value: Any) -> _Parts:
+    items, spec = pytree.tree_flatten(value, is_leaf=lambda item: item is not value)
+
+    def build(children: list[Any]) -> Any:
+        return pytree.tree_unflatten(children, spec)
+
+    return _numbered(items), items, build
+
+
+def _take_apart_dataclass(value: Any) -> _Parts:
+    # copy + setattr keeps what __init__ would lose: init=False fields and attributes set later.
+    # Library outputs that are dict and dataclass at once (Hugging Face) are registered pytrees
+    # and never get here.
+    names = tuple(field.name for field in dataclasses.fields(value))
+
+    def build(children: list[Any]) -> Any:
+        new = copy.copy(value)
+        for name, child in zip(names, children, strict=True):
+            try:
+                setattr(new, name, child)
+            except dataclasses.FrozenInstanceError:
+                object.__setattr__(new, name, child)
+        return new
+
+    return names, [getattr(value, name) for name in names], build
+
+
+def _take_apart_object(value: Any) -> _Parts:
+    names = tuple(vars(value))
+
+    def build(children: list[Any]) -> Any:
+        new = copy.copy(value)
+        for name, child in zip(names, children, strict=True):
+            new.__dict__[name] = child
+        return new
+
+    return names, list(vars(value).values()), build
+
+
+def _is_opaque(value: Any) -> bool:
+    """Whether this is a plain object whose attributes may hold tensors (a key-value cache)."""
+    cls = type(value)
+    return (
+        hasattr(value, "__dict__")
+        and not isinstance(value, (type, torch.nn.Module, torch.dtype, torch.device))
+        and not callable(value)
+        and cls.__module__ not in ("builtins", "enum", "types", "functools", "logging")
+        and not cls.__module__.startswith(("numpy", "torch"))
+        and cls not in pytree.SUPPORTED_NODES
+    )
+
+
+def _numbered(items: Any) -> tuple[str, ...]:
+    return tuple(str(i) for i in range(len(items)))

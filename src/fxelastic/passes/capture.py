@@ -1,0 +1,185 @@
+"""Capture: any ``nn.Module`` → `Traced`."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxelastic.errors import CaptureError, UsageError
+from fxelastic.ir import trees
+from fxelastic.ir.operators import node_parameters
+from fxelastic.ir.signature import Signature, normalise_arguments
+from fxelastic.ir.traced import Traced
+from fxelastic.passes.arguments import resolve_arguments
+from fxelastic.passes.check_capture import check_capture
+from fxelastic.passes.clone import clone_for_capture
+from fxelastic.passes.export import Exported
+from fxelastic.passes.functionalise import functionalise_simple
+from fxelastic.passes.normalise import normalise
+from fxelastic.passes.opaque import export_with_opaque, restore_opaque
+from fxelastic.passes.sizes import localise_sizes
+
+logger = logging.getLogger(__name__)
+
+
+def capture(model: nn.Module, example_inputs: Any = None) -> Traced:
+    """Capture a model as one functional graph over its own weights.
+
+    Args:
+        model: Any module, in any mode; it is not changed.
+        example_inputs: A tensor, a tuple of positional inputs, a dict of keyword inputs or a
+            pair ``(tuple, dict)``. Inferred from the model where None.
+
+    Returns:
+        The captured model.
+
+    Raises:
+        UsageError: ``model`` is no module, or ``example_inputs`` of an unsupported type.
+        CaptureError: No inputs could be inferred, the model does not run on those given, or it
+            cannot be captured (control flow over data in its outermost ``forward``).
+
+    Source: DESIGN of AdaptiveNet's elastification starts from a traced graph (§6).
+    """
+    _check_model(model)
+    clone = clone_for_capture(model)
+    args, kwargs = resolve_arguments(clone, example_inputs)
+    _check_runs(clone, args, kwargs)
+    exported, opaque = export_with_opaque(clone, args, kwargs)
+    signature = _signature(model, args, kwargs, exported)
+    graph_module = _functional_graph(exported, model, signature)
+    restore_opaque(graph_module, opaque)
+    localise_sizes(graph_module.graph)
+    graph_module.recompile()
+    traced = Traced(
+        graph_module=graph_module,
+        signature=signature,
+        model_name=type(model).__name__,
+        method="export+opaque" if opaque else "export",
+        dynamic_batch=exported.dynamic_batch,
+        opaque=tuple((module.path, module.reason) for module in opaque),
+        unused_params=_unused(model, graph_module),
+        warnings=_warnings(exported),
+    )
+    return check_capture(traced, clone, args, kwargs, certain=exported.certain)
+
+
+def _check_model(model: Any) -> None:
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        raise UsageError(
+            "the model is a class, not an instance",
+            expected="an instance of torch.nn.Module",
+            got=f"the class {model.__name__}",
+            fix=f"pass {model.__name__}(...)",
+        )
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            "the model is not a module",
+            expected="an instance of torch.nn.Module",
+            got=type(model).__name__,
+            fix="wrap a plain function in a Module with a forward method",
+        )
+    if isinstance(model, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
+        raise UsageError(
+            "a scripted model cannot be captured",
+            expected="the nn.Module it was scripted from",
+            got=type(model).__name__,
+            fix="pass the original Python module",
+        )
+
+
+def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            model(*args, **kwargs)
+    except Exception as e:  # the user's own code
+        shown = trees.describe(trees.flatten((args, kwargs))[1])
+        raise CaptureError(
+            f"{type(model).__name__} does not run on the example inputs",
+            expected="inputs that model(*args, **kwargs) accepts",
+            got=f"{_shapes(args, kwargs) or shown}, and {type(e).__name__}: {e}",
+            fix="pass example_inputs= of the shapes and dtypes the model is used with",
+        ) from e
+
+
+def _shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    leaves, _ = trees.flatten((args, kwargs))
+    return ", ".join(
+        f"{str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}"
+        for leaf in leaves
+        if isinstance(leaf, torch.Tensor)
+    )
+
+
+def _signature(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], exported: Exported
+) -> Signature:
+    try:
+        parameters = tuple(
+            parameter.name
+            for parameter in inspect.signature(model.forward).parameters.values()
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        )
+    except (TypeError, ValueError):
+        parameters = ()
+    _, flat = trees.flatten((args, kwargs))
+    _, named = trees.flatten(normalise_arguments(parameters, args, kwargs))
+    count = len(trees.leaf_names(flat, ""))
+    names = _identifiers(trees.leaf_names(named, ""))
+    if len(names) != count:
+        raise CaptureError("the example inputs could not be bound to the model's arguments")
+    return Signature(named, exported.result, tuple(names), parameters)
+
+
+def _identifiers(names: list[str]) -> list[str]:
+    """Valid, distinct Python identifiers."""
+    result: list[str] = []
+    for name in names:
+        base = re.sub(r"\W", "_", name) or "input"
+        base = f"_{base}" if base[0].isdigit() else base
+        unique, n = base, 1
+        while unique in result:
+            unique, n = f"{base}_{n}", n + 1
+        result.append(unique)
+    return result
+
+
+def _functional_graph(
+    exported: Exported, model: nn.Module, signature: Signature
+) -> fx.GraphModule:
+    names: dict[int, str] = {}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        names.setdefault(id(tensor), name)
+    result = normalise(exported.program, model, signature.inputs, names)
+    if functionalise_simple(result.graph):
+        return result
+    logger.info("in-place writes through views: re-tracing with torch's functionalisation")
+    functional = exported.program.run_decompositions({})
+    written = functional.graph_signature.buffers_to_mutate
+    if written:
+        raise CaptureError(
+            f"the model writes to its own state in forward: {', '.join(written.values())}",
+            expected="a model whose output depends on its inputs and weights alone",
+            got="a buffer that changes with every call",
+            fix="disable that bookkeeping (a counter, a cache) for inference",
+        )
+    return normalise(functional, model, signature.inputs, names)
+
+
+def _unused(model: nn.Module, graph_module: fx.GraphModule) -> tuple[str, ...]:
+    used = {
+        id(parameter)
+        for node in graph_module.graph.nodes
+        for parameter in node_parameters(node, graph_module).values()
+    }
+    return tuple(name for name, p in model.named_parameters() if id(p) not in used)
+
+
+def _warnings(exported: Exported) -> tuple[str, ...]:
+    if exported.dynamic_batch:
+        return ()
+    return (f"the batch size is fixed to the example's: {exported.why_static}",)

@@ -1,0 +1,268 @@
+"""Modules that can't be looked into stay single nodes of the graph.
+
+Where ``torch.export`` fails inside a submodule (control flow over data, an operator without a fake
+kernel), that submodule alone is replaced by one custom operator while the rest is captured, and put
+back as a ``call_module`` node afterwards. Compared with symbolic tracing as the fallback, all that
+surrounds the leaf keeps ATen operators, shapes and a dynamic batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxelastic.errors import CaptureError
+from fxelastic.ir import trees
+from fxelastic.passes.batch import batch_leaves, with_batch_size
+from fxelastic.passes.export import Exported, Flat, export
+
+logger = logging.getLogger(__name__)
+
+_MAX_OPAQUE = 64
+
+
+@dataclass
+class OpaqueModule:
+    """A submodule that is kept whole.
+
+    Attributes:
+        path: Its path in the user's model.
+        module: The module itself.
+        reason: Why it could not be captured.
+        calls: Tensors in, tensors out of each call seen, by batch size.
+        result: Structure of its result.
+    """
+
+    path: str
+    module: nn.Module
+    reason: str
+    calls: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = field(default_factory=list)
+    arguments: trees.Tree | None = None
+    result: trees.Tree | None = None
+
+
+def export_with_opaque(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Exported, list[OpaqueModule]]:
+    """Export, keeping what cannot be exported as opaque leaves.
+
+    Args:
+        model: A clone of the user's model; its submodules are replaced during the call.
+        args: Positional example inputs.
+        kwargs: Keyword example inputs.
+
+    Returns:
+        The export, and the opaque modules that its graph calls.
+
+    Raises:
+        CaptureError: The failure is in the model's outermost ``forward``.
+    """
+    opaque: list[OpaqueModule] = []
+    while True:
+        try:
+            with _operator(opaque), _replaced(model, opaque):
+                return export(model, args, kwargs), opaque
+        except Exception as e:  # torch.export raises dozens of types
+            culprit = _innermost_module(e, model, opaque)
+            if culprit is None or len(opaque) >= _MAX_OPAQUE:
+                raise _failure(model, e) from e
+            path, module = culprit
+            logger.info("keeping %s as an opaque leaf: %s", path, e)
+            leaf = OpaqueModule(path, module, _reason(e))
+            _record(leaf, model, args, kwargs, e)
+            opaque.append(leaf)
+
+
+def restore_opaque(graph_module: fx.GraphModule, opaque: list[OpaqueModule]) -> None:
+    """Turn the stand-in operators of a captured graph back into ``call_module`` nodes."""
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        if node.op != "call_function" or "fxelastic_opaque" not in str(node.target):
+            continue
+        leaf = opaque[node.args[1]]
+        assert leaf.result is not None
+        if not hasattr(graph_module, f"_opaque_{node.args[1]}"):
+            graph_module.add_module(f"_opaque_{node.args[1]}", _Leaf(leaf))
+        with graph.inserting_before(node):
+            new = graph.call_module(f"_opaque_{node.args[1]}", tuple(node.args[0]))
+        new.meta = dict(node.meta)
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+
+
+class _Leaf(nn.Module):
+    """Calls the opaque module with flat tensors, as a graph node must."""
+
+    def __init__(self, leaf: OpaqueModule) -> None:
+        super().__init__()
+        self.module = leaf.module
+        self._arguments = leaf.arguments
+
+    def forward(self, *leaves: torch.Tensor) -> list[torch.Tensor]:
+        assert self._arguments is not None
+        args, kwargs = trees.unflatten(self._arguments, list(leaves))
+        return trees.flatten(self.module(*args, **kwargs))[0]
+
+
+class _Stand(nn.Module):
+    """Takes the opaque module's place while the model is exported."""
+
+    def __init__(self, index: int, leaf: OpaqueModule) -> None:
+        super().__init__()
+        self._index = index
+        self._leaf = leaf
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        leaves, _ = trees.flatten((args, kwargs))
+        outputs = torch.ops.fxelastic_opaque.call(leaves, self._index)
+        result = self._leaf.result
+        assert result is not None
+        return trees.unflatten(result, list(outputs))
+
+
+class _operator:
+    """Defines the stand-in operator for the time of one export."""
+
+    def __init__(self, opaque: list[OpaqueModule]) -> None:
+        self._opaque = opaque
+        self._library: torch.library.Library | None = None
+
+    def __enter__(self) -> None:
+        if not self._opaque:
+            return
+        opaque = self._opaque
+        self._library = torch.library.Library("fxelastic_opaque", "DEF")
+        self._library.define("call(Tensor[] inputs, int index) -> Tensor[]")
+
+        def fake(inputs: list[torch.Tensor], index: int) -> list[torch.Tensor]:
+            return _fake_outputs(opaque[index], inputs)
+
+        torch.library.register_fake("fxelastic_opaque::call", fake, lib=self._library)
+
+    def __exit__(self, *_: object) -> None:
+        if self._library is not None:
+            self._library._destroy()
+
+
+def _fake_outputs(leaf: OpaqueModule, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Outputs of the shapes seen; a dimension that follows an input's dimension stays tied."""
+    outputs = []
+    for i, tensor in enumerate(leaf.calls[0][1]):
+        shape = []
+        for dim, size in enumerate(tensor.shape):
+            sizes = [call[1][i].shape[dim] for call in leaf.calls]
+            shape.append(size if len(set(sizes)) == 1 else _tied(leaf, inputs, sizes))
+        outputs.append(inputs[0].new_empty(shape, dtype=tensor.dtype))
+    return outputs
+
+
+def _tied(leaf: OpaqueModule, inputs: list[torch.Tensor], sizes: list[int]) -> Any:
+    for j, tensor in enumerate(inputs):
+        for dim in range(tensor.dim()):
+            seen = [call[0][j].shape[dim] for call in leaf.calls]
+            factor, rest = divmod(sizes[0], seen[0])
+            if not rest and all(s * factor == n for s, n in zip(seen, sizes, strict=True)):
+                return tensor.shape[dim] * factor
+    raise CaptureError(
+        f"the output shape of the opaque module {leaf.path} follows no input's",
+        expected="output sizes that are fixed or a multiple of an input's size",
+        got=f"sizes {sizes} for different batches",
+        fix="make the module traceable by torch.export",
+    )
+
+
+def _record(
+    leaf: OpaqueModule,
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    cause: Exception,
+) -> None:
+    """Run the model at two batch sizes and note what goes in and out of the leaf."""
+    leaves, tree = trees.flatten((args, kwargs))
+    batched = batch_leaves(leaves)
+    size = leaves[batched[0]].shape[0] if batched else 0
+    examples = [with_batch_size(leaves, batched, n) for n in (size, size + 1)] if size else [leaves]
+
+    def hook(_: nn.Module, a: tuple[Any, ...], k: dict[str, Any], result: Any) -> None:
+        inputs, leaf.arguments = trees.flatten((a, k))
+        outputs, leaf.result = trees.flatten(result)
+        leaf.calls.append((inputs, outputs))
+
+    handle = leaf.module.register_forward_hook(hook, with_kwargs=True)
+    try:
+        for example in examples:
+            before = len(leaf.calls)
+            a, k = trees.unflatten(tree, example)
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                model(*a, **k)
+            del leaf.calls[before + 1 :]
+    except Exception as e:
+        raise _failure(model, cause) from e
+    finally:
+        handle.remove()
+    if not leaf.calls or not leaf.calls[0][0]:
+        raise _failure(model, cause)
+
+
+def _innermost_module(
+    e: Exception, model: nn.Module, opaque: list[OpaqueModule]
+) -> tuple[str, nn.Module] | None:
+    """The deepest submodule of the model that was running when the exception was raised."""
+    paths = {id(module): path for path, module in model.named_modules() if path}
+    done = {leaf.path for leaf in opaque}
+    found: tuple[str, nn.Module] | None = None
+    error: BaseException | None = e
+    while error is not None:
+        trace = error.__traceback__
+        while trace is not None:
+            owner = trace.tb_frame.f_locals.get("self")
+            if isinstance(owner, nn.Module) and not isinstance(owner, (Flat, _Stand)):
+                path = paths.get(id(owner))
+                if path and path not in done:
+                    found = path, owner
+            trace = trace.tb_next
+        if found is not None:
+            return found
+        error = error.__cause__ or error.__context__
+    return found
+
+
+@contextlib.contextmanager
+def _replaced(model: nn.Module, opaque: list[OpaqueModule]) -> Iterator[None]:
+    """Put stand-ins in the place of the opaque modules, wherever these hang in the model."""
+    stands = {id(leaf.module): _Stand(i, leaf) for i, leaf in enumerate(opaque)}
+    slots = [
+        (parent._modules, key, child)
+        for parent in model.modules()
+        for key, child in parent._modules.items()
+        if id(child) in stands
+    ]
+    for modules, key, child in slots:
+        modules[key] = stands[id(child)]
+    try:
+        yield
+    finally:
+        for modules, key, child in slots:
+            modules[key] = child
+
+
+def _reason(e: Exception) -> str:
+    lines = [line.strip() for line in str(e).splitlines() if line.strip()]
+    return f"{type(e).__name__}: {lines[0][:200] if lines else ''}"
+
+
+def _failure(model: nn.Module, e: Exception) -> CaptureError:
+    return CaptureError(
+        f"{type(model).__name__} cannot be captured",
+        expected="a model that torch.export accepts, or one whose failing part is a submodule",
+        got=_reason(e),
+        fix="move control flow that depends on values into a submodule of its own, or write it "
+        "with torch.where or torch.cond",
+    )

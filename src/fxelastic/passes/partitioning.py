@@ -1,0 +1,123 @@
+"""Partition: `Traced` → `Partition`. The passes in the order in which they run."""
+
+from __future__ import annotations
+
+import logging
+
+from torch import fx
+
+from fxelastic.errors import UsageError
+from fxelastic.ir.fusion import FusionRule, FusionRules
+from fxelastic.ir.operators import is_tensor, operator_name
+from fxelastic.ir.partition import Partition
+from fxelastic.ir.traced import Traced
+from fxelastic.passes.assemble import assemble
+from fxelastic.passes.flow import Flow, analyse_flow
+from fxelastic.passes.packing import FindRule, pack_units
+from fxelastic.passes.regions import find_units
+from fxelastic.passes.repeats import repeating_units
+from fxelastic.passes.splits import expand_splits
+
+logger = logging.getLogger(__name__)
+
+
+def check_gamma(gamma: float) -> None:
+    """Refuse a granularity that means nothing.
+
+    Raises:
+        UsageError: ``gamma`` is not a number in (0, 1].
+    """
+    if isinstance(gamma, bool) or not isinstance(gamma, (int, float)) or not 0 < gamma <= 1:
+        raise UsageError(
+            "gamma is not a share of the model's parameters",
+            expected="a number above 0 and at most 1",
+            got=repr(gamma),
+            fix="pass for example gamma=0.1: no block has more than 10 % of the parameters",
+        )
+
+
+def partition_graph(traced: Traced, gamma: float, fusion: FusionRules) -> Partition:
+    """Cut a captured graph into basic blocks (AdaptiveNet §4.1).
+
+    Args:
+        traced: The captured model; not changed.
+        gamma: Cap on a block's parameters, as a share of P0, in (0, 1].
+        fusion: The inference framework's fusion rules.
+
+    Returns:
+        The partition, verified.
+
+    Raises:
+        UsageError: gamma is out of range, or the model has no parameters to divide.
+        PartitionError: The result breaks an invariant (a bug in this package).
+    """
+    check_gamma(gamma)
+    graph_module = traced.graph_module
+    flow = analyse_flow(graph_module)
+    n_params = _count(flow)
+    if not n_params:
+        raise UsageError(
+            f"{traced.model_name} has no parameters that its forward reads",
+            expected="a model with parameters to divide into blocks",
+            got="a graph without any",
+            fix="partition the part of the system that has weights",
+        )
+    cap = gamma * n_params * (1 + 1e-9)
+    repeating = repeating_units(flow.stream, flow.parameters)
+    units = find_units(flow, cap, repeating)
+    expanded = expand_splits(traced, units)
+    if expanded is not None:
+        logger.debug("splits whose parts go different ways are taken as slices")
+        traced = expanded
+        flow = analyse_flow(traced.graph_module)
+        units = find_units(flow, cap, repeating)
+    find_rule = _rule_finder(fusion, flow)
+    packs = pack_units(units, flow, cap, repeating, find_rule)
+    result = assemble(traced, flow, packs, cap, find_rule)
+    partition = Partition(
+        graph_module=result.graph_module,
+        blocks=result.blocks,
+        gamma=float(gamma),
+        signature=traced.signature,
+        fusion=fusion,
+        soft_fusions=result.soft_fusions,
+        untaken_cuts=result.untaken_cuts,
+        unused_params=traced.unused_params,
+        dynamic_batch=traced.dynamic_batch,
+        model_name=traced.model_name,
+        opaque=traced.opaque,
+        warnings=traced.warnings,
+    )
+    partition.verify()
+    return partition
+
+
+def _count(flow: Flow) -> int:
+    found: dict[str, int] = {}
+    for parameters in flow.parameters.values():
+        found.update(parameters)
+    return sum(found.values())
+
+
+def _rule_finder(fusion: FusionRules, flow: Flow) -> FindRule:
+    """A lookup of fusion rules for edges of the stream, remembering each pair of operators."""
+    stream = set(flow.stream)
+    known: dict[tuple[str, str, bool], FusionRule | None] = {}
+
+    def find(producer: fx.Node, consumer: fx.Node) -> FusionRule | None:
+        source = producer
+        while not isinstance(source.meta.get("val"), tuple) and operator_name(source) == "getitem":
+            source = source.all_input_nodes[0]
+        constant = all(
+            operand is producer or operand not in stream and operand.op != "placeholder"
+            for operand in consumer.all_input_nodes
+            if is_tensor(operand)
+        )
+        key = (operator_name(source), operator_name(consumer), constant)
+        if key not in known:
+            known[key] = fusion.match(*key)
+        return known[key]
+
+    return find
+
+

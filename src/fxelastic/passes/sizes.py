@@ -1,0 +1,159 @@
+"""Compute every batch-dependent size next to its reader.
+
+A model that reads ``x.shape[0]`` once and reshapes with it everywhere ties all of its layers to one
+number that is no tensor and would have to cross every block boundary. After this pass a size comes
+from an operand of the operator that needs it, so that it moves with the operator into any block.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from fxelastic.ir.operators import is_number, is_tensor, operator_name
+from fxelastic.passes.normalise import remove_unused
+
+_RESHAPES = ("aten.view", "aten.reshape", "aten._unsafe_view")
+
+
+def localise_sizes(graph: fx.Graph) -> None:
+    """Rewrite the readers of symbolic sizes, in place.
+
+    Args:
+        graph: A functional graph. Sizes that no operand can tell (they depend on data, or on a
+            form this pass doesn't know) keep their original producer, and the partitioner keeps
+            producer and reader together.
+    """
+    inputs = [node for node in graph.nodes if node.op == "placeholder" and is_tensor(node)]
+    for node in list(graph.nodes):
+        if node.op in ("placeholder", "get_attr") or is_number(node):
+            continue
+        numbers = [n for n in node.all_input_nodes if _expression(n) is not None]
+        if not numbers:
+            continue
+        if operator_name(node) in _RESHAPES:
+            _infer_in_reshape(node)
+        elif operator_name(node) == "aten.expand":
+            _keep_in_expand(node)
+        for number in [n for n in node.all_input_nodes if _expression(n) is not None]:
+            _rebind(graph, node, number, inputs)
+    remove_unused(graph)
+
+
+def _expression(node: Any) -> sympy.Expr | None:
+    """The symbolic size that a node stands for, if it is one."""
+    if not isinstance(node, fx.Node):
+        return None
+    value = node.meta.get("val")
+    if not isinstance(value, torch.SymInt):
+        return None
+    expression = value.node.expr
+    return expression if expression.free_symbols else None
+
+
+def _dimension(size: Any) -> sympy.Expr:
+    return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(int(size))
+
+
+def _infer_in_reshape(node: fx.Node) -> None:
+    """``view(x, [n, 197, 64])`` → ``view(x, [-1, 197, 64])``: nothing left to compute."""
+    sizes = list(node.args[1])  # type: ignore[arg-type]
+    symbolic = [i for i, size in enumerate(sizes) if _expression(size) is not None]
+    if len(symbolic) != 1:
+        return
+    shape = node.meta["val"].shape
+    for i, size in enumerate(sizes):
+        if size == -1:
+            if isinstance(shape[i], torch.SymInt):
+                return
+            sizes[i] = int(shape[i])
+    if any(int(size) == 0 for i, size in enumerate(sizes) if i not in symbolic
+           and isinstance(size, int)):
+        return
+    sizes[symbolic[0]] = -1
+    node.update_arg(1, sizes)
+
+
+def _keep_in_expand(node: fx.Node) -> None:
+    """``expand(x, [n, 8, 8])`` → ``expand(x, [-1, 8, 8])`` where x has n there already."""
+    source, sizes = node.args[0], list(node.args[1])  # type: ignore[arg-type]
+    if not isinstance(source, fx.Node) or not is_tensor(source):
+        return
+    shape = source.meta["val"].shape
+    new = len(sizes) - len(shape)
+    for i, size in enumerate(sizes):
+        expression = _expression(size)
+        if expression is not None and i >= new and _dimension(shape[i - new]) == expression:
+            sizes[i] = -1
+    node.update_arg(1, sizes)
+
+
+def _rebind(graph: fx.Graph, node: fx.Node, number: fx.Node, inputs: list[fx.Node]) -> None:
+    expression = _expression(number)
+    assert expression is not None
+    operands = [operand for operand in node.all_input_nodes if is_tensor(operand)]
+    local = [operand for operand in operands if operand.op != "get_attr"]
+    if node.op == "output":
+        local = []
+    for source in (*local, *inputs):
+        with graph.inserting_before(node):
+            size = size_from(graph, source, expression, node)
+        if size is not None:
+            node.replace_input_with(number, size)
+            return
+
+
+def size_from(
+    graph: fx.Graph, source: fx.Node, expression: sympy.Expr, reader: fx.Node
+) -> fx.Node | None:
+    """Build the computation of a size from the shape of one tensor, at the insertion point.
+
+    Args:
+        graph: Where to build.
+        source: A tensor whose shape may tell the size.
+        expression: The size, as ``k * s`` for a symbol ``s`` and a number ``k``, or just ``s``.
+        reader: Whose module stack the new nodes get.
+
+    Returns:
+        The node of the size, or None where the shape does not tell it.
+    """
+    symbols = sorted(expression.free_symbols, key=str)
+    if len(symbols) != 1:
+        return None
+    symbol = symbols[0]
+    factor = sympy.simplify(expression / symbol)
+    stack = reader.meta.get("nn_module_stack", {})
+    for dim, size in enumerate(source.meta["val"].shape):
+        if isinstance(size, torch.SymInt) and size.node.expr == expression:
+            return _size(graph, source, dim, stack)
+    if not (factor.is_Rational and factor > 0):
+        return None
+    for dim, size in enumerate(source.meta["val"].shape):
+        if not isinstance(size, torch.SymInt):
+            continue
+        ratio = sympy.simplify(expression / size.node.expr)
+        if not (ratio.is_Rational and ratio > 0):
+            continue
+        node = _size(graph, source, dim, stack)
+        if ratio.p != 1:
+            node = _arithmetic(graph, operator.mul, node, int(ratio.p), stack)
+        if ratio.q != 1:
+            node = _arithmetic(graph, operator.floordiv, node, int(ratio.q), stack)
+        return node
+    return None
+
+
+def _size(graph: fx.Graph, source: fx.Node, dim: int, stack: Any) -> fx.Node:
+    node = graph.call_function(torch.ops.aten.sym_size.int, (source, dim))
+    node.meta = {"val": source.meta["val"].shape[dim], "nn_module_stack": stack}
+    return node
+
+
+def _arithmetic(graph: fx.Graph, function: Any, node: fx.Node, factor: int, stack: Any) -> fx.Node:
+    new = graph.call_function(function, (node, factor))
+    new.meta = {"val": function(node.meta["val"], factor), "nn_module_stack": stack}
+    return new
