@@ -29,6 +29,11 @@ def node_flops(node: fx.Node) -> int:
         return 0
 
 
+def is_matrix_operator(node: fx.Node) -> bool:
+    """Whether the operator is one of those that are counted."""
+    return operator_name(node) in _COUNTERS
+
+
 def _shape(operand: Any) -> list[int]:
     return [_hint(size) for size in operand.meta["val"].shape]
 

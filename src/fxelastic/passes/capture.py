@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import logging
 import re
@@ -47,11 +48,12 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Traced:
     """
     _check_model(model)
     clone = clone_for_capture(model)
-    args, kwargs = resolve_arguments(clone, example_inputs)
+    args, kwargs = _in_order(clone, *resolve_arguments(clone, example_inputs))
     _check_runs(clone, args, kwargs)
     exported, opaque = export_with_opaque(clone, args, kwargs)
     signature = _signature(model, args, kwargs, exported)
     graph_module = _functional_graph(exported, model, signature)
+    signature = dataclasses.replace(signature, inputs=_placeholders(graph_module))
     restore_opaque(graph_module, opaque)
     localise_sizes(graph_module.graph)
     graph_module.recompile()
@@ -92,6 +94,27 @@ def _check_model(model: Any) -> None:
         )
 
 
+def _in_order(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Keyword inputs in the order of ``forward``'s parameters, however the caller wrote them."""
+    names = _forward_parameters(model)
+    ordered = [name for name in names if name in kwargs]
+    ordered += [name for name in kwargs if name not in names]
+    return args, {name: kwargs[name] for name in ordered}
+
+
+def _forward_parameters(model: nn.Module) -> tuple[str, ...]:
+    try:
+        return tuple(
+            parameter.name
+            for parameter in inspect.signature(model.forward).parameters.values()
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        )
+    except (TypeError, ValueError):
+        return ()
+
+
 def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -118,14 +141,7 @@ def _shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
 def _signature(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], exported: Exported
 ) -> Signature:
-    try:
-        parameters = tuple(
-            parameter.name
-            for parameter in inspect.signature(model.forward).parameters.values()
-            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        )
-    except (TypeError, ValueError):
-        parameters = ()
+    parameters = _forward_parameters(model)
     _, flat = trees.flatten((args, kwargs))
     _, named = trees.flatten(normalise_arguments(parameters, args, kwargs))
     count = len(trees.leaf_names(flat, ""))
@@ -168,6 +184,11 @@ def _functional_graph(
             fix="disable that bookkeeping (a counter, a cache) for inference",
         )
     return normalise(functional, model, signature.inputs, names)
+
+
+def _placeholders(graph_module: fx.GraphModule) -> tuple[str, ...]:
+    """The inputs' names as fx has them: a name like ``input`` gets a number."""
+    return tuple(node.name for node in graph_module.graph.nodes if node.op == "placeholder")
 
 
 def _unused(model: nn.Module, graph_module: fx.GraphModule) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ with the stem. Everything else is *context*.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from fxelastic.ir.operators import (
     attribute,
     is_number,
     is_operator,
+    is_tensor,
     node_parameters,
 )
 
@@ -191,6 +193,12 @@ class _Analysis:
             if reader is not None and node in self._learned and len(operands[reader]) > 1:
                 reader = None
             owner[node] = reader
+        for node in self._nodes:
+            # A tuple can't cross a boundary, so its results stay with it.
+            if owner.get(node, node) is None and not is_tensor(node):
+                for reader in node.users:
+                    if reader.target is operator.getitem:
+                        owner[reader] = None
         return owner
 
 

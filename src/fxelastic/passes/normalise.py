@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from fxelastic.errors import CaptureError
-from fxelastic.ir.operators import attribute, is_operator
+from fxelastic.ir.operators import attribute, is_operator, mutated_operands
 from fxelastic.passes.export import WRAPPED
 
 _CHECKS = re.compile(
@@ -197,9 +197,11 @@ def user_stack(stack: Any) -> dict[str, tuple[str, str]]:
 
 
 def remove_unused(graph: fx.Graph) -> None:
-    """Drop operators and weights nobody reads. The graph is functional, so none has an effect."""
+    """Drop operators and weights nobody reads, but for those that write to an operand."""
     for node in reversed(list(graph.nodes)):
-        if not node.users and (is_operator(node) or node.op == "get_attr"):
+        if node.users or not (is_operator(node) or node.op == "get_attr"):
+            continue
+        if next(mutated_operands(node), None) is None:
             graph.erase_node(node)
 
 

@@ -65,7 +65,7 @@ def partition_graph(traced: Traced, gamma: float, fusion: FusionRules) -> Partit
     cap = gamma * n_params * (1 + 1e-9)
     repeating = repeating_units(flow.stream, flow.parameters)
     units = find_units(flow, cap, repeating)
-    expanded = expand_splits(traced, units)
+    expanded = expand_splits(traced, flow, units)
     if expanded is not None:
         logger.debug("splits whose parts go different ways are taken as slices")
         traced = expanded

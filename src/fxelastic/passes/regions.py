@@ -254,8 +254,16 @@ class _Search:
             return None
         size = self._size(region)
         if size > self._cap:
-            return None
+            return self._inseparable(region)
         return f"{size} parameters between its one input and its one output fit the cap"
+
+    def _inseparable(self, region: list[int]) -> str | None:
+        """Why a region above the cap can't be opened: its piece would be no block."""
+        for vertex in region:
+            several = len(self._graph.vertices[vertex].values) > 1
+            if several and self._size([vertex]) > self._cap:
+                return f"the results of {self._name(vertex)} go different ways inside"
+        return None
 
     def _emit_alone(self, vertex: int) -> None:
         if self._done[vertex]:

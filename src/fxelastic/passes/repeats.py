@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
+from fxelastic.ir.flops import is_matrix_operator
+
 _NUMBER = re.compile(r"\d+[a-z]?")
 #: Classes that only hold others: being of the same one makes two modules no relatives.
 _CONTAINERS = frozenset({"Sequential", "ModuleList", "ModuleDict"})
@@ -52,7 +54,7 @@ def repeating_units(
     modules = _collect(nodes, parameters)
     rows: dict[tuple[str, str], list[str]] = defaultdict(list)
     for key, module in modules.items():
-        if len(module.weights) >= _MIN_WEIGHTS and not _is_container(module):
+        if module.weights and module.cls not in _CONTAINERS:
             parent, _, name = module.path.rpartition(".")
             rows[parent, _pattern(name)].append(key)
     numbered = _numbered_units(rows, modules)
@@ -60,21 +62,20 @@ def repeating_units(
     named = {
         key
         for (_, pattern), keys in rows.items()
-        if "#" in pattern and pattern != "#" and _same_class(keys, modules)
-        for key in keys
+        if "#" in pattern and pattern != "#"
+        for key in _members_of_families(keys, modules)
         if not _inside(key, numbered_paths, modules)
     }
-    called_again = {key for key in modules if "@" in key}
-    again = {modules[key].path for key in called_again}
+    again = {module.path for key, module in modules.items() if "@" in key}
     unit_paths = {modules[key].path for key in numbered | named}
     repeated_calls = {
         key
         for key, module in modules.items()
         if module.path in again
         and len(module.weights) >= _MIN_WEIGHTS
-        and not _is_container(module)
+        and module.cls not in _CONTAINERS
         and not _inside(key, unit_paths, modules)
-        and modules[key].path.rpartition(".")[0] not in again
+        and module.path.rpartition(".")[0] not in again
     }
     return frozenset(numbered | named | repeated_calls)
 
@@ -90,28 +91,33 @@ def _collect(
             module = modules.get(key)
             if module is None:
                 module = modules[key] = _Module(path, cls.rpartition(".")[2])
-            if parameters.get(node) and _has_matrix(node):
+            if parameters.get(node) and _mixes_channels(node):
                 module.weights.add(node)
     return modules
 
 
-def _has_matrix(node: fx.Node) -> bool:
-    """Whether the operator has a weight of two or more dimensions (a scale or a bias has one)."""
+def _mixes_channels(node: fx.Node) -> bool:
+    """Whether the operator, one with parameters, is more than a scale, a bias or a filter.
+
+    A depthwise kernel mixes no channels and makes one layer with the pointwise one beside it.
+    """
     if node.op == "call_module":
         return True
-    return any(
-        operand.op == "get_attr" and getattr(operand.meta.get("val"), "ndim", 0) >= 2
-        for operand in node.all_input_nodes
-    )
+    if not is_matrix_operator(node):
+        return False
+    weight = node.args[1] if len(node.args) > 1 else None
+    value = weight.meta.get("val") if isinstance(weight, fx.Node) else None
+    shape = getattr(value, "shape", ())
+    return not ("conv" in str(node.target) and shape[1] == 1 and shape[0] > 1)
 
 
 def _numbered_units(
     rows: Mapping[tuple[str, str], list[str]], modules: Mapping[str, _Module]
 ) -> set[str]:
-    """Members of numbered containers.
+    """Members of numbered containers whose class repeats there.
 
-    All members of a container count when two of them are of one class, in it or in a container of
-    the same pattern: the only block of ``layer1`` is a unit because ``layer2`` has several.
+    Containers of the same pattern count together: the only block of ``layer1`` is a unit because
+    ``layer2`` has several of its like, or because each of the layers has just one.
     """
     families: dict[str, list[list[str]]] = defaultdict(list)
     for (parent, pattern), keys in rows.items():
@@ -119,18 +125,29 @@ def _numbered_units(
             families[_pattern(parent)].append(keys)
     units: set[str] = set()
     for containers in families.values():
-        alone = all(len(keys) == 1 for keys in containers)
         across = [key for keys in containers for key in keys]
-        if any(_same_class(keys, modules) for keys in containers) or (
-            alone and _same_class(across, modules)
-        ):
-            units.update(across)
+        single = all(len({modules[key].path for key in keys}) == 1 for keys in containers)
+        if single or any(_members_of_families(keys, modules) for keys in containers):
+            classes = {modules[key].cls for key in _members_of_families(across, modules)}
+            units.update(
+                key
+                for key in across
+                if modules[key].cls in classes or len(modules[key].weights) >= _MIN_WEIGHTS
+            )
     return units
 
 
-def _same_class(keys: list[str], modules: Mapping[str, _Module]) -> bool:
-    classes = [modules[key].cls for key in keys]
-    return len(classes) > len(set(classes))
+def _members_of_families(keys: list[str], modules: Mapping[str, _Module]) -> list[str]:
+    """Those that share their class with another, in families of more than one layer each."""
+    by_class: dict[str, list[str]] = defaultdict(list)
+    for key in keys:
+        by_class[modules[key].cls].append(key)
+    return [
+        key
+        for members in by_class.values()
+        if len(members) > 1 and max(len(modules[key].weights) for key in members) >= _MIN_WEIGHTS
+        for key in members
+    ]
 
 
 def _inside(key: str, unit_paths: set[str], modules: Mapping[str, _Module]) -> bool:
@@ -141,10 +158,6 @@ def _inside(key: str, unit_paths: set[str], modules: Mapping[str, _Module]) -> b
             return True
         path, dot, _ = path.rpartition(".")
     return path in unit_paths and path != modules[key].path
-
-
-def _is_container(module: _Module) -> bool:
-    return module.cls in _CONTAINERS
 
 
 def _pattern(name: str) -> str:

@@ -17,18 +17,20 @@ from torch import fx
 
 from fxelastic.ir.operators import operator_name
 from fxelastic.ir.traced import Traced
+from fxelastic.passes.flow import Flow
 from fxelastic.passes.regions import Unit
 
 _SPLITS = ("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.tensor_split")
 _UNBINDS = ("aten.unbind",)
 
 
-def expand_splits(traced: Traced, units: Sequence[Unit]) -> Traced | None:
-    """Rewrite the splits that ended as glue with several results.
+def expand_splits(traced: Traced, flow: Flow, units: Sequence[Unit]) -> Traced | None:
+    """Rewrite the splits whose parts go different ways.
 
     Args:
         traced: The captured model; not changed.
-        units: What the region search found.
+        flow: Its classification: shared context may hold splits (a fused weight).
+        units: What the region search found: glue with several results may be a split.
 
     Returns:
         A new capture whose splits are slices; None if there is nothing to rewrite.
@@ -38,6 +40,7 @@ def expand_splits(traced: Traced, units: Sequence[Unit]) -> Traced | None:
         for unit in units
         if unit.glue and len(unit.writes) > 1 and _is_split(unit.nodes[0])
     ]
+    names += [node.name for node in flow.shared if _is_split(node)]
     if not names:
         return None
     graph_module = fx.GraphModule(
