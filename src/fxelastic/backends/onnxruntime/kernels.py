@@ -47,22 +47,19 @@ def export_onnx(
     Returns:
         The model, optimised by the exporter (constants folded, no dead nodes).
     """
-    automatic = torch.export.Dim.AUTO
-    dynamic = torch.utils._pytree.tree_map(
-        lambda value: (
-            {0: automatic}
-            if dynamic_batch and isinstance(value, torch.Tensor) and value.dim() > 0
-            else None
-        ),
-        tuple(example_inputs),
-    )
+    # The exporter would make one input of a tensor that is passed twice.
+    inputs = torch.utils._pytree.tree_map_only(torch.Tensor, torch.clone, tuple(example_inputs))
+    shapes = torch.export.ShapesCollection()
+    for value in torch.utils._pytree.tree_leaves(inputs):
+        if dynamic_batch and isinstance(value, torch.Tensor) and value.dim() > 0:
+            shapes[value] = {0: torch.export.Dim.AUTO}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             module,
-            tuple(example_inputs),
+            inputs,
             dynamo=True,
-            dynamic_shapes=dynamic,
+            dynamic_shapes=shapes.dynamic_shapes(module, inputs),
             verbose=False,
         )
     if program is None:
