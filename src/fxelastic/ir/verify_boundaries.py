@@ -11,6 +11,7 @@ from torch import fx
 from fxelastic.errors import PartitionError
 from fxelastic.ir.block import Block
 from fxelastic.ir.verify_crossings import Crossings
+from fxelastic.ir.verify_dependence import split_operator
 from fxelastic.ir.verify_layout import Layout
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def check_boundaries(
         PartitionError: A block declares something else, or more than its kind may.
     """
     for index, block in enumerate(partition.blocks):
-        _check_outputs(block, crossings.escapes[index])
+        _check_outputs(block, crossings.escapes[index], layout)
         _check_reads(block, crossings.reads[index])
         if block.kind == "context":
             _check_context(block, crossings.reads[index], stream, layout)
@@ -42,7 +43,7 @@ def check_boundaries(
         _check_context_sources(partition, layout, block)
 
 
-def _check_outputs(block: Block, escapes: Mapping[fx.Node, str]) -> None:
+def _check_outputs(block: Block, escapes: Mapping[fx.Node, str], layout: Layout) -> None:
     read = {value.name: reader for value, reader in escapes.items()}
     if not read:
         raise PartitionError(
@@ -71,7 +72,8 @@ def _check_outputs(block: Block, escapes: Mapping[fx.Node, str]) -> None:
             expected=repr(block.outputs[0]),
             got=repr(block.output),
         )
-    if len(block.outputs) > 1 and block.kind != "context":
+    splits = block.kind == "glue" and split_operator(block, layout) is not None
+    if len(block.outputs) > 1 and block.kind != "context" and not splits:
         raise PartitionError(
             f"{block.kind} block {block.name!r} has several outputs",
             expected="one value that is read elsewhere",

@@ -10,6 +10,7 @@ Sizes carry no dependence: knowing how large a value is is not reading it.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Set as AbstractSet
 from enum import Flag, auto
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
+from fxelastic.ir.block import Block
 from fxelastic.ir.verify_layout import Layout
 
 if TYPE_CHECKING:
@@ -86,3 +88,16 @@ def _held(root: torch.nn.Module, target: str) -> _Source:
     else:
         trained = isinstance(value, torch.nn.Parameter)
     return _Source.PARAMETER if trained else _Source.NOTHING
+
+
+def split_operator(block: Block, layout: Layout) -> fx.Node | None:
+    """The one operator whose several results are all that a block gives to others, if so."""
+    sources = set()
+    for name in block.outputs:
+        node = layout.nodes[name]
+        if node.target is not operator.getitem:
+            return None
+        while node.target is operator.getitem:
+            node = node.all_input_nodes[0]
+        sources.add(node)
+    return sources.pop() if len(sources) == 1 else None

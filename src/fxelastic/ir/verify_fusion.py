@@ -20,7 +20,7 @@ def check_fusion(partition: Partition, layout: Layout) -> None:
     """Check that every fused pair that a boundary separates is listed, and only such pairs.
 
     A pair is fused when a rule matches it and the producer's value has no other reader. A soft
-    rule, or a pair at a glue block, may be separated; any other pair only for a stated reason.
+    rule, or a pair at a glue block, may be separated; any other pair never.
 
     Raises:
         PartitionError: A pair is separated and not listed, or listed and not separated.
@@ -33,7 +33,7 @@ def check_fusion(partition: Partition, layout: Layout) -> None:
             continue
         consumer = next(iter(producer.users))
         source, reader = layout.owner[producer], layout.owner.get(consumer)
-        if reader is None or source == reader or (producer.name, consumer.name) in listed:
+        if reader is None or source == reader:
             continue
         rule = partition.fusion.match(
             _operator(producer), _operator(consumer), _others_constant(producer, consumer)
@@ -42,12 +42,12 @@ def check_fusion(partition: Partition, layout: Layout) -> None:
             where = f"blocks {partition.blocks[source].name!r} | {partition.blocks[reader].name!r}"
             kinds = (partition.blocks[source].kind, partition.blocks[reader].kind)
             allowed = rule.soft or "glue" in kinds
+            if allowed and (producer.name, consumer.name) in listed:
+                continue
             raise PartitionError(
                 f"{where} separate {producer.name!r} and {consumer.name!r}, which the framework "
                 f"fuses (rule {rule.name!r})",
-                expected="the pair listed in soft_fusions"
-                if allowed
-                else "both in one block, or the pair listed in soft_fusions with its reason",
+                expected="the pair listed in soft_fusions" if allowed else "both in one block",
                 got=f"{_operator(producer)} | {_operator(consumer)}, not listed",
             )
 

@@ -11,7 +11,7 @@ from torch import fx
 
 from fxelastic.errors import PartitionError
 from fxelastic.ir.block import Block
-from fxelastic.ir.verify_dependence import is_number
+from fxelastic.ir.verify_dependence import split_operator
 from fxelastic.ir.verify_layout import Layout
 
 if TYPE_CHECKING:
@@ -27,11 +27,13 @@ class _Weights:
     Attributes:
         by_name: Every name by which one is read. Tied parameters may have several.
         reads: For each block, identity → parameter, in order of first use.
+        readers: For each block, the operators that read one.
         first: Identity → index of the first block that reads it.
     """
 
     by_name: dict[str, torch.nn.Parameter] = field(default_factory=dict)
     reads: list[dict[int, torch.nn.Parameter]] = field(default_factory=list)
+    readers: list[list[fx.Node]] = field(default_factory=list)
     first: dict[int, int] = field(default_factory=dict)
 
 
@@ -59,7 +61,7 @@ def check_parameters(partition: Partition, layout: Layout) -> None:
                 got=str(block.n_params),
             )
         if block.kind == "glue" and reads:
-            _check_glue(block, layout, [names[key] for key in reads])
+            _check_glue(block, layout, [names[key] for key in reads], weights.readers[index])
     n_params_total = sum(weights.reads[index][key].numel() for key, index in weights.first.items())
     if partition.n_params != n_params_total:
         raise PartitionError(
@@ -83,7 +85,7 @@ def _read_weights(partition: Partition, layout: Layout) -> _Weights:
     for node in layout.nodes.values():
         if node.op in ("get_attr", "call_module"):
             held[node] = list(_parameters(partition.graph_module, str(node.target)))
-    weights = _Weights(reads=[{} for _ in partition.blocks])
+    weights = _Weights(reads=[{} for _ in partition.blocks], readers=[[] for _ in partition.blocks])
     for node in layout.order:
         index = layout.owner[node]
         sources = [value for value in node.all_input_nodes if value.op == "get_attr"]
@@ -92,6 +94,8 @@ def _read_weights(partition: Partition, layout: Layout) -> _Weights:
                 weights.by_name[name] = parameter
                 weights.reads[index].setdefault(id(parameter), parameter)
                 weights.first.setdefault(id(parameter), index)
+                if node not in weights.readers[index][-1:]:
+                    weights.readers[index].append(node)
     return weights
 
 
@@ -143,14 +147,18 @@ def _check_declared(
             )
 
 
-def _check_glue(block: Block, layout: Layout, names: list[str]) -> None:
-    operators = [name for name in block.nodes if not is_number(layout.nodes[name])]
-    if len(operators) != 1 or len(block.inputs) < 2 or not block.reason:
+def _check_glue(block: Block, layout: Layout, names: list[str], readers: list[fx.Node]) -> None:
+    inputs = {layout.nodes[name] for name in block.inputs}
+    alone = len(readers) == 1 and (
+        len(inputs.intersection(readers[0].all_input_nodes)) > 1
+        or split_operator(block, layout) is readers[0]
+    )
+    if not alone or not block.reason:
         raise PartitionError(
             f"glue block {block.name!r} has parameters",
-            expected="no parameters, or one single operator that joins several inputs, and a "
-            "reason that says so",
-            got=f"{_listed(names)} in {len(operators)} operators with {len(block.inputs)} "
+            expected="no parameters, or one single operator that joins several inputs or whose "
+            "results go different ways, and a reason that says so",
+            got=f"{_listed(names)} in {len(readers)} operators with {len(block.inputs)} "
             f"inputs, reason {block.reason!r}",
         )
 

@@ -147,9 +147,7 @@ def _from_first_layer(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                 yield origin, torch.zeros(shape, dtype=dtype, device=device)
 
 
-def _shapes(
-    layer: nn.Module, sides: tuple[int, ...]
-) -> Iterator[tuple[tuple[int, ...], bool]]:
+def _shapes(layer: nn.Module, sides: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], bool]]:
     if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
         yield from (((2, layer.in_channels, side, side), False) for side in sides)
     elif isinstance(layer, (nn.Conv1d, nn.ConvTranspose1d)):

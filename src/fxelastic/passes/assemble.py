@@ -306,9 +306,5 @@ def _soft_fusions(
                 reason = f"a region above the cap was opened; {rule.reason}"
             else:
                 raise InternalError(f"the cut at {value.name} separates a pair of {rule.name}")
-            found.append(
-                SoftFusion(rule.name, copies[value].name, copies[readers[0]].name, reason)
-            )
+            found.append(SoftFusion(rule.name, copies[value].name, copies[readers[0]].name, reason))
     return tuple(found)
-
-

@@ -164,9 +164,7 @@ def _identifiers(names: list[str]) -> list[str]:
     return result
 
 
-def _functional_graph(
-    exported: Exported, model: nn.Module, signature: Signature
-) -> fx.GraphModule:
+def _functional_graph(exported: Exported, model: nn.Module, signature: Signature) -> fx.GraphModule:
     names: dict[int, str] = {}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         names.setdefault(id(tensor), name)

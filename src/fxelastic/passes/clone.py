@@ -74,8 +74,7 @@ def _clone_structure(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module
         if key.startswith("_") and isinstance(value, dict) and key != "_modules":
             attributes[key] = type(value)(value)
     attributes["_buffers"] = {
-        name: None if buffer is None else buffer.clone()
-        for name, buffer in module._buffers.items()
+        name: None if buffer is None else buffer.clone() for name, buffer in module._buffers.items()
     }
     attributes["_modules"] = {
         name: None if child is None else _clone_structure(child, done)

@@ -28,9 +28,7 @@ class ContextPlan:
 def arrange_contexts(flow: Flow, packs: Sequence[Pack]) -> ContextPlan:
     """Divide the shared context operators into connected groups and place each."""
     home = {node: i for i, pack in enumerate(packs) for node in pack.nodes}
-    owner = {
-        node: home[reader] for reader, nodes in flow.attached.items() for node in nodes
-    }
+    owner = {node: home[reader] for reader, nodes in flow.attached.items() for node in nodes}
     segments: list[tuple[fx.Node, ...]] = []
     absorbed: dict[int, list[fx.Node]] = {}
     for group in _connected(flow.shared):

@@ -35,9 +35,7 @@ def immediate_dominators(predecessors: Sequence[Sequence[int]]) -> list[int]:
     return parent
 
 
-def _common_ancestor(
-    a: int, b: int, parent: list[int], jump: list[int], depth: list[int]
-) -> int:
+def _common_ancestor(a: int, b: int, parent: list[int], jump: list[int], depth: list[int]) -> int:
     if depth[a] < depth[b]:
         a, b = b, a
     while depth[a] > depth[b]:

@@ -36,10 +36,14 @@ def functionalise_simple(graph: fx.Graph) -> bool:
         if target is None or len(written) != 1 or node.args[0] is not written[0]:
             return False
         value = written[0]
-        if value.op == "get_attr" or not _only_reader(node, value, sharers[memory[value]], position):
+        if value.op == "get_attr" or not _only_reader(
+            node, value, sharers[memory[value]], position
+        ):
             return False
         with graph.inserting_before(node):
-            new = graph.call_function(target, node.args, node.kwargs)
+            new = graph.create_node(
+                "call_function", target, node.args, node.kwargs, name=target._opname
+            )
         new.meta = dict(node.meta)
         if not _same_kind(new, value):
             return False
@@ -57,9 +61,7 @@ def functionalise_simple(graph: fx.Graph) -> bool:
 def _memory(graph: fx.Graph) -> dict[fx.Node, int]:
     """For each tensor node, an identifier of its memory, which its views share."""
     return {
-        node: node.meta["val"].untyped_storage()._cdata
-        for node in graph.nodes
-        if is_tensor(node)
+        node: node.meta["val"].untyped_storage()._cdata for node in graph.nodes if is_tensor(node)
     }
 
 

@@ -150,8 +150,13 @@ class _Builder:
             inlined = _switched_off(node, module)
             if inlined is not None:
                 body, operands = inlined
-                inner = dict(zip((n for n in body.graph.nodes if n.op == "placeholder"),
-                                 (fx.map_arg(o, env.__getitem__) for o in operands), strict=True))
+                inner = dict(
+                    zip(
+                        (n for n in body.graph.nodes if n.op == "placeholder"),
+                        (fx.map_arg(o, env.__getitem__) for o in operands),
+                        strict=True,
+                    )
+                )
                 env[node] = self._copy(body, inner)
                 continue
             if node.op == "get_attr":

@@ -119,5 +119,3 @@ def _rule_finder(fusion: FusionRules, flow: Flow) -> FindRule:
         return known[key]
 
     return find
-
-

@@ -71,8 +71,11 @@ def _infer_in_reshape(node: fx.Node) -> None:
             if isinstance(shape[i], torch.SymInt):
                 return
             sizes[i] = int(shape[i])
-    if any(int(size) == 0 for i, size in enumerate(sizes) if i not in symbolic
-           and isinstance(size, int)):
+    if any(
+        int(size) == 0
+        for i, size in enumerate(sizes)
+        if i not in symbolic and isinstance(size, int)
+    ):
         return
     sizes[symbolic[0]] = -1
     node.update_arg(1, sizes)

@@ -39,9 +39,7 @@ def _best_period(kinds: Sequence[str], start: int) -> tuple[int, int]:
     for period in range(1, min(_MAX_PERIOD, (len(kinds) - start) // 2) + 1):
         repeats = 1
         pattern = kinds[start : start + period]
-        while (
-            kinds[start + repeats * period : start + (repeats + 1) * period] == pattern
-        ):
+        while kinds[start + repeats * period : start + (repeats + 1) * period] == pattern:
             repeats += 1
         cover = repeats * period
         if repeats >= 2 and cover > best_cover:
