@@ -226,6 +226,7 @@ CASES = (
             "int-input",
             "multi-output",
             "context",
+            "inplace",
             "no-symbolic-trace",
         },
     ),
@@ -233,6 +234,14 @@ CASES = (
         "albert",
         Albert,
         _masked_inputs,
-        {"transformer", "multi-input", "int-input", "shared", "context", "no-symbolic-trace"},
+        {
+            "transformer",
+            "multi-input",
+            "int-input",
+            "shared",
+            "context",
+            "inplace",
+            "no-symbolic-trace",
+        },
     ),
 )

@@ -41,6 +41,21 @@ def assert_same_output(a: Any, b: Any, path: str = "output") -> None:
         raise AssertionError(f"{path}: {a!r} against {b!r}")
 
 
+def tensors(output: Any) -> list[Tensor]:
+    """Every tensor of an output, in the order in which ``assert_same_output`` visits them."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, Mapping):
+        parts = list(output.values())
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
+        parts = [getattr(output, field.name) for field in dataclasses.fields(output)]
+    elif isinstance(output, (tuple, list)):
+        parts = list(output)
+    else:
+        return []
+    return [tensor for part in parts for tensor in tensors(part)]
+
+
 def _assert_same_tensor(a: Tensor, b: Tensor, path: str) -> None:
     for what in ("shape", "dtype", "device"):
         left, right = getattr(a, what), getattr(b, what)

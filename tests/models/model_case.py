@@ -38,6 +38,7 @@ TAGS: dict[str, str] = {
     "hooks": "has forward hooks",
     "no-symbolic-trace": "torch.fx.symbolic_trace fails on it",
     "no-plain-export": "torch.export.export fails on it without help",
+    "no-dynamic-export": "torch.export.export refuses a dynamic batch without help",
     "higher-order": "torch.export gives a graph that holds subgraphs",
 }
 
