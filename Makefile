@@ -1,0 +1,51 @@
+# Needs Python >= 3.10 and make. The first target that runs builds a virtual environment in .venv
+# with the versions of constraints.txt; a change of setup.cfg or constraints.txt rebuilds it.
+
+PYTHON ?= python3
+VENV ?= .venv
+# The URL of a package index with CPU-only builds of torch. Without it the default index decides,
+# which on Linux may mean some gigabytes of CUDA libraries.
+TORCH_INDEX ?=
+# Two workers: each test keeps about one core busy.
+PYTEST_FLAGS ?= -n 2
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+demo: $(STAMP) ## capture and partition a ResNet-50 and a transformer, print their blocks
+	$(BIN)/python examples/demo.py
+
+test: $(STAMP) ## run the tests
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(STAMP) ## check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## reformat the code, and mend what ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## measure the partitioner: its share of the capture time, and its growth
+	$(BIN)/python benchmarks/partition.py
+
+clean: ## remove the environment, caches and everything built
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	find src tests examples benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# torch goes first and alone: it is the one large download, and the one with an index of its own.
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "fxelastic needs Python >= 3.10; name one with: make PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(PIP) install --constraint constraints.txt --editable '.[dev,report]'
+	@touch $@

@@ -1,0 +1,61 @@
+"""Cut any PyTorch model into blocks that can be replaced.
+
+Importing this package imports no torch: every name below is loaded when it is first used. What
+runs on a device (`fxelastic.edge`) has to work where torch is not installed.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from fxelastic.errors import (
+    CaptureError,
+    FxElasticError,
+    InternalError,
+    PartitionError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from fxelastic import edge, testing
+    from fxelastic.api import partition
+    from fxelastic.ir import Block, Partition
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Block",
+    "CaptureError",
+    "FxElasticError",
+    "InternalError",
+    "Partition",
+    "PartitionError",
+    "UsageError",
+    "__version__",
+    "edge",
+    "partition",
+    "testing",
+]
+
+# Public name -> the module that defines it.
+_LAZY_NAMES = {
+    "Block": "fxelastic.ir",
+    "Partition": "fxelastic.ir",
+    "partition": "fxelastic.api",
+}
+_LAZY_MODULES = ("edge", "testing")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY_MODULES:
+        return import_module(f"fxelastic.{name}")
+    if name not in _LAZY_NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_LAZY_NAMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
