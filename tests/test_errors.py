@@ -1,0 +1,54 @@
+"""Errors keep their parts, read well, and survive a process boundary."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from fxelastic.errors import (
+    CaptureError,
+    FxElasticError,
+    InternalError,
+    PartitionError,
+    UsageError,
+)
+
+ALL = (FxElasticError, UsageError, CaptureError, PartitionError, InternalError)
+
+
+def test_message_holds_every_part() -> None:
+    error = UsageError("gamma is out of range", expected="(0, 1]", got="1.5", fix="pass 0.1")
+    assert str(error) == (
+        "gamma is out of range\n  expected: (0, 1]\n  got:      1.5\n  fix:      pass 0.1"
+    )
+
+
+def test_parts_are_optional() -> None:
+    error = CaptureError("no", got="x")
+    assert str(error) == "no\n  got:      x"
+    assert (error.what, error.expected, error.got, error.fix) == ("no", None, "x", None)
+
+
+def test_a_part_of_several_lines_stays_in_its_column() -> None:
+    assert str(PartitionError("no", got="a\nb")) == "no\n  got:      a\n            b"
+
+
+def test_an_internal_error_asks_for_a_report() -> None:
+    assert "please report" in str(InternalError("lost a node"))
+    assert "please report" not in str(InternalError("lost a node", fix="restart"))
+
+
+def test_a_users_mistake_and_a_bug_are_told_apart() -> None:
+    assert issubclass(UsageError, ValueError)
+    assert not issubclass(InternalError, UsageError)
+    assert not issubclass(CaptureError, InternalError)
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_error_survives_pickling(cls: type[FxElasticError]) -> None:
+    error = cls("what", expected="e", got="g", fix="f")
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is cls
+    assert str(copy) == str(error)
+    assert vars(copy) == vars(error)
