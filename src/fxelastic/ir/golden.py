@@ -1,0 +1,98 @@
+"""Golden files: a partition's text, committed next to the model's tests."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from fxelastic.errors import UsageError
+
+
+def read_golden(path: Path) -> str | None:
+    """Read a golden file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its text, or None when there is no such file.
+
+    Raises:
+        UsageError: It exists and can't be read, or isn't text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError as e:
+        raise UsageError(
+            f"the golden file {path} is not text",
+            expected="UTF-8 text that an update has written",
+            got=str(e),
+            fix="name another file, or delete this one and update",
+        ) from e
+    except OSError as e:
+        raise _unusable(path, "read", e) from e
+
+
+def write_golden(path: Path, text: str) -> Literal["created", "updated", "unchanged"]:
+    """Write a golden file in one step: at every moment it holds all of the old or of the new text.
+
+    Missing folders are created. A symbolic link stays one. A file that holds the text already is
+    not touched.
+
+    Args:
+        path: The file.
+        text: Its new text.
+
+    Returns:
+        What happened.
+
+    Raises:
+        UsageError: It can't be written; the old file is as it was.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        # Bytes: a file that differs in its line ends only is written anew.
+        before = target.read_bytes() if target.exists() else None
+        data = text.encode("utf-8")
+        if before == data:
+            return "unchanged"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _replace(target, data)
+    except OSError as e:
+        raise _unusable(path, "write", e) from e
+    return "created" if before is None else "updated"
+
+
+def _replace(target: Path, data: bytes) -> None:
+    mode = target.stat().st_mode & 0o777 if target.exists() else _default_mode()
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, mode)
+        os.replace(name, target)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def _default_mode() -> int:
+    """The mode that a new file gets; mkstemp's own is private to the user."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def _unusable(path: Path, verb: str, error: OSError) -> UsageError:
+    return UsageError(
+        f"can't {verb} the golden file {path}",
+        expected=f"a file that this user may {verb}",
+        got=f"{type(error).__name__}: {error.strerror or error}",
+        fix="check the path and its permissions",
+    )

@@ -1,0 +1,139 @@
+"""A partition as an aligned table, to be read in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from typing import TYPE_CHECKING
+
+from fxelastic.ir.values import (
+    Values,
+    ValueType,
+    block_outputs,
+    one_line,
+    stream_inputs,
+)
+
+if TYPE_CHECKING:
+    from fxelastic.ir.block import Block
+    from fxelastic.ir.partition import Partition
+
+
+def block_table(partition: Partition) -> str:
+    """Write a partition as an aligned table for terminals.
+
+    Args:
+        partition: Any partition.
+
+    Returns:
+        A title line, a line for each block (name, kind, parameters, share of P0, FLOPs of one
+        sample, shapes, what else it reads), totals, and a line that sums up. Values are float32
+        where no dtype is given; a name that begins with a dot is one in the block's own module.
+    """
+    values = Values(partition)
+    header = ("block", "kind", "params", "% P0", "FLOPs", "input", "output", "notes")
+    rows = [header, *(_row(block, partition, values) for block in partition.blocks)]
+    flops = sum(block.flops for block in partition.blocks)
+    share = percent(partition.n_params, partition.n_params)
+    total = ("total", "", f"{partition.n_params:,}", share, engineering(flops), "", "", "")
+    lines = aligned([*rows, total], right={2, 3, 4})
+    rule = "-" * max(len(line) for line in lines)
+    table = [lines[0], rule, *lines[1:-1], rule, lines[-1]]
+    return "\n".join([_title(partition), "", *table, "", summary(partition)])
+
+
+def _title(partition: Partition) -> str:
+    batch = "dynamic batch N" if partition.dynamic_batch else "static batch"
+    return (
+        f"{partition.model_name}: {partition.n_params:,} parameters (P0), "
+        f"gamma {partition.gamma:g}: at most {int(partition.max_block_params):,} in a block; "
+        f"{batch}; fusion rules of {partition.fusion.name}"
+    )
+
+
+def _row(block: Block, partition: Partition, values: Values) -> tuple[str, ...]:
+    sources = _relative([values.source(name) for name in stream_inputs(block)], block)
+    notes = [f"joins {_some(sources)}"] if len(sources) > 1 else []
+    if block.context:
+        notes.append(
+            f"reads {_some(_relative([values.source(name) for name in block.context], block))}"
+        )
+    if block.shared_params:
+        notes.append(f"shares {_some(_relative(block.shared_params, block))}")
+    return (
+        one_line(block.name),
+        block.kind,
+        f"{block.n_params:,}",
+        percent(block.n_params, partition.n_params),
+        engineering(block.flops),
+        _types([values.type(name) for name in stream_inputs(block)]),
+        _types([values.type(name) for name in block_outputs(block)]),
+        one_line("; ".join(notes)),
+    )
+
+
+def _relative(names: Sequence[str], block: Block) -> list[str]:
+    """Names as seen from the block's module: ``.conv3`` for ``layer4.0.conv3`` in ``layer4.0``."""
+    prefix = f"{block.path}." if block.path else "\0"
+    return [f".{n.removeprefix(prefix)}" if n.startswith(prefix) else n for n in names]
+
+
+def summary(partition: Partition) -> str:
+    """One line on a partition: how many blocks of which kind, and the largest of them."""
+    kinds = [block.kind for block in partition.blocks]
+    counts = [
+        f"{kinds.count(kind)} {kind}"
+        for kind in ("basic", "oversize", "glue", "context")
+        if kind in kinds
+    ]
+    line = f"{len(kinds)} block{'s' * (len(kinds) != 1)}: {', '.join(counts) or 'none'}"
+    if partition.blocks and partition.n_params:
+        largest = max(partition.blocks, key=lambda block: block.n_params)
+        share = percent(largest.n_params, partition.n_params)
+        line += f"; the largest is {one_line(largest.name)} with {share} % of the parameters"
+    return line
+
+
+def percent(part: int, whole: int) -> str:
+    """A share in percent with one decimal; ``-`` where there is no whole."""
+    return f"{100 * part / whole:.1f}" if whole else "-"
+
+
+def engineering(count: int) -> str:
+    """A count with a unit prefix and three digits: ``4.09 G``; ``-`` for none."""
+    if not count:
+        return "-"
+    for scale, prefix in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if count >= scale:
+            number = count / scale
+            return f"{number:.{2 if number < 10 else 1 if number < 100 else 0}f} {prefix}"
+    return str(count)
+
+
+def _types(types: Sequence[ValueType]) -> str:
+    texts = dict.fromkeys(str(item).removeprefix("float32") for item in types)
+    return _some(list(texts)) or "-"
+
+
+def _some(items: Sequence[str], most: int = 3) -> str:
+    """The first items, and how many more there are."""
+    rest = [f"{len(items) - most} more"] if len(items) > most + 1 else []
+    shown = items[:most] if rest else items
+    return ", ".join([*shown, *rest])
+
+
+def aligned(rows: Sequence[Sequence[str]], right: AbstractSet[int] = frozenset()) -> list[str]:
+    """Rows as lines whose columns stand under one another.
+
+    Args:
+        rows: Cells; every row has as many.
+        right: Columns that end, and not start, at the same place.
+    """
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
