@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -122,7 +124,7 @@ class FiLMNet(nn.Module):
         return self.head(x.amax(dim=(2, 3)))
 
 
-def _image_and(n_features: int) -> object:
+def _image_and(n_features: int) -> Callable[[int, torch.Generator], Inputs]:
     def make(batch: int, generator: torch.Generator) -> Inputs:
         image = torch.randn(batch, 3, 24, 24, generator=generator)
         return (image, torch.randn(batch, n_features, generator=generator)), {}
