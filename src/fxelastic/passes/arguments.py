@@ -82,7 +82,7 @@ def _infer(model: nn.Module) -> Arguments:
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 model(*arguments[0], **arguments[1])
-        except Exception as e:  # the model is the user's code: it may raise anything
+        except Exception as e:  # noqa: BLE001  # the model is the user's code: it may raise anything
             tried.append(f"{origin}: {type(e).__name__}: {_first_line(e)}")
             logger.debug("example inputs from %s do not run: %s", origin, e)
             continue
@@ -114,7 +114,7 @@ def _declared(model: nn.Module) -> Iterator[tuple[str, Arguments]]:
         yield "example_input_array", _normalise(_move(example, device))
     try:
         dummy = getattr(model, "dummy_inputs", None)
-    except Exception as e:  # a property of the user's class
+    except Exception as e:  # noqa: BLE001  # a property of the user's class
         logger.debug("dummy_inputs raised %s", e)
         dummy = None
     if isinstance(dummy, Mapping):

@@ -81,7 +81,7 @@ def assemble(
 def _drafts(traced: Traced, flow: Flow, packs: Sequence[Pack]) -> list[_Draft]:
     position = {node: i for i, node in enumerate(traced.graph.nodes)}
     plan = arrange_contexts(flow, packs)
-    everything = _module_sizes(flow)
+    sizes = _module_sizes(flow)
     drafts = []
     for segment in plan.segments:
         path = _shared_path(segment)
@@ -92,7 +92,7 @@ def _drafts(traced: Traced, flow: Flow, packs: Sequence[Pack]) -> list[_Draft]:
         nodes += plan.absorbed.get(i, ())
         nodes.sort(key=position.__getitem__)
         path = tuple(key for key in pack.path if not _is_structural(key))
-        label = block_label(_core(pack), path, everything)
+        label = block_label(_core(pack), path, pack.home, sizes)
         drafts.append(_Draft(label, tuple(nodes), pack, path[-1] if path else ""))
     return drafts
 

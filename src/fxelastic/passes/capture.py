@@ -17,6 +17,7 @@ from fxelastic.ir.operators import node_parameters
 from fxelastic.ir.signature import Signature, normalise_arguments
 from fxelastic.ir.traced import Traced
 from fxelastic.passes.arguments import resolve_arguments
+from fxelastic.passes.casts import drop_idle_casts
 from fxelastic.passes.check_capture import check_capture
 from fxelastic.passes.clone import clone_for_capture
 from fxelastic.passes.export import Exported
@@ -55,6 +56,7 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Traced:
     graph_module = _functional_graph(exported, model, signature)
     signature = dataclasses.replace(signature, inputs=_placeholders(graph_module))
     restore_opaque(graph_module, opaque)
+    drop_idle_casts(graph_module.graph)
     localise_sizes(graph_module.graph)
     graph_module.recompile()
     traced = Traced(

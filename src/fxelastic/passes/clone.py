@@ -40,7 +40,7 @@ def clone_for_capture(model: nn.Module) -> nn.Module:
     memo: dict[int, object] = {id(tensor): tensor for tensor in _shared_tensors(model)}
     try:
         clone: nn.Module = copy.deepcopy(model, memo)
-    except Exception as e:  # any attribute of any class may refuse to be copied
+    except Exception as e:  # noqa: BLE001  # any attribute of any class may refuse to be copied
         logger.debug("deepcopy of %s failed (%s); copying module by module", type(model), e)
         try:
             clone = _clone_structure(model, {})

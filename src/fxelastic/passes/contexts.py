@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from fxelastic.ir.operators import is_operator
+from fxelastic.ir.operators import is_operator, is_tensor
 from fxelastic.passes.flow import Flow
 from fxelastic.passes.packing import Pack
 
@@ -26,25 +26,34 @@ class ContextPlan:
 
 
 def arrange_contexts(flow: Flow, packs: Sequence[Pack]) -> ContextPlan:
-    """Divide the shared context operators into connected groups and place each."""
+    """Place each shared context operator.
+
+    What only one block needs moves into it, so that a table computed once (cosines) crosses the
+    boundary and not each layer's view of it. Parameters stay outside: they would not fit the cap.
+    """
     home = {node: i for i, pack in enumerate(packs) for node in pack.nodes}
-    owner = {node: home[reader] for reader, nodes in flow.attached.items() for node in nodes}
-    segments: list[tuple[fx.Node, ...]] = []
+    for reader, nodes in flow.attached.items():
+        home.update(dict.fromkeys(nodes, home[reader]))
     absorbed: dict[int, list[fx.Node]] = {}
-    for group in _connected(flow.shared):
-        inside = set(group)
-        readers: set[int | None] = set()
-        for node in group:
-            for reader in node.users:
-                if reader not in inside:
-                    readers.add(home.get(reader, owner.get(reader)))
-        target = readers.pop() if len(readers) == 1 else None
-        has_parameters = any(flow.parameters[node] for node in group)
-        if target is None or packs[target].glue or has_parameters:
-            segments.append(group)
+    kept: list[fx.Node] = []
+    for node in reversed(flow.shared):
+        targets = {home.get(reader) for reader in node.users}
+        target = targets.pop() if len(targets) == 1 else None
+        movable = is_tensor(node) and not _takes_apart(node) and not flow.parameters[node]
+        if target is None or packs[target].glue or not movable:
+            kept.append(node)
         else:
-            absorbed.setdefault(target, []).extend(group)
-    return ContextPlan(tuple(segments), {i: tuple(nodes) for i, nodes in absorbed.items()})
+            home[node] = target
+            absorbed.setdefault(target, []).append(node)
+    return ContextPlan(
+        tuple(_connected(kept[::-1])),
+        {i: tuple(reversed(nodes)) for i, nodes in absorbed.items()},
+    )
+
+
+def _takes_apart(node: fx.Node) -> bool:
+    """Whether the node picks one of several results, which can't cross a boundary."""
+    return any(is_operator(o) and not is_tensor(o) for o in node.all_input_nodes)
 
 
 def _connected(nodes: Sequence[fx.Node]) -> list[tuple[fx.Node, ...]]:

@@ -42,6 +42,7 @@ class Flat(nn.Module):
         self.seen = _Seen()
 
     def forward(self, *leaves: Any) -> tuple[Any, ...]:
+        """The model's tensors from its argument's tensors; notes the result's structure."""
         args, kwargs = trees.unflatten(self._arguments, list(leaves))
         outputs, result = trees.flatten(self.model(*args, **kwargs))
         self.seen.result = result
@@ -95,7 +96,7 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> E
         for dimension in (Dim("batch"), Dim.AUTO):
             try:
                 program, result = _export(model, tree, len(args), example, batched, dimension)
-            except Exception as e:  # torch.export raises dozens of types
+            except Exception as e:  # noqa: BLE001  # torch.export raises dozens of types
                 why_static = _reason(e)
                 logger.debug("export with batch %s failed: %s", dimension, e)
                 continue

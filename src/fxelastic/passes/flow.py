@@ -20,6 +20,17 @@ from fxelastic.ir.operators import (
     is_operator,
     is_tensor,
     node_parameters,
+    operator_name,
+)
+
+#: Operators that combine or reshape values without a weight of their own.
+_MIXING = frozenset(
+    f"aten.{name}"
+    for name in (
+        *("add", "sub", "mul", "div", "where", "maximum", "minimum", "masked_fill", "clamp"),
+        *("slice", "select", "expand", "unsqueeze", "squeeze", "view", "reshape", "permute"),
+        *("transpose", "contiguous", "clone", "to", "type_as"),
+    )
 )
 
 
@@ -37,6 +48,8 @@ class Flow:
             name → number of elements.
         readers: For each stream value, who reads it: stream operators (for those that read it
             through an attached operator, such as a size, too) and the output node.
+        mixtures: Context operators that depend on an input and on parameters both: sums of masks
+            and learned tables.
     """
 
     stream: tuple[fx.Node, ...]
@@ -45,6 +58,7 @@ class Flow:
     shared: tuple[fx.Node, ...]
     parameters: Mapping[fx.Node, Mapping[str, int]]
     readers: Mapping[fx.Node, tuple[fx.Node, ...]]
+    mixtures: frozenset[fx.Node]
 
 
 def analyse_flow(graph_module: fx.GraphModule) -> Flow:
@@ -60,6 +74,7 @@ class _Analysis:
         self._user: set[fx.Node] = set()  # depends on a user input
         self._learned: set[fx.Node] = set()  # depends on parameters, and on no user input
         self._deep: set[fx.Node] = set()  # depends on a user input through parameters
+        self._mixed: set[fx.Node] = set()  # a context of an input and a learned table
         self._sizes: set[fx.Node] = set()
         self._forward()
         self._data = self._feeding()
@@ -88,7 +103,12 @@ class _Analysis:
         learned = bool(own) or any(operand in self._learned for operand in operands)
         if any(operand in self._user for operand in operands):
             self._user.add(node)
-            if learned or any(operand in self._deep for operand in operands):
+            mixed = learned or any(operand in self._mixed for operand in operands)
+            if any(operand in self._deep for operand in operands):
+                self._deep.add(node)
+            elif mixed and not own and operator_name(node) in _MIXING:
+                self._mixed.add(node)
+            elif mixed:
                 self._deep.add(node)
         elif learned:
             self._learned.add(node)
@@ -169,6 +189,7 @@ class _Analysis:
             tuple(shared),
             parameters,
             readers,
+            frozenset(self._mixed),
         )
 
     def _stream_operands(self, node: fx.Node) -> tuple[fx.Node, ...]:

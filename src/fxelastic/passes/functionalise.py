@@ -111,7 +111,7 @@ def _same_kind(new: fx.Node, value: fx.Node) -> bool:
         args, kwargs = fx.map_arg(new.args, fake), fx.map_arg(new.kwargs, fake)
         with before.fake_mode:
             after = new.target(*args, **kwargs)  # type: ignore[operator]
-    except Exception:  # no fake kernel: leave it to torch's functionalisation
+    except Exception:  # noqa: BLE001  # no fake kernel: leave it to torch's functionalisation
         return False
     new.meta["val"] = after
     return bool(after.dtype == before.dtype and tuple(after.shape) == tuple(before.shape))

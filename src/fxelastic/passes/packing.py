@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from torch import fx
 
@@ -54,6 +54,7 @@ class Pack:
 
     @property
     def n_params(self) -> int:
+        """Elements of the parameters read."""
         return sum(self.parameters.values())
 
 
@@ -168,39 +169,27 @@ class _Joiner:
             return [self.join(packs, self.fits_reason(packs))]
         if len(packs) == 1:
             return packs
-        groups: list[list[Pack]] = []
-        whole: list[bool] = []
+        parts: list[Pack] = []
         for key, members in groupby(packs, key=lambda p: _key(p, depth)):
             group = list(members)
-            if key is None:
-                groups += [[pack] for pack in group]
-                whole += [True] * len(group)
-            else:
-                done = self.pack(group, depth + 1)
-                groups.append(done)
-                whole.append(len(done) == 1)
-        return self._join_neighbours(groups, whole)
+            parts += group if key is None else self.pack(group, depth + 1)
+        return self._join_neighbours(parts)
 
     def _is_one_block(self, packs: list[Pack]) -> bool:
         if len({p.home for p in packs if p.parameters}) > 1:
             return False
-        chain = all(self.can_join(a, b) for a, b in zip(packs, packs[1:], strict=False))
+        chain = all(self.can_join(a, b) for a, b in pairwise(packs))
         return chain and (len(packs) == 1 or self.fits(packs))
 
-    def _join_neighbours(self, groups: list[list[Pack]], whole: list[bool]) -> list[Pack]:
-        """Join whole neighbouring modules, first come first packed."""
+    def _join_neighbours(self, packs: list[Pack]) -> list[Pack]:
+        """Join what the modules inside have become, first come first packed."""
         result: list[Pack] = []
         run = _Run(self)
-        for group, is_whole in zip(groups, whole, strict=True):
-            if is_whole and run.may_extend(group[0]):
-                run.extend(group[0])
-                continue
-            result += run.finish()
-            run = _Run(self)
-            if is_whole:
-                run.extend(group[0])
-            else:
-                result += group
+        for pack in packs:
+            if not run.may_extend(pack):
+                result += run.finish()
+                run = _Run(self)
+            run.extend(pack)
         return result + run.finish()
 
     def fits_reason(self, packs: Sequence[Pack]) -> str:

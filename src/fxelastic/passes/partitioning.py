@@ -13,6 +13,7 @@ from fxelastic.ir.partition import Partition
 from fxelastic.ir.traced import Traced
 from fxelastic.passes.assemble import assemble
 from fxelastic.passes.flow import Flow, analyse_flow
+from fxelastic.passes.mixtures import separate_mixtures
 from fxelastic.passes.packing import FindRule, pack_units
 from fxelastic.passes.regions import find_units
 from fxelastic.passes.repeats import repeating_units
@@ -52,8 +53,11 @@ def partition_graph(traced: Traced, gamma: float, fusion: FusionRules) -> Partit
         PartitionError: The result breaks an invariant (a bug in this package).
     """
     check_gamma(gamma)
-    graph_module = traced.graph_module
-    flow = analyse_flow(graph_module)
+    flow = analyse_flow(traced.graph_module)
+    separated = separate_mixtures(traced, flow)
+    if separated is not None:
+        traced = separated
+        flow = analyse_flow(traced.graph_module)
     n_params = _count(flow)
     if not n_params:
         raise UsageError(
@@ -109,7 +113,7 @@ def _rule_finder(fusion: FusionRules, flow: Flow) -> FindRule:
         while not isinstance(source.meta.get("val"), tuple) and operator_name(source) == "getitem":
             source = source.all_input_nodes[0]
         constant = all(
-            operand is producer or operand not in stream and operand.op != "placeholder"
+            operand is producer or (operand not in stream and operand.op != "placeholder")
             for operand in consumer.all_input_nodes
             if is_tensor(operand)
         )

@@ -284,7 +284,6 @@ class _Search:
         nodes = [node for v in region for node in self._graph.vertices[v].nodes]
         for vertex in region:
             self._done[vertex] = True
-        inside = set(nodes)
         self._result.append(
             Unit(
                 tuple(nodes),

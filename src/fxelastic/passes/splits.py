@@ -7,7 +7,6 @@ other is convolved) each part becomes a slice of its own, which computes the sam
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import operator
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from torch import fx
 
 from fxelastic.ir.operators import operator_name
 from fxelastic.ir.traced import Traced
+from fxelastic.passes.copying import copy_graph
 from fxelastic.passes.flow import Flow
 from fxelastic.passes.regions import Unit
 
@@ -44,22 +44,13 @@ def expand_splits(traced: Traced, flow: Flow, units: Sequence[Unit]) -> Traced |
     if not names:
         return None
     graph_module = fx.GraphModule(
-        traced.graph_module, _copy(traced.graph), class_name=traced.model_name
+        traced.graph_module, copy_graph(traced.graph), class_name=traced.model_name
     )
     nodes = {node.name: node for node in graph_module.graph.nodes}
     for name in names:
         _expand(graph_module.graph, nodes[name])
     graph_module.recompile()
     return dataclasses.replace(traced, graph_module=graph_module)
-
-
-def _copy(graph: fx.Graph) -> fx.Graph:
-    new = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        copies[node] = new.node_copy(node, copies.__getitem__)
-        copies[node].meta = copy.copy(node.meta)
-    return new
 
 
 def _is_split(node: fx.Node) -> bool:
