@@ -250,14 +250,13 @@ from fxelastic.api import partition
 from tests.models import case
 for name in sys.argv[1:]:
     item = case(name)
-    for gamma in (0.02, 0.25):
-        made = partition(item.build(), gamma, item.inputs(2))
-        sys.stdout.write(made.to_text() + made.to_dot() + str(made))
+    made = partition(item.build(), 0.1, item.inputs(2))
+    sys.stdout.write(made.to_text() + made.to_dot() + str(made))
 """
 
 
 def test_text_is_the_same_under_another_hash_seed() -> None:
-    cases = ["bert", "fpn_detector", "dict_input", "shufflenet_v2", "t5"]
+    cases = ["bert", "fpn_detector", "dict_input"]
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", SCRIPT, *cases],
@@ -270,7 +269,7 @@ def test_text_is_the_same_under_another_hash_seed() -> None:
     ]
     (first, errors), (second, _) = (process.communicate() for process in processes)
     assert processes[0].returncode == 0, errors.decode()
-    assert first.count(b"fxelastic partition text") == 2 * len(cases)
+    assert first.count(b"fxelastic partition text") == len(cases)
     assert first == second
 
 

@@ -1,0 +1,127 @@
+"""The command ``fxelastic``: its parser, and what every command does with an error."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from fxelastic import __version__
+from fxelastic.cli import check, explain
+from fxelastic.cli.options import HelpFormatter
+from fxelastic.errors import FxElasticError, InternalError, UsageError
+
+EXIT_OK = 0
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+
+COMMANDS = (explain, check)
+
+_DESCRIPTION = "Cut a PyTorch model into blocks that can be replaced."
+_EPILOG = """\
+example:
+  fxelastic explain torchvision.models:resnet50 --gamma 0.25
+
+exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted
+`fxelastic COMMAND --help` explains a command."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``fxelastic`` with all of its commands."""
+    parser = argparse.ArgumentParser(
+        prog="fxelastic", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=HelpFormatter
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for command in COMMANDS:
+        command.add_parser(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``fxelastic``.
+
+    Args:
+        argv: Arguments without the program's name; ``sys.argv`` by default.
+
+    Returns:
+        The exit code: 0 success, 1 failure, 2 usage error, 130 interrupted, 141 when whoever
+        reads the output is gone.
+    """
+    parser = build_parser()
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as e:
+        return e.code if isinstance(e.code, int) else EXIT_USAGE
+    if args.version:
+        print(f"fxelastic {__version__}")
+        return EXIT_OK
+    if not hasattr(args, "run"):
+        parser.print_help(sys.stderr)
+        return EXIT_USAGE
+    return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    import_path = list(sys.path)
+    try:
+        code = args.run(args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("\nfxelastic: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes stdout once more when it ends, and would complain there.
+        _discard_stdout()
+        return EXIT_BROKEN_PIPE
+    except Exception as e:  # noqa: BLE001 - the outermost frame: every error becomes a message
+        return _fail(e, args)
+    finally:
+        sys.path[:] = import_path
+    return int(code)
+
+
+def _fail(error: Exception, args: argparse.Namespace) -> int:
+    """Report an error on stderr, and on stdout too when the output is JSON."""
+    code = EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILURE
+    internal = isinstance(error, InternalError) or not isinstance(error, FxElasticError)
+    kind = "internal" if internal else "usage" if code == EXIT_USAGE else "failure"
+    message = str(error) if isinstance(error, FxElasticError) else _describe(error)
+    if args.debug:
+        traceback.print_exception(error)
+    if internal:
+        print(f"fxelastic: internal error: {message}", file=sys.stderr)
+        hint = "" if args.debug else ", with what the same command prints with --debug"
+        print(f"This is a bug in fxelastic. Please report it{hint}.", file=sys.stderr)
+    else:
+        print(f"fxelastic: error: {message}", file=sys.stderr)
+    if args.json:
+        report = {
+            "schema": "fxelastic.error/1",
+            "kind": kind,
+            "type": type(error).__name__,
+            "message": message,
+            "exit_code": code,
+        }
+        print(json.dumps(report, indent=2))
+    return code
+
+
+def _describe(error: Exception) -> str:
+    text = str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _discard_stdout() -> None:
+    try:
+        descriptor = sys.stdout.fileno()
+    except (AttributeError, OSError, ValueError):
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)

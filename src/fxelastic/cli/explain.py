@@ -1,0 +1,95 @@
+"""``fxelastic explain``: how a model is cut into blocks, and why."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from fxelastic.cli import options
+from fxelastic.cli.options import DEFAULT_FUSION, DEFAULT_GAMMA, HelpFormatter
+from fxelastic.errors import UsageError
+
+_DESCRIPTION = """\
+Show the blocks of a model, their parameters, FLOPs and shapes, and the reasons
+for what is not a plain block and for the cuts that were not taken."""
+
+_EPILOG = """\
+examples:
+  fxelastic explain torchvision.models:resnet50 --gamma 0.25
+  fxelastic explain my_model.py:build --model-arg depth=12 --example-input int64:2x16 --cuts
+  fxelastic explain torchvision.models:resnet50 --dot blocks.dot
+  fxelastic explain torchvision.models:resnet50 --json
+
+exit codes: 0 success, 1 the model can't be captured or partitioned, 2 usage error"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser's subcommands."""
+    parser = commands.add_parser(
+        "explain",
+        help="show a model's blocks and why they are what they are",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=HelpFormatter,
+    )
+    options.add_model(parser, gamma=f"{DEFAULT_GAMMA:g}", fusion=DEFAULT_FUSION)
+    parser.add_argument(
+        "--cuts", action="store_true", help="list every cut not taken, not only their reasons"
+    )
+    parser.add_argument(
+        "--dot",
+        metavar="FILE",
+        nargs="?",
+        const="-",
+        help="write the blocks as a Graphviz graph; without FILE, or for -, to stdout and "
+        "nothing else there. Write it after MODEL",
+    )
+    options.add_output(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command.
+
+    Returns:
+        0; what fails raises.
+    """
+    if args.json and args.dot == "-":
+        raise UsageError(
+            "--json and --dot both want stdout",
+            expected="one of them there",
+            got="--json and --dot without a file",
+            fix="name a file: --dot blocks.dot",
+        )
+    partition = options.partition_of(
+        args, DEFAULT_GAMMA if args.gamma is None else args.gamma, args.fusion or DEFAULT_FUSION
+    )
+    if args.dot == "-":
+        print(partition.to_dot(), end="")
+        return 0
+    if args.dot is not None:
+        _write_dot(args, partition.to_dot())
+    if args.json:
+        from fxelastic.cli.explain_json import report
+
+        print(json.dumps(report(partition), indent=2))
+    else:
+        from fxelastic.cli.explain_text import sections
+
+        print("\n".join(sections(partition, all_cuts=args.cuts)))
+    return 0
+
+
+def _write_dot(args: argparse.Namespace, dot: str) -> None:
+    try:
+        Path(args.dot).write_text(dot, encoding="utf-8")
+    except OSError as e:
+        raise UsageError(
+            f"can't write {args.dot}",
+            expected="a file in a folder that exists and may be written",
+            got=f"{type(e).__name__}: {e.strerror}",
+            fix="check the path",
+        ) from e
+    options.progress(args, f"wrote {args.dot}")

@@ -1,0 +1,123 @@
+"""Options that several commands have, and what they mean: from arguments to a partition."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fxelastic.ir.partition import Partition
+
+DEFAULT_GAMMA = 0.1
+DEFAULT_FUSION = "onnxruntime"
+
+# Commands are also read in a browser and a test, where there is no terminal to fit into.
+_HELP_WIDTH = 88
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help that looks the same in every terminal, and keeps the examples' lines."""
+
+    def __init__(self, prog: str) -> None:
+        """Fix the widths; ``prog`` is the command's name."""
+        super().__init__(prog, max_help_position=26, width=_HELP_WIDTH)
+
+
+def add_model(parser: argparse.ArgumentParser, *, gamma: str, fusion: str) -> None:
+    """Add MODEL and the options of its partition.
+
+    Args:
+        parser: The command's parser.
+        gamma: What happens without ``--gamma``.
+        fusion: What happens without ``--fusion``.
+    """
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="package.module:name or path/file.py:name, where name is a function or class that "
+        "returns a torch.nn.Module, or is one",
+    )
+    parser.add_argument(
+        "--model-arg",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="keyword argument for MODEL, a Python literal or a string; may be repeated",
+    )
+    parser.add_argument(
+        "--gamma",
+        type=float,
+        metavar="SHARE",
+        help="largest share of the parameters that a block may have, above 0 and at most 1 "
+        f"(default: {gamma})",
+    )
+    parser.add_argument(
+        "--fusion",
+        metavar="NAME",
+        help="whose fused operators no cut may separate: onnxruntime, none, or an installed "
+        f"backend (default: {fusion})",
+    )
+    parser.add_argument(
+        "--example-input",
+        metavar="INPUT",
+        action="append",
+        default=[],
+        help="a shape (1x3x224x224), with a dtype (int64:1x16), as a keyword "
+        "(input_ids=int64:1x16), repeated for several inputs; or package.module:name or "
+        "path/file.py:name of example inputs or of a function that returns them "
+        "(default: found out from the model)",
+    )
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Add the options of how a command reports."""
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON on stdout, and nothing else there"
+    )
+    parser.add_argument("--quiet", action="store_true", help="print no progress on stderr")
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
+
+
+def progress(args: argparse.Namespace, message: str) -> None:
+    """Say on stderr what is being done."""
+    if not args.quiet:
+        print(f"fxelastic: {message}", file=sys.stderr, flush=True)
+
+
+def partition_of(args: argparse.Namespace, gamma: float, fusion: str) -> Partition:
+    """Load the model that the arguments name and partition it.
+
+    Whatever the model's code prints goes to stderr: stdout is the command's own.
+
+    Args:
+        args: With ``model``, ``model_arg``, ``example_input`` and ``quiet``.
+        gamma: Largest share of P0 in a block.
+        fusion: Name of the fusion rules.
+
+    Raises:
+        UsageError: An argument names nothing usable.
+        CaptureError: The model can't be captured.
+        PartitionError: It can't be partitioned.
+    """
+    with contextlib.redirect_stdout(sys.stderr):
+        progress(args, f"loading {args.model}")
+        from fxelastic.cli.example_inputs import load_example_inputs
+        from fxelastic.cli.model import load_model
+
+        model = load_model(args.model, args.model_arg)
+        example_inputs: Any = load_example_inputs(args.example_input)
+        import fxelastic
+
+        size = sum(parameter.numel() for parameter in model.parameters())
+        progress(args, f"partitioning {type(model).__name__} ({size:,} parameters)")
+        start = time.perf_counter()
+        partition = fxelastic.partition(
+            model, gamma=gamma, example_inputs=example_inputs, fusion=fusion
+        )
+        progress(args, f"{len(partition.blocks)} blocks after {time.perf_counter() - start:.1f} s")
+    for warning in partition.warnings:
+        print(f"fxelastic: warning: {warning}", file=sys.stderr)
+    return partition
