@@ -26,9 +26,11 @@ test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 lint: $(STAMP) ## check style, formatting and types
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	@status=0; set -x; \
+	  $(BIN)/ruff check . || status=1; \
+	  $(BIN)/ruff format --check . || status=1; \
+	  $(BIN)/mypy || status=1; \
+	  { set +x; } 2>/dev/null; exit $$status
 
 format: $(STAMP) ## reformat the code, and mend what ruff can
 	$(BIN)/ruff check --fix .
