@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -202,3 +203,75 @@ def test_time_is_linear_in_the_graph() -> None:
         return min(times)
 
     assert seconds(8000) <= 16 * seconds(1000)
+
+
+def _recurrent() -> Partition:
+    """A recurrent layer whose two results go different ways: nothing but glue can hold it."""
+    b = Builder()
+    x, start = b.input("x", 3, 2, 4), b.hold("start", torch.empty(1, 2, 4, device="meta"))
+    weights = [b.parameter("w", 12, 4), b.parameter("u", 12, 4)]
+    flags = (False, 1, 0.0, False, False, False)
+    gru = b.call("gru", aten.gru.input, x, start, weights, *flags)
+    steps, last = (b.call(f"result_{i}", operator.getitem, gru, i) for i in range(2))
+    head = b.call("head", aten.linear.default, steps, b.parameter("v", 4, 4))
+    return b.partition(
+        (head, last),
+        Block(
+            "rnn",
+            "glue",
+            ("gru", "result_0", "result_1"),
+            96,
+            "x",
+            "result_0",
+            inputs=("x",),
+            outputs=("result_0", "result_1"),
+            params=("w", "u"),
+            reason="the results of gru go different ways",
+        ),
+        Block(
+            "head",
+            "basic",
+            ("head",),
+            16,
+            "result_0",
+            "head",
+            inputs=("result_0",),
+            outputs=("head",),
+            params=("v",),
+        ),
+    )
+
+
+def test_one_operator_whose_results_go_different_ways_is_glue() -> None:
+    partition = _recurrent()
+    verify(partition)
+    with pytest.raises(PartitionError, match="oversize block 'rnn' has several outputs"):
+        verify(change(partition, "rnn", kind="oversize"))
+    with pytest.raises(PartitionError, match="glue block 'rnn' has parameters"):
+        verify(change(partition, "rnn", reason=""))
+
+
+def test_operator_with_one_result_is_no_glue() -> None:
+    partition = returning(_recurrent(), "head")
+    with pytest.raises(PartitionError, match="glue block 'rnn' has parameters"):
+        verify(change(partition, "rnn", outputs=("result_0",)))
+    verify(change(partition, "rnn", outputs=("result_0",), kind="oversize"))
+
+
+def test_glue_with_parameters_holds_no_other_operator() -> None:
+    partition = _recurrent()
+    nodes = {node.name: node for node in partition.graph.nodes}
+    with partition.graph.inserting_after(nodes["result_1"]):
+        extra = partition.graph.call_function(aten.relu.default, (nodes["result_0"],))
+    extra.meta["val"] = nodes["result_0"].meta["val"]
+    nodes["head"].replace_input_with(nodes["result_0"], extra)
+    grown = change(
+        partition,
+        "rnn",
+        nodes=("gru", "result_0", "result_1", extra.name),
+        output=extra.name,
+        outputs=(extra.name, "result_1"),
+    )
+    grown = change(grown, "head", input=extra.name, inputs=(extra.name,))
+    with pytest.raises(PartitionError, match="glue block 'rnn' has several outputs"):
+        verify(grown)

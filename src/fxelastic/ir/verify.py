@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 
 from fxelastic.ir.verify_boundaries import check_boundaries
 from fxelastic.ir.verify_crossings import find_crossings
+from fxelastic.ir.verify_cuts import check_untaken_cuts
 from fxelastic.ir.verify_dependence import stream_values
 from fxelastic.ir.verify_fusion import check_fusion
+from fxelastic.ir.verify_glue import check_glue
 from fxelastic.ir.verify_layout import check_layout
 from fxelastic.ir.verify_mutation import check_mutation
 from fxelastic.ir.verify_names import check_names
 from fxelastic.ir.verify_parameters import check_parameters
+from fxelastic.ir.verify_weights import read_weights
 
 if TYPE_CHECKING:
     from fxelastic.ir.partition import Partition
@@ -31,8 +34,11 @@ def verify(partition: Partition) -> None:
       tensors. A basic or oversize block reads at most one stream value and gives one value; only
       glue reads several; a context reads and gives none of the stream.
     - A block's parameters are those its operators read, each counted once over the whole graph;
-      basic blocks are within the cap, oversize ones above it and say why; glue has none.
-    - No boundary separates what the inference framework fuses, unless it is listed.
+      basic blocks are within the cap, oversize ones above it and say why; glue has none, unless
+      a single operator joins several inputs or gives several results.
+    - No boundary separates what the inference framework fuses. A soft fusion and one at a glue
+      block may be separated, and are listed.
+    - A cut that was not taken is inside the block that it names, and has a reason.
 
     Args:
         partition: The partition to check. It isn't changed.
@@ -46,5 +52,8 @@ def verify(partition: Partition) -> None:
     crossings = find_crossings(partition, layout)
     stream = stream_values(partition, layout)
     check_boundaries(partition, layout, crossings, stream)
-    check_parameters(partition, layout)
+    weights = read_weights(partition, layout)
+    check_parameters(partition, weights)
+    check_glue(partition, layout, stream, weights)
     check_fusion(partition, layout)
+    check_untaken_cuts(partition, layout)

@@ -11,7 +11,7 @@ from torch import fx
 from fxelastic.errors import PartitionError
 from fxelastic.ir.block import Block
 from fxelastic.ir.verify_crossings import Crossings
-from fxelastic.ir.verify_dependence import split_operator
+from fxelastic.ir.verify_glue import split_operator
 from fxelastic.ir.verify_layout import Layout
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ Sizes carry no dependence: knowing how large a value is is not reading it.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Set as AbstractSet
 from enum import Flag, auto
 from typing import TYPE_CHECKING
@@ -18,7 +17,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-from fxelastic.ir.block import Block
 from fxelastic.ir.verify_layout import Layout
 
 if TYPE_CHECKING:
@@ -72,12 +70,6 @@ def reads_size(node: fx.Node) -> bool:
     return node.op == "call_method" and node.target in _SIZE_OPERATORS
 
 
-def is_number(node: fx.Node) -> bool:
-    """Whether the value is a number: a size, or computed from sizes."""
-    value = node.meta.get("val")
-    return isinstance(value, (int, float, torch.SymInt, torch.SymFloat, torch.SymBool))
-
-
 def _held(root: torch.nn.Module, target: str) -> _Source:
     """What reading an attribute of the graph module means: a parameter, or nothing."""
     value: object = root
@@ -88,16 +80,3 @@ def _held(root: torch.nn.Module, target: str) -> _Source:
     else:
         trained = isinstance(value, torch.nn.Parameter)
     return _Source.PARAMETER if trained else _Source.NOTHING
-
-
-def split_operator(block: Block, layout: Layout) -> fx.Node | None:
-    """The one operator whose several results are all that a block gives to others, if so."""
-    sources = set()
-    for name in block.outputs:
-        node = layout.nodes[name]
-        if node.target is not operator.getitem:
-            return None
-        while node.target is operator.getitem:
-            node = node.all_input_nodes[0]
-        sources.add(node)
-    return sources.pop() if len(sources) == 1 else None

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
-
-import torch
-from torch import fx
 
 from fxelastic.errors import PartitionError
 from fxelastic.ir.block import Block
-from fxelastic.ir.verify_dependence import split_operator
-from fxelastic.ir.verify_layout import Layout
+from fxelastic.ir.verify_weights import Weights
 
 if TYPE_CHECKING:
     from fxelastic.ir.partition import Partition
@@ -20,30 +15,16 @@ if TYPE_CHECKING:
 _ROUNDING = 1e-9
 
 
-@dataclass(frozen=True)
-class _Weights:
-    """The parameters that the graph's operators read, told apart by identity.
-
-    Attributes:
-        by_name: Every name by which one is read. Tied parameters may have several.
-        reads: For each block, identity → parameter, in order of first use.
-        readers: For each block, the operators that read one.
-        first: Identity → index of the first block that reads it.
-    """
-
-    by_name: dict[str, torch.nn.Parameter] = field(default_factory=dict)
-    reads: list[dict[int, torch.nn.Parameter]] = field(default_factory=list)
-    readers: list[list[fx.Node]] = field(default_factory=list)
-    first: dict[int, int] = field(default_factory=dict)
-
-
-def check_parameters(partition: Partition, layout: Layout) -> None:
+def check_parameters(partition: Partition, weights: Weights) -> None:
     """Check the parameters of every block, their number, and the cap.
+
+    Args:
+        partition: The partition.
+        weights: The parameters that each block's operators read.
 
     Raises:
         PartitionError: A block counts something else than it reads first, or breaks the cap.
     """
-    weights = _read_weights(partition, layout)
     names: dict[int, str] = {}
     for name, parameter in weights.by_name.items():
         names.setdefault(id(parameter), name)
@@ -60,8 +41,6 @@ def check_parameters(partition: Partition, layout: Layout) -> None:
                 expected=f"{n_params}, the elements of {_listed(own.values())}",
                 got=str(block.n_params),
             )
-        if block.kind == "glue" and reads:
-            _check_glue(block, layout, [names[key] for key in reads], weights.readers[index])
     n_params_total = sum(weights.reads[index][key].numel() for key, index in weights.first.items())
     if partition.n_params != n_params_total:
         raise PartitionError(
@@ -80,37 +59,8 @@ def check_parameters(partition: Partition, layout: Layout) -> None:
             )
 
 
-def _read_weights(partition: Partition, layout: Layout) -> _Weights:
-    held: dict[fx.Node, list[tuple[str, torch.nn.Parameter]]] = {}
-    for node in layout.nodes.values():
-        if node.op in ("get_attr", "call_module"):
-            held[node] = list(_parameters(partition.graph_module, str(node.target)))
-    weights = _Weights(reads=[{} for _ in partition.blocks], readers=[[] for _ in partition.blocks])
-    for node in layout.order:
-        index = layout.owner[node]
-        sources = [value for value in node.all_input_nodes if value.op == "get_attr"]
-        for source in (*sources, node):
-            for name, parameter in held.get(source, ()):
-                weights.by_name[name] = parameter
-                weights.reads[index].setdefault(id(parameter), parameter)
-                weights.first.setdefault(id(parameter), index)
-                if node not in weights.readers[index][-1:]:
-                    weights.readers[index].append(node)
-    return weights
-
-
-def _parameters(root: torch.nn.Module, target: str) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    value: object = root
-    for name in target.split("."):
-        value = getattr(value, name)
-    if isinstance(value, torch.nn.Parameter):
-        yield target, value
-    elif isinstance(value, torch.nn.Module):
-        yield from value.named_parameters(prefix=target, remove_duplicate=False)
-
-
 def _check_declared(
-    partition: Partition, index: int, field_name: str, actual: Mapping[int, str], weights: _Weights
+    partition: Partition, index: int, field_name: str, actual: Mapping[int, str], weights: Weights
 ) -> None:
     block = partition.blocks[index]
     declared: tuple[str, ...] = getattr(block, field_name)
@@ -145,22 +95,6 @@ def _check_declared(
                 expected=_listed(actual.values()),
                 got=_listed(declared),
             )
-
-
-def _check_glue(block: Block, layout: Layout, names: list[str], readers: list[fx.Node]) -> None:
-    inputs = {layout.nodes[name] for name in block.inputs}
-    alone = len(readers) == 1 and (
-        len(inputs.intersection(readers[0].all_input_nodes)) > 1
-        or split_operator(block, layout) is readers[0]
-    )
-    if not alone or not block.reason:
-        raise PartitionError(
-            f"glue block {block.name!r} has parameters",
-            expected="no parameters, or one single operator that joins several inputs or whose "
-            "results go different ways, and a reason that says so",
-            got=f"{_listed(names)} in {len(readers)} operators with {len(block.inputs)} "
-            f"inputs, reason {block.reason!r}",
-        )
 
 
 def _check_cap(block: Block, cap: float) -> None:
