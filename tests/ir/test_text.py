@@ -170,8 +170,8 @@ def test_independent_symbolic_sizes_have_names_of_their_own() -> None:
     text = to_text(exported(Repeat(), (5, 7)))
     assert "input       float32[N, 6]" in text
     assert "input       float32[N1, 6]" in text
-    assert "from all#0" in text
-    assert "from all#1" in text
+    assert "from all output 0" in text
+    assert "from all output 1" in text
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ for name in sys.argv[1:]:
 
 
 def test_text_is_the_same_under_another_hash_seed() -> None:
-    cases = ["bert", "fpn_detector", "dict_input"]
+    cases = ["bert", "fpn_detector"]
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", SCRIPT, *cases],

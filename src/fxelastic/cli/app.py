@@ -30,6 +30,8 @@ example:
 exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted
 `fxelastic COMMAND --help` explains a command."""
 
+_EXAMPLE_INPUT = "on the command line it is --example-input, e.g. --example-input 1x3x224x224"
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``fxelastic`` with all of its commands."""
@@ -90,30 +92,40 @@ def _fail(error: Exception, args: argparse.Namespace) -> int:
     """Report an error on stderr, and on stdout too when the output is JSON."""
     code = EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILURE
     internal = isinstance(error, InternalError) or not isinstance(error, FxElasticError)
-    kind = "internal" if internal else "usage" if code == EXIT_USAGE else "failure"
-    message = str(error) if isinstance(error, FxElasticError) else _describe(error)
     if args.debug:
         traceback.print_exception(error)
     if internal:
-        print(f"fxelastic: internal error: {message}", file=sys.stderr)
+        print(f"fxelastic: internal error: {_describe(error)}", file=sys.stderr)
         hint = "" if args.debug else ", with what the same command prints with --debug"
         print(f"This is a bug in fxelastic. Please report it{hint}.", file=sys.stderr)
     else:
-        print(f"fxelastic: error: {message}", file=sys.stderr)
+        print(f"fxelastic: error: {error}", file=sys.stderr)
+        if "example_inputs" in (getattr(error, "fix", None) or ""):
+            print(f"  here:     {_EXAMPLE_INPUT}", file=sys.stderr)
     if args.json:
-        report = {
-            "schema": "fxelastic.error/1",
-            "kind": kind,
-            "type": type(error).__name__,
-            "message": message,
-            "exit_code": code,
-        }
-        print(json.dumps(report, indent=2))
+        kind = "internal" if internal else "usage" if code == EXIT_USAGE else "failure"
+        print(json.dumps(_as_json(error, kind, code), indent=2))
     return code
+
+
+def _as_json(error: Exception, kind: str, code: int) -> dict[str, object]:
+    report: dict[str, object] = {
+        "schema": "fxelastic.error/1",
+        "kind": kind,
+        "type": type(error).__name__,
+        "exit_code": code,
+        "what": _describe(error),
+    }
+    if isinstance(error, FxElasticError):
+        parts = {"expected": error.expected, "got": error.got, "fix": error.fix}
+        report |= {"what": error.what, **parts}
+    return report
 
 
 def _describe(error: Exception) -> str:
     text = str(error)
+    if isinstance(error, FxElasticError):
+        return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

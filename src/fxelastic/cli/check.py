@@ -149,7 +149,13 @@ def _change(change: Any) -> dict[str, str]:
 def _report(args: argparse.Namespace, status: str, lines: list[str], **facts: Any) -> int:
     code = 0 if status in ("equal", "created", "updated", "unchanged") else 1
     if args.json:
-        report = {"schema": SCHEMA, "status": status, "exit_code": code, "golden": args.golden}
+        report = {
+            "schema": SCHEMA,
+            "status": status,
+            "exit_code": code,
+            "golden": args.golden,
+            "message": lines[0],
+        }
         print(json.dumps({**report, **facts}, indent=2))
     else:
         print("\n".join(lines))

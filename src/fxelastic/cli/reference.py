@@ -34,14 +34,12 @@ def load_reference(text: str, option: str) -> Any:
         UsageError: It doesn't lead to one; the message says which part fails and why.
     """
     source, colon, name = text.rpartition(":")
-    if not colon or not source or not name:
+    if not source or not name:
+        missing = "a colon" if not colon else "a module before the colon"
         raise UsageError(
             f"{option} {text!r} names no object in a module",
             expected=FORMS,
-            got=f"{text!r}, without a {'name after' if colon and source else 'module before'} "
-            "the colon"
-            if colon
-            else f"{text!r}, without a colon",
+            got=f"{text!r}, without {'a name after the colon' if source else missing}",
             fix=f"add it, e.g. {_example(text)}",
         )
     is_file = source.endswith(".py") or "/" in source or os.sep in source
@@ -58,8 +56,8 @@ def describe(error: BaseException) -> str:
 
 
 def _example(text: str) -> str:
-    source = text.strip(":").rpartition(":")[0] or text.strip(":")
-    return f"{source}:build_model" if source else "torchvision.models:resnet50"
+    source, _, name = text.partition(":")
+    return f"{source or 'package.module'}:{name or 'build_model'}"
 
 
 def _import_module(name: str, option: str) -> ModuleType:
@@ -134,17 +132,23 @@ def _attribute(module: ModuleType, source: str, name: str, option: str) -> Any:
         try:
             value = getattr(value, part)
         except AttributeError as e:
-            names = [known for known in dir(value) if not known.startswith("_")]
-            close = difflib.get_close_matches(part, names)
-            own = [known for known in names if _is_own(value, known)]
             raise UsageError(
                 f"{option}: {done!r} has no {part!r}",
                 expected="the name of a function, a class or an object in it",
-                got=f"{part!r}; it has {', '.join(own[:8])}" if own else repr(part),
-                fix=f"did you mean {' or '.join(close)}?" if close else "check the name",
+                got=repr(part),
+                fix=_suggestion(value, part),
             ) from e
         done = f"{done}:{part}" if done == source else f"{done}.{part}"
     return value
+
+
+def _suggestion(owner: Any, name: str) -> str:
+    names = [known for known in dir(owner) if not known.startswith("_")]
+    close = difflib.get_close_matches(name, names)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    own = [known for known in names if _is_own(owner, known)]
+    return f"name one of its own: {', '.join(own[:8])}" if own else "check the name"
 
 
 def _is_own(owner: Any, name: str) -> bool:

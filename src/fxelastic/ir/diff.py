@@ -220,8 +220,8 @@ def _renamed(entries: _Entries, names: dict[str, str]) -> _Entries:
 
     def rename(value: str) -> str:
         head, separator, source = value.rpartition(" from ")
-        block, mark, index = source.partition("#")
-        return f"{head}{separator}{names.get(block, block)}{mark}{index}" if separator else value
+        block, output, i = source.partition(" output ")
+        return f"{head}{separator}{names.get(block, block)}{output}{i}" if separator else value
 
     return {
         key: [rename(value) for value in values] if key in _SOURCED else values

@@ -63,7 +63,9 @@ class Values:
         for block in partition.blocks:
             outputs = block_outputs(block)
             for i, name in enumerate(outputs):
-                self._sources[name] = f"{block.name}#{i}" if len(outputs) > 1 else block.name
+                self._sources[name] = (
+                    f"{block.name} output {i}" if len(outputs) > 1 else block.name
+                )
 
     def source(self, name: str) -> str:
         """Where a value comes from.
@@ -72,8 +74,8 @@ class Values:
             name: A value's name.
 
         Returns:
-            ``input x`` for an argument of the model; a block's name, with ``#i`` when the block
-            has several outputs; ``parameter layer.weight`` for a parameter or buffer.
+            ``input x`` for an argument of the model; a block's name, with ``output i`` when the
+            block has several; ``parameter layer.weight`` for a parameter or buffer.
         """
         if name in self._sources:
             return self._sources[name]
@@ -153,7 +155,8 @@ def _name_symbols(nodes: Any) -> dict[Any, Any]:
         value = node.meta.get("val")
         if not isinstance(value, torch.Tensor):
             continue
-        for size in value.shape:
+        sizes: tuple[Any, ...] = tuple(value.shape)
+        for size in sizes:
             if isinstance(size, int):
                 continue
             for symbol in sorted(size.node.expr.free_symbols, key=str):

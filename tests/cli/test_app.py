@@ -1,0 +1,237 @@
+"""What holds for every command: help, exit codes, errors, interruption."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import fxelastic as package
+from fxelastic.cli import export_main, main
+from fxelastic.cli.app import COMMANDS
+from fxelastic.errors import CaptureError, InternalError, PartitionError, UsageError
+from tests.cli.commands import ROOT, environment, fxelastic
+from tests.cli.conftest import Partitioner
+
+NAMES = [command.__name__.rpartition(".")[2] for command in COMMANDS]
+
+
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["--version"], ["explain", "--help"], ["check", "-h"]]
+)
+def test_help_imports_no_torch(argv: list[str]) -> None:
+    script = (
+        "import sys\nfrom fxelastic.cli import main\n"
+        f"code = main({argv!r})\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'\n"
+        "assert 'numpy' not in sys.modules, 'numpy was imported'\n"
+        "sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_has_help_with_an_example_and_its_exit_codes(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([name, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(rf"examples?:\n  fxelastic {name} \S+", out)
+    assert "exit codes: 0 " in out
+    for option in ("--json", "--quiet", "--debug"):
+        assert option in out
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for name in NAMES:
+        assert re.search(rf"^    {name} +\w", out, re.MULTILINE)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"fxelastic {package.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["nonsense"],
+        ["explain"],
+        ["explain", "model.py:build", "--nonsense"],
+        ["explain", "model.py:build", "--gamma", "much"],
+        ["check", "model.py:build"],
+    ],
+)
+def test_wrong_arguments_exit_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "usage: fxelastic" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UsageError("wrong", expected="a", got="b", fix="c"), 2),
+        (CaptureError("not captured", fix="pass example_inputs=..."), 1),
+        (PartitionError("not valid"), 1),
+    ],
+)
+def test_errors_are_messages_without_a_traceback(
+    partitioner: Partitioner, capsys: pytest.CaptureFixture[str], error: Exception, code: int
+) -> None:
+    partitioner.error = error
+    assert main(["explain", "model.py:build", "--quiet"]) == code
+    err = capsys.readouterr().err
+    assert f"fxelastic: error: {error}" in err
+    assert "Traceback" not in err
+    assert ("--example-input" in err) == isinstance(error, CaptureError)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("odd"), KeyError(), InternalError("odd")])
+def test_internal_errors_ask_for_a_report(
+    partitioner: Partitioner, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    partitioner.error = error
+    assert main(["explain", "model.py:build", "--quiet"]) == 1
+    err = capsys.readouterr().err
+    assert (
+        f"internal error: {error if isinstance(error, InternalError) else type(error).__name__}"
+        in err
+    )
+    assert "report" in err
+    assert "--debug" in err
+    assert "Traceback" not in err
+
+
+def test_debug_prints_the_traceback(
+    partitioner: Partitioner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    partitioner.error = ZeroDivisionError("odd")
+    assert main(["explain", "model.py:build", "--debug"]) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert "ZeroDivisionError: odd" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "code"),
+    [
+        (UsageError("wrong", expected="a", got="b", fix="c"), "usage", 2),
+        (CaptureError("not captured"), "failure", 1),
+        (ZeroDivisionError("odd"), "internal", 1),
+    ],
+)
+def test_errors_as_json(
+    partitioner: Partitioner,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    kind: str,
+    code: int,
+) -> None:
+    partitioner.error = error
+    assert main(["explain", "model.py:build", "--json"]) == code
+    report = json.loads(capsys.readouterr().out)
+    assert (report["schema"], report["kind"], report["exit_code"]) == (
+        "fxelastic.error/1",
+        kind,
+        code,
+    )
+    if kind == "usage":
+        assert [report[key] for key in ("what", "expected", "got", "fix")] == ["wrong", *"abc"]
+
+
+def test_interruption_is_one_line_and_130(
+    partitioner: Partitioner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    partitioner.error = KeyboardInterrupt()
+    assert main(["explain", "model.py:build", "--quiet"]) == 130
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "fxelastic: interrupted"
+
+
+def test_ctrl_c_of_a_real_process(folder: Path) -> None:
+    (folder / "slow.py").write_text(
+        "import time\n\ndef build():\n    open('started', 'w').close()\n    time.sleep(600)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fxelastic.cli", "explain", "slow.py:build"],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "started").exists() and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.rstrip().endswith("fxelastic: interrupted")
+    assert "Traceback" not in err
+
+
+def test_closed_pipe_is_silent(folder: Path) -> None:
+    """Symptom: ``fxelastic explain … | head`` ends in a BrokenPipeError traceback."""
+    script = (
+        "import fxelastic, sys\n"
+        "from tests.ir.hand_written import convolutional\n"
+        "from fxelastic.cli import main\n"
+        "fxelastic.partition = lambda *args, **kwargs: convolutional()\n"
+        "sys.exit(main(['explain', 'model.py:build', '--quiet']))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=folder,
+        env={**environment(), "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    err = process.stderr.read().decode()
+    assert process.wait(timeout=120) == 141
+    assert "Traceback" not in err
+    assert "BrokenPipe" not in err
+
+
+def test_commands_leave_the_import_path_as_it_was(partitioner: Partitioner) -> None:
+    before = list(sys.path)
+    assert main(["explain", "model.py:build", "--quiet"]) == 0
+    assert sys.path == before
+
+
+def test_commands_run_as_a_module(tmp_path: Path) -> None:
+    done = fxelastic("--version", cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stdout.startswith("fxelastic ")
+
+
+def test_export_says_that_it_is_not_there_yet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export_main(["model.py:build", str(tmp_path / "bundle")]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "not available in this release" in captured.err
+    assert not (tmp_path / "bundle").exists()
+    assert export_main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert "Not available in this release" in out
+    assert "fxelastic-export torchvision.models:resnet50 bundle/" in out
+    assert export_main([]) == 2

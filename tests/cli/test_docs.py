@@ -1,0 +1,128 @@
+"""docs/cli.md and docs/ci.md say what the commands do: every option, example and session."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fxelastic.cli import main
+from fxelastic.cli.app import build_parser
+from fxelastic.cli.explain_json import SCHEMA, report
+from tests.cli.commands import ROOT, environment
+from tests.ir.hand_written import tied
+
+CLI = (ROOT / "docs" / "cli.md").read_text("utf-8")
+CI = (ROOT / "docs" / "ci.md").read_text("utf-8")
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    (action,) = [
+        action
+        for action in build_parser()._actions
+        if isinstance(action, argparse._SubParsersAction)
+    ]
+    return dict(action.choices)
+
+
+def section(name: str) -> str:
+    """A page's text under a second-level title."""
+    return CLI.split(f"\n## {name}\n")[1].split("\n## ")[0]
+
+
+def fenced(text: str, info: str) -> list[str]:
+    return re.findall(rf"^```{info}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def lines_of_commands(text: str) -> list[str]:
+    """Every line that calls fxelastic in a console session or a CI job."""
+    found = re.findall(r"^(?:\$ |.*\brun: )(fxelastic .*)$", text, re.MULTILINE)
+    return [line.partition(" | ")[0].partition(" > ")[0] for line in found]
+
+
+@pytest.mark.parametrize("name", list(commands()))
+def test_every_option_is_documented_and_no_other(name: str) -> None:
+    documented = re.findall(r"^\| `([^`]+)` \|", section(name), re.MULTILINE)
+    parser = commands()[name]
+    actual = []
+    for action in parser._actions:
+        if isinstance(action, argparse._HelpAction):
+            continue
+        value = action.metavar if action.nargs != 0 else ""
+        if action.nargs == "?":
+            value = f"[{value}]"
+        actual.append(" ".join([*action.option_strings[-1:], str(value)]).strip())
+    assert sorted(documented) == sorted(actual)
+
+
+@pytest.mark.parametrize("line", [*lines_of_commands(CLI), *lines_of_commands(CI)])
+def test_every_command_line_is_accepted_by_the_parser(line: str) -> None:
+    arguments = build_parser().parse_args(shlex.split(line)[1:])
+    assert hasattr(arguments, "run")
+
+
+def test_there_are_command_lines() -> None:
+    assert len(lines_of_commands(CLI)) >= 5
+    assert len(lines_of_commands(CI)) >= 4
+
+
+def test_sessions_print_what_the_page_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (model,) = fenced(CLI, "python")
+    (tmp_path / "my_model.py").write_text(model)
+    shown = 0
+    for block in fenced(CLI, "console"):
+        command, _, expected = block.partition("\n")
+        if not expected:
+            continue
+        shown += 1
+        code = main(shlex.split(command)[2:])
+        assert capsys.readouterr().out == expected, command
+        assert code == ("depth=4" in command)
+    assert shown == 4
+    (golden,) = fenced(CLI, "text")
+    assert (tmp_path / "golden" / "net.txt").read_text() == golden
+
+
+def test_json_fields_are_documented() -> None:
+    (row,) = re.findall(rf"^\| `{SCHEMA}` \| (.*) \|$", CLI, re.MULTILINE)
+    assert ["schema", *re.findall(r"`(\w+)`", row)] == list(report(tied()))
+
+
+def test_the_recipe_for_pytest_works(tmp_path: Path) -> None:
+    conftest, test = fenced(CI, "python")
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "conftest.py").write_text(conftest)
+    (tmp_path / "tests" / "test_partition.py").write_text(test)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+
+    def pytest_run(*argv: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *argv],
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    updated = pytest_run("--update-golden")
+    assert updated.returncode == 0, updated.stdout
+    files = sorted(path.name for path in (tmp_path / "tests" / "golden").iterdir())
+    assert files == ["small.txt", "wide.txt"]
+    same = pytest_run()
+    assert same.returncode == 0, same.stdout
+    (tmp_path / "tests" / "golden" / "small.txt").unlink()
+    changed = test.replace("(8, 64)", "(8, 32)").replace("(64, 4)", "(32, 4)")
+    (tmp_path / "tests" / "test_partition.py").write_text(changed)
+    drifted = pytest_run()
+    assert "there is no golden file" in drifted.stdout
+    assert drifted.returncode == 1
+    assert "is not the golden one" in drifted.stdout
