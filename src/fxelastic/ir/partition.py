@@ -99,7 +99,7 @@ class Partition:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the blocks in order: the model's own arguments in, its own result out."""
         leaves = self.signature.flatten_arguments(args, kwargs)
-        check_tensors(self.signature.inputs, leaves)
+        check_tensors([n for n in self.graph.nodes if n.op == "placeholder"], leaves)
         values: dict[str, Any] = dict(zip(self.signature.inputs, leaves, strict=True))
         for block in self.blocks:
             operands = [values[name] for name in (*block.inputs, *block.context)]

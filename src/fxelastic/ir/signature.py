@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import fx
 
 from fxelastic.errors import UsageError
 from fxelastic.ir import trees
@@ -75,13 +77,38 @@ def normalise_arguments(
     return {name: bound[name] for name in ordered + rest}
 
 
-def check_tensors(names: tuple[str, ...], values: list[Any]) -> None:
-    """Refuse anything but tensors where the graph expects tensors."""
-    for name, value in zip(names, values, strict=True):
+def check_tensors(captured: Sequence[fx.Node], values: list[Any]) -> None:
+    """Refuse inputs that differ from the captured ones in more than the batch size.
+
+    Args:
+        captured: The graph's placeholders, with ``meta["val"]``.
+        values: The inputs of a call, in the same order.
+
+    Raises:
+        UsageError: One is no tensor, or has another dtype or another fixed size.
+    """
+    for node, value in zip(captured, values, strict=True):
+        like = node.meta["val"]
         if not isinstance(value, torch.Tensor):
             raise UsageError(
-                f"input {name!r} is not a tensor",
+                f"input {node.name!r} is not a tensor",
                 expected="a torch.Tensor",
                 got=type(value).__name__,
                 fix="convert it with torch.as_tensor(...)",
             )
+        sizes = zip(like.shape, value.shape, strict=False)
+        fits = like.dim() == value.dim() and all(
+            isinstance(expected, torch.SymInt) or expected == size for expected, size in sizes
+        )
+        if not fits or value.dtype != like.dtype:
+            raise UsageError(
+                f"input {node.name!r} has another shape or dtype than the one captured",
+                expected=_describe(like),
+                got=_describe(value),
+                fix="capture again with example_inputs like these",
+            )
+
+
+def _describe(value: torch.Tensor) -> str:
+    sizes = ["N" if isinstance(size, torch.SymInt) else str(size) for size in value.shape]
+    return f"{str(value.dtype).removeprefix('torch.')}[{', '.join(sizes)}]"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
+from collections.abc import Iterator
 
 from torch import fx
 
@@ -53,6 +56,29 @@ def partition_graph(traced: Traced, gamma: float, fusion: FusionRules) -> Partit
         PartitionError: The result breaks an invariant (a bug in this package).
     """
     check_gamma(gamma)
+    with _collector_paused():
+        partition = _partition(traced, gamma, fusion)
+    partition.verify()
+    return partition
+
+
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Switch cyclic garbage collection off for the time of a partition.
+
+    All that is made here stays alive until the end, so collecting finds nothing; on 16k operators
+    it cost a third of the time, and the more the larger the graph (measured).
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _partition(traced: Traced, gamma: float, fusion: FusionRules) -> Partition:
     flow = analyse_flow(traced.graph_module)
     separated = separate_mixtures(traced, flow)
     if separated is not None:
@@ -78,7 +104,7 @@ def partition_graph(traced: Traced, gamma: float, fusion: FusionRules) -> Partit
     find_rule = _rule_finder(fusion, flow)
     packs = pack_units(units, flow, cap, repeating, find_rule)
     result = assemble(traced, flow, packs, cap, find_rule)
-    partition = Partition(
+    return Partition(
         graph_module=result.graph_module,
         blocks=result.blocks,
         gamma=float(gamma),
@@ -92,8 +118,6 @@ def partition_graph(traced: Traced, gamma: float, fusion: FusionRules) -> Partit
         opaque=traced.opaque,
         warnings=traced.warnings,
     )
-    partition.verify()
-    return partition
 
 
 def _count(flow: Flow) -> int:
