@@ -120,7 +120,12 @@ def _declared(model: nn.Module) -> Iterator[tuple[str, Arguments]]:
     if isinstance(dummy, Mapping):
         accepted = inspect.signature(model.forward).parameters
         if all(name in accepted for name in dummy):
-            yield "dummy_inputs", _normalise(_move(dict(dummy), device))
+            inputs = _move(dict(dummy), device)
+            yield "dummy_inputs", ((), inputs)
+            if "decoder_input_ids" in accepted and "input_ids" in inputs:
+                # Encoder-decoder models whose dummy inputs feed the encoder only.
+                inputs = inputs | {"decoder_input_ids": inputs["input_ids"]}
+                yield "dummy_inputs and decoder_input_ids", ((), inputs)
     for attribute in ("pretrained_cfg", "default_cfg"):
         config = getattr(model, attribute, None)
         size = _lookup(config, "input_size")

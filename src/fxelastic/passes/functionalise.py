@@ -48,8 +48,9 @@ def functionalise_simple(graph: fx.Graph) -> bool:
         if not _same_kind(new, value):
             return False
         position[new] = position[node]
-        memory[new] = -len(memory) - 1
-        sharers[memory[new]] = [new]
+        # Views of what the operator returned were traced as views of the old memory.
+        memory[new] = memory[value]
+        sharers[memory[new]].append(new)
         node.replace_all_uses_with(new)
         for reader in list(value.users):
             if reader not in (node, new) and position[reader] > position[node]:
