@@ -20,7 +20,7 @@ from fxelastic.passes.arguments import resolve_arguments
 from fxelastic.passes.casts import drop_idle_casts
 from fxelastic.passes.check_capture import check_capture
 from fxelastic.passes.clone import clone_for_capture
-from fxelastic.passes.export import Exported
+from fxelastic.passes.export import Exported, quiet
 from fxelastic.passes.functionalise import functionalise_simple
 from fxelastic.passes.normalise import normalise
 from fxelastic.passes.opaque import export_with_opaque, restore_opaque
@@ -174,7 +174,8 @@ def _functional_graph(exported: Exported, model: nn.Module, signature: Signature
     if functionalise_simple(result.graph):
         return result
     logger.info("in-place writes through views: re-tracing with torch's functionalisation")
-    functional = exported.program.run_decompositions({})
+    with quiet():
+        functional = exported.program.run_decompositions({})
     written = functional.graph_signature.buffers_to_mutate
     if written:
         raise CaptureError(

@@ -117,7 +117,7 @@ def _export(
 ) -> tuple[ExportedProgram, trees.Tree]:
     flat = Flat(model, tree, n_positional)
     shapes = tuple({0: dimension} if i in batched else None for i in range(len(leaves)))
-    with _quiet():
+    with quiet():
         program = torch.export.export(
             flat, tuple(leaves), dynamic_shapes={"leaves": shapes}, strict=False
         )
@@ -135,7 +135,7 @@ def _is_dynamic(program: ExportedProgram) -> bool:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the warnings of tracing: none is about something the user did."""
     loggers = [logging.getLogger(name) for name in ("torch.export", "torch.fx.experimental")]
     levels = [log.level for log in loggers]

@@ -24,6 +24,7 @@ class Kept:
 
     value: fx.Node
     reason: str
+    openable: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def _from_unit(unit: Unit, flow: Flow, repeating: frozenset[str]) -> Pack:
     home = next((key for key in reversed(path) if key in repeating), None)
     kept = ()
     if len(unit.nodes) > 1 and unit.reason and not unit.glue and len(unit.writes) == 1:
-        kept = (Kept(unit.writes[0], f"region not opened: {unit.reason}"),)
+        kept = (Kept(unit.writes[0], f"region not opened: {unit.reason}", unit.openable),)
     return Pack(
         unit.nodes,
         unit.reads,

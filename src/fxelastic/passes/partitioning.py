@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import fx
 
@@ -17,7 +17,7 @@ from fxelastic.ir.traced import Traced
 from fxelastic.passes.assemble import assemble
 from fxelastic.passes.flow import Flow, analyse_flow
 from fxelastic.passes.mixtures import separate_mixtures
-from fxelastic.passes.packing import FindRule, pack_units
+from fxelastic.passes.packing import FindRule, Pack, pack_units
 from fxelastic.passes.regions import find_units
 from fxelastic.passes.repeats import repeating_units
 from fxelastic.passes.splits import expand_splits
@@ -103,6 +103,11 @@ def _partition(traced: Traced, gamma: float, fusion: FusionRules) -> Partition:
         units = find_units(flow, cap, repeating)
     find_rule = _rule_finder(fusion, flow)
     packs = pack_units(units, flow, cap, repeating, find_rule)
+    opened: frozenset[fx.Node] = frozenset()
+    while more := _to_open(packs, cap) - opened:
+        opened |= more
+        units = find_units(flow, cap, repeating, opened)
+        packs = pack_units(units, flow, cap, repeating, find_rule)
     result = assemble(traced, flow, packs, cap, find_rule)
     return Partition(
         graph_module=result.graph_module,
@@ -117,6 +122,17 @@ def _partition(traced: Traced, gamma: float, fusion: FusionRules) -> Partition:
         model_name=traced.model_name,
         opaque=traced.opaque,
         warnings=traced.warnings,
+    )
+
+
+def _to_open(packs: Sequence[Pack], cap: float) -> frozenset[fx.Node]:
+    """Regions that fit the cap alone, but not together with what is fused to them."""
+    return frozenset(
+        kept.value
+        for pack in packs
+        if not pack.glue and pack.n_params > cap
+        for kept in pack.kept
+        if kept.openable
     )
 
 

@@ -20,6 +20,8 @@ from fxelastic.passes.dominators import immediate_dominators
 from fxelastic.passes.flow import Flow
 from fxelastic.passes.repeats import instance_path
 
+_FITS = "fit the cap"
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -32,6 +34,7 @@ class Unit:
             different ways.
         glue: Whether it joins or splits streams and is never replaced.
         reason: Why this is glue, or why it is not split further; empty for a single operator.
+        openable: Whether it is whole only because it fits the cap.
         n_params: Elements of the distinct parameters read.
     """
 
@@ -40,6 +43,7 @@ class Unit:
     writes: tuple[fx.Node, ...]
     glue: bool
     reason: str
+    openable: bool
     n_params: int
 
 
@@ -68,20 +72,23 @@ class _Graph:
     last_reader: list[int] = field(default_factory=list)
 
 
-def find_units(flow: Flow, cap: float, units: frozenset[str]) -> list[Unit]:
+def find_units(
+    flow: Flow, cap: float, units: frozenset[str], opened: frozenset[fx.Node] = frozenset()
+) -> list[Unit]:
     """Split the stream into the smallest pieces that the packing may join again.
 
     Args:
         flow: The classified graph.
         cap: Most parameters that a region may hold without being opened.
         units: Instances of the repeating units.
+        opened: Last values of regions to open although they fit the cap.
 
     Returns:
         The pieces in an order in which they can be executed; the pieces of an opened region are
         contiguous.
     """
     graph = _build(flow)
-    return _Search(graph, flow, cap, units).run()
+    return _Search(graph, flow, cap, units, opened).run()
 
 
 def _build(flow: Flow) -> _Graph:
@@ -139,7 +146,15 @@ def _live(members: tuple[fx.Node, ...], flow: Flow) -> tuple[fx.Node, ...]:
 
 
 class _Search:
-    def __init__(self, graph: _Graph, flow: Flow, cap: float, units: frozenset[str]) -> None:
+    def __init__(
+        self,
+        graph: _Graph,
+        flow: Flow,
+        cap: float,
+        units: frozenset[str],
+        opened: frozenset[fx.Node],
+    ) -> None:
+        self._opened = opened
         self._graph = graph
         self._flow = flow
         self._cap = cap
@@ -253,9 +268,9 @@ class _Search:
         if len(holding) > 1 and len(instances) > 1:
             return None
         size = self._size(region)
-        if size > self._cap:
+        if size > self._cap or self._graph.vertices[last].values[0] in self._opened:
             return self._inseparable(region)
-        return f"{size} parameters between its one input and its one output fit the cap"
+        return f"{size} parameters between its one input and its one output {_FITS}"
 
     def _inseparable(self, region: list[int]) -> str | None:
         """Why a region above the cap can't be opened: its piece would be no block."""
@@ -291,6 +306,7 @@ class _Search:
                 _live(tuple(nodes), self._flow),
                 glue,
                 reason,
+                reason.endswith(_FITS),
                 self._size(region),
             )
         )
