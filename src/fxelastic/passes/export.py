@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Iterator
@@ -136,10 +137,14 @@ def _is_dynamic(program: ExportedProgram) -> bool:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the warnings of tracing: none is about something the user did."""
+    """Silence the warnings of tracing: none is about something the user did.
+
+    On a failure torch.export prints the half-traced graph to stderr; that goes to the debug log.
+    """
     loggers = [logging.getLogger(name) for name in ("torch.export", "torch.fx.experimental")]
     levels = [log.level for log in loggers]
-    with warnings.catch_warnings():
+    printed = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stderr(printed):
         warnings.simplefilter("ignore")
         try:
             for log in loggers:
@@ -148,6 +153,8 @@ def quiet() -> Iterator[None]:
         finally:
             for log, level in zip(loggers, levels, strict=True):
                 log.setLevel(level)
+            if printed.getvalue().strip():
+                logger.debug("torch.export printed: %s", printed.getvalue())
 
 
 def _reason(e: Exception) -> str:
