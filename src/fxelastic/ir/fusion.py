@@ -45,6 +45,8 @@ class FusionRule:
         soft: Whether a boundary may separate the pair. It is then listed and paid for.
         constant_operand: Whether the consumer's other tensor operands must be constants
             (parameters, buffers, numbers), as with a scale that is folded into the weights.
+        constant_producer: Whether all but one of the producer's tensor operands must be constants,
+            as with a factor that becomes an attribute of the matrix product that follows.
         reason: What fuses the pair in the framework, in one sentence.
     """
 
@@ -53,6 +55,7 @@ class FusionRule:
     consumer: frozenset[str]
     soft: bool = False
     constant_operand: bool = False
+    constant_producer: bool = False
     reason: str = ""
 
     def __post_init__(self) -> None:
@@ -87,15 +90,23 @@ class FusionRules:
             seen.add(rule.name)
 
     def match(
-        self, producer_op: object, consumer_op: object, other_is_constant: bool
+        self,
+        producer_op: object,
+        consumer_op: object,
+        other_is_constant: bool,
+        producer_is_constant: bool | None = None,
     ) -> FusionRule | None:
         """Find the rule that a producer and the only reader of its value fall under.
 
         Args:
-            producer_op: The operator that computes the value, or its name (see `canonical_operator`).
+            producer_op: The operator that computes the value, or its name, see
+                `canonical_operator`.
             consumer_op: The operator that reads it, or its name.
             other_is_constant: Whether all other tensor operands of the consumer are constants
                 (true when it has none).
+            producer_is_constant: The same for the producer: whether it has one tensor operand that
+                is no constant. When unknown (None), a rule that asks for it holds if it is soft
+                and not if it is hard: a pair too many is listed, but no cut is forbidden.
 
         Returns:
             The first hard rule that holds, else the first soft one, else None.
@@ -106,6 +117,9 @@ class FusionRules:
             if producer not in rule.producer or consumer not in rule.consumer:
                 continue
             if rule.constant_operand and not other_is_constant:
+                continue
+            known = rule.soft if producer_is_constant is None else producer_is_constant
+            if rule.constant_producer and not known:
                 continue
             if not rule.soft:
                 return rule

@@ -1,39 +1,56 @@
-"""What onnxruntime fuses at ``ORT_ENABLE_EXTENDED`` on CPU.
+"""What onnxruntime fuses at ``ORT_ENABLE_EXTENDED`` on CPU, fed by torch's ONNX exporter.
 
 Measured, not guessed: ``benchmarks/fusion_probe.py`` prints the table behind this file, and
 ``tests/backends/test_fusion_rules.py`` measures each rule again.
+
+A rule sees two operators and no shapes, so some hold more than what is fused (onnxruntime joins
+``linear`` and ``relu`` for matrices only, and what follows a ``batch_norm`` only if a convolution
+precedes it). That is harmless: the consumers of hard rules hold few parameters or none, and stay
+with their producers. Rules whose name ends in ``-kept`` fuse nothing today.
+
+Nor does a rule see more than two operators. onnxruntime also recognises whole subgraphs: a gelu,
+swish or normalisation that is written out in elementary operators. Their values have several
+readers, so that no boundary can lie on them; but the addition before a normalisation that is
+written out joins it too (SkipLayerNormalization), and no rule says so.
 """
 
 from __future__ import annotations
 
 from fxelastic.ir.fusion import FusionRule, FusionRules
 
-_CONV = frozenset({"aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.convolution"})
-_CONV_TRANSPOSE = frozenset(
-    {"aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d"}
+
+def _aten(names: str) -> frozenset[str]:
+    return frozenset(f"aten.{name}" for name in names.split())
+
+
+_CONV = _aten("conv1d conv2d conv3d convolution")
+_CONV_TRANSPOSE = _aten("conv_transpose1d conv_transpose2d conv_transpose3d")
+_GEMM = _aten("linear addmm")
+_MATMUL = _aten("matmul mm bmm baddbmm")
+_ADD = _aten("add sub")
+_SCALE = _aten("mul div")
+_PAD = _aten("pad constant_pad_nd")
+_POOL = _aten("max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d")
+_BATCH_NORM = _aten("batch_norm")
+_LAYER_NORM = _aten("layer_norm")
+_TRANSPOSE = _aten("transpose permute t swapaxes movedim")
+_RESHAPE = _aten(
+    "reshape view flatten unflatten squeeze unsqueeze channel_shuffle pixel_shuffle pixel_unshuffle"
 )
-_MATMUL = frozenset({"aten.linear", "aten.matmul", "aten.mm", "aten.bmm", "aten.addmm"})
-_NORM = frozenset({"aten.batch_norm"})
-_LAYER_NORM = frozenset({"aten.layer_norm", "aten.rms_norm"})
-_ADD = frozenset({"aten.add", "aten.sub"})
-_MUL = frozenset({"aten.mul", "aten.div"})
-_PAD = frozenset({"aten.pad", "aten.constant_pad_nd"})
-_POOL = frozenset({"aten.max_pool1d", "aten.max_pool2d", "aten.max_pool3d"})
-_ACTIVATION = frozenset(
-    {
-        "aten.relu",
-        "aten.relu6",
-        "aten.hardtanh",
-        "aten.clamp",
-        "aten.leaky_relu",
-        "aten.sigmoid",
-        "aten.tanh",
-        "aten.hardsigmoid",
-        "aten.hardswish",
-        "aten.silu",
-        "aten.gelu",
-    }
+_NO_OP = _aten(
+    "dropout feature_dropout alpha_dropout feature_alpha_dropout"
+    " contiguous clone detach alias to type_as"
 )
+
+_CONV_ACTIVATION = _aten(
+    "relu relu6 hardtanh clamp clamp_min clamp_max clip leaky_relu sigmoid tanh hardsigmoid"
+    " log_sigmoid"
+)
+_GEMM_ACTIVATION = _aten("relu leaky_relu sigmoid tanh hardsigmoid elu selu log_sigmoid gelu")
+_OTHER_ACTIVATION = _aten("hardswish silu elu selu celu gelu mish softplus prelu threshold")
+_ACTIVATION = _CONV_ACTIVATION | _GEMM_ACTIVATION | _OTHER_ACTIVATION
+
+_FUSED_PRODUCER = _CONV | _CONV_TRANSPOSE | _GEMM | _MATMUL | _ADD | _SCALE | _BATCH_NORM
 
 ONNXRUNTIME = FusionRules(
     "onnxruntime",
@@ -41,59 +58,156 @@ ONNXRUNTIME = FusionRules(
         FusionRule(
             "conv-bn",
             _CONV | _CONV_TRANSPOSE,
-            _NORM,
-            reason="ConvBNFusion folds the normalisation into the weights of the convolution.",
+            _BATCH_NORM,
+            reason="the exporter and ConvBNFusion fold a batch norm into the convolution's weights",
         ),
         FusionRule(
             "conv-activation",
-            _CONV | _CONV_TRANSPOSE,
-            _ACTIVATION,
-            reason="ConvActivationFusion makes both a FusedConv.",
-        ),
-        FusionRule(
-            "bn-activation",
-            _NORM,
-            _ACTIVATION,
-            reason="After a convolution, its normalisation and activation become one FusedConv.",
-        ),
-        FusionRule(
-            "add-activation",
-            _ADD,
-            _ACTIVATION,
-            reason="After a convolution, a residual add and its activation can join its kernel.",
+            _CONV,
+            _CONV_ACTIVATION,
+            reason="ConvActivationFusion makes a FusedConv of a convolution and its activation",
         ),
         FusionRule(
             "conv-constant",
             _CONV,
-            _ADD | _MUL,
+            _ADD | _SCALE,
             constant_operand=True,
-            reason="ConvMulFusion and ConvAddFusion fold a constant into the convolution.",
+            reason="ConvMulFusion and ConvAddFusion fold a constant into the convolution's weights",
         ),
         FusionRule(
             "pad-conv",
             _PAD,
             _CONV | _POOL,
-            reason="PadFusion makes the padding an attribute of the operator.",
+            reason="PadFusion makes the padding an attribute of the convolution or pooling",
         ),
         FusionRule(
-            "matmul-activation",
-            _MATMUL,
-            _ACTIVATION,
-            reason="GemmActivationFusion and BiasGeluFusion join the bias and the activation.",
+            "gemm-bn",
+            _GEMM | _MATMUL,
+            _BATCH_NORM,
+            reason="the exporter and MatMulBNFusion fold a batch norm into a matrix product",
+        ),
+        FusionRule(
+            "gemm-activation",
+            _GEMM,
+            _GEMM_ACTIVATION,
+            reason="GemmActivationFusion joins an activation to the product of two matrices, "
+            "BiasGeluFusion a gelu to the bias",
         ),
         FusionRule(
             "matmul-constant",
-            _MATMUL,
-            _ADD | _MUL,
+            _GEMM | _MATMUL,
+            _ADD | _SCALE,
             constant_operand=True,
-            reason="MatMulAddFusion and MatMulScaleFusion fold a constant into the product.",
+            reason="MatMulAddFusion makes a bias part of the product, MatMulScaleFusion a factor",
+        ),
+        FusionRule(
+            "transpose-matmul",
+            _TRANSPOSE | _aten("contiguous"),
+            _GEMM | _MATMUL,
+            reason="MatmulTransposeFusion makes the transposition an attribute of the product",
+        ),
+        FusionRule(
+            "bn-activation",
+            _BATCH_NORM,
+            _CONV_ACTIVATION | _GEMM_ACTIVATION,
+            reason="a batch norm goes into the convolution or product before it, whose activation "
+            "is then fused",
+        ),
+        FusionRule(
+            "bn-constant",
+            _BATCH_NORM,
+            _ADD | _SCALE,
+            constant_operand=True,
+            reason="a batch norm goes into the convolution before it, and so does a constant",
+        ),
+        FusionRule(
+            "bn-bn",
+            _BATCH_NORM,
+            _BATCH_NORM,
+            reason="a batch norm goes into the convolution before it, and so does a second one",
+        ),
+        FusionRule(
+            "constant-constant",
+            _ADD | _SCALE,
+            _ADD | _SCALE,
+            constant_operand=True,
+            reason="scale and shift both go into the convolution before them, and are part of a "
+            "normalisation that is written out",
+        ),
+        FusionRule(
+            "constant-bn",
+            _ADD | _SCALE,
+            _BATCH_NORM,
+            constant_producer=True,
+            reason="a constant goes into the convolution before it, and so does a batch norm",
+        ),
+        FusionRule(
+            "constant-activation",
+            _ADD | _SCALE,
+            _CONV_ACTIVATION | _GEMM_ACTIVATION,
+            reason="a bias or scale goes into the operator before it, whose activation is then "
+            "fused (BiasGelu, FusedConv, FusedGemm)",
+        ),
+        FusionRule(
+            "relu-clip",
+            _CONV_ACTIVATION,
+            _aten("clamp clamp_min clamp_max clip hardtanh relu relu6"),
+            reason="FuseReluClip makes one Clip of two bounds",
+        ),
+        FusionRule(
+            "layout-layout",
+            _TRANSPOSE | _RESHAPE | _aten("contiguous"),
+            _TRANSPOSE | _RESHAPE | _aten("mean select"),
+            reason="the transpose optimiser and ReshapeFusion merge changes of layout, and move "
+            "them into a reduction or selection",
+        ),
+        FusionRule(
+            "no-op-after",
+            _FUSED_PRODUCER | _TRANSPOSE | _RESHAPE,
+            _NO_OP,
+            reason="what computes nothing in eval mode is removed, and hides no fusion",
+        ),
+        FusionRule(
+            "no-op-before",
+            _NO_OP,
+            _BATCH_NORM | _CONV_ACTIVATION | _GEMM_ACTIVATION,
+            reason="what computes nothing in eval mode is removed, and hides no fusion",
+        ),
+        FusionRule(
+            "no-op-constant",
+            _NO_OP,
+            _ADD | _SCALE,
+            constant_operand=True,
+            reason="what computes nothing in eval mode is removed, and hides no fusion",
+        ),
+        FusionRule(
+            "activation-kept",
+            _FUSED_PRODUCER | _NO_OP,
+            _ACTIVATION,
+            reason="an activation has a kernel of its own here, but belongs to what it follows",
         ),
         FusionRule(
             "add-layer-norm",
-            _ADD,
+            _aten("add") | _NO_OP,
             _LAYER_NORM,
             soft=True,
-            reason="SkipLayerNormFusion joins a residual add and the normalisation that follows.",
+            reason="SkipLayerNormFusion joins an addition and the normalisation of its sum",
+        ),
+        FusionRule(
+            "matmul-add",
+            _GEMM | _MATMUL | _NO_OP,
+            _aten("add"),
+            soft=True,
+            reason="the addition may become part of a matrix product, or the product's bias part "
+            "of a SkipLayerNormalization that follows",
+        ),
+        FusionRule(
+            "scale-matmul",
+            _SCALE,
+            _GEMM | _MATMUL,
+            soft=True,
+            constant_producer=True,
+            reason="MatMulScaleFusion makes a numeric factor an attribute of the product",
         ),
     ),
 )

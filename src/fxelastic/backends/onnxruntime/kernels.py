@@ -67,6 +67,58 @@ def export_onnx(
     return program.model_proto
 
 
+def export_each(
+    pieces: Sequence[tuple[torch.nn.Module, Sequence[Any]]], dynamic_batch: bool = True
+) -> list[onnx.ModelProto]:
+    """Convert several modules in one go.
+
+    A conversion has a high fixed price, so the modules are converted side by side, with inputs
+    and outputs of their own, and taken apart afterwards.
+
+    Args:
+        pieces: Modules, each with its positional inputs (see `export_onnx`). Nothing but tensors
+            goes in and comes out.
+        dynamic_batch: See `export_onnx`.
+
+    Returns:
+        The models, in order.
+    """
+    with torch.no_grad():
+        counts = [len(_as_tuple(module(*inputs))) for module, inputs in pieces]
+    side_by_side = _SideBySide(pieces)
+    model = export_onnx(side_by_side, [x for _, inputs in pieces for x in inputs], dynamic_batch)
+    extractor = onnx.utils.Extractor(model)
+    inputs = [value.name for value in model.graph.input]
+    outputs = [value.name for value in model.graph.output]
+    models = []
+    for (_, example_inputs), count in zip(pieces, counts, strict=True):
+        reads, inputs = inputs[: len(example_inputs)], inputs[len(example_inputs) :]
+        computes, outputs = outputs[:count], outputs[count:]
+        models.append(extractor.extract_model(reads, computes))
+    return models
+
+
+class _SideBySide(torch.nn.Module):
+    """Modules that share nothing but the call."""
+
+    def __init__(self, pieces: Sequence[tuple[torch.nn.Module, Sequence[Any]]]) -> None:
+        super().__init__()
+        self.pieces = torch.nn.ModuleList([module for module, _ in pieces])
+        self.n_inputs = [len(inputs) for _, inputs in pieces]
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Call each with its own inputs."""
+        results: list[torch.Tensor] = []
+        for piece, count in zip(self.pieces, self.n_inputs, strict=True):
+            results += _as_tuple(piece(*inputs[:count]))
+            inputs = inputs[count:]
+        return tuple(results)
+
+
+def _as_tuple(result: torch.Tensor | Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    return (result,) if isinstance(result, torch.Tensor) else tuple(result)
+
+
 def optimised_kernels(model: onnx.ModelProto | str | os.PathLike[str]) -> Counter[str]:
     """Count the kernels that a model is optimised to on CPU at ``ORT_ENABLE_EXTENDED``.
 
