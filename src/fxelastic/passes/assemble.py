@@ -20,6 +20,7 @@ from fxelastic.passes.labels import block_label
 from fxelastic.passes.packing import FindRule, Pack
 from fxelastic.passes.repeats import instance_path
 from fxelastic.passes.sizes import size_from
+from fxelastic.passes.structure import STRUCTURAL
 
 
 @dataclass(frozen=True)
@@ -91,14 +92,13 @@ def _drafts(traced: Traced, flow: Flow, packs: Sequence[Pack]) -> list[_Draft]:
         nodes += [node for reader in pack.nodes for node in flow.attached.get(reader, ())]
         nodes += plan.absorbed.get(i, ())
         nodes.sort(key=position.__getitem__)
-        path = tuple(key for key in pack.path if not _is_structural(key))
-        label = block_label(_core(pack), path, pack.home, sizes)
-        drafts.append(_Draft(label, tuple(nodes), pack, path[-1] if path else ""))
+        if pack.home is not None and pack.home.startswith(STRUCTURAL):
+            label, calls = pack.home.replace(STRUCTURAL, "unit"), ()
+        else:
+            calls = pack.path
+            label = block_label(_core(pack), calls, pack.home, sizes)
+        drafts.append(_Draft(label, tuple(nodes), pack, calls[-1] if calls else ""))
     return drafts
-
-
-def _is_structural(key: str) -> bool:
-    return key.startswith("unit:")
 
 
 def _core(pack: Pack) -> list[fx.Node]:

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import logging
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,9 +19,9 @@ from fxelastic.ir.signature import Signature, normalise_arguments
 from fxelastic.ir.traced import Traced
 from fxelastic.passes.arguments import resolve_arguments
 from fxelastic.passes.casts import drop_idle_casts
-from fxelastic.passes.check_capture import check_capture
+from fxelastic.passes.check_capture import BatchFixedError, check_capture
 from fxelastic.passes.clone import clone_for_capture
-from fxelastic.passes.export import Exported, quiet
+from fxelastic.passes.export import WRAPPED, Exported, quiet
 from fxelastic.passes.functionalise import functionalise_simple
 from fxelastic.passes.normalise import normalise
 from fxelastic.passes.opaque import export_with_opaque, restore_opaque
@@ -51,7 +52,25 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Traced:
     clone = clone_for_capture(model)
     args, kwargs = _in_order(clone, *resolve_arguments(clone, example_inputs))
     _check_runs(clone, args, kwargs)
-    exported, opaque = export_with_opaque(clone, args, kwargs)
+    traced = _trace(model, clone, args, kwargs, dynamic=True)
+    try:
+        return check_capture(traced, clone, args, kwargs)
+    except BatchFixedError as e:
+        logger.info("the capture with a dynamic batch does not hold (%s)", e)
+        static = _trace(model, clone, args, kwargs, dynamic=False)
+        warning = f"the batch size is fixed to the example's: {e}"
+        static = dataclasses.replace(static, warnings=(warning,))
+        return check_capture(static, clone, args, kwargs)
+
+
+def _trace(
+    model: nn.Module,
+    clone: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dynamic: bool,
+) -> Traced:
+    exported, opaque = export_with_opaque(clone, args, kwargs, dynamic)
     signature = _signature(model, args, kwargs, exported)
     graph_module = _functional_graph(exported, model, signature)
     signature = dataclasses.replace(signature, inputs=_placeholders(graph_module))
@@ -59,7 +78,7 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Traced:
     drop_idle_casts(graph_module.graph)
     localise_sizes(graph_module.graph)
     graph_module.recompile()
-    traced = Traced(
+    return Traced(
         graph_module=graph_module,
         signature=signature,
         model_name=type(model).__name__,
@@ -69,7 +88,6 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Traced:
         unused_params=_unused(model, graph_module),
         warnings=_warnings(exported),
     )
-    return check_capture(traced, clone, args, kwargs, certain=exported.certain)
 
 
 def _check_model(model: Any) -> None:
@@ -179,7 +197,7 @@ def _functional_graph(exported: Exported, model: nn.Module, signature: Signature
     written = functional.graph_signature.buffers_to_mutate
     if written:
         raise CaptureError(
-            f"the model writes to its own state in forward: {', '.join(written.values())}",
+            f"the model writes to its own state in forward: {', '.join(_user_names(written.values()))}",
             expected="a model whose output depends on its inputs and weights alone",
             got="a buffer that changes with every call",
             fix="disable that bookkeeping (a counter, a cache) for inference",
@@ -190,6 +208,10 @@ def _functional_graph(exported: Exported, model: nn.Module, signature: Signature
 def _placeholders(graph_module: fx.GraphModule) -> tuple[str, ...]:
     """The inputs' names as fx has them: a name like ``input`` gets a number."""
     return tuple(node.name for node in graph_module.graph.nodes if node.op == "placeholder")
+
+
+def _user_names(names: Iterable[str]) -> list[str]:
+    return [name.removeprefix(f"{WRAPPED}.") for name in names]
 
 
 def _unused(model: nn.Module, graph_module: fx.GraphModule) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,49 +16,104 @@ from fxelastic.ir import trees
 from fxelastic.ir.traced import Traced
 from fxelastic.passes.batch import batch_leaves, with_batch_size
 
+logger = logging.getLogger(__name__)
+
+#: Largest relative difference that rounding explains.
+_TOLERANCE = 1e-3
+
+
+class BatchFixedError(Exception):
+    """The captured graph holds for the example's batch size only."""
+
 
 def check_capture(
-    traced: Traced, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], certain: bool
+    traced: Traced, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Traced:
-    """Run the model and its capture on the example inputs and compare.
+    """Run the model and its capture on the example inputs, at other batch sizes too, and compare.
 
     Args:
         traced: The capture.
         model: The clone that was captured.
         args: Positional example inputs.
         kwargs: Keyword example inputs.
-        certain: Whether torch proved the dynamic batch; otherwise other sizes are run too.
 
     Returns:
         The same capture, with a warning added where the results agree only approximately.
 
     Raises:
-        CaptureError: They differ.
+        CaptureError: They differ on the example inputs.
+        BatchFixedError: They differ at another batch size, or the capture does not run there.
     """
     leaves, tree = trees.flatten((args, kwargs))
-    batched = batch_leaves(leaves) if traced.dynamic_batch else []
-    sizes = [leaves[batched[0]].shape[0]] if batched else [None]
-    if batched and not certain:
-        sizes += [sizes[0] + 1, sizes[0] + 4]
     found = list(traced.warnings)
-    for size in sizes:
-        example = leaves if size is None else with_batch_size(leaves, batched, size)
-        worst = _difference(traced, model, tree, example)
-        if worst == 0:
-            continue
-        if worst > 1e-3:
-            if not _deterministic(model, tree, example):
-                found.append("the model is random in eval mode: its capture can't be compared")
-                break
-            raise CaptureError(
-                f"the captured graph of {traced.model_name} computes something else",
-                expected="the model's own result" + (f" at batch size {size}" if size else ""),
-                got=f"a relative difference of {worst:.1e}",
-                fix="look for state that forward() changes, or Python code that depends on values",
-            )
+    try:
+        worst = _difference(traced, model, tree, leaves)
+    except RuntimeError as e:
+        raise _mismatch(traced, f"{type(e).__name__}: {e}") from e
+    if worst > _TOLERANCE:
+        _refuse_state(traced, model, tree, leaves)
+        if _deterministic(model, tree, leaves):
+            raise _mismatch(traced, f"a relative difference of {worst:.1e}")
+        found.append("the model is random in eval mode: its capture can't be compared")
+        return dataclasses.replace(traced, warnings=tuple(found))
+    if traced.dynamic_batch:
+        worst = max(worst, _worst_at_other_sizes(traced, model, tree, leaves))
+    if worst:
         found.append(f"the capture agrees with the model to {worst:.0e}, not bit for bit")
-        break
     return dataclasses.replace(traced, warnings=tuple(found))
+
+
+def _worst_at_other_sizes(
+    traced: Traced, model: nn.Module, tree: trees.Tree, leaves: list[Any]
+) -> float:
+    batched = batch_leaves(leaves)
+    size = leaves[batched[0]].shape[0]
+    worst = 0.0
+    # One sample more, and a number with other divisors: graphs may have guessed at either.
+    for other in (size + 1, size + 4):
+        example = with_batch_size(leaves, batched, other)
+        try:
+            args, kwargs = trees.unflatten(tree, _copies(example))
+            _run(model, args, kwargs)
+        except Exception as e:  # noqa: BLE001  # the user's own code
+            logger.debug("the model itself does not run at batch size %d: %s", other, e)
+            continue
+        try:
+            difference = _difference(traced, model, tree, example)
+        except RuntimeError as e:
+            raise BatchFixedError(f"at batch size {other}, {type(e).__name__}: {e}") from e
+        if difference > _TOLERANCE:
+            raise BatchFixedError(f"at batch size {other} the capture computes something else")
+        worst = max(worst, difference)
+    return worst
+
+
+def _mismatch(traced: Traced, got: str) -> CaptureError:
+    return CaptureError(
+        f"the captured graph of {traced.model_name} computes something else",
+        expected="the model's own result on the example inputs",
+        got=got,
+        fix="look for state that forward() changes, or Python code that depends on values",
+    )
+
+
+def _refuse_state(traced: Traced, model: nn.Module, tree: trees.Tree, leaves: list[Any]) -> None:
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    args, kwargs = trees.unflatten(tree, _copies(leaves))
+    _run(model, args, kwargs)
+    after = dict(model.named_buffers())
+    changed = [
+        name
+        for name, buffer in before.items()
+        if name not in after or not torch.equal(buffer, after[name])
+    ]
+    if changed:
+        raise CaptureError(
+            f"{traced.model_name} writes to its own state in forward: {', '.join(changed)}",
+            expected="a model whose output depends on its inputs and weights alone",
+            got="a buffer that changes with every call",
+            fix="disable that bookkeeping (a counter, a cache) for inference",
+        )
 
 
 def _difference(traced: Traced, model: nn.Module, tree: trees.Tree, leaves: list[Any]) -> float:
@@ -75,7 +131,7 @@ def _deterministic(model: nn.Module, tree: trees.Tree, leaves: list[Any]) -> boo
     for _ in range(2):
         args, kwargs = trees.unflatten(tree, _copies(leaves))
         results.append(_run(model, args, kwargs)[0])
-    return all(_relative(a, b) <= 1e-3 for a, b in zip(*results, strict=True))
+    return all(_relative(a, b) <= _TOLERANCE for a, b in zip(*results, strict=True))
 
 
 def _run(function: Any, args: Any, kwargs: Any) -> tuple[list[Any], trees.Tree]:

@@ -58,19 +58,18 @@ class Exported:
         program: The exported program.
         result: Structure of the model's result.
         dynamic_batch: Whether the batch is dynamic.
-        certain: Whether torch proved that the graph holds for every batch size. Otherwise it
-            holds for the sizes that were tried.
         why_static: Why the batch is not dynamic, if it is not.
     """
 
     program: ExportedProgram
     result: trees.Tree
     dynamic_batch: bool
-    certain: bool
     why_static: str = ""
 
 
-def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exported:
+def export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool = True
+) -> Exported:
     """Export with the strictest batch handling that the model supports.
 
     Tried in turn: a proven dynamic batch, an inferred one (some reshapes leave guards that the
@@ -80,6 +79,7 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> E
         model: The model, safe to run.
         args: Positional example inputs.
         kwargs: Keyword example inputs.
+        dynamic: Whether to try for a dynamic batch.
 
     Returns:
         The first that succeeded.
@@ -90,7 +90,7 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> E
     leaves, tree = trees.flatten((args, kwargs))
     batched = batch_leaves(leaves)
     why_static = "no input has a batch dimension"
-    if batched:
+    if batched and dynamic:
         size = leaves[batched[0]].shape[0]
         example = with_batch_size(leaves, batched, size) if size > 1 else None
         example = example or with_batch_size(leaves, batched, 2)
@@ -102,10 +102,10 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> E
                 logger.debug("export with batch %s failed: %s", dimension, e)
                 continue
             if _is_dynamic(program):
-                return Exported(program, result, True, certain=dimension is not Dim.AUTO)
+                return Exported(program, result, dynamic_batch=True)
             why_static = "the model fixes the batch size"
     program, result = _export(model, tree, len(args), leaves, [], None)
-    return Exported(program, result, False, certain=True, why_static=why_static)
+    return Exported(program, result, dynamic_batch=False, why_static=why_static)
 
 
 def _export(

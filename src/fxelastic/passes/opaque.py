@@ -48,7 +48,7 @@ class OpaqueModule:
 
 
 def export_with_opaque(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool = True
 ) -> tuple[Exported, list[OpaqueModule]]:
     """Export, keeping what cannot be exported as opaque leaves.
 
@@ -56,6 +56,7 @@ def export_with_opaque(
         model: A clone of the user's model; its submodules are replaced during the call.
         args: Positional example inputs.
         kwargs: Keyword example inputs.
+        dynamic: Whether to try for a dynamic batch.
 
     Returns:
         The export, and the opaque modules that its graph calls.
@@ -67,7 +68,7 @@ def export_with_opaque(
     while True:
         try:
             with _operator(opaque), _replaced(model, opaque):
-                return export(model, args, kwargs), opaque
+                return export(model, args, kwargs, dynamic), opaque
         except Exception as e:  # torch.export raises dozens of types
             culprit = _innermost_module(e, model, opaque)
             if culprit is None or len(opaque) >= _MAX_OPAQUE:

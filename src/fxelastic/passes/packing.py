@@ -91,7 +91,7 @@ def _from_unit(unit: Unit, flow: Flow, repeating: frozenset[str]) -> Pack:
         parameters.update(flow.parameters[node])
     path = _common_path([instance_path(node) for node in unit.nodes])
     home = next((key for key in reversed(path) if key in repeating), None)
-    kept = ()
+    kept: tuple[Kept, ...] = ()
     if len(unit.nodes) > 1 and unit.reason and not unit.glue and len(unit.writes) == 1:
         kept = (Kept(unit.writes[0], f"region not opened: {unit.reason}", unit.openable),)
     return Pack(

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import fx
 
 from fxelastic.ir.flops import is_matrix_operator
@@ -107,8 +108,8 @@ def _mixes_channels(node: fx.Node) -> bool:
         return False
     weight = node.args[1] if len(node.args) > 1 else None
     value = weight.meta.get("val") if isinstance(weight, fx.Node) else None
-    shape = getattr(value, "shape", ())
-    return not ("conv" in str(node.target) and shape[1] == 1 and shape[0] > 1)
+    shape = list(value.shape) if isinstance(value, torch.Tensor) else []
+    return not ("conv" in str(node.target) and shape[1:2] == [1] and shape[0] > 1)
 
 
 def _numbered_units(

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 _MAX_PERIOD = 64
 
+#: How the names of such repetitions begin; no module path has a colon.
+STRUCTURAL = "unit:"
+
 
 def structural_units(kinds: Sequence[str]) -> list[str | None]:
     """Divide a sequence into the repetitions of its most covering pattern.
@@ -14,7 +17,7 @@ def structural_units(kinds: Sequence[str]) -> list[str | None]:
         kinds: What each element is; equal strings mean equal structure.
 
     Returns:
-        For each element the name of the repetition it belongs to (``unit0``, ``unit1``, …), or
+        For each element the name of the repetition it belongs to (``unit:0``, ``unit:1``, …), or
         None where nothing repeats.
     """
     homes: list[str | None] = [None] * len(kinds)
@@ -27,7 +30,7 @@ def structural_units(kinds: Sequence[str]) -> list[str | None]:
             continue
         for r in range(repeats):
             for i in range(period):
-                homes[start + r * period + i] = f"unit{count + r}"
+                homes[start + r * period + i] = f"{STRUCTURAL}{count + r}"
         count += repeats
         start += period * repeats
     return homes
