@@ -99,7 +99,8 @@ def main() -> int:
     for row in ratios:
         print(
             f"  {row['model']:9s} {row['operators']:5d} operators   "
-            f"capture {row['capture_s']:6.2f} s   partition {row['partition_s']:6.3f} s   ratio {row['ratio']:.3f}"
+            f"capture {row['capture_s']:6.2f} s   partition {row['partition_s']:6.3f} s   "
+            f"ratio {row['ratio']:.3f}"
         )
     print(f"growth on chains (bar: {SIZES[-1] // SIZES[0]}x the operators in {GROWTH_BAR:.0f}x)")
     for row in growth:

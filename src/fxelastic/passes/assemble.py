@@ -93,11 +93,10 @@ def _drafts(traced: Traced, flow: Flow, packs: Sequence[Pack]) -> list[_Draft]:
         nodes += plan.absorbed.get(i, ())
         nodes.sort(key=position.__getitem__)
         if pack.home is not None and pack.home.startswith(STRUCTURAL):
-            label, calls = pack.home.replace(STRUCTURAL, "unit"), ()
-        else:
-            calls = pack.path
-            label = block_label(_core(pack), calls, pack.home, sizes)
-        drafts.append(_Draft(label, tuple(nodes), pack, calls[-1] if calls else ""))
+            drafts.append(_Draft(pack.home.replace(STRUCTURAL, "unit"), tuple(nodes), pack, ""))
+            continue
+        label = block_label(_core(pack), pack.path, pack.home, sizes)
+        drafts.append(_Draft(label, tuple(nodes), pack, pack.path[-1] if pack.path else ""))
     return drafts
 
 
