@@ -196,9 +196,9 @@ def _functional_graph(exported: Exported, model: nn.Module, signature: Signature
         functional = exported.program.run_decompositions({})
     written = functional.graph_signature.buffers_to_mutate
     if written:
-        names = ", ".join(_user_names(written.values()))
+        buffers = ", ".join(_user_names(written.values()))
         raise CaptureError(
-            f"the model writes to its own state in forward: {names}",
+            f"the model writes to its own state in forward: {buffers}",
             expected="a model whose output depends on its inputs and weights alone",
             got="a buffer that changes with every call",
             fix="disable that bookkeeping (a counter, a cache) for inference",
