@@ -210,6 +210,32 @@ def test_closed_pipe_is_silent(folder: Path) -> None:
     assert "BrokenPipe" not in err
 
 
+def test_names_that_the_terminal_cannot_show_are_escaped(folder: Path) -> None:
+    """Symptom: UnicodeEncodeError where the locale is not UTF-8."""
+    script = (
+        "import fxelastic, sys\n"
+        "from dataclasses import replace\n"
+        "from tests.ir.hand_written import convolutional\n"
+        "from fxelastic.cli import main\n"
+        "made = replace(convolutional(), model_name='N\u00e4t')\n"
+        "fxelastic.partition = lambda *args, **kwargs: made\n"
+        "sys.exit(main(['explain', 'model.py:build', '--quiet']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=folder,
+        env={
+            **environment(),
+            "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
+            "PYTHONIOENCODING": "ascii",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(r"N\xe4t: 288 parameters")
+
+
 def test_commands_leave_the_import_path_as_it_was(partitioner: Partitioner) -> None:
     before = list(sys.path)
     assert main(["explain", "model.py:build", "--quiet"]) == 0

@@ -84,6 +84,16 @@ def test_a_renamed_block_is_not_a_changed_neighbour() -> None:
     assert diff.summary() == ["block renamed: stem -> root"]
 
 
+def test_a_block_of_the_same_content_elsewhere_is_not_a_renamed_one() -> None:
+    made = convolutional()
+    *others, head = made.blocks
+    copy = replace(made.blocks[2], name="copy")
+    without = tuple(block for block in others if block.name != "body")
+    diff = compare(replace(made, blocks=(*without, copy, head)))
+    assert diff.renamed == ()
+    assert (diff.vanished, diff.appeared) == (("body",), ("copy",))
+
+
 def test_moved_blocks() -> None:
     made = convolutional()
     diff = compare(replace(made, blocks=(made.blocks[1], made.blocks[0], *made.blocks[2:])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -71,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     import_path = list(sys.path)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that can't show a module's name gets it escaped, not a failure.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = args.run(args)
         sys.stdout.flush()

@@ -64,15 +64,19 @@ class TextDiff:
 
     @cached_property
     def renamed(self) -> tuple[tuple[str, str], ...]:
-        """Blocks that are the same but for their names: (golden, actual)."""
+        """Blocks that are the same but for their names: (golden, actual).
+
+        Many blocks of a model look alike, so a block of the same content is the same block only
+        where it stands between the same blocks as before.
+        """
         old, new = self._parsed
+        place_before, place_now = _places(old, new), _places(new, old)
         fresh = [name for name in new.blocks if name not in old.blocks]
         pairs = []
-        for name in old.blocks:
-            if name in new.blocks:
-                continue
+        for name, place in place_before.items():
             for other in fresh:
-                if _body(old.blocks[name]) == _body(new.blocks[other]):
+                same = _body(old.blocks[name]) == _body(new.blocks[other])
+                if same and place == place_now[other]:
                     pairs.append((name, other))
                     fresh.remove(other)
                     break
@@ -227,6 +231,18 @@ def _renamed(entries: _Entries, names: dict[str, str]) -> _Entries:
         key: [rename(value) for value in values] if key in _SOURCED else values
         for key, values in entries.items()
     }
+
+
+def _places(text: _Text, other: _Text) -> dict[str, int]:
+    """How many blocks that both texts have stand before each that only ``text`` has."""
+    places: dict[str, int] = {}
+    common = 0
+    for name in text.blocks:
+        if name in other.blocks:
+            common += 1
+        else:
+            places[name] = common
+    return places
 
 
 def _body(entries: _Entries) -> _Entries:
