@@ -63,9 +63,7 @@ class Values:
         for block in partition.blocks:
             outputs = block_outputs(block)
             for i, name in enumerate(outputs):
-                self._sources[name] = (
-                    f"{block.name} output {i}" if len(outputs) > 1 else block.name
-                )
+                self._sources[name] = f"{block.name} output {i}" if len(outputs) > 1 else block.name
 
     def source(self, name: str) -> str:
         """Where a value comes from.
