@@ -314,8 +314,10 @@ def _with_structural_homes(packs: list[Pack], joiner: _Joiner) -> list[Pack]:
             result += group
             continue
         homes = structural_units([_kind(pack) for pack in group])
+        weighty = {home for pack, home in zip(group, homes, strict=True) if pack.parameters}
         for pack, home in zip(group, homes, strict=True):
-            result.append(replace(pack, home=home, path=(home,) if home else ()))
+            unit = home if home in weighty else None
+            result.append(replace(pack, home=unit, path=(unit,) if unit else ()))
     return result
 
 

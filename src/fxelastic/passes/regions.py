@@ -246,8 +246,8 @@ class _Search:
                 return None
         if len(graph.vertices[last].values) != 1:
             return None
-        if entry == 0 and len(self._reads(inside)) > 1:
-            return None
+        if len(self._reads(inside)) > 1:
+            return None  # several inputs of the model, or several results of one operator
         return sorted(inside)
 
     def _keeps_together(self, region: list[int], last: int) -> str | None:
