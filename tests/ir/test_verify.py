@@ -60,25 +60,39 @@ def test_producer_with_two_readers_may_be_cut() -> None:
     verify(returning(cut, "logits", "body_conv"))
 
 
-def _scaled(constant: bool) -> Partition:
+def _scaled(operand: str) -> Partition:
     """A linear layer and, in the next block, the product of its value with something."""
     b = Builder()
     x = b.input("x", 2, 4)
     linear = b.call("linear", aten.linear.default, x, b.parameter("w", 4, 4))
-    other = b.hold("scale", torch.empty(4, device="meta")) if constant else linear
+    nodes: tuple[str, ...] = ("product",)
+    context: tuple[str, ...] = ()
+    if operand == "itself":
+        other = linear
+    elif operand == "an input":
+        other, context = b.input("scale", 4), ("scale",)
+    else:
+        other = b.hold("scale", torch.empty(4, device="meta"))
+        if operand == "computed from a weight":
+            other, nodes = b.call("double", aten.add.Tensor, other, other), ("double", "product")
     product = b.call("product", aten.mul.Tensor, linear, other)
     return b.partition(
         (product,),
         Block("a", "basic", ("linear",), 16, "x", "linear", (), ("x",), ("linear",), params=("w",)),
-        Block("b", "basic", ("product",), 0, "linear", "product", (), ("linear",), ("product",)),
+        Block("b", "basic", nodes, 0, "linear", "product", context, ("linear",), ("product",)),
         gamma=1.0,
     )
 
 
-def test_rule_for_constant_operands() -> None:
+@pytest.mark.parametrize("operand", ["a weight", "computed from a weight"])
+def test_rule_for_constant_operands_matches(operand: str) -> None:
     with pytest.raises(PartitionError, match="rule 'linear-mul'"):
-        verify(_scaled(constant=True))
-    verify(_scaled(constant=False))
+        verify(_scaled(operand))
+
+
+@pytest.mark.parametrize("operand", ["itself", "an input"])
+def test_rule_for_constant_operands_does_not_match(operand: str) -> None:
+    verify(_scaled(operand))
 
 
 def test_tied_parameters_under_two_names_count_once() -> None:

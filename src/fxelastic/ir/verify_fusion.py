@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,6 +29,7 @@ def check_fusion(partition: Partition, layout: Layout) -> None:
     for fusion in partition.soft_fusions:
         _check_listed(partition, layout, fusion)
     listed = {(fusion.producer, fusion.consumer) for fusion in partition.soft_fusions}
+    constants = _constants(layout)
     for producer in layout.order:
         if len(producer.users) != 1:
             continue
@@ -36,7 +38,9 @@ def check_fusion(partition: Partition, layout: Layout) -> None:
         if reader is None or source == reader:
             continue
         rule = partition.fusion.match(
-            _operator(producer), _operator(consumer), _others_constant(producer, consumer)
+            _operator(producer),
+            _operator(consumer),
+            _others_constant(producer, consumer, constants),
         )
         if rule is not None:
             where = f"blocks {partition.blocks[source].name!r} | {partition.blocks[reader].name!r}"
@@ -85,14 +89,26 @@ def _operator(node: fx.Node) -> str:
     return str(node.target)
 
 
-def _others_constant(producer: fx.Node, consumer: fx.Node) -> bool:
+def _constants(layout: Layout) -> AbstractSet[fx.Node]:
+    """Values that every call computes alike: weights, and what is computed from them alone.
+
+    A size is none, even where an input's shape is all that it depends on.
+    """
+    found = {node for node in layout.nodes.values() if node.op == "get_attr"}
+    for node in layout.order:
+        if found.issuperset(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _others_constant(producer: fx.Node, consumer: fx.Node, constants: AbstractSet[fx.Node]) -> bool:
     """Whether the producer's value is the consumer's only operand that is not a constant."""
-    varying: list[fx.Node] = []
+    others: list[fx.Node] = []
 
     def visit(operand: fx.Node) -> fx.Node:
-        if operand.op != "get_attr":
-            varying.append(operand)
+        others.append(operand)
         return operand
 
     fx.map_arg((consumer.args, consumer.kwargs), visit)
-    return varying == [producer]
+    others.remove(producer)
+    return all(other in constants for other in others)
