@@ -36,7 +36,8 @@ class Block:
         context: Context values read, in order of first use: names of placeholders or of values
             that a ``context`` block computes.
         inputs: All stream values read; more than one only in ``glue``.
-        outputs: All values that others read; more than one only in ``context``.
+        outputs: All values that others read; more than one only in ``context``, and in ``glue``
+            that is one operator with several results.
         params: Names of the parameters counted in ``n_params``.
         shared_params: Names of parameters that the block reads and an earlier block counts.
         flops: Floating point operations of one sample (batch size 1), multiply and add counted

@@ -10,7 +10,6 @@ import torch
 from torch import fx
 
 from fxelastic.errors import PartitionError
-from fxelastic.ir.verify_dependence import is_number
 from fxelastic.ir.verify_layout import Layout
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def find_crossings(partition: Partition, layout: Layout) -> Crossings:
                 escapes[producer].setdefault(value, where)
     for value in layout.results:
         if value in layout.owner:
-            if not is_number(value):  # a model may return its batch size
+            if not isinstance(value.meta["val"], (int, torch.SymInt)):  # it may return a size
                 _check_crosses(partition, layout, value, "the model's result")
             escapes[layout.owner[value]].setdefault(value, "the model's result")
     return Crossings(tuple(reads), tuple(escapes))

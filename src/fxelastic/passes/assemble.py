@@ -265,9 +265,9 @@ def _reason(pack: Pack | None, n_params: int, cap: float) -> str:
         return pack.reason
     if n_params <= cap:
         return ""
-    fused = [kept.reason for kept in pack.kept if kept.reason.startswith("fused by")]
+    fused = dict.fromkeys(kept.rule for kept in pack.kept if kept.rule)
     if fused:
-        return "cannot be split below the cap: " + fused[0]
+        return f"cannot be split below the cap: fused ({', '.join(fused)})"
     weighty = [node.name for node in pack.nodes if node_flops(node) or node.op == "call_module"]
     if pack.reason and len(pack.nodes) > 1:
         return f"cannot be split below the cap: {pack.reason}"
@@ -300,9 +300,9 @@ def _soft_fusions(
                 continue
             beyond = packs[home[readers[0]]]
             if rule.soft:
-                reason = rule.reason
+                reason = "no other cut was possible"
             elif pack.glue or beyond.glue:
-                reason = f"a region above the cap was opened; {rule.reason}"
+                reason = "a region above the cap was opened"
             else:
                 raise InternalError(f"the cut at {value.name} separates a pair of {rule.name}")
             found.append(SoftFusion(rule.name, copies[value].name, copies[readers[0]].name, reason))

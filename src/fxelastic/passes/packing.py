@@ -20,11 +20,19 @@ FindRule = Callable[[fx.Node, fx.Node], FusionRule | None]
 
 @dataclass(frozen=True)
 class Kept:
-    """A value at which a block could have been cut, and why it was not."""
+    """A value at which a block could have been cut, and why it was not.
+
+    Attributes:
+        value: The value.
+        reason: Why, in words.
+        openable: Whether it ends a region that is whole only because it fits the cap.
+        rule: Name of the fusion rule, where one is the reason.
+    """
 
     value: fx.Node
     reason: str
     openable: bool = False
+    rule: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,7 +142,7 @@ class _Joiner:
         inside = set(reader.nodes)
         return all(node in inside for node in self.flow.readers[value])
 
-    def join(self, packs: Sequence[Pack], reason: str) -> Pack:
+    def join(self, packs: Sequence[Pack], reason: str, rule: str = "") -> Pack:
         """One pack of several that can be joined; the cuts between them are noted."""
         if len(packs) == 1:
             return packs[0]
@@ -144,7 +152,7 @@ class _Joiner:
             parameters.update(pack.parameters)
             kept += pack.kept
             if i + 1 < len(packs):
-                kept.append(Kept(pack.writes[0], reason))
+                kept.append(Kept(pack.writes[0], reason, rule=rule))
         homes = {pack.home for pack in packs if pack.parameters}
         return Pack(
             tuple(node for pack in packs for node in pack.nodes),
@@ -285,9 +293,9 @@ def _join_fused(packs: list[Pack], joiner: _Joiner, find_rule: FindRule) -> list
         if rule is None:
             result.append(pack)
         elif joiner.can_join(previous, pack):
-            result[-1] = joiner.join([previous, pack], f"fused by {rule.name}: {rule.reason}")
+            result[-1] = joiner.join([previous, pack], f"fused: {rule.reason}", rule.name)
         elif joiner.extends_glue(previous, pack):
-            joined = joiner.join([previous, pack], f"fused by {rule.name}: {rule.reason}")
+            joined = joiner.join([previous, pack], f"fused: {rule.reason}", rule.name)
             result[-1] = replace(joined, glue=True, reason=previous.reason)
         else:
             result.append(pack)

@@ -93,7 +93,7 @@ def _partition(traced: Traced, gamma: float, fusion: FusionRules) -> Partition:
             fix="partition the part of the system that has weights",
         )
     cap = gamma * n_params * (1 + 1e-9)
-    repeating = repeating_units(flow.stream, flow.parameters)
+    repeating = repeating_units(flow.operands, flow.parameters)
     units = find_units(flow, cap, repeating)
     expanded = expand_splits(traced, flow, units)
     if expanded is not None:

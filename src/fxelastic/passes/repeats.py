@@ -1,15 +1,15 @@
 """Find the model's repeating units: the modules that users think of as its blocks.
 
-A repeating unit is a module with at least two weight operators of its own that stands in a row of
-its like: ``layer3.0 … layer3.5``, ``blocks.0 … blocks.11``, ``down1 … down4``, ``Mixed_5b …
-Mixed_5d``. A convolution with its normalisation repeats too, but is one kernel, not a unit.
+A repeating unit is a module of several layers, or of one with a connection around it, that stands
+in a row of its like: ``layer3.0 … layer3.5``, ``blocks.0 … blocks.11``, ``down1 … down4``,
+``Mixed_5b … Mixed_5d``. A convolution with its normalisation repeats too, but is one kernel.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,14 +20,14 @@ from fxelastic.ir.flops import is_matrix_operator
 _NUMBER = re.compile(r"\d+[a-z]?")
 #: Classes that only hold others: being of the same one makes two modules no relatives.
 _CONTAINERS = frozenset({"Sequential", "ModuleList", "ModuleDict"})
-_MIN_WEIGHTS = 2
+_MIN_PARTS = 2
 
 
 @dataclass
 class _Module:
     path: str
     cls: str
-    weights: set[fx.Node] = field(default_factory=set)
+    parts: set[fx.Node] = field(default_factory=set)  # weight operators, and joins of streams
 
 
 def instance_path(node: fx.Node) -> tuple[str, ...]:
@@ -41,21 +41,21 @@ def instance_path(node: fx.Node) -> tuple[str, ...]:
 
 
 def repeating_units(
-    nodes: Iterable[fx.Node], parameters: Mapping[fx.Node, Mapping[str, int]]
+    operands: Mapping[fx.Node, Sequence[fx.Node]], parameters: Mapping[fx.Node, Mapping[str, int]]
 ) -> frozenset[str]:
     """Instances (keys of ``nn_module_stack``) of the model's repeating units.
 
     Args:
-        nodes: The operators of the data stream.
+        operands: The operators of the data stream, and the stream values that each reads.
         parameters: Parameters that each operator reads.
 
     Returns:
         Keys of the units. Units may nest (stages of blocks); the innermost is the one that counts.
     """
-    modules = _collect(nodes, parameters)
+    modules = _collect(operands, parameters)
     rows: dict[tuple[str, str], list[str]] = defaultdict(list)
     for key, module in modules.items():
-        if module.weights and module.cls not in _CONTAINERS:
+        if module.parts and module.cls not in _CONTAINERS:
             parent, _, name = module.path.rpartition(".")
             rows[parent, _pattern(name)].append(key)
     numbered = _numbered_units(rows, modules)
@@ -73,7 +73,7 @@ def repeating_units(
         key
         for key, module in modules.items()
         if module.path in again
-        and len(module.weights) >= _MIN_WEIGHTS
+        and len(module.parts) >= _MIN_PARTS
         and module.cls not in _CONTAINERS
         and not _inside(key, unit_paths, modules)
         and module.path.rpartition(".")[0] not in again
@@ -82,18 +82,19 @@ def repeating_units(
 
 
 def _collect(
-    nodes: Iterable[fx.Node], parameters: Mapping[fx.Node, Mapping[str, int]]
+    operands: Mapping[fx.Node, Sequence[fx.Node]], parameters: Mapping[fx.Node, Mapping[str, int]]
 ) -> dict[str, _Module]:
     modules: dict[str, _Module] = {}
-    for node in nodes:
+    for node, reads in operands.items():
+        counts = len(reads) > 1 or bool(parameters.get(node) and _mixes_channels(node))
         for key, (path, cls) in (node.meta.get("nn_module_stack") or {}).items():
             if not key:
                 continue
             module = modules.get(key)
             if module is None:
                 module = modules[key] = _Module(path, cls.rpartition(".")[2])
-            if parameters.get(node) and _mixes_channels(node):
-                module.weights.add(node)
+            if counts:
+                module.parts.add(node)
     return modules
 
 
@@ -133,7 +134,7 @@ def _numbered_units(
             units.update(
                 key
                 for key in across
-                if modules[key].cls in classes or len(modules[key].weights) >= _MIN_WEIGHTS
+                if modules[key].cls in classes or len(modules[key].parts) >= _MIN_PARTS
             )
     return units
 
@@ -146,7 +147,7 @@ def _members_of_families(keys: list[str], modules: Mapping[str, _Module]) -> lis
     return [
         key
         for members in by_class.values()
-        if len(members) > 1 and max(len(modules[key].weights) for key in members) >= _MIN_WEIGHTS
+        if len(members) > 1 and max(len(modules[key].parts) for key in members) >= _MIN_PARTS
         for key in members
     ]
 
