@@ -1,0 +1,90 @@
+"""One subnet, as the branches it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fxelastic.errors import UsageError
+from fxelastic.spec.branch_spec import id_problem
+
+_SEPARATOR = ","
+
+
+@dataclass(frozen=True)
+class Arch:
+    """A tiling of the blocks ``[0, N)`` by branches, in execution order.
+
+    Its text is the ids with commas between them, ``original@0,merged@1-3,original@3``, and
+    ``Arch.parse(str(arch)) == arch``. Whether the branches exist and tile is a question to a
+    search space: see `SearchSpace.validate`.
+
+    Attributes:
+        branches: Ids of the branches, in execution order.
+    """
+
+    branches: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be a tiling in any search space.
+
+        Raises:
+            UsageError: There is no branch, one is no id, or one stands there twice.
+        """
+        if isinstance(self.branches, str) or not isinstance(self.branches, (tuple, list)):
+            raise UsageError(
+                "an arch is made of branch ids",
+                expected="a tuple of ids; Arch.parse reads a text",
+                got=repr(self.branches),
+            )
+        object.__setattr__(self, "branches", tuple(self.branches))
+        if not self.branches:
+            raise UsageError("an arch has at least one branch", expected="branch ids", got="none")
+        first: dict[str, int] = {}
+        for position, value in enumerate(self.branches):
+            problem = id_problem(value)
+            if not problem and value in first:
+                problem = f"branch {value!r} stands at position {first[value]} already"
+            if problem:
+                raise UsageError(
+                    f"position {position} of the arch: {problem}",
+                    expected="ids of different branches",
+                    got=repr(value),
+                )
+            first[value] = position
+
+    @classmethod
+    def parse(cls, text: str) -> Arch:
+        """Read an arch's text.
+
+        Args:
+            text: Branch ids with commas between them; spaces around an id do not count.
+
+        Returns:
+            The arch.
+
+        Raises:
+            UsageError: The text is not that; the message names the position.
+        """
+        if not isinstance(text, str):
+            raise UsageError(
+                "the text of an arch is no text",
+                expected="branch ids with commas between them",
+                got=type(text).__name__,
+            )
+        if not text.strip():
+            raise UsageError(
+                "the text of an arch is empty",
+                expected="branch ids with commas between them, like 'original@0,merged@1-3'",
+                got=repr(text),
+            )
+        return cls(tuple(part.strip() for part in text.split(_SEPARATOR)))
+
+    def __str__(self) -> str:
+        return _SEPARATOR.join(self.branches)
+
+    def __len__(self) -> int:
+        return len(self.branches)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.branches)

@@ -1,0 +1,99 @@
+"""What is known of a branch without its weights."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from fxelastic.errors import UsageError
+
+#: The kind of the branches that are the model's own blocks.
+ORIGINAL = "original"
+
+# No comma and no space, which separate the ids in an Arch's text; no slash, as ids name files.
+_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@#+-]*")
+
+
+@dataclass(frozen=True)
+class BranchSpec:
+    """A branch as the search space sees it.
+
+    Attributes:
+        id: Names the branch; unique in a search space. Letters, digits and ``_.:@#+-``.
+        kind: What made it: ``original``, ``merged``, ``pruned``, …
+        start: The first block that it stands in for.
+        stop: The block after the last one.
+        n_params: Parameters that it adds to the supernet.
+        flops: Floating point operations of one sample, multiply and add counted as two.
+    """
+
+    id: str
+    kind: str
+    start: int
+    stop: int
+    n_params: int
+    flops: int
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be a branch.
+
+        Raises:
+            UsageError: A field has the wrong type or value.
+        """
+        problem = id_problem(self.id)
+        if problem:
+            raise UsageError(
+                f"a branch has no usable id: {problem}",
+                expected="an id like 'merged@3-5'",
+                got=repr(self.id),
+                fix="name the branch with fxelastic.spec.branch_id(kind, start, stop)",
+            )
+        if not isinstance(self.kind, str) or not self.kind:
+            raise UsageError(
+                f"branch {self.id!r} has no kind",
+                expected="a word like 'original'",
+                got=repr(self.kind),
+            )
+        for field in ("start", "stop", "n_params", "flops"):
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise UsageError(
+                    f"branch {self.id!r}: {field} is no count",
+                    expected="an integer of at least 0",
+                    got=repr(value),
+                )
+        if self.start >= self.stop:
+            raise UsageError(
+                f"branch {self.id!r} stands in for no block",
+                expected="an interval [start, stop) with start below stop",
+                got=f"[{self.start}, {self.stop})",
+            )
+
+    def __str__(self) -> str:
+        return f"{self.id} [{self.start}, {self.stop})"
+
+
+def branch_id(kind: str, start: int, stop: int) -> str:
+    """The usual id of a branch: its kind and its interval.
+
+    Args:
+        kind: The branch's kind, with its variant where one interval has several:
+            ``merged``, ``pruned25``.
+        start: The first block replaced.
+        stop: The block after the last one.
+
+    Returns:
+        ``original@3`` for a single block, ``merged@3-5`` for the interval ``[3, 5)``.
+    """
+    return f"{kind}@{start}" if stop == start + 1 else f"{kind}@{start}-{stop}"
+
+
+def id_problem(value: object) -> str:
+    """Why a value can't be a branch id; empty when it can."""
+    if not isinstance(value, str):
+        return f"{type(value).__name__} is no text"
+    if not value:
+        return "it is empty"
+    if not _ID.fullmatch(value):
+        return "an id has letters, digits and _.:@#+- only, and begins with a letter or digit"
+    return ""

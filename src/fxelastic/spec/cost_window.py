@@ -1,0 +1,207 @@
+"""Uniform samples of the subnets whose cost lies in a window."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
+from numbers import Real
+from typing import TYPE_CHECKING
+
+from fxelastic.errors import UsageError
+from fxelastic.spec.arch import Arch
+from fxelastic.spec.costs import exact_costs
+from fxelastic.spec.quantised_paths import QuantisedPaths
+
+if TYPE_CHECKING:
+    from fxelastic.spec.search_space import SearchSpace
+
+_MAX_LISTED = 4096
+_DRAWS = 10_000
+_DRAWS_FOR_EACH = 100
+_MAX_ZOOMS = 24
+
+
+@dataclass(frozen=True)
+class CostWindow:
+    """The subnets of a search space with ``low <= cost <= high``, to be sampled uniformly.
+
+    How exact this is: a draw is exactly uniform over these subnets, for any costs. A dynamic
+    programme over quantised costs counts, in integers, a set of candidates that holds every subnet
+    of the window and some just outside. Where that set is small it is listed and filtered by the
+    true cost; else candidates are drawn uniformly and those outside are drawn again. Neither
+    depends on the quantisation, which decides only how many draws are lost: about a quarter for
+    windows as wide as a hundredth of the space's range of costs, fewer for wider ones.
+
+    Where the candidates are listed (up to 4096), that a window is empty is certain, and so are the
+    nearest costs in the error. A very narrow window (a millionth of the range) among very many
+    subnets may hold too few of the candidates: then the error says how many were found by how
+    many draws, and names the nearest costs among these.
+
+    Build it once to sample often: the programme runs with the first draw.
+
+    Attributes:
+        space: The subnets.
+        costs: Cost of each branch by id; finite and at least 0, in any unit.
+        low: Least cost, inclusive; minus infinity for none.
+        high: Largest cost, inclusive; infinity for none.
+    """
+
+    space: SearchSpace
+    costs: Mapping[str, float] = field(repr=False)
+    low: float = -math.inf
+    high: float = math.inf
+
+    def __post_init__(self) -> None:
+        """Refuse bounds that are none.
+
+        Raises:
+            UsageError: A bound is no number, or ``low`` is above ``high``.
+        """
+        for name, value in (("low", self.low), ("high", self.high)):
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise UsageError(f"{name} is no cost", expected="a number", got=repr(value))
+        if not self.low <= self.high:
+            raise UsageError(
+                "the window of costs is reversed",
+                expected="low <= high",
+                got=f"low={self.low!r}, high={self.high!r}",
+            )
+        # The sampler remembers what it derived from the costs.
+        object.__setattr__(self, "costs", dict(self.costs))
+
+    def sample(self, n: int, seed: int = 0) -> list[Arch]:
+        """Draw subnets of the window, each with the same probability.
+
+        Args:
+            n: How many; draws are independent, so that one may come twice.
+            seed: The same seed gives the same subnets.
+
+        Returns:
+            The subnets drawn.
+
+        Raises:
+            UsageError: No subnet lies in the window, or too few of the candidates do; the message
+                names the nearest costs.
+        """
+        check_n(n)
+        rng = random.Random(seed)
+        if self._listed is not None:
+            if not self._listed:
+                raise self._empty("no subnet costs this", [])
+            return [self._listed[rng.randrange(len(self._listed))] for _ in range(n)]
+        found: list[Arch] = []
+        missed: list[float] = []
+        draws = _DRAWS + _DRAWS_FOR_EACH * n
+        while len(found) < n and len(found) + len(missed) < draws:
+            path = self._candidates.path(rng.randrange(self._candidates.total))
+            cost = self._cost(path)
+            if self.low <= cost <= self.high:
+                found.append(Arch(path))
+            else:
+                missed.append(cost)
+        if len(found) < n:
+            what = f"{draws} draws next to the window found {len(found)} of {n}; it is too narrow"
+            raise self._empty(what, missed)
+        return found
+
+    @cached_property
+    def _exact(self) -> Mapping[str, Fraction]:
+        return exact_costs(self.space.branches, self.costs)
+
+    @cached_property
+    def _candidates(self) -> QuantisedPaths:
+        return self._near(self.low, self.high)
+
+    @cached_property
+    def _listed(self) -> list[Arch] | None:
+        """The subnets of the window, where few enough candidates are to be looked at."""
+        candidates = self._candidates
+        if candidates.total > _MAX_LISTED:
+            return None
+        paths = (candidates.path(i) for i in range(candidates.total))
+        return [Arch(path) for path in paths if self._holds(path)]
+
+    def _holds(self, path: tuple[str, ...]) -> bool:
+        return self.low <= self._cost(path) <= self.high
+
+    def _cost(self, path: tuple[str, ...]) -> float:
+        return math.fsum(self.costs[name] for name in path)
+
+    def _near(self, low: float, high: float) -> QuantisedPaths:
+        # A cost is a rounded sum: the exact one may lie outside by half a unit in the last place.
+        return QuantisedPaths(
+            self.space.starting_at,
+            self._exact,
+            _fraction(math.nextafter(low, -math.inf)),
+            _fraction(math.nextafter(high, math.inf)),
+            self.space.count(),
+        )
+
+    def _empty(self, what: str, seen: Sequence[float]) -> UsageError:
+        """The error for a window without enough subnets.
+
+        Args:
+            what: What was found.
+            seen: Costs outside the window that exist; none where the nearest can be looked up.
+        """
+        least = self._cost(self.space.min_cost_arch(self.costs).branches)
+        most = self._cost(self.space.max_cost_arch(self.costs).branches)
+        nearest: list[float] = []
+        if least < self.low:
+            below = max((cost for cost in seen if cost < self.low), default=None)
+            nearest.append(self._nearest(least, self.low) if below is None else below)
+        if most > self.high:
+            above = min((cost for cost in seen if cost > self.high), default=None)
+            nearest.append(self._nearest(most, self.high) if above is None else above)
+        return UsageError(
+            f"no subnets for the window of costs: {what}",
+            expected=f"a window among the costs there are, {least:g} to {most:g}",
+            got=f"[{self.low!r}, {self.high!r}]",
+            fix=f"widen the window to the nearest costs: {' or '.join(map(repr, nearest))}",
+        )
+
+    def _nearest(self, known: float, bound: float) -> float:
+        """The cost nearest to a bound on the side of ``known``, beginning with that cost.
+
+        Looks at windows that end at the bound, and bisects between those that hold nothing and
+        those that hold too much to list.
+        """
+        below = known < bound
+        best = known
+        nothing, too_much = 0.0, abs(bound - known)
+        width = too_much
+        for _ in range(_MAX_ZOOMS):
+            # What is known to hold nothing is left out: the finer is the quantisation.
+            paths = (
+                self._near(bound - width, bound - nothing)
+                if below
+                else self._near(bound + nothing, bound + width)
+            )
+            # By quantised cost, lowest first: of too many, those next to the bound.
+            n = min(paths.total, _MAX_LISTED)
+            indices = range(paths.total - n, paths.total) if below else range(n)
+            costs = [self._cost(paths.path(i)) for i in indices]
+            inside = [cost for cost in costs if (cost < bound if below else cost > bound)]
+            best = max([best, *inside]) if below else min([best, *inside])
+            if paths.total > _MAX_LISTED:
+                too_much = width
+            elif inside or width == too_much:
+                break
+            else:
+                nothing = width
+            width = (nothing + too_much) / 2
+        return best
+
+
+def _fraction(value: float) -> Fraction | None:
+    return Fraction(value) if math.isfinite(value) else None
+
+
+def check_n(n: int) -> None:
+    """Refuse a number of samples that is none."""
+    if isinstance(n, bool) or not isinstance(n, int) or n < 0:
+        raise UsageError("n is no count", expected="an integer of at least 0", got=repr(n))

@@ -1,0 +1,133 @@
+"""Paths of a search space near a cost, counted and numbered by quantised cost."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fxelastic.spec.branch_spec import BranchSpec
+from fxelastic.spec.costs import costs_to_end
+
+# Numbers of paths in the table: with 8 to 50 bytes each, some 20 MB at most.
+_MAX_CELLS = 500_000
+_MIN_BINS, _MAX_BINS = 256, 16_384
+_BINS_PER_WINDOW_AND_BLOCK = 2
+
+
+class QuantisedPaths:
+    """Every path whose cost lies in ``[low, high]``, and few others, each with a number.
+
+    A branch's cost is taken above the cheapest way from its start to its stop, ``r = cost +
+    rest(stop) - rest(start) >= 0`` with ``rest`` the lowest cost to the end; along a path these
+    sum to the path's cost above the cheapest one. ``k = floor(r / step)`` is an integer, so the
+    paths of each sum of ``k`` can be counted exactly, by a dynamic programme over cuts and sums.
+    What flooring leaves along a path lies between two sums that are known exactly too, so that
+    the sums of ``k`` that a cost in the window may have are an interval.
+
+    Attributes:
+        total: How many paths have such a sum: all those in the window among them.
+        lowest: The lowest cost of any path.
+        highest: The highest cost of any path.
+    """
+
+    def __init__(
+        self,
+        starting_at: Sequence[Sequence[BranchSpec]],
+        costs: Mapping[str, Fraction],
+        low: Fraction | None,
+        high: Fraction | None,
+        n_paths: int,
+    ) -> None:
+        """Count the paths.
+
+        Args:
+            starting_at: For each block, the branches that begin there.
+            costs: Exact cost of each branch.
+            low: Lower end of the window, inclusive; None for none.
+            high: Upper end, inclusive; None for none.
+            n_paths: How many paths there are: which integers can hold a number of them.
+        """
+        n_blocks = len(starting_at)
+        rest = costs_to_end(starting_at, costs)
+        above = {
+            spec.id: costs[spec.id] + rest[spec.stop] - rest[spec.start]
+            for specs in starting_at
+            for spec in specs
+        }
+        self.lowest = rest[0]
+        span = -costs_to_end(starting_at, {key: -value for key, value in above.items()})[0]
+        self.highest = self.lowest + span
+        low = Fraction(0) if low is None else max(low - self.lowest, Fraction(0))
+        high = span if high is None else min(high - self.lowest, span)
+        self._starting_at = starting_at
+        self._sums = range(0)
+        self._upto: list[int] = []
+        if low > high:
+            return
+        step = _step(low, high, n_blocks, above.values())
+        self._units = {key: int(value // step) for key, value in above.items()}
+        left = {key: value - step * self._units[key] for key, value in above.items()}
+        least = costs_to_end(starting_at, left)[0]
+        most = -costs_to_end(starting_at, {key: -value for key, value in left.items()})[0]
+        first = max(0, math.ceil((low - most) / step))
+        last = math.floor((high - least) / step)
+        if first > last:
+            return
+        self._ways = self._count(last + 1, np.int64 if n_paths < 2**62 else object)
+        self._sums = range(first, last + 1)
+        self._upto = list(accumulate(int(n) for n in self._ways[0][first : last + 1]))
+
+    @property
+    def total(self) -> int:
+        """How many paths are numbered."""
+        return self._upto[-1] if self._upto else 0
+
+    def _count(self, n_bins: int, dtype: Any) -> list[npt.NDArray[Any]]:
+        """For each cut, how many paths lead from it to the end with each sum."""
+        end = np.zeros(n_bins, dtype)
+        end[0] = 1
+        ways: list[npt.NDArray[Any]] = [end] * (len(self._starting_at) + 1)
+        for position in reversed(range(len(self._starting_at))):
+            ways[position] = np.zeros(n_bins, dtype)
+            for spec in self._starting_at[position]:
+                units = self._units[spec.id]
+                if units < n_bins:
+                    ways[position][units:] += ways[spec.stop][: n_bins - units]
+        return ways
+
+    def path(self, index: int) -> tuple[str, ...]:
+        """Ids of the path of that number, 0 ≤ index < total; a bijection."""
+        at = bisect_right(self._upto, index)
+        left = self._sums[at]
+        index -= self._upto[at - 1] if at else 0
+        ids: list[str] = []
+        position = 0
+        while position < len(self._starting_at):
+            for spec in self._starting_at[position]:
+                units = self._units[spec.id]
+                n = int(self._ways[spec.stop][left - units]) if units <= left else 0
+                if index < n:
+                    break
+                index -= n
+            ids.append(spec.id)
+            left -= units
+            position = spec.stop
+        return tuple(ids)
+
+
+def _step(low: Fraction, high: Fraction, n_blocks: int, costs: Iterable[Fraction]) -> Fraction:
+    """As fine as the window asks for and the table allows."""
+    n_bins = min(_MAX_BINS, max(_MIN_BINS, _MAX_CELLS // (n_blocks + 1)))
+    step = max((high - low) / (_BINS_PER_WINDOW_AND_BLOCK * n_blocks), high / n_bins)
+    if step:
+        # The power of two below: fractions of floats stay short.
+        power = Fraction(2) ** (step.numerator.bit_length() - step.denominator.bit_length())
+        return power if power <= step else power / 2
+    return min((cost for cost in costs if cost), default=Fraction(1))
