@@ -177,7 +177,7 @@ def _describe(kernels: Counter[str]) -> str:
 
 def _print(found: Measured) -> None:
     rule = found.rule
-    fused = not found.diff.equal
+    fused = bool(found.diff.extra)
     verdict = f"{'FUSED' if fused else 'equal'}  rule: "
     verdict += f"{rule.name}{' (soft)' * rule.soft}" if rule else "none"
     print(f"{found.cut!s:56} {verdict}{'  <-- no rule' * (fused and not rule)}")
@@ -218,7 +218,7 @@ def main(argv: Sequence[str]) -> int:
             if arguments.all or len(found[0].names) > 2:
                 print(f"{found[0]!s:56} not applicable: {found[1]}", flush=True)
             continue
-        fused, rule = not found.diff.equal, found.rule
+        fused, rule = bool(found.diff.extra), found.rule
         counts["fused"] += fused
         counts["fused, no rule"] += fused and rule is None
         counts["a rule, not fused"] += not fused and rule is not None

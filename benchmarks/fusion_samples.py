@@ -120,6 +120,11 @@ ACTIVATIONS: tuple[Sample, ...] = (
 def _common(kind: str) -> tuple[Sample, ...]:
     """Operators that every kind of value has."""
     shape = SHAPES[kind]
+    swapped = (1, 2) if kind == "heads" else (-1, -2)
+
+    def transpose(x: torch.Tensor) -> torch.Tensor:
+        return x.transpose(*swapped).contiguous() if x.dim() > 2 else x.neg()
+
     per_channel = (C,) if kind in ("tokens", "heads", "vector") else (C,) + (1,) * (len(shape) - 2)
     return (
         _joined("add", torch.add, shape),
@@ -138,7 +143,7 @@ def _common(kind: str) -> tuple[Sample, ...]:
         _call("exp", torch.exp),
         _call("dropout", lambda x: F.dropout(x, training=False)),
         _call("softmax", lambda x: x.softmax(-1)),
-        _call("transpose", lambda x: x.transpose(-1, -2).contiguous() if x.dim() > 2 else x.neg()),
+        _call("transpose", transpose),
         _call("flatten", lambda x: x.flatten(1)),
         *ACTIVATIONS,
     )
@@ -282,6 +287,7 @@ CHAINS: tuple[tuple[str, str], ...] = (
     ("image", "conv2d mul_constant | batch_norm"),
     ("image", "conv2d add_constant | batch_norm"),
     ("image", "conv2d add | batch_norm"),
+    ("image", "conv2d add_constant | mul_constant"),
     ("image", "batch_norm relu | conv2d"),
     ("image", "conv_transpose2d batch_norm | relu"),
     ("image", "conv2d dropout | relu"),

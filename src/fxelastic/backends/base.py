@@ -27,8 +27,8 @@ def fusion_rules(name: str) -> FusionRules:
         The rules.
 
     Raises:
-        UsageError: No backend of that name is known, several have it, or an entry point refers
-            to something else.
+        UsageError: No backend of that name is known, several have it, or an entry point cannot
+            be loaded or refers to something else.
     """
     built_in = {rules.name: rules for rules in BUILT_IN}
     third_party = _third_party(built_in)
@@ -60,7 +60,15 @@ def _third_party(built_in: dict[str, FusionRules]) -> dict[str, EntryPoint]:
 
 
 def _load(entry_point: EntryPoint) -> FusionRules:
-    rules = entry_point.load()
+    try:
+        rules = entry_point.load()
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"fusion rules {entry_point.name!r} cannot be loaded",
+            expected=f"an importable {entry_point.value!r}",
+            got=f"{type(error).__name__}: {error}",
+            fix="repair or uninstall the package that provides them",
+        ) from error
     if not isinstance(rules, FusionRules):
         raise UsageError(
             f"entry point {entry_point.name!r} does not refer to fusion rules",

@@ -27,6 +27,7 @@ _CONV = _aten("conv1d conv2d conv3d convolution")
 _CONV_TRANSPOSE = _aten("conv_transpose1d conv_transpose2d conv_transpose3d")
 _GEMM = _aten("linear addmm")
 _MATMUL = _aten("matmul mm bmm baddbmm")
+_ATTENTION = _aten("scaled_dot_product_attention")
 _ADD = _aten("add sub")
 _SCALE = _aten("mul div")
 _PAD = _aten("pad constant_pad_nd")
@@ -95,7 +96,7 @@ ONNXRUNTIME = FusionRules(
         ),
         FusionRule(
             "matmul-constant",
-            _GEMM | _MATMUL,
+            _GEMM | _MATMUL | _ATTENTION,
             _ADD | _SCALE,
             constant_operand=True,
             reason="MatMulAddFusion makes a bias part of the product, MatMulScaleFusion a factor",
@@ -127,12 +128,20 @@ ONNXRUNTIME = FusionRules(
             reason="a batch norm goes into the convolution before it, and so does a second one",
         ),
         FusionRule(
-            "constant-constant",
-            _ADD | _SCALE,
+            "scale-constant",
+            _SCALE,
             _ADD | _SCALE,
             constant_operand=True,
             reason="scale and shift both go into the convolution before them, and are part of a "
             "normalisation that is written out",
+        ),
+        FusionRule(
+            "shift-constant",
+            _ADD,
+            _ADD | _SCALE,
+            constant_operand=True,
+            constant_producer=True,
+            reason="a constant goes into the convolution before it, and so does a second one",
         ),
         FusionRule(
             "constant-bn",
@@ -204,7 +213,7 @@ ONNXRUNTIME = FusionRules(
         FusionRule(
             "scale-matmul",
             _SCALE,
-            _GEMM | _MATMUL,
+            _GEMM | _MATMUL | _ATTENTION,
             soft=True,
             constant_producer=True,
             reason="MatMulScaleFusion makes a numeric factor an attribute of the product",
