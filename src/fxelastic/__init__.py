@@ -20,7 +20,9 @@ from fxelastic.errors import (
 if TYPE_CHECKING:
     from fxelastic import edge, testing
     from fxelastic.api import partition
+    from fxelastic.expansion import expand
     from fxelastic.ir import Block, Partition
+    from fxelastic.ir.supernet import Supernet
 
 __version__ = "0.1.0"
 
@@ -31,9 +33,11 @@ __all__ = [
     "InternalError",
     "Partition",
     "PartitionError",
+    "Supernet",
     "UsageError",
     "__version__",
     "edge",
+    "expand",
     "partition",
     "testing",
 ]
@@ -42,6 +46,8 @@ __all__ = [
 _LAZY_NAMES = {
     "Block": "fxelastic.ir",
     "Partition": "fxelastic.ir",
+    "Supernet": "fxelastic.ir.supernet",
+    "expand": "fxelastic.expansion",
     "partition": "fxelastic.api",
 }
 _LAZY_MODULES = ("edge", "testing")

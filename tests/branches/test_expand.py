@@ -1,0 +1,100 @@
+"""`fxelastic.expand` composes capture, partition and makers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib.metadata import EntryPoint
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fxelastic
+from fxelastic import Supernet, UsageError
+from fxelastic.branches import registry
+from fxelastic.branches.original import Original
+from fxelastic.ir.branch import Branch, Skip
+from fxelastic.spec import BranchSpec
+
+X = torch.randn(3, 8, generator=torch.Generator().manual_seed(1))
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 4)).eval()
+
+
+@dataclass(frozen=True)
+class Linear:
+    """For tests: one linear layer for each block that keeps its shape."""
+
+    def make(self, partition: fxelastic.Partition, seed: int = 0) -> Iterator[Branch | Skip]:
+        torch.manual_seed(seed)
+        for branch in Original().make(partition):
+            assert isinstance(branch, Branch)
+            if branch.n_params != 72:
+                yield Skip("it changes the shape", "linear", branch.start, branch.stop)
+                continue
+            spec = BranchSpec(f"linear@{branch.start}", "linear", branch.start, branch.stop, 72, 0)
+            yield replace(branch, spec=spec, module=nn.Linear(8, 8))
+
+
+@pytest.fixture
+def _linear(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = EntryPoint("linear", f"{__name__}:Linear", registry.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(EntryPoint, "load", lambda e: Linear if e == entry else Original)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [entry])
+
+
+def test_originals_alone() -> None:
+    model = net()
+    supernet = fxelastic.expand(model, 0.5, example_inputs=X)
+    assert isinstance(supernet, Supernet)
+    assert torch.equal(supernet(X), model(X))
+    assert supernet.space.count() == 1
+    assert supernet.space.n_blocks == len(supernet.partition.blocks) == len(supernet.branches)
+    assert supernet.partition.gamma == 0.5
+    assert supernet.n_params == supernet.partition.n_params
+    assert not supernet.training
+    assert "1 subnet\n" in str(supernet)
+
+
+def test_inputs_are_inferred() -> None:
+    assert torch.equal(fxelastic.expand(net())(X), net()(X))
+
+
+@pytest.mark.usefixtures("_linear")
+def test_another_packages_kind() -> None:
+    supernets = [
+        fxelastic.expand(net(), 0.5, example_inputs=X, kinds=("linear", "original"), seed=seed)
+        for seed in (0, 0, 1)
+    ]
+    assert supernets[0].space == supernets[2].space
+    assert supernets[0].space.count() == 4
+    assert [skip.reason for skip in supernets[0].skips] == ["it changes the shape"]
+    arch = next(a for a in supernets[0].space.sample(50) if str(a).count("linear") == 2)
+    outputs = [supernet(X, arch=arch) for supernet in supernets]
+    assert torch.equal(outputs[0], outputs[1])
+    assert not torch.equal(outputs[0], outputs[2])
+    assert torch.equal(supernets[0](X), net()(X))
+
+
+@pytest.mark.parametrize("kind", ["merged", "pruned", "skip"])
+def test_planned_kinds_are_refused_before_the_capture(kind: str) -> None:
+    with pytest.raises(UsageError, match="one of original"):
+        fxelastic.expand("no model", kinds=(kind,))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kinds", ["original", (3,)])
+def test_kinds_are_checked(kinds: Any) -> None:
+    with pytest.raises(UsageError, match="kinds is no sequence of branch kinds"):
+        fxelastic.expand(net(), kinds=kinds)
+
+
+def test_arguments_are_those_of_partition() -> None:
+    with pytest.raises(UsageError, match="gamma"):
+        fxelastic.expand(net(), 2)
+    with pytest.raises(UsageError, match="unknown backend for fusion rules"):
+        fxelastic.expand(net(), fusion="nonsense")

@@ -1,0 +1,81 @@
+"""Branch makers are found by kind; duplicates and unknown kinds are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from typing import Any
+
+import pytest
+
+from fxelastic import UsageError
+from fxelastic.branches import DEFAULT_KINDS, branch_kinds, branch_maker, registry
+
+GROUP = registry.ENTRY_POINT_GROUP
+REAL = "fxelastic.branches.original:Original"
+
+
+def register(monkeypatch: pytest.MonkeyPatch, *entries: tuple[str, str]) -> None:
+    """Have other packages provide these."""
+    found = [EntryPoint(name, value, GROUP) for name, value in entries]
+    monkeypatch.setattr(registry, "entry_points", lambda group: found if group == GROUP else [])
+
+
+def test_this_release_knows_originals_only() -> None:
+    assert DEFAULT_KINDS == ()
+    assert [entry.name for entry in registry.BUILT_IN] == ["original"]
+
+
+@pytest.mark.parametrize("kind", [entry.name for entry in registry.BUILT_IN])
+def test_built_in_makers_are_frozen_dataclasses(kind: str) -> None:
+    maker: Any = branch_maker(kind)
+    assert dataclasses.is_dataclass(maker)
+    assert maker() == maker()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        maker().option = 1
+
+
+@pytest.mark.parametrize("kind", ["merged", "pruned", "skip", "Original", ""])
+def test_unknown_kind_lists_the_known_ones(kind: str) -> None:
+    with pytest.raises(UsageError, match=f"no branch kind {kind!r} in this release") as caught:
+        branch_maker(kind)
+    assert caught.value.expected == "one of original"
+
+
+def test_other_packages_add_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch, ("ghost", REAL), ("early", REAL))
+    assert branch_kinds() == ("original", "early", "ghost")
+    assert branch_maker("ghost") is branch_maker("original")
+    with pytest.raises(UsageError, match="one of original, early, ghost"):
+        branch_maker("merged")
+
+
+def test_one_package_found_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch, ("ghost", REAL), ("ghost", REAL))
+    assert branch_kinds() == ("original", "ghost")
+
+
+@pytest.mark.parametrize("kind", ["ghost", "original"])
+def test_kind_registered_twice_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch, (kind, "a:A"), (kind, "b:B"))
+    with pytest.raises(UsageError, match=f"branch kind {kind!r} is registered twice"):
+        branch_kinds()
+
+
+@pytest.mark.parametrize("value", ["fxelastic.spec:ORIGINAL", "fxelastic.spec:Arch"])
+def test_what_is_no_maker_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch, ("ghost", value))
+    with pytest.raises(UsageError, match="entry point 'ghost' does not refer to a branch maker"):
+        branch_maker("ghost")
+
+
+def test_makers_are_imported_when_asked_for() -> None:
+    code = (
+        "import sys; from fxelastic.branches import branch_kinds, branch_maker; branch_kinds();"
+        "print('fxelastic.branches.original' in sys.modules); branch_maker('original');"
+        "print('fxelastic.branches.original' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
