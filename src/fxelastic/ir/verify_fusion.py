@@ -45,7 +45,7 @@ def check_fusion(partition: Partition, layout: Layout) -> None:
         if rule is not None:
             where = f"blocks {partition.blocks[source].name!r} | {partition.blocks[reader].name!r}"
             kinds = (partition.blocks[source].kind, partition.blocks[reader].kind)
-            allowed = rule.soft or "glue" in kinds
+            allowed = rule.soft or {"glue", "context"}.intersection(kinds)
             if allowed and (producer.name, consumer.name) in listed:
                 continue
             raise PartitionError(

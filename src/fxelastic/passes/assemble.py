@@ -12,7 +12,7 @@ from fxelastic.errors import InternalError
 from fxelastic.ir.block import Block, BlockKind
 from fxelastic.ir.flops import node_flops
 from fxelastic.ir.notes import SoftFusion, UntakenCut
-from fxelastic.ir.operators import is_operator, node_parameters
+from fxelastic.ir.operators import node_parameters
 from fxelastic.ir.traced import Traced
 from fxelastic.passes.contexts import arrange_contexts
 from fxelastic.passes.flow import Flow
@@ -58,7 +58,7 @@ def assemble(
     Returns:
         The blocks with names, kinds, parameters and operations.
     """
-    drafts = _drafts(traced, flow, packs)
+    drafts = _drafts(traced, flow, packs, find_rule)
     graph, copies, members = _reorder(traced, drafts)
     graph_module = fx.GraphModule(traced.graph_module, graph, class_name=traced.model_name)
     blocks = _describe(graph_module, drafts, members, cap)
@@ -70,7 +70,7 @@ def assemble(
     return Assembled(
         graph_module,
         blocks,
-        _soft_fusions(flow, packs, copies, find_rule),
+        _soft_fusions(flow, drafts, copies, find_rule),
         tuple(
             UntakenCut(copies[kept.value].name, names[pack.nodes], kept.reason)
             for pack in packs
@@ -79,9 +79,9 @@ def assemble(
     )
 
 
-def _drafts(traced: Traced, flow: Flow, packs: Sequence[Pack]) -> list[_Draft]:
+def _drafts(traced: Traced, flow: Flow, packs: Sequence[Pack], find_rule: FindRule) -> list[_Draft]:
     position = {node: i for i, node in enumerate(traced.graph.nodes)}
-    plan = arrange_contexts(flow, packs)
+    plan = arrange_contexts(flow, packs, find_rule)
     sizes = _module_sizes(flow)
     drafts = []
     for segment in plan.segments:
@@ -284,26 +284,29 @@ def _unique(label: str, taken: set[str]) -> str:
 
 def _soft_fusions(
     flow: Flow,
-    packs: Sequence[Pack],
+    drafts: Sequence[_Draft],
     copies: Mapping[fx.Node, fx.Node],
     find_rule: FindRule,
 ) -> tuple[SoftFusion, ...]:
-    home = {node: i for i, pack in enumerate(packs) for node in pack.nodes}
+    home = {node: draft for draft in drafts for node in draft.nodes}
     found = []
-    for i, pack in enumerate(packs):
-        for value in pack.writes:
-            readers = flow.readers[value]
-            if len(readers) != 1 or not is_operator(readers[0]) or home[readers[0]] == i:
-                continue
-            rule = find_rule(value, readers[0])
-            if rule is None:
-                continue
-            beyond = packs[home[readers[0]]]
-            if rule.soft:
-                reason = "no other cut was possible"
-            elif pack.glue or beyond.glue:
-                reason = "a region above the cap was opened"
-            else:
-                raise InternalError(f"the cut at {value.name} separates a pair of {rule.name}")
-            found.append(SoftFusion(rule.name, copies[value].name, copies[readers[0]].name, reason))
+    for value, draft in home.items():
+        readers = flow.readers.get(value) or tuple(value.users)
+        if len(readers) != 1 or home.get(readers[0], draft) is draft:
+            continue
+        rule = find_rule(value, readers[0])
+        if rule is None:
+            continue
+        if rule.soft:
+            reason = "no other cut was possible"
+        elif _is_executed_only(draft) or _is_executed_only(home[readers[0]]):
+            reason = "a region above the cap was opened, or a context is computed once for all"
+        else:
+            raise InternalError(f"the cut at {value.name} separates a pair of {rule.name}")
+        found.append(SoftFusion(rule.name, copies[value].name, copies[readers[0]].name, reason))
     return tuple(found)
+
+
+def _is_executed_only(draft: _Draft) -> bool:
+    """Whether this becomes a block that is never replaced: glue or context."""
+    return draft.pack is None or draft.pack.glue

@@ -9,7 +9,7 @@ from torch import fx
 
 from fxelastic.ir.operators import is_operator, is_tensor
 from fxelastic.passes.flow import Flow
-from fxelastic.passes.packing import Pack
+from fxelastic.passes.packing import FindRule, Pack
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ContextPlan:
     absorbed: Mapping[int, tuple[fx.Node, ...]]
 
 
-def arrange_contexts(flow: Flow, packs: Sequence[Pack]) -> ContextPlan:
+def arrange_contexts(flow: Flow, packs: Sequence[Pack], find_rule: FindRule) -> ContextPlan:
     """Place each shared context operator.
 
     What only one block needs moves into it, so that a table computed once (cosines) crosses the
@@ -40,6 +40,7 @@ def arrange_contexts(flow: Flow, packs: Sequence[Pack]) -> ContextPlan:
         targets = {home.get(reader) for reader in node.users}
         target = targets.pop() if len(targets) == 1 else None
         movable = is_tensor(node) and not _takes_apart(node) and not flow.parameters[node]
+        movable = movable and not any(_is_fused(o, node, find_rule) for o in node.all_input_nodes)
         if target is None or packs[target].glue or not movable:
             kept.append(node)
         else:
@@ -49,6 +50,13 @@ def arrange_contexts(flow: Flow, packs: Sequence[Pack]) -> ContextPlan:
         tuple(_connected(kept[::-1])),
         {i: tuple(reversed(nodes)) for i, nodes in absorbed.items()},
     )
+
+
+def _is_fused(operand: fx.Node, node: fx.Node, find_rule: FindRule) -> bool:
+    if not is_operator(operand) or len(operand.users) > 1:
+        return False
+    rule = find_rule(operand, node)
+    return rule is not None and not rule.soft
 
 
 def _takes_apart(node: fx.Node) -> bool:
