@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from fxelastic.ir import trees
+
 
 def batch_leaves(leaves: list[Any]) -> list[int]:
     """Positions of the inputs whose first dimension is the batch.
@@ -37,4 +39,19 @@ def with_batch_size(leaves: list[Any], batched: list[int], size: int) -> list[An
         leaf = leaves[i]
         index = torch.arange(size, device=leaf.device) % leaf.shape[0]
         result[i] = leaf.detach().index_select(0, index).requires_grad_(leaf.requires_grad)
+    return result
+
+
+def copies(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same inputs in memory of their own, detached, with their ``requires_grad``."""
+    leaves, tree = trees.flatten((args, kwargs))
+    own = [
+        leaf.detach().clone().requires_grad_(leaf.requires_grad)
+        if isinstance(leaf, torch.Tensor)
+        else leaf
+        for leaf in leaves
+    ]
+    result: tuple[tuple[Any, ...], dict[str, Any]] = trees.unflatten(tree, own)
     return result

@@ -18,6 +18,7 @@ from fxelastic.ir.operators import node_parameters
 from fxelastic.ir.signature import Signature, normalise_arguments
 from fxelastic.ir.traced import Traced
 from fxelastic.passes.arguments import resolve_arguments
+from fxelastic.passes.batch import copies
 from fxelastic.passes.casts import drop_idle_casts
 from fxelastic.passes.check_capture import BatchFixedError, check_capture
 from fxelastic.passes.clone import clone_for_capture
@@ -51,7 +52,8 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Traced:
     _check_model(model)
     clone = clone_for_capture(model)
     args, kwargs = _in_order(clone, *resolve_arguments(clone, example_inputs))
-    _check_runs(clone, args, kwargs)
+    args, kwargs = copies(args, kwargs)  # a model may write to its inputs
+    _check_runs(clone, *copies(args, kwargs))
     traced = _trace(model, clone, args, kwargs, dynamic=True)
     try:
         return check_capture(traced, clone, args, kwargs)
