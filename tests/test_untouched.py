@@ -12,7 +12,15 @@ import fxelastic
 from tests.models import CASES
 from tests.models.compare import assert_same_output, tensors
 
-NAMES = ("resnet18", "bert", "t5", "lstm_classifier", "in_place_on_input", "hooked", "shufflenet_v2")
+NAMES = (
+    "resnet18",
+    "bert",
+    "t5",
+    "lstm_classifier",
+    "in_place_on_input",
+    "hooked",
+    "shufflenet_v2",
+)
 
 
 def half_trained(model: nn.Module) -> nn.Module:
@@ -27,7 +35,9 @@ def half_trained(model: nn.Module) -> nn.Module:
 def state(model: nn.Module) -> dict[str, Any]:
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_state_dict_hooks")
     return {
-        "parameters": [(n, id(p), p._version, p.requires_grad) for n, p in model.named_parameters()],
+        "parameters": [
+            (n, id(p), p._version, p.requires_grad) for n, p in model.named_parameters()
+        ],
         "buffers": [(n, id(b), b._version) for n, b in model.named_buffers()],
         "modules": [(n, id(m), m.training, sorted(vars(m))) for n, m in model.named_modules()],
         "hooks": [[list(getattr(m, name)) for name in hooks] for m in model.modules()],

@@ -42,9 +42,7 @@ def with_batch_size(leaves: list[Any], batched: list[int], size: int) -> list[An
     return result
 
 
-def copies(
-    args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def copies(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The same inputs in memory of their own, detached, with their ``requires_grad``."""
     leaves, tree = trees.flatten((args, kwargs))
     own = [
