@@ -6,8 +6,8 @@ VENV ?= .venv
 # The URL of a package index with CPU-only builds of torch. Without it the default index decides,
 # which on Linux may mean some gigabytes of CUDA libraries.
 TORCH_INDEX ?=
-# Two workers: each test keeps about one core busy.
-PYTEST_FLAGS ?= -n 2
+# Two workers: each test keeps about one core busy. The tests of one model share its capture.
+PYTEST_FLAGS ?= -n 2 --dist loadgroup
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

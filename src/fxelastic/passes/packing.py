@@ -259,6 +259,9 @@ class _Run:
         # Pieces of one unit may be joined, and layers outside of any; two units never.
         if pack.parameters and self._homes and self._homes != {pack.home}:
             return False
+        # What follows a unit without parameters (a pooling) is the next block's beginning.
+        if not pack.parameters and self._homes - {None, pack.home}:
+            return False
         new = sum(n for name, n in pack.parameters.items() if name not in self._parameters)
         return self._n_params + new <= self._joiner.cap
 
