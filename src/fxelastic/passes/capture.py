@@ -24,6 +24,7 @@ from fxelastic.passes.check_capture import BatchFixedError, check_capture
 from fxelastic.passes.clone import clone_for_capture
 from fxelastic.passes.export import WRAPPED, Exported, quiet
 from fxelastic.passes.functionalise import functionalise_simple
+from fxelastic.passes.input_types import check_input_types
 from fxelastic.passes.normalise import normalise
 from fxelastic.passes.opaque import export_with_opaque, restore_opaque
 from fxelastic.passes.sizes import localise_sizes
@@ -47,11 +48,12 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Traced:
         CaptureError: No inputs could be inferred, the model does not run on those given, or it
             cannot be captured (control flow over data in its outermost ``forward``).
 
-    Source: DESIGN of AdaptiveNet's elastification starts from a traced graph (§6).
+    Source: AdaptiveNet, section 6, which traces models with torch.fx.
     """
     _check_model(model)
     clone = clone_for_capture(model)
     args, kwargs = _in_order(clone, *resolve_arguments(clone, example_inputs))
+    check_input_types(args, kwargs)
     args, kwargs = copies(args, kwargs)  # a model may write to its inputs
     _check_runs(clone, *copies(args, kwargs))
     traced = _trace(model, clone, args, kwargs, dynamic=True)

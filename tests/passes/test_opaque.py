@@ -1,0 +1,69 @@
+"""A module that can't be looked into is one node, and the rest is captured all the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import fxelastic
+from fxelastic import CaptureError
+from fxelastic.passes import capture
+
+
+class DataDependent(nn.Module):
+    """Control flow over data: neither exported nor traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight if float(x.sum()) > 0 else x - self.weight
+
+
+class Around(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.Linear(4, 4)
+        self.inside = DataDependent()
+        self.after = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.after(self.inside(self.before(x)))
+
+
+def test_the_rest_is_captured(capfd: pytest.CaptureFixture[str]) -> None:
+    model = Around().eval()
+    partition = fxelastic.partition(model, 0.5, torch.randn(2, 4))
+    partition.verify()
+    (path, reason), *others = partition.opaque
+    assert (path, others) == ("inside", [])
+    assert reason
+    for x in (torch.randn(2, 4) + 3, torch.randn(5, 4) - 3):
+        assert torch.equal(partition(x), model(x))
+    printed = capfd.readouterr()
+    assert (printed.out, printed.err) == ("", "")
+    assert sum(block.n_params for block in partition.blocks) == 44
+
+
+def test_control_flow_outside_of_any_submodule_is_refused() -> None:
+    with pytest.raises(CaptureError, match="DataDependent cannot be captured") as caught:
+        capture(DataDependent().eval(), torch.ones(2, 4))
+    assert "submodule of its own" in str(caught.value)
+
+
+def test_an_output_of_any_size_is_refused() -> None:
+    class Selects(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if float(x.sum()) > 1e9:
+                x = x + 1
+            return (x * self.weight)[x.sum(1) > 0]
+
+    x = torch.tensor([[1.0, 2, 3, 4], [-1, -2, -3, -4], [1, 1, 1, 1]])
+    with pytest.raises(CaptureError, match="follows no input's"):
+        capture(nn.Sequential(nn.Identity(), Selects(), nn.Linear(4, 4)), x)
