@@ -14,6 +14,7 @@ from fxelastic.errors import (
     FxElasticError,
     InternalError,
     PartitionError,
+    TrainingError,
     UsageError,
 )
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from fxelastic.expansion import expand
     from fxelastic.ir import Block, Partition
     from fxelastic.ir.supernet import Supernet
+    from fxelastic.train import distill, evaluate, recalibrate, tune
 
 __version__ = "0.1.0"
 
@@ -34,12 +36,17 @@ __all__ = [
     "Partition",
     "PartitionError",
     "Supernet",
+    "TrainingError",
     "UsageError",
     "__version__",
+    "distill",
     "edge",
+    "evaluate",
     "expand",
     "partition",
+    "recalibrate",
     "testing",
+    "tune",
 ]
 
 # Public name -> the module that defines it.
@@ -47,8 +54,12 @@ _LAZY_NAMES = {
     "Block": "fxelastic.ir",
     "Partition": "fxelastic.ir",
     "Supernet": "fxelastic.ir.supernet",
+    "distill": "fxelastic.train",
+    "evaluate": "fxelastic.train",
     "expand": "fxelastic.expansion",
     "partition": "fxelastic.api",
+    "recalibrate": "fxelastic.train",
+    "tune": "fxelastic.train",
 }
 _LAZY_MODULES = ("edge", "testing")
 

@@ -6,6 +6,7 @@ apart without reading messages:
 * `UsageError` - an argument, a file or an environment is not what a function asks for.
 * `CaptureError` - the user's model can't be captured as a graph.
 * `PartitionError` - a partition breaks an invariant.
+* `TrainingError` - training can't go on: a loss is not finite, or no checkpoint can be used.
 * `InternalError` - the package contradicts itself; please report it.
 
 All of them are an `FxElasticError`, say what happened and, where there is something to say, what
@@ -16,7 +17,14 @@ from __future__ import annotations
 
 from textwrap import indent
 
-__all__ = ["CaptureError", "FxElasticError", "InternalError", "PartitionError", "UsageError"]
+__all__ = [
+    "CaptureError",
+    "FxElasticError",
+    "InternalError",
+    "PartitionError",
+    "TrainingError",
+    "UsageError",
+]
 
 
 class FxElasticError(Exception):
@@ -81,6 +89,10 @@ class CaptureError(FxElasticError):
 
 class PartitionError(FxElasticError):
     """A partition breaks an invariant: its verifier refuses it."""
+
+
+class TrainingError(FxElasticError):
+    """Training can't go on: a loss is not finite, or no checkpoint of the run can be used."""
 
 
 class InternalError(FxElasticError):

@@ -1,0 +1,218 @@
+"""From what a loader yields to the model's arguments and the target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from fxelastic.errors import UsageError
+from fxelastic.ir import trees
+from fxelastic.ir.supernet import Supernet
+
+#: Takes a batch of the loader apart: positional arguments, keyword arguments, target or None.
+Split = Callable[[Any], tuple[tuple[Any, ...], dict[str, Any], Any]]
+
+#: In a batch that is a dict, the key of the target; a key that the model takes is an input.
+TARGET_KEYS = ("target", "targets", "label", "labels")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The model's arguments and what its result should be.
+
+    Attributes:
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        target: What the loss compares the result with; None in a batch without labels.
+        number: Which batch of the epoch it is, from 0.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    target: Any
+    number: int
+
+    @property
+    def size(self) -> int:
+        """Samples: the first dimension of the first tensor; 1 where there is none."""
+        leaves, _ = trees.flatten((self.args, self.kwargs))
+        return int(leaves[0].shape[0]) if leaves and leaves[0].dim() else 1
+
+    def not_finite(self, *, masks: bool = True) -> str:
+        """Where the batch holds NaN or infinity, in words; empty where it does not.
+
+        Args:
+            masks: Let minus infinity pass, as in a mask that is added to attention scores.
+        """
+        for name, part in (("input", (self.args, self.kwargs)), ("target", self.target)):
+            leaves, tree = trees.flatten(part)
+            for where, leaf in zip(trees.leaf_names(tree, name), leaves, strict=True):
+                bad = count_not_finite(leaf, masks=masks)
+                if bad:
+                    label = name if len(leaves) == 1 else where
+                    return f"{label}: {bad} of {leaf.numel()} values are NaN or infinite"
+        return ""
+
+
+def count_not_finite(value: Any, *, masks: bool) -> int:
+    """How many values are NaN or infinite; minus infinity does not count where masks may be."""
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        return 0
+    bad = ~torch.isfinite(value)
+    if masks:
+        bad &= value != -torch.inf
+    return int(bad.sum())
+
+
+@dataclass(frozen=True)
+class BatchReader:
+    """Reads the batches of a loader for a supernet.
+
+    Without ``split``, a batch is one of
+
+    - a tensor: the model's only input, no target;
+    - a tuple or list of as many tensors as the model has inputs, without a target, or of one more:
+      the last is the target;
+    - a pair ``(inputs, target)``, where ``inputs`` has the forms that example inputs have: a
+      tensor, a tuple of positional inputs, a dict of keyword inputs, or a pair of both; the target
+      is anything, and None where there are no labels;
+    - a dict of keyword inputs, with the target under ``target``, ``targets``, ``label`` or
+      ``labels`` unless the model takes an input of that name.
+
+    Attributes:
+        supernet: Whose arguments they are; batches go to its device.
+        split: Takes a batch apart instead of the rules above.
+    """
+
+    supernet: Supernet
+    split: Split | None = None
+
+    def read(self, raw: Any, number: int) -> Batch:
+        """Take one batch apart and move it to the supernet's device.
+
+        Args:
+            raw: What the loader yields.
+            number: Which batch of the epoch it is.
+
+        Raises:
+            UsageError: The batch has no form that is understood.
+        """
+        parts = self.split(raw) if self.split is not None else self._parts(raw, number)
+        device = device_of(self.supernet)
+        args, kwargs, target = (_move(part, device) for part in parts)
+        return Batch(args, kwargs, target, number)
+
+    def bind(self, batch: Batch) -> dict[str, Any]:
+        """The named values that a pass through the supernet begins with.
+
+        Raises:
+            UsageError: The inputs have not the structure, shapes or dtypes that were captured.
+        """
+        try:
+            return self.supernet.bind(batch.args, batch.kwargs)
+        except UsageError as e:
+            raise UsageError(
+                f"batch {batch.number} of the loader: {e.what}",
+                expected=e.expected,
+                got=e.got,
+                fix=e.fix or "pass split= to say what of a batch is input and what is target",
+            ) from e
+
+    def _parts(self, raw: Any, number: int) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+        if isinstance(raw, (torch.Tensor, np.ndarray)):
+            return (raw,), {}, None
+        if isinstance(raw, Mapping):
+            names = self.supernet.partition.signature.parameters
+            keys = [key for key in TARGET_KEYS if key in raw and key not in names]
+            kwargs = {key: value for key, value in raw.items() if key not in keys}
+            return (), kwargs, raw[keys[0]] if keys else None
+        if isinstance(raw, (tuple, list)):
+            n_inputs = len(self.supernet.partition.signature.inputs)
+            if all(isinstance(part, (torch.Tensor, np.ndarray)) for part in raw):
+                if len(raw) == n_inputs:
+                    return tuple(raw), {}, None
+                if len(raw) == n_inputs + 1:
+                    return tuple(raw[:-1]), {}, raw[-1]
+            elif len(raw) == 2:
+                return *_inputs(raw[0]), raw[1]
+        raise UsageError(
+            f"batch {number} of the loader has a form that is not understood",
+            expected="inputs, (inputs, target), or a dict of keyword inputs",
+            got=_describe(raw),
+            fix="pass split=: a function of a batch that returns (args, kwargs, target)",
+        )
+
+
+def numbered(loader: Any, what: str) -> Iterator[tuple[int, Any]]:
+    """The batches of a loader with their numbers.
+
+    Raises:
+        UsageError: The loader can't be iterated over, or yields nothing.
+    """
+    try:
+        batches = iter(loader)
+    except TypeError as e:
+        raise UsageError(
+            f"{what} can't be iterated over",
+            expected="a DataLoader, or any iterable of batches",
+            got=type(loader).__name__,
+        ) from e
+    number = -1
+    for number, raw in enumerate(batches):
+        yield number, raw
+    if number < 0:
+        exhausted = batches is loader
+        raise UsageError(
+            f"{what} yields no batch",
+            expected="at least one batch in every pass over it",
+            got="an iterator that is exhausted" if exhausted else f"an empty {_name(loader)}",
+            fix="pass what can be iterated over again, like a list or a DataLoader"
+            if exhausted
+            else "check the data set; drop_last=True drops a single batch that is not full",
+        )
+
+
+def device_of(supernet: Supernet) -> torch.device:
+    """The device of the supernet's weights; the CPU where it has none."""
+    for value in (*supernet.parameters(), *supernet.buffers()):
+        return value.device
+    return torch.device("cpu")
+
+
+def _inputs(value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(value, Mapping):
+        return (), dict(value)
+    if isinstance(value, (tuple, list)):
+        if len(value) == 2 and isinstance(value[0], (tuple, list)) and isinstance(value[1], dict):
+            return tuple(value[0]), dict(value[1])
+        return tuple(value), {}
+    return (value,), {}
+
+
+def _move(value: Any, device: torch.device) -> Any:
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(value)
+    if isinstance(value, (tuple, list)) and type(value) in (tuple, list):
+        return type(value)(_move(part, device) for part in value)
+    if type(value) is dict:
+        return {key: _move(part, device) for key, part in value.items()}
+    leaves, tree = trees.flatten(value)
+    moved = [
+        leaf.to(device, non_blocking=True) if isinstance(leaf, torch.Tensor) else leaf
+        for leaf in leaves
+    ]
+    return trees.unflatten(tree, moved)
+
+
+def _name(value: Any) -> str:
+    return type(value).__name__
+
+
+def _describe(raw: Any) -> str:
+    if isinstance(raw, (tuple, list)):
+        return f"a {_name(raw)} of {', '.join(_name(part) for part in raw) or 'nothing'}"
+    return f"a {_name(raw)}"

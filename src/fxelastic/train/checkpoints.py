@@ -1,0 +1,204 @@
+"""Checkpoints of a run: written in one step, kept in rotation, refused with a reason."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from fxelastic.errors import TrainingError, UsageError
+from fxelastic.train.files import sync_folder, write_durably
+
+SCHEMA = "fxelastic.checkpoint/1"
+
+_DATA, _TENSORS = "checkpoint.json", "state.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run needs to go on.
+
+    Attributes:
+        step: Steps made.
+        data: Everything but tensors, for ``json.dumps``.
+        tensors: The tensors, by name.
+    """
+
+    step: int
+    data: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one run, in a folder where those of other stages may be too.
+
+    A checkpoint is a folder ``<stage>-<step>`` with ``checkpoint.json`` and ``state.safetensors``.
+    It gets its name when the disk has all of it, so that a crash leaves a whole one or none.
+
+    Attributes:
+        folder: Where they are.
+        stage: The first part of their names.
+        run: What must be the same for a run to go on: of the supernet, the model's weights and the
+            options, by name.
+        keep: How many to keep.
+    """
+
+    folder: Path
+    stage: str
+    run: Mapping[str, str] = field(repr=False)
+    keep: int = 2
+
+    def write(self, checkpoint: Checkpoint) -> Path:
+        """Write a checkpoint and remove this run's oldest beyond ``keep``.
+
+        Returns:
+            Its folder.
+
+        Raises:
+            UsageError: The folder can't be written to.
+        """
+        name = f"{self.stage}-{checkpoint.step:08d}"
+        temporary = self.folder / f".{name}.{os.getpid()}.tmp"
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            tensors = {k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}
+            # A copy each: safetensors refuses tensors that share memory.
+            packed = safetensors.torch.save({k: v.clone() for k, v in tensors.items()})
+            write_durably(temporary / _TENSORS, packed)
+            text = json.dumps(
+                {
+                    "schema": SCHEMA,
+                    "stage": self.stage,
+                    "step": checkpoint.step,
+                    "sha256": hashlib.sha256(packed).hexdigest(),
+                    "run": dict(self.run),
+                    "data": checkpoint.data,
+                }
+            )
+            seal = hashlib.sha256(text.encode()).hexdigest()
+            write_durably(temporary / _DATA, f"{seal}\n{text}\n".encode())
+            sync_folder(temporary)
+            target = self.folder / name
+            self._make_room(target)
+            temporary.rename(target)
+            sync_folder(self.folder)
+        except OSError as e:
+            raise UsageError(
+                f"a checkpoint can't be written to {self.folder}",
+                expected="a folder that may be written to, with room on its disk",
+                got=f"{type(e).__name__}: {e}",
+            ) from e
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        self._rotate()
+        return target
+
+    def newest(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
+        """Read the newest checkpoint that can be used.
+
+        Returns:
+            The checkpoint, and why newer ones were refused, a sentence each. None where there is
+            no checkpoint of this stage.
+
+        Raises:
+            TrainingError: There are checkpoints, and none can be used.
+        """
+        self._clean()
+        refused: list[str] = []
+        names = self._names()
+        for name in names:
+            try:
+                return self._read(self.folder / name), tuple(refused)
+            except TrainingError as e:
+                refused.append(f"{name}: {e.what}" + (f" ({e.got})" if e.got else ""))
+        if names:
+            raise TrainingError(
+                f"no checkpoint of {self.stage} in {self.folder} can be used",
+                expected="a checkpoint of this run",
+                got="\n".join(refused),
+                fix="restore the settings, name another folder, or move these checkpoints away",
+            )
+        return None, ()
+
+    def _read(self, folder: Path) -> Checkpoint:
+        try:
+            seal, text = (folder / _DATA).read_text("utf-8").split("\n", 1)
+            packed = (folder / _TENSORS).read_bytes()
+        except (OSError, ValueError) as e:
+            raise TrainingError("it is not complete", got=f"{type(e).__name__}: {e}") from e
+        text = text.removesuffix("\n")
+        if hashlib.sha256(text.encode()).hexdigest() != seal:
+            raise TrainingError("it is corrupt", got=f"{_DATA} is not as it was written")
+        record = json.loads(text)
+        if record.get("schema") != SCHEMA:
+            raise TrainingError("its format is not known", got=repr(record.get("schema")))
+        _check_run(record["run"], self.run)
+        if hashlib.sha256(packed).hexdigest() != record["sha256"]:
+            raise TrainingError("it is corrupt", got=f"{_TENSORS} is not as it was written")
+        try:
+            tensors = safetensors.torch.load(packed)
+        except SafetensorError as e:
+            raise TrainingError("it is corrupt", got=str(e)) from e
+        return Checkpoint(record["step"], record["data"], tensors)
+
+    def _names(self) -> list[str]:
+        """Checkpoints of this stage, newest first."""
+        if not self.folder.is_dir():
+            return []
+        pattern = re.compile(rf"{re.escape(self.stage)}-\d{{8,}}")
+        names = (path.name for path in self.folder.iterdir() if path.is_dir())
+        return sorted(
+            (name for name in names if pattern.fullmatch(name)),
+            key=lambda name: int(name.rpartition("-")[2]),
+            reverse=True,
+        )
+
+    def _make_room(self, target: Path) -> None:
+        """Move aside what has the name of the new checkpoint: it was refused before."""
+        if not target.exists():
+            return
+        for i in range(1, 10_000):
+            aside = target.with_name(f"refused-{target.name}-{i}")
+            if not aside.exists():
+                target.rename(aside)
+                return
+
+    def _rotate(self) -> None:
+        """Remove the oldest checkpoints of this run; never those of another one."""
+        own = [name for name in self._names() if self._is_own(self.folder / name)]
+        for name in own[self.keep :]:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def _is_own(self, folder: Path) -> bool:
+        try:
+            _, text = (folder / _DATA).read_text("utf-8").split("\n", 1)
+            return bool(json.loads(text)["run"] == dict(self.run))
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def _clean(self) -> None:
+        """Remove what killed processes left half written."""
+        if self.folder.is_dir():
+            for path in self.folder.glob(f".{self.stage}-*.tmp"):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _check_run(recorded: Mapping[str, str], current: Mapping[str, str]) -> None:
+    for name in dict.fromkeys((*current, *recorded)):
+        if recorded.get(name) != current.get(name):
+            raise TrainingError(
+                f"it is of another run: {name} differs",
+                got=f"{recorded.get(name)}, now {current.get(name)}",
+            )

@@ -1,0 +1,252 @@
+"""The loop: batches, steps, epochs, reports, checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxelastic.ir.supernet import Supernet
+from fxelastic.train.batches import Batch, BatchReader, device_of, numbered
+from fxelastic.train.callbacks import Callback
+from fxelastic.train.diagnosis import diagnose, not_finite
+from fxelastic.train.execution import Execution
+from fxelastic.train.new_branches import NewBranches
+from fxelastic.train.objective import Objective, Plan
+from fxelastic.train.observers import observers
+from fxelastic.train.optimisation import Optimisation
+from fxelastic.train.position import Position
+from fxelastic.train.processes import Processes
+from fxelastic.train.randomness import preserved, random_state, seed_all, seed_loader, set_epoch
+from fxelastic.train.range_accuracy import range_accuracy
+from fxelastic.train.reports import Bucket, EpochReport, History, StepReport
+from fxelastic.train.resumption import Resumption
+from fxelastic.train.sampling import derived_seed
+from fxelastic.train.training import Training
+
+
+class Loop:
+    """Runs one stage of training on a supernet, in place."""
+
+    def __init__(
+        self,
+        execution: Execution,
+        new: NewBranches,
+        objective: Objective,
+        loader: Iterable[Any],
+        training: Training,
+    ) -> None:
+        """Prepare a run.
+
+        Args:
+            execution: Runs the branches.
+            new: What learns.
+            objective: What it minimises.
+            loader: Any iterable of batches.
+            training: The options.
+
+        Raises:
+            UsageError: An option can't be met here.
+        """
+        self._execution = execution
+        self._supernet: Supernet = execution.supernet
+        self._new = new
+        self._objective = objective
+        self._loader = loader
+        self._training = training
+        self._device = device_of(self._supernet)
+        self._processes = Processes.of(training.distributed)
+        self._reader = BatchReader(self._supernet, training.split)
+        self._optimisation = Optimisation(
+            new, training, self._processes, self._device, clip_each=objective.clip_each
+        )
+        self._resumption = Resumption.of(
+            self._supernet, new, self._optimisation, objective, training, self._processes
+        )
+        self._observers: Sequence[Callback] = observers(training) if self._processes.first else ()
+        self._started = 0.0
+
+    def run(self) -> History:
+        """Train until the end.
+
+        Returns:
+            What was done, also before an interruption.
+
+        Raises:
+            UsageError: The loader is empty, or a batch is not what the model takes.
+            TrainingError: A loss or a gradient is not finite, or no checkpoint can be used.
+        """
+        self._started = time.perf_counter()
+        self._supernet.eval()
+        self._processes.share(self._new.state().values())
+        position, refused = self._resumption.resume()
+        resumed_at = position.step
+        history: History | None = None
+        self._tell("on_begin", self._objective.stage, position.step, self._total_steps())
+        try:
+            with preserved(self._loader):
+                while not self._over(position):
+                    self._epoch(position)
+            epochs, coverage = tuple(position.epochs), dict(position.coverage)
+            stage = self._objective.stage
+            history = History(stage, position.step, epochs, coverage, resumed_at, refused)
+        finally:
+            self._tell("on_end", history)
+        return history
+
+    def _epoch(self, position: Position) -> None:
+        """Go on with an epoch, at its beginning or where a checkpoint was taken."""
+        training, processes = self._training, self._processes
+        seed = derived_seed(training.seed, self._objective.stage, "epoch", position.epoch)
+        # What is drawn in an epoch depends on the epoch alone, not on how it was come to; the
+        # order of the data is the same in all processes, dropout is not.
+        seed_all(derived_seed(seed, "rank", processes.rank))
+        seed_loader(self._loader, seed)
+        set_epoch(self._loader, position.epoch)
+        batches = numbered(self._loader, "the loader")
+        if position.batch:
+            for _ in islice(batches, position.batch):
+                pass
+            position.restore_random_state()
+        ended = False
+        while not ended and not self._reached(position):
+            group = list(islice(batches, training.accumulate))
+            ended = not processes.all(bool(group), self._device)
+            if not ended:
+                self._step(position, group)
+                every = training.checkpoint_every
+                if every and position.step % every == 0:
+                    self._checkpoint(position)
+        # The last epoch of a run of so many steps may end early.
+        self._end_epoch(position)
+
+    def _step(self, position: Position, group: Sequence[tuple[int, Any]]) -> None:
+        objective, optimisation = self._objective, self._optimisation
+        plan = objective.plan(position.step)
+        where = f"step {position.step + 1}, epoch {position.epoch}, batch {group[-1][0]}"
+        optimisation.set_rate(self._done(position))
+        optimisation.clear()
+        losses: dict[str, list[Tensor]] = {}
+        size = 0
+        with self._new.training(plan.branches):
+            for number, raw in group:
+                batch = self._reader.read(raw, number)
+                size += batch.size
+                found = self._backward(batch, plan, 1 / len(group))
+                for name, loss in found.items():
+                    losses.setdefault(name, []).append(loss)
+                self._check(found, batch, plan, where)
+        means = {name: torch.stack(values).mean() for name, values in losses.items()}
+        self._processes.average(means.values())
+        grad_norm = optimisation.step(plan.branches, where)
+        optimisation.clear()
+        values = dict(zip(means, _to_floats(means.values()), strict=True))
+        position.advance(len(group), values)
+        report = StepReport(
+            stage=objective.stage,
+            step=position.step,
+            epoch=position.epoch,
+            batch=position.batch,
+            loss=sum(values.values()) / len(values),
+            losses=values,
+            archs=plan.archs,
+            lr=optimisation.rate,
+            grad_norm=grad_norm,
+            n_samples=int(self._processes.total(size, self._device)),
+            seconds=time.perf_counter() - self._started,
+        )
+        self._tell("on_step", report)
+
+    def _backward(self, batch: Batch, plan: Plan, share: float) -> dict[str, Tensor]:
+        values = self._reader.bind(batch)
+
+        def backward(loss: Tensor) -> None:
+            with torch.autocast(self._device.type, enabled=False):
+                self._optimisation.backward(loss, share)
+
+        with torch.enable_grad(), self._optimisation.autocast():
+            return self._objective.backward(batch, values, plan, backward)
+
+    def _check(self, losses: dict[str, Tensor], batch: Batch, plan: Plan, where: str) -> None:
+        """Stop before a loss that is not finite moves a weight, in all processes at once."""
+        values = dict(zip(losses, _to_floats(losses.values()), strict=True))
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if self._processes.all(not bad, self._device):
+            return
+        if not bad:
+            raise not_finite(where, "of another process", "its own message says why")
+        with self._optimisation.autocast():
+            reason = diagnose(self._execution, batch, self._reader.bind(batch), plan, bad[0])
+        raise not_finite(where, bad[0], reason)
+
+    def _end_epoch(self, position: Position) -> None:
+        state = self._new.state()
+        self._processes.average_buffers(state, self._new.parameters)
+        ranges: tuple[Bucket, ...] = ()
+        if self._training.validate is not None:
+            with preserved(self._training.validate):
+                ranges = range_accuracy(
+                    self._supernet,
+                    self._training.validate,
+                    metric=self._training.metric,
+                    costs=self._training.costs,
+                    split=self._training.split,
+                )
+        report = EpochReport(
+            stage=self._objective.stage,
+            epoch=position.epoch,
+            step=position.step,
+            loss=position.mean_loss,
+            losses=position.mean_losses(),
+            coverage=dict(position.coverage),
+            ranges=ranges,
+            seconds=time.perf_counter() - self._started,
+        )
+        position.end_epoch(report)
+        self._tell("on_epoch", report)
+        self._checkpoint(position)
+
+    def _checkpoint(self, position: Position) -> None:
+        states = self._processes.gather(random_state(), self._device)
+        if self._resumption.write(position, states):
+            self._tell("on_checkpoint", position.step)
+
+    def _over(self, position: Position) -> bool:
+        if self._training.steps is not None:
+            return self._reached(position)
+        return position.epoch >= self._training.epochs
+
+    def _reached(self, position: Position) -> bool:
+        return self._training.steps is not None and position.step >= self._training.steps
+
+    def _total_steps(self) -> int | None:
+        if self._training.steps is not None:
+            return self._training.steps
+        try:
+            n_batches = len(self._loader)  # type: ignore[arg-type]
+        except TypeError:
+            return None
+        return self._training.epochs * math.ceil(n_batches / self._training.accumulate)
+
+    def _done(self, position: Position) -> float:
+        """The share of the run that is over; by epoch where the loader has no length."""
+        total = self._total_steps()
+        if not total:
+            return position.epoch / self._training.epochs
+        return min(1.0, position.step / total)
+
+    def _tell(self, event: str, *facts: Any) -> None:
+        for observer in self._observers:
+            getattr(observer, event)(*facts)
+
+
+def _to_floats(tensors: Iterable[Tensor]) -> list[float]:
+    """The values of scalars, in one transfer."""
+    known = list(tensors)
+    values: list[float] = torch.stack(known).float().tolist() if known else []
+    return values

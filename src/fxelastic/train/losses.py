@@ -1,0 +1,159 @@
+"""Losses, and where a result keeps its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fxelastic.errors import UsageError
+from fxelastic.ir import trees
+
+#: The target value that `cross_entropy` and `accuracy` leave out, as torch does.
+IGNORED = -100
+
+_NEARLY_CONSTANT = 1e-6
+
+
+def normalised_error(output: Any, target: Any) -> Tensor:
+    """The squared error as a share of the target's variance, averaged over the tensors.
+
+    It is 1 for an output that is always the target's mean, whatever the scale, so that branches
+    anywhere in a network have losses of the same size.
+
+    Args:
+        output: A tensor, or any structure of tensors.
+        target: The same structure and shapes. Tensors that are not floating-point do not count.
+
+    Returns:
+        A scalar; it requires no gradient where there is no floating-point tensor.
+
+    Source: AdaptiveNet, Eq. 1, normalised.
+    """
+    pairs = zip(_floats(output), _floats(target), strict=True)
+    errors = [_normalised(a.float(), b.float()) for a, b in pairs]
+    return torch.stack(errors).mean() if errors else torch.zeros(())
+
+
+def _normalised(output: Tensor, target: Tensor) -> Tensor:
+    variance, mean = torch.var_mean(target, correction=0)
+    # A constant target, as that of a dead unit, has no variance to be a share of.
+    scale = torch.maximum(variance, _NEARLY_CONSTANT * mean.square())
+    return F.mse_loss(output, target) / torch.where(scale > 0, scale, torch.ones_like(scale))
+
+
+def cross_entropy(output: Any, target: Tensor) -> Tensor:
+    """The cross-entropy of a model's result, in whose structure the logits are found.
+
+    Args:
+        output: Logits ``(N, C)``, ``(N, C, ...)`` or ``(N, ..., C)``, or a structure that holds
+            them: see `logits_of`.
+        target: Class numbers ``(N, ...)``; -100 leaves an element out. Or probabilities of the
+            logits' shape.
+
+    Raises:
+        UsageError: There are no logits, the shapes do not go together, or a class is out of range.
+    """
+    logits = logits_of(output).float()
+    if isinstance(target, Tensor) and target.is_floating_point() and target.shape == logits.shape:
+        return F.cross_entropy(logits, target)
+    dim = class_dim(logits, target)
+    _check_classes(target, logits.shape[dim])
+    return F.cross_entropy(logits.movedim(dim, 1), target.long(), ignore_index=IGNORED)
+
+
+def soft_cross_entropy(output: Any, teacher: Any) -> Tensor:
+    """How far a result is from that of the original model, without labels.
+
+    Where both have logits, it is the Kullback-Leibler divergence of the class probabilities (over
+    dimension 1, or over the last one of three); for any other structure `normalised_error`.
+
+    Args:
+        output: A subnet's result.
+        teacher: The model's result on the same inputs.
+
+    Returns:
+        A scalar, 0 where they are equal.
+    """
+    try:
+        logits, like = logits_of(output).float(), logits_of(teacher).float()
+    except UsageError:
+        return normalised_error(output, teacher)
+    dim = 2 if logits.dim() == 3 else 1
+    student, expected = logits.log_softmax(dim), like.log_softmax(dim)
+    return F.kl_div(student, expected, reduction="none", log_target=True).sum(dim).mean()
+
+
+def logits_of(output: Any) -> Tensor:
+    """The tensor of class scores in a model's result.
+
+    Args:
+        output: A tensor of two dimensions or more, an object or a dict with ``logits``, or a tuple
+            or list of which the only element is one.
+
+    Raises:
+        UsageError: It is none of these.
+    """
+    found = output
+    if isinstance(output, Mapping):
+        found = output.get("logits")
+    elif not isinstance(output, Tensor):
+        found = getattr(output, "logits", None)
+        if found is None and isinstance(output, Sequence) and len(output) == 1:
+            found = output[0]
+    if isinstance(found, Tensor) and found.dim() >= 2 and found.is_floating_point():
+        return found
+    raise UsageError(
+        "the model's result holds no logits that can be found",
+        expected="a floating-point tensor (N, C, ...), or a structure with one named 'logits'",
+        got=_describe(output),
+        fix="pass a loss of your own: loss=function of (result, target)",
+    )
+
+
+def class_dim(logits: Tensor, target: Tensor) -> int:
+    """The dimension of the classes: the one that the target lacks.
+
+    Raises:
+        UsageError: The target has not the logits' other dimensions, or no integer dtype.
+    """
+    if isinstance(target, Tensor) and not (target.is_floating_point() or target.is_complex()):
+        for dim in dict.fromkeys((1, logits.dim() - 1)):
+            if target.shape == (*logits.shape[:dim], *logits.shape[dim + 1 :]):
+                return dim
+    shape = tuple(logits.shape)
+    raise UsageError(
+        "the target does not go with the model's logits",
+        expected=f"integer classes of shape {(shape[0], *shape[2:])} for logits {shape}",
+        got=f"{target.dtype} of shape {tuple(target.shape)}"
+        if isinstance(target, Tensor)
+        else type(target).__name__,
+        fix="correct the loader, or pass a loss of your own: loss=function of (result, target)",
+    )
+
+
+def _check_classes(target: Tensor, n_classes: int) -> None:
+    wrong = (target != IGNORED) & ((target < 0) | (target >= n_classes))
+    if bool(wrong.any()):
+        values = target[wrong].unique().tolist()
+        raise UsageError(
+            "the target holds classes that the model does not have",
+            expected=f"0 to {n_classes - 1}, or {IGNORED} for what does not count",
+            got=", ".join(map(str, values[:5])) + ("…" if len(values) > 5 else ""),
+            fix="number the classes from 0, as the model was trained with",
+        )
+
+
+def _floats(value: Any) -> list[Tensor]:
+    leaves, _ = trees.flatten(value)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype} of shape {tuple(value.shape)}"
+    _, tree = trees.flatten(value)
+    return trees.describe(tree)[:200]

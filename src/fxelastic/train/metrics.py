@@ -1,0 +1,44 @@
+"""Scores of a batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from fxelastic.train.losses import IGNORED, class_dim, logits_of
+
+
+def accuracy(output: Any, target: Tensor) -> float:
+    """The share of elements whose highest logit is the target's class.
+
+    Args:
+        output: Logits, or a result that holds them: see `logits_of`.
+        target: Class numbers ``(N, ...)``; -100 leaves an element out.
+
+    Returns:
+        From 0 to 1; 0 where every element is left out.
+
+    Raises:
+        UsageError: There are no logits, or the shapes do not go together.
+    """
+    logits = logits_of(output)
+    found = logits.argmax(class_dim(logits, target))
+    counted = target != IGNORED
+    n = int(counted.sum())
+    return int(((found == target) & counted).sum()) / n if n else 0.0
+
+
+def agreement(output: Any, teacher: Any) -> float:
+    """The share of elements for which a subnet and the original choose the same class.
+
+    Args:
+        output: A subnet's result.
+        teacher: The original's result on the same inputs.
+
+    Raises:
+        UsageError: There are no logits.
+    """
+    logits, like = logits_of(output), logits_of(teacher)
+    dim = 2 if logits.dim() == 3 else 1
+    return float((logits.argmax(dim) == like.argmax(dim)).float().mean())
