@@ -158,7 +158,10 @@ def image_batches(n: int = 4, size: int = 8, seed: int = 0) -> list[tuple[Tensor
 def vector_batches(n: int = 4, size: int = 8, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     return [
-        (torch.randn(size, 8, generator=generator), torch.randint(0, 4, (size,), generator=generator))
+        (
+            torch.randn(size, 8, generator=generator),
+            torch.randint(0, 4, (size,), generator=generator),
+        )
         for _ in range(n)
     ]
 
@@ -176,7 +179,9 @@ def moved(before: dict[str, Tensor], supernet: Supernet) -> set[str]:
     """Ids of the branches of which a parameter or buffer changed."""
     after = weights(supernet)
     return {
-        name.partition("/")[0] for name, value in before.items() if not torch.equal(value, after[name])
+        name.partition("/")[0]
+        for name, value in before.items()
+        if not torch.equal(value, after[name])
     }
 
 

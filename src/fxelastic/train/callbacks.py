@@ -12,12 +12,13 @@ class Callback:
     is kept. In a distributed run only the first process calls it.
     """
 
-    def on_begin(self, stage: str, step: int, total_steps: int | None) -> None:
+    def on_begin(self, stage: str, step: int, epoch: int, total_steps: int | None) -> None:
         """The run begins.
 
         Args:
             stage: ``distill`` or ``tune``.
             step: Steps made before: not 0 where the run was resumed.
+            epoch: Epochs that had ended before.
             total_steps: Steps of the whole run; None where the loader has no length.
         """
 

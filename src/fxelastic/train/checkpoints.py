@@ -30,11 +30,13 @@ class Checkpoint:
 
     Attributes:
         step: Steps made.
+        epoch: Epochs that have ended.
         data: Everything but tensors, for ``json.dumps``.
         tensors: The tensors, by name.
     """
 
     step: int
+    epoch: int
     data: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
 
@@ -43,8 +45,9 @@ class Checkpoint:
 class Checkpoints:
     """The checkpoints of one run, in a folder where those of other stages may be too.
 
-    A checkpoint is a folder ``<stage>-<step>`` with ``checkpoint.json`` and ``state.safetensors``.
-    It gets its name when the disk has all of it, so that a crash leaves a whole one or none.
+    A checkpoint is a folder ``<stage>-<step>-<epoch>`` with ``checkpoint.json`` and
+    ``state.safetensors``. It gets its name when the disk has all of it, so that a crash leaves a
+    whole one or none.
 
     Attributes:
         folder: Where they are.
@@ -68,7 +71,7 @@ class Checkpoints:
         Raises:
             UsageError: The folder can't be written to.
         """
-        name = f"{self.stage}-{checkpoint.step:08d}"
+        name = f"{self.stage}-{checkpoint.step:08d}-{checkpoint.epoch:04d}"
         temporary = self.folder / f".{name}.{os.getpid()}.tmp"
         try:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -82,6 +85,7 @@ class Checkpoints:
                     "schema": SCHEMA,
                     "stage": self.stage,
                     "step": checkpoint.step,
+                    "epoch": checkpoint.epoch,
                     "sha256": hashlib.sha256(packed).hexdigest(),
                     "run": dict(self.run),
                     "data": checkpoint.data,
@@ -151,19 +155,18 @@ class Checkpoints:
             tensors = safetensors.torch.load(packed)
         except SafetensorError as e:
             raise TrainingError("it is corrupt", got=str(e)) from e
-        return Checkpoint(record["step"], record["data"], tensors)
+        return Checkpoint(record["step"], record["epoch"], record["data"], tensors)
 
     def _names(self) -> list[str]:
         """Checkpoints of this stage, newest first."""
         if not self.folder.is_dir():
             return []
-        pattern = re.compile(rf"{re.escape(self.stage)}-\d{{8,}}")
-        names = (path.name for path in self.folder.iterdir() if path.is_dir())
-        return sorted(
-            (name for name in names if pattern.fullmatch(name)),
-            key=lambda name: int(name.rpartition("-")[2]),
-            reverse=True,
+        pattern = re.compile(rf"{re.escape(self.stage)}-(\d{{8,}})-(\d{{4,}})")
+        found = [pattern.fullmatch(path.name) for path in self.folder.iterdir() if path.is_dir()]
+        matches = sorted(
+            (match for match in found if match), key=lambda m: (int(m[1]), int(m[2])), reverse=True
         )
+        return [match[0] for match in matches]
 
     def _make_room(self, target: Path) -> None:
         """Move aside what has the name of the new checkpoint: it was refused before."""

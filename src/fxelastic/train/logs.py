@@ -32,13 +32,13 @@ class JsonLines(Callback):
         """Log to a file; its folder is made, and lines of other stages in it stay."""
         self.path = Path(path)
 
-    def on_begin(self, stage: str, step: int, total_steps: int | None) -> None:
+    def on_begin(self, stage: str, step: int, epoch: int, total_steps: int | None) -> None:
         """Drop what was logged of the steps that are to come."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if not self.path.exists():
             return
         lines = self.path.read_text("utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if not _is_later(_parsed(line), stage, step)]
+        kept = [line for line in lines if not _is_later(_parsed(line), stage, step, epoch)]
         if kept != lines:
             replace_file(self.path, "".join(kept).encode())
 
@@ -75,14 +75,14 @@ class Csv(Callback):
         """Log to a file; its folder is made, and rows of other stages in it stay."""
         self.path = Path(path)
 
-    def on_begin(self, stage: str, step: int, total_steps: int | None) -> None:
+    def on_begin(self, stage: str, step: int, epoch: int, total_steps: int | None) -> None:
         """Drop what was logged of the steps that are to come."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         rows: list[dict[str, Any]] = []
         if self.path.exists():
             text = self.path.read_text("utf-8")
             rows = [row for row in csv.DictReader(io.StringIO(text)) if None not in row.values()]
-        kept = [row for row in rows if not _is_later(row, stage, step)]
+        kept = [row for row in rows if not _is_later(row, stage, step, epoch)]
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, self.FIELDS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
@@ -118,7 +118,7 @@ class TensorBoard(Callback):
         self._folder = str(folder)
         self._writer: Any = None
 
-    def on_begin(self, stage: str, step: int, total_steps: int | None) -> None:
+    def on_begin(self, stage: str, step: int, epoch: int, total_steps: int | None) -> None:
         """Open the log; steps to come hide those of an interrupted run."""
         self._writer = self._make(self._folder, purge_step=step + 1)
 
@@ -150,12 +150,14 @@ def _parsed(line: str) -> Mapping[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _is_later(row: Mapping[str, Any], stage: str, step: int) -> bool:
+def _is_later(row: Mapping[str, Any], stage: str, step: int, epoch: int) -> bool:
     if row.get("torn"):
         return True
     if row.get("stage") != stage:
         return False
     try:
+        if row.get("event") == "epoch":
+            return int(row["epoch"]) >= epoch
         return int(row["step"]) > step
     except (KeyError, TypeError, ValueError):
         return False

@@ -87,7 +87,9 @@ class Loop:
         position, refused = self._resumption.resume()
         resumed_at = position.step
         history: History | None = None
-        self._tell("on_begin", self._objective.stage, position.step, self._total_steps())
+        self._tell(
+            "on_begin", self._objective.stage, position.step, position.epoch, self._total_steps()
+        )
         try:
             with preserved(self._loader):
                 while not self._over(position):

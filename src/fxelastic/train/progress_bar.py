@@ -22,7 +22,7 @@ class ProgressBar(Callback):
         self._file = file
         self._bar: tqdm[object] | None = None
 
-    def on_begin(self, stage: str, step: int, total_steps: int | None) -> None:
+    def on_begin(self, stage: str, step: int, epoch: int, total_steps: int | None) -> None:
         """See `Callback`."""
         self._bar = tqdm(
             desc=stage, total=total_steps, initial=step, file=self._file, unit="step", leave=True

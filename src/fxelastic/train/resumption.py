@@ -115,7 +115,7 @@ class Resumption:
             for rank, state in enumerate(random):
                 tensors[f"random:{rank}"] = torch.frombuffer(bytearray(state), dtype=torch.uint8)
             data = {"position": position.to_json(), "optimisation": optimisation}
-            self.checkpoints.write(Checkpoint(position.step, data, tensors))
+            self.checkpoints.write(Checkpoint(position.step, position.epoch, data, tensors))
         self.processes.wait()
         return True
 

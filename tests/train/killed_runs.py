@@ -1,0 +1,127 @@
+"""A run that is killed at chosen points, each time in a process of its own.
+
+``python -m tests.train.killed_runs FOLDER`` prints a digest of the weights after an uninterrupted
+run, and for each point after a run that was killed there and resumed. One process imports torch
+and forks the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import fxelastic
+from fxelastic.train import Callback, Sandwich, StepReport, checkpoints
+from tests.train.supernets import conv_supernet, image_batches, weights
+
+
+class Kill(Callback):
+    """Ends this process as `kill -9` does, after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step(self, report: StepReport) -> None:
+        if report.step == self.step:
+            kill()
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train(stage: str, folder: Path, callbacks: tuple[Callback, ...] = ()) -> dict[str, Any]:
+    """Train, with dropout, a loader that shuffles, momentum and a decaying learning rate."""
+    supernet = conv_supernet(dropout=0.4)
+    images, labels = (torch.cat(parts) for parts in zip(*image_batches(5), strict=True))
+    loader = DataLoader(TensorDataset(images, labels), batch_size=8, shuffle=True)
+    options: dict[str, Any] = {
+        "epochs": 3,
+        "checkpoints": folder,
+        "checkpoint_every": 2,
+        "accumulate": 2,
+        "warmup": 0.2,
+        "log": folder / "log.jsonl",
+        "callbacks": callbacks,
+    }
+    if stage == "tune":
+        history = fxelastic.tune(supernet, loader, sampling=Sandwich(), **options)
+    else:
+        history = fxelastic.distill(supernet, loader, mode=stage, **options)
+    digest = hashlib.sha256()
+    for name, value in weights(supernet).items():
+        digest.update(name.encode() + value.numpy().tobytes())
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return {
+        "weights": digest.hexdigest(),
+        "losses": [e.loss for e in history.epochs],
+        "coverage": dict(history.coverage),
+        "logged": [(line["event"], line["step"], line["loss"]) for line in log],
+        "resumed_at": history.resumed_at,
+    }
+
+
+def in_child(work: Any) -> int:
+    """Run in a fork; the exit status, negative for a signal."""
+    child = os.fork()
+    if child == 0:
+        work()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def while_writing(stage: str, folder: Path, when: int, where: str) -> None:
+    """Train until the process is killed in the middle of writing a checkpoint."""
+    real = getattr(checkpoints, where)
+    calls = 0
+
+    def dies(*args: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == when:
+            if where == "write_durably":
+                path, data = args
+                path.write_bytes(data[: len(data) // 2])
+            kill()
+        real(*args)
+
+    setattr(checkpoints, where, dies)
+    train(stage, folder)
+
+
+def main(folder: Path) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {}
+    for stage in ("teacher_forced", "chained", "tune"):
+        plain = train(stage, folder / "plain")
+        shutil.rmtree(folder / "plain")
+        killed = []
+        # Nine steps, three an epoch: before the first checkpoint, in the middle of an epoch, at
+        # its end, and one after another.
+        points: list[tuple[int, ...]] = [(1,), (3, 7)] if stage == "tune" else [(4, 5)]
+        for steps in points:
+            here = folder / f"{stage}-{steps}"
+            codes = [in_child(partial(train, stage, here, (Kill(step),))) for step in steps]
+            killed.append({"codes": codes, "at": steps, **train(stage, here)})
+        if stage == "tune":
+            for when, where in ((3, "write_durably"), (4, "write_durably"), (4, "sync_folder")):
+                here = folder / f"{stage}-{where}-{when}"
+                code = in_child(partial(while_writing, stage, here, when, where))
+                killed.append({"codes": [code], "at": [where, when], **train(stage, here)})
+        results[stage] = {"plain": plain, "killed": killed}
+    return results
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(Path(sys.argv[1]))))

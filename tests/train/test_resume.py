@@ -1,0 +1,218 @@
+"""A run that was interrupted goes on as if it had not been."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fxelastic
+from fxelastic import TrainingError, UsageError
+from fxelastic.train import Callback, StepReport
+from tests.cli.commands import ROOT
+from tests.models.compare import assert_same_output
+from tests.train.supernets import linear_supernet, vector_batches, weights
+
+
+@pytest.fixture(scope="module")
+def killed_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    if not hasattr(os, "fork"):
+        pytest.skip("needs os.fork")
+    found = subprocess.run(
+        [sys.executable, "-m", "tests.train.killed_runs", str(tmp_path_factory.mktemp("runs"))],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}",
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    results: dict[str, Any] = json.loads(found.stdout)
+    return results
+
+
+@pytest.mark.parametrize("stage", ["teacher_forced", "chained", "tune"])
+def test_a_killed_run_ends_with_the_same_bits(killed_runs: dict[str, Any], stage: str) -> None:
+    plain = killed_runs[stage]["plain"]
+    assert plain["resumed_at"] == 0
+    for run in killed_runs[stage]["killed"]:
+        assert set(run["codes"]) == {-signal.SIGKILL}, run["at"]
+        for key in ("weights", "losses", "coverage", "logged"):
+            assert run[key] == plain[key], (run["at"], key)
+
+
+def test_runs_were_resumed_at_several_points(killed_runs: dict[str, Any]) -> None:
+    found = {run["resumed_at"] for stage in killed_runs.values() for run in stage["killed"]}
+    assert {0, 2, 4, 6} <= found
+
+
+class Stop(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step(self, report: StepReport) -> None:
+        if report.step == self.step:
+            raise KeyboardInterrupt
+
+
+def run(folder: Path, *, stop: int | None = None, **options: Any) -> Any:
+    supernet = linear_supernet(dropout=0.2)
+    given = {"epochs": 2, "checkpoints": folder, "checkpoint_every": 1, "keep": 3, **options}
+    given["callbacks"] = [Stop(stop)] if stop else []
+    try:
+        history = fxelastic.tune(supernet, vector_batches(), **given)
+    except KeyboardInterrupt:
+        return None
+    return history, weights(supernet)
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Path:
+    """A folder with checkpoints of the steps 5, 6 and 7 of 8, all in the second epoch."""
+    run(tmp_path, stop=8)
+    names = [p.name for p in sorted(tmp_path.iterdir())]
+    assert names == [f"tune-0000000{i}-0001" for i in (5, 6, 7)]
+    return tmp_path
+
+
+OWN = ["tune-00000007-0001", "tune-00000008-0001", "tune-00000008-0002"]
+EXPECTED: list[Any] = []
+
+
+def uninterrupted(folder: Path) -> Any:
+    if not EXPECTED:
+        EXPECTED.append(run(folder / "plain")[1])
+    return EXPECTED[0]
+
+
+def spoil(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "checkpoint.json"])
+def test_a_corrupt_checkpoint_is_refused_and_the_older_one_used(
+    stopped: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoil(stopped / "tune-00000007-0001" / name)
+    with caplog.at_level(logging.WARNING):
+        history, found = run(stopped)
+    assert history.resumed_at == 6
+    (reason,) = history.refused
+    assert "tune-00000007-0001: it is corrupt" in reason
+    assert name in reason
+    assert reason in caplog.text
+    assert_same_output(found, uninterrupted(stopped))
+
+
+def test_an_incomplete_checkpoint_is_refused(stopped: Path) -> None:
+    (stopped / "tune-00000007-0001" / "state.safetensors").unlink()
+    (stopped / "tune-00000006-0001" / "checkpoint.json").write_text("{")
+    history, found = run(stopped)
+    assert history.resumed_at == 5
+    assert len(history.refused) == 2
+    assert all("it is not complete" in reason for reason in history.refused)
+    assert_same_output(found, uninterrupted(stopped))
+
+
+def test_what_was_refused_is_kept_aside(stopped: Path) -> None:
+    spoil(stopped / "tune-00000007-0001" / "checkpoint.json")
+    run(stopped)
+    names = sorted(p.name for p in stopped.iterdir())
+    assert names == ["refused-tune-00000007-0001-1", *OWN]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"lr": 0.5}, "lr differs"),
+        ({"seed": 3}, "seed differs"),
+        ({"epochs": 9}, "epochs differs"),
+        ({"optimizer": torch.optim.SGD}, "optimizer differs"),
+        ({"soft": 0.5}, "tune soft differs"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(
+    stopped: Path, options: dict[str, Any], reason: str
+) -> None:
+    before = sorted(stopped.rglob("*"))
+    with pytest.raises(TrainingError, match=f"it is of another run: {reason}") as raised:
+        run(stopped, **options)
+    assert "name another folder" in str(raised.value)
+    assert sorted(stopped.rglob("*")) == before
+
+
+def test_a_checkpoint_of_another_model_is_refused(stopped: Path) -> None:
+    supernet = linear_supernet(dropout=0.2)
+    with torch.no_grad():
+        supernet.branches["original@0"].module.get_parameter("layers.0.0.bias").add_(1)
+    with pytest.raises(TrainingError, match="model differs"):
+        fxelastic.tune(
+            supernet, vector_batches(), epochs=2, checkpoints=stopped, checkpoint_every=1
+        )
+
+
+def test_a_finished_run_is_not_made_again(tmp_path: Path) -> None:
+    first, expected = run(tmp_path)
+    again, found = run(tmp_path)
+    assert again.resumed_at == again.steps == 8
+    assert again.coverage == first.coverage
+    assert [e.loss for e in again.epochs] == [e.loss for e in first.epochs]
+    assert_same_output(found, expected)
+
+
+def test_stages_share_a_folder(tmp_path: Path) -> None:
+    supernet = linear_supernet()
+    for stage in (fxelastic.distill, fxelastic.tune):
+        stage(supernet, vector_batches(), checkpoints=tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "distill-00000004-0001",
+        "tune-00000004-0001",
+    ]
+
+
+def test_other_runs_checkpoints_survive_rotation(tmp_path: Path) -> None:
+    run(tmp_path)
+    foreign = tmp_path / "tune-00000001-0000"
+    foreign.mkdir()
+    (foreign / "checkpoint.json").write_text("of someone else\n{}")
+    run(tmp_path / "empty")
+    supernet = linear_supernet(dropout=0.2)
+    options: dict[str, Any] = {"epochs": 2, "checkpoints": tmp_path, "checkpoint_every": 1}
+    fxelastic.tune(supernet, vector_batches(), keep=1, **options)
+    assert foreign.is_dir()
+
+
+def test_half_written_checkpoints_are_swept(tmp_path: Path) -> None:
+    (tmp_path / ".tune-00000009-0000.123.tmp").mkdir()
+    run(tmp_path)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_checkpoint_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="can't be written"):
+        run(tmp_path / "file")
+
+
+def test_an_optimiser_with_other_state_is_refused(tmp_path: Path) -> None:
+    class Odd(torch.optim.SGD):
+        def state_dict(self) -> dict[str, Any]:
+            return {**super().state_dict(), "odd": object()}
+
+    with pytest.raises(UsageError, match="optimizer/odd can't be written"):
+        run(tmp_path, optimizer=lambda p: Odd(p, 0.1))
