@@ -1,0 +1,147 @@
+"""How much slower than estimated the device is now, from the requests' latencies."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import NamedTuple
+
+# Requests of several threads end in another order than they are recorded; a clock that goes back
+# by more than this has been set.
+_CLOCK_SLACK_S = 1.0
+
+
+class Observation(NamedTuple):
+    """One request. A tuple, not a dataclass: it is built on every request.
+
+    Attributes:
+        time_s: When it ended, on the runtime's clock.
+        estimate_ms: The latency that the pool states for the subnet that served it.
+        actual_ms: The latency it had.
+    """
+
+    time_s: float
+    estimate_ms: float
+    actual_ms: float
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the monitor knows at one time; ratios are ``r = actual / estimated`` (§5.3).
+
+    Attributes:
+        ratio: Median r of the window; None before there were enough requests.
+        recent: Median r of the newest part of the window: after a step of the load it is at the
+            new level while the window still holds the old one.
+        n_samples: Requests in the window.
+        peaks: ``(time_s, ratio)`` of earlier readings that no later one reached, oldest first.
+        n_slow: Requests since the last reading that took a multiple of what the window did.
+        clock_jumped: The clock was set back since the last reading; what was known is forgotten.
+    """
+
+    ratio: float | None = None
+    recent: float | None = None
+    n_samples: int = 0
+    peaks: Sequence[tuple[float, float]] = ()
+    n_slow: int = 0
+    clock_jumped: bool = False
+
+    def peak_since(self, time_s: float) -> float | None:
+        """The largest ratio read since then; None where there was no reading."""
+        return next((ratio for time, ratio in self.peaks if time >= time_s), None)
+
+
+@dataclass
+class Monitor:
+    """Estimates r over the last requests; robust against single slow ones.
+
+    r compares each request with the estimate of the subnet that served it, so that the requests
+    before and after a switch belong to one window.
+
+    `record` may be called by any thread, on every request: it only appends. The work is done in
+    `read`, by one thread.
+
+    Attributes:
+        window_s: The window's length, in seconds. A step of the load is seen after half of it.
+        min_samples: Requests that a median needs; with fewer in ``window_s`` the window is longer.
+        max_samples: Requests looked at; of a window with more, the newest.
+        horizon_s: How long peaks are kept, in seconds.
+        slow: A request counts as slow from this multiple of the window's ratio.
+    """
+
+    window_s: float = 0.4
+    min_samples: int = 5
+    max_samples: int = 101
+    horizon_s: float = 600.0
+    slow: float = 4.0
+    _incoming: deque[Observation] = field(init=False, repr=False)
+    _samples: deque[tuple[float, float]] = field(init=False, repr=False)
+    _peaks: deque[tuple[float, float]] = field(init=False, repr=False)
+    _last: Load = field(init=False, repr=False, default_factory=Load)
+
+    def __post_init__(self) -> None:
+        """Begin with nothing."""
+        # Bounded: nobody may be reading.
+        self._incoming = deque(maxlen=max(1024, self.max_samples))
+        self._samples = deque(maxlen=self.max_samples)
+        self._peaks = deque()
+
+    def record(self, observation: Observation) -> None:
+        """Add a request; safe in any thread."""
+        self._incoming.append(observation)
+
+    def read(self, now_s: float) -> Load:
+        """What is known now.
+
+        Args:
+            now_s: The time, on the clock of the observations.
+        """
+        fresh: list[tuple[float, float]] = []
+        jumped = False
+        while self._incoming:
+            seen = self._incoming.popleft()
+            newest = fresh[-1] if fresh else self._samples[-1] if self._samples else None
+            if newest is not None and seen.time_s < newest[0] - _CLOCK_SLACK_S:
+                jumped = True
+                fresh.clear()
+                self._forget()
+            ratio = seen.actual_ms / seen.estimate_ms if seen.estimate_ms > 0 else math.nan
+            # A latency of 0 or less was measured while the clock was set.
+            if 0 < ratio < math.inf:
+                fresh.append((seen.time_s, ratio))
+        n_slow = self._count_slow(fresh)
+        self._samples.extend(fresh)
+        ratio_now, recent, n = self._medians(now_s)
+        if ratio_now is not None and fresh:
+            self._note_peak(now_s, ratio_now)
+        self._last = Load(ratio_now, recent, n, tuple(self._peaks), n_slow, jumped)
+        return self._last
+
+    def _forget(self) -> None:
+        self._samples.clear()
+        self._peaks.clear()
+
+    def _count_slow(self, fresh: Sequence[tuple[float, float]]) -> int:
+        usual = self._last.ratio
+        if usual is None:
+            return 0
+        return sum(ratio > self.slow * usual for _, ratio in fresh)
+
+    def _medians(self, now_s: float) -> tuple[float | None, float | None, int]:
+        samples = list(self._samples)
+        if len(samples) < self.min_samples:
+            return None, None, len(samples)
+        n_inside = sum(time > now_s - self.window_s for time, _ in samples)
+        window = [ratio for _, ratio in samples[-max(n_inside, self.min_samples) :]]
+        newest = window[-max(len(window) // 3, self.min_samples) :]
+        return median(window), median(newest), len(window)
+
+    def _note_peak(self, now_s: float, ratio: float) -> None:
+        while self._peaks and self._peaks[-1][1] <= ratio:
+            self._peaks.pop()
+        self._peaks.append((now_s, ratio))
+        while self._peaks[0][0] < now_s - self.horizon_s:
+            self._peaks.popleft()

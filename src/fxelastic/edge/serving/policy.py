@@ -1,0 +1,179 @@
+"""Which subnet to serve next: the rule of §5.3, without flapping."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple, Protocol
+
+from fxelastic.edge.serving.ladder import Ladder, Step
+from fxelastic.edge.serving.monitor import Load
+
+
+class PastSwitch(NamedTuple):
+    """A switch that was made.
+
+    Attributes:
+        time_s: When, on the runtime's clock.
+        up: It was to a slower, more accurate subnet.
+    """
+
+    time_s: float
+    up: bool
+
+
+@dataclass(frozen=True)
+class Situation:
+    """All that a policy may look at.
+
+    Attributes:
+        now_s: The time, on the runtime's clock.
+        budget_ms: What a request may take, in ms.
+        load: What the monitor knows.
+        current: The subnet in use; the ladder may no longer have it.
+        ladder: The subnets that may be served.
+        switches: The switches made, oldest first; at least those of the last ten minutes.
+    """
+
+    now_s: float
+    budget_ms: float
+    load: Load
+    current: Step
+    ladder: Ladder
+    switches: Sequence[PastSwitch] = ()
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a policy wants.
+
+    Attributes:
+        target: The subnet to serve; the current one to stay.
+        met: The target is expected to keep the budget.
+        limit_ms: Estimated latency that a subnet may have at the load there is: ``T/r``.
+        reason: Why, for people.
+    """
+
+    target: Step
+    met: bool
+    limit_ms: float
+    reason: str
+
+
+class Policy(Protocol):
+    """Decides which subnet to serve.
+
+    The contract:
+
+    * `decide` depends on its argument only, and changes nothing. It is called some twenty times a
+      second, by one thread.
+    * The target is a step of the ladder, or the current subnet.
+    * It need not care whether the target is loaded: the runtime keeps the current subnet until
+      then, and asks again.
+    """
+
+    def decide(self, situation: Situation) -> Decision:
+        """Decide."""
+
+
+@dataclass(frozen=True)
+class RatioPolicy:
+    """Serve the most accurate subnet under ``T/r`` (§5.3), slow to climb and quick to step down.
+
+    *Down*: when the median latency exceeds the budget, at once, to the best subnet under ``T/r``
+    less some room; r is the newest one, so that one switch is enough for a step of the load.
+
+    *Up*: when a more accurate subnet would have kept the budget at every moment of the last
+    ``calm_s`` seconds. The hysteresis lies in this time rather than in the room: a large share of
+    free budget would keep out the very subnet that was the best before the load came. A climb that
+    had to be taken back soon doubles the wait for the next one: a load that comes and goes costs
+    fewer and fewer switches.
+
+    Attributes:
+        room_down: Share of the budget that stays free after a step down.
+        room_up: Share of the budget that stays free after a climb.
+        dwell_s: Time between two switches down, in seconds.
+        calm_s: How long there must have been room for a climb, in seconds.
+        max_calm_s: The longest such wait, in seconds.
+        failed_s: A climb taken back within this time has failed, in seconds.
+        forget_s: Failed climbs older than this no longer count, in seconds.
+
+    Source: AdaptiveNet §5.3; hysteresis, dwell and backing off are additions.
+    """
+
+    room_down: float = 0.03
+    room_up: float = 0.03
+    dwell_s: float = 0.4
+    calm_s: float = 2.0
+    max_calm_s: float = 120.0
+    failed_s: float = 10.0
+    forget_s: float = 600.0
+
+    def decide(self, situation: Situation) -> Decision:
+        """Decide; see the class."""
+        load, budget_ms, current = situation.load, situation.budget_ms, situation.current
+        # Before the first requests the estimates are all there is.
+        ratio = load.ratio if load.ratio is not None else 1.0
+        actual_ms = ratio * current.latency_ms
+        if actual_ms > budget_ms:
+            return self._down(situation, ratio, actual_ms)
+        return self._up(situation, ratio)
+
+    def _down(self, situation: Situation, ratio: float, actual_ms: float) -> Decision:
+        current, ladder = situation.current, situation.ladder
+        recent = situation.load.recent
+        # Not the smaller one: a load that has just gone needs no step down.
+        worst = ratio if recent is None else recent
+        limit_ms = situation.budget_ms * (1 - self.room_down) / worst
+        exceeded = (
+            f"{actual_ms:.3g} ms exceed the budget of {situation.budget_ms:.3g} ms (r {ratio:.2f})"
+        )
+        since_s = _since_last(situation)
+        if since_s is not None and 0 <= since_s < self.dwell_s:
+            return Decision(current, False, limit_ms, f"{exceeded}, just switched")
+        if recent is not None and recent * current.latency_ms <= situation.budget_ms:
+            return Decision(current, True, limit_ms, f"{exceeded}, but the newest requests do not")
+        fitting = ladder.best_under(limit_ms)
+        if fitting is not None and fitting.latency_ms < current.latency_ms:
+            return Decision(fitting, True, limit_ms, exceeded)
+        quickest = ladder.quickest
+        if quickest is None or quickest.latency_ms >= current.latency_ms:
+            return Decision(current, False, limit_ms, f"{exceeded}, and nothing is quicker")
+        met = quickest.latency_ms * worst <= situation.budget_ms
+        return Decision(quickest, met, limit_ms, f"{exceeded}, which only the quickest may keep")
+
+    def _up(self, situation: Situation, ratio: float) -> Decision:
+        current, load = situation.current, situation.load
+        calm_s = self.calm_for(situation)
+        since_s = _since_last(situation)
+        peak = load.peak_since(situation.now_s - calm_s)
+        worst = max(ratio, peak) if peak is not None else ratio
+        limit_ms = situation.budget_ms * (1 - self.room_up) / worst
+        stay = Decision(current, True, limit_ms, "the budget is kept")
+        if since_s is not None and 0 <= since_s < calm_s:
+            return stay
+        better = situation.ladder.best_under(limit_ms)
+        if better is None or better.accuracy <= current.accuracy:
+            return stay
+        reason = f"there has been room for {calm_s:.3g} s (r at most {worst:.2f})"
+        return Decision(better, True, limit_ms, reason)
+
+    def calm_for(self, situation: Situation) -> float:
+        """How long there must have been room, after the climbs that failed, in seconds."""
+        failed = 0
+        recent = [
+            past for past in situation.switches if past.time_s >= situation.now_s - self.forget_s
+        ]
+        for past, following in pairwise(recent):
+            if past.up and not following.up and following.time_s - past.time_s < self.failed_s:
+                failed += 1
+        # The exponent is bounded, for 2.0**1024 is an error.
+        return min(self.calm_s * 2.0 ** min(failed, 32), self.max_calm_s)
+
+
+def _since_last(situation: Situation) -> float | None:
+    """Time since the last switch; negative when the clock was set back."""
+    if not situation.switches:
+        return None
+    return situation.now_s - situation.switches[-1].time_s

@@ -1,0 +1,94 @@
+"""A device whose load is a function of a clock that only the test moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from fxelastic.edge.serving.ladder import Ladder, Step
+from fxelastic.edge.serving.monitor import Monitor, Observation
+from fxelastic.edge.serving.policy import Decision, PastSwitch, Policy, RatioPolicy, Situation
+from fxelastic.spec import Arch
+
+TICK_S = 0.05
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a pool holds, without a pool."""
+
+    arch: Arch
+    latency_ms: float
+    accuracy: float
+
+
+def entry(latency_ms: float, accuracy: float, name: str = "") -> Entry:
+    return Entry(Arch((name or f"s{latency_ms:g}",)), latency_ms, accuracy)
+
+
+def ladder(*latencies_ms: float) -> Ladder:
+    """A ladder on which accuracy grows with latency."""
+    return Ladder.of(entry(ms, 0.5 + ms / 1000) for ms in latencies_ms)
+
+
+@dataclass
+class Simulation:
+    """Sends requests one after another and lets a policy choose their subnet.
+
+    A request takes its subnet's estimate times the load at its start.
+    """
+
+    ladder: Ladder
+    budget_ms: float
+    load: Callable[[float], float]
+    policy: Policy = field(default_factory=RatioPolicy)
+    monitor: Monitor = field(default_factory=Monitor)
+    now_s: float = 0.0
+    current: Step = field(init=False)
+    switches: list[PastSwitch] = field(default_factory=list)
+    decisions: list[tuple[float, Decision]] = field(default_factory=list)
+    requests: list[tuple[float, float, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        best = self.ladder.best_under(self.budget_ms) or self.ladder.steps[0]
+        self.current = best
+        self._next_tick_s = TICK_S
+
+    def run(self, until_s: float) -> Simulation:
+        while self.now_s < until_s:
+            actual_ms = self.current.latency_ms * self.load(self.now_s)
+            self.now_s += actual_ms / 1000
+            self.monitor.record(Observation(self.now_s, self.current.latency_ms, actual_ms))
+            self.requests.append((self.now_s, self.current.latency_ms, actual_ms))
+            if self.now_s >= self._next_tick_s:
+                self._next_tick_s = self.now_s + TICK_S
+                self._tick()
+        return self
+
+    def _tick(self) -> None:
+        situation = Situation(
+            self.now_s,
+            self.budget_ms,
+            self.monitor.read(self.now_s),
+            self.current,
+            self.ladder,
+            tuple(self.switches),
+        )
+        decision = self.policy.decide(situation)
+        self.decisions.append((self.now_s, decision))
+        if decision.target.arch != self.current.arch:
+            up = decision.target.latency_ms > self.current.latency_ms
+            self.switches.append(PastSwitch(self.now_s, up))
+            self.current = decision.target
+
+    def switches_between(self, start_s: float, stop_s: float) -> Sequence[PastSwitch]:
+        return [past for past in self.switches if start_s <= past.time_s < stop_s]
+
+
+def steps(*levels: tuple[float, float]) -> Callable[[float], float]:
+    """A load of ``(from second, factor)`` levels."""
+
+    def load(now_s: float) -> float:
+        return [factor for start_s, factor in levels if start_s <= now_s][-1]
+
+    return load

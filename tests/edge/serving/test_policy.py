@@ -1,0 +1,173 @@
+"""When a subnet is changed, on a clock that only the test moves."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from fxelastic.edge.serving.ladder import Ladder
+from fxelastic.edge.serving.monitor import Load
+from fxelastic.edge.serving.policy import Decision, PastSwitch, RatioPolicy, Situation
+from tests.edge.serving.simulation import Simulation, entry, ladder, steps
+
+LADDER = ladder(4, 6, 8, 10, 12, 16, 20)
+
+
+def test_a_step_up_of_the_load_costs_one_switch_within_a_second() -> None:
+    run = Simulation(LADDER, 21, steps((0, 1.0), (5, 1.75))).run(15)
+    assert run.current.latency_ms == 10  # 12 * 1.75 = 21 leaves no room
+    (switch,) = run.switches
+    assert 5 < switch.time_s < 5.6
+    late = [actual for time, _, actual in run.requests if time > 6]
+    assert max(late) <= 21
+
+
+def test_the_best_subnet_returns_after_the_load() -> None:
+    run = Simulation(LADDER, 21, steps((0, 1.0), (5, 1.7), (15, 1.0))).run(30)
+    assert run.current.latency_ms == 20
+    assert [past.up for past in run.switches] == [False, True]
+    assert 15 < run.switches[1].time_s < 15 + 2 + 0.6
+
+
+def test_the_paper_s_scenario_takes_at_most_two_switches_a_step() -> None:
+    levels = [(0.0, 1.0), (15.0, 1.6), (30.0, 2.5), (45.0, 1.0)]
+    rng = random.Random(0)
+    level = steps(*levels)
+    run = Simulation(LADDER, 21, lambda now_s: level(now_s) * rng.lognormvariate(0, 0.05)).run(60)
+    for start_s, _ in levels:
+        assert len(run.switches_between(start_s, start_s + 15)) <= 2
+    assert run.current.latency_ms == 20
+
+
+def test_nothing_happens_without_a_load() -> None:
+    rng = random.Random(1)
+    run = Simulation(LADDER, 21, lambda _: rng.lognormvariate(0, 0.05)).run(60)
+    assert run.switches == []
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_single_spikes_are_ignored(n: int) -> None:
+    count = iter(range(1_000_000))
+    run = Simulation(LADDER, 21, lambda _: 30.0 if next(count) % 50 < n else 1.0).run(60)
+    assert run.switches == []
+
+
+def test_a_lasting_spike_is_not_ignored() -> None:
+    count = iter(range(1_000_000))
+    run = Simulation(LADDER, 21, lambda _: 3.0 if next(count) % 50 >= 20 else 1.0).run(60)
+    assert run.switches
+
+
+@pytest.mark.parametrize("period_s", [0.2, 1.0, 3.0])
+def test_a_load_that_oscillates_faster_than_the_wait_does_not_flap(period_s: float) -> None:
+    def load(now_s: float) -> float:
+        return 2.0 if now_s % period_s < period_s / 2 else 1.0
+
+    run = Simulation(LADDER, 21, load).run(120)
+    assert len(run.switches) <= 2
+    assert run.current.latency_ms <= 20
+
+
+def test_a_load_that_oscillates_slowly_costs_fewer_and_fewer_switches() -> None:
+    def load(now_s: float) -> float:
+        return 2.0 if now_s % 8 < 4 else 1.0
+
+    run = Simulation(LADDER, 21, load).run(240)
+    assert len(run.switches_between(0, 30)) >= 3
+    # The wait has grown beyond the calm half of a period: no climb any more.
+    assert len(run.switches_between(120, 240)) == 0
+
+
+def test_without_backing_off_the_slow_oscillation_flaps() -> None:
+    def load(now_s: float) -> float:
+        return 2.0 if now_s % 8 < 4 else 1.0
+
+    run = Simulation(LADDER, 21, load, policy=RatioPolicy(max_calm_s=2.0)).run(240)
+    assert len(run.switches_between(120, 240)) > 10
+
+
+def test_a_slow_drift_is_followed_step_by_step() -> None:
+    run = Simulation(LADDER, 21, lambda now_s: 1 + now_s / 60).run(120)
+    assert all(not past.up for past in run.switches)
+    assert 3 <= len(run.switches) <= len(LADDER) - 1
+    assert run.current.latency_ms * 3 <= 21
+    over = [actual for _, _, actual in run.requests if actual > 21]
+    assert len(over) / len(run.requests) < 0.05
+
+
+def test_a_lower_budget_at_run_time_steps_down_and_a_higher_one_climbs() -> None:
+    run = Simulation(LADDER, 21, steps((0, 1.0))).run(5)
+    run.budget_ms = 9
+    run.run(10)
+    assert run.current.latency_ms == 8
+    assert len(run.switches) == 1
+    assert run.switches[0].time_s < 5.2
+    run.budget_ms = 13
+    run.run(15)
+    assert run.current.latency_ms == 12
+    assert len(run.switches) == 2
+
+
+def test_a_budget_that_nothing_keeps_serves_the_quickest_and_says_so() -> None:
+    run = Simulation(LADDER, 21, steps((0, 1.0), (5, 9.0))).run(20)
+    assert run.current.latency_ms == 4
+    assert not run.decisions[-1][1].met
+    assert len(run.switches) == 1
+    assert run.switches[0].time_s < 6.5
+
+
+def test_one_subnet_is_kept_and_told_when_it_is_too_slow() -> None:
+    run = Simulation(ladder(10), 12, steps((0, 1.0), (5, 2.0), (10, 1.0))).run(5)
+    assert run.decisions[-1][1].met
+    run.run(8)
+    assert not run.decisions[-1][1].met
+    run.run(15)
+    assert run.decisions[-1][1].met
+    assert run.switches == []
+
+
+def situation(**changes: object) -> Situation:
+    current = entry(10, 0.6)
+    usual = Situation(100.0, 12.0, Load(1.0, 1.0, 9, ((10.0, 1.0),)), current, ladder(5, 10, 20))
+    return replace(usual, **changes)  # type: ignore[arg-type]
+
+
+def test_an_empty_ladder_keeps_the_subnet_in_use() -> None:
+    calm = situation(ladder=Ladder(()))
+    assert RatioPolicy().decide(calm).target is calm.current
+    loaded = situation(ladder=Ladder(()), load=Load(3.0, 3.0, 9, ((99.0, 3.0),)))
+    decision = RatioPolicy().decide(loaded)
+    assert decision.target is loaded.current
+    assert not decision.met
+
+
+def test_before_the_first_request_the_estimate_counts() -> None:
+    decision = RatioPolicy().decide(situation(load=Load(), budget_ms=9.0))
+    assert decision.target.latency_ms == 5
+
+
+def test_the_limit_is_the_budget_over_r() -> None:
+    policy = RatioPolicy(room_down=0.0)
+    decision = policy.decide(situation(load=Load(2.0, 2.0, 9, ())))
+    assert decision.limit_ms == pytest.approx(12.0 / 2.0)
+    assert decision.target.latency_ms == 5
+
+
+def test_no_second_step_down_before_the_first_can_be_seen() -> None:
+    loaded = situation(load=Load(2.0, 2.0, 9, ()), switches=(PastSwitch(99.9, False),))
+    assert RatioPolicy().decide(loaded).target is loaded.current
+    assert RatioPolicy(dwell_s=0.05).decide(loaded).target.latency_ms == 5
+
+
+def test_a_clock_set_back_does_not_stop_the_policy() -> None:
+    later = situation(load=Load(2.0, 2.0, 9, ()), switches=(PastSwitch(5000.0, False),))
+    assert RatioPolicy().decide(later).target.latency_ms == 5
+
+
+def test_deciding_is_pure() -> None:
+    policy = RatioPolicy()
+    loaded = situation(load=Load(2.0, 2.0, 9, ()))
+    first: Decision = policy.decide(loaded)
+    assert all(policy.decide(loaded) == first for _ in range(5))
