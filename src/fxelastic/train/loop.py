@@ -40,6 +40,7 @@ class Loop:
         objective: Objective,
         loader: Iterable[Any],
         training: Training,
+        processes: Processes,
     ) -> None:
         """Prepare a run.
 
@@ -49,6 +50,7 @@ class Loop:
             objective: What it minimises.
             loader: Any iterable of batches.
             training: The options.
+            processes: Who trains with this process.
 
         Raises:
             UsageError: An option can't be met here.
@@ -60,7 +62,7 @@ class Loop:
         self._loader = loader
         self._training = training
         self._device = device_of(self._supernet)
-        self._processes = Processes.of(training.distributed)
+        self._processes = processes
         self._reader = BatchReader(self._supernet, training.split)
         self._optimisation = Optimisation(
             new, training, self._processes, self._device, clip_each=objective.clip_each

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from fxelastic.errors import UsageError
 from fxelastic.ir import trees
+from fxelastic.train.processes import ALONE, Processes
 
 #: The target value that `cross_entropy` and `accuracy` leave out, as torch does.
 IGNORED = -100
@@ -18,7 +19,7 @@ IGNORED = -100
 _NEARLY_CONSTANT = 1e-6
 
 
-def normalised_error(output: Any, target: Any) -> Tensor:
+def normalised_error(output: Any, target: Any, processes: Processes = ALONE) -> Tensor:
     """The squared error as a share of the target's variance, averaged over the tensors.
 
     It is 1 for an output that is always the target's mean, whatever the scale, so that branches
@@ -27,6 +28,7 @@ def normalised_error(output: Any, target: Any) -> Tensor:
     Args:
         output: A tensor, or any structure of tensors.
         target: The same structure and shapes. Tensors that are not floating-point do not count.
+        processes: Those that hold the other shares of the batch: the variance is that of all.
 
     Returns:
         A scalar; it requires no gradient where there is no floating-point tensor.
@@ -34,12 +36,16 @@ def normalised_error(output: Any, target: Any) -> Tensor:
     Source: AdaptiveNet, Eq. 1, normalised.
     """
     pairs = zip(_floats(output), _floats(target), strict=True)
-    errors = [_normalised(a.float(), b.float()) for a, b in pairs]
+    errors = [_normalised(a.float(), b.float(), processes) for a, b in pairs]
     return torch.stack(errors).mean() if errors else torch.zeros(())
 
 
-def _normalised(output: Tensor, target: Tensor) -> Tensor:
-    variance, mean = torch.var_mean(target, correction=0)
+def _normalised(output: Tensor, target: Tensor, processes: Processes) -> Tensor:
+    variance, mean = torch.var_mean(target.detach(), correction=0)
+    if processes.world_size > 1:
+        moments = torch.stack([mean, variance + mean.square()]).double()
+        processes.average([moments])
+        mean, variance = moments[0].float(), (moments[1] - moments[0].square()).float()
     # A constant target, as that of a dead unit, has no variance to be a share of.
     scale = torch.maximum(variance, _NEARLY_CONSTANT * mean.square())
     return F.mse_loss(output, target) / torch.where(scale > 0, scale, torch.ones_like(scale))

@@ -145,3 +145,7 @@ class Processes:
         """Wait until every process is here."""
         if self.world_size > 1:
             dist.barrier()
+
+
+#: A process that trains alone.
+ALONE = Processes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from fxelastic.errors import UsageError
@@ -12,6 +13,7 @@ from fxelastic.train.execution import Execution
 from fxelastic.train.loop import Loop
 from fxelastic.train.losses import cross_entropy, normalised_error, soft_cross_entropy
 from fxelastic.train.new_branches import NewBranches
+from fxelastic.train.processes import Processes
 from fxelastic.train.reports import History
 from fxelastic.train.sampling import Sampling, Uniform
 from fxelastic.train.training import Training
@@ -25,7 +27,7 @@ def distill(
     loader: Iterable[Any],
     *,
     mode: str = "teacher_forced",
-    loss: BranchLoss = normalised_error,
+    loss: BranchLoss | None = None,
     branches_per_step: int | None = None,
     sampling: Sampling | None = None,
     **options: Any,
@@ -41,7 +43,8 @@ def distill(
         mode: ``"teacher_forced"``: every branch learns from the model's own features, alone.
             ``"chained"``, as published: the branches of a sampled subnet learn together, each from
             the features that the one before it computes.
-        loss: Compares the outputs of a branch with the teacher's; each is a tuple of tensors.
+        loss: Compares the outputs of a branch with the teacher's, each a tuple of tensors;
+            `normalised_error` where None.
         branches_per_step: How many branches learn in a step when teacher-forced, in turn; all
             where None.
         sampling: Draws the subnets when chained: `Uniform` where None, `Bucketed`, `Sandwich`.
@@ -70,12 +73,14 @@ def distill(
         )
     new = NewBranches(_checked(supernet))
     execution = Execution(supernet, training.compile)
+    processes = Processes.of(training.distributed)
+    error: BranchLoss = loss or partial(normalised_error, processes=processes)
     objective = (
-        TeacherForced(execution, new, loss, branches_per_step, training.seed)
+        TeacherForced(execution, new, error, branches_per_step, training.seed)
         if mode == MODES[0]
-        else Chained(execution, new, loss, sampling or Uniform(), training.seed)
+        else Chained(execution, new, error, sampling or Uniform(), training.seed)
     )
-    return Loop(execution, new, objective, loader, training).run()
+    return Loop(execution, new, objective, loader, training, processes).run()
 
 
 def tune(
@@ -116,7 +121,8 @@ def tune(
     new = NewBranches(_checked(supernet))
     execution = Execution(supernet, training.compile)
     objective = Tuning(execution, new, loss, soft_loss, soft, sampling or Uniform(), training.seed)
-    return Loop(execution, new, objective, loader, training).run()
+    processes = Processes.of(training.distributed)
+    return Loop(execution, new, objective, loader, training, processes).run()
 
 
 def _checked(supernet: object) -> Supernet:

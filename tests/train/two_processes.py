@@ -1,0 +1,87 @@
+"""One process of a run of two, started by ``torchrun``; also alone, on whole batches.
+
+``python -m tests.train.two_processes OUT`` trains and writes what comes out to the folder OUT.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+import fxelastic
+from fxelastic import TrainingError
+from fxelastic.train import Sandwich
+from tests.train.supernets import conv_supernet, linear_supernet, vector_batches, weights
+
+
+def halves(
+    batches: list[tuple[Tensor, Tensor]], rank: int, size: int
+) -> list[tuple[Tensor, Tensor]]:
+    return [(x[rank::size], y[rank::size]) for x, y in batches]
+
+
+def train(rank: int, size: int, folder: Path | None = None) -> dict[str, Tensor]:
+    """Both stages with every way of sampling."""
+    distributed = size > 1
+    supernet = linear_supernet()
+    if rank:
+        # Processes begin with the first one's weights, whatever theirs are.
+        with torch.no_grad():
+            for branch in supernet.branches.values():
+                if not branch.frozen:
+                    for parameter in branch.module.parameters():
+                        parameter.add_(1)
+    data = halves(vector_batches(4), rank, size)
+    options: dict[str, Any] = {"distributed": distributed, "epochs": 2}
+    fxelastic.distill(supernet, data, **options)
+    fxelastic.distill(supernet, data, mode="chained", **options)
+    saved = {} if folder is None else {"checkpoints": folder / "checkpoints"}
+    fxelastic.tune(supernet, data, sampling=Sandwich(), **options, **saved)
+    return weights(supernet)
+
+
+def main(out: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank, size = dist.get_rank(), dist.get_world_size()
+    state = train(rank, size, out)
+    again = train(rank, size, out)
+    assert all(torch.equal(again[name], value) for name, value in state.items())
+    safetensors.torch.save_file(state, out / f"weights-{rank}.safetensors")
+
+    # Uneven shares: the epoch ends for all when one has no more.
+    supernet = linear_supernet()
+    history = fxelastic.tune(supernet, vector_batches(2 + rank), distributed=True)
+    assert history.steps == 2, history
+
+    # Running statistics differ between processes, and are averaged.
+    supernet = conv_supernet()
+    images = [(torch.randn(4, 1, 8, 8) + rank, torch.zeros(4, dtype=torch.int64))] * 2
+    fxelastic.distill(supernet, images, distributed=True)
+    safetensors.torch.save_file(weights(supernet), out / f"statistics-{rank}.safetensors")
+
+    # A NaN in one process stops both.
+    data = vector_batches(2)
+    if rank == 1:
+        data[1][0][0, 0] = float("nan")
+    try:
+        fxelastic.tune(linear_supernet(), data, distributed=True)
+    except TrainingError as e:
+        (out / f"error-{rank}").write_text(str(e))
+    dist.barrier()
+    dist.destroy_process_group()
+    # Threads of gloo may still hold tensors when the interpreter ends, and abort the process then
+    # (pytorch/pytorch pull request 179291).
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
