@@ -7,14 +7,24 @@ import pickle
 import pytest
 
 from fxelastic.errors import (
+    BundleError,
     CaptureError,
+    ExportError,
     FxElasticError,
     InternalError,
     PartitionError,
     UsageError,
 )
 
-ALL = (FxElasticError, UsageError, CaptureError, PartitionError, InternalError)
+ALL = (
+    FxElasticError,
+    UsageError,
+    CaptureError,
+    PartitionError,
+    ExportError,
+    BundleError,
+    InternalError,
+)
 
 
 def test_message_holds_every_part() -> None:

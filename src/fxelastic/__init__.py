@@ -10,10 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fxelastic.errors import (
+    BundleError,
     CaptureError,
+    ExportError,
     FxElasticError,
     InternalError,
     PartitionError,
+    ServingError,
     TrainingError,
     UsageError,
 )
@@ -30,11 +33,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Block",
+    "BundleError",
     "CaptureError",
+    "ExportError",
     "FxElasticError",
     "InternalError",
     "Partition",
     "PartitionError",
+    "ServingError",
     "Supernet",
     "TrainingError",
     "UsageError",

@@ -6,7 +6,10 @@ apart without reading messages:
 * `UsageError` - an argument, a file or an environment is not what a function asks for.
 * `CaptureError` - the user's model can't be captured as a graph.
 * `PartitionError` - a partition breaks an invariant.
+* `ExportError` - a supernet can't be converted, or the result computes something else.
+* `BundleError` - a bundle on disk is damaged, incomplete or no bundle.
 * `TrainingError` - training can't go on: a loss is not finite, or no checkpoint can be used.
+* `ServingError` - no subnet can answer a request.
 * `InternalError` - the package contradicts itself; please report it.
 
 All of them are an `FxElasticError`, say what happened and, where there is something to say, what
@@ -18,10 +21,13 @@ from __future__ import annotations
 from textwrap import indent
 
 __all__ = [
+    "BundleError",
     "CaptureError",
+    "ExportError",
     "FxElasticError",
     "InternalError",
     "PartitionError",
+    "ServingError",
     "TrainingError",
     "UsageError",
 ]
@@ -93,6 +99,18 @@ class PartitionError(FxElasticError):
 
 class TrainingError(FxElasticError):
     """Training can't go on: a loss is not finite, or no checkpoint of the run can be used."""
+
+
+class ExportError(FxElasticError):
+    """A supernet can't be converted for a device, or what was converted computes otherwise."""
+
+
+class BundleError(FxElasticError):
+    """A bundle on disk is damaged, incomplete or no bundle; the message names file and field."""
+
+
+class ServingError(FxElasticError):
+    """No subnet can answer a request: the runtime is closed, or every subnet fails."""
 
 
 class InternalError(FxElasticError):

@@ -1,6 +1,33 @@
-"""The device runtime; empty in this release.
+"""The device runtime: it opens a bundle that another machine exported.
 
-It will load a bundle that was exported on another machine, measure its branches, search for the
-best subnet and serve it. It runs where torch is not installed: nothing in here imports torch, not
-even inside a function.
+It runs where torch is not installed: nothing in here imports torch, not even inside a function.
+Every name below is loaded when it is first used.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fxelastic.edge.bundle import Bundle, load
+
+__all__ = ["Bundle", "load"]
+
+# Public name -> the module that defines it.
+_LAZY_NAMES = {
+    "Bundle": "fxelastic.edge.bundle",
+    "load": "fxelastic.edge.bundle",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY_NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_LAZY_NAMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

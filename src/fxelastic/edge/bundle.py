@@ -1,0 +1,277 @@
+"""A bundle on disk: everything that is read from it is verified first."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import stat
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from fxelastic.edge.external_data import check_external_data
+from fxelastic.errors import BundleError, UsageError
+from fxelastic.spec import structure
+from fxelastic.spec.bundle_files import MANIFEST_NAME, FileInfo
+from fxelastic.spec.manifest import Manifest
+from fxelastic.spec.search_space import SearchSpace
+from fxelastic.spec.segment import Segment
+from fxelastic.spec.value_info import ValueInfo
+
+_MAX_MANIFEST_BYTES = 2**28
+_CHUNK_BYTES = 2**20
+
+
+def load(path: str | os.PathLike[str]) -> Bundle:
+    """Open a bundle.
+
+    The manifest is verified here, and that each of its files is there with its size. A file's
+    bytes are verified when it is first read.
+
+    Args:
+        path: The bundle's folder.
+
+    Returns:
+        The bundle.
+
+    Raises:
+        UsageError: There is no such folder.
+        BundleError: The folder holds no bundle, or a damaged one; the message names the file and
+            the field.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UsageError(
+            f"there is no bundle {folder}",
+            expected="a folder that fxelastic.export wrote",
+            got="no folder" if not folder.exists() else "a file",
+            fix="fxelastic-export MODEL OUT writes one",
+        )
+    data = _read(folder, FileInfo(MANIFEST_NAME, -1, ""))
+    bundle = Bundle(folder, Manifest.from_json(data), hashlib.sha256(data).hexdigest())
+    for file in bundle.files.values():
+        _stat(folder, file)
+    return bundle
+
+
+class Bundle:
+    """A model's branches as files, ready to be run without torch.
+
+    A subnet is run by running the branches of an arch in order over named values: begin with the
+    inputs and `constants`, feed each branch the values that it names, add its outputs, and drop a
+    value after the block that `last_read` says. `result` then gives what the model gives.
+
+    Attributes:
+        path: The folder.
+        manifest: What its ``manifest.json`` says.
+        digest: Sha256 of the bytes of ``manifest.json``: it stands for the whole bundle.
+        space: The search space.
+        inputs: The model's inputs in order.
+        outputs: The values that are the model's flat results, in order; one may come twice.
+        values: Every value that crosses a cut, inputs and results too, by name.
+        last_read: For each value that is read, the last block that reads it; the number of
+            blocks for results.
+        files: Every file but the manifest, by its path.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, digest: str) -> None:
+        """See `load`, which verifies what this is built from."""
+        self.path = path
+        self.manifest = manifest
+        self.digest = digest
+        self.space: SearchSpace = manifest.space
+        values = {value.name: value for value in manifest.values}
+        self.values: Mapping[str, ValueInfo] = MappingProxyType(values)
+        self.inputs = tuple(values[name] for name in manifest.inputs)
+        self.outputs = tuple(values[result.value] for result in manifest.results)
+        self.last_read: Mapping[str, int] = MappingProxyType(
+            {value.name: value.last_read for value in manifest.values if value.last_read >= 0}
+        )
+        files = (*(segment.model for segment in manifest.segments), *manifest.data)
+        self.files: Mapping[str, FileInfo] = MappingProxyType({file.path: file for file in files})
+        self._segments = {segment.id: segment for segment in manifest.segments}
+        self._verified: dict[str, tuple[int, ...]] = {}
+
+    def segment(self, branch_id: str) -> Segment:
+        """A branch's file, and the values that it reads and computes.
+
+        Raises:
+            UsageError: There is no such branch.
+        """
+        if branch_id not in self._segments:
+            raise UsageError(
+                f"the bundle has no branch {branch_id!r}",
+                expected=f"one of {len(self._segments)} ids, as in bundle.space.branches",
+                got=repr(branch_id),
+            )
+        return self._segments[branch_id]
+
+    def read(self, branch_id: str) -> bytes:
+        """A branch's ONNX file, verified.
+
+        Tensors that the file refers to in files of their own are not in it: where
+        ``segment(branch_id).data`` is not empty, use `model_path`.
+
+        Raises:
+            UsageError: There is no such branch.
+            BundleError: The file is missing or not what the manifest says.
+        """
+        segment = self.segment(branch_id)
+        data = _read(self.path, segment.model)
+        check_external_data(data, segment)
+        return data
+
+    def model_path(self, branch_id: str) -> Path:
+        """Path of a branch's ONNX file; it and all files that it refers to are verified.
+
+        A file is hashed again only when it has changed on disk.
+
+        Raises:
+            UsageError: There is no such branch.
+            BundleError: A file is missing or not what the manifest says.
+        """
+        segment = self.segment(branch_id)
+        self._verify_once(segment.model, segment)
+        for path in segment.data:
+            self._verify_once(self.files[path], None)
+        return self.path / segment.file
+
+    def data_path(self, path: str) -> Path:
+        """Path of one of the files in ``manifest.data``, verified as `model_path` does."""
+        self._verify_once(self.files[path], None)
+        return self.path / path
+
+    def verify(self) -> None:
+        """Read and verify every file.
+
+        Raises:
+            BundleError: One is missing or not what the manifest says.
+        """
+        for segment in self.manifest.segments:
+            self.read(segment.id)
+        for file in self.manifest.data:
+            _hash(self.path, file)
+
+    @cached_property
+    def constants(self) -> Mapping[str, np.ndarray[Any, Any]]:
+        """Results that depend on no input, by the name of their value.
+
+        Raises:
+            BundleError: A file is missing or not what the manifest says.
+        """
+        return {
+            value.name: self._constant(value, self.files[value.constant])
+            for value in self.manifest.values
+            if value.constant is not None
+        }
+
+    def result(self, values: Mapping[str, Any]) -> Any:
+        """What the model returns, from the values after the last branch.
+
+        Args:
+            values: By name; constants need not be among them.
+
+        Returns:
+            Arrays in tuples, lists and dictionaries; other objects are dictionaries here.
+        """
+        known = {**self.constants, **values}
+        flat = [known[value.name] for value in self.outputs]
+        return structure.build(self.manifest.structure, flat)
+
+    def __str__(self) -> str:
+        model = self.manifest.model
+        return f"Bundle({model.name}: {self.space})"
+
+    def _constant(self, value: ValueInfo, file: FileInfo) -> np.ndarray[Any, Any]:
+        shape = value.shape_at(1)
+        dtype = np.dtype("uint16" if value.dtype == "bfloat16" else value.dtype).newbyteorder("<")
+        if math.prod(shape) * dtype.itemsize != file.size_bytes:
+            raise BundleError(
+                f"{file.path} does not hold the value {value}",
+                expected=f"{math.prod(shape) * dtype.itemsize} bytes",
+                got=f"{file.size_bytes} bytes",
+                fix="export the bundle again",
+            )
+        array = np.frombuffer(_read(self.path, file), dtype).reshape(shape)
+        return array.astype(dtype.newbyteorder("="))
+
+    def _verify_once(self, file: FileInfo, segment: Segment | None) -> None:
+        found = _stat(self.path, file)
+        state = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        if self._verified.get(file.path) == state:
+            return
+        if segment is None:
+            _hash(self.path, file)
+        else:
+            check_external_data(_read(self.path, file), segment)
+        self._verified[file.path] = state
+
+
+def _stat(folder: Path, file: FileInfo) -> os.stat_result:
+    """The state of a file that is a plain one of the listed size, reached over no link."""
+    where = folder
+    for part in file.path.split("/"):
+        where = where / part
+        try:
+            found = where.lstat()
+        except OSError as e:
+            raise _damaged(file, "can't be read", "a file", e.strerror or str(e)) from e
+        if stat.S_ISLNK(found.st_mode):
+            raise _damaged(file, "is a link", "a file of the bundle", f"a link, {where.name}")
+    if not stat.S_ISREG(found.st_mode):
+        raise _damaged(file, "is no file", "a file", "a folder or a device")
+    if file.size_bytes not in (-1, found.st_size):
+        expected = f"{file.size_bytes} bytes, as size_bytes in {MANIFEST_NAME} says"
+        raise _damaged(file, "has another size", expected, f"{found.st_size} bytes")
+    return found
+
+
+def _read(folder: Path, file: FileInfo) -> bytes:
+    """The bytes of a file that are what the manifest says."""
+    size = _stat(folder, file).st_size
+    if file.path == MANIFEST_NAME and size > _MAX_MANIFEST_BYTES:
+        raise _damaged(file, "is too large", f"at most {_MAX_MANIFEST_BYTES} bytes", f"{size}")
+    try:
+        data = (folder / file.path).read_bytes()
+    except OSError as e:
+        raise _damaged(file, "can't be read", "a file", e.strerror or str(e)) from e
+    if file.sha256:
+        _check_digest(file, hashlib.sha256(data).hexdigest())
+    return data
+
+
+def _hash(folder: Path, file: FileInfo) -> None:
+    """Verify a file that need not fit into memory."""
+    _stat(folder, file)
+    digest = hashlib.sha256()
+    try:
+        with (folder / file.path).open("rb") as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError as e:
+        raise _damaged(file, "can't be read", "a file", e.strerror or str(e)) from e
+    _check_digest(file, digest.hexdigest())
+
+
+def _check_digest(file: FileInfo, digest: str) -> None:
+    if digest != file.sha256:
+        raise _damaged(
+            file,
+            "has other bytes",
+            f"sha256 {file.sha256}, as {MANIFEST_NAME} says",
+            f"sha256 {digest}",
+        )
+
+
+def _damaged(file: FileInfo, problem: str, expected: str, got: str) -> BundleError:
+    return BundleError(
+        f"{file.path} {problem}",
+        expected=expected,
+        got=got,
+        fix="copy or export the bundle again",
+    )

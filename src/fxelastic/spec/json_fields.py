@@ -1,0 +1,173 @@
+"""Read JSON that a stranger may have written: every field checked, every refusal with its path."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from fxelastic.errors import BundleError
+
+T = TypeVar("T")
+
+# A count beyond this fits no machine; JSON itself has no limit.
+MAX_COUNT = 2**62
+
+_MAX_SHOWN = 60
+
+
+def parse_object(data: bytes, file: str) -> Fields:
+    """Parse a JSON file that holds an object.
+
+    Args:
+        data: The file's bytes: JSON in UTF-8.
+        file: The file's name, for messages.
+
+    Raises:
+        BundleError: It is no JSON, holds something else, or has a key twice.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            keys = [key for key, _ in pairs]
+            raise BundleError(
+                f"{file}: a key stands twice in one object",
+                expected="each key once",
+                got=show(next(key for key in keys if keys.count(key) > 1)),
+            )
+        return result
+
+    def constant(name: str) -> None:
+        raise ValueError(f"{name} is no JSON number")
+
+    try:
+        value = json.loads(data.decode(), object_pairs_hook=unique, parse_constant=constant)
+    except (ValueError, RecursionError) as e:
+        raise BundleError(f"{file} is no JSON", expected="JSON in UTF-8", got=str(e)) from e
+    if not isinstance(value, dict):
+        raise BundleError(f"{file} holds no object", expected="a JSON object", got=show(value))
+    return Fields(value, file, "")
+
+
+class Fields:
+    """A JSON object whose fields are taken one by one, each with its type.
+
+    Attributes:
+        value: The object.
+        file: The file's name, for messages.
+        path: Where the object stands in the file, as in ``values[3]``; empty at the top.
+    """
+
+    def __init__(self, value: Mapping[str, Any], file: str, path: str) -> None:
+        """Begin with no field taken."""
+        self.value = value
+        self.file = file
+        self.path = path
+        self._taken: set[str] = set()
+
+    def take(self, name: str) -> Any:
+        """The value of a field that has to be there."""
+        if name not in self.value:
+            raise self.error(name, "is missing", expected="the field", got="none")
+        self._taken.add(name)
+        return self.value[name]
+
+    def end(self) -> None:
+        """Refuse fields that nobody took."""
+        unknown = [name for name in self.value if name not in self._taken]
+        if unknown:
+            raise self.error(
+                unknown[0],
+                "is no known field",
+                expected=", ".join(sorted(self._taken)),
+                got=show(unknown[0]),
+            )
+
+    def text(self, name: str, pattern: str | None = None, what: str = "a text") -> str:
+        """A string; one that matches ``pattern`` as a whole where it is given."""
+        value = self.take(name)
+        if not isinstance(value, str) or (pattern is not None and not re.fullmatch(pattern, value)):
+            raise self.error(name, f"is not {what}", expected=what, got=show(value))
+        return value
+
+    def optional_text(self, name: str) -> str | None:
+        """A string or null."""
+        return None if self.take(name) is None else self.text(name)
+
+    def count(self, name: str, low: int = 0, high: int = MAX_COUNT) -> int:
+        """An integer in ``[low, high]``."""
+        value = self.take(name)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            expected = f"an integer from {low} to {high}"
+            raise self.error(name, "is out of range", expected=expected, got=show(value))
+        return value
+
+    def flag(self, name: str) -> bool:
+        """True or false."""
+        value = self.take(name)
+        if not isinstance(value, bool):
+            raise self.error(name, "is no flag", expected="true or false", got=show(value))
+        return value
+
+    def optional_flag(self, name: str) -> bool | None:
+        """True, false or null."""
+        return None if self.take(name) is None else self.flag(name)
+
+    def array(self, name: str) -> list[Any]:
+        """An array of anything."""
+        value = self.take(name)
+        if not isinstance(value, list):
+            raise self.error(name, "is no array", expected="an array", got=show(value))
+        return value
+
+    def texts(self, name: str, pattern: str | None = None, what: str = "a text") -> tuple[str, ...]:
+        """An array of different strings."""
+        items = self.array(name)
+        for i, item in enumerate(items):
+            if not isinstance(item, str) or (pattern and not re.fullmatch(pattern, item)):
+                raise self.error(f"{name}[{i}]", f"is not {what}", expected=what, got=show(item))
+        if len(set(items)) != len(items):
+            double = next(item for item in items if items.count(item) > 1)
+            raise self.error(name, "has an item twice", expected="each once", got=show(double))
+        return tuple(items)
+
+    def object(self, name: str) -> Fields:
+        """An object."""
+        value = self.take(name)
+        if not isinstance(value, dict):
+            raise self.error(name, "is no object", expected="an object", got=show(value))
+        return Fields(value, self.file, self._where(name))
+
+    def objects(self, name: str, read: Callable[[Fields], T]) -> tuple[T, ...]:
+        """An array of objects, each read to its end by ``read``."""
+        result = []
+        for i, item in enumerate(self.array(name)):
+            where = f"{name}[{i}]"
+            if not isinstance(item, dict):
+                raise self.error(where, "is no object", expected="an object", got=show(item))
+            fields = Fields(item, self.file, self._where(where))
+            result.append(read(fields))
+            fields.end()
+        return tuple(result)
+
+    def error(
+        self, name: str, problem: str, *, expected: str | None = None, got: str | None = None
+    ) -> BundleError:
+        """The refusal of a field."""
+        return BundleError(
+            f"{self.file}: {self._where(name)} {problem}",
+            expected=expected,
+            got=got,
+            fix="export the bundle again",
+        )
+
+    def _where(self, name: str) -> str:
+        return f"{self.path}.{name}" if self.path else name
+
+
+def show(value: Any) -> str:
+    """A value in one short line that can't break a message."""
+    text = ascii(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"

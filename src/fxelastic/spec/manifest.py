@@ -1,0 +1,228 @@
+"""What a bundle's ``manifest.json`` says."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from fxelastic.errors import BundleError
+from fxelastic.spec import structure as structures
+from fxelastic.spec.bundle_files import MANIFEST_NAME, FileInfo
+from fxelastic.spec.json_fields import Fields, parse_object, show
+from fxelastic.spec.manifest_checks import check_manifest, search_space
+from fxelastic.spec.search_space import SearchSpace
+from fxelastic.spec.segment import Segment
+from fxelastic.spec.value_info import NAME, ValueInfo
+from fxelastic.spec.verification import Verification
+
+#: The version of the format that this release writes, and the only one that it reads.
+SCHEMA_VERSION = 1
+
+#: How the branches were converted: all in one conversion, or each in its own.
+CONVERSIONS = ("at-once", "one-by-one")
+
+BLOCK_KINDS = ("basic", "oversize", "glue", "context")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The model that was exported.
+
+    Attributes:
+        name: Its class's name.
+        digest: Sha256 of its graph and weights, in hexadecimal.
+        n_params: P0, the parameters that its graph reads.
+        dynamic_batch: Whether the batch size may differ from ``batch_size``.
+        batch_size: Batch size of the example inputs; 1 where no size depends on it.
+    """
+
+    name: str
+    digest: str
+    n_params: int
+    dynamic_batch: bool
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """What made the files.
+
+    Attributes:
+        name: The inference framework: ``onnxruntime``.
+        opset: Version of the operator set of every file.
+        conversion: ``at-once`` or ``one-by-one``.
+        reason: Why not at once; empty otherwise.
+        versions: Version of each tool, by its name.
+    """
+
+    name: str
+    opset: int
+    conversion: str
+    reason: str
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class BlockInfo:
+    """A block of the partition.
+
+    Attributes:
+        name: The user's module path where there is one.
+        kind: ``basic``, ``oversize``, ``glue`` or ``context``.
+    """
+
+    name: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """One flat result of the model.
+
+    Attributes:
+        name: Its name as an output of an assembled model: ``logits``.
+        value: The value that it is.
+    """
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A bundle's description. One that exists is consistent: see `check_manifest`.
+
+    Attributes:
+        model: The model.
+        backend: What made the files.
+        blocks: The blocks in execution order.
+        segments: The branches in the search space's order.
+        values: Every value that crosses a cut, inputs and results too.
+        inputs: Names of the model's inputs in order.
+        results: The model's flat results in order.
+        structure: How the results stand in what the model returns; see `fxelastic.spec.structure`.
+        data: Files other than ONNX files.
+        verification: What was checked at the export; None when nothing was.
+        schema_version: Version of the format.
+    """
+
+    model: ModelInfo
+    backend: BackendInfo
+    blocks: tuple[BlockInfo, ...]
+    segments: tuple[Segment, ...]
+    values: tuple[ValueInfo, ...]
+    inputs: tuple[str, ...]
+    results: tuple[Result, ...]
+    structure: Mapping[str, Any]
+    data: tuple[FileInfo, ...] = ()
+    verification: Verification | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself.
+
+        Raises:
+            BundleError: It does; the message names the field.
+        """
+        check_manifest(self)
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The search space."""
+        return search_space(self)
+
+    def to_json(self) -> bytes:
+        """The bytes of ``manifest.json``: equal for equal manifests."""
+        verification = self.verification
+        value = {
+            "schema_version": self.schema_version,
+            "model": dict(vars(self.model)),
+            "backend": {**vars(self.backend), "versions": dict(self.backend.versions)},
+            "blocks": [{"name": block.name, "kind": block.kind} for block in self.blocks],
+            "branches": [segment.to_json() for segment in self.segments],
+            "values": [info.to_json() for info in self.values],
+            "inputs": list(self.inputs),
+            "results": [{"name": result.name, "value": result.value} for result in self.results],
+            "structure": self.structure,
+            "data": [file.to_json() for file in self.data],
+            "verification": None if verification is None else verification.to_json(),
+        }
+        return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Manifest:
+        """Read the bytes of ``manifest.json``.
+
+        Raises:
+            BundleError: They are none of this version, or contradict themselves.
+        """
+        fields = parse_object(data, MANIFEST_NAME)
+        version = fields.take("schema_version")
+        if type(version) is not int or version != SCHEMA_VERSION:
+            raise BundleError(
+                f"{MANIFEST_NAME}: schema_version is not one that this release reads",
+                expected=str(SCHEMA_VERSION),
+                got=show(version),
+                fix="export the bundle again, or use the release that wrote it",
+            )
+        blocks = fields.objects("blocks", _block)
+        verification = fields.take("verification")
+        manifest = cls(
+            _model(fields.object("model")),
+            _backend(fields.object("backend")),
+            blocks,
+            fields.objects("branches", Segment.from_json),
+            fields.objects("values", lambda value: ValueInfo.from_json(value, len(blocks))),
+            fields.texts("inputs", NAME, "a value's name"),
+            fields.objects("results", _result),
+            _structure(fields),
+            fields.objects("data", FileInfo.from_json),
+            None if verification is None else Verification.from_json(fields.object("verification")),
+        )
+        fields.end()
+        return manifest
+
+
+def _model(fields: Fields) -> ModelInfo:
+    model = ModelInfo(
+        fields.text("name"),
+        fields.text("digest", r"[0-9a-f]{64}", "a sha256"),
+        fields.count("n_params"),
+        fields.flag("dynamic_batch"),
+        fields.count("batch_size", 1),
+    )
+    fields.end()
+    return model
+
+
+def _backend(fields: Fields) -> BackendInfo:
+    versions = fields.object("versions")
+    backend = BackendInfo(
+        fields.text("name", r"[a-z0-9_-]+", "a name"),
+        fields.count("opset", 1, 1000),
+        fields.text("conversion", "|".join(map(re.escape, CONVERSIONS)), " or ".join(CONVERSIONS)),
+        fields.text("reason"),
+        {tool: versions.text(tool) for tool in versions.value},
+    )
+    fields.end()
+    return backend
+
+
+def _block(fields: Fields) -> BlockInfo:
+    kinds = "|".join(BLOCK_KINDS)
+    return BlockInfo(fields.text("name"), fields.text("kind", kinds, f"one of {kinds}"))
+
+
+def _result(fields: Fields) -> Result:
+    return Result(fields.text("name", NAME, "a name"), fields.text("value", NAME, "a value's name"))
+
+
+def _structure(fields: Fields) -> Mapping[str, Any]:
+    structure = fields.object("structure").value
+    n_results = len(fields.array("results"))
+    structures.check(structure, n_results, f"{MANIFEST_NAME}: structure")
+    return structure

@@ -1,0 +1,170 @@
+"""What the parts of a manifest have to agree on.
+
+Where all of this holds, any tiling of the blocks can be run: each branch finds the values that it
+reads, and no value is computed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from fxelastic.errors import BundleError, UsageError
+from fxelastic.spec.arch import Arch
+from fxelastic.spec.bundle_files import MANIFEST_NAME
+from fxelastic.spec.search_space import SearchSpace
+from fxelastic.spec.segment import Segment
+from fxelastic.spec.value_info import ValueInfo
+
+if TYPE_CHECKING:
+    from fxelastic.spec.manifest import Manifest
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Refuse a manifest whose parts contradict each other.
+
+    Raises:
+        BundleError: They do; the message names the field.
+    """
+    _unique("blocks", "name", [block.name for block in manifest.blocks])
+    _unique("values", "name", [value.name for value in manifest.values])
+    _unique("results", "name", [result.name for result in manifest.results])
+    space = search_space(manifest)
+    if [segment.spec for segment in manifest.segments] != list(space.branches):
+        _refuse(
+            "branches", "are not in order", "by start, stop, originals first, id", "another order"
+        )
+    values = {value.name: value for value in manifest.values}
+    for i, segment in enumerate(manifest.segments):
+        _check_reads(f"branches[{i}]", segment, values)
+        _check_outputs(f"branches[{i}]", segment, manifest.values)
+    _check_interface(manifest, values)
+    _check_last_reads(manifest)
+    _check_files(manifest)
+    if manifest.verification is not None:
+        for i, text in enumerate(manifest.verification.subnets):
+            try:
+                space.validate(Arch.parse(text))
+            except UsageError as e:
+                where = f"verification.subnets[{i}]"
+                raise _refusal(where, f"is no subnet: {e.what}", e.expected, e.got) from e
+
+
+def search_space(manifest: Manifest) -> SearchSpace:
+    """The search space of a manifest's blocks and branches.
+
+    Raises:
+        BundleError: They are none: an id stands twice, an interval lies outside, or a block does
+            not have exactly one original.
+    """
+    try:
+        return SearchSpace(
+            len(manifest.blocks), tuple(segment.spec for segment in manifest.segments)
+        )
+    except UsageError as e:
+        raise _refusal("branches", f"are no search space: {e.what}", e.expected, e.got) from e
+
+
+def _check_reads(where: str, segment: Segment, values: dict[str, ValueInfo]) -> None:
+    start = segment.spec.start
+    for name in segment.inputs:
+        value = values.get(name)
+        if value is None or value.constant is not None:
+            _refuse(f"{where}.inputs", f"name no value: {name!r}", "a value of the model", name)
+        if not value.produced < start <= value.last_read:
+            _refuse(
+                f"{where}.inputs",
+                f"name a value that need not be there: {name!r}",
+                f"computed before block {start}, and read by it or later",
+                f"computed by block {value.produced}, last read by block {value.last_read}",
+            )
+
+
+def _check_outputs(where: str, segment: Segment, values: Sequence[ValueInfo]) -> None:
+    start, stop = segment.spec.start, segment.spec.stop
+    expected = {v.name for v in values if start <= v.produced < stop <= v.last_read}
+    if set(segment.outputs) != expected:
+        _refuse(
+            f"{where}.outputs",
+            f"are not what blocks [{start}, {stop}) give to later ones",
+            ", ".join(sorted(expected)) or "none",
+            ", ".join(segment.outputs) or "none",
+        )
+
+
+def _check_interface(manifest: Manifest, values: dict[str, ValueInfo]) -> None:
+    given = [v.name for v in manifest.values if v.produced == -1 and v.constant is None]
+    if sorted(manifest.inputs) != sorted(given):
+        _refuse(
+            "inputs", "are not the values that no block computes", str(given), str(manifest.inputs)
+        )
+    n_blocks = len(manifest.blocks)
+    results = {result.value for result in manifest.results}
+    for i, result in enumerate(manifest.results):
+        if result.value not in values:
+            _refuse(f"results[{i}].value", "names no value", "a value of the model", result.value)
+    for i, value in enumerate(manifest.values):
+        if (value.last_read == n_blocks) != (value.name in results):
+            _refuse(
+                f"values[{i}].last_read",
+                "contradicts the results",
+                f"{n_blocks} for results and nothing else",
+                f"{value.last_read} for {value.name!r}",
+            )
+    clashes = [r.name for r in manifest.results if r.name in manifest.inputs]
+    if clashes:
+        _refuse("results", "have the name of an input", "other names", clashes[0])
+
+
+def _check_last_reads(manifest: Manifest) -> None:
+    """Nothing may be dropped before an original reads it; originals are always there."""
+    for i, value in enumerate(manifest.values):
+        if value.produced >= 0 and value.last_read <= value.produced:
+            _refuse(
+                f"values[{i}].last_read",
+                "lies before the block that computes it",
+                f"more than {value.produced}",
+                str(value.last_read),
+            )
+
+
+def _check_files(manifest: Manifest) -> None:
+    paths = [segment.file for segment in manifest.segments]
+    paths += [file.path for file in manifest.data]
+    # Case does not tell files apart everywhere.
+    _unique("branches and data", "file", [path.casefold() for path in paths])
+    data = {file.path for file in manifest.data}
+    for i, segment in enumerate(manifest.segments):
+        folder = segment.file.rpartition("/")[0]
+        for path in segment.data:
+            if path not in data or not path.startswith(f"{folder}/" if folder else ""):
+                _refuse(
+                    f"branches[{i}].data",
+                    "names no file of the bundle",
+                    "a file listed in data, in the folder of the ONNX file",
+                    path,
+                )
+    for i, value in enumerate(manifest.values):
+        if value.constant is not None and value.constant not in data:
+            _refuse(f"values[{i}].constant", "names no file", "one of data", value.constant)
+
+
+def _unique(where: str, field: str, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            _refuse(where, f"have the same {field} twice", "each once", name)
+        seen.add(name)
+
+
+def _refusal(where: str, problem: str, expected: str | None, got: str | None) -> BundleError:
+    return BundleError(
+        f"{MANIFEST_NAME}: {where} {problem}",
+        expected=expected,
+        got=got,
+        fix="export the bundle again",
+    )
+
+
+def _refuse(where: str, problem: str, expected: str | None, got: str | None) -> NoReturn:
+    raise _refusal(where, problem, expected, got)

@@ -1,0 +1,101 @@
+"""A branch in a bundle: its place in the search space, and its ONNX file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fxelastic.errors import UsageError
+from fxelastic.spec.branch_spec import BranchSpec
+from fxelastic.spec.bundle_files import FileInfo
+from fxelastic.spec.json_fields import Fields
+from fxelastic.spec.value_info import NAME
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One branch as a file that a device can run.
+
+    The file's graph has ``inputs`` and ``outputs`` by these names and in this order.
+
+    Attributes:
+        spec: The branch's id, kind, interval and size.
+        model: Its ONNX file.
+        inputs: Names of the values that it reads, stream values before contexts.
+        outputs: Names of the values that it computes.
+        weight_bytes: Bytes of its weights, in the file and in ``data``.
+        data: Paths of the files with those of its tensors that are not in the ONNX file.
+        approximate: Whether it differs from what it was made from by more than the parts removed.
+        note: What a user should know about how it was made; or empty.
+    """
+
+    spec: BranchSpec
+    model: FileInfo
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    weight_bytes: int
+    data: tuple[str, ...] = ()
+    approximate: bool = False
+    note: str = ""
+
+    @property
+    def id(self) -> str:
+        """The branch's id."""
+        return self.spec.id
+
+    @property
+    def file(self) -> str:
+        """Path of the ONNX file, relative to the bundle."""
+        return self.model.path
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the ONNX file."""
+        return self.model.size_bytes
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the ONNX file."""
+        return self.model.sha256
+
+    def to_json(self) -> dict[str, object]:
+        """The segment as an object for ``json.dumps``."""
+        return {
+            "id": self.spec.id,
+            "kind": self.spec.kind,
+            "start": self.spec.start,
+            "stop": self.spec.stop,
+            "n_params": self.spec.n_params,
+            "flops": self.spec.flops,
+            "approximate": self.approximate,
+            "note": self.note,
+            "inputs": list(self.inputs),
+            "outputs": list(self.outputs),
+            "weight_bytes": self.weight_bytes,
+            **self.model.to_json(),
+            "data": list(self.data),
+        }
+
+    @classmethod
+    def from_json(cls, fields: Fields) -> Segment:
+        """Read what `to_json` gives.
+
+        Raises:
+            BundleError: A field is missing, or has another type or range.
+        """
+        name = fields.text("id")
+        numbers = [fields.count(field) for field in ("start", "stop", "n_params", "flops")]
+        try:
+            spec = BranchSpec(name, fields.text("kind"), *numbers)
+        except UsageError as e:
+            problem = f"is no branch: {e.what}"
+            raise fields.error("id", problem, expected=e.expected, got=e.got) from e
+        return cls(
+            spec,
+            FileInfo.from_json(fields),
+            fields.texts("inputs", NAME, "a value's name"),
+            fields.texts("outputs", NAME, "a value's name"),
+            fields.count("weight_bytes"),
+            fields.texts("data"),
+            fields.flag("approximate"),
+            fields.text("note"),
+        )

@@ -1,0 +1,141 @@
+"""A named tensor that crosses a cut between blocks."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from fxelastic.errors import UsageError
+from fxelastic.spec.json_fields import Fields, show
+
+#: What a value's dtype may be: NumPy's name, or onnxruntime's where NumPy has none.
+DTYPES: tuple[str, ...] = (
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
+)
+
+#: Pattern of the names of values, of results and of a model's inputs.
+NAME = r"[A-Za-z_][A-Za-z0-9_]{0,999}"
+
+#: Most elements of a value at batch size 1; a declaration beyond it is no description of a tensor.
+MAX_ELEMENTS = 2**40
+
+_MAX_RANK = 64
+_SYMBOLIC = r"[A-Za-z0-9_ ()*/%,.+-]{1,200}"
+_LINEAR = re.compile(r"(?:(?P<factor>\d{1,9})\*)?N(?P<offset>[+-]\d{1,9})?")
+
+
+@dataclass(frozen=True)
+class ValueInfo:
+    """A value of the model: an input, a result, or what one block hands to another.
+
+    Attributes:
+        name: Names it, in feeds and in ONNX files.
+        dtype: NumPy's name of the dtype: ``float32``, ``int64``, ``bool``, …
+        dims: Its sizes: integers, and expressions of the batch size ``N`` such as ``N`` and
+            ``64*N``.
+        produced: The block that computes it; -1 for an input and a constant.
+        last_read: The last block that reads it; the number of blocks for a result of the model,
+            -1 for an input that nothing reads.
+        constant: For a result that depends on no input, the file with its elements (little
+            endian, in C order); else None.
+    """
+
+    name: str
+    dtype: str
+    dims: tuple[int | str, ...]
+    produced: int = -1
+    last_read: int = -1
+    constant: str | None = None
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        """Its sizes, None where they depend on the batch size."""
+        return tuple(dim if isinstance(dim, int) else None for dim in self.dims)
+
+    def shape_at(self, batch_size: int) -> tuple[int, ...]:
+        """Its sizes for a batch size.
+
+        Raises:
+            UsageError: A size is no linear expression of the batch size.
+        """
+        return tuple(
+            dim if isinstance(dim, int) else self._size(dim, batch_size) for dim in self.dims
+        )
+
+    def _size(self, dim: str, batch_size: int) -> int:
+        linear = _LINEAR.fullmatch(dim)
+        if linear is None:
+            raise UsageError(
+                f"the size {dim!r} of value {self.name!r} is not known from the batch size",
+                expected="a*N+b",
+                got=dim,
+                fix="run the model to see it",
+            )
+        return int(linear["factor"] or 1) * batch_size + int(linear["offset"] or 0)
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.dims))}]"
+
+    def to_json(self) -> dict[str, object]:
+        """The value as an object for ``json.dumps``."""
+        return {
+            "name": self.name,
+            "dtype": self.dtype,
+            "shape": list(self.dims),
+            "produced": self.produced,
+            "last_read": self.last_read,
+            "constant": self.constant,
+        }
+
+    @classmethod
+    def from_json(cls, fields: Fields, n_blocks: int) -> ValueInfo:
+        """Read what `to_json` gives.
+
+        Raises:
+            BundleError: A field is missing, unknown, or has another type or range.
+        """
+        dtype = fields.text("dtype")
+        if dtype not in DTYPES:
+            raise fields.error("dtype", "is no dtype", expected=", ".join(DTYPES), got=show(dtype))
+        value = cls(
+            fields.text("name", NAME, "a name"),
+            dtype,
+            _dims(fields),
+            fields.count("produced", -1, n_blocks - 1),
+            fields.count("last_read", -1, n_blocks),
+            fields.optional_text("constant"),
+        )
+        if value.constant is not None and (value.produced != -1 or None in value.shape):
+            raise fields.error(
+                "constant",
+                "is given for a value that is no constant",
+                expected="a fixed shape, and that no block computes it",
+                got=str(value),
+            )
+        return value
+
+
+def _dims(fields: Fields) -> tuple[int | str, ...]:
+    dims = fields.array("shape")
+    for i, dim in enumerate(dims):
+        symbolic = isinstance(dim, str) and re.fullmatch(_SYMBOLIC, dim) is not None
+        literal = isinstance(dim, int) and not isinstance(dim, bool) and 0 <= dim <= MAX_ELEMENTS
+        if not symbolic and not literal:
+            raise fields.error(
+                f"shape[{i}]",
+                "is no size",
+                expected=f"an integer from 0 to {MAX_ELEMENTS}, or an expression of N",
+                got=show(dim),
+            )
+    # Zero sizes hide no others here: each is one at least.
+    n_elements = math.prod(max(dim, 1) for dim in dims if isinstance(dim, int))
+    if len(dims) > _MAX_RANK or n_elements > MAX_ELEMENTS:
+        raise fields.error(
+            "shape",
+            "is too large",
+            expected=f"at most {_MAX_RANK} sizes and {MAX_ELEMENTS} elements",
+            got=f"{len(dims)} sizes and {n_elements:.3g} elements",
+        )
+    return tuple(dims)

@@ -1,0 +1,106 @@
+"""What was checked when a bundle was exported."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fxelastic.spec.json_fields import Fields, show
+
+
+@dataclass(frozen=True)
+class SoftFusionInfo:
+    """A pair of operators that the backend would fuse and that a boundary separates.
+
+    Attributes:
+        rule: The fusion's name.
+        producer: Block of the first operator.
+        consumer: Block of the second.
+    """
+
+    rule: str
+    producer: str
+    consumer: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How an export was compared with torch, and which fusions its cuts cost.
+
+    Attributes:
+        batch_sizes: Batch sizes of the inputs; every file, the model and the subnets were run on
+            each.
+        tolerances: By dtype, the largest difference allowed in a file, as a share of the
+            largest absolute value; 0 is equality.
+        subnet_tolerances: The same for the results of whole subnets.
+        subnets: Archs that were assembled and compared, as texts; the original is the first.
+        fusion_verified: Whether the optimised model runs the kernels that its optimised blocks
+            run: no cut separates what the backend fuses.
+        kernels_lost: Kernels of the whole that the blocks lack, by number.
+        kernels_added: Kernels of the blocks that the whole lacks, by number.
+        soft_fusions: Fusions that boundaries are known to separate.
+    """
+
+    batch_sizes: tuple[int, ...]
+    tolerances: Mapping[str, float]
+    subnet_tolerances: Mapping[str, float]
+    subnets: tuple[str, ...]
+    fusion_verified: bool
+    kernels_lost: Mapping[str, int]
+    kernels_added: Mapping[str, int]
+    soft_fusions: tuple[SoftFusionInfo, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """The record as an object for ``json.dumps``."""
+        return {
+            "batch_sizes": list(self.batch_sizes),
+            "tolerances": dict(self.tolerances),
+            "subnet_tolerances": dict(self.subnet_tolerances),
+            "subnets": list(self.subnets),
+            "fusion_verified": self.fusion_verified,
+            "kernels_lost": dict(self.kernels_lost),
+            "kernels_added": dict(self.kernels_added),
+            "soft_fusions": [
+                {"rule": soft.rule, "producer": soft.producer, "consumer": soft.consumer}
+                for soft in self.soft_fusions
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, fields: Fields) -> Verification:
+        """Read what `to_json` gives.
+
+        Raises:
+            BundleError: A field is missing, unknown, or has another type or range.
+        """
+        sizes = fields.array("batch_sizes")
+        if not all(type(size) is int and size > 0 for size in sizes):
+            raise fields.error("batch_sizes", "are no sizes", expected="integers", got=show(sizes))
+        record = cls(
+            tuple(sizes),
+            _numbers(fields, "tolerances", (int, float)),
+            _numbers(fields, "subnet_tolerances", (int, float)),
+            fields.texts("subnets"),
+            fields.flag("fusion_verified"),
+            _numbers(fields, "kernels_lost", (int,)),
+            _numbers(fields, "kernels_added", (int,)),
+            fields.objects("soft_fusions", _soft_fusion),
+        )
+        fields.end()
+        return record
+
+
+def _soft_fusion(fields: Fields) -> SoftFusionInfo:
+    return SoftFusionInfo(fields.text("rule"), fields.text("producer"), fields.text("consumer"))
+
+
+def _numbers(fields: Fields, name: str, kinds: tuple[type, ...]) -> Mapping[str, Any]:
+    value = fields.object(name).value
+    for key, number in value.items():
+        if type(number) not in kinds or not 0 <= number < math.inf:
+            raise fields.error(
+                f"{name}[{show(key)}]", "is no number", expected="at least 0", got=show(number)
+            )
+    return dict(value)
