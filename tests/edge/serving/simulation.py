@@ -58,7 +58,7 @@ class Simulation:
         while self.now_s < until_s:
             actual_ms = self.current.latency_ms * self.load(self.now_s)
             self.now_s += actual_ms / 1000
-            self.monitor.record(Observation(self.now_s, self.current.latency_ms, actual_ms))
+            self.monitor.record(Observation(self.now_s, self.current, actual_ms))
             self.requests.append((self.now_s, self.current.latency_ms, actual_ms))
             if self.now_s >= self._next_tick_s:
                 self._next_tick_s = self.now_s + TICK_S

@@ -9,13 +9,16 @@ import threading
 import pytest
 
 from fxelastic.edge.serving.monitor import Load, Monitor, Observation
+from tests.edge.serving.simulation import entry
+
+STEP = entry(10.0, 0.5)
 
 
 def fed(monitor: Monitor, ratios: list[float], start_s: float = 0.0, gap_s: float = 0.01) -> float:
     now_s = start_s
     for ratio in ratios:
         now_s += gap_s
-        monitor.record(Observation(now_s, 10.0, 10.0 * ratio))
+        monitor.record(Observation(now_s, STEP, 10.0 * ratio))
     return now_s
 
 
@@ -53,8 +56,8 @@ def test_slow_requests_reach_further_back() -> None:
 def test_ratios_of_several_subnets_share_a_window() -> None:
     monitor = Monitor()
     for i in range(10):
-        estimate_ms = 5.0 if i % 2 else 50.0
-        monitor.record(Observation(i / 100, estimate_ms, estimate_ms * 1.5))
+        step = entry(5.0 if i % 2 else 50.0, 0.5)
+        monitor.record(Observation(i / 100, step, step.latency_ms * 1.5))
     assert monitor.read(0.1).ratio == 1.5
 
 
@@ -105,14 +108,14 @@ def test_a_clock_that_is_set_back_begins_anew() -> None:
 def test_threads_that_end_out_of_order_are_no_jump() -> None:
     monitor = Monitor()
     for time_s in (1.0, 0.9, 1.1, 0.95, 1.2):
-        monitor.record(Observation(time_s, 10.0, 10.0))
+        monitor.record(Observation(time_s, STEP, 10.0))
     assert not monitor.read(1.2).clock_jumped
 
 
 @pytest.mark.parametrize("actual_ms", [0.0, -5.0, math.inf, math.nan])
 def test_impossible_latencies_are_dropped(actual_ms: float) -> None:
     monitor = Monitor()
-    monitor.record(Observation(0.5, 10.0, actual_ms))
+    monitor.record(Observation(0.5, STEP, actual_ms))
     assert monitor.read(fed(monitor, [1.0] * 5, 0.5)).n_samples == 5
 
 
@@ -137,5 +140,12 @@ def test_many_threads_may_record() -> None:
     assert monitor.read(2.0).n_samples == 1000
 
 
+def test_what_was_recorded_is_handed_on_once() -> None:
+    monitor = Monitor()
+    fed(monitor, [1.0, 2.0])
+    assert [seen.actual_ms for seen in monitor.read(1.0).fresh] == [10.0, 20.0]
+    assert monitor.read(1.0).fresh == []
+
+
 def test_nothing_known_is_a_load_too() -> None:
-    assert Monitor().read(5.0) == Load()
+    assert Monitor().read(5.0) == Load(fresh=[])

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import NamedTuple
 
+from fxelastic.edge.serving.ladder import Step
+
 # Requests of several threads end in another order than they are recorded; a clock that goes back
 # by more than this has been set.
 _CLOCK_SLACK_S = 1.0
@@ -19,12 +21,12 @@ class Observation(NamedTuple):
 
     Attributes:
         time_s: When it ended, on the runtime's clock.
-        estimate_ms: The latency that the pool states for the subnet that served it.
-        actual_ms: The latency it had.
+        step: The subnet that served it, with the latency it was estimated to have then.
+        actual_ms: The latency it had, in ms.
     """
 
     time_s: float
-    estimate_ms: float
+    step: Step
     actual_ms: float
 
 
@@ -38,7 +40,8 @@ class Load:
             new level while the window still holds the old one.
         n_samples: Requests in the window.
         peaks: ``(time_s, ratio)`` of earlier readings that no later one reached, oldest first.
-        n_slow: Requests since the last reading that took a multiple of what the window did.
+        fresh: The requests since the last reading, in the order they were recorded.
+        n_slow: How many of them took a multiple of what the window before did.
         clock_jumped: The clock was set back since the last reading; what was known is forgotten.
     """
 
@@ -46,6 +49,7 @@ class Load:
     recent: float | None = None
     n_samples: int = 0
     peaks: Sequence[tuple[float, float]] = ()
+    fresh: Sequence[Observation] = ()
     n_slow: int = 0
     clock_jumped: bool = False
 
@@ -80,6 +84,7 @@ class Monitor:
     _incoming: deque[Observation] = field(init=False, repr=False)
     _samples: deque[tuple[float, float]] = field(init=False, repr=False)
     _peaks: deque[tuple[float, float]] = field(init=False, repr=False)
+    _latest_s: float = field(init=False, repr=False, default=-math.inf)
     _last: Load = field(init=False, repr=False, default_factory=Load)
 
     def __post_init__(self) -> None:
@@ -99,36 +104,29 @@ class Monitor:
         Args:
             now_s: The time, on the clock of the observations.
         """
-        fresh: list[tuple[float, float]] = []
-        jumped = False
+        fresh: list[Observation] = []
         while self._incoming:
-            seen = self._incoming.popleft()
-            newest = fresh[-1] if fresh else self._samples[-1] if self._samples else None
-            if newest is not None and seen.time_s < newest[0] - _CLOCK_SLACK_S:
+            fresh.append(self._incoming.popleft())
+        usual = self._last.ratio
+        n_slow = 0
+        jumped = False
+        for seen in fresh:
+            if seen.time_s < self._latest_s - _CLOCK_SLACK_S:
                 jumped = True
-                fresh.clear()
-                self._forget()
-            ratio = seen.actual_ms / seen.estimate_ms if seen.estimate_ms > 0 else math.nan
+                self._latest_s = seen.time_s
+                self._samples.clear()
+                self._peaks.clear()
+            self._latest_s = max(self._latest_s, seen.time_s)
+            ratio = seen.actual_ms / seen.step.latency_ms
             # A latency of 0 or less was measured while the clock was set.
             if 0 < ratio < math.inf:
-                fresh.append((seen.time_s, ratio))
-        n_slow = self._count_slow(fresh)
-        self._samples.extend(fresh)
+                self._samples.append((seen.time_s, ratio))
+                n_slow += usual is not None and ratio > self.slow * usual
         ratio_now, recent, n = self._medians(now_s)
         if ratio_now is not None and fresh:
             self._note_peak(now_s, ratio_now)
-        self._last = Load(ratio_now, recent, n, tuple(self._peaks), n_slow, jumped)
+        self._last = Load(ratio_now, recent, n, tuple(self._peaks), fresh, n_slow, jumped)
         return self._last
-
-    def _forget(self) -> None:
-        self._samples.clear()
-        self._peaks.clear()
-
-    def _count_slow(self, fresh: Sequence[tuple[float, float]]) -> int:
-        usual = self._last.ratio
-        if usual is None:
-            return 0
-        return sum(ratio > self.slow * usual for _, ratio in fresh)
 
     def _medians(self, now_s: float) -> tuple[float | None, float | None, int]:
         samples = list(self._samples)

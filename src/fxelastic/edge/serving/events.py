@@ -1,0 +1,134 @@
+"""What happened while serving, as data."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+_log = logging.getLogger(__name__)
+
+#: What an event tells.
+#:
+#: * started, closed - the runtime's life.
+#: * switched - requests from now on are served by another subnet.
+#: * loaded, unloaded - a subnet came into memory or left it.
+#: * load_failed - a subnet can't be loaded; it is not tried again for a while.
+#: * rolled_back - the subnet in use failed; an earlier one serves again.
+#: * run_failed, non_finite - a subnet raised, or gave NaN or infinity; another one answered.
+#: * model_non_finite - every subnet gives NaN or infinity for an input, so that none is at fault.
+#: * request_failed - no subnet could answer; the caller got an error.
+#: * memory_limit - a subnet can't be loaded within the memory there is.
+#: * budget_changed - the user set another budget.
+#: * budget_unmet, budget_met - no subnet keeps the budget at this load; one does again.
+#: * slow_requests - single requests took a multiple of the others.
+#: * clock_jumped - the clock was set back.
+#: * research_started, research_finished, research_failed - a search for quicker subnets.
+#: * drifted, reprofiled, probe_failed - the latency table no longer holds; it was measured anew.
+#: * store_failed - the pool or the table can't be written.
+#: * control_failed - the policy or a listener raised; serving goes on as it was.
+Kind: TypeAlias = Literal[
+    "budget_changed",
+    "budget_met",
+    "budget_unmet",
+    "clock_jumped",
+    "closed",
+    "control_failed",
+    "drifted",
+    "load_failed",
+    "loaded",
+    "memory_limit",
+    "model_non_finite",
+    "non_finite",
+    "probe_failed",
+    "reprofiled",
+    "request_failed",
+    "research_failed",
+    "research_finished",
+    "research_started",
+    "rolled_back",
+    "run_failed",
+    "slow_requests",
+    "started",
+    "store_failed",
+    "switched",
+    "unloaded",
+]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened.
+
+    Attributes:
+        time_s: When, on the runtime's clock.
+        kind: What; see `Kind`.
+        message: For people.
+        details: For programs: archs as text, latencies in ms, durations in s.
+    """
+
+    time_s: float
+    kind: Kind
+    message: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.time_s:.3f} {self.kind}: {self.message}"
+
+
+@dataclass
+class EventLog:
+    """The latest events, and how many there were of each kind; safe in any thread.
+
+    Attributes:
+        clock: Tells the time, in s.
+        limit: How many events are kept.
+        listener: Called with each event, by the thread in which it happened; must be quick.
+    """
+
+    clock: Callable[[], float]
+    limit: int = 10_000
+    listener: Callable[[Event], None] | None = None
+    _events: deque[Event] = field(init=False, repr=False)
+    _counts: Counter[str] = field(init=False, repr=False, default_factory=Counter)
+    _lock: threading.Lock = field(init=False, repr=False, default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        """Begin with none."""
+        self._events = deque(maxlen=self.limit)
+
+    def add(self, kind: Kind, message: str, **details: Any) -> None:
+        """Note an event."""
+        event = Event(self.clock(), kind, message, details)
+        with self._lock:
+            self._events.append(event)
+            self._counts[kind] += 1
+        _log.info("%s: %s", kind, message)
+        if self.listener is None:
+            return
+        try:
+            self.listener(event)
+        except Exception as e:  # noqa: BLE001 - user code: its failure must not fail a request
+            with self._lock:
+                note = f"the listener of events raised {describe(e)}"
+                self._events.append(Event(event.time_s, "control_failed", note))
+                self._counts["control_failed"] += 1
+
+    def snapshot(self) -> tuple[Event, ...]:
+        """The events kept, oldest first."""
+        with self._lock:
+            return tuple(self._events)
+
+    def counts(self) -> Mapping[str, int]:
+        """How many there were of each kind, those no longer kept included."""
+        with self._lock:
+            return dict(self._counts)
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

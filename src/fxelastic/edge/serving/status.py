@@ -1,0 +1,85 @@
+"""How a runtime does, at one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fxelastic.edge.serving.ladder import Step
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a runtime does, at one moment.
+
+    Attributes:
+        state: ``serving`` or ``closed``.
+        uptime_s: Time since it was started, in seconds.
+        step: The subnet in use; None when closed.
+        budget_ms: What a request may take, in ms.
+        budget_met: Whether the subnet in use is expected to keep that.
+        ratio: r = actual / estimated latency (§5.3); None before there were enough requests.
+        n_requests: Requests so far.
+        n_failed: Those that no subnet could answer.
+        n_switches: Switches so far.
+        resident: Subnets in memory.
+        resident_bytes: Memory that their weights take, in bytes.
+        barred: Subnets that failed and are not served now.
+        searching: Whether a search for quicker subnets goes on.
+        events: How many events there were of each kind.
+    """
+
+    state: str
+    uptime_s: float
+    step: Step | None
+    budget_ms: float
+    budget_met: bool
+    ratio: float | None
+    n_requests: int
+    n_failed: int
+    n_switches: int
+    resident: int
+    resident_bytes: int
+    barred: int
+    searching: bool
+    events: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def latency_ms(self) -> float | None:
+        """Median latency of the latest requests, in ms; None before there were enough."""
+        if self.ratio is None or self.step is None:
+            return None
+        return self.ratio * self.step.latency_ms
+
+    def to_json(self) -> dict[str, Any]:
+        """The status as plain data."""
+        return {
+            "state": self.state,
+            "uptime_s": round(self.uptime_s, 3),
+            "arch": None if self.step is None else str(self.step.arch),
+            "estimated_ms": None if self.step is None else self.step.latency_ms,
+            "accuracy": None if self.step is None else self.step.accuracy,
+            "latency_ms": self.latency_ms,
+            "ratio": self.ratio,
+            "budget_ms": self.budget_ms,
+            "budget_met": self.budget_met,
+            "n_requests": self.n_requests,
+            "n_failed": self.n_failed,
+            "n_switches": self.n_switches,
+            "resident": self.resident,
+            "resident_bytes": self.resident_bytes,
+            "barred": self.barred,
+            "searching": self.searching,
+            "events": dict(self.events),
+        }
+
+    def __str__(self) -> str:
+        latency = "-" if self.latency_ms is None else f"{self.latency_ms:.2f} ms"
+        estimated = "-" if self.step is None else f"{self.step.latency_ms:.2f} ms"
+        r = "-" if self.ratio is None else f"{self.ratio:.2f}"
+        met = "" if self.budget_met else " (can't be kept)"
+        return (
+            f"{self.state}: {latency} of {self.budget_ms:.2f} ms{met}, subnet {estimated}, r {r}, "
+            f"{self.n_requests:,} requests, {self.n_switches} switches"
+        )

@@ -1,0 +1,423 @@
+"""The runtime as a whole, over subnets that are fakes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fxelastic.edge.serving.events import Event
+from fxelastic.edge.serving.monitor import Monitor
+from fxelastic.edge.serving.policy import Decision, RatioPolicy, Situation
+from fxelastic.edge.serving.runtime import Runtime, ServingOptions
+from fxelastic.edge.serving.standby import Standby
+from fxelastic.errors import ServingError, UsageError
+from fxelastic.spec import Arch
+from tests.edge.serving.fakes import SIZE, FakeLoader, OneArray, archs, factor, pool, wait_until
+
+POOL = pool(1, 2, 4, 8)
+X = np.ones((1, 3), np.float32)
+
+
+class Clock:
+    """Time that goes on only when it is told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Stay:
+    """A policy that keeps what there is."""
+
+    def decide(self, situation: Situation) -> Decision:
+        return Decision(situation.current, True, situation.budget_ms, "stay")
+
+
+class GoTo:
+    """A policy that wants one subnet."""
+
+    def __init__(self, arch: Arch | None = None) -> None:
+        self.arch = arch
+
+    def decide(self, situation: Situation) -> Decision:
+        steps = [step for step in situation.ladder.steps if step.arch == self.arch]
+        target = steps[0] if steps else situation.current
+        return Decision(target, True, target.latency_ms, "told to")
+
+
+@contextmanager
+def serving(loader: FakeLoader, budget_ms: float = 10.0, **options: Any) -> Iterator[Runtime]:
+    options = {"tick_s": 0.002, "policy": Stay(), "standby": Standby(limit=0), **options}
+    researcher = options.pop("researcher", None)
+    entries = options.pop("entries", POOL)
+    before = threading.active_count()
+    with Runtime(
+        loader, OneArray(), entries, budget_ms, ServingOptions(**options), researcher
+    ) as runtime:
+        yield runtime
+    assert not loader.faults
+    assert loader.closed
+    assert sum(loader.open.values()) == 0
+    assert threading.active_count() == before
+
+
+def kinds(runtime: Runtime) -> list[str]:
+    return [event.kind for event in runtime.events]
+
+
+def right(runtime: Runtime) -> Arch:
+    """Send a request; returns its subnet after a look at its output."""
+    reply = runtime.infer(X)
+    np.testing.assert_array_equal(reply.value, X * factor(reply.arch))
+    return reply.arch
+
+
+def test_the_best_subnet_under_the_budget_serves() -> None:
+    with serving(FakeLoader(), 5.0) as runtime:
+        assert right(runtime) == POOL[2].arch
+        assert runtime(X).shape == X.shape
+        status = runtime.status()
+        assert status.step is POOL[2]
+        assert status.n_requests == 2
+        assert status.state == "serving"
+    assert runtime.status().state == "closed"
+
+
+def test_a_budget_below_everything_begins_with_the_quickest() -> None:
+    with serving(FakeLoader(), 0.5) as runtime:
+        assert right(runtime) == POOL[0].arch
+
+
+def test_an_empty_pool_is_refused() -> None:
+    with pytest.raises(UsageError, match="pool is empty"):
+        Runtime(FakeLoader(), OneArray(), [], 5.0)
+
+
+@pytest.mark.parametrize("budget_ms", [0, -1, float("nan"), float("inf"), "soon", None])
+def test_a_budget_that_is_no_latency_is_refused(budget_ms: Any) -> None:
+    with pytest.raises(UsageError, match="budget_ms"):
+        Runtime(FakeLoader(), OneArray(), POOL, budget_ms)
+    with serving(FakeLoader()) as runtime, pytest.raises(UsageError, match="budget_ms"):
+        runtime.budget_ms = budget_ms
+
+
+def test_load_slows_the_requests_and_the_runtime_steps_down_and_returns() -> None:
+    clock = Clock()
+    load = 1.0
+
+    def run_s(arch: Arch) -> float:
+        clock.now_s += next(step.latency_ms for step in POOL if step.arch == arch) * load / 1000
+        return 0.0
+
+    loader = FakeLoader(run_s=run_s)
+    with serving(loader, 9.0, policy=RatioPolicy(), clock=clock, standby=Standby()) as runtime:
+
+        def goes_to(arch: Arch) -> bool:
+            return right(runtime) == arch
+
+        assert right(runtime) == POOL[3].arch
+        load = 2.0
+        wait_until(lambda: goes_to(POOL[2].arch))
+        load = 1.0
+        wait_until(lambda: goes_to(POOL[3].arch))
+        switched = [event for event in runtime.events if event.kind == "switched"]
+        assert len(switched) == 2
+        assert runtime.status().n_switches == 2
+        assert runtime.status().ratio == pytest.approx(1.0)
+
+
+def test_a_new_budget_takes_effect_without_a_request() -> None:
+    with serving(FakeLoader(), 9.0, policy=RatioPolicy()) as runtime:
+        runtime.budget_ms = 3.0
+        wait_until(lambda: runtime.status().step is POOL[1])
+        assert runtime.budget_ms == 3.0
+        assert "budget_changed" in kinds(runtime)
+
+
+def test_a_budget_that_can_t_be_kept_is_told_once() -> None:
+    with serving(FakeLoader(), 9.0, policy=RatioPolicy(dwell_s=0.0)) as runtime:
+        runtime.budget_ms = 0.5
+        wait_until(lambda: not runtime.status().budget_met)
+        wait_until(lambda: runtime.status().step is POOL[0])
+        for _ in range(20):
+            right(runtime)
+        runtime.budget_ms = 1000
+        wait_until(lambda: runtime.status().budget_met)
+        assert kinds(runtime).count("budget_unmet") == 1
+        assert kinds(runtime).count("budget_met") == 1
+
+
+def test_requests_go_on_while_the_target_is_loaded() -> None:
+    policy = GoTo()
+    gate = threading.Event()
+    loader = FakeLoader(before_load=lambda arch: arch == POOL[1].arch and gate.wait() and None)
+    with serving(loader, policy=policy) as runtime:
+        policy.arch = POOL[1].arch
+        for _ in range(50):
+            assert right(runtime) == POOL[3].arch
+        gate.set()
+        wait_until(lambda: right(runtime) == POOL[1].arch)
+
+
+def test_until_a_cold_target_is_there_the_best_in_memory_steps_in() -> None:
+    policy = GoTo()
+    gate = threading.Event()
+    loader = FakeLoader(before_load=lambda arch: arch == POOL[1].arch and gate.wait() and None)
+    with serving(loader, policy=policy, standby=Standby(ratios=(), limit=3)) as runtime:
+        wait_until(lambda: POOL[0].arch in loader.loaded)
+        policy.arch = POOL[1].arch
+        wait_until(lambda: right(runtime) == POOL[0].arch)
+        gate.set()
+        wait_until(lambda: right(runtime) == POOL[1].arch)
+
+
+def test_a_target_that_can_t_be_loaded_leaves_things_as_they_are() -> None:
+    policy = GoTo()
+    loader = FakeLoader(broken={POOL[1].arch})
+    with serving(loader, policy=policy) as runtime:
+        policy.arch = POOL[1].arch
+        wait_until(lambda: right(runtime) == POOL[3].arch and "load_failed" in kinds(runtime))
+        assert runtime.status().barred == 1
+        assert kinds(runtime).count("load_failed") == 1
+
+
+def test_a_subnet_that_could_not_be_loaded_is_tried_again_later() -> None:
+    policy, clock = GoTo(), Clock()
+    loader = FakeLoader(broken={POOL[1].arch})
+    with serving(loader, policy=policy, clock=clock, retry_s=30.0) as runtime:
+        policy.arch = POOL[1].arch
+        wait_until(lambda: right(runtime) == POOL[3].arch and runtime.status().barred == 1)
+        loader.broken.clear()
+        clock.now_s += 31
+        wait_until(lambda: right(runtime) == POOL[1].arch)
+
+
+def test_at_the_start_the_next_subnet_stands_in_for_a_broken_one() -> None:
+    loader = FakeLoader(broken={POOL[3].arch, POOL[2].arch})
+    with serving(loader) as runtime:
+        assert right(runtime) == POOL[1].arch
+        assert kinds(runtime).count("load_failed") == 2
+
+
+def test_without_any_subnet_there_is_no_runtime() -> None:
+    loader = FakeLoader(broken=set(archs(POOL)))
+    with pytest.raises(ServingError, match=r"no subnet of the pool can be loaded[\s\S]*no file"):
+        Runtime(loader, OneArray(), POOL, 5.0)
+    assert loader.closed
+
+
+def test_a_subnet_that_raises_is_left_and_no_request_fails() -> None:
+    loader = FakeLoader()
+    with serving(loader) as runtime:
+        loader.raising.add(POOL[3].arch)
+        assert right(runtime) == POOL[0].arch
+        assert right(runtime) == POOL[0].arch
+        assert [k for k in kinds(runtime) if k in ("run_failed", "rolled_back", "unloaded")] == [
+            "run_failed",
+            "rolled_back",
+            "unloaded",
+        ]
+
+
+def test_rolling_back_prefers_the_subnet_that_served_before() -> None:
+    policy, loader = GoTo(), FakeLoader()
+    with serving(loader, policy=policy) as runtime:
+        policy.arch = POOL[2].arch
+        wait_until(lambda: right(runtime) == POOL[2].arch)
+        loader.raising.add(POOL[2].arch)
+        assert right(runtime) == POOL[3].arch
+
+
+def test_an_error_of_every_subnet_reaches_the_caller_and_bars_none() -> None:
+    loader = FakeLoader(raising=set(archs(POOL)))
+    with serving(loader) as runtime:
+        with pytest.raises(ServingError, match="can't run") as caught:
+            runtime(X)
+        assert isinstance(caught.value.__cause__, RuntimeError)
+        assert runtime.status().n_failed == 1
+        assert runtime.status().barred == 0
+        loader.raising.clear()
+        right(runtime)
+
+
+def test_a_subnet_that_gives_nan_never_serves_again() -> None:
+    loader, clock = FakeLoader(nan={POOL[3].arch}), Clock()
+    with serving(loader, clock=clock) as runtime:
+        assert right(runtime) == POOL[0].arch
+        clock.now_s += 1e9
+        assert runtime.status().step is POOL[0]
+        assert "non_finite" in kinds(runtime)
+        assert runtime.status().barred == 1
+
+
+def test_a_nan_of_the_input_is_nobody_s_fault() -> None:
+    with serving(FakeLoader()) as runtime:
+        assert np.isnan(runtime(X * np.nan)).all()
+        assert "non_finite" not in kinds(runtime)
+
+
+def test_a_model_that_gives_infinity_by_nature_is_soon_left_alone() -> None:
+    loader = FakeLoader(nan=set(archs(POOL)))
+    with serving(loader) as runtime:
+        for _ in range(10):
+            assert runtime.infer(X).arch == POOL[3].arch
+        assert kinds(runtime).count("model_non_finite") == 3
+        assert runtime.status().barred == 0
+
+
+def test_the_memory_limit_holds_and_a_refused_switch_is_told() -> None:
+    policy, loader = GoTo(), FakeLoader()
+    with serving(loader, policy=policy, memory_bytes=SIZE) as runtime:
+        policy.arch = POOL[1].arch
+        wait_until(lambda: right(runtime) == POOL[3].arch and "memory_limit" in kinds(runtime))
+        assert loader.most_open == 1
+
+
+def test_memory_for_two_is_enough_for_every_switch() -> None:
+    policy, loader = GoTo(), FakeLoader()
+    with serving(loader, policy=policy, memory_bytes=2 * SIZE, standby=Standby()) as runtime:
+        for step in (POOL[1], POOL[0], POOL[2], POOL[3], POOL[0]):
+            policy.arch = step.arch
+            wait_until(lambda step=step: right(runtime) == step.arch)
+        assert loader.most_open == 2
+        assert runtime.status().resident_bytes <= 2 * SIZE
+
+
+def test_a_policy_that_raises_does_not_stop_the_requests() -> None:
+    class Broken:
+        def decide(self, situation: Situation) -> Decision:
+            raise ZeroDivisionError("policy")
+
+    with serving(FakeLoader(), policy=Broken()) as runtime:
+        wait_until(lambda: right(runtime) == POOL[3].arch and "control_failed" in kinds(runtime))
+
+
+def test_a_listener_that_raises_does_not_stop_the_requests() -> None:
+    def listener(event: Event) -> None:
+        raise ZeroDivisionError(event.kind)
+
+    with serving(FakeLoader(), listener=listener) as runtime:
+        right(runtime)
+        assert kinds(runtime)[:2] == ["started", "control_failed"]
+
+
+def test_a_clock_that_goes_back_is_told() -> None:
+    clock = Clock()
+    with serving(FakeLoader(), clock=clock, monitor=Monitor) as runtime:
+        for _ in range(3):
+            right(runtime)
+        clock.now_s -= 500
+        wait_until(lambda: right(runtime) == POOL[3].arch and "clock_jumped" in kinds(runtime))
+
+
+def test_closing_twice_is_closing_once_and_later_requests_are_refused() -> None:
+    with serving(FakeLoader()) as runtime:
+        runtime.close()
+        with pytest.raises(ServingError, match="closed"):
+            runtime(X)
+        runtime.close()
+    assert kinds(runtime)[-1] == "closed"
+    assert runtime.status().step is None
+
+
+def test_closing_waits_for_the_request_that_runs() -> None:
+    gate, entered = threading.Event(), threading.Event()
+
+    def run_s(arch: Arch) -> float:
+        entered.set()
+        gate.wait()
+        return 0.0
+
+    answers: list[Any] = []
+    with serving(FakeLoader(run_s=run_s)) as runtime:
+        request = threading.Thread(target=lambda: answers.append(runtime(X)))
+        request.start()
+        entered.wait()
+        threading.Timer(0.02, gate.set).start()
+        runtime.close()
+        request.join()
+    assert len(answers) == 1
+
+
+def test_closing_during_a_switch_leaves_nothing() -> None:
+    policy = GoTo()
+    loading = threading.Event()
+    loader = FakeLoader(load_s=0.02, before_load=lambda arch: loading.set())
+    with serving(loader, policy=policy) as runtime:
+        right(runtime)
+        loading.clear()
+        policy.arch = POOL[0].arch
+        right(runtime)
+        loading.wait()
+
+
+class Searcher:
+    """Finds what it is told, or raises."""
+
+    def __init__(self, found: Any) -> None:
+        self.found = found
+        self.limits: list[float] = []
+
+    def search(self, limit_ms: float, stop: threading.Event) -> Any:
+        self.limits.append(limit_ms)
+        if isinstance(self.found, Exception):
+            raise self.found
+        if self.found is None:
+            stop.wait()
+            return []
+        return self.found
+
+
+def test_when_nothing_fits_a_search_finds_what_does() -> None:
+    searcher = Searcher(pool(0.2, 0.4))
+    with serving(
+        FakeLoader(), 9.0, policy=RatioPolicy(dwell_s=0.0), researcher=searcher
+    ) as runtime:
+        runtime.budget_ms = 0.5
+        wait_until(lambda: right(runtime) == searcher.found[1].arch)
+        wait_until(lambda: runtime.status().budget_met)
+        assert searcher.limits[0] == pytest.approx(0.5, rel=0.05)
+        assert len(runtime.entries) == 6
+        assert {"research_started", "research_finished", "budget_met"} <= set(kinds(runtime))
+
+
+@pytest.mark.parametrize("found", [[], ValueError("no data")])
+def test_a_search_in_vain_is_not_repeated_at_once(found: Any) -> None:
+    searcher = Searcher(found)
+    with serving(FakeLoader(), 0.5, policy=RatioPolicy(), researcher=searcher) as runtime:
+        wait_until(
+            lambda: (
+                right(runtime) == POOL[0].arch
+                and bool({"research_finished", "research_failed"} & set(kinds(runtime)))
+            )
+        )
+        for _ in range(50):
+            right(runtime)
+        assert len(searcher.limits) == 1
+
+
+def test_closing_stops_a_search() -> None:
+    searcher = Searcher(None)
+    with serving(FakeLoader(), 0.5, policy=RatioPolicy(), researcher=searcher) as runtime:
+        wait_until(lambda: right(runtime) == POOL[0].arch and runtime.status().searching)
+
+
+def test_a_status_reads_well_and_is_plain_data() -> None:
+    with serving(FakeLoader()) as runtime:
+        for _ in range(20):
+            right(runtime)
+        wait_until(lambda: runtime.status().ratio is not None)
+        text = str(runtime.status())
+        assert "of 10.00 ms" in text
+        assert "20 requests" in text
+        data = runtime.status().to_json()
+        assert data["arch"] == str(POOL[3].arch)
+        assert data["n_requests"] == 20
+        assert data["events"]["started"] == 1
