@@ -95,6 +95,10 @@ def _student(partition: Partition, start: int, stop: int, dropout: float) -> Bra
     tensors = [values[name] for name in (*inputs, *outputs)]
     if not inputs or any(not t.is_floating_point() or t.dim() < 2 for t in tensors):
         return None
+    if tensors[0].dim() < 4 and any(t.dim() > tensors[0].dim() for t in tensors[1:]):
+        return None
+    if any(t.dim() == 3 and t.shape[:2] != tensors[0].shape[:2] for t in tensors[1:]):
+        return None
     module = Student(tensors[0], tensors[1:], dropout)
     n_params = sum(p.numel() for p in module.parameters())
     flops = sum(block.flops for block in partition.blocks[start:stop]) // (1 + stop - start)

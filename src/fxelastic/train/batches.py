@@ -43,7 +43,7 @@ class Batch:
         return int(leaves[0].shape[0]) if leaves and leaves[0].dim() else 1
 
     def not_finite(self, *, masks: bool = True) -> str:
-        """Where the batch holds NaN or infinity, in words; empty where it does not.
+        """Where the batch holds NaN or infinity: ``batch 2 holds …``; empty where it does not.
 
         Args:
             masks: Let minus infinity pass, as in a mask that is added to attention scores.
@@ -54,7 +54,8 @@ class Batch:
                 bad = count_not_finite(leaf, masks=masks)
                 if bad:
                     label = name if len(leaves) == 1 else where
-                    return f"{label}: {bad} of {leaf.numel()} values are NaN or infinite"
+                    what = f"{bad} of {leaf.numel()} values are NaN or infinite"
+                    return f"batch {self.number} holds {label}: {what}"
         return ""
 
 

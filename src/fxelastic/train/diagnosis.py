@@ -1,4 +1,4 @@
-"""Where a NaN comes from: the data, the model, a branch, or the loss."""
+"""Where a NaN comes from when the data holds none: the model, a branch, or the loss."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fxelastic.errors import TrainingError
+from fxelastic.ir.branch import Branch
 from fxelastic.train.batches import Batch, count_not_finite
 from fxelastic.train.execution import Execution
 from fxelastic.train.objective import Plan
@@ -25,31 +25,26 @@ def diagnose(
         plan: What learned.
         branch: The branch whose loss is not finite.
     """
-    data = batch.not_finite()
-    if data:
-        return f"batch {batch.number} holds {data}"
+    alone = () if plan.archs else tuple(map(execution.branch, plan.branches))
     with torch.no_grad():
         for path in (execution.originals, *map(execution.path, plan.archs)):
             current = dict(values)
             for part in path:
+                for learner in (b for b in alone if b.start == part.start):
+                    outcome = dict(current)
+                    execution.run(learner, outcome)
+                    if _fails(execution, learner, outcome):
+                        return f"branch {learner.id!r} computes NaN or infinity"
                 execution.run(part, current)
-                masks = execution.is_context(part)
-                for name in part.outputs:
-                    if count_not_finite(current.get(name), masks=masks):
-                        whose = "the model itself" if part in execution.originals else "branch"
-                        return f"{whose} {part.id!r} computes NaN or infinity"
-    data = batch.not_finite(masks=False)
-    if data:
-        return f"batch {batch.number} holds {data}"
+                if _fails(execution, part, current):
+                    whose = "the model itself" if part in execution.originals else "branch"
+                    return f"{whose} {part.id!r} computes NaN or infinity"
+    masked = batch.not_finite(masks=False)
+    if masked:
+        return masked
     return f"the loss of branch {branch!r} is, though what it compares is finite"
 
 
-def not_finite(where: str, branch: str, reason: str) -> TrainingError:
-    """The error that ends a run."""
-    return TrainingError(
-        f"the loss is not finite at {where}: {reason}",
-        expected="finite losses",
-        got=f"NaN or infinity for branch {branch!r}",
-        fix="correct the data, lower lr, or train with precision='fp32'; the last checkpoint "
-        "is kept",
-    )
+def _fails(execution: Execution, branch: Branch, values: Mapping[str, Any]) -> bool:
+    masks = execution.is_context(branch)
+    return any(count_not_finite(values.get(name), masks=masks) for name in branch.outputs)

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxelastic.errors import TrainingError
 from fxelastic.ir.supernet import Supernet
 from fxelastic.train.batches import Batch, BatchReader, device_of, numbered
 from fxelastic.train.callbacks import Callback
-from fxelastic.train.diagnosis import diagnose, not_finite
+from fxelastic.train.diagnosis import diagnose
 from fxelastic.train.execution import Execution
 from fxelastic.train.new_branches import NewBranches
 from fxelastic.train.objective import Objective, Plan
@@ -180,13 +181,21 @@ class Loop:
         """Stop before a loss that is not finite moves a weight, in all processes at once."""
         values = dict(zip(losses, _to_floats(losses.values()), strict=True))
         bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if self._processes.all(not bad, self._device):
+        reason = batch.not_finite()
+        if self._processes.all(not bad and not reason, self._device):
             return
-        if not bad:
-            raise not_finite(where, "of another process", "its own message says why")
-        with self._optimisation.autocast():
-            reason = diagnose(self._execution, batch, self._reader.bind(batch), plan, bad[0])
-        raise not_finite(where, bad[0], reason)
+        if not bad and not reason:
+            reason = "another process stopped, and its own message says why"
+        elif not reason:
+            with self._optimisation.autocast():
+                reason = diagnose(self._execution, batch, self._reader.bind(batch), plan, bad[0])
+        raise TrainingError(
+            f"NaN or infinity at {where}: {reason}",
+            expected="finite data and losses",
+            got=f"a loss of {values[bad[0]]} for branch {bad[0]!r}" if bad else None,
+            fix="correct the data, lower lr, or train with precision='fp32'; the last checkpoint "
+            "is kept",
+        )
 
     def _end_epoch(self, position: Position) -> None:
         state = self._new.state()

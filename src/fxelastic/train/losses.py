@@ -33,6 +33,9 @@ def normalised_error(output: Any, target: Any, processes: Processes = ALONE) -> 
     Returns:
         A scalar; it requires no gradient where there is no floating-point tensor.
 
+    Raises:
+        UsageError: The shapes differ.
+
     Source: AdaptiveNet, Eq. 1, normalised.
     """
     pairs = zip(_floats(output), _floats(target), strict=True)
@@ -41,6 +44,12 @@ def normalised_error(output: Any, target: Any, processes: Processes = ALONE) -> 
 
 
 def _normalised(output: Tensor, target: Tensor, processes: Processes) -> Tensor:
+    if output.shape != target.shape:  # Broadcasting would compare what does not belong together.
+        raise UsageError(
+            "what is compared has different shapes",
+            expected=f"the target's shape {tuple(target.shape)}",
+            got=str(tuple(output.shape)),
+        )
     variance, mean = torch.var_mean(target.detach(), correction=0)
     if processes.world_size > 1:
         moments = torch.stack([mean, variance + mean.square()]).double()

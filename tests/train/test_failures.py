@@ -1,0 +1,224 @@
+"""What goes wrong ends a run with one clear error, before a weight has moved."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxelastic
+from fxelastic import TrainingError, UsageError
+from fxelastic.train import Callback, StepReport
+from tests.train.supernets import (
+    conv_supernet,
+    image_batches,
+    linear_supernet,
+    moved,
+    supernet_of,
+    vector_batches,
+    weights,
+)
+
+STAGES: dict[str, Any] = {
+    "teacher_forced": lambda *args, **options: fxelastic.distill(*args, **options),
+    "chained": lambda *args, **options: fxelastic.distill(*args, mode="chained", **options),
+    "tune": lambda *args, **options: fxelastic.tune(*args, **options),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_data_that_is_not_finite_is_named(stage: str, value: float, tmp_path: Path) -> None:
+    data = vector_batches(4)
+    data[2][0][3, 5] = value
+    supernet = linear_supernet()
+    with pytest.raises(TrainingError) as raised:
+        STAGES[stage](supernet, data, checkpoints=tmp_path, checkpoint_every=1)
+    message = str(raised.value)
+    assert "step 3, epoch 0, batch 2" in message
+    assert "batch 2 holds input: 1 of 64 values are NaN or infinite" in message
+    # The last good checkpoint is there, and a run over mended data goes on from it.
+    names = [path.name for path in sorted(tmp_path.iterdir())]
+    assert names == [f"{supernet_stage(stage)}-0000000{i}-0000" for i in (1, 2)]
+    history = STAGES[stage](
+        linear_supernet(), vector_batches(4), checkpoints=tmp_path, checkpoint_every=1
+    )
+    assert history.resumed_at == 2
+
+
+def supernet_stage(stage: str) -> str:
+    return "tune" if stage == "tune" else "distill"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_branch_that_diverges_is_named_and_nothing_has_moved(stage: str) -> None:
+    supernet = linear_supernet()
+    for name, branch in supernet.branches.items():
+        if name.startswith("student@1"):
+            with torch.no_grad():
+                next(branch.module.parameters()).fill_(math.nan)
+    before = weights(supernet)
+    with pytest.raises(TrainingError, match=r"branch 'student@1(-3)?' computes NaN") as raised:
+        STAGES[stage](supernet, vector_batches(), epochs=10)
+    assert "step " in str(raised.value)
+    if stage == "teacher_forced":
+        changed = {n for n in moved(before, supernet) if not n.startswith("student@1")}
+        assert not changed
+
+
+def test_a_model_that_computes_nan_is_named() -> None:
+    class Bad(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(x).log()
+
+    supernet = supernet_of(Bad().eval(), torch.zeros(2, 8), gamma=0.9)
+    with pytest.raises(TrainingError, match="the model itself 'original@"):
+        fxelastic.distill(supernet, vector_batches())
+
+
+def test_a_loss_that_is_not_finite_is_named() -> None:
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return output.sum() * math.inf
+
+    with pytest.raises(TrainingError, match="though what it compares is finite"):
+        fxelastic.tune(linear_supernet(), vector_batches(), loss=loss)
+
+
+def test_gradients_that_are_not_finite_move_nothing() -> None:
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        # Its value is 0 and its gradient infinite.
+        return (output - output.detach()).abs().sqrt().sum()
+
+    supernet = linear_supernet()
+    before = weights(supernet)
+    with pytest.raises(TrainingError, match="the gradients of the subnet are not finite at step 1"):
+        fxelastic.tune(supernet, vector_batches(), loss=loss)
+    assert not moved(before, supernet)
+
+
+def test_a_mask_of_minus_infinity_is_no_fault() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(*[nn.Linear(8, 8) for _ in range(3)])
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return (self.layers(x) + mask).softmax(1)
+
+    mask = torch.zeros(2, 8)
+    mask[:, 4:] = -math.inf
+    supernet = supernet_of(Masked().eval(), (torch.zeros(2, 8), mask), gamma=0.4)
+    x = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    history = fxelastic.distill(supernet, [((x, mask), None)] * 3)
+    assert math.isfinite(history.loss)
+    bad = x.clone()
+    bad[0, 0] = math.nan
+    with pytest.raises(TrainingError, match="batch 0 holds input"):
+        fxelastic.distill(supernet, [((bad, mask), None)])
+
+
+@pytest.mark.parametrize(
+    ("loader", "expected"),
+    [
+        ([], "an empty list"),
+        (iter([]), "an iterator that is exhausted"),
+        (3, "can't be iterated over"),
+        ([torch.zeros(2, 9)], r"batch 0 of the loader: input 'x' has another shape"),
+        ([torch.zeros(2, 8).double()], "float64"),
+        ([torch.zeros(2, 8)] * 2 + [torch.zeros(2, 1)], "batch 2 of the loader"),
+        (["text"], "a form that is not understood"),
+        ([(torch.zeros(2, 8), 1, 2)], "a tuple of Tensor, int, int"),
+        ([{"y": torch.zeros(2, 8)}], "structure"),
+    ],
+)
+def test_batches_that_are_not_the_models_are_refused(loader: Any, expected: str) -> None:
+    with pytest.raises(UsageError, match=expected):
+        fxelastic.distill(linear_supernet(), loader)
+
+
+def test_an_iterator_lasts_for_one_epoch() -> None:
+    history = fxelastic.distill(linear_supernet(), iter(vector_batches()))
+    assert history.steps == 4
+    with pytest.raises(UsageError, match="can be iterated over again"):
+        fxelastic.distill(linear_supernet(), iter(vector_batches()), epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        (torch.full((8,), 4), "classes that the model does not have"),
+        (torch.full((8,), -1), "expected: 0 to 3"),
+        (torch.zeros(8, 1, dtype=torch.int64), "does not go with the model's logits"),
+        (torch.zeros(8), "torch.float32 of shape"),
+        ("cat", "str"),
+    ],
+)
+def test_targets_that_are_not_the_models_are_refused(target: Any, expected: str) -> None:
+    with pytest.raises(UsageError, match=expected):
+        fxelastic.tune(linear_supernet(), [(torch.zeros(8, 8), target)])
+
+
+def test_a_loss_that_is_no_scalar_is_refused() -> None:
+    with pytest.raises(UsageError, match="the loss is no scalar"):
+        fxelastic.tune(linear_supernet(), vector_batches(), loss=lambda y, t: y)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"epoch": 2}, "did you mean epochs"),
+        ({"epochs": 0}, "epochs is no count"),
+        ({"steps": 1.5}, "steps is no count"),
+        ({"lr": -1}, "lr is out of range"),
+        ({"clip_norm": "1"}, "clip_norm is out of range"),
+        ({"precision": "int8"}, "one of fp32, bf16, fp16"),
+        ({"schedule": "linear"}, "one of cosine, constant"),
+        ({"seed": None}, "seed is no seed"),
+        ({"log": "log.txt"}, ".jsonl or .csv"),
+        ({"callbacks": [print]}, "a callback is none"),
+        ({"optimizer": lambda p: None}, "made no optimiser"),
+        (
+            {"optimizer": lambda p: torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1)},
+            "not of new branches",
+        ),
+        ({"mode": "student"}, "no mode 'student'"),
+        ({"mode": "chained", "branches_per_step": 2}, "no meaning in the mode 'chained'"),
+        ({"sampling": fxelastic.train.Uniform()}, "no meaning in the mode 'teacher_forced'"),
+        ({"branches_per_step": 0}, "branches_per_step is no count"),
+    ],
+)
+def test_options_are_checked(options: dict[str, Any], expected: str) -> None:
+    with pytest.raises(UsageError, match=expected):
+        fxelastic.distill(linear_supernet(), vector_batches(), **options)
+
+
+def test_only_a_supernet_trains() -> None:
+    with pytest.raises(UsageError, match=r"what fxelastic\.expand returns"):
+        fxelastic.tune(nn.Linear(2, 2), vector_batches())  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="soft is no share"):
+        fxelastic.tune(linear_supernet(), vector_batches(), soft=2)
+
+
+def test_what_a_callback_raises_ends_the_run_and_closes_the_observers() -> None:
+    ends: list[Any] = []
+
+    class Raises(Callback):
+        def on_step(self, report: StepReport) -> None:
+            raise RuntimeError("enough")
+
+        def on_end(self, history: Any) -> None:
+            ends.append(history)
+
+    supernet = conv_supernet()
+    with pytest.raises(RuntimeError, match="enough"):
+        fxelastic.tune(supernet, image_batches(), callbacks=[Raises()])
+    assert ends == [None]
+    assert not any(module.training for module in supernet.modules())

@@ -1,0 +1,105 @@
+"""Which subnets a step sees."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from fxelastic import UsageError
+from fxelastic.spec import BranchSpec, SearchSpace, branch_id
+from fxelastic.train import Bucketed, Sandwich, Uniform
+from fxelastic.train.sampling import cost_windows, derived_seed, flops_of
+
+N = 6
+
+
+def space() -> SearchSpace:
+    specs = [
+        BranchSpec(branch_id("original", i, i + 1), "original", i, i + 1, 1, 10 + i)
+        for i in range(N)
+    ]
+    specs += [BranchSpec(branch_id("new", i, i + 2), "new", i, i + 2, 1, 8) for i in range(N - 1)]
+    specs += [BranchSpec(branch_id("new", i, i + 1), "new", i, i + 1, 1, 5) for i in range(N)]
+    return SearchSpace(N, tuple(specs))
+
+
+SPACE = space()
+POLICIES: tuple[Any, ...] = (Uniform(3), Bucketed(4, n=3), Sandwich(2))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_subnets_depend_on_step_and_seed_alone(policy: Any) -> None:
+    first = [policy.archs(SPACE, step, 7) for step in range(20)]
+    again = [type(policy)(**_options(policy)).archs(space(), step, 7) for step in range(20)]
+    assert first == again
+    assert [policy.archs(SPACE, step, 7) for step in reversed(range(20))] == first[::-1]
+    assert [policy.archs(SPACE, step, 8) for step in range(20)] != first
+    assert len(set(first)) > 10
+
+
+def _options(policy: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(policy).items() if not name.startswith("_")}
+
+
+def test_uniform_draws_every_tiling_as_often() -> None:
+    few = SearchSpace(2, tuple(s for s in SPACE.branches if s.stop <= 2))
+    counts = Counter(Uniform().archs(few, step, 0)[0] for step in range(1000))
+    assert len(counts) == few.count() == 5
+    assert all(abs(n - 200) < 60 for n in counts.values())
+
+
+def test_buckets_take_turns() -> None:
+    policy = Bucketed(4)
+    windows = cost_windows(SPACE, 4)
+    costs = flops_of(SPACE)
+    for step in range(12):
+        (arch,) = policy.archs(SPACE, step, 0)
+        window = windows[step % 4]
+        assert window.low <= SPACE.cost(arch, costs) <= window.high
+
+
+def test_buckets_without_a_subnet_are_left_out() -> None:
+    costs = dict.fromkeys(flops_of(SPACE), 0.0)
+    costs["original@0"] = 1.0
+    found = [SPACE.cost(Bucketed(5, costs=costs).archs(SPACE, i, 0)[0], costs) for i in range(6)]
+    assert found == [0, 1] * 3
+
+
+def test_all_costs_may_be_equal() -> None:
+    costs = dict.fromkeys(flops_of(SPACE), 0.0)
+    assert len(cost_windows(SPACE, 5, costs)) == 1
+    assert Bucketed(5, costs=costs).archs(SPACE, 0, 0)
+
+
+def test_a_sandwich_has_both_ends() -> None:
+    costs = flops_of(SPACE)
+    cheapest = SPACE.min_cost_arch(costs)
+    for step in range(5):
+        archs = Sandwich(2).archs(SPACE, step, 0)
+        assert 2 <= len(archs) == len(set(archs)) <= 4
+        assert archs[1] == cheapest
+        dearest = archs[0]
+        assert all("original" not in name for name in dearest)
+        assert SPACE.cost(dearest, costs) == N * 5
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: Uniform(0), "n is no count"),
+        (lambda: Bucketed(0), "n_buckets is no count"),
+        (lambda: Bucketed(n=True), "n is no count"),
+        (lambda: Sandwich(-1), "n_random is no count"),
+    ],
+)
+def test_numbers_are_checked(make: Any, expected: str) -> None:
+    with pytest.raises(UsageError, match=expected):
+        make()
+
+
+def test_seeds_for_different_purposes_differ() -> None:
+    seeds = {derived_seed(s, part, i) for s in (0, 1) for part in "ab" for i in range(50)}
+    assert len(seeds) == 200
+    assert all(0 <= seed < 2**63 for seed in seeds)
