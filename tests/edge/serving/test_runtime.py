@@ -272,6 +272,15 @@ def test_a_model_that_gives_infinity_by_nature_is_soon_left_alone() -> None:
         assert runtime.status().barred == 0
 
 
+def test_without_another_subnet_to_compare_with_nan_is_handed_on_and_proves_nothing() -> None:
+    loader = FakeLoader(nan={POOL[3].arch}, broken=set(archs(POOL[:3])))
+    with serving(loader) as runtime:
+        for _ in range(5):
+            assert np.isnan(runtime(X)).all()
+        assert "model_non_finite" not in kinds(runtime)
+        assert kinds(runtime).count("non_finite") == 5
+
+
 def test_the_memory_limit_holds_and_a_refused_switch_is_told() -> None:
     policy, loader = GoTo(), FakeLoader()
     with serving(loader, policy=policy, memory_bytes=SIZE) as runtime:

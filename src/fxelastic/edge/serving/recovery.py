@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from fxelastic.edge.serving.catalogue import Catalogue
-from fxelastic.edge.serving.events import EventLog, Kind, describe
+from fxelastic.edge.serving.events import EventLog, describe
 from fxelastic.edge.serving.executable import Array, all_finite
 from fxelastic.edge.serving.ladder import Step
 from fxelastic.edge.serving.residents import MemoryLimitError, Resident, Residents
@@ -73,7 +73,7 @@ class Recovery:
             ServingError: No subnet could answer.
         """
         self._events.add("run_failed", describe(error), arch=str(failed.arch))
-        answer = self._ask_others(inputs, failed)
+        answer = self._ask_others(inputs, failed, [])
         if answer is None:
             what = f"no subnet could answer the request: {describe(error)}"
             self._events.add("request_failed", what, arch=str(failed.arch))
@@ -92,17 +92,23 @@ class Recovery:
         if not all_finite(tuple(inputs.values())):
             return Answer(outputs, failed)
         self._events.add("non_finite", "the outputs hold NaN or infinity", arch=str(failed.arch))
-        answer = self._ask_others(inputs, failed)
+        agreeing: list[Step] = []
+        answer = self._ask_others(inputs, failed, agreeing)
         if answer is not None:
             self._leave(failed, answer.step, "it gave NaN or infinity", for_good=True)
             return answer
-        self._n_agreed += 1
-        more = "" if self.checks_outputs else "; outputs are no longer checked"
-        self._events.add("model_non_finite", f"other subnets give NaN or infinity as well{more}")
+        # Without another subnet to compare with, nothing was learned.
+        if agreeing:
+            self._n_agreed += 1
+            more = "" if self.checks_outputs else "; outputs are no longer checked"
+            what = f"{len(agreeing)} other subnets give NaN or infinity as well{more}"
+            self._events.add("model_non_finite", what)
         return Answer(outputs, failed)
 
-    def _ask_others(self, inputs: Mapping[str, Array], failed: Step) -> Answer | None:
-        """A proper answer of another subnet, or None."""
+    def _ask_others(
+        self, inputs: Mapping[str, Array], failed: Step, non_finite: list[Step]
+    ) -> Answer | None:
+        """A proper answer of another subnet, or None; gathers those that are not finite."""
         tried: set[Arch] = {failed.arch}
         for _ in range(_ATTEMPTS):
             resident = self._another(tried)
@@ -119,7 +125,7 @@ class Recovery:
                 self._residents.release(resident)
             if all_finite(outputs):
                 return Answer(outputs, step)
-            self._events.add("non_finite", "so are another subnet's outputs", arch=str(step.arch))
+            non_finite.append(step)
         return None
 
     def _another(self, tried: set[Arch]) -> Resident | None:
@@ -134,12 +140,12 @@ class Recovery:
                 self._residents.load(step)
             except ServingError:
                 raise
+            except MemoryLimitError as e:
+                self._events.add("memory_limit", describe(e), arch=str(step.arch))
+                continue
             except Exception as e:  # noqa: BLE001 - the next one may be loaded; events tell
-                kind: Kind = "load_failed"
-                if isinstance(e, MemoryLimitError):
-                    kind = "memory_limit"
                 self._catalogue.bar_for_now(step.arch, self._clock())
-                self._events.add(kind, describe(e), arch=str(step.arch))
+                self._events.add("load_failed", describe(e), arch=str(step.arch))
                 continue
             # It may have been pushed out again; then the next one is tried.
             resident = self._residents.acquire_arch(step.arch)
