@@ -36,7 +36,7 @@ class Controller:
         budget_ms: What a request may take; may be set at any time.
         tick_s: The time between two rounds, in seconds.
         on_unmet: Called in each round in which no subnet keeps the budget, with ``T/r`` in ms.
-        on_tick: Called after each round with its time, the load and the decision.
+        on_tick: Called after each round with what the policy saw and decided.
     """
 
     monitor: Monitor
@@ -51,7 +51,7 @@ class Controller:
     budget_ms: float
     tick_s: float = 0.05
     on_unmet: Callable[[float], None] | None = None
-    on_tick: Callable[[float, Load, Decision], None] | None = None
+    on_tick: Callable[[Situation, Decision], None] | None = None
     load: Load = field(init=False, default_factory=Load)
     budget_met: bool = field(init=False, default=True)
     _wake: threading.Event = field(init=False, repr=False, default_factory=threading.Event)
@@ -114,7 +114,7 @@ class Controller:
         self._act(decision, situation)
         self._judge(decision, situation)
         if self.on_tick is not None:
-            self.on_tick(now_s, load, decision)
+            self.on_tick(situation, decision)
         return decision
 
     def _tell(self, load: Load) -> None:

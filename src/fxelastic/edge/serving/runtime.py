@@ -13,10 +13,10 @@ from fxelastic.edge.serving.builder import Builder
 from fxelastic.edge.serving.catalogue import Catalogue
 from fxelastic.edge.serving.controller import Controller
 from fxelastic.edge.serving.events import Event, EventLog, describe
-from fxelastic.edge.serving.executable import Loader, all_finite
+from fxelastic.edge.serving.executable import Array, Loader, all_finite
 from fxelastic.edge.serving.ladder import Step
-from fxelastic.edge.serving.monitor import Load, Monitor, Observation
-from fxelastic.edge.serving.policy import Decision, Policy, RatioPolicy
+from fxelastic.edge.serving.monitor import Monitor, Observation
+from fxelastic.edge.serving.policy import Decision, Policy, RatioPolicy, Situation
 from fxelastic.edge.serving.recovery import Recovery
 from fxelastic.edge.serving.research import Research, Researcher
 from fxelastic.edge.serving.residents import Residents
@@ -33,11 +33,13 @@ class Reply(NamedTuple):
 
     Attributes:
         value: What the model returns.
+        outputs: The arrays in it, in the order of the bundle's outputs.
         arch: The subnet that computed it.
         latency_ms: The time it took, in ms.
     """
 
     value: Any
+    outputs: Sequence[Array]
     arch: Arch
     latency_ms: float
 
@@ -55,7 +57,8 @@ class ServingOptions:
         retry_s: How long a subnet that can't be loaded is left alone, in seconds.
         clock: Tells the time in s; must not be set while the runtime lives, but may.
         listener: Called with each event, in the thread in which it happens.
-        on_requests: Called after each round of the control loop with the new requests' data.
+        on_tick: Called after each round of the control loop with what the policy saw, the requests
+            since the last round among it, and decided.
     """
 
     policy: Policy = field(default_factory=RatioPolicy)
@@ -66,7 +69,7 @@ class ServingOptions:
     retry_s: float = 30.0
     clock: Callable[[], float] = time.perf_counter
     listener: Callable[[Event], None] | None = None
-    on_requests: Callable[[float, Load, Decision], None] | None = None
+    on_tick: Callable[[Situation, Decision], None] | None = None
 
 
 class Runtime:
@@ -138,7 +141,7 @@ class Runtime:
             budget_ms,
             options.tick_s,
             self._unmet,
-            options.on_requests,
+            options.on_tick,
         )
         self._recovery = Recovery(
             self._residents, self._catalogue, self._switcher, self._events, clock
@@ -229,15 +232,17 @@ class Runtime:
             residents.release(resident)
         if error is not None:
             outputs, step = self._recovery.after_error(inputs, step, error)
-            return Reply(self._signature.result(outputs), step.arch, 1e3 * (clock() - begin_s))
-        if not (all_finite(outputs) or not self._recovery.checks_outputs):
+        elif not (all_finite(outputs) or not self._recovery.checks_outputs):
             outputs, step = self._recovery.after_non_finite(inputs, step, outputs)
-            return Reply(self._signature.result(outputs), step.arch, 1e3 * (clock() - begin_s))
-        end_s = clock()
-        latency_ms = 1e3 * (end_s - begin_s)
-        self._monitor.record(Observation(end_s, step, latency_ms))
-        self._controller.wake()
-        return Reply(self._signature.result(outputs), step.arch, latency_ms)
+        else:
+            end_s = clock()
+            latency_ms = 1e3 * (end_s - begin_s)
+            self._monitor.record(Observation(end_s, step, latency_ms))
+            self._controller.wake()
+            return Reply(self._signature.result(outputs), outputs, step.arch, latency_ms)
+        # Answered by another subnet: nothing to learn about the load.
+        latency_ms = 1e3 * (clock() - begin_s)
+        return Reply(self._signature.result(outputs), outputs, step.arch, latency_ms)
 
     @property
     def budget_ms(self) -> float:

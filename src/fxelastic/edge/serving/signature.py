@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
+from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.serving.executable import Array
+from fxelastic.errors import UsageError
+from fxelastic.spec import structure
+from fxelastic.spec.value_info import ValueInfo
+
+_MULTIPLE = re.compile(r"(?:(?P<factor>\d+)\*)?N")
 
 
 class Signature(Protocol):
@@ -20,3 +29,100 @@ class Signature(Protocol):
 
     def result(self, outputs: Sequence[Array]) -> Any:
         """What the model returns for these outputs."""
+
+
+class BundleSignature:
+    """The signature of a bundle's model.
+
+    Arrays are taken as they are: another dtype is refused rather than converted, for a conversion
+    on every request is paid for in latency.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        """Read it off a bundle."""
+        self.inputs = bundle.inputs
+        self.outputs = bundle.outputs
+        self._structure = bundle.manifest.structure
+        self._checks = tuple((info, np.dtype(info.dtype), info.dims) for info in bundle.inputs)
+        self._positions = {info.name: i for i, info in enumerate(bundle.inputs)}
+        self._plain = dict(self._structure) == {"tensor": 0}
+
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Array]:
+        """The arrays of a call, by input name.
+
+        Args:
+            args: Arrays in the order of the bundle's inputs.
+            kwargs: Arrays by input name.
+
+        Raises:
+            UsageError: An input is missing, unknown or given twice, or has another dtype, rank or
+                size than the model's.
+        """
+        given = self._given(args, kwargs)
+        batch_size: int | None = None
+        for info, dtype, dims in self._checks:
+            value = given[info.name]
+            if value.dtype != dtype:
+                raise self._refused(info, value, f"pass it as numpy.{dtype}")
+            if len(value.shape) != len(dims):
+                raise self._refused(info, value, "mind the batch dimension")
+            for size, dim in zip(value.shape, dims, strict=True):
+                if isinstance(dim, int):
+                    if size != dim:
+                        raise self._refused(info, value, "only the batch size N is free")
+                    continue
+                n = _batch_size(dim, size)
+                if n == 0 or (n is not None and batch_size not in (None, n)):
+                    raise self._refused(info, value, "N is at least 1, and the same everywhere")
+                batch_size = batch_size if n is None else n
+        return given
+
+    def result(self, outputs: Sequence[Array]) -> Any:
+        """What the model returns for these outputs; dictionaries for its objects."""
+        return outputs[0] if self._plain else structure.build(self._structure, outputs)
+
+    def _given(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Array]:
+        if len(args) > len(self.inputs):
+            raise UsageError(
+                "the model has fewer inputs",
+                expected=self.describe(),
+                got=f"{len(args)} positional arguments",
+            )
+        given = {info.name: arg for info, arg in zip(self.inputs, args, strict=False)}
+        for name, value in kwargs.items():
+            if name not in self._positions or name in given:
+                problem = "is given twice" if name in given else "is no input of the model"
+                raise UsageError(f"{name!r} {problem}", expected=self.describe(), got=name)
+            given[name] = value
+        if len(given) < len(self.inputs):
+            missing = [info.name for info in self.inputs if info.name not in given]
+            raise UsageError(
+                f"inputs are missing: {', '.join(missing)}",
+                expected=self.describe(),
+                got=", ".join(given) or "none",
+            )
+        for name, value in given.items():
+            if not isinstance(value, np.ndarray):
+                given[name] = np.asarray(value)
+        return given
+
+    def describe(self) -> str:
+        """The inputs in one line: ``x: float32[N, 3, 224, 224]``."""
+        return "; ".join(map(str, self.inputs)) or "no inputs"
+
+    def _refused(self, info: ValueInfo, value: Array, fix: str) -> UsageError:
+        return UsageError(
+            f"input {info.name!r} is not what the model takes",
+            expected=str(info),
+            got=f"{value.dtype}[{', '.join(map(str, value.shape))}]",
+            fix=fix,
+        )
+
+
+def _batch_size(dim: str, size: int) -> int | None:
+    """The batch size that a size stands for; 0 when there is none, None when it is not known."""
+    multiple = _MULTIPLE.fullmatch(dim)
+    if multiple is None:
+        return None
+    n, rest = divmod(size, int(multiple["factor"] or 1))
+    return 0 if rest else n

@@ -1,0 +1,166 @@
+"""The HTTP endpoint of ``fxelastic serve``: arrays in, arrays out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from fxelastic.edge.serving.frames import read_arrays, write_arrays, write_npy
+from fxelastic.edge.serving.metrics import CONTENT_TYPE, LatencyHistogram, prometheus
+from fxelastic.errors import ServingError, UsageError
+
+if TYPE_CHECKING:
+    from fxelastic.edge.serving.runtime import Reply, Runtime
+
+NPY = "application/x-npy"
+NPZ = "application/x-npz"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """What the endpoint serves, and its limits.
+
+    Attributes:
+        runtime: Answers the requests.
+        inputs: Names of the model's inputs.
+        outputs: Names of the model's flat results.
+        latencies: The histogram that ``/metrics`` shows.
+        max_body_bytes: Most bytes of a request, packed or not.
+        body_timeout_s: How long a request's bytes may take to arrive, in seconds.
+        concurrency: Requests that run at once; the others wait.
+    """
+
+    runtime: Runtime
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    latencies: LatencyHistogram | None = None
+    max_body_bytes: int = 64 * 2**20
+    body_timeout_s: float = 10.0
+    concurrency: int = 1
+
+    def app(self) -> Starlette:
+        """The application: ``POST /infer``, ``GET /status``, ``/metrics`` and ``/healthz``."""
+        # No limit of its own on what waits: the server limits its connections.
+        limiter = anyio.CapacityLimiter(self.concurrency)
+
+        async def infer(request: Request) -> Response:
+            body = await self._body(request)
+            inputs = read_arrays(body, self.inputs, self.max_body_bytes)
+            reply = await anyio.to_thread.run_sync(
+                lambda: self.runtime.infer(**inputs), limiter=limiter
+            )
+            return self._answer(reply)
+
+        async def status(request: Request) -> Response:
+            return JSONResponse(self.runtime.status().to_json())
+
+        async def metrics(request: Request) -> Response:
+            text = prometheus(self.runtime.status(), self.latencies)
+            return Response(text, media_type=CONTENT_TYPE)
+
+        async def health(request: Request) -> Response:
+            serving = self.runtime.status().state == "serving"
+            return JSONResponse({"serving": serving}, status_code=200 if serving else 503)
+
+        return Starlette(
+            routes=[
+                Route("/infer", infer, methods=["POST"]),
+                Route("/status", status, methods=["GET"]),
+                Route("/metrics", metrics, methods=["GET"]),
+                Route("/healthz", health, methods=["GET"]),
+            ],
+            exception_handlers={
+                HTTPException: _refusal,
+                UsageError: _usage_error,
+                ServingError: _unavailable,
+            },
+        )
+
+    async def _body(self, request: Request) -> bytes:
+        """The request's bytes, as far as the limits allow."""
+        length = request.headers.get("content-length", "")
+        if length.isdigit() and int(length) > self.max_body_bytes:
+            raise self._too_large()
+        body = bytearray()
+        try:
+            with anyio.fail_after(self.body_timeout_s):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > self.max_body_bytes:
+                        raise self._too_large()
+        except TimeoutError as e:
+            what = f"the request's bytes did not arrive within {self.body_timeout_s:g} s"
+            raise HTTPException(408, what) from e
+        except ClientDisconnect as e:
+            raise HTTPException(400, "the request ends too early") from e
+        return bytes(body)
+
+    def _too_large(self) -> HTTPException:
+        return HTTPException(413, f"a request has at most {self.max_body_bytes:,} bytes")
+
+    def _answer(self, reply: Reply) -> Response:
+        headers = {
+            "X-Fxelastic-Arch": str(reply.arch),
+            "X-Fxelastic-Latency-Ms": f"{reply.latency_ms:.3f}",
+        }
+        if len(self.outputs) == 1:
+            return Response(write_npy(reply.outputs[0]), media_type=NPY, headers=headers)
+        named = dict(zip(self.outputs, reply.outputs, strict=True))
+        return Response(write_arrays(named), media_type=NPZ, headers=headers)
+
+
+async def _refusal(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    what = {404: f"there is no {request.url.path}", 405: f"no {request.method} here"}
+    return _error(error.status_code, what.get(error.status_code, error.detail), error.headers)
+
+
+async def _usage_error(request: Request, error: Exception) -> Response:
+    return _error(400, str(error))
+
+
+async def _unavailable(request: Request, error: Exception) -> Response:
+    return _error(503, str(error))
+
+
+def _error(code: int, what: str, headers: Mapping[str, str] | None = None) -> Response:
+    return JSONResponse({"error": what}, status_code=code, headers=headers)
+
+
+def server(endpoint: Endpoint, host: str, port: int, max_waiting: int = 64) -> uvicorn.Server:
+    """A server for an endpoint; ``run`` serves until it is told to stop.
+
+    Args:
+        endpoint: What to serve.
+        host: The address to listen on.
+        port: The port; 0 for any that is free.
+        max_waiting: Connections and requests at once; further ones get a 503.
+    """
+    return uvicorn.Server(
+        uvicorn.Config(
+            endpoint.app(),
+            host=host,
+            port=port,
+            # h11 is written in Python and strict about what it accepts.
+            http="h11",
+            h11_max_incomplete_event_size=16 * 1024,
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_level="error",
+            server_header=False,
+            limit_concurrency=max_waiting,
+            timeout_keep_alive=5,
+            timeout_graceful_shutdown=5,
+        )
+    )

@@ -1,0 +1,175 @@
+"""Arrays as bytes: .npy and .npz from whoever may send them."""
+
+from __future__ import annotations
+
+import io
+import math
+import tokenize
+import zipfile
+from collections.abc import Mapping, Sequence
+from typing import BinaryIO
+
+import numpy as np
+from numpy.lib import format as npy
+
+from fxelastic.edge.serving.executable import Array
+from fxelastic.errors import UsageError
+
+_MAX_HEADER_BYTES = 10_000
+# numpy parses the header with ast and tokenize, which have errors of their own.
+_HEADER_ERRORS = (
+    *(ValueError, TypeError, EOFError, MemoryError, RecursionError),
+    *(SyntaxError, tokenize.TokenError),
+)
+_NPZ_MAGIC = b"PK\x03\x04"
+
+
+def read_npy(stream: BinaryIO, max_bytes: int) -> Array | None:
+    """Read one array; nothing is unpickled, and nothing is reserved for what does not come.
+
+    Args:
+        stream: Where to read; it is left behind the array, so that arrays may follow one another.
+        max_bytes: Most bytes of data.
+
+    Returns:
+        The array, in C order; None at the end of the stream.
+
+    Raises:
+        UsageError: What comes is no array, one of objects, too large, or incomplete.
+    """
+    first = stream.read(1)
+    if not first:
+        return None
+    try:
+        version = npy.read_magic(_Whole(io.BytesIO(first), stream))
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"version {version} of the format is not supported")
+        header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran_order, dtype = header(_Whole(stream), max_header_size=_MAX_HEADER_BYTES)
+    except _HEADER_ERRORS as e:
+        raise UsageError(
+            "this is no .npy array", expected="what numpy.save writes", got=_first_line(e)
+        ) from e
+    if dtype.hasobject or dtype.kind not in "biufc" or any(size < 0 for size in shape):
+        raise UsageError(
+            "this .npy array is not one of numbers",
+            expected="booleans, integers or floating point numbers",
+            got=f"{dtype}, shape {shape}",
+        )
+    n_bytes = math.prod(shape) * dtype.itemsize
+    if n_bytes > max_bytes:
+        raise UsageError(
+            "the array is too large", expected=f"at most {max_bytes:,} bytes", got=f"{n_bytes:,}"
+        )
+    data = _read_all(stream, n_bytes)
+    if len(data) < n_bytes:
+        raise UsageError(
+            "the array ends too early", expected=f"{n_bytes:,} bytes", got=f"{len(data):,}"
+        )
+    array = np.frombuffer(data, dtype)
+    ordered = array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape)
+    return np.ascontiguousarray(ordered, dtype.newbyteorder("="))
+
+
+def write_npy(array: Array) -> bytes:
+    """An array as the bytes of a .npy file."""
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return stream.getvalue()
+
+
+def read_arrays(data: bytes, names: Sequence[str], max_bytes: int) -> dict[str, Array]:
+    """Read the inputs of a request: one .npy array, or a .npz file with one for each input.
+
+    Args:
+        data: The bytes.
+        names: Names of the inputs; a .npy array is the only one of them.
+        max_bytes: Most bytes of data in all arrays together, unpacked.
+
+    Raises:
+        UsageError: They are neither.
+    """
+    if data.startswith(_NPZ_MAGIC):
+        return _read_npz(data, max_bytes)
+    if len(names) != 1:
+        raise UsageError(
+            f"the model has {len(names)} inputs",
+            expected=f"a .npz file with {', '.join(names)}",
+            got="something else",
+            fix="send what numpy.savez(file, **inputs) writes",
+        )
+    stream = io.BytesIO(data)
+    array = read_npy(stream, max_bytes)
+    if array is None:
+        raise UsageError("there is no array", expected="a .npy or .npz file", got="nothing")
+    if stream.read(1):
+        raise UsageError("something follows the array", expected="one array", got="more bytes")
+    return {names[0]: array}
+
+
+def write_arrays(arrays: Mapping[str, Array]) -> bytes:
+    """Arrays as the bytes of a .npz file."""
+    stream = io.BytesIO()
+    np.savez(stream, allow_pickle=False, **dict(arrays))
+    return stream.getvalue()
+
+
+def _read_npz(data: bytes, max_bytes: int) -> dict[str, Array]:
+    arrays: dict[str, Array] = {}
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            for info in archive.infolist():
+                name = info.filename.removesuffix(".npy")
+                with archive.open(info) as stream:
+                    # Reads as far as the array goes: what a bomb unpacks to is never read.
+                    array = read_npy(stream, max_bytes)  # type: ignore[arg-type]
+                if array is None or name in arrays:
+                    raise UsageError(
+                        f"the .npz file's member {info.filename!r} is empty or there twice",
+                        expected="one array for each name",
+                        got=info.filename,
+                    )
+                arrays[name] = array
+                max_bytes -= array.nbytes
+    # zipfile has no common error: encrypted members raise RuntimeError, unknown methods
+    # NotImplementedError, broken data zlib's errors, which are no subclass of anything.
+    except UsageError:
+        raise
+    except Exception as e:
+        raise UsageError(
+            "this is no .npz file", expected="what numpy.savez writes", got=_first_line(e)
+        ) from e
+    return arrays
+
+
+def _read_all(stream: BinaryIO, n_bytes: int) -> bytes:
+    """Read so many bytes, or all there are; reserves no more than what comes."""
+    chunks: list[bytes] = []
+    missing = n_bytes
+    while missing > 0:
+        chunk = stream.read(min(missing, 2**20))
+        if not chunk:
+            break
+        chunks.append(chunk)
+        missing -= len(chunk)
+    return b"".join(chunks)
+
+
+class _Whole:
+    """A stream whose ``read`` gives all that was asked for, across several sources.
+
+    A pipe gives what is there; numpy's reader of headers takes that for the end.
+    """
+
+    def __init__(self, *sources: BinaryIO) -> None:
+        self._sources = sources
+
+    def read(self, n_bytes: int = -1, /) -> bytes:
+        data = b""
+        for source in self._sources:
+            data += _read_all(source, n_bytes - len(data))
+        return data
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

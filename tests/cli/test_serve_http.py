@@ -1,0 +1,222 @@
+"""The HTTP endpoint, over real sockets and under malformed requests."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import uvicorn
+from prometheus_client.parser import text_string_to_metric_families
+
+from fxelastic.cli.serve_http import Endpoint, server
+from fxelastic.edge.serving.frames import read_npy, write_arrays, write_npy
+from fxelastic.edge.serving.metrics import LatencyHistogram
+from fxelastic.edge.serving.runtime import Runtime, ServingOptions
+from fxelastic.edge.serving.signature import BundleSignature
+from fxelastic.edge.serving.standby import Standby
+from fxelastic.spec.value_info import ValueInfo
+from tests.edge.serving.fakes import FakeLoader, factor, pool
+from tests.edge.serving.test_signature import signature
+
+POOL = pool(1, 2)
+MAX = 20_000
+GOOD = write_npy(np.ones((2, 3), np.float32))
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Iterator[Runtime]:
+    called: BundleSignature = signature(ValueInfo("x", "float32", ("N", 3)))
+    options = ServingOptions(standby=Standby(limit=0))
+    with Runtime(FakeLoader(), called, POOL, 10.0, options) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def endpoint(runtime: Runtime) -> Endpoint:
+    latencies = LatencyHistogram(10.0)
+    return Endpoint(runtime, ("x",), ("y",), latencies, MAX, body_timeout_s=0.3)
+
+
+def started(endpoint: Endpoint) -> tuple[uvicorn.Server, threading.Thread, int]:
+    made = server(endpoint, "127.0.0.1", 0)
+    thread = threading.Thread(target=made.run, daemon=True)
+    thread.start()
+    while not made.started:
+        time.sleep(0.005)
+    return made, thread, made.servers[0].sockets[0].getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def port(endpoint: Endpoint) -> Iterator[int]:
+    made, thread, port = started(endpoint)
+    yield port
+    made.should_exit = True
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def ask(
+    port: int, method: str, path: str, body: bytes | None = None
+) -> tuple[int, http.client.HTTPMessage, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request(method, path, body)
+        response = connection.getresponse()
+        return response.status, response.headers, response.read()
+    finally:
+        connection.close()
+
+
+def raw(port: int, data: bytes, *, end: bool = True) -> bytes:
+    """Send bytes; returns all that comes until the server closes or answers."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        try:
+            connection.sendall(data)
+            if end:
+                connection.shutdown(socket.SHUT_WR)
+            received = b""
+            while chunk := connection.recv(65536):
+                received += chunk
+                if not end:
+                    break
+        except (BrokenPipeError, ConnectionResetError):
+            return b""
+        return received
+
+
+def assert_answers(port: int) -> None:
+    status, headers, body = ask(port, "POST", "/infer", GOOD)
+    assert status == 200
+    assert headers["X-Fxelastic-Arch"] == "s2"
+    expected = np.ones((2, 3), np.float32) * factor(POOL[1].arch)
+    np.testing.assert_array_equal(read_npy(io.BytesIO(body), MAX), expected)
+
+
+def test_an_array_is_answered(port: int) -> None:
+    assert_answers(port)
+    status, headers, _ = ask(port, "POST", "/infer", write_arrays({"x": np.ones((1, 3), "f")}))
+    assert status == 200
+    assert headers["Content-Type"] == "application/x-npy"
+
+
+def test_several_results_come_as_npz(runtime: Runtime, endpoint: Endpoint) -> None:
+    response = replace(endpoint, outputs=("a", "b"))._answer(
+        runtime.infer(np.ones((1, 3), "f"))._replace(outputs=[np.ones(2), np.zeros(3)])
+    )
+    assert sorted(np.load(io.BytesIO(bytes(response.body)))) == ["a", "b"]
+
+
+def test_status_metrics_and_health(port: int) -> None:
+    status, _, body = ask(port, "GET", "/status")
+    assert status == 200
+    assert json.loads(body)["arch"] == "s2"
+    status, headers, body = ask(port, "GET", "/metrics")
+    assert headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    names = {family.name for family in text_string_to_metric_families(body.decode())}
+    assert {"fxelastic_requests", "fxelastic_request_seconds"} <= names
+    assert ask(port, "GET", "/healthz")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "code", "reason"),
+    [
+        ("GET", "/nowhere", None, 404, "no /nowhere"),
+        ("GET", "/infer", None, 405, "no GET here"),
+        ("POST", "/status", b"", 405, "no POST here"),
+        ("POST", "/infer", b"", 400, "no array"),
+        ("POST", "/infer", b"hello", 400, "no .npy"),
+        ("POST", "/infer", b"PK\x03\x04", 400, "no .npz"),
+        ("POST", "/infer", GOOD[:-1], 400, "too early"),
+        ("POST", "/infer", write_npy(np.ones((2, 4), "f")), 400, "float32[N, 3]"),
+        ("POST", "/infer", write_npy(np.ones((2, 3))), 400, "float64"),
+        ("POST", "/infer", write_arrays({"z": np.ones(1)}), 400, "'z' is no input"),
+        ("POST", "/infer", bytes(MAX + 1), 413, "at most 20,000 bytes"),
+    ],
+)
+def test_what_is_wrong_gets_a_reason(
+    port: int, method: str, path: str, body: bytes | None, code: int, reason: str
+) -> None:
+    status, _, answer = ask(port, method, path, body)
+    assert status == code
+    assert reason in json.loads(answer)["error"]
+
+
+def test_a_body_without_end_is_cut_off(port: int) -> None:
+    head = b"POST /infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunk = b"1000\r\n" + bytes(4096) + b"\r\n"
+    assert raw(port, head + chunk * 20, end=False).startswith(b"HTTP/1.1 413")
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(port: int) -> None:
+    head = b"POST /infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc"
+    answer = raw(port, head, end=False)
+    assert answer.startswith(b"HTTP/1.1 408")
+
+
+def test_a_closed_runtime_is_unavailable() -> None:
+    called = signature(ValueInfo("x", "float32", ("N", 3)))
+    closed = Runtime(FakeLoader(), called, POOL, 10.0)
+    closed.close()
+    made, thread, port = started(Endpoint(closed, ("x",), ("y",)))
+    assert ask(port, "POST", "/infer", GOOD)[0] == 503
+    assert ask(port, "GET", "/healthz")[0] == 503
+    made.should_exit = True
+    thread.join(10)
+
+
+def malformed(rng: random.Random) -> bytes:
+    """A request that is wrong in one of many ways; valid requests are the exception."""
+    kind = rng.randrange(8)
+    if kind == 0:
+        return rng.randbytes(rng.randint(1, 300))
+    if kind == 1:
+        return (
+            b"POST /infer HTTP/1.1\r\nHost: x\r\nContent-Length: "
+            + rng.choice((b"-1", b"abc", b"9" * 40, b"1, 2", b"0x10", b""))
+            + b"\r\n\r\nabc"
+        )
+    if kind == 2:
+        return b"GET /" + b"a" * rng.randint(17_000, 40_000) + b" HTTP/1.1\r\nHost: x\r\n\r\n"
+    if kind == 3:
+        chunks = rng.choice((b"zz\r\nabc\r\n", b"-5\r\nabc\r\n", b"5\r\nab", b"ffffffffffff\r\na"))
+        return b"POST /infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks
+    if kind == 4:
+        lines = (b"GET  / HTTP/1.1", b"GET / HTTP/9.9", b"get /\x00 HTTP/1.1", b"\r\n", b"GET /")
+        return rng.choice(lines) + b"\r\nHost: x\r\n\r\n"
+    if kind == 5:
+        header = rng.choice((b"no colon", b": no name", b"A\x00: b", b"A: b\x01", b" folded: x"))
+        return b"GET /status HTTP/1.1\r\nHost: x\r\n" + header + b"\r\n\r\n"
+    body = bytearray(GOOD if kind == 6 else write_arrays({"x": np.ones((2, 3), "f")}))
+    # In the header, or the archive's directory: elsewhere a changed byte is another number.
+    for _ in range(3):
+        body[rng.randrange(len(body) if kind == 7 else 60)] = rng.randrange(256)
+    del body[rng.choice((len(body), rng.randrange(1, len(body)))) :]
+    head = f"POST /infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + bytes(body)
+
+
+def test_malformed_requests_are_refused_and_the_next_one_is_answered(port: int) -> None:
+    rng = random.Random(0)
+    codes: dict[str, int] = {}
+    for i in range(1_200):
+        answer = raw(port, malformed(rng))
+        code = answer[9:12].decode("ascii", "replace")
+        codes[code] = codes.get(code, 0) + 1
+        if answer and code != "200":
+            assert code[0] == "4", answer[:300]
+            _, _, reason = answer.partition(b"\r\n\r\n")
+            assert reason, answer[:300]
+        if i % 200 == 0:
+            assert_answers(port)
+    assert_answers(port)
+    assert codes["400"] > 600, codes
+    assert codes.get("200", 0) < 100, codes
