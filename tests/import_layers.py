@@ -44,7 +44,7 @@ LAYERS: Mapping[str, Layer] = {
 }
 
 # The outermost ring puts the layers together and may import all of them.
-FACADE = frozenset({"", "api", "cli", "expansion", "report", "testing"})
+FACADE = frozenset({"", "api", "cli", "expansion", "exporting", "report", "testing"})
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fxelastic import edge, testing
     from fxelastic.api import partition
     from fxelastic.expansion import expand
+    from fxelastic.exporting import export
     from fxelastic.ir import Block, Partition
     from fxelastic.ir.supernet import Supernet
     from fxelastic.train import distill, evaluate, recalibrate, tune
@@ -49,6 +50,7 @@ __all__ = [
     "edge",
     "evaluate",
     "expand",
+    "export",
     "partition",
     "recalibrate",
     "testing",
@@ -63,6 +65,7 @@ _LAZY_NAMES = {
     "distill": "fxelastic.train",
     "evaluate": "fxelastic.train",
     "expand": "fxelastic.expansion",
+    "export": "fxelastic.exporting",
     "partition": "fxelastic.api",
     "recalibrate": "fxelastic.train",
     "tune": "fxelastic.train",

@@ -10,13 +10,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fxelastic.edge.assembly import assemble
     from fxelastic.edge.bundle import Bundle, load
 
-__all__ = ["Bundle", "load"]
+__all__ = ["Bundle", "assemble", "load"]
 
 # Public name -> the module that defines it.
 _LAZY_NAMES = {
     "Bundle": "fxelastic.edge.bundle",
+    "assemble": "fxelastic.edge.assembly",
     "load": "fxelastic.edge.bundle",
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -33,6 +33,8 @@ class Partition:
         model_name: The model's class name.
         opaque: Modules that could not be captured, kept as single nodes: (path, reason).
         warnings: What the user should know, one sentence each.
+        example: The example inputs that the model was captured with, in the order of
+            ``signature.inputs``.
     """
 
     graph_module: fx.GraphModule
@@ -47,6 +49,7 @@ class Partition:
     model_name: str = ""
     opaque: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
+    example: tuple[Any, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def graph(self) -> fx.Graph:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import fx
@@ -34,6 +34,8 @@ class Traced:
         opaque: Paths of modules kept as single nodes, each with its reason.
         unused_params: Parameters of the model that the graph never reads.
         warnings: What the user should know, one sentence each.
+        example: The example inputs that it was captured with, in the order of
+            ``signature.inputs`` and in memory of their own.
     """
 
     graph_module: fx.GraphModule
@@ -44,6 +46,7 @@ class Traced:
     opaque: tuple[tuple[str, str], ...] = ()
     unused_params: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    example: tuple[Any, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def graph(self) -> fx.Graph:

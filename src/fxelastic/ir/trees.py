@@ -176,7 +176,8 @@ def _take_apart_registered(value: Any) -> _Parts:
     def build(children: list[Any]) -> Any:
         return pytree.tree_unflatten(children, spec)
 
-    return _numbered(items), items, build
+    named = isinstance(value, Mapping) and len(value) == len(items)
+    return tuple(str(key) for key in value) if named else _numbered(items), items, build
 
 
 def _take_apart_dataclass(value: Any) -> _Parts:

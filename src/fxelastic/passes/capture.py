@@ -91,6 +91,7 @@ def _trace(
         opaque=tuple((module.path, module.reason) for module in opaque),
         unused_params=_unused(model, graph_module),
         warnings=_warnings(exported),
+        example=tuple(trees.flatten(signature.normalise(args, kwargs))[0]),
     )
 
 

@@ -122,6 +122,7 @@ def _partition(traced: Traced, gamma: float, fusion: FusionRules) -> Partition:
         model_name=traced.model_name,
         opaque=traced.opaque,
         warnings=traced.warnings,
+        example=traced.example,
     )
 
 

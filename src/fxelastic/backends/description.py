@@ -1,0 +1,159 @@
+"""What a bundle's manifest says about a supernet, whatever the backend."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxelastic.errors import ExportError
+from fxelastic.ir import trees
+from fxelastic.ir.branch import Crossings
+from fxelastic.ir.operators import attribute
+from fxelastic.ir.partition import Partition
+from fxelastic.ir.values import Values, one_line
+from fxelastic.spec.bundle_files import DATA_FOLDER
+from fxelastic.spec.manifest import BlockInfo, ModelInfo, Result
+from fxelastic.spec.structure import is_plain
+from fxelastic.spec.value_info import DTYPES, ValueInfo
+
+
+def describe_model(partition: Partition, batch_size: int) -> ModelInfo:
+    """The model, with a digest of its graph and weights."""
+    return ModelInfo(
+        partition.model_name,
+        _digest(partition),
+        partition.n_params,
+        partition.dynamic_batch,
+        batch_size,
+    )
+
+
+def describe_blocks(partition: Partition) -> tuple[BlockInfo, ...]:
+    """The blocks in execution order."""
+    return tuple(BlockInfo(block.name, block.kind) for block in partition.blocks)
+
+
+def describe_values(partition: Partition) -> tuple[ValueInfo, ...]:
+    """Every value that crosses a cut, inputs and results too.
+
+    Raises:
+        ExportError: One is no tensor, or of a dtype that no device knows.
+    """
+    crossings, types = Crossings(partition), Values(partition)
+    values = []
+    for name, produced in crossings.produced.items():
+        last_read = crossings.last_read.get(name, -1)
+        if produced < 0 or last_read > produced:
+            values.append(_describe(name, types, produced, last_read))
+    n_blocks = len(partition.blocks)
+    for name in constant_results(partition):
+        file = f"{DATA_FOLDER}/{name}.bin"
+        values.append(_describe(name, types, -1, n_blocks, file))
+    return tuple(values)
+
+
+def constant_results(partition: Partition) -> dict[str, torch.Tensor]:
+    """Results of the model that depend on none of its inputs, by name."""
+    found: dict[str, torch.Tensor] = {}
+    for node in _results(partition):
+        if node.op == "get_attr":
+            value = attribute(partition.graph_module, str(node.target))
+            assert isinstance(value, torch.Tensor)
+            found[node.name] = value.detach()
+    return found
+
+
+def describe_results(partition: Partition) -> tuple[Result, ...]:
+    """The flat results, each with a name of its own: ``logits``, ``boxes_0``, ``output``."""
+    tree = partition.signature.result
+    names = ["output"] if isinstance(tree, trees.Leaf) else trees.leaf_names(tree, "")
+    taken = set(partition.signature.inputs)
+    results = []
+    for node, name in zip(_results(partition), names, strict=True):
+        base = re.sub(r"[^A-Za-z0-9_]", "_", name)[:200]
+        base = base if re.match(r"[A-Za-z_]", base) else f"output_{base}"
+        unique, n = base, 2
+        while unique in taken:
+            unique, n = f"{base}_{n}", n + 1
+        taken.add(unique)
+        results.append(Result(unique, node.name))
+    return tuple(results)
+
+
+def describe_structure(tree: trees.Tree) -> dict[str, Any]:
+    """A result's structure as JSON (see `fxelastic.spec.structure`)."""
+    return _structure(tree, iter(range(len(trees.leaf_names(tree, "")))))
+
+
+def _structure(tree: trees.Tree, indices: Iterator[int]) -> dict[str, Any]:
+    if isinstance(tree, trees.Leaf):
+        return {"tensor": next(indices)}
+    if isinstance(tree, trees.Constant):
+        value = tree.value
+        return {"value": value} if is_plain(value) else {"text": one_line(repr(value))}
+    assert isinstance(tree, trees.Node)
+    children = [_structure(child, indices) for child in tree.children]
+    if tree.kind in ("tuple", "list"):
+        return {tree.kind: children}
+    return {"dict": dict(zip(tree.keys, children, strict=True)), "type": tree.kind}
+
+
+def _describe(
+    name: str, types: Values, produced: int, last_read: int, constant: str | None = None
+) -> ValueInfo:
+    kind = types.type(name)
+    if kind.dtype not in DTYPES:
+        raise ExportError(
+            f"the value {name!r} can't cross a cut or be a result on a device",
+            expected="a tensor of one of " + ", ".join(DTYPES),
+            got=str(kind),
+            fix="return tensors only; a value between blocks goes away with a larger gamma",
+        )
+    dims = tuple(int(size) if size.isdigit() else size for size in kind.shape)
+    return ValueInfo(name, kind.dtype, dims, produced, last_read, constant)
+
+
+def _results(partition: Partition) -> tuple[fx.Node, ...]:
+    (output,) = (node for node in partition.graph.nodes if node.op == "output")
+    nodes: tuple[Any, ...] = tuple(output.args[0])
+    for node in nodes:
+        if not isinstance(node, fx.Node):
+            raise ExportError(
+                "a result of the model is no tensor",
+                expected="tensors",
+                got=repr(node),
+                fix="return tensors only",
+            )
+    return nodes
+
+
+def _digest(partition: Partition) -> str:
+    digest = hashlib.sha256()
+    for node in partition.graph.nodes:
+        digest.update(one_line(node.format_node() or str(node)).encode())
+        digest.update(b"\n")
+        for name, tensor in _weights(partition.graph_module, node).items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _weights(root: nn.Module, node: fx.Node) -> Mapping[str, torch.Tensor]:
+    if node.op == "get_attr":
+        value = attribute(root, str(node.target))
+        return {str(node.target): value} if isinstance(value, torch.Tensor) else {}
+    if node.op == "call_module":
+        state: dict[str, torch.Tensor] = root.get_submodule(str(node.target)).state_dict()
+        return state
+    return {}
+
+
+def tensor_bytes(tensor: torch.Tensor) -> bytes:
+    """The elements in C order, little endian."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""

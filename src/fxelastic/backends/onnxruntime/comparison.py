@@ -1,0 +1,75 @@
+"""How close what a file computes is to what torch computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+#: By dtype, the largest difference allowed in one file, as a share of the largest absolute value
+#: of the result; dtypes that are not listed have to be equal.
+TOLERANCES: Mapping[str, float] = {
+    "float64": 1e-9,
+    "float32": 1e-4,
+    "float16": 1e-2,
+}
+
+#: The same for whole subnets, where differences add up.
+SUBNET_TOLERANCES: Mapping[str, float] = {name: 10 * t for name, t in TOLERANCES.items()}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where two results differ by more than is allowed.
+
+    Attributes:
+        name: The value.
+        problem: How they differ, in one sentence.
+    """
+
+    name: str
+    problem: str
+
+
+def compare(
+    name: str, actual: np.ndarray[Any, Any], expected: torch.Tensor, tolerances: Mapping[str, float]
+) -> Difference | None:
+    """Compare one result with torch's.
+
+    Args:
+        name: The value's name.
+        actual: What the file computes.
+        expected: What the module computes.
+        tolerances: By dtype; 0 where it is not listed.
+
+    Returns:
+        How they differ, or None.
+    """
+    dtype = str(expected.dtype).removeprefix("torch.")
+    if tuple(actual.shape) != tuple(expected.shape):
+        return Difference(name, f"shape {tuple(actual.shape)} against {tuple(expected.shape)}")
+    if str(actual.dtype) != dtype:
+        return Difference(name, f"dtype {actual.dtype} against {dtype}")
+    right = expected.detach().cpu().numpy()
+    if dtype not in tolerances:
+        n_different = int((~((actual == right) | ((actual != actual) & (right != right)))).sum())
+        return Difference(name, f"{n_different} elements differ") if n_different else None
+    left, right = actual.astype(np.float64), right.astype(np.float64)
+    finite = np.isfinite(left) & np.isfinite(right)
+    if not np.array_equal(left[~finite], right[~finite], equal_nan=True):
+        return Difference(name, "infinities or NaN at other places")
+    if not finite.any():
+        return None
+    error = float(np.abs(left[finite] - right[finite]).max())
+    scale = float(np.abs(right[finite]).max())
+    if error <= tolerances[dtype] * scale:
+        return None
+    share = error / scale if scale else float("inf")
+    return Difference(
+        name,
+        f"largest difference {error:.3g}, {share:.3g} of the largest value; "
+        f"{tolerances[dtype]:g} is allowed",
+    )

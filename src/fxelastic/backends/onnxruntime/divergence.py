@@ -1,0 +1,95 @@
+"""Find the operator from which on a file computes something else than its module.
+
+Names of values say little here: the exporter folds and rewrites operators. So values are compared
+by their elements. An operator whose result appears nowhere in the file, while a later one's does,
+was folded into that; the one to blame has no such follower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import fx, nn
+
+from fxelastic.backends.onnxruntime.comparison import compare
+from fxelastic.backends.onnxruntime.conversion import quiet
+from fxelastic.backends.onnxruntime.running import open_session, run
+
+
+def diverging_operator(
+    path: Path,
+    module: nn.Module,
+    operands: Mapping[str, torch.Tensor],
+    tolerances: Mapping[str, float],
+) -> str:
+    """The first operator whose result, and that of all behind it, is not in the file.
+
+    Args:
+        path: The ONNX file.
+        module: What it was made from.
+        operands: The module's operands in order, by the names of the file's inputs.
+        tolerances: As for `compare`.
+
+    Returns:
+        An ATen operator, ``aten.relu.default``; or a sentence where none can be named.
+    """
+    try:
+        nodes = _torch_values(module, list(operands.values()))
+        arrays = _file_values(path, operands)
+    except Exception as e:  # noqa: BLE001 - this explains a failure; it must not hide it
+        return f"an operator that can't be named ({type(e).__name__})"
+    found = {node for node, value in nodes.items() if _is_among(value, arrays.values(), tolerances)}
+    # In reverse order: whether something behind a node is in the file.
+    reached: set[fx.Node] = set(found)
+    for node in reversed(nodes):
+        if any(user in reached for user in node.users):
+            reached.add(node)
+    for node in nodes:
+        if node not in reached:
+            return str(node.target)
+    return "none that shows when the file runs unoptimised"
+
+
+def _torch_values(module: nn.Module, operands: Sequence[torch.Tensor]) -> dict[fx.Node, Any]:
+    """Every tensor that the module's operators compute, in order."""
+    with quiet():
+        graph_module = torch.export.export(module, tuple(operands), strict=False).module()
+    assert isinstance(graph_module, fx.GraphModule)
+    values: dict[fx.Node, Any] = {}
+
+    class Recorder(fx.Interpreter):
+        def run_node(self, node: fx.Node) -> Any:
+            result = super().run_node(node)
+            if node.op == "call_function" and isinstance(result, torch.Tensor):
+                values[node] = result.clone()
+            return result
+
+    with torch.no_grad():
+        Recorder(graph_module).run(*operands)
+    return values
+
+
+def _file_values(
+    path: Path, operands: Mapping[str, torch.Tensor]
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Every value that the file computes; its optimisations are off, as each is an output."""
+    model = onnx.load(str(path))
+    outputs = {value.name for value in model.graph.output}
+    for node in model.graph.node:
+        for name in node.output:
+            if name and name not in outputs:
+                outputs.add(name)
+                model.graph.output.append(onnx.ValueInfoProto(name=name))
+    return run(open_session(model.SerializeToString()), operands)
+
+
+def _is_among(value: torch.Tensor, arrays: Any, tolerances: Mapping[str, float]) -> bool:
+    return any(
+        tuple(array.shape) == tuple(value.shape) and compare("", array, value, tolerances) is None
+        for array in arrays
+    )

@@ -1,0 +1,75 @@
+"""A supernet → the files and the manifest of a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fxelastic.backends import description
+from fxelastic.backends.onnxruntime.conversion import DEFAULT_OPSET, convert, tool_versions
+from fxelastic.backends.onnxruntime.files import FileWriter
+from fxelastic.backends.onnxruntime.pieces import branch_pieces
+from fxelastic.backends.onnxruntime.teacher import batch_size, make_inputs, teacher_values
+from fxelastic.ir.supernet import Supernet
+from fxelastic.spec.manifest import BackendInfo, Manifest
+
+NAME = "onnxruntime"
+
+# torch.export takes a size of 1 for a constant.
+_MIN_DYNAMIC_BATCH = 2
+
+
+def write_bundle(
+    supernet: Supernet,
+    writer: FileWriter,
+    opset: int = DEFAULT_OPSET,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Manifest:
+    """Convert every branch and write the files of a bundle; ``manifest.json`` is the caller's.
+
+    Args:
+        supernet: The supernet; it does not change, nor do the modes of its modules.
+        writer: Writes into the bundle's folder.
+        opset: Version of the ONNX operator set.
+        progress: Told what is being done.
+
+    Returns:
+        The manifest, without a verification.
+
+    Raises:
+        ExportError: The exporter can't convert a branch, or a value is none that a device knows.
+        OSError: The files can't be written.
+    """
+    partition = supernet.partition
+    # What can't be described is refused before the conversion, which takes a while.
+    values = description.describe_values(partition)
+    results = description.describe_results(partition)
+    n_samples = batch_size(partition)
+    if partition.dynamic_batch:
+        n_samples = max(n_samples, _MIN_DYNAMIC_BATCH)
+    inputs = make_inputs(partition, n_samples, seed=0)
+    pieces = branch_pieces(supernet, teacher_values(supernet, inputs))
+    conversion = convert(pieces, opset, progress)
+    progress("writing the files")
+    infos = {value.name: value for value in values}
+    segments, data = writer.write(supernet.branches.values(), conversion.models, infos)
+    for name, tensor in description.constant_results(partition).items():
+        path = infos[name].constant
+        assert path is not None
+        data.append(writer.write_constant(path, description.tensor_bytes(tensor)))
+    return Manifest(
+        description.describe_model(partition, batch_size(partition)),
+        BackendInfo(
+            NAME,
+            opset,
+            "one-by-one" if conversion.reason else "at-once",
+            conversion.reason,
+            tool_versions(),
+        ),
+        description.describe_blocks(partition),
+        tuple(segments),
+        values,
+        partition.signature.inputs,
+        results,
+        description.describe_structure(partition.signature.result),
+        tuple(data),
+    )

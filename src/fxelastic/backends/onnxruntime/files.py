@@ -1,0 +1,173 @@
+"""Write the branches' ONNX files, each tensor that several need once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from fxelastic.errors import ExportError
+from fxelastic.ir.branch import Branch
+from fxelastic.spec.bundle_files import BRANCHES_FOLDER, DATA_FOLDER, FileInfo, file_stem
+from fxelastic.spec.segment import Segment
+from fxelastic.spec.value_info import ValueInfo
+
+
+@dataclass(frozen=True)
+class FileWriter:
+    """Writes ONNX files into a bundle's folder.
+
+    A file holds its own weights, so that it can be copied and looked at alone. There are two
+    exceptions, which go to files of their own (ONNX's external data): tensors that several
+    branches share, and the weights of a branch beyond what one ONNX file can hold.
+
+    Attributes:
+        folder: The bundle.
+        max_file_bytes: Most bytes of weights in an ONNX file; protobuf has a limit of 2 GiB.
+        min_shared_bytes: Tensors below this are repeated instead.
+    """
+
+    folder: Path
+    max_file_bytes: int = 2**31 - 2**24
+    min_shared_bytes: int = 2**14
+
+    def write(
+        self,
+        branches: Iterable[Branch],
+        models: Mapping[str, ir.Model],
+        values: Mapping[str, ValueInfo],
+    ) -> tuple[list[Segment], list[FileInfo]]:
+        """Write a file for each branch.
+
+        Args:
+            branches: The branches in the search space's order.
+            models: Their graphs, by id; sizes of inputs and outputs are set in them.
+            values: What the inputs and outputs are.
+
+        Returns:
+            The segments in the same order, and the files with shared or large tensors.
+
+        Raises:
+            ExportError: A converted value has another dtype than the captured one.
+            OSError: The disk is full, or the folder can't be written.
+        """
+        (self.folder / DATA_FOLDER).mkdir(parents=True, exist_ok=True)
+        uses = self._count_uses(models.values())
+        data: dict[str, FileInfo] = {}
+        taken: set[str] = set()
+        segments = []
+        for branch in branches:
+            model = models[branch.id]
+            _annotate(branch.id, model.graph, values)
+            outside = self._outside(model.graph, uses)
+            weight_bytes = sum(_tensor(value).nbytes for value in _initializers(model.graph))
+            files = []
+            for value in outside:
+                file = self._write_tensor(_tensor(value), data)
+                files.append(file.path)
+                value.const_value = ir.ExternalTensor(
+                    posixpath.relpath(file.path, BRANCHES_FOLDER),
+                    0,
+                    file.size_bytes,
+                    _tensor(value).dtype,
+                    shape=ir.Shape(_tensor(value).shape.numpy()),
+                    name=str(value.name),
+                    base_dir=str(self.folder / BRANCHES_FOLDER),
+                )
+            path = f"{BRANCHES_FOLDER}/{file_stem(branch.id, taken)}.onnx"
+            proto = ir.to_proto(model)
+            segments.append(
+                Segment(
+                    branch.spec,
+                    self._write(path, proto.SerializeToString(deterministic=True)),
+                    tuple(str(value.name) for value in model.graph.inputs),
+                    tuple(str(value.name) for value in model.graph.outputs),
+                    weight_bytes,
+                    tuple(dict.fromkeys(files)),
+                    branch.approximate,
+                    branch.note,
+                )
+            )
+        return segments, list(data.values())
+
+    def write_constant(self, path: str, data: bytes) -> FileInfo:
+        """Write the elements of a constant result."""
+        (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+        return self._write(path, data)
+
+    def _count_uses(self, models: Iterable[ir.Model]) -> Counter[str]:
+        """How many branches hold a tensor, by its digest; small tensors aside.
+
+        Only tensors that are like another one in dtype and shape are hashed.
+        """
+        held = [
+            (i, tensor)
+            for i, model in enumerate(models)
+            for tensor in map(_tensor, _initializers(model.graph))
+            if tensor.nbytes >= self.min_shared_bytes
+        ]
+        alike = Counter((tensor.dtype, tuple(tensor.shape)) for _, tensor in held)
+        users = {
+            (i, _digest(tensor))
+            for i, tensor in held
+            if alike[tensor.dtype, tuple(tensor.shape)] > 1
+        }
+        return Counter(digest for _, digest in users)
+
+    def _outside(self, graph: ir.Graph, uses: Counter[str]) -> list[ir.Value]:
+        """The weights of a branch that go to files of their own."""
+        large = [v for v in _initializers(graph) if _tensor(v).nbytes >= self.min_shared_bytes]
+        n_bytes = sum(_tensor(value).nbytes for value in _initializers(graph))
+        if n_bytes > self.max_file_bytes:
+            return large
+        return [value for value in large if uses[_digest(_tensor(value))] > 1]
+
+    def _write_tensor(self, tensor: ir.TensorProtocol, data: dict[str, FileInfo]) -> FileInfo:
+        digest = _digest(tensor)
+        if digest not in data:
+            data[digest] = self._write(f"{DATA_FOLDER}/{digest[:32]}.bin", tensor.tobytes())
+        return data[digest]
+
+    def _write(self, path: str, data: bytes) -> FileInfo:
+        with (self.folder / path).open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        return FileInfo(path, len(data), hashlib.sha256(data).hexdigest())
+
+
+def _initializers(graph: ir.Graph) -> list[ir.Value]:
+    return list(graph.initializers.values())
+
+
+def _tensor(value: ir.Value) -> ir.TensorProtocol:
+    assert value.const_value is not None
+    return value.const_value
+
+
+def _digest(tensor: ir.TensorProtocol) -> str:
+    kind = f"{tensor.dtype} {list(tensor.shape)}".encode()
+    return hashlib.sha256(kind + tensor.tobytes()).hexdigest()
+
+
+def _annotate(branch_id: str, graph: ir.Graph, values: Mapping[str, ValueInfo]) -> None:
+    """Give inputs and outputs the sizes of the values that they are."""
+    for value in (*graph.inputs, *graph.outputs):
+        info = values[str(value.name)]
+        if value.dtype is None or _dtype_name(value.dtype) != info.dtype:
+            raise ExportError(
+                f"the exporter gives {info.name!r} of branch {branch_id!r} another dtype",
+                expected=info.dtype,
+                got=str(value.dtype),
+            )
+        value.shape = ir.Shape(list(info.dims))
+
+
+def _dtype_name(dtype: ir.DataType) -> str:
+    return str(dtype.numpy())

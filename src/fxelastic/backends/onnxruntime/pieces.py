@@ -1,0 +1,104 @@
+"""What the ONNX exporter is given: modules side by side, each with inputs of its own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxelastic.backends.onnxruntime.teacher import batch_dims
+from fxelastic.errors import ExportError
+from fxelastic.ir.branch import Branch
+from fxelastic.ir.supernet import Supernet
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A module to convert.
+
+    Attributes:
+        name: The branch's id.
+        module: Takes tensors, returns a tensor or a tuple of them; in eval mode.
+        inputs: Names of its operands.
+        outputs: Names of its results.
+        examples: Its operands. A batch of at least 2: torch.export treats a size of 1 as a
+            constant.
+        dynamic: For each operand, the dimensions whose size depends on the batch.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    examples: tuple[torch.Tensor, ...]
+    dynamic: tuple[tuple[int, ...], ...]
+
+
+def branch_pieces(supernet: Supernet, values: Mapping[str, Any]) -> list[Piece]:
+    """Every branch as a piece, fed with what the model's own blocks compute.
+
+    Args:
+        supernet: The branches; neither they nor their modes change.
+        values: Every value that crosses a cut, by name.
+
+    Raises:
+        ExportError: A branch reads something else than a tensor.
+    """
+    nodes = {node.name: node for node in supernet.partition.graph.nodes}
+    pieces = []
+    for branch in supernet.branches.values():
+        names = (*branch.inputs, *branch.context)
+        for name in names:
+            if not isinstance(values[name], torch.Tensor):
+                raise ExportError(
+                    f"branch {branch.id!r} reads {name!r}, which is no tensor",
+                    expected="tensors between blocks",
+                    got=type(values[name]).__name__,
+                    fix="raise gamma, so that one block computes and reads it",
+                )
+        pieces.append(
+            Piece(
+                branch.id,
+                eval_module(branch),
+                names,
+                branch.outputs,
+                # The exporter would make one input of a tensor that is passed twice.
+                tuple(values[name].detach().clone() for name in names),
+                tuple(batch_dims(nodes[name].meta.get("val")) for name in names),
+            )
+        )
+    return pieces
+
+
+def eval_module(branch: Branch) -> nn.Module:
+    """A branch's module in eval mode; a copy that shares its weights where it is training."""
+    module = branch.module
+    if not any(part.training for part in module.modules()):
+        return module
+    shared = [*module.parameters(), *module.buffers()]
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in shared}).eval()
+
+
+class SideBySide(nn.Module):
+    """Pieces that share nothing but the call: operands one after the other in, results out."""
+
+    def __init__(self, pieces: Sequence[Piece]) -> None:
+        """Hold the pieces' modules."""
+        super().__init__()
+        self.pieces = nn.ModuleList([piece.module for piece in pieces])
+        self._n_inputs = [len(piece.inputs) for piece in pieces]
+        # Set as it is: .eval() would walk through modules that are in eval mode already.
+        self.training = False
+
+    def forward(self, *operands: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Call each piece with its own operands."""
+        results: list[torch.Tensor] = []
+        for piece, count in zip(self.pieces, self._n_inputs, strict=True):
+            result = piece(*operands[:count])
+            results += [result] if isinstance(result, torch.Tensor) else result
+            operands = operands[count:]
+        return tuple(results)

@@ -1,0 +1,158 @@
+"""One branch's part of a converted graph as a model of its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+import onnx_ir as ir
+
+from fxelastic.errors import InternalError
+
+PRODUCER = "fxelastic"
+
+# What numbers a value by its position: "pieces.3." before a weight's name, "_17" behind others.
+_POSITION = re.compile(r"^pieces\.\d+\.|_\d+$")
+
+
+def slice_model(
+    model: ir.Model, inputs: Mapping[str, ir.Value], outputs: Mapping[str, ir.Value]
+) -> ir.Model:
+    """Copy what computes some values of a graph from others.
+
+    Args:
+        model: The converted graph; it does not change, and the copy shares its tensors.
+        inputs: Values that the copy begins with, by the names that they get. Those that the
+            outputs do not depend on are left out.
+        outputs: Values to compute, by the names that they get.
+
+    Returns:
+        A model whose inputs and outputs have those names and whose nodes have no metadata: it
+        would hold paths of the machine it was made on.
+    """
+    graph = model.graph
+    bounds = {id(value) for value in inputs.values()}
+    nodes, leaves = _needed(outputs.values(), bounds)
+    order = {node: i for i, node in enumerate(graph)} if nodes else {}
+    # Python's sort is stable and the keys are unique: graph order.
+    nodes.sort(key=order.__getitem__)
+    used = {name: value for name, value in inputs.items() if id(value) in leaves}
+    initializers = [v for v in graph.initializers.values() if id(v) in leaves]
+    strays = leaves.keys() - {id(v) for v in (*used.values(), *initializers)}
+    if strays:
+        names = sorted(str(leaves[stray].name) for stray in strays)
+        raise InternalError("a converted branch reads values of another", got=", ".join(names))
+    view = ir.GraphView(
+        list(used.values()),
+        list(outputs.values()),
+        nodes=nodes,
+        initializers=initializers,
+        opset_imports=graph.opset_imports,
+        name="branch",
+    )
+    clone = view.clone()
+    _strip(clone)
+    _name_interface(clone, list(used), list(outputs))
+    return ir.Model(
+        clone,
+        ir_version=model.ir_version,
+        producer_name=PRODUCER,
+    )
+
+
+def _needed(
+    outputs: Iterable[ir.Value], bounds: set[int]
+) -> tuple[list[ir.Node], dict[int, ir.Value]]:
+    """The nodes behind values up to bounds, and the values without a node that they read."""
+    nodes: dict[ir.Node, None] = {}
+    leaves: dict[int, ir.Value] = {}
+    rest = list(outputs)
+    while rest:
+        value = rest.pop()
+        node = value.producer()
+        if node is None or id(value) in bounds:
+            leaves[id(value)] = value
+        elif node not in nodes:
+            nodes[node] = None
+            rest += _reads(node)
+    return list(nodes), leaves
+
+
+def _reads(node: ir.Node) -> list[ir.Value]:
+    """Values that a node reads, those that its subgraphs capture included."""
+    reads = [value for value in node.inputs if value is not None]
+    for graph in _subgraphs(node):
+        inside: set[int] = {id(v) for v in (*graph.inputs, *graph.initializers.values())}
+        for inner in graph:
+            reads += [value for value in _reads(inner) if id(value) not in inside]
+            inside |= {id(value) for value in inner.outputs}
+        reads += [value for value in graph.outputs if id(value) not in inside]
+    return reads
+
+
+def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def _strip(graph: ir.Graph) -> None:
+    graph.metadata_props.clear()
+    graph.doc_string = None
+    for value in (*graph.inputs, *graph.initializers.values()):
+        value.metadata_props.clear()
+        value.doc_string = None
+    for i, node in enumerate(graph.all_nodes()):
+        node.name = f"{node.op_type}_{i}"
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+            value.doc_string = None
+            # Names of sizes are the one conversion's, and say nothing in another graph.
+            if value.shape is not None:
+                value.shape = ir.Shape([s if isinstance(s, int) else None for s in value.shape])
+
+
+def _name_interface(graph: ir.Graph, inputs: list[str], outputs: list[str]) -> None:
+    """Give inputs and outputs their names, and every output a node of its own."""
+    seen: set[int] = set()
+    for i, value in enumerate(graph.outputs):
+        if value.producer() is None or id(value) in seen:
+            # An input, a constant, or the same value twice can't be renamed to an output.
+            node = ir.node("Identity", [value])
+            node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
+            graph.append(node)
+            graph.outputs[i] = node.outputs[0]
+        seen.add(id(graph.outputs[i]))
+    interface = dict(zip(inputs, graph.inputs, strict=True))
+    interface |= dict(zip(outputs, graph.outputs, strict=True))
+    fixed = {id(value) for value in interface.values()}
+    values, names, taken = list(interface.values()), list(interface), set(interface)
+    for value in _values(graph):
+        if id(value) not in fixed:
+            values.append(value)
+            names.append(_own_name(value, taken))
+    ir.convenience.rename_values(values, names)
+
+
+def _own_name(value: ir.Value, taken: set[str]) -> str:
+    """A name that does not depend on where in the conversion the branch stood; takes it."""
+    base = _POSITION.sub("", value.name or "value") or "value"
+    name, n = base, 2
+    while name in taken:
+        name, n = f"{base}_{n}", n + 1
+    taken.add(name)
+    return name
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Every value of a graph and its subgraphs, in order."""
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for node in graph:
+        for inner in _subgraphs(node):
+            yield from _values(inner)
+        yield from node.outputs

@@ -1,0 +1,124 @@
+"""Write a folder so that it appears whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from fxelastic.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def replace_folder(path: Path, marker: str, *, force: bool = False) -> Iterator[Path]:
+    """Give a new folder to write into, which becomes ``path`` when the block ends well.
+
+    Until then ``path`` is as it was. When the block fails, the new folder is removed; when the
+    process is killed, it stays next to ``path``, its name beginning with a dot.
+
+    Args:
+        path: The folder to make.
+        marker: A file that tells that a folder is one of ours: no other is ever replaced.
+        force: Replace a folder that is there.
+
+    Yields:
+        The folder to write into.
+
+    Raises:
+        UsageError: ``path`` is there and may not be replaced, or it can't be written.
+    """
+    path = Path(os.path.abspath(path))
+    _check_target(path, marker, force)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = _sibling(path, "new")
+        # Unlike tempfile.mkdtemp, this gives the rights that the user's folders have.
+        staging.mkdir()
+    except OSError as e:
+        raise _unwritable(path, e) from e
+    for stale in sorted(path.parent.glob(f".{path.name}.*-*")):
+        if stale != staging:
+            logger.warning("%s was left by an interrupted export; delete it", stale)
+    try:
+        yield staging
+        _check_target(path, marker, force)
+        for folder, _, _ in os.walk(staging):
+            sync_folder(Path(folder))
+        _swap(staging, path)
+    except OSError as e:
+        raise _unwritable(path, e) from e
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _swap(staging: Path, path: Path) -> None:
+    """Put the new folder in the place of the old one.
+
+    Between the two renames there is no folder, and the old one stands next to it.
+    """
+    if not path.exists():
+        staging.rename(path)
+        sync_folder(path.parent)
+        return
+    old = _sibling(path, "old")
+    path.rename(old)
+    try:
+        staging.rename(path)
+    except BaseException:  # Ctrl-C too: the old one goes back
+        old.rename(path)
+        raise
+    sync_folder(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_target(path: Path, marker: str, force: bool) -> None:
+    if not os.path.lexists(path):
+        return
+    is_folder = path.is_dir() and not path.is_symlink()
+    if is_folder and not any(path.iterdir()):
+        return
+    if not is_folder or not (path / marker).is_file():
+        raise UsageError(
+            f"{path} is there and is no bundle",
+            expected="a folder that is not there yet, an empty one, or a bundle with force",
+            got="a folder with other files" if is_folder else "a file or a link",
+            fix="choose another path",
+        )
+    if not force:
+        raise UsageError(
+            f"{path} is there already",
+            expected="a folder that is not there yet",
+            got="a bundle",
+            fix="pass force=True (--force) to replace it",
+        )
+
+
+def _sibling(path: Path, what: str) -> Path:
+    return path.with_name(f".{path.name}.{what}-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the disk has a folder's entries, where the system can."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # A folder can't be opened on Windows.
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unwritable(path: Path, error: OSError) -> UsageError:
+    return UsageError(
+        f"can't write {path}",
+        expected="a folder that may be written, on a disk with space",
+        got=f"{type(error).__name__}: {error.strerror or error}",
+        fix="check the path and the space left; what was there before is unchanged",
+    )

@@ -1,0 +1,249 @@
+"""A subnet as one ordinary ONNX model."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from fxelastic.edge.bundle import Bundle
+from fxelastic.edge.graph_names import rename_graph
+from fxelastic.edge.model_file import write_model
+from fxelastic.errors import BundleError
+from fxelastic.spec.arch import Arch
+from fxelastic.spec.value_info import ValueInfo
+
+_PRODUCER = "fxelastic"
+
+
+def assemble(bundle: Bundle, arch: Arch, path: str | os.PathLike[str]) -> Path:
+    """Join the branches of a subnet into one ONNX file.
+
+    The model has the inputs of the original model by their names, those that the subnet does not
+    read too, and its results as outputs by the names in ``bundle.manifest.results``. What no
+    result depends on is left out; weights that branches share are stored once.
+
+    Args:
+        bundle: The bundle.
+        arch: The subnet.
+        path: The file to write; one that is there is replaced in one step. Weights beyond 2 GiB go
+            to a second file next to it.
+
+    Returns:
+        The path.
+
+    Raises:
+        UsageError: The arch is none of the bundle's search space, or the file can't be written.
+        BundleError: A file of the bundle is damaged, or the joined model is not valid.
+    """
+    model = join(bundle, arch)
+    return write_model(model, Path(path), f"subnet {arch}")
+
+
+def join(bundle: Bundle, arch: Arch) -> onnx.ModelProto:
+    """The model that `assemble` writes.
+
+    Raises:
+        UsageError: The arch is none of the bundle's search space.
+        BundleError: A file of the bundle is damaged.
+    """
+    specs = bundle.space.specs(arch)
+    needed = {value.name for value in bundle.outputs}
+    used: list[str] = []
+    for spec in reversed(specs):
+        segment = bundle.segment(spec.id)
+        if needed.intersection(segment.outputs):
+            used.insert(0, spec.id)
+            needed.update(segment.inputs)
+    graph = onnx.GraphProto(name=bundle.manifest.model.name or "subnet")
+    model = onnx.ModelProto(producer_name=_PRODUCER, ir_version=1)
+    names = _value_names(bundle)
+    for branch_id in used:
+        part = _load(bundle, branch_id)
+        _check_interface(bundle, branch_id, part)
+        model.ir_version = max(model.ir_version, part.ir_version)
+        _add_opsets(model, part, branch_id)
+        segment = bundle.segment(branch_id)
+        # Only its interface: an inner value may be called as a value of another branch is.
+        interface = {name: names[name] for name in (*segment.inputs, *segment.outputs)}
+        rename_graph(part.graph, interface, f"{branch_id}/")
+        graph.node.extend(part.graph.node)
+        graph.initializer.extend(part.graph.initializer)
+        graph.sparse_initializer.extend(part.graph.sparse_initializer)
+        graph.value_info.extend(part.graph.value_info)
+    _add_interface(graph, bundle, names)
+    _remove_unused(graph)
+    _share_initializers(graph)
+    if not model.opset_import:
+        # Nothing but inputs and constants: the model computes nothing.
+        model.opset_import.add(version=bundle.manifest.backend.opset)
+        model.ir_version = helper.find_min_ir_version_for(list(model.opset_import))
+    model.graph.CopyFrom(graph)
+    return model
+
+
+def _load(bundle: Bundle, branch_id: str) -> onnx.ModelProto:
+    segment = bundle.segment(branch_id)
+    try:
+        model: onnx.ModelProto
+        if segment.data:
+            model = onnx.load(os.fspath(bundle.model_path(branch_id)))
+        else:
+            model = onnx.ModelProto.FromString(bundle.read(branch_id))
+    except BundleError:
+        raise
+    except Exception as e:  # protobuf's own error, and protobuf is not a library of this layer
+        raise BundleError(
+            f"{segment.file} is no ONNX model",
+            expected="one",
+            got=f"{type(e).__name__}: {e}",
+            fix="export the bundle again",
+        ) from e
+    return model
+
+
+def _check_interface(bundle: Bundle, branch_id: str, part: onnx.ModelProto) -> None:
+    segment = bundle.segment(branch_id)
+    for what, expected, values in (
+        ("inputs", segment.inputs, part.graph.input),
+        ("outputs", segment.outputs, part.graph.output),
+    ):
+        found = tuple(value.name for value in values)
+        if found != expected:
+            raise BundleError(
+                f"{segment.file} has other {what} than manifest.json lists for {branch_id!r}",
+                expected=", ".join(expected) or "none",
+                got=", ".join(map(ascii, found)) or "none",
+                fix="export the bundle again",
+            )
+    if part.functions:
+        raise BundleError(
+            f"{segment.file} has functions",
+            expected="a graph of operators",
+            got=", ".join(ascii(function.name) for function in part.functions),
+            fix="export the bundle again",
+        )
+
+
+def _value_names(bundle: Bundle) -> dict[str, str]:
+    """Names in the model for the values of the bundle, by their names there."""
+    inputs = {value.name for value in bundle.inputs}
+    reserved = inputs | {result.name for result in bundle.manifest.results}
+    names = {
+        name: name if name in inputs or name not in reserved else f"value/{name}"
+        for name in bundle.values
+    }
+    for result in bundle.manifest.results:
+        value = bundle.values[result.value]
+        # A value takes the name of the first result that it is; the rest are copies.
+        if value.produced >= 0 and names[value.name] in (value.name, f"value/{value.name}"):
+            names[value.name] = result.name
+    return names
+
+
+def _add_opsets(model: onnx.ModelProto, part: onnx.ModelProto, branch_id: str) -> None:
+    known = {opset.domain: opset.version for opset in model.opset_import}
+    for opset in part.opset_import:
+        if known.setdefault(opset.domain, opset.version) != opset.version:
+            raise BundleError(
+                f"branch {branch_id!r} has another operator set than those before it",
+                expected=f"version {known[opset.domain]} of {opset.domain or 'ai.onnx'}",
+                got=f"version {opset.version}",
+                fix="export the bundle again",
+            )
+    del model.opset_import[:]
+    for domain, version in known.items():
+        model.opset_import.add(domain=domain, version=version)
+
+
+def _add_interface(graph: onnx.GraphProto, bundle: Bundle, names: Mapping[str, str]) -> None:
+    """Declare inputs and outputs, and compute the results that no branch computes as such."""
+    for value in bundle.inputs:
+        graph.input.append(_declare(value.name, value))
+    for result, value in zip(bundle.manifest.results, bundle.outputs, strict=True):
+        source = names[value.name]
+        if value.constant is not None:
+            source = f"constant/{result.name}"
+            array = bundle.constants[value.name]
+            graph.initializer.append(
+                helper.make_tensor(source, _type(value), array.shape, array.tobytes(), raw=True)
+            )
+        if source != result.name:
+            name = f"result/{result.name}"
+            graph.node.append(helper.make_node("Identity", [source], [result.name], name=name))
+        graph.output.append(_declare(result.name, value))
+
+
+def _declare(name: str, value: ValueInfo) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, _type(value), list(value.dims))
+
+
+def _type(value: ValueInfo) -> int:
+    if value.dtype == "bfloat16":
+        return int(onnx.TensorProto.BFLOAT16)
+    return int(helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype)))
+
+
+def _remove_unused(graph: onnx.GraphProto) -> None:
+    """Remove nodes, weights and shapes that no output depends on."""
+    needed = {value.name for value in graph.output}
+    kept: list[onnx.NodeProto] = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            kept.append(node)
+            needed.update(_reads([node]))
+    produced = {name for node in kept for name in node.output}
+    _keep(graph.node, kept[::-1])
+    _keep(graph.initializer, [t for t in graph.initializer if t.name in needed])
+    sparse = [t for t in graph.sparse_initializer if t.values.name in needed]
+    _keep(graph.sparse_initializer, sparse)
+    outputs = {value.name for value in graph.output}
+    infos = [v for v in graph.value_info if v.name in produced and v.name not in outputs]
+    _keep(graph.value_info, infos)
+
+
+def _reads(nodes: Sequence[onnx.NodeProto]) -> set[str]:
+    """Names that nodes read, in their subgraphs too; inner names among them do no harm."""
+    names: set[str] = set()
+    for node in nodes:
+        names.update(node.input)
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                names |= _reads(graph.node)
+                names.update(value.name for value in graph.output)
+    return names
+
+
+def _share_initializers(graph: onnx.GraphProto) -> None:
+    """Store equal weights once."""
+    first: dict[bytes, str] = {}
+    renamed: dict[str, str] = {}
+    kept: list[onnx.TensorProto] = []
+    for tensor in graph.initializer:
+        key = _content(tensor)
+        renamed[tensor.name] = first.setdefault(key, tensor.name)
+        if first[key] == tensor.name:
+            kept.append(tensor)
+    _keep(graph.initializer, kept)
+    rename_graph(graph, renamed, "")
+
+
+def _content(tensor: onnx.TensorProto) -> bytes:
+    name, tensor.name = tensor.name, ""
+    digest = hashlib.sha256(tensor.SerializeToString(deterministic=True)).digest()
+    tensor.name = name
+    return digest
+
+
+def _keep(field: Any, items: Sequence[Any]) -> None:
+    """Set a repeated field of protobuf."""
+    if len(field) != len(items):
+        copies = [type(item).FromString(item.SerializeToString()) for item in items]
+        del field[:]
+        field.extend(copies)

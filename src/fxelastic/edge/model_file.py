@@ -1,0 +1,101 @@
+"""Write an ONNX model so that a crash leaves the old file or the new one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import onnx
+from onnx.external_data_helper import convert_model_to_external_data
+
+from fxelastic.errors import BundleError, UsageError
+
+#: Beyond this, weights go to a file of their own: protobuf has a limit of 2 GiB.
+MAX_FILE_BYTES = 2**31 - 2**24
+
+
+def write_model(
+    model: onnx.ModelProto, path: Path, what: str, max_file_bytes: int = MAX_FILE_BYTES
+) -> Path:
+    """Check a model and write it.
+
+    Args:
+        model: The model; its weights may be moved out of it.
+        path: The file; one that is there is replaced in one step.
+        what: What the model is, for messages.
+        max_file_bytes: The largest file without external data.
+
+    Returns:
+        The path.
+
+    Raises:
+        BundleError: The model is not valid.
+        UsageError: The file can't be written.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as e:
+        raise _unwritable(path, e) from e
+    try:
+        temporary = folder / path.name
+        if model.ByteSize() <= max_file_bytes:
+            _check(model, what)
+            temporary.write_bytes(model.SerializeToString(deterministic=True))
+        else:
+            _write_outside(model, temporary)
+            _check(os.fspath(temporary), what)
+        # The model last: it names the file with its weights, whose name tells its contents.
+        for file in sorted(folder.iterdir(), key=lambda file: file == temporary):
+            _sync(file)
+            file.replace(path.parent / file.name)
+        _sync(path.parent)
+    except OSError as e:
+        raise _unwritable(path, e) from e
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return path
+
+
+def _write_outside(model: onnx.ModelProto, path: Path) -> None:
+    digest = hashlib.sha256()
+    for tensor in model.graph.initializer:
+        digest.update(tensor.raw_data)
+    location = f"{path.name}.{digest.hexdigest()[:16]}.data"
+    convert_model_to_external_data(model, all_tensors_to_one_file=True, location=location)
+    onnx.save_model(model, os.fspath(path))
+
+
+def _check(model: onnx.ModelProto | str, what: str) -> None:
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:
+        raise BundleError(
+            f"{what} is no valid ONNX model",
+            expected="what onnx.checker accepts",
+            got=str(e),
+            fix="please report it, with the bundle's manifest.json",
+        ) from e
+
+
+def _sync(path: Path) -> None:
+    """Wait until the disk has a file, or a folder's entries where the system can."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # A folder can't be opened on Windows.
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unwritable(path: Path, error: OSError) -> UsageError:
+    return UsageError(
+        f"can't write {path}",
+        expected="a file in a folder that exists, on a disk with space",
+        got=f"{type(error).__name__}: {error.strerror or error}",
+        fix="check the path",
+    )

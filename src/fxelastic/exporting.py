@@ -1,0 +1,156 @@
+"""The public function `export`: a supernet as a bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from fxelastic.backends.onnxruntime.comparison import SUBNET_TOLERANCES, TOLERANCES
+from fxelastic.backends.onnxruntime.conversion import DEFAULT_OPSET
+from fxelastic.backends.onnxruntime.export import write_bundle
+from fxelastic.backends.onnxruntime.files import FileWriter
+from fxelastic.backends.onnxruntime.kernels import compare_kernels, optimised_kernels
+from fxelastic.backends.onnxruntime.parity import Parity
+from fxelastic.backends.onnxruntime.teacher import batch_size, make_inputs, teacher_values
+from fxelastic.backends.staging import replace_folder
+from fxelastic.edge.assembly import assemble
+from fxelastic.edge.bundle import Bundle, load
+from fxelastic.errors import UsageError
+from fxelastic.ir.supernet import Supernet
+from fxelastic.spec.bundle_files import MANIFEST_NAME
+from fxelastic.spec.manifest import Manifest
+from fxelastic.spec.verification import SoftFusionInfo, Verification
+
+_MIN_OPSET, _MAX_OPSET = 18, 25
+
+
+def export(
+    supernet: Supernet,
+    path: str | os.PathLike[str],
+    *,
+    opset: int = DEFAULT_OPSET,
+    verify: bool = True,
+    force: bool = False,
+    jobs: int = 1,
+    n_subnets: int = 3,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> Bundle:
+    """Write a supernet as a bundle: a folder that a device can search and run without torch.
+
+    The bundle appears at ``path`` in one step when it is complete: an interrupted or failed
+    export leaves there what was there before.
+
+    Args:
+        supernet: The supernet; it does not change.
+        path: The folder to write.
+        opset: Version of the ONNX operator set.
+        verify: Compare every file, the assembled model and some assembled subnets with torch at
+            two batch sizes, and record which fusions the cuts cost.
+        force: Replace a bundle that is there.
+        jobs: How many files are compared at once.
+        n_subnets: How many random subnets are assembled and compared, besides the model.
+        seed: For the inputs and subnets of the comparison.
+        progress: Told what is being done, in short texts.
+
+    Returns:
+        The bundle, as `fxelastic.edge.load` gives it.
+
+    Raises:
+        UsageError: An argument is not usable, or ``path`` is there.
+        ExportError: The exporter can't convert a branch, or a file computes something else than
+            torch; the message names branches and operators.
+
+    Source: AdaptiveNet, section 5.
+    """
+    _check_arguments(supernet, opset, jobs, n_subnets)
+    report = progress or (lambda _: None)
+    with replace_folder(Path(path), MANIFEST_NAME, force=force) as folder:
+        manifest = write_bundle(supernet, FileWriter(folder), opset, report)
+        if verify:
+            _write_manifest(folder, manifest)
+            record = _verify(supernet, load(folder), jobs, n_subnets, seed, report)
+            manifest = dataclasses.replace(manifest, verification=record)
+        _write_manifest(folder, manifest)
+    return load(path)
+
+
+def _verify(
+    supernet: Supernet,
+    bundle: Bundle,
+    jobs: int,
+    n_subnets: int,
+    seed: int,
+    report: Callable[[str], None],
+) -> Verification:
+    n_samples = batch_size(supernet.partition)
+    sizes = (n_samples, n_samples + 1) if supernet.partition.dynamic_batch else (n_samples,)
+    samples = [
+        teacher_values(supernet, make_inputs(supernet.partition, size, seed + i))
+        for i, size in enumerate(sizes)
+    ]
+    parity = Parity(supernet, samples, jobs)
+    paths = {segment.id: bundle.model_path(segment.id) for segment in bundle.manifest.segments}
+    report(f"comparing {len(paths)} files with torch")
+    parity.check_files(paths)
+    original = bundle.space.original
+    archs = list(dict.fromkeys((original, *bundle.space.sample(n_subnets, seed))))
+    with tempfile.TemporaryDirectory() as name:
+        whole = Path(name) / "original.onnx"
+        for arch in archs:
+            report(f"comparing subnet {archs.index(arch) + 1} of {len(archs)} with torch")
+            subnet = whole if arch == original else Path(name) / "subnet.onnx"
+            parity.check_subnet(arch, assemble(bundle, arch, subnet), bundle.manifest.results)
+        report("comparing the kernels of the model with those of its blocks")
+        kernels = compare_kernels(
+            optimised_kernels(whole), (optimised_kernels(paths[name]) for name in original)
+        )
+    return Verification(
+        sizes,
+        TOLERANCES,
+        SUBNET_TOLERANCES,
+        tuple(map(str, archs)),
+        kernels.equal,
+        dict(sorted(kernels.lost.items())),
+        dict(sorted(kernels.extra.items())),
+        tuple(
+            SoftFusionInfo(soft.rule, soft.producer, soft.consumer)
+            for soft in supernet.partition.soft_fusions
+        ),
+    )
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    with (folder / MANIFEST_NAME).open("wb") as file:
+        file.write(manifest.to_json())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _check_arguments(supernet: Supernet, opset: int, jobs: int, n_subnets: int) -> None:
+    if not isinstance(supernet, Supernet):
+        raise UsageError(
+            "what is exported is a supernet",
+            expected="a Supernet",
+            got=type(supernet).__name__,
+            fix="fxelastic.expand(model) makes one; kinds=() for the model's own blocks alone",
+        )
+    if (
+        isinstance(opset, bool)
+        or not isinstance(opset, int)
+        or not _MIN_OPSET <= opset <= _MAX_OPSET
+    ):
+        raise UsageError(
+            "opset is no operator set that the exporter writes",
+            expected=f"an integer from {_MIN_OPSET} to {_MAX_OPSET}",
+            got=repr(opset),
+            fix=f"leave it out for {DEFAULT_OPSET}",
+        )
+    for name, value, low in (("jobs", jobs, 1), ("n_subnets", n_subnets, 0)):
+        if type(value) is not int or value < low:
+            raise UsageError(
+                f"{name} is no count", expected=f"an integer of at least {low}", got=repr(value)
+            )
