@@ -16,6 +16,8 @@ ENTRY_POINT_GROUP = "fxelastic.branches"
 # Entry points, so that a maker is imported when it is asked for, as those of other packages are.
 BUILT_IN: tuple[EntryPoint, ...] = (
     EntryPoint(ORIGINAL, "fxelastic.branches.original:Original", ENTRY_POINT_GROUP),
+    EntryPoint("merged", "fxelastic.branches.merged:Merged", ENTRY_POINT_GROUP),
+    EntryPoint("skip", "fxelastic.branches.skip:Identities", ENTRY_POINT_GROUP),
 )
 
 #: The kinds that a supernet has beside the originals when none are asked for.
