@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 from torch import nn
 
 from fxelastic.api import partition
-from fxelastic.branches import DEFAULT_KINDS, branch_maker
+from fxelastic.branches import DEFAULT_KINDS, BranchMaker, branch_maker
 from fxelastic.errors import UsageError
 from fxelastic.ir.branch import Branch
 from fxelastic.ir.supernet import Supernet
@@ -21,7 +22,10 @@ def expand(
     *,
     example_inputs: Any = None,
     kinds: Sequence[str] = DEFAULT_KINDS,
+    spans: Sequence[int] = (1, 2),
+    prune: Sequence[float] = (0.25, 0.5),
     fusion: str = "onnxruntime",
+    calibration: Any = None,
     seed: int = 0,
 ) -> Supernet:
     """Capture a model, cut it into blocks, and give each interval of blocks its branches.
@@ -31,9 +35,14 @@ def expand(
         gamma: Most parameters of a basic block, as a share of the model's, in (0, 1].
         example_inputs: A tensor, a tuple of positional inputs, a dict of keyword inputs or a
             pair ``(tuple, dict)``. Inferred from the model where None.
-        kinds: Kinds of branches to make beside the originals, which are always there. This
-            release has no others of its own; another package's are named here.
+        kinds: Kinds of branches to make beside the originals, which are always there. ``()``
+            for the originals alone; another package's kinds are named here.
+        spans: How many further blocks a merged branch replaces beside its first.
+        prune: Shares of the interior channels that pruned branches remove, each in (0, 1).
         fusion: As in `fxelastic.partition`.
+        calibration: A few unlabelled batches, each in a form of ``example_inputs``; a single
+            tensor is one batch. New branches then begin with their last linear map fitted to
+            the model's own values in closed form; see `fxelastic.branches.calibration`.
         seed: For what branches start at random; the same seed gives the same weights.
 
     Returns:
@@ -48,11 +57,17 @@ def expand(
     if isinstance(kinds, str) or not all(isinstance(kind, str) for kind in kinds):
         raise UsageError(
             "kinds is no sequence of branch kinds",
-            expected="names, like kinds=() for the originals alone",
+            expected=f"names, like kinds={DEFAULT_KINDS!r}, or kinds=() for the originals alone",
             got=repr(kinds),
         )
-    # Unknown kinds are refused before a capture that takes a minute.
-    makers = [branch_maker(kind)() for kind in dict.fromkeys((ORIGINAL, *kinds))]
+    # Unknown kinds and options are refused before a capture that takes a minute.
+    options: dict[str, dict[str, Any]] = {
+        "merged": {"spans": _sequence("spans", spans, int, "integers of at least 1")},
+        "pruned": {"ratios": _sequence("prune", prune, Real, "shares in (0, 1)")},
+    }
+    makers: list[BranchMaker] = [
+        branch_maker(kind)(**options.get(kind, {})) for kind in dict.fromkeys((ORIGINAL, *kinds))
+    ]
     blocks = partition(model, gamma, example_inputs, fusion=fusion)
     branches, skips = [], []
     for maker in makers:
@@ -61,4 +76,18 @@ def expand(
                 branches.append(made)
             else:
                 skips.append(made)
-    return Supernet(blocks, branches, skips)
+    supernet = Supernet(blocks, branches, skips)
+    if calibration is not None:
+        from fxelastic.branches.calibration import calibrate
+
+        calibrate(supernet, calibration)
+    return supernet
+
+
+def _sequence(name: str, values: Any, kind: type, expected: str) -> tuple[Any, ...]:
+    single = isinstance(values, (str, bytes)) or not isinstance(values, Sequence)
+    if single or not all(isinstance(v, kind) and not isinstance(v, bool) for v in values):
+        raise UsageError(
+            f"{name} is no sequence of {expected}", expected=expected, got=repr(values)
+        )
+    return tuple(values)

@@ -50,7 +50,7 @@ def _linear(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_originals_alone() -> None:
     model = net()
-    supernet = fxelastic.expand(model, 0.5, example_inputs=X)
+    supernet = fxelastic.expand(model, 0.5, example_inputs=X, kinds=())
     assert isinstance(supernet, Supernet)
     assert torch.equal(supernet(X), model(X))
     assert supernet.space.count() == 1
@@ -81,10 +81,19 @@ def test_another_packages_kind() -> None:
     assert torch.equal(supernets[0](X), net()(X))
 
 
-@pytest.mark.parametrize("kind", ["merged", "pruned", "skip"])
-def test_planned_kinds_are_refused_before_the_capture(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["exit", "int8"])
+def test_unknown_kinds_are_refused_before_the_capture(kind: str) -> None:
     with pytest.raises(UsageError, match="one of original"):
         fxelastic.expand("no model", kinds=(kind,))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"spans": 1}, {"spans": (0,)}, {"spans": (1.5,)}, {"spans": "12"}, {"spans": (True,)}],
+)
+def test_options_are_checked_before_the_capture(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="span"):
+        fxelastic.expand("no model", kinds=("merged",), **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kinds", ["original", (3,)])

@@ -23,9 +23,10 @@ def register(monkeypatch: pytest.MonkeyPatch, *entries: tuple[str, str]) -> None
     monkeypatch.setattr(registry, "entry_points", lambda group: found if group == GROUP else [])
 
 
-def test_this_release_knows_originals_only() -> None:
-    assert DEFAULT_KINDS == ()
-    assert [entry.name for entry in registry.BUILT_IN] == ["original"]
+def test_the_kinds_beside_the_originals_are_the_default() -> None:
+    names = tuple(entry.name for entry in registry.BUILT_IN)
+    assert names[0] == "original"
+    assert names[1:] == DEFAULT_KINDS
 
 
 @pytest.mark.parametrize("kind", [entry.name for entry in registry.BUILT_IN])
@@ -37,24 +38,24 @@ def test_built_in_makers_are_frozen_dataclasses(kind: str) -> None:
         maker().option = 1
 
 
-@pytest.mark.parametrize("kind", ["merged", "pruned", "skip", "Original", ""])
+@pytest.mark.parametrize("kind", ["exit", "Merged", "Original", ""])
 def test_unknown_kind_lists_the_known_ones(kind: str) -> None:
     with pytest.raises(UsageError, match=f"no branch kind {kind!r} in this release") as caught:
         branch_maker(kind)
-    assert caught.value.expected == "one of original"
+    assert caught.value.expected == "one of " + ", ".join(("original", *DEFAULT_KINDS))
 
 
 def test_other_packages_add_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     register(monkeypatch, ("ghost", REAL), ("early", REAL))
-    assert branch_kinds() == ("original", "early", "ghost")
+    assert branch_kinds() == ("original", *DEFAULT_KINDS, "early", "ghost")
     assert branch_maker("ghost") is branch_maker("original")
-    with pytest.raises(UsageError, match="one of original, early, ghost"):
-        branch_maker("merged")
+    with pytest.raises(UsageError, match="early, ghost"):
+        branch_maker("exit")
 
 
 def test_one_package_found_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     register(monkeypatch, ("ghost", REAL), ("ghost", REAL))
-    assert branch_kinds() == ("original", "ghost")
+    assert branch_kinds() == ("original", *DEFAULT_KINDS, "ghost")
 
 
 @pytest.mark.parametrize("kind", ["ghost", "original"])
