@@ -10,8 +10,7 @@ from typing import NamedTuple
 from fxelastic.edge.serving.catalogue import Catalogue
 from fxelastic.edge.serving.events import EventLog, describe
 from fxelastic.edge.serving.ladder import Step
-from fxelastic.edge.serving.residents import MemoryLimitError, Residents
-from fxelastic.errors import ServingError
+from fxelastic.edge.serving.residents import ClosedError, MemoryLimitError, Residents
 from fxelastic.spec import Arch
 
 # After loading a subnet for standby, the builder rests for this multiple of the time it took.
@@ -147,7 +146,7 @@ class Builder:
             if job.urgent:
                 self._catalogue.bar_for_now(step.arch, self._clock())
                 self._events.add("memory_limit", describe(e), arch=str(step.arch))
-        except ServingError:
+        except ClosedError:
             self._closed = True
         except Exception as e:  # noqa: BLE001 - whatever a loader raises bars this subnet only
             wait_s = self._catalogue.bar_for_now(step.arch, self._clock())

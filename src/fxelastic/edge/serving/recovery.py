@@ -10,7 +10,7 @@ from fxelastic.edge.serving.catalogue import Catalogue
 from fxelastic.edge.serving.events import EventLog, describe
 from fxelastic.edge.serving.executable import Array, all_finite
 from fxelastic.edge.serving.ladder import Step
-from fxelastic.edge.serving.residents import MemoryLimitError, Resident, Residents
+from fxelastic.edge.serving.residents import ClosedError, MemoryLimitError, Resident, Residents
 from fxelastic.edge.serving.switcher import Switcher
 from fxelastic.errors import ServingError
 from fxelastic.spec import Arch
@@ -138,7 +138,7 @@ class Recovery:
                 continue
             try:
                 self._residents.load(step)
-            except ServingError:
+            except ClosedError:
                 raise
             except MemoryLimitError as e:
                 self._events.add("memory_limit", describe(e), arch=str(step.arch))

@@ -22,6 +22,10 @@ class MemoryLimitError(FxElasticError):
     """A subnet can't be loaded within the memory that was granted."""
 
 
+class ClosedError(ServingError):
+    """The runtime was closed."""
+
+
 @dataclass(eq=False)
 class Resident:
     """A subnet in memory.
@@ -72,7 +76,7 @@ class Residents:
         """Begin a request on the subnet in use; `release` must follow.
 
         Raises:
-            ServingError: The residents were closed.
+            ClosedError: The residents were closed.
         """
         with self._condition:
             resident = self._current
@@ -120,7 +124,7 @@ class Residents:
 
         Raises:
             MemoryLimitError: There is no room for it.
-            ServingError: The residents were closed.
+            ClosedError: The residents were closed.
             Exception: Whatever the loader raises.
         """
         with self._loading:
@@ -281,8 +285,8 @@ class Residents:
             return self._n_acquired
 
 
-def closed_error() -> ServingError:
+def closed_error() -> ClosedError:
     """The error for a request to a runtime that was closed."""
-    return ServingError(
+    return ClosedError(
         "the runtime is closed", fix="make another with fxelastic.edge.serve(bundle, table, pool)"
     )

@@ -1,0 +1,95 @@
+"""A process of its own that assembles and optimises subnets.
+
+Joining ONNX files and optimising them keeps a processor busy for long, and much of it holds the
+interpreter's lock: in the serving process it would delay requests. Here it runs at low priority.
+
+The process reads one JSON object a line, ``{"arch": text, "path": text}``, writes the subnet there,
+ready for onnxruntime on this machine, and answers ``{"sha256": …}`` or ``{"error": …}``. It ends
+with its input.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TextIO
+
+import onnxruntime as ort
+
+from fxelastic.edge.assembly import assemble
+from fxelastic.edge.bundle import Bundle, load
+from fxelastic.spec import Arch
+
+_NICENESS = 10
+_CHUNK_BYTES = 2**20
+
+
+def work(bundle: Bundle, requests: TextIO, answers: TextIO) -> None:
+    """Answer requests until there are no more.
+
+    Args:
+        bundle: Whose subnets.
+        requests: Lines of JSON.
+        answers: Where to write a line for each.
+    """
+    for line in requests:
+        request = json.loads(line)
+        try:
+            answer = {"sha256": prepare(bundle, Arch.parse(request["arch"]), Path(request["path"]))}
+        except Exception as e:  # noqa: BLE001 - whatever it is, the other process reports it
+            answer = {"error": f"{type(e).__name__}: {e}"}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def prepare(bundle: Bundle, arch: Arch, path: Path) -> str:
+    """Write a subnet as onnxruntime would optimise it when it loads it.
+
+    Args:
+        bundle: The bundle.
+        arch: The subnet.
+        path: The file to write.
+
+    Returns:
+        Sha256 of the file.
+    """
+    plain = assemble(bundle, arch, path.with_suffix(".plain.onnx"))
+    options = ort.SessionOptions()
+    # Warnings tell that the optimised model fits only this machine, which is where it stays.
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.optimized_model_filepath = os.fspath(path)
+    try:
+        ort.InferenceSession(os.fspath(plain), options, providers=["CPUExecutionProvider"])
+    finally:
+        for file in plain.parent.glob(f"{plain.name}*"):
+            file.unlink()
+    return digest(path)
+
+
+def digest(path: Path) -> str:
+    """Sha256 of a file."""
+    found = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            found.update(chunk)
+    return found.hexdigest()
+
+
+def main(folder: str) -> None:
+    """Serve on stdin and stdout.
+
+    Args:
+        folder: The bundle's folder.
+    """
+    # What a library prints must not get between the answers.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    if hasattr(os, "nice"):
+        with suppress(OSError):
+            os.nice(_NICENESS)
+    work(load(folder), sys.stdin, answers)

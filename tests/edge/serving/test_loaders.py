@@ -1,0 +1,168 @@
+"""Subnets of a real bundle: the same numbers either way, and nothing left behind."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from fxelastic.edge.bundle import Bundle
+from fxelastic.edge.serving.assembled import AssembledLoader
+from fxelastic.edge.serving.executable import Executable
+from fxelastic.edge.serving.paged import PagedLoader
+from fxelastic.edge.serving.preparation import Preparation
+from fxelastic.errors import BundleError, ServingError
+from fxelastic.spec import Arch
+from tests.edge.serving.tiny_bundle import reference, write_bundle
+
+X = np.random.default_rng(0).standard_normal((2, 8, 8, 8)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_bundle(tmp_path_factory.mktemp("serving") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def archs(bundle: Bundle) -> list[Arch]:
+    return [bundle.space.original, *bundle.space.sample(4, seed=1)]
+
+
+@pytest.fixture(scope="module")
+def assembled(bundle: Bundle) -> Iterator[AssembledLoader]:
+    loader = AssembledLoader(bundle, Preparation(bundle.path, keep=2), open_session)
+    yield loader
+    loader.close()
+
+
+def open_session(path: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def output(executable: Executable) -> np.ndarray[Any, Any]:
+    (array,) = executable.run({"x": X})
+    return array
+
+
+def test_both_ways_give_the_subnet_s_numbers(
+    bundle: Bundle, archs: list[Arch], assembled: AssembledLoader
+) -> None:
+    paged = PagedLoader(bundle, open_session)
+    for arch in archs:
+        expected = reference(bundle, arch, {"x": X})
+        for loader in (assembled, paged):
+            executable = loader.load(arch)
+            np.testing.assert_allclose(output(executable), expected, rtol=1e-4, atol=1e-4)
+            executable.close()
+        assert paged.resident_bytes == assembled.resident_bytes == 0
+    different = reference(bundle, archs[0], {"x": X}) - reference(bundle, archs[1], {"x": X})
+    assert np.abs(different).max() > 1e-2
+
+
+def test_branches_are_in_memory_once(bundle: Bundle, archs: list[Arch]) -> None:
+    opened: list[Path] = []
+
+    def counting(path: Path) -> ort.InferenceSession:
+        opened.append(path)
+        return open_session(path)
+
+    loader = PagedLoader(bundle, counting)
+    first, second = archs[0], archs[1]
+    a = loader.load(first)
+    assert loader.added_bytes(first) == 0
+    assert loader.added_bytes(second) > 0
+    before = loader.resident_bytes
+    added = loader.added_bytes(second)
+    b = loader.load(second)
+    assert loader.resident_bytes == before + added
+    assert len(opened) == len({*first, *second})
+    a.close()
+    np.testing.assert_allclose(output(b), reference(bundle, second, {"x": X}), atol=1e-4)
+    b.close()
+    assert loader.resident_bytes == 0
+
+
+def test_threads_share_a_paged_subnet(bundle: Bundle, archs: list[Arch]) -> None:
+    executable = PagedLoader(bundle, open_session).load(archs[1])
+    expected = [output(executable) * 1, executable.run({"x": X[:1]})[0]]
+    wrong: list[int] = []
+
+    def ask(i: int) -> None:
+        for _ in range(20):
+            (y,) = executable.run({"x": X if i % 2 == 0 else X[:1]})
+            if not np.array_equal(y, expected[i % 2]):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_a_damaged_branch_leaves_nothing_in_memory(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle")
+    branch = bundle.space.original.branches[-1]
+    path = bundle.path / bundle.segment(branch).file
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    loader = PagedLoader(bundle, open_session)
+    with pytest.raises(BundleError, match="other bytes"):
+        loader.load(bundle.space.original)
+    assert loader.resident_bytes == 0
+    assembled = AssembledLoader(bundle, Preparation(bundle.path), open_session)
+    with pytest.raises(BundleError, match=r"can't be prepared[\s\S]*other bytes"):
+        assembled.load(bundle.space.original)
+    assert assembled.resident_bytes == 0
+    assembled.close()
+
+
+def test_a_damaged_file_is_prepared_again(
+    archs: list[Arch], assembled: AssembledLoader, bundle: Bundle
+) -> None:
+    path = assembled.preparation.file(archs[0])
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    assert assembled.preparation.file(archs[0]) != path
+    executable = assembled.load(archs[0])
+    expected = reference(bundle, archs[0], {"x": X})
+    np.testing.assert_allclose(output(executable), expected, rtol=1e-4, atol=1e-4)
+    executable.close()
+
+
+def test_the_latest_files_are_kept(archs: list[Arch], assembled: AssembledLoader) -> None:
+    paths = [assembled.preparation.file(arch) for arch in archs[:2]]
+    assert assembled.preparation.file(archs[0]) == paths[0]
+    third = assembled.preparation.file(archs[2])
+    assert [path.exists() for path in (*paths, third)] == [True, False, True]
+
+
+def test_closing_deletes_the_files_and_ends_the_process(bundle: Bundle, archs: list[Arch]) -> None:
+    preparation = Preparation(bundle.path)
+    path = preparation.file(archs[0])
+    process = preparation._process
+    assert process is not None
+    before = threading.active_count()
+    preparation.close()
+    assert process.poll() is not None
+    assert not path.parent.exists()
+    assert threading.active_count() < before
+    with pytest.raises(ServingError, match="closed"):
+        preparation.file(archs[1])
+
+
+def test_a_process_that_is_killed_is_told_and_replaced(bundle: Bundle, archs: list[Arch]) -> None:
+    preparation = Preparation(bundle.path)
+    preparation.file(archs[0])
+    assert preparation._process is not None
+    preparation._process.kill()
+    preparation._process.wait(10)
+    assert preparation.file(archs[1]).exists()
+    preparation.close()
