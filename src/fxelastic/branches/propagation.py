@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,28 +11,40 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from fxelastic.ir.flops import node_flops
 
+#: Batch sizes at which a changed graph is tried; the last one gives the costs of one sample.
+_BATCH_SIZES = (3, 2, 1)
 
-def propagate(module: fx.GraphModule, operands: Sequence[Any]) -> Any:
-    """Derive each node's ``meta["val"]`` anew from those of the operands.
+
+def misfit(module: fx.GraphModule, operands: Sequence[torch.Tensor], result: torch.Tensor) -> str:
+    """Why a graph does not give the shape and dtype wanted; empty where it does.
+
+    The graph runs on fake tensors of its own, with numbers for symbolic sizes: run on the
+    partition's, some operators would fix the batch size there for good.
 
     Args:
-        module: The graph, whose nodes' metadata is written.
+        module: The graph. Its nodes' ``meta["val"]`` are written.
         operands: Fake tensors, one for each placeholder; sizes may be symbolic.
-
-    Returns:
-        The fake result.
-
-    Raises:
-        Exception: Whatever an operator raises whose operands do not fit.
+        result: Fake tensor of the result wanted.
     """
-    mode = next((v.fake_mode for v in operands if isinstance(v, FakeTensor)), None)
-    mode = mode or FakeTensorMode()
-    with mode, torch.no_grad():
-        return _FakeRun(module, mode).run(*operands)
+    dynamic = any(isinstance(n, torch.SymInt) for v in (*operands, result) for n in v.shape)
+    for batch_size in _BATCH_SIZES if dynamic else (0,):
+        mode = FakeTensorMode()
+        with mode, torch.no_grad():
+            given = [_concrete(value, batch_size) for value in operands]
+            wanted = _concrete(result, batch_size)
+            try:
+                found = _FakeRun(module, mode).run(*given)
+            except Exception as e:  # noqa: BLE001  # operators refuse shapes with errors of all types
+                return f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
+        if not isinstance(found, torch.Tensor):
+            return f"it gives a {type(found).__name__}"
+        if not same_kind(found, wanted):
+            return f"it gives {list(found.shape)} instead of {list(wanted.shape)}"
+    return ""
 
 
 def graph_flops(module: fx.GraphModule) -> int:
-    """Floating point operations of one sample; `propagate` has run."""
+    """Floating point operations of one sample, by the nodes' ``meta["val"]``."""
     return sum(node_flops(node) for node in module.graph.nodes)
 
 
@@ -51,6 +63,23 @@ def sizes(value: torch.Tensor) -> tuple[int | str, ...]:
     return tuple(
         str(size.node.expr) if isinstance(size, torch.SymInt) else int(size) for size in value.shape
     )
+
+
+def _concrete(value: Any, batch_size: int) -> Any:
+    """A tensor of the same shape and dtype for one batch size."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    shape = list(_numbers(value.shape, batch_size))
+    return torch.empty(shape, dtype=value.dtype, device=value.device)
+
+
+def _numbers(shape: Sequence[int | torch.SymInt], batch_size: int) -> Iterator[int]:
+    for size in shape:
+        if isinstance(size, torch.SymInt):
+            expression = size.node.expr
+            yield int(expression.subs(dict.fromkeys(expression.free_symbols, batch_size)))
+        else:
+            yield int(size)
 
 
 class _FakeRun(fx.Interpreter):
