@@ -228,7 +228,8 @@ def test_a_subnet_that_raises_is_left_and_no_request_fails() -> None:
 
 def test_rolling_back_prefers_the_subnet_that_served_before() -> None:
     policy, loader = GoTo(), FakeLoader()
-    with serving(loader, policy=policy) as runtime:
+    with serving(loader, policy=policy, standby=Standby(limit=9)) as runtime:
+        wait_until(lambda: runtime.status().resident == len(POOL))
         policy.arch = POOL[2].arch
         wait_until(lambda: right(runtime) == POOL[2].arch)
         loader.raising.add(POOL[2].arch)
@@ -297,6 +298,16 @@ def test_memory_for_two_is_enough_for_every_switch() -> None:
             wait_until(lambda step=step: right(runtime) == step.arch)
         assert loader.most_open == 2
         assert runtime.status().resident_bytes <= 2 * SIZE
+
+
+def test_what_is_no_longer_wanted_leaves_memory() -> None:
+    policy, loader = GoTo(), FakeLoader()
+    with serving(loader, policy=policy) as runtime:
+        for step in (POOL[1], POOL[0], POOL[2]):
+            policy.arch = step.arch
+            wait_until(lambda step=step: right(runtime) == step.arch)
+            wait_until(lambda: sum(loader.open.values()) == 1)
+        assert loader.most_open == 2
 
 
 def test_a_policy_that_raises_does_not_stop_the_requests() -> None:

@@ -104,6 +104,8 @@ class Builder:
                 while job is None or not (job.urgent or self._rested()):
                     if self._closed:
                         return
+                    if job is None:
+                        self._trim()
                     self._condition.wait(self._rest_s() if job is not None else None)
                     job = self._next()
             begin_s = time.monotonic()
@@ -111,6 +113,14 @@ class Builder:
             end_s = time.monotonic()
             self._leisure_s = end_s + _REST * (end_s - begin_s)
             self._on_change()
+
+    def _trim(self) -> None:
+        """Let go of what is neither in use nor wanted."""
+        wanted = {step.arch for step in self._standby}
+        if self._target is not None:
+            wanted.add(self._target.arch)
+        for arch in self._residents.keep_only(wanted):
+            self._events.add("unloaded", "no longer wanted", arch=str(arch))
 
     def _rest_s(self) -> float:
         return self._leisure_s - time.monotonic()

@@ -137,20 +137,14 @@ class Recovery:
             if step.arch in tried:
                 continue
             try:
-                self._residents.load(step)
+                return self._residents.load_and_acquire(step)
             except ClosedError:
                 raise
             except MemoryLimitError as e:
                 self._events.add("memory_limit", describe(e), arch=str(step.arch))
-                continue
             except Exception as e:  # noqa: BLE001 - the next one may be loaded; events tell
                 self._catalogue.bar_for_now(step.arch, self._clock())
                 self._events.add("load_failed", describe(e), arch=str(step.arch))
-                continue
-            # It may have been pushed out again; then the next one is tried.
-            resident = self._residents.acquire_arch(step.arch)
-            if resident is not None:
-                return resident
         return None
 
     def _leave(self, failed: Step, answered: Step, reason: str, *, for_good: bool) -> None:

@@ -131,11 +131,30 @@ class Residents:
             if step.arch in self.archs:
                 return ()
             gone = self._make_room(step, keep)
-            executable = self._loader.load(step.arch)
-            with self._condition:
-                if not self._closed:
-                    self._all[step.arch] = Resident(step, executable)
-                    return gone
+            self._load(step, users=0)
+            return gone
+
+    def load_and_acquire(self, step: Step) -> Resident:
+        """Bring a subnet into memory and begin a request on it, before it can leave again.
+
+        Raises:
+            MemoryLimitError: There is no room for it.
+            ClosedError: The residents were closed.
+            Exception: Whatever the loader raises.
+        """
+        with self._loading:
+            resident = self.acquire_arch(step.arch)
+            if resident is None:
+                self._make_room(step, ())
+                resident = self._load(step, users=1)
+            return resident
+
+    def _load(self, step: Step, users: int) -> Resident:
+        executable = self._loader.load(step.arch)
+        with self._condition:
+            if not self._closed:
+                resident = self._all[step.arch] = Resident(step, executable, users)
+                return resident
         executable.close()
         raise closed_error()
 
@@ -216,6 +235,13 @@ class Residents:
                 return True
         self._close(resident)
         return True
+
+    def keep_only(self, archs: Collection[Arch]) -> tuple[Arch, ...]:
+        """Let go of every subnet but these and the one in use; returns those that go."""
+        with self._condition:
+            current = None if self._current is None else self._current.step.arch
+            gone = tuple(arch for arch in self._all if arch not in archs and arch != current)
+        return tuple(arch for arch in gone if self.discard(arch))
 
     def restate(self, step: Step) -> None:
         """Take a new estimate of a subnet in memory."""

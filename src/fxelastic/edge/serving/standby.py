@@ -18,7 +18,7 @@ class Standby:
     """
 
     ratios: Sequence[float] = (1.5, 2.0, 3.0)
-    limit: int = 6
+    limit: int = 4
 
     def steps(
         self, ladder: Ladder, current: Step, budget_ms: float, limit_ms: float
