@@ -1,0 +1,234 @@
+"""A run-time trace as data, and as the plot of the paper's Figure 13."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from fxelastic.errors import UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SCHEMA = "fxelastic.trace/1"
+
+# Seconds over which the plotted median is taken.
+_WINDOW_S = 0.5
+
+
+@dataclass(frozen=True)
+class TracedSubnet:
+    """A subnet of a trace.
+
+    Attributes:
+        arch: Its text.
+        latency_ms: Its estimated latency.
+        accuracy: Its accuracy, as searched.
+    """
+
+    arch: str
+    latency_ms: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class TraceData:
+    """What a trace file holds; times are seconds since its begin.
+
+    Attributes:
+        subnets: By their number.
+        requests: ``(end, subnet, latency in ms)`` of each request, by end.
+        loads: ``(time, r, budget in ms)`` of each reading.
+        events: ``(time, kind, message)``.
+        n_torn: Lines that could not be read: a process that was killed may leave one.
+    """
+
+    subnets: Mapping[int, TracedSubnet] = field(default_factory=dict)
+    requests: Sequence[tuple[float, int, float]] = ()
+    loads: Sequence[tuple[float, float, float]] = ()
+    events: Sequence[tuple[float, str, str]] = ()
+    n_torn: int = 0
+
+    def medians(self, window_s: float = _WINDOW_S) -> list[tuple[float, float]]:
+        """``(time, median latency in ms)`` over the requests of the last seconds."""
+        ends = [end for end, _, _ in self.requests]
+        latencies = [latency_ms for _, _, latency_ms in self.requests]
+        return [
+            (end, median(latencies[bisect_right(ends, end - window_s) : i + 1]))
+            for i, end in enumerate(ends)
+        ]
+
+
+def read_trace(path: str | os.PathLike[str]) -> TraceData:
+    """Read a file that ``fxelastic serve --trace`` wrote.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UsageError: It can't be read, or is no trace.
+    """
+    try:
+        lines = Path(path).read_text("utf-8", errors="replace").splitlines()
+    except OSError as e:
+        raise UsageError(
+            f"the trace {path} can't be read",
+            expected="a file that fxelastic serve --trace wrote",
+            got=f"{type(e).__name__}: {e.strerror or e}",
+        ) from e
+    rows = [_row(line) for line in lines]
+    if not rows or rows[0].get("type") != "start" or rows[0].get("schema") != SCHEMA:
+        raise UsageError(
+            f"{path} is no trace",
+            expected=f"a first line with the schema {SCHEMA}",
+            got=(lines[0][:100] if lines else "an empty file"),
+        )
+    subnets: dict[int, TracedSubnet] = {}
+    requests: list[tuple[float, int, float]] = []
+    loads: list[tuple[float, float, float]] = []
+    events: list[tuple[float, str, str]] = []
+    n_torn = 0
+    for row in rows[1:]:
+        try:
+            kind = row["type"]
+            if kind == "subnet":
+                subnets[int(row["id"])] = TracedSubnet(
+                    str(row["arch"]), float(row["latency_ms"]), float(row["accuracy"])
+                )
+            elif kind == "request":
+                requests.append((float(row["t"]), int(row["subnet"]), float(row["latency_ms"])))
+            elif kind == "load":
+                loads.append((float(row["t"]), float(row["r"]), float(row["budget_ms"])))
+            elif kind == "event":
+                events.append((float(row["t"]), str(row["kind"]), str(row["message"])))
+        except (KeyError, TypeError, ValueError):
+            n_torn += 1
+    requests = sorted(request for request in requests if request[1] in subnets)
+    return TraceData(subnets, requests, loads, events, n_torn)
+
+
+def plot_trace(trace: TraceData, title: str = "") -> Figure:
+    """Draw latency, budget, the subnet in use, its accuracy and r over time.
+
+    Args:
+        trace: The trace.
+        title: The plot's title.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+
+    Source: AdaptiveNet, Figure 13.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as e:
+        raise UsageError(
+            "plots need matplotlib",
+            expected="matplotlib",
+            got=str(e),
+            fix="pip install 'fxelastic[report]'",
+        ) from e
+    figure = Figure(figsize=(10, 6.5), layout="constrained")
+    latency, accuracy, ratio = figure.subplots(
+        3, 1, sharex=True, gridspec_kw={"height_ratios": (3, 1, 1)}
+    )
+    ends = [end for end, _, _ in trace.requests]
+    estimated = [trace.subnets[subnet].latency_ms for _, subnet, _ in trace.requests]
+    latency.plot(
+        ends,
+        [latency_ms for _, _, latency_ms in trace.requests],
+        **{"marker": ".", "markersize": 2, "linestyle": "", "alpha": 0.35, "label": "a request"},
+    )
+    medians = trace.medians()
+    latency.plot(
+        [time for time, _ in medians],
+        [value for _, value in medians],
+        linewidth=1.6,
+        label=f"median of {_WINDOW_S:g} s",
+    )
+    latency.step(ends, estimated, where="post", linewidth=1.2, label="estimate of the subnet")
+    latency.step(
+        [time for time, _, _ in trace.loads],
+        [budget for _, _, budget in trace.loads],
+        **{"where": "post", "linestyle": "--", "color": "black", "label": "budget"},
+    )
+    latency.set_ylabel("latency (ms)")
+    latency.set_ylim(bottom=0, top=_top(trace))
+    accuracies = [trace.subnets[subnet].accuracy for _, subnet, _ in trace.requests]
+    accuracy.step(ends, accuracies, where="post", color="tab:green")
+    accuracy.set_ylabel("accuracy")
+    ratio.plot(
+        [time for time, _, _ in trace.loads], [r for _, r, _ in trace.loads], color="tab:red"
+    )
+    ratio.axhline(1.0, color="gray", linewidth=0.8)
+    ratio.set_ylabel("r = actual / estimated")
+    ratio.set_xlabel("time (s)")
+    for time, kind, _ in trace.events:
+        if kind in ("switched", "rolled_back", "budget_unmet"):
+            style = {"switched": ":", "rolled_back": "-.", "budget_unmet": "-"}[kind]
+            for axes in (latency, accuracy, ratio):
+                axes.axvline(time, color="gray", linestyle=style, linewidth=0.8)
+    latency.legend(loc="upper right", fontsize="small")
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def write_plot(trace: TraceData, path: str | os.PathLike[str], title: str = "") -> None:
+    """Write the plot to a file whose suffix says the format: ``.png``, ``.svg``, ``.pdf``.
+
+    Args:
+        trace: The trace.
+        path: The file; one that is there is replaced in one step.
+        title: The plot's title.
+
+    Raises:
+        UsageError: matplotlib is not installed, does not know the format, or the file can't be
+            written.
+    """
+    target = Path(path)
+    figure = plot_trace(trace, title)
+    temporary: Path | None = None
+    try:
+        descriptor, name = tempfile.mkstemp(suffix=target.suffix, dir=target.parent)
+        temporary = Path(name)
+        with os.fdopen(descriptor, "wb") as stream:
+            figure.savefig(stream, format=target.suffix.lstrip(".") or "png", dpi=130)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(target)
+        temporary = None
+    except (OSError, ValueError) as e:
+        raise UsageError(
+            f"the plot can't be written to {target}",
+            expected="a .png, .svg or .pdf file in a folder that exists",
+            got=f"{type(e).__name__}: {e}",
+        ) from e
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _row(line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) else {}
+
+
+def _top(trace: TraceData) -> float | None:
+    """The upper end of the latency axis: single outliers don't flatten the rest."""
+    values = sorted(latency_ms for _, _, latency_ms in trace.requests)
+    if not values:
+        return None
+    usual = values[int(0.995 * (len(values) - 1))]
+    budgets = [budget for _, _, budget in trace.loads]
+    return 1.15 * max([usual, *budgets])
