@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, fx
 
 from fxelastic.branches.projection import obstacle, project
-from fxelastic.branches.propagation import graph_flops, propagate, same_kind
+from fxelastic.branches.propagation import graph_flops, misfit, same_kind
 from fxelastic.branches.retarget import retarget
 from fxelastic.branches.trainable import Trainable, trainable
 from fxelastic.errors import UsageError
@@ -35,6 +36,9 @@ class Merged:
     that is not far smaller than the largest of all. Else it is the largest block's, with its outer
     layers changed to the run's shapes, or with projections at its ends. Its parameters never
     exceed those of the largest block by more than its projections, which the branch's note tells.
+
+    What stands before the first and after the last block that has its like in the model, the stem
+    and the head, is not merged: a copy of a classifier would cost more than it saves.
 
     Attributes:
         spans: How many further blocks a branch replaces beside its first.
@@ -69,6 +73,7 @@ class Merged:
             A branch for each run, or the reason why there is none.
         """
         crossings = Crossings(partition)
+        first, last = _repeating(partition)
         done: set[tuple[int, int]] = set()
         for start, block in enumerate(partition.blocks):
             if block.kind in _REPLACEABLE:
@@ -76,7 +81,23 @@ class Merged:
                     run = _run(partition, crossings, start, span)
                     if run is not None and (run.start, run.stop) not in done:
                         done.add((run.start, run.stop))
-                        yield run.branch()
+                        if first <= start and run.blocks[-1] <= last:
+                            yield run.branch()
+                        else:
+                            yield run.skip("the run reaches into the model's stem or head")
+
+
+def _repeating(partition: Partition) -> tuple[int, int]:
+    """The first and the last block whose operators another block has too, in the same order."""
+    nodes = {node.name: node for node in partition.graph.nodes}
+    kinds = {
+        i: tuple(operator_name(nodes[name]) for name in block.nodes)
+        for i, block in enumerate(partition.blocks)
+        if block.kind in _REPLACEABLE
+    }
+    counts = Counter(kinds.values())
+    repeated = [i for i, kind in kinds.items() if counts[kind] > 1]
+    return (repeated[0], repeated[-1]) if repeated else (0, len(partition.blocks))
 
 
 def _run(partition: Partition, crossings: Crossings, start: int, span: int) -> _Run | None:
@@ -110,13 +131,13 @@ class _Run:
         values = {node.name: node.meta.get("val") for node in self.partition.graph.nodes}
         inputs, outputs = self._ends()
         if len(inputs) != 1 or len(outputs) != 1:
-            return self._skip(
+            return self.skip(
                 f"the run has {_counted(len(inputs), 'input')} "
                 f"and {_counted(len(outputs), 'output')}"
             )
         operand, result = values[inputs[0]], values[outputs[0]]
         if not isinstance(operand, Tensor) or not isinstance(result, Tensor):
-            return self._skip("what enters or leaves the run is no tensor")
+            return self.skip("what enters or leaves the run is no tensor")
         reasons: list[str] = []
         for i in self._candidates(values, operand, result):
             made = self._made(i, values, inputs[0], operand, result)
@@ -124,7 +145,7 @@ class _Run:
                 copied, note = made
                 return self._finished(copied, inputs, outputs, note)
             reasons.append(f"{self.partition.blocks[i].name}: {made}")
-        return self._skip("; ".join(dict.fromkeys(reasons)) or "no block of the run has weights")
+        return self.skip("; ".join(dict.fromkeys(reasons)) or "no block of the run has weights")
 
     def has_one_input_and_output(self) -> bool:
         return all(len(values) == 1 for values in self._ends())
@@ -171,18 +192,21 @@ class _Run:
         source, target = values[copied.inputs[0]], values[copied.outputs[0]]
         if same_kind(source, operand) and same_kind(target, result):
             return copied, f"a copy of {block.name}"
-        if retarget(copied.module, operand, result) and _fits(
-            copied.module, (operand, *contexts), result
-        ):
+        operands = (operand, *contexts)
+        if retarget(copied.module, operand, result) and not misfit(copied.module, operands, result):
             return copied, f"a copy of {block.name} with other outer layers"
         for one, other in ((operand, source), (target, result)):
             problem = obstacle(one, other)
             if problem:
                 return problem
         copied = trainable(self.partition, i, i + 1, self.crossings)
+        own = sum(p.numel() for p in copied.module.parameters())
         added = _wrap(copied.module, (operand, source), (target, result))
-        if not _fits(copied.module, (operand, *contexts), result):
-            return "projections do not lead to the run's shapes"
+        if added > own:
+            return f"its projections would have {added:,} parameters, and it has {own:,}"
+        problem = misfit(copied.module, operands, result)
+        if problem:
+            return f"projections do not lead to the run's shapes: {problem}"
         return copied, f"a copy of {block.name} between projections of {added:,} parameters"
 
     def _finished(
@@ -200,7 +224,7 @@ class _Run:
         )
         return Branch(spec, copied.module, inputs, outputs, copied.context, note=note)
 
-    def _skip(self, reason: str) -> Skip:
+    def skip(self, reason: str) -> Skip:
         return Skip(reason, KIND, self.start, self.stop)
 
 
@@ -209,14 +233,6 @@ def _weights(partition: Partition, i: int) -> int:
     block = partition.blocks[i]
     names = (*block.params, *block.shared_params)
     return sum(partition.graph_module.get_parameter(name).numel() for name in names)
-
-
-def _fits(module: fx.GraphModule, operands: Sequence[Tensor], result: Tensor) -> bool:
-    """Whether the changed graph gives the shape; its nodes get their new ones."""
-    try:
-        return same_kind(propagate(module, operands), result)
-    except Exception:  # noqa: BLE001  # an operator refuses the new shapes, each with its own type
-        return False
 
 
 def _wrap(
