@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fxelastic.edge.assembly import assemble
     from fxelastic.edge.bundle import Bundle, load
+    from fxelastic.edge.serving.runtime import Runtime
+    from fxelastic.edge.serving.serve import serve
 
-__all__ = ["Bundle", "assemble", "load"]
+__all__ = ["Bundle", "Runtime", "assemble", "load", "serve"]
 
 # Public name -> the module that defines it.
 _LAZY_NAMES = {
+    "Runtime": "fxelastic.edge.serving.runtime",
+    "serve": "fxelastic.edge.serving.serve",
     "Bundle": "fxelastic.edge.bundle",
     "assemble": "fxelastic.edge.assembly",
     "load": "fxelastic.edge.bundle",

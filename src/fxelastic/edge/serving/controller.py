@@ -82,15 +82,18 @@ class Controller:
             self._thread.join()
 
     def _work(self) -> None:
+        again_s: float | None = None
         while True:
-            self._wake.wait()
-            self._hurry.wait(self.tick_s)
+            if self._wake.wait(again_s):
+                self._hurry.wait(self.tick_s)
             if self._closed:
                 return
             self._wake.clear()
             self._hurry.clear()
+            again_s = None
             try:
-                self.tick()
+                decision = self.tick()
+                again_s = None if decision is None else decision.again_s
             except Exception as e:  # noqa: BLE001 - a policy is user code; serving goes on
                 self.events.add("control_failed", describe(e))
 

@@ -53,12 +53,14 @@ class Decision:
         met: The target is expected to keep the budget.
         limit_ms: Estimated latency that a subnet may have at the load there is: ``T/r``.
         reason: Why, for people.
+        again_s: Ask again after this time in seconds, even if there is no request; None not to.
     """
 
     target: Step
     met: bool
     limit_ms: float
     reason: str
+    again_s: float | None = None
 
 
 class Policy(Protocol):
@@ -131,7 +133,9 @@ class RatioPolicy:
         )
         since_s = _since_last(situation)
         if since_s is not None and 0 <= since_s < self.dwell_s:
-            return Decision(current, False, limit_ms, f"{exceeded}, just switched")
+            # Most of the window is from before the switch; that is no reason to give up.
+            again_s = self.dwell_s - since_s
+            return Decision(current, True, limit_ms, f"{exceeded}, just switched", again_s)
         if recent is not None and recent * current.latency_ms <= situation.budget_ms:
             return Decision(current, True, limit_ms, f"{exceeded}, but the newest requests do not")
         fitting = ladder.best_under(limit_ms)

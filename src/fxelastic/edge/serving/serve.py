@@ -1,0 +1,120 @@
+"""`edge.serve`: a runtime from a bundle, a latency table and a pool."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import psutil
+
+from fxelastic.edge.bundle import Bundle
+from fxelastic.edge.serving.assembled import AssembledLoader
+from fxelastic.edge.serving.executable import Loader
+from fxelastic.edge.serving.ladder import Ladder, Step
+from fxelastic.edge.serving.paged import PagedLoader
+from fxelastic.edge.serving.preparation import Preparation
+from fxelastic.edge.serving.research import Researcher
+from fxelastic.edge.serving.runtime import Runtime, ServingOptions
+from fxelastic.edge.serving.sessions import SessionMaker
+from fxelastic.edge.serving.signature import BundleSignature
+from fxelastic.edge.serving.standby import Standby
+from fxelastic.errors import UsageError
+
+MODES = ("auto", "assembled", "paged")
+
+
+def serve(
+    bundle: Bundle,
+    table: Any,
+    pool: Any,
+    *,
+    budget_ms: float,
+    mode: str = "auto",
+    memory_bytes: int | None = None,
+    threads: int = 0,
+    researcher: Researcher | None = None,
+    options: ServingOptions | None = None,
+) -> Runtime:
+    """Serve the best subnet that keeps a latency budget, while the device changes (§5.3).
+
+    Args:
+        bundle: The bundle, from `edge.load`.
+        table: The device's latencies, from `edge.profile`.
+        pool: Subnets with latency and accuracy: ``result.pool`` of `edge.search`.
+        budget_ms: What a request may take, in ms.
+        mode: ``assembled`` runs each subnet as one model, which is quickest, and holds a few of
+            them ready. ``paged`` runs branch after branch and holds only the branches of the
+            subnet in use; a switch loads what differs. ``auto`` is assembled where there is
+            memory for it.
+        memory_bytes: Memory that weights may take. Without it: the subnets on standby in
+            ``assembled`` mode, the subnet in use in ``paged`` mode; for the time of a switch,
+            those and the next one.
+        threads: Threads to compute with; 0 for one for each core. The first session of a process
+            decides for all.
+        researcher: Searches for quicker subnets when none of the pool keeps the budget.
+        options: How to behave in detail; its ``memory_bytes`` is replaced by the argument.
+
+    Returns:
+        The runtime: ``runtime(x)`` answers a request. Close it at the end.
+
+    Raises:
+        UsageError: The pool is empty or of another bundle, an argument is out of range, or the
+            memory is too small for any subnet.
+        ServingError: No subnet of the pool can be loaded.
+    """
+    if mode not in MODES:
+        raise UsageError("there is no such mode", expected=", ".join(MODES), got=repr(mode))
+    if memory_bytes is not None and memory_bytes <= 0:
+        raise UsageError("memory_bytes is too small", expected="above 0", got=str(memory_bytes))
+    entries = tuple(getattr(pool, "entries", pool))
+    for entry in entries:
+        bundle.space.validate(entry.arch)
+    if mode == "auto":
+        mode = "assembled" if _room_for_assembled(bundle, entries, memory_bytes) else "paged"
+    entries = _fitting(bundle, entries, memory_bytes)
+    options = replace(options or ServingOptions(), memory_bytes=memory_bytes)
+    if mode == "paged" and memory_bytes is None:
+        options = replace(options, standby=Standby(limit=0))
+    return Runtime(
+        _loader(bundle, mode, SessionMaker(threads)),
+        BundleSignature(bundle),
+        entries,
+        budget_ms,
+        options,
+        researcher,
+    )
+
+
+def _loader(bundle: Bundle, mode: str, sessions: SessionMaker) -> Loader:
+    if mode == "paged":
+        return PagedLoader(bundle, sessions.open_branch)
+    return AssembledLoader(bundle, Preparation(bundle.path), sessions.open_prepared)
+
+
+def _weight_bytes(bundle: Bundle, entry: Step) -> int:
+    return sum(bundle.segment(branch).weight_bytes for branch in entry.arch)
+
+
+def _room_for_assembled(bundle: Bundle, entries: Iterable[Step], memory_bytes: int | None) -> bool:
+    """Whether two subnets fit at once, which a switch takes when they share nothing."""
+    sizes = sorted(_weight_bytes(bundle, step) for step in Ladder.of(entries).steps)
+    room = psutil.virtual_memory().available // 2 if memory_bytes is None else memory_bytes
+    return sum(sizes[-2:]) <= room
+
+
+def _fitting(
+    bundle: Bundle, entries: tuple[Step, ...], memory_bytes: int | None
+) -> tuple[Step, ...]:
+    """The subnets that the memory can hold."""
+    if memory_bytes is None or not entries:
+        return entries
+    fitting = tuple(e for e in entries if _weight_bytes(bundle, e) <= memory_bytes)
+    if not fitting:
+        least = min(_weight_bytes(bundle, entry) for entry in entries)
+        raise UsageError(
+            "memory_bytes is too small for every subnet of the pool",
+            expected=f"at least {least:,} bytes",
+            got=f"{memory_bytes:,} bytes",
+        )
+    return fitting
