@@ -13,8 +13,8 @@ import onnxruntime
 import torch
 
 import fxelastic
+from fxelastic.backends.onnxruntime.conversion import exporter_reason, quiet
 from fxelastic.edge import Bundle
-from fxelastic.errors import ExportError
 from fxelastic.ir import trees
 from fxelastic.ir.supernet import Supernet
 from fxelastic.spec import Arch
@@ -71,15 +71,10 @@ def flat_result(name: str, arch: Arch | None, n_samples: int) -> list[torch.Tens
 
 def exporter_failure(name: str) -> str:
     """Why the exporter can't convert a test model as a whole; empty where it can."""
-    from fxelastic.backends.onnxruntime.conversion import convert
-    from fxelastic.backends.onnxruntime.pieces import Piece
-
-    partition = supernet(name).partition
-    example = tuple(x for x in partition.example)
-    names = partition.signature.inputs
-    piece = Piece("whole", partition.graph_module, names, (), example, ((),) * len(names))
+    args, kwargs = CASES[name].inputs(2)
     try:
-        convert([piece])
-    except ExportError as e:
-        return str(e.got)
+        with quiet(), torch.no_grad():
+            torch.onnx.export(CASES[name].build(), args, kwargs=kwargs, dynamo=True, verbose=False)
+    except Exception as e:  # noqa: BLE001 - the reason is what is asked for
+        return exporter_reason(e)
     return ""

@@ -13,7 +13,7 @@ import shlex
 import tempfile
 from pathlib import Path
 
-from fxelastic.cli import main
+from fxelastic.cli import export_main, main
 from tests.cli.commands import ROOT
 
 PAGE = ROOT / "docs" / "cli.md"
@@ -49,10 +49,9 @@ def refreshed(page: str, folder: Path) -> str:
 
 def _stdout(command: str) -> str:
     program, *argv = shlex.split(command.removeprefix("$ "))
-    assert program == "fxelastic"
     stdout = io.StringIO()
     with contextlib.redirect_stdout(stdout):
-        main(argv)
+        {"fxelastic": main, "fxelastic-export": export_main}[program](argv)
     return stdout.getvalue()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import fxelastic as package
-from fxelastic.cli import export_main, main
+from fxelastic.cli import main
 from fxelastic.cli.app import COMMANDS
 from fxelastic.errors import CaptureError, InternalError, PartitionError, UsageError
 from tests.cli.commands import ROOT, environment, fxelastic
@@ -246,18 +246,3 @@ def test_commands_run_as_a_module(tmp_path: Path) -> None:
     done = fxelastic("--version", cwd=tmp_path)
     assert done.returncode == 0
     assert done.stdout.startswith("fxelastic ")
-
-
-def test_export_says_that_it_is_not_there_yet(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert export_main(["model.py:build", str(tmp_path / "bundle")]) == 1
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "not available in this release" in captured.err
-    assert not (tmp_path / "bundle").exists()
-    assert export_main(["--help"]) == 0
-    out = capsys.readouterr().out
-    assert "Not available in this release" in out
-    assert "fxelastic-export torchvision.models:resnet50 bundle/" in out
-    assert export_main([]) == 2

@@ -13,6 +13,7 @@ import pytest
 
 from fxelastic.cli.app import build_parser
 from fxelastic.cli.explain_json import SCHEMA, report
+from fxelastic.cli.export import build_export_parser
 from tests.cli.commands import ROOT, environment
 from tests.cli.docs_sessions import fenced, refreshed
 from tests.ir.hand_written import tied
@@ -27,7 +28,7 @@ def commands() -> dict[str, argparse.ArgumentParser]:
         for action in build_parser()._actions
         if isinstance(action, argparse._SubParsersAction)
     ]
-    return dict(action.choices)
+    return {**action.choices, "fxelastic-export": build_export_parser()}
 
 
 def section(name: str) -> str:
@@ -37,7 +38,7 @@ def section(name: str) -> str:
 
 def lines_of_commands(text: str) -> list[str]:
     """Every line that calls fxelastic in a console session or a CI job."""
-    found = re.findall(r"^(?:\$ |.*\brun: )(fxelastic .*)$", text, re.MULTILINE)
+    found = re.findall(r"^(?:\$ |.*\brun: )(fxelastic(?:-export)? .*)$", text, re.MULTILINE)
     return [line.partition(" | ")[0].partition(" > ")[0] for line in found]
 
 
@@ -52,13 +53,18 @@ def test_every_option_is_documented_and_no_other(name: str) -> None:
         value = action.metavar if action.nargs != 0 else ""
         if action.nargs == "?":
             value = f"[{value}]"
-        actual.append(" ".join([*action.option_strings[-1:], str(value)]).strip())
+        names = action.option_strings
+        # --verify has --no-verify; other options may have a short name before the long one.
+        names = ["/".join(names)] if "--no-verify" in names else names[-1:]
+        actual.append(" ".join([*names, str(value)]).strip())
     assert sorted(documented) == sorted(actual)
 
 
 @pytest.mark.parametrize("line", [*lines_of_commands(CLI), *lines_of_commands(CI)])
 def test_every_command_line_is_accepted_by_the_parser(line: str) -> None:
-    arguments = build_parser().parse_args(shlex.split(line)[1:])
+    program, *argv = shlex.split(line)
+    parser = build_export_parser() if program == "fxelastic-export" else build_parser()
+    arguments = parser.parse_args(argv)
     assert hasattr(arguments, "run")
 
 
@@ -69,7 +75,7 @@ def test_there_are_command_lines() -> None:
 
 def test_sessions_print_what_the_page_shows(tmp_path: Path) -> None:
     """Where they do not, ``python -m tests.cli.docs_sessions`` writes the page anew."""
-    assert sum(block.count("\n") > 1 for block in fenced(CLI, "console")) == 4
+    assert sum(block.count("\n") > 1 for block in fenced(CLI, "console")) >= 7
     assert refreshed(CLI, tmp_path) == CLI
 
 

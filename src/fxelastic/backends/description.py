@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxelastic.errors import ExportError
+from fxelastic.errors import ExportError, InternalError
 from fxelastic.ir import trees
 from fxelastic.ir.branch import Crossings
 from fxelastic.ir.operators import attribute
@@ -50,6 +50,13 @@ def describe_values(partition: Partition) -> tuple[ValueInfo, ...]:
         last_read = crossings.last_read.get(name, -1)
         if produced < 0 or last_read > produced:
             values.append(_describe(name, types, produced, last_read))
+    inputs = [value for value in values if value.produced < 0]
+    if partition.dynamic_batch and not any(None in value.shape for value in inputs):
+        raise InternalError(
+            "the batch size of a dynamic capture was fixed after it",
+            expected="a size that depends on the batch in one of the inputs",
+            got=", ".join(map(str, inputs)),
+        )
     n_blocks = len(partition.blocks)
     for name in constant_results(partition):
         file = f"{DATA_FOLDER}/{name}.bin"

@@ -34,7 +34,7 @@ def replace_folder(path: Path, marker: str, *, force: bool = False) -> Iterator[
         UsageError: ``path`` is there and may not be replaced, or it can't be written.
     """
     path = Path(os.path.abspath(path))
-    _check_target(path, marker, force)
+    check_target(path, marker, force=force)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         staging = _sibling(path, "new")
@@ -47,7 +47,7 @@ def replace_folder(path: Path, marker: str, *, force: bool = False) -> Iterator[
             logger.warning("%s was left by an interrupted export; delete it", stale)
     try:
         yield staging
-        _check_target(path, marker, force)
+        check_target(path, marker, force=force)
         for folder, _, _ in os.walk(staging):
             sync_folder(Path(folder))
         _swap(staging, path)
@@ -77,7 +77,12 @@ def _swap(staging: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _check_target(path: Path, marker: str, force: bool) -> None:
+def check_target(path: Path, marker: str, *, force: bool = False) -> None:
+    """Refuse to write a folder over something.
+
+    Raises:
+        UsageError: ``path`` is there, and it is no bundle or ``force`` is not set.
+    """
     if not os.path.lexists(path):
         return
     is_folder = path.is_dir() and not path.is_symlink()

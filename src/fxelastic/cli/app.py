@@ -11,7 +11,8 @@ import traceback
 from collections.abc import Sequence
 
 from fxelastic import __version__
-from fxelastic.cli import check, explain
+from fxelastic.cli import assemble, check, explain, inspect
+from fxelastic.cli.export import build_export_parser
 from fxelastic.cli.options import HelpFormatter
 from fxelastic.errors import FxElasticError, InternalError, UsageError
 
@@ -21,7 +22,7 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
-COMMANDS = (explain, check)
+COMMANDS = (explain, check, assemble, inspect)
 
 _DESCRIPTION = "Cut a PyTorch model into blocks that can be replaced."
 _EPILOG = """\
@@ -56,12 +57,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 success, 1 failure, 2 usage error, 130 interrupted, 141 when whoever
         reads the output is gone.
     """
-    parser = build_parser()
+    return _main(build_parser(), argv)
+
+
+def export_main(argv: Sequence[str] | None = None) -> int:
+    """Run ``fxelastic-export``.
+
+    Args:
+        argv: Arguments without the program's name; ``sys.argv`` by default.
+
+    Returns:
+        The exit code, as for `main`.
+    """
+    return _main(build_export_parser(), argv)
+
+
+def _main(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     try:
         args = parser.parse_args(argv)
     except SystemExit as e:
         return e.code if isinstance(e.code, int) else EXIT_USAGE
-    if args.version:
+    if getattr(args, "version", False):
         print(f"fxelastic {__version__}")
         return EXIT_OK
     if not hasattr(args, "run"):

@@ -1,41 +1,122 @@
-"""The command ``fxelastic-export``, whose stage is not part of this release yet."""
+"""The command ``fxelastic-export``: a model, or a trained supernet of it, as a bundle."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import sys
-from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from fxelastic.cli.options import HelpFormatter
+from fxelastic.cli import options
+from fxelastic.cli.inspect import sections, size_bytes
+from fxelastic.cli.options import DEFAULT_FUSION, DEFAULT_GAMMA, HelpFormatter
+from fxelastic.cli.supernet import add_expansion, supernet_of
+
+if TYPE_CHECKING:
+    from fxelastic.edge.bundle import Bundle
+
+SCHEMA = "fxelastic.export/1"
+
+_DESCRIPTION = """\
+Write a model and its branches as a bundle: a folder of ONNX files that a device
+without torch can measure, search and run."""
 
 _EPILOG = """\
-example (once this stage is released):
-  fxelastic-export torchvision.models:resnet50 bundle/
+examples:
+  fxelastic-export torchvision.models:resnet50 bundle/ --gamma 0.25
+  fxelastic-export my_model.py:build bundle/ --weights model.pt --supernet-weights net.safetensors
+  fxelastic-export my_model.py:build bundle/ --kinds merged,skip --spans 1,2 --force
 
-This release captures and partitions a model: see `fxelastic explain --help`."""
+exit codes: 0 success, 1 the model can't be captured or exported, 2 usage error, 130 interrupted
+(OUT is written in one step: whatever fails or interrupts leaves it as it was)"""
 
 
-def export_main(argv: Sequence[str] | None = None) -> int:
-    """Say that exporting is not available yet.
-
-    Returns:
-        1, or 0 for ``--help`` and 2 for a usage error.
-    """
+def build_export_parser() -> argparse.ArgumentParser:
+    """The parser of ``fxelastic-export``."""
     parser = argparse.ArgumentParser(
         prog="fxelastic-export",
-        description="Write a model and its branches as a bundle. Not available in this release.",
+        description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=HelpFormatter,
     )
-    parser.add_argument("model", metavar="MODEL", help="package.module:name or path/file.py:name")
-    parser.add_argument("out", metavar="OUT", help="folder to write")
-    try:
-        parser.parse_args(argv)
-    except SystemExit as e:
-        return e.code if isinstance(e.code, int) else 2
-    print(
-        "fxelastic-export: error: exporting a bundle is not available in this release; "
-        "nothing was written. What there is: fxelastic explain, fxelastic check",
-        file=sys.stderr,
+    options.add_model(parser, gamma=f"{DEFAULT_GAMMA:g}", fusion=DEFAULT_FUSION)
+    parser.add_argument("out", metavar="OUT", help="the folder to write")
+    add_expansion(parser)
+    parser.add_argument(
+        "--opset", type=int, metavar="N", help="version of the ONNX operator set (default: 20)"
     )
-    return 1
+    parser.add_argument(
+        "--verify",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compare every file and some subnets with torch, and prove which fusions the cuts "
+        "keep (default: --verify)",
+    )
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", default=1, help="files compared at once (default: 1)"
+    )
+    parser.add_argument("--force", action="store_true", help="replace a bundle that is at OUT")
+    options.add_output(parser)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command.
+
+    Returns:
+        0; what fails raises.
+    """
+    from fxelastic.backends.staging import check_target
+    from fxelastic.spec.bundle_files import MANIFEST_NAME
+
+    # Refused before a capture that takes a minute.
+    check_target(Path(args.out), MANIFEST_NAME, force=args.force)
+    supernet = supernet_of(args)
+    with contextlib.redirect_stdout(sys.stderr):
+        import fxelastic
+
+        chosen: dict[str, Any] = {} if args.opset is None else {"opset": args.opset}
+        bundle = fxelastic.export(
+            supernet,
+            args.out,
+            verify=args.verify,
+            force=args.force,
+            jobs=args.jobs,
+            progress=lambda message: options.progress(args, message),
+            **chosen,
+        )
+    if args.json:
+        print(json.dumps(report(bundle, supernet), indent=2))
+    else:
+        print("\n".join([f"wrote {bundle.path}", "", *sections(bundle)]))
+    return 0
+
+
+def report(bundle: Bundle, supernet: Any) -> dict[str, Any]:
+    """The result as data for ``json.dumps``."""
+    manifest = bundle.manifest
+    record = manifest.verification
+    return {
+        "schema": SCHEMA,
+        "bundle": str(bundle.path),
+        "digest": bundle.digest,
+        "model": manifest.model.name,
+        "n_params": manifest.model.n_params,
+        "n_blocks": bundle.space.n_blocks,
+        "n_branches": len(bundle.space.branches),
+        "n_subnets": bundle.space.count(),
+        "size_bytes": size_bytes(bundle),
+        "opset": manifest.backend.opset,
+        "conversion": manifest.backend.conversion,
+        "conversion_reason": manifest.backend.reason,
+        "verified": record is not None,
+        "fusion_verified": None if record is None else record.fusion_verified,
+        "skipped_branches": [
+            {"kind": skip.kind, "start": skip.start, "stop": skip.stop, "reason": skip.reason}
+            for skip in supernet.skips
+        ],
+        "warnings": list(supernet.partition.warnings),
+    }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
 from fxelastic.ir.values import (
@@ -13,6 +12,8 @@ from fxelastic.ir.values import (
     one_line,
     stream_inputs,
 )
+from fxelastic.spec.columns import aligned as aligned
+from fxelastic.spec.columns import engineering as engineering
 
 if TYPE_CHECKING:
     from fxelastic.ir.block import Block
@@ -99,17 +100,6 @@ def percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f}" if whole else "-"
 
 
-def engineering(count: int) -> str:
-    """A count with a unit prefix and three digits: ``4.09 G``; ``-`` for none."""
-    if not count:
-        return "-"
-    for scale, prefix in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if count >= scale:
-            number = count / scale
-            return f"{number:.{2 if number < 10 else 1 if number < 100 else 0}f} {prefix}"
-    return str(count)
-
-
 def _types(types: Sequence[ValueType]) -> str:
     texts = dict.fromkeys(str(item).removeprefix("float32") for item in types)
     return _some(list(texts)) or "-"
@@ -120,20 +110,3 @@ def _some(items: Sequence[str], most: int = 3) -> str:
     rest = [f"{len(items) - most} more"] if len(items) > most + 1 else []
     shown = items[:most] if rest else items
     return ", ".join([*shown, *rest])
-
-
-def aligned(rows: Sequence[Sequence[str]], right: AbstractSet[int] = frozenset()) -> list[str]:
-    """Rows as lines whose columns stand under one another.
-
-    Args:
-        rows: Cells; every row has as many.
-        right: Columns that end, and not start, at the same place.
-    """
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

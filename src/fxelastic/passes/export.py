@@ -129,7 +129,11 @@ def _export(
 def _is_dynamic(program: ExportedProgram) -> bool:
     return any(
         isinstance(node.meta.get("val"), torch.Tensor)
-        and any(isinstance(size, torch.SymInt) for size in node.meta["val"].shape)
+        # A size that the model turned out to fix is a SymInt too, of a constant.
+        and any(
+            isinstance(size, torch.SymInt) and not size.node.expr.is_number
+            for size in node.meta["val"].shape
+        )
         for node in program.graph.nodes
         if node.op == "placeholder"
     )

@@ -26,7 +26,12 @@ def batch_dims(value: Any) -> tuple[int, ...]:
     if not isinstance(value, torch.Tensor):
         return ()
     sizes: Sequence[Any] = value.shape
-    return tuple(i for i, size in enumerate(sizes) if isinstance(size, torch.SymInt))
+    # A size that turned out to be fixed is a SymInt too, of a constant.
+    return tuple(
+        i
+        for i, size in enumerate(sizes)
+        if isinstance(size, torch.SymInt) and not size.node.expr.is_number
+    )
 
 
 def make_inputs(partition: Partition, n_samples: int, seed: int) -> dict[str, Any]:

@@ -1,0 +1,92 @@
+"""``fxelastic assemble``: a subnet as one ordinary ONNX file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from fxelastic.cli import options
+from fxelastic.cli.options import HelpFormatter
+from fxelastic.errors import UsageError
+
+SCHEMA = "fxelastic.assemble/1"
+
+_DESCRIPTION = """\
+Join the branches of a subnet into one ONNX file with the original model's inputs
+and outputs. Needs no torch."""
+
+_EPILOG = """\
+examples:
+  fxelastic assemble bundle/ original model.onnx
+  fxelastic assemble bundle/ original@0,merged@1-3,original@3 subnet.onnx
+
+exit codes: 0 success, 1 the bundle is damaged, 2 usage error"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser's subcommands."""
+    parser = commands.add_parser(
+        "assemble",
+        help="write a subnet of a bundle as one ONNX file",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", help="the folder of a bundle")
+    parser.add_argument(
+        "arch",
+        metavar="ARCH",
+        help="ids of the subnet's branches with commas between them (fxelastic inspect lists "
+        "them), or the word original for the model itself",
+    )
+    parser.add_argument("out", metavar="OUT", help="the ONNX file to write")
+    parser.add_argument("--force", action="store_true", help="replace OUT where it is there")
+    options.add_output(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command.
+
+    Returns:
+        0; what fails raises.
+    """
+    from fxelastic import edge
+    from fxelastic.spec import Arch
+
+    bundle = edge.load(args.bundle)
+    arch = bundle.space.original if args.arch == "original" else Arch.parse(args.arch)
+    specs = bundle.space.specs(arch)
+    out = Path(args.out)
+    if out.exists() and not args.force:
+        raise UsageError(
+            f"{out} is there already",
+            expected="a file that is not there yet",
+            got="a file" if out.is_file() else "a folder",
+            fix="pass --force to replace it, or choose another path",
+        )
+    options.progress(args, f"assembling {len(specs)} branches")
+    edge.assemble(bundle, arch, out)
+    n_params = sum(spec.n_params for spec in specs)
+    inputs = [value.name for value in bundle.inputs]
+    outputs = [result.name for result in bundle.manifest.results]
+    if args.json:
+        report = {
+            "schema": SCHEMA,
+            "out": str(out),
+            "arch": str(arch),
+            "n_params": n_params,
+            "flops": sum(spec.flops for spec in specs),
+            "size_bytes": out.stat().st_size,
+            "inputs": inputs,
+            "outputs": outputs,
+        }
+        print(json.dumps(report, indent=2))
+    else:
+        print(
+            f"wrote {out}: {len(specs)} branches, {n_params:,} parameters; "
+            f"inputs {', '.join(inputs)}; outputs {', '.join(outputs)}"
+        )
+    return 0

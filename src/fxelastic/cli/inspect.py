@@ -1,0 +1,175 @@
+"""``fxelastic inspect``: what is in a bundle."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from fxelastic.cli import options
+from fxelastic.cli.options import HelpFormatter
+
+if TYPE_CHECKING:
+    from fxelastic.edge.bundle import Bundle
+
+SCHEMA = "fxelastic.inspect/1"
+
+_DESCRIPTION = """\
+Show what is in a bundle: the model, its inputs and results, its branches with
+their sizes, and what was verified at the export. Needs no torch."""
+
+_EPILOG = """\
+examples:
+  fxelastic inspect bundle/
+  fxelastic inspect bundle/ --files
+  fxelastic inspect bundle/ --json
+
+exit codes: 0 success, 1 the bundle is damaged, 2 usage error"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser's subcommands."""
+    parser = commands.add_parser(
+        "inspect",
+        help="show what is in a bundle, and verify its files",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", help="the folder of a bundle")
+    parser.add_argument(
+        "--files", action="store_true", help="read and verify every file, not only their sizes"
+    )
+    options.add_output(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command.
+
+    Returns:
+        0; what fails raises.
+    """
+    from fxelastic import edge
+
+    bundle = edge.load(args.bundle)
+    if args.files:
+        options.progress(args, f"verifying {len(bundle.files)} files")
+        bundle.verify()
+    if args.json:
+        print(json.dumps(report(bundle, files=args.files), indent=2))
+    else:
+        print("\n".join(sections(bundle, files=args.files)))
+    return 0
+
+
+def report(bundle: Bundle, *, files: bool = False) -> dict[str, Any]:
+    """The bundle as data for ``json.dumps``.
+
+    Args:
+        bundle: The bundle.
+        files: Whether every file was verified.
+    """
+    manifest = bundle.manifest
+    return {
+        "schema": SCHEMA,
+        "bundle": str(bundle.path),
+        "digest": bundle.digest,
+        "model": dict(vars(manifest.model)),
+        "backend": {**vars(manifest.backend), "versions": dict(manifest.backend.versions)},
+        "n_blocks": bundle.space.n_blocks,
+        "n_branches": len(bundle.space.branches),
+        "n_subnets": bundle.space.count(),
+        "size_bytes": size_bytes(bundle),
+        "files_verified": files,
+        "inputs": [value.to_json() for value in bundle.inputs],
+        "results": [
+            {"name": result.name, "value": value.to_json()}
+            for result, value in zip(manifest.results, bundle.outputs, strict=True)
+        ],
+        "structure": manifest.structure,
+        "branches": [segment.to_json() for segment in manifest.segments],
+        "verification": None if manifest.verification is None else manifest.verification.to_json(),
+    }
+
+
+def size_bytes(bundle: Bundle) -> int:
+    """Bytes of all files but the manifest."""
+    return sum(file.size_bytes for file in bundle.files.values())
+
+
+def sections(bundle: Bundle, *, files: bool = False) -> list[str]:
+    """The bundle as lines of text."""
+    manifest = bundle.manifest
+    model, backend = manifest.model, manifest.backend
+    batch = "any batch size" if model.dynamic_batch else f"batch size {model.batch_size} only"
+    lines = [
+        f"{model.name}: {model.n_params:,} parameters (P0), {batch}; "
+        f"ONNX opset {backend.opset} for {backend.name}",
+        "",
+        *(f"input   {value}" for value in bundle.inputs),
+        *(
+            f"result  {result.name}: {str(value).partition(': ')[2]}"
+            for result, value in zip(manifest.results, bundle.outputs, strict=True)
+        ),
+        "",
+        *_branches(bundle),
+        "",
+        f"{bundle.space}; {len(bundle.files)} files, {_bytes(size_bytes(bundle))}"
+        + (", all verified" if files else ""),
+        *_verified(bundle),
+    ]
+    if backend.reason:
+        lines.append(f"converted one by one, because at once failed: {backend.reason}")
+    return lines
+
+
+def _branches(bundle: Bundle) -> list[str]:
+    from fxelastic.spec.columns import aligned, engineering
+
+    header = ("branch", "blocks", "params", "FLOPs", "weights", "stands for")
+    rows = [header]
+    for segment in bundle.manifest.segments:
+        spec = segment.spec
+        blocks = bundle.manifest.blocks[spec.start : spec.stop]
+        names = blocks[0].name if len(blocks) == 1 else f"{blocks[0].name} to {blocks[-1].name}"
+        kind = f" ({blocks[0].kind})" if len(blocks) == 1 and blocks[0].kind != "basic" else ""
+        rows.append(
+            (
+                spec.id,
+                f"[{spec.start}, {spec.stop})",
+                f"{spec.n_params:,}",
+                engineering(spec.flops),
+                _bytes(segment.weight_bytes),
+                f"{names}{kind}{', approximate' if segment.approximate else ''}",
+            )
+        )
+    lines = aligned(rows, right={2, 3, 4})
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+
+
+def _verified(bundle: Bundle) -> list[str]:
+    record = bundle.manifest.verification
+    if record is None:
+        return ["not compared with torch at the export (--no-verify)"]
+    sizes = " and ".join(map(str, record.batch_sizes))
+    n_subnets = len(record.subnets) - 1
+    subnets = f" and {n_subnets} random subnet{'s' * (n_subnets != 1)}" if n_subnets else ""
+    lines = [f"every file, the model{subnets} compared with torch at batch size {sizes}"]
+    if record.fusion_verified:
+        lines.append("the blocks run the kernels of the whole model: no cut costs a fusion")
+    else:
+        kernels = [f"{n} {name} lost" for name, n in record.kernels_lost.items()]
+        kernels += [f"{n} {name} added" for name, n in record.kernels_added.items()]
+        lines.append(f"cuts change kernels of the whole model: {', '.join(kernels)}")
+    if record.soft_fusions:
+        rules = [soft.rule for soft in record.soft_fusions]
+        counts = ", ".join(f"{rules.count(rule)} x {rule}" for rule in dict.fromkeys(rules))
+        lines.append(f"fusions that cuts separate: {counts}")
+    return lines
+
+
+def _bytes(count: int) -> str:
+    from fxelastic.spec.columns import engineering
+
+    return f"{engineering(count)}B" if count >= 1000 else f"{count} B"

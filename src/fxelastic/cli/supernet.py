@@ -1,0 +1,131 @@
+"""Options of the commands that make a supernet, and what they mean: from arguments to one."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fxelastic.cli.options import DEFAULT_FUSION, DEFAULT_GAMMA, progress
+from fxelastic.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from fxelastic.ir.supernet import Supernet
+
+
+def add_expansion(parser: argparse.ArgumentParser) -> None:
+    """Add the options of what a supernet is made of, and of its weights."""
+    parser.add_argument(
+        "--kinds",
+        type=_words,
+        metavar="KIND,…",
+        help="kinds of branches besides the originals; an empty text for none (default: all)",
+    )
+    parser.add_argument(
+        "--spans",
+        type=_numbers(int),
+        metavar="N,…",
+        help="for merged branches, how many further blocks one takes in (default: 1,2)",
+    )
+    parser.add_argument(
+        "--prune",
+        type=_numbers(float),
+        metavar="SHARE,…",
+        help="for pruned branches, shares of the channels to remove (default: 0.25,0.5)",
+    )
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="state dict of MODEL, a .safetensors file or one that torch.save wrote",
+    )
+    parser.add_argument(
+        "--supernet-weights",
+        metavar="FILE",
+        help="weights of the trained branches, as supernet.save writes them",
+    )
+
+
+def supernet_of(args: argparse.Namespace) -> Supernet:
+    """Load the model that the arguments name and expand it.
+
+    Whatever the model's code prints goes to stderr: stdout is the command's own.
+
+    Args:
+        args: With the options of `fxelastic.cli.options.add_model` and `add_expansion`.
+
+    Raises:
+        UsageError: An argument names nothing usable.
+        CaptureError: The model can't be captured.
+        PartitionError: It can't be partitioned.
+    """
+    with contextlib.redirect_stdout(sys.stderr):
+        progress(args, f"loading {args.model}")
+        from fxelastic.cli.example_inputs import load_example_inputs
+        from fxelastic.cli.model import load_model
+
+        model = load_model(args.model, args.model_arg)
+        if args.weights is not None:
+            _load_weights(model, Path(args.weights))
+        example_inputs = load_example_inputs(args.example_input)
+        import fxelastic
+
+        size = sum(parameter.numel() for parameter in model.parameters())
+        progress(args, f"expanding {type(model).__name__} ({size:,} parameters)")
+        start = time.perf_counter()
+        chosen: dict[str, Any] = {
+            name: getattr(args, name)
+            for name in ("kinds", "spans", "prune")
+            if getattr(args, name) is not None
+        }
+        supernet = fxelastic.expand(
+            model,
+            DEFAULT_GAMMA if args.gamma is None else args.gamma,
+            example_inputs=example_inputs,
+            fusion=args.fusion or DEFAULT_FUSION,
+            **chosen,
+        )
+        if args.supernet_weights is not None:
+            supernet.load(args.supernet_weights)
+        progress(args, f"{supernet.space} after {time.perf_counter() - start:.1f} s")
+    for warning in supernet.partition.warnings:
+        print(f"fxelastic: warning: {warning}", file=sys.stderr)
+    return supernet
+
+
+def _load_weights(model: torch.nn.Module, path: Path) -> None:
+    import torch
+
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        else:
+            # weights_only: a pickle that runs code is refused.
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        model.load_state_dict(state)
+    except Exception as e:  # each of these libraries raises types of its own
+        raise UsageError(
+            f"--weights {path} can't be loaded into {type(model).__name__}",
+            expected="a state dict with the model's names and shapes",
+            got=f"{type(e).__name__}: {e}",
+            fix="save it with torch.save(model.state_dict(), file)",
+        ) from e
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _numbers(kind: Any) -> Any:
+    def parse(text: str) -> tuple[Any, ...]:
+        return tuple(kind(word) for word in _words(text))
+
+    # argparse names the type in its message: "invalid int values value".
+    parse.__name__ = f"{kind.__name__} values"
+    return parse
