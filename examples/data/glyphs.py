@@ -56,15 +56,15 @@ class Glyphs:
         seed: Of everything.
     """
 
-    n_train: int = 12_000
+    n_train: int = 24_000
     n_validation: int = 2_000
     n_test: int = 4_000
-    rotation: float = 25.0
-    shear: float = 0.25
+    rotation: float = 20.0
+    shear: float = 0.2
     scale: tuple[float, float] = (0.6, 1.0)
     shift: float = 0.12
-    clutter: int = 3
-    noise: float = 0.25
+    clutter: int = 2
+    noise: float = 0.2
     seed: int = 0
 
     def load(self, folder: str | os.PathLike[str]) -> dict[str, TensorDataset]:
@@ -135,9 +135,9 @@ class Glyphs:
             ink = torch.maximum(ink, piece * uniform(0.5, 1.0, n, 1, 1))
         ramp = torch.linspace(-1, 1, SIZE)
         light = uniform(-0.3, 0.3, n, 1, 1) * ramp + uniform(-0.3, 0.3, n, 1, 1) * ramp[:, None]
-        contrast = uniform(0.45, 1.0, n, 1, 1)
+        contrast = uniform(0.6, 1.0, n, 1, 1)
         noise = torch.randn(n, SIZE, SIZE, generator=generator)
-        image = ink * contrast + light + noise * uniform(0.1, self.noise, n, 1, 1)
+        image = ink * contrast + light + noise * uniform(0.05, self.noise, n, 1, 1)
         image = torch.where(torch.rand(n, 1, 1, generator=generator) < 0.5, image, 1 - image)
         return (image.clamp(-1, 2).add(1) * 85).round().to(torch.uint8), classes
 
