@@ -77,7 +77,7 @@ def serve(
     if mode == "paged" and memory_bytes is None:
         options = replace(options, standby=Standby(limit=0))
     return Runtime(
-        _loader(bundle, mode, SessionMaker(threads)),
+        loader_of(bundle, mode, SessionMaker(threads)),
         BundleSignature(bundle),
         entries,
         budget_ms,
@@ -86,7 +86,14 @@ def serve(
     )
 
 
-def _loader(bundle: Bundle, mode: str, sessions: SessionMaker) -> Loader:
+def loader_of(bundle: Bundle, mode: str, sessions: SessionMaker) -> Loader:
+    """The loader of a mode.
+
+    Args:
+        bundle: The bundle.
+        mode: ``assembled`` or ``paged``.
+        sessions: Makes the sessions.
+    """
     if mode == "paged":
         return PagedLoader(bundle, sessions.open_branch)
     return AssembledLoader(bundle, Preparation(bundle.path), sessions.open_prepared)

@@ -1,0 +1,401 @@
+"""Measure serving: switches, overhead, memory, and how it follows a changing load.
+
+    python benchmarks/serve.py BUNDLE --pool pool.json --table table.json --out results/
+
+Without a bundle, one is made: a residual network of convolutions with random weights, whose pool
+is measured here and whose "accuracy" grows with latency. Prints, in one run, each as a ratio or
+against its bar:
+
+- the time of a query of a pool of 10,000 entries (bar: 43 µs at the 99th percentile; aim: 5 µs);
+- what the runtime adds to a request, against calling the session (bar: 1 %);
+- the time from a decision to the next request on the new subnet, where it is in memory (bar: 10 ms
+  at the 99th percentile), and how requests slow down while one is loaded (bar: 5 %);
+- peak memory in paged mode against the subnet as one ONNX model (bar: 1.10);
+- a scenario of 0, 1, 2, 0 competing processes (bars: no failed request; over the budget for at
+  most 1 s, or told so; at most 2 switches a step; the best subnet returns), with its plot.
+
+The machine should be otherwise idle: the scenario reads absolute latencies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.competitors import steps_of
+from benchmarks.serve_scenario import run_scenario
+from fxelastic import edge
+from fxelastic.edge.serving.ladder import Ladder, Step
+from fxelastic.edge.serving.policy import Decision, Situation
+from fxelastic.edge.serving.runtime import Runtime, ServingOptions
+from fxelastic.edge.serving.serve import loader_of
+from fxelastic.edge.serving.sessions import SessionMaker
+from fxelastic.edge.serving.standby import Standby
+from fxelastic.edge.serving.upkeep import Restated
+from fxelastic.spec import Arch
+
+QUERY_BAR_US, OVERHEAD_BAR, SWITCH_BAR_MS, COLD_BAR, MEMORY_BAR = 43.0, 0.01, 10.0, 0.05, 1.10
+EXCESS_BAR_S, SWITCHES_BAR = 1.0, 2
+
+
+class Told:
+    """A policy that wants what it is told to."""
+
+    def __init__(self) -> None:
+        self.target: Step | None = None
+
+    def decide(self, situation: Situation) -> Decision:
+        target = self.target or situation.current
+        return Decision(target, True, target.latency_ms, "told to")
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    return float(np.quantile(np.asarray(values), q))
+
+
+def measure_queries(n_entries: int = 10_000, n_queries: int = 20_000) -> dict[str, Any]:
+    """The time of `best_under` on a ladder on which no entry beats another."""
+    rng = random.Random(0)
+    entries = [Restated(Arch((f"a{i}",)), 1.0 + i, i / n_entries) for i in range(n_entries)]
+    ladder = Ladder.of(entries)
+    microseconds = []
+    for _ in range(n_queries):
+        limit_ms = rng.uniform(0, n_entries)
+        begin = time.perf_counter_ns()
+        ladder.best_under(limit_ms)
+        microseconds.append((time.perf_counter_ns() - begin) / 1e3)
+    p99 = quantile(microseconds, 0.99)
+    return {"p50_us": quantile(microseconds, 0.5), "p99_us": p99, "met": p99 <= QUERY_BAR_US}
+
+
+def measure_overhead(runtime: Runtime, inputs: dict[str, Any], n: int) -> dict[str, Any]:
+    """What the runtime adds to a request, called alternately with its own session."""
+    resident = runtime._residents.acquire()
+    direct = resident.executable.run
+    direct_ms, served_ms = [], []
+    for i in range(2 * n):
+        begin = time.perf_counter()
+        if i % 2:
+            direct(inputs)
+            direct_ms.append(1e3 * (time.perf_counter() - begin))
+        else:
+            runtime.infer(**inputs)
+            served_ms.append(1e3 * (time.perf_counter() - begin))
+    runtime._residents.release(resident)
+    # Low quantiles: the difference of medians is lost in what else the machine does.
+    low = [quantile(values, 0.25) for values in (direct_ms, served_ms)]
+    added = low[1] / low[0] - 1
+    own_us = own_work_us(runtime, inputs)
+    # What the difference of two latencies shows, the machine's noise may hide or feign.
+    return {
+        "direct_ms": low[0],
+        "served_ms": low[1],
+        "added": added,
+        "own_us": own_us,
+        "own_share": own_us / (1e3 * low[0]),
+        "met": own_us / (1e3 * low[0]) <= OVERHEAD_BAR,
+    }
+
+
+def own_work_us(runtime: Runtime, inputs: dict[str, Any], n: int = 5_000) -> float:
+    """The runtime's own work for a request: its time when the session takes none."""
+    resident = runtime._residents.acquire()
+    executable, outputs = resident.executable, resident.executable.run(inputs)
+
+    class Instant:
+        def run(self, inputs: Any) -> Any:
+            return outputs
+
+        def close(self) -> None:
+            pass
+
+    resident.executable = Instant()
+    begin = time.perf_counter()
+    for _ in range(n):
+        runtime.infer(**inputs)
+    microseconds = 1e6 * (time.perf_counter() - begin) / n
+    resident.executable = executable
+    runtime._residents.release(resident)
+    return microseconds
+
+
+def measure_switches(bundle: Any, steps: Sequence[Step], inputs: Any, args: Any) -> dict[str, Any]:
+    """From a decision to the next request, between two subnets that are in memory."""
+    policy = Told()
+    pair = [steps[0], steps[-1]]
+    options = ServingOptions(policy=policy, standby=Standby(ratios=(), limit=9), tick_s=1e6)
+    milliseconds = []
+    with serve(bundle, pair, args, options) as runtime:
+        while runtime.status().resident < 2:
+            time.sleep(0.01)
+        for i in range(args.switches):
+            policy.target = pair[i % 2]
+            begin = time.perf_counter()
+            runtime._controller.tick()
+            resident = runtime._residents.acquire()
+            milliseconds.append(1e3 * (time.perf_counter() - begin))
+            assert resident.step.arch == policy.target.arch
+            runtime._residents.release(resident)
+            runtime.infer(**inputs)
+    p99 = quantile(milliseconds, 0.99)
+    return {"p50_ms": quantile(milliseconds, 0.5), "p99_ms": p99, "met": p99 <= SWITCH_BAR_MS}
+
+
+def measure_cold(bundle: Any, steps: Sequence[Step], inputs: Any, args: Any) -> dict[str, Any]:
+    """How requests slow down while another subnet is loaded, against those just before."""
+    policy = Told()
+    options = ServingOptions(policy=policy, standby=Standby(limit=0), tick_s=0.01)
+    quiet_ms: list[float] = []
+    loading_ms: list[float] = []
+    with serve(bundle, steps, args, options) as runtime:
+        for i in range(args.cold):
+            policy.target = None
+            served = runtime.infer(**inputs).arch
+            quiet_ms += [runtime.infer(**inputs).latency_ms for _ in range(30)]
+            others = [step for step in steps if step.arch != served]
+            policy.target = others[i % len(others)]
+            runtime._hurry()
+            while True:
+                reply = runtime.infer(**inputs)
+                if reply.arch != served:
+                    break
+                loading_ms.append(reply.latency_ms)
+            # The next round begins with the best subnet again.
+            policy.target = steps[-1]
+            runtime._hurry()
+            while runtime.infer(**inputs).arch != steps[-1].arch:
+                pass
+    added = statistics.median(loading_ms) / statistics.median(quiet_ms) - 1
+    worst = quantile(loading_ms, 0.95) / quantile(quiet_ms, 0.95) - 1
+    return {
+        "quiet_ms": statistics.median(quiet_ms),
+        "loading_ms": statistics.median(loading_ms),
+        "n_loading": len(loading_ms),
+        "added": added,
+        "added_p95": worst,
+        "met": added <= COLD_BAR,
+    }
+
+
+def measure_memory(bundle: Any, step: Step, args: Any) -> dict[str, Any]:
+    """Peak resident memory of a process that serves a subnet, either way."""
+    peaks = {}
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "subnet.onnx"
+        edge.assemble(bundle, step.arch, model)
+        for way, what in (("model", str(model)), ("paged", str(step.arch))):
+            done = subprocess.run(
+                [sys.executable, __file__, str(bundle.path), "--memory-of", way, what],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            peaks[way] = json.loads(done.stdout)
+    ratio = peaks["paged"] / peaks["model"]
+    return {**{f"{way}_bytes": n for way, n in peaks.items()}, "ratio": ratio} | {
+        "met": ratio <= MEMORY_BAR
+    }
+
+
+def memory_of(bundle: Any, way: str, what: str, n: int = 20) -> int:
+    """Peak resident bytes of this process, serving in one way."""
+    inputs = inputs_of(bundle)
+    if way == "paged":
+        entry = Restated(Arch.parse(what), 1.0, 1.0)
+        with edge.serve(bundle, None, [entry], budget_ms=1e6, mode="paged", threads=2) as runtime:
+            for _ in range(n):
+                runtime(**inputs)
+    else:
+        import onnxruntime as ort
+
+        # The same threads, and everything imported that the runtime imports.
+        ort.set_global_thread_pool_sizes(2, 1)
+        options = ort.SessionOptions()
+        options.use_per_session_threads = False
+        session = ort.InferenceSession(what, options, providers=["CPUExecutionProvider"])
+        for _ in range(n):
+            session.run(None, inputs)
+    return peak_bytes()
+
+
+def peak_bytes() -> int:
+    """Peak resident bytes of this process; not getrusage's, which begins with the parent's."""
+    status = Path("/proc/self/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024
+
+
+def serve(bundle: Any, steps: Sequence[Step], args: Any, options: ServingOptions) -> Runtime:
+    return edge.serve(
+        bundle,
+        args.latencies,
+        steps,
+        budget_ms=1e6,
+        mode=args.mode,
+        threads=args.threads,
+        options=options,
+    )
+
+
+def inputs_of(bundle: Any) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    inputs = {}
+    for info in bundle.inputs:
+        shape = info.shape_at(1)
+        floating = info.dtype.startswith("float")
+        value = rng.standard_normal(shape) if floating else np.zeros(shape)
+        inputs[info.name] = value.astype(info.dtype)
+    return inputs
+
+
+def measured_pool(bundle: Any, args: Any, n: int = 12, rounds: int = 40) -> list[Restated]:
+    """A stand-in for a pool: sampled subnets, timed here; the slower, the more "accurate"."""
+    inputs = inputs_of(bundle)
+    archs = list(dict.fromkeys([bundle.space.original, *bundle.space.sample(n, seed=0)]))[:n]
+    loader = loader_of(bundle, args.mode, SessionMaker(args.threads))
+    executables = [loader.load(arch) for arch in archs]
+    milliseconds: list[list[float]] = [[] for _ in archs]
+    # Round by round: what else the machine does slows all of them.
+    for _ in range(rounds):
+        for times, executable in zip(milliseconds, executables, strict=True):
+            begin = time.perf_counter()
+            executable.run(inputs)
+            times.append(1e3 * (time.perf_counter() - begin))
+    for executable in executables:
+        executable.close()
+    loader.close()
+    medians = [statistics.median(times) for times in milliseconds]
+    most_ms = max(medians)
+    return [Restated(arch, ms, ms / most_ms) for arch, ms in zip(archs, medians, strict=True)]
+
+
+def load_inputs(args: Any) -> tuple[Any, Any, Sequence[Step]]:
+    """The bundle, its table and its pool, as far as they are given."""
+    bundle = edge.load(args.bundle)
+    table = None
+    if args.table:
+        from fxelastic.spec.latency_table import LatencyTable
+
+        table = LatencyTable.load(args.table)
+    args.latencies = table
+    if args.pool:
+        from fxelastic.edge.pool import SubnetPool
+
+        return bundle, table, Ladder.of(SubnetPool.load(args.pool).entries).steps
+    return bundle, table, Ladder.of(measured_pool(bundle, args)).steps
+
+
+def report(name: str, figures: dict[str, Any]) -> None:
+    told = ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in figures.items()
+    )
+    print(f"{name}: {told}", flush=True)
+
+
+def report_scenario(scenario: dict[str, Any]) -> None:
+    print("processes  requests  median ms  over budget s  switches  subnet ms  can't be kept")
+    for step in scenario["steps"]:
+        print(
+            f"{step['n_processes']:9}  {step['n_requests']:8}  {step['median_ms']:9.2f}  "
+            f"{step['over_s']:13.2f}  {step['n_switches']:8}  {step['estimated_ms']:9.2f}  "
+            f"{'told' if step['told'] else ''}"
+        )
+    for key in ("n_requests", "failed_requests", "best_returned", "met", "plot"):
+        print(f"{key}: {scenario[key]}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("bundle", nargs="?", help="a bundle; without one, it is made")
+    parser.add_argument("--pool", help="pool.json of fxelastic search; without it, it is measured")
+    parser.add_argument("--table", help="table.json of fxelastic profile")
+    parser.add_argument("--budget-ms", type=float, help="default: 1.1 times the best subnet's")
+    parser.add_argument("--mode", default="assembled", choices=("assembled", "paged"))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=steps_of, default=[0, 1, 2, 0])
+    parser.add_argument("--seconds", type=float, default=15.0, help="of each step")
+    parser.add_argument("--requests", type=int, default=400, help="for the overhead")
+    parser.add_argument("--switches", type=int, default=300)
+    parser.add_argument("--cold", type=int, default=6, help="cold switches")
+    parser.add_argument("--only", help="names of the parts to run, with commas between them")
+    parser.add_argument("--out", type=Path, default=Path("build/serve"))
+    parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.memory_of:
+        print(memory_of(edge.load(args.bundle), *args.memory_of))
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        if args.bundle is None:
+            from tests.edge.serving.tiny_bundle import write_bundle
+
+            args.bundle = Path(folder) / "bundle"
+            write_bundle(args.bundle, depth=8, width=192, size=14)
+        results = measure(args)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "serve.json").write_text(json.dumps(results, indent=2) + os.linesep)
+    missed = [name for name, figures in results.items() if not figures["met"]]
+    print(f"bars missed: {', '.join(missed) or 'none'}")
+    return int(bool(missed))
+
+
+def measure(args: Any) -> dict[str, dict[str, Any]]:
+    bundle, table, steps = load_inputs(args)
+    inputs = inputs_of(bundle)
+    print(f"{bundle}; pool: {', '.join(f'{step.latency_ms:.2f}' for step in steps)} ms")
+    results: dict[str, dict[str, Any]] = {}
+    wanted = args.only.split(",") if args.only else None
+
+    def part(name: str, function: Any) -> None:
+        if wanted is None or name in wanted:
+            results[name] = function()
+            report_scenario(results[name]) if name == "scenario" else report(name, results[name])
+
+    def overhead() -> dict[str, Any]:
+        with serve(bundle, steps[-1:], args, ServingOptions()) as runtime:
+            return measure_overhead(runtime, inputs, args.requests)
+
+    def scenario() -> dict[str, Any]:
+        found = run_scenario(
+            *(bundle, table, steps, inputs),
+            budget_ms=args.budget_ms or 1.1 * steps[-1].latency_ms,
+            **{"mode": args.mode, "steps": args.steps, "seconds": args.seconds},
+            **{"threads": args.threads, "out": args.out},
+        )
+        return found | {
+            "met": found["failed_requests"] == 0
+            and found["best_returned"]
+            and all(
+                (step["over_s"] <= EXCESS_BAR_S or step["told"])
+                and step["n_switches"] <= SWITCHES_BAR
+                for step in found["steps"]
+            )
+        }
+
+    part("queries", measure_queries)
+    part("overhead", overhead)
+    part("switches", lambda: measure_switches(bundle, steps, inputs, args))
+    part("cold", lambda: measure_cold(bundle, steps, inputs, args))
+    part("memory", lambda: measure_memory(bundle, steps[-1], args))
+    part("scenario", scenario)
+    return results
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""The scripted scenario of `benchmarks/serve.py`: competing processes come and go in steps."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.competitors import competitors
+from fxelastic import edge
+from fxelastic.edge.serving.runtime import ServingOptions
+from fxelastic.edge.serving.trace import Trace
+from fxelastic.report.trace import TraceData, read_trace, write_plot
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What happened in one step of the load.
+
+    Attributes:
+        n_processes: Competing processes.
+        n_requests: Requests.
+        median_ms: Median latency over the step's second half.
+        over_s: Longest time for which the median latency exceeded the budget.
+        told: Whether the runtime said that the budget can't be kept, and served the quickest.
+        n_switches: Switches.
+        estimated_ms: Estimate of the subnet in use at the end.
+    """
+
+    n_processes: int
+    n_requests: int
+    median_ms: float
+    over_s: float
+    told: bool
+    n_switches: int
+    estimated_ms: float
+
+
+def run_scenario(
+    bundle: Any,
+    table: Any,
+    pool: Any,
+    inputs: dict[str, Any],
+    *,
+    budget_ms: float,
+    mode: str,
+    steps: Sequence[int],
+    seconds: float,
+    threads: int,
+    out: Path,
+) -> dict[str, Any]:
+    """Serve in a closed loop while the load changes; write the trace and its plot.
+
+    Returns:
+        Results by step, and of the whole run.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "trace.jsonl"
+    path.unlink(missing_ok=True)
+    start_s = time.perf_counter()
+    errors: list[str] = []
+    bounds: list[tuple[float, float, int]] = []
+    with Trace(path, budget_ms, start_s) as trace:
+        options = ServingOptions(listener=trace.on_event, on_tick=trace.on_tick)
+        with edge.serve(
+            bundle, table, pool, budget_ms=budget_ms, mode=mode, threads=threads, options=options
+        ) as runtime:
+            stop = threading.Event()
+
+            def ask() -> None:
+                while not stop.is_set():
+                    try:
+                        runtime(**inputs)
+                    except Exception as e:  # noqa: BLE001 - any failed request is a result
+                        errors.append(repr(e))
+
+            thread = threading.Thread(target=ask)
+            thread.start()
+            first = runtime.status().step
+            with competitors() as load:
+                for n in steps:
+                    load.set(n)
+                    begin_s = time.perf_counter() - start_s
+                    time.sleep(seconds)
+                    bounds.append((begin_s, time.perf_counter() - start_s, n))
+            stop.set()
+            thread.join()
+            status = runtime.status()
+    data = read_trace(path)
+    write_plot(data, out / "trace.png", f"{', '.join(map(str, steps))} competing processes")
+    results = [_step(data, begin_s, end_s, n, budget_ms) for begin_s, end_s, n in bounds]
+    assert first is not None
+    return {
+        "steps": [vars(result) for result in results],
+        "failed_requests": len(errors) + status.n_failed,
+        "n_requests": status.n_requests,
+        "best_ms": first.latency_ms,
+        "best_returned": abs(results[-1].estimated_ms - first.latency_ms) < 1e-9,
+        "events": dict(status.events),
+        "trace": str(path),
+        "plot": str(out / "trace.png"),
+    }
+
+
+def _step(
+    data: TraceData, begin_s: float, end_s: float, n_processes: int, budget_ms: float
+) -> StepResult:
+    requests = [r for r in data.requests if begin_s <= r[0] < end_s]
+    latencies = [ms for end, _, ms in requests if end >= (begin_s + end_s) / 2]
+    events = [event for event in data.events if begin_s <= event[0] < end_s]
+    switches = [event for event in events if event[1] in ("switched", "rolled_back")]
+    last = data.subnets[requests[-1][1]].latency_ms
+    quickest = min(subnet.latency_ms for subnet in data.subnets.values())
+    return StepResult(
+        n_processes,
+        len(requests),
+        sorted(latencies)[len(latencies) // 2],
+        _longest_excess(data, begin_s, end_s, budget_ms),
+        any(event[1] == "budget_unmet" for event in events) and last <= quickest,
+        len(switches),
+        last,
+    )
+
+
+def _longest_excess(data: TraceData, begin_s: float, end_s: float, budget_ms: float) -> float:
+    """The longest time for which the running median was above the budget, in seconds."""
+    longest, since = 0.0, None
+    for time_s, latency_ms in data.medians():
+        if not begin_s <= time_s < end_s:
+            continue
+        if latency_ms <= budget_ms:
+            since = None
+            continue
+        since = time_s if since is None else since
+        longest = max(longest, time_s - since)
+    return longest
