@@ -12,10 +12,15 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from fxelastic.ir.flops import node_flops
 
 #: Batch sizes at which a changed graph is tried; the last one gives the costs of one sample.
-_BATCH_SIZES = (3, 2, 1)
+BATCH_SIZES = (3, 2, 1)
 
 
-def misfit(module: fx.GraphModule, operands: Sequence[torch.Tensor], result: torch.Tensor) -> str:
+def misfit(
+    module: fx.GraphModule,
+    operands: Sequence[torch.Tensor],
+    result: torch.Tensor,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+) -> str:
     """Why a graph does not give the shape and dtype wanted; empty where it does.
 
     The graph runs on fake tensors of its own, with numbers for symbolic sizes: run on the
@@ -25,9 +30,10 @@ def misfit(module: fx.GraphModule, operands: Sequence[torch.Tensor], result: tor
         module: The graph. Its nodes' ``meta["val"]`` are written.
         operands: Fake tensors, one for each placeholder; sizes may be symbolic.
         result: Fake tensor of the result wanted.
+        batch_sizes: What to try; the nodes keep the values of the last one.
     """
     dynamic = any(isinstance(n, torch.SymInt) for v in (*operands, result) for n in v.shape)
-    for batch_size in _BATCH_SIZES if dynamic else (0,):
+    for batch_size in batch_sizes if dynamic else (0,):
         mode = FakeTensorMode()
         with mode, torch.no_grad():
             given = [_concrete(value, batch_size) for value in operands]

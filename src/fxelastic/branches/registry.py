@@ -17,6 +17,7 @@ ENTRY_POINT_GROUP = "fxelastic.branches"
 BUILT_IN: tuple[EntryPoint, ...] = (
     EntryPoint(ORIGINAL, "fxelastic.branches.original:Original", ENTRY_POINT_GROUP),
     EntryPoint("merged", "fxelastic.branches.merged:Merged", ENTRY_POINT_GROUP),
+    EntryPoint("pruned", "fxelastic.branches.pruned:Pruned", ENTRY_POINT_GROUP),
     EntryPoint("skip", "fxelastic.branches.skip:Identities", ENTRY_POINT_GROUP),
 )
 

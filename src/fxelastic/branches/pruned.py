@@ -1,0 +1,209 @@
+"""A block with fewer interior channels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from numbers import Real
+
+import torch
+
+from fxelastic.branches.propagation import graph_flops, misfit
+from fxelastic.branches.pruning.analysis import Analysis, analysed
+from fxelastic.branches.pruning.selection import IMPORTANCE, Group, groups, removed
+from fxelastic.branches.pruning.surgery import Surgery
+from fxelastic.branches.trainable import Trainable, trainable
+from fxelastic.errors import UsageError
+from fxelastic.ir.branch import Branch, Crossings, Skip
+from fxelastic.ir.partition import Partition
+from fxelastic.spec import BranchSpec, branch_id
+
+KIND = "pruned"
+#: Which factor of a split dimension has the channels is tried in this order; see `reshaping`.
+_FACTORS = (-2, 0, -1)
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A trained copy of each block without some of its interior channels or heads.
+
+    The block's input and output keep theirs. Each group of channels that are alike loses its share
+    once, however many layers it runs through. What the analysis does not know stays whole, and a
+    block where nothing is left to remove has a reason instead of a branch.
+
+    Removal is exact: the branch computes what the block does when the contributions of the
+    removed channels are zero.
+
+    Attributes:
+        ratios: Shares to remove, each of which makes one branch.
+        importance: What ranks the channels: ``weight`` (sum of magnitudes of all weights that go
+            with a channel) or ``bn`` (magnitude of its batch norm's scale, where it has one).
+        round_to: The number of channels kept is a multiple of this where that is possible.
+
+    Source: AdaptiveNet, section 4.1, the blocks ``B_i^(-k)``.
+    """
+
+    ratios: tuple[float, ...] = (0.25, 0.5)
+    importance: str = "weight"
+    round_to: int = 8
+
+    def __post_init__(self) -> None:
+        """Refuse options that are none.
+
+        Raises:
+            UsageError: A ratio is no number in (0, 1), or the importance is not known.
+        """
+        for ratio in self.ratios:
+            if isinstance(ratio, bool) or not isinstance(ratio, Real) or not 0 < ratio < 1:
+                raise UsageError(
+                    "prune has a ratio that is no share",
+                    expected="numbers above 0 and below 1, like prune=(0.25, 0.5)",
+                    got=repr(self.ratios),
+                )
+        if self.importance not in IMPORTANCE:
+            raise UsageError(
+                "unknown importance",
+                expected="one of " + ", ".join(IMPORTANCE),
+                got=repr(self.importance),
+            )
+
+    def make(self, partition: Partition, seed: int = 0) -> Iterator[Branch | Skip]:
+        """Make the branches.
+
+        Args:
+            partition: What to make them for.
+            seed: Not used: nothing here is random.
+
+        Yields:
+            For each block and ratio a branch, or the reason why there is none.
+        """
+        crossings = Crossings(partition)
+        for i, block in enumerate(partition.blocks):
+            if block.kind not in ("basic", "oversize"):
+                continue
+            reason = _analysis(partition, crossings, i)
+            for ratio in dict.fromkeys(self.ratios):
+                if isinstance(reason, str):
+                    yield Skip(reason, KIND, i, i + 1)
+                else:
+                    yield self._branch(partition, crossings, i, ratio, reason[1].factor)
+
+    def _branch(
+        self, partition: Partition, crossings: Crossings, i: int, ratio: float, factor: int
+    ) -> Branch | Skip:
+        found = prune(partition, crossings, i, ratio, factor, self.importance, self.round_to)
+        if isinstance(found, str):
+            return Skip(f"{found} (ratio {ratio:g})", KIND, i, i + 1)
+        copied, _, _, lines = found
+        module = copied.module
+        spec = BranchSpec(
+            branch_id(f"{KIND}{_percent(ratio)}", i, i + 1),
+            KIND,
+            i,
+            i + 1,
+            sum(p.numel() for p in module.parameters()),
+            graph_flops(module),
+        )
+        note = "; ".join(lines)
+        return Branch(spec, module, copied.inputs, copied.outputs, copied.context, note=note)
+
+
+def prune(
+    partition: Partition,
+    crossings: Crossings,
+    i: int,
+    ratio: float,
+    factor: int,
+    importance: str = "weight",
+    round_to: int = 8,
+) -> tuple[Trainable, Analysis, frozenset[int], list[str]] | str:
+    """Remove a share of one block's channels.
+
+    Args:
+        partition: The blocks.
+        crossings: The partition's.
+        i: The block.
+        ratio: The share.
+        factor: Which factor of a split dimension has the channels.
+        importance: A key of `IMPORTANCE`.
+        round_to: Channels are kept in multiples of this where possible.
+
+    Returns:
+        The pruned copy, the analysis of its graph, the labels removed, and a line for each group
+        that lost some; or a sentence why nothing was removed.
+    """
+    read = _read(partition, crossings, i, factor)
+    if isinstance(read, str):
+        return read
+    copied, analysis, found = read
+    labels, lines = removed(found, IMPORTANCE[importance](analysis), ratio, round_to)
+    if not labels:
+        return "rounding leaves every channel"
+    Surgery(analysis, labels).apply()
+    problem = misfit(copied.module, *_ends(partition, copied))
+    if problem:
+        return f"the pruned block would not fit: {problem}"
+    return copied, analysis, labels, lines
+
+
+def _analysis(
+    partition: Partition, crossings: Crossings, i: int
+) -> tuple[Trainable, Analysis, list[Group]] | str:
+    """The analysis with the choice of factors that can remove most; or why none can."""
+    best: tuple[Trainable, Analysis, list[Group]] | None = None
+    share, reason = -1, ""
+    for factor in _FACTORS:
+        read = _read(partition, crossings, i, factor)
+        if isinstance(read, str):
+            reason = reason or read
+            continue
+        elements = _elements(read[1], read[2])
+        if elements > share:
+            best, share = read, elements
+    return best or reason
+
+
+def _read(
+    partition: Partition, crossings: Crossings, i: int, factor: int
+) -> tuple[Trainable, Analysis, list[Group]] | str:
+    copied = trainable(partition, i, i + 1, crossings)
+    if len(copied.inputs) != 1 or len(copied.outputs) != 1:
+        return "the block has not one input and one output"
+    # At a batch of 3, which few other sizes are taken for; of 1, batch and broadcast look alike.
+    problem = misfit(copied.module, *_ends(partition, copied), batch_sizes=(3,))
+    if problem:
+        return f"its shapes cannot be derived: {problem}"
+    analysis = analysed(copied.module, frozenset(copied.inputs), factor)
+    found = [group for group in groups(analysis) if len(group.labels) > 1]
+    if not found:
+        reasons = "; ".join(analysis.channels.reasons)
+        return f"no interior channels can be removed{': ' if reasons else ''}{reasons}"
+    return copied, analysis, found
+
+
+def _ends(partition: Partition, copied: Trainable) -> tuple[list[torch.Tensor], torch.Tensor]:
+    values = {node.name: node.meta.get("val") for node in partition.graph.nodes}
+    operands = [values[name] for name in (*copied.inputs, *copied.context)]
+    return operands, values[copied.outputs[0]]
+
+
+def _elements(analysis: Analysis, found: list[Group]) -> int:
+    """How many weights the removable channels have."""
+    free = {label for group in found for label in group.labels}
+    total = 0
+    for node, dims in analysis.dims.items():
+        if node.op == "get_attr":
+            sizes = [len(labels) for labels in dims]
+            stay = [
+                sum(int(label) not in free for label in analysis.channels.roots(labels))
+                for labels in dims
+            ]
+            whole = rest = 1
+            for size, left in zip(sizes, stay, strict=True):
+                whole, rest = whole * size, rest * left
+            total += whole - rest
+    return total
+
+
+def _percent(ratio: float) -> str:
+    return f"{100 * ratio:g}".replace(".", "_")

@@ -1,0 +1,1 @@
+"""Which channels of a block may go together, and the surgery that removes them."""

@@ -1,0 +1,165 @@
+"""Which channels to remove: groups of like ones, by importance, to the share asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fxelastic.branches.pruning.analysis import Analysis
+from fxelastic.branches.pruning.labels import FIXED
+from fxelastic.ir.operators import attribute
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that are alike: any of them may go, each once.
+
+    Attributes:
+        names: The weights' dimensions that they are indices of: (target, dimension).
+        labels: Their labels.
+        width: How many indices one of them takes in the first of these dimensions: more than one
+            for heads and for groups of a convolution.
+    """
+
+    names: tuple[tuple[str, int], ...]
+    labels: tuple[int, ...]
+    width: int
+
+
+def groups(analysis: Analysis) -> list[Group]:
+    """The groups of removable channels, in the order of the graph."""
+    family: dict[int, int] = {}
+    places: dict[int, list[tuple[str, int]]] = {}
+    widths: dict[int, int] = {}
+    members: dict[int, list[int]] = {}
+
+    def find(label: int) -> int:
+        while family[label] != label:
+            label = family[label]
+        return label
+
+    for target, dim, labels in _weight_dims(analysis):
+        roots = analysis.channels.roots(labels)
+        free = list(dict.fromkeys(int(x) for x in roots if x != FIXED))
+        for label in free:
+            family.setdefault(label, label)
+            widths.setdefault(label, int((roots == label).sum()))
+        # A weight's outgoing channels are alike; what flows into one may come from several.
+        if free and (target, dim) not in analysis.contractions:
+            for label in free[1:]:
+                family[find(label)] = find(free[0])
+        if free:
+            places.setdefault(free[0], []).append((target, dim))
+    for label in family:
+        members.setdefault(find(label), []).append(label)
+    found = []
+    for labels_ in members.values():
+        names = tuple(dict.fromkeys(p for label in labels_ for p in places.get(label, ())))
+        found.append(Group(names, tuple(labels_), widths[labels_[0]]))
+    return found
+
+
+def importance_by_weight(analysis: Analysis) -> dict[int, float]:
+    """For each channel the sum of the magnitudes of all weights that go with it."""
+    result: dict[int, float] = {}
+    for target, dim, labels in _weight_dims(analysis):
+        value = _weight(analysis, target)
+        if not value.is_floating_point():
+            continue
+        rest = tuple(d for d in range(value.dim()) if d != dim)
+        sums = value.detach().abs().double().sum(dim=rest) if rest else value.detach().abs()
+        roots = analysis.channels.roots(labels)
+        for label, amount in zip(roots.tolist(), sums.tolist(), strict=True):
+            if label != FIXED:
+                result[label] = result.get(label, 0.0) + float(amount)
+    return result
+
+
+def importance_by_scale(analysis: Analysis) -> dict[int, float]:
+    """For each channel the magnitude of its batch norm's scale; by weight where it has none.
+
+    Source: network slimming, as in AdaptiveNet's related work.
+    """
+    result = importance_by_weight(analysis)
+    scales: dict[int, float] = {}
+    for target, labels in analysis.norms.items():
+        norm = analysis.module.get_submodule(target)
+        if isinstance(norm.weight, Tensor):
+            roots = analysis.channels.roots(labels)
+            for label, amount in zip(
+                roots.tolist(), norm.weight.detach().abs().tolist(), strict=True
+            ):
+                scales[label] = scales.get(label, 0.0) + amount
+    return {label: scales.get(label, amount) for label, amount in result.items()}
+
+
+IMPORTANCE: Mapping[str, Callable[[Analysis], dict[int, float]]] = {
+    "weight": importance_by_weight,
+    "bn": importance_by_scale,
+}
+
+
+def kept(n: int, ratio: float, round_to: int, width: int) -> int:
+    """How many of ``n`` channels stay.
+
+    Args:
+        n: Channels, or heads, or groups.
+        ratio: The share to remove.
+        round_to: Stay at a multiple of this where that leaves some and removes some.
+        width: Indices that one takes; only single channels are rounded.
+
+    Returns:
+        At least 1, at most n.
+    """
+    wanted = n * (1 - ratio)
+    if width == 1 and n > round_to:
+        rounded = int(wanted / round_to + 0.5) * round_to
+        if 0 < rounded < n:
+            return rounded
+    return min(n, max(1, int(wanted + 0.5)))
+
+
+def removed(
+    found: list[Group], importance: Mapping[int, float], ratio: float, round_to: int
+) -> tuple[frozenset[int], list[str]]:
+    """The labels to remove, and a line for each group that loses some."""
+    labels: set[int] = set()
+    lines: list[str] = []
+    for group in found:
+        n = len(group.labels)
+        stay = kept(n, ratio, round_to, group.width)
+        if stay == n:
+            continue
+        order = sorted(group.labels, key=lambda label: (-importance.get(label, 0.0), label))
+        labels.update(order[stay:])
+        target, dim = group.names[0] if group.names else ("", 0)
+        what = "channels" if group.width == 1 else f"groups of {group.width}"
+        lines.append(f"{n} → {stay} {what} of {target}[{dim}]")
+    return frozenset(labels), lines
+
+
+def _weight_dims(analysis: Analysis) -> list[tuple[str, int, NDArray[np.int64]]]:
+    """Each dimension of each tensor that the block holds, with its labels, in graph order."""
+    result: dict[tuple[str, int], NDArray[np.int64]] = {}
+    for node in analysis.module.graph.nodes:
+        if node.op == "get_attr" and node in analysis.dims:
+            for dim, labels in enumerate(analysis.dims[node]):
+                result.setdefault((str(node.target), dim), labels)
+        elif node.op == "call_module" and str(node.target) in analysis.norms:
+            norm = analysis.module.get_submodule(str(node.target))
+            for name in ("weight", "bias"):
+                if getattr(norm, name) is not None:
+                    key = (f"{node.target}.{name}", 0)
+                    result.setdefault(key, analysis.norms[str(node.target)])
+    return [(target, dim, labels) for (target, dim), labels in result.items()]
+
+
+def _weight(analysis: Analysis, target: str) -> Tensor:
+    value = attribute(analysis.module, target)
+    if not isinstance(value, (Tensor, nn.Parameter)):
+        raise TypeError(f"{target} is a {type(value).__name__}")
+    return value
