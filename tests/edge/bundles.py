@@ -1,12 +1,14 @@
 """A tiny bundle written by hand: four blocks, a context, a constant result, a shared tensor.
 
-Its ONNX files are no ONNX; `fxelastic.edge.load` does not look into them.
+Its ONNX files are no ONNX, as nobody looks into them, but for those that share a tensor.
 """
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+
+import onnx
 
 from fxelastic.spec import ORIGINAL, BranchSpec, branch_id
 from fxelastic.spec.bundle_files import MANIFEST_NAME, FileInfo
@@ -41,7 +43,21 @@ DATA = {"branches/data/ids.bin": bytes(16), "branches/data/w.bin": b"weights"}
 def contents() -> dict[str, bytes]:
     """Every file but the manifest, by its path."""
     files = {f"branches/{branch_id(*branch[:3])}.onnx": b"" for branch in BRANCHES}
-    return {path: f"the file {path}".encode() for path in files} | DATA
+    files = {path: f"the file {path}".encode() for path in files}
+    for branch in BRANCHES:
+        if branch[5]:
+            files[f"branches/{branch_id(*branch[:3])}.onnx"] = reference("data/w.bin")
+    return files | DATA
+
+
+def reference(location: str) -> bytes:
+    """An ONNX model with a tensor in another file."""
+    tensor = onnx.TensorProto(name="w", data_type=onnx.TensorProto.UINT8, dims=[7])
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    model = onnx.ModelProto(ir_version=10)
+    model.graph.initializer.append(tensor)
+    return model.SerializeToString()
 
 
 def file_info(path: str, data: bytes) -> FileInfo:

@@ -8,6 +8,7 @@ and the reason is kept.
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 import warnings
@@ -104,7 +105,7 @@ def _convert_together(pieces: Sequence[Piece], opset: int) -> dict[str, ir.Model
     examples = tuple(x for piece in pieces for x in piece.examples)
     dynamic = [dims for piece in pieces for dims in piece.dynamic]
     shapes = tuple(dict.fromkeys(dims, Dim.AUTO) for dims in dynamic)
-    with quiet(), torch.no_grad():
+    with quiet(), _paused_collector(), torch.no_grad():
         program = torch.export.export(
             SideBySide(pieces), examples, dynamic_shapes={"operands": shapes}, strict=False
         )
@@ -138,6 +139,18 @@ def _check_dynamic(pieces: Sequence[Piece], model: ir.Model) -> None:
                     expected=f"dimension {fixed[0]} of any size",
                     got=str(value.shape),
                 )
+
+
+@contextlib.contextmanager
+def _paused_collector() -> Iterator[None]:
+    """Pause the garbage collector: it would walk through a growing graph again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextlib.contextmanager
