@@ -9,18 +9,19 @@ from numbers import Real
 import torch
 
 from fxelastic.branches.propagation import graph_flops, misfit
-from fxelastic.branches.pruning.analysis import Analysis, analysed
+from fxelastic.branches.pruning.analysis import Analysis, Policy, analysed
 from fxelastic.branches.pruning.selection import IMPORTANCE, Group, groups, removed
 from fxelastic.branches.pruning.surgery import Surgery
 from fxelastic.branches.trainable import Trainable, trainable
 from fxelastic.errors import UsageError
 from fxelastic.ir.branch import Branch, Crossings, Skip
+from fxelastic.ir.operators import operator_name
 from fxelastic.ir.partition import Partition
 from fxelastic.spec import BranchSpec, branch_id
 
 KIND = "pruned"
-#: Which factor of a split dimension has the channels is tried in this order; see `reshaping`.
-_FACTORS = (-2, 0, -1)
+#: Tried in this order; that by which most can be removed is taken.
+_POLICIES = tuple(Policy(factor, whole) for whole in (True, False) for factor in (-2, 0, -1))
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,12 @@ class Pruned:
                 if isinstance(reason, str):
                     yield Skip(reason, KIND, i, i + 1)
                 else:
-                    yield self._branch(partition, crossings, i, ratio, reason[1].factor)
+                    yield self._branch(partition, crossings, i, ratio, reason[1].policy)
 
     def _branch(
-        self, partition: Partition, crossings: Crossings, i: int, ratio: float, factor: int
+        self, partition: Partition, crossings: Crossings, i: int, ratio: float, policy: Policy
     ) -> Branch | Skip:
-        found = prune(partition, crossings, i, ratio, factor, self.importance, self.round_to)
+        found = prune(partition, crossings, i, ratio, policy, self.importance, self.round_to)
         if isinstance(found, str):
             return Skip(f"{found} (ratio {ratio:g})", KIND, i, i + 1)
         copied, _, _, lines = found
@@ -113,7 +114,7 @@ def prune(
     crossings: Crossings,
     i: int,
     ratio: float,
-    factor: int,
+    policy: Policy,
     importance: str = "weight",
     round_to: int = 8,
 ) -> tuple[Trainable, Analysis, frozenset[int], list[str]] | str:
@@ -124,7 +125,7 @@ def prune(
         crossings: The partition's.
         i: The block.
         ratio: The share.
-        factor: Which factor of a split dimension has the channels.
+        policy: What is taken for a channel where there is a choice.
         importance: A key of `IMPORTANCE`.
         round_to: Channels are kept in multiples of this where possible.
 
@@ -132,7 +133,7 @@ def prune(
         The pruned copy, the analysis of its graph, the labels removed, and a line for each group
         that lost some; or a sentence why nothing was removed.
     """
-    read = _read(partition, crossings, i, factor)
+    read = _read(partition, crossings, i, policy)
     if isinstance(read, str):
         return read
     copied, analysis, found = read
@@ -152,8 +153,8 @@ def _analysis(
     """The analysis with the choice of factors that can remove most; or why none can."""
     best: tuple[Trainable, Analysis, list[Group]] | None = None
     share, reason = -1, ""
-    for factor in _FACTORS:
-        read = _read(partition, crossings, i, factor)
+    for policy in _policies(partition, i):
+        read = _read(partition, crossings, i, policy)
         if isinstance(read, str):
             reason = reason or read
             continue
@@ -163,8 +164,26 @@ def _analysis(
     return best or reason
 
 
+def _policies(partition: Partition, i: int) -> tuple[Policy, ...]:
+    """The policies that differ on this block."""
+    nodes = {node.name: node for node in partition.graph.nodes}
+    names = [operator_name(nodes[name]) for name in partition.blocks[i].nodes]
+    splits = any("view" in n or "reshape" in n or "flatten" in n for n in names)
+    grouped = any(
+        "conv" in operator_name(nodes[name])
+        and len(nodes[name].args) > 6
+        and nodes[name].args[6] != 1
+        for name in partition.blocks[i].nodes
+    )
+    return tuple(
+        policy
+        for policy in _POLICIES
+        if (splits or policy.factor == _POLICIES[0].factor) and (grouped or policy.whole_groups)
+    )
+
+
 def _read(
-    partition: Partition, crossings: Crossings, i: int, factor: int
+    partition: Partition, crossings: Crossings, i: int, policy: Policy
 ) -> tuple[Trainable, Analysis, list[Group]] | str:
     copied = trainable(partition, i, i + 1, crossings)
     if len(copied.inputs) != 1 or len(copied.outputs) != 1:
@@ -173,11 +192,11 @@ def _read(
     problem = misfit(copied.module, *_ends(partition, copied), batch_sizes=(3,))
     if problem:
         return f"its shapes cannot be derived: {problem}"
-    analysis = analysed(copied.module, frozenset(copied.inputs), factor)
+    analysis = analysed(copied.module, frozenset(copied.inputs), policy)
     found = [group for group in groups(analysis) if len(group.labels) > 1]
     if not found:
         reasons = "; ".join(analysis.channels.reasons)
-        return f"no interior channels can be removed{': ' if reasons else ''}{reasons}"
+        return f"no channels to remove: {reasons or 'all are tied to its input or output'}"
     return copied, analysis, found
 
 

@@ -9,10 +9,24 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxelastic.branches.pruning.labels import Channels, Dims, fixed
+from fxelastic.branches.pruning.labels import Channels, Dims, Labels, fixed
 from fxelastic.branches.pruning.operators import RULES
 from fxelastic.branches.trainable import BatchNorm
 from fxelastic.ir.operators import attribute, operator_name
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the analysis takes for a channel where an operator leaves a choice.
+
+    Attributes:
+        factor: Which factor of a split dimension keeps its labels; see `reshaping.reshaped`.
+        whole_groups: Whether a grouped convolution loses whole groups, or the same number of
+            channels in each.
+    """
+
+    factor: int = -2
+    whole_groups: bool = True
 
 
 @dataclass
@@ -21,23 +35,25 @@ class Analysis:
 
     Attributes:
         module: The block, with shapes at its nodes (``meta["val"]``, numbers only).
-        factor: Which factor of a split dimension keeps its labels; see `reshaping.reshaped`.
+        policy: How choices are made.
         channels: Which labels are the same.
         dims: The labels of each tensor node.
         parts: The labels of each result of an operator with several.
         norms: The labels of the channels of each batch norm, by its target.
         held: Tensors that depend on the block's weights alone.
         contractions: The weights' dimensions over which products sum: (target, dimension).
+        summed: The labels over which products with weights sum.
     """
 
     module: fx.GraphModule
-    factor: int = 0
+    policy: Policy = Policy()
     channels: Channels = field(default_factory=Channels)
     dims: dict[fx.Node, Dims] = field(default_factory=dict)
     parts: dict[fx.Node, list[Dims]] = field(default_factory=dict)
     norms: dict[str, Any] = field(default_factory=dict)
     held: set[fx.Node] = field(default_factory=set)
     contractions: list[tuple[str, int]] = field(default_factory=list)
+    summed: list[Labels] = field(default_factory=list)
 
     def run(self, stream: frozenset[str]) -> None:
         """Follow the graph from its operands to its result.
@@ -86,7 +102,7 @@ class Analysis:
         if rule is not None:
             try:
                 dims = rule(self, node)
-            except (IndexError, KeyError, TypeError, ValueError):
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError):
                 dims = None  # a form of the operator that the rule does not know
         if dims is None:
             self.freeze(node, f"{_readable(node)} is not known to the analysis")
@@ -129,9 +145,9 @@ class Analysis:
         return [int(size) for size in node.meta["val"].shape]
 
 
-def analysed(module: fx.GraphModule, stream: frozenset[str], factor: int) -> Analysis:
-    """Analyse a block with one choice of factors."""
-    result = Analysis(module, factor)
+def analysed(module: fx.GraphModule, stream: frozenset[str], policy: Policy) -> Analysis:
+    """Analyse a block; see `Analysis.run`."""
+    result = Analysis(module, policy)
     result.run(stream)
     return result
 

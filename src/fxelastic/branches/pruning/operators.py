@@ -87,7 +87,7 @@ def _operand(node: fx.Node) -> fx.Node:
 
 
 def convolution(a: Analysis, node: fx.Node) -> Dims:
-    """Convolutions, grouped and depthwise ones: a group goes as a whole."""
+    """Convolutions; of grouped ones whole groups, or the same channels of each."""
     x, weight = a.dims[_operand(node)], a.dims[node.args[1]]  # type: ignore[index]
     groups = int(_argument(node, 6, "groups", 1))
     _mixes(a, node, x[2:])
@@ -99,11 +99,23 @@ def convolution(a: Analysis, node: fx.Node) -> Dims:
         a.channels.unite(x[1], weight[1])
         _contraction(a, node.args[1], 1)
     else:
-        a.channels.fix(weight[1])
         inputs, outputs = x[1].reshape(groups, -1), weight[0].reshape(groups, -1)
-        for group in range(groups):
-            a.channels.unite_all(np.concatenate([inputs[group], outputs[group]]))
+        if loses_groups(a, node):
+            a.channels.fix(weight[1])
+            for group in range(groups):
+                a.channels.unite_all(np.concatenate([inputs[group], outputs[group]]))
+            a.summed.append(x[1])
+        else:
+            for group in range(groups):
+                a.channels.unite(inputs[group], weight[1])
+                a.channels.unite(outputs[group], outputs[0])
+            _contraction(a, node.args[1], 1)
     return (x[0], weight[0], *(fixed(size) for size in a.shape(node)[2:]))
+
+
+def loses_groups(a: Analysis, node: fx.Node) -> bool:
+    """Whether a grouped convolution loses whole groups, as a depthwise one can only do."""
+    return a.policy.whole_groups or a.shape(node.args[1])[1] == 1  # type: ignore[arg-type]
 
 
 def transposed_convolution(a: Analysis, node: fx.Node) -> Dims | None:
@@ -217,6 +229,7 @@ def _broadcast(a: Analysis, operands: Sequence[Dims]) -> Dims:
 
 
 def _contraction(a: Analysis, weight: Any, dim: int) -> None:
+    a.summed.append(a.dims[weight][dim])
     if isinstance(weight, fx.Node) and weight.op == "get_attr":
         a.contractions.append((str(weight.target), dim))
 
@@ -313,7 +326,7 @@ def spatial(a: Analysis, node: fx.Node) -> Dims:
 def reshape(a: Analysis, node: fx.Node) -> Dims:
     """Views, flattening and unflattening."""
     operand = _operand(node)
-    return reshaped(a.channels, a.dims[operand], a.shape(operand), a.shape(node), a.factor)
+    return reshaped(a.channels, a.dims[operand], a.shape(operand), a.shape(node), a.policy.factor)
 
 
 def permutation(a: Analysis, node: fx.Node) -> Dims:
@@ -464,6 +477,15 @@ def slicing(a: Analysis, node: fx.Node) -> Dims | None:
     return tuple(x[slice(start, stop, step)] if i == d else x for i, x in enumerate(dims))
 
 
+def padding(a: Analysis, node: fx.Node) -> Dims:
+    """Padded dimensions stay."""
+    dims, size = a.dims[_operand(node)], a.shape(node)
+    pads = list(node.args[1])  # type: ignore[arg-type]
+    padded = {len(dims) - 1 - i // 2 for i, amount in enumerate(pads) if amount}
+    _mixes(a, node, [dims[d] for d in sorted(padded)])
+    return tuple(fixed(size[d]) if d in padded else labels for d, labels in enumerate(dims))
+
+
 def indexing(a: Analysis, node: fx.Node) -> Dims | None:
     """A table read at fixed places, as relative position biases are; what is indexed stays."""
     dims, indices = a.dims[_operand(node)], list(node.args[1])  # type: ignore[arg-type]
@@ -569,7 +591,24 @@ RULES: dict[str, Rule] = {
     "aten.slice": slicing,
     **dict.fromkeys(("aten.roll", "aten.flip"), untouched_dimension),
     "aten.prelu": prelu,
-    **dict.fromkeys(("aten.relu6", "aten.hardtanh", "aten.rsub", "aten.square"), pointwise),
+    # Elementwise operators that torch does not tag as such.
+    **dict.fromkeys(
+        (
+            "aten.relu6",
+            "aten.hardtanh",
+            "aten.hardswish",
+            "aten.hardsigmoid",
+            "aten.rsub",
+            "aten.square",
+            "aten.selu",
+            "aten.celu",
+            "aten.mish",
+            "aten.softsign",
+            "aten.tanhshrink",
+        ),
+        pointwise,
+    ),
+    **dict.fromkeys(("aten.pad", "aten.constant_pad_nd"), padding),
     **dict.fromkeys(
         (
             "aten.clone",

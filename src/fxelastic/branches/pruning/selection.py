@@ -31,7 +31,11 @@ class Group:
 
 
 def groups(analysis: Analysis) -> list[Group]:
-    """The groups of removable channels, in the order of the graph."""
+    """The groups of removable channels, in the order of the graph.
+
+    A channel is what some product sums over: rows of a table that nothing reads are none.
+    """
+    summed = {int(x) for labels in analysis.summed for x in analysis.channels.roots(labels)}
     family: dict[int, int] = {}
     places: dict[int, list[tuple[str, int]]] = {}
     widths: dict[int, int] = {}
@@ -44,7 +48,7 @@ def groups(analysis: Analysis) -> list[Group]:
 
     for target, dim, labels in _weight_dims(analysis):
         roots = analysis.channels.roots(labels)
-        free = list(dict.fromkeys(int(x) for x in roots if x != FIXED))
+        free = list(dict.fromkeys(int(x) for x in roots if x != FIXED and x in summed))
         for label in free:
             family.setdefault(label, label)
             widths.setdefault(label, int((roots == label).sum()))

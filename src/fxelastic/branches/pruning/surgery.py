@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from fxelastic.branches.pruning.analysis import Analysis
 from fxelastic.branches.pruning.labels import Dims, Labels
+from fxelastic.branches.pruning.operators import loses_groups
 from fxelastic.branches.trainable import BatchNorm
 from fxelastic.ir.operators import attribute, operator_name
 
@@ -168,6 +169,8 @@ class Surgery:
         operand: Any = node.args[0]
         dims = self._analysis.dims.get(operand)
         if groups == 1 or dims is None or not isinstance(groups, int):
+            return
+        if not loses_groups(self._analysis, node):
             return
         left = len(self.stay(dims[1])) * groups // len(dims[1])
         if len(node.args) > 6:
