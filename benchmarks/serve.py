@@ -43,7 +43,6 @@ from fxelastic.edge.serving.ladder import Ladder, Step
 from fxelastic.edge.serving.policy import Decision, Situation
 from fxelastic.edge.serving.runtime import Runtime, ServingOptions
 from fxelastic.edge.serving.serve import loader_of
-from fxelastic.edge.serving.sessions import SessionMaker
 from fxelastic.edge.serving.standby import Standby
 from fxelastic.edge.serving.upkeep import Restated
 from fxelastic.spec import Arch
@@ -222,10 +221,9 @@ def memory_of(bundle: Any, way: str, what: str, n: int = 20) -> int:
     else:
         import onnxruntime as ort
 
-        # The same threads, and everything imported that the runtime imports.
-        ort.set_global_thread_pool_sizes(2, 1)
+        # Everything is imported that the runtime imports.
         options = ort.SessionOptions()
-        options.use_per_session_threads = False
+        options.intra_op_num_threads = 2
         session = ort.InferenceSession(what, options, providers=["CPUExecutionProvider"])
         for _ in range(n):
             session.run(None, inputs)
@@ -266,7 +264,7 @@ def measured_pool(bundle: Any, args: Any, n: int = 12, rounds: int = 40) -> list
     """A stand-in for a pool: sampled subnets, timed here; the slower, the more "accurate"."""
     inputs = inputs_of(bundle)
     archs = list(dict.fromkeys([bundle.space.original, *bundle.space.sample(n, seed=0)]))[:n]
-    loader = loader_of(bundle, args.mode, SessionMaker(args.threads))
+    loader = loader_of(bundle, args.mode, args.threads)
     executables = [loader.load(arch) for arch in archs]
     milliseconds: list[list[float]] = [[] for _ in archs]
     # Round by round: what else the machine does slows all of them.

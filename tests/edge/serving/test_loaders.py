@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +18,10 @@ from fxelastic.edge.serving.assembled import AssembledLoader
 from fxelastic.edge.serving.executable import Executable
 from fxelastic.edge.serving.paged import PagedLoader
 from fxelastic.edge.serving.preparation import Preparation
+from fxelastic.edge.serving.sessions import SessionMaker
 from fxelastic.errors import BundleError, ServingError
 from fxelastic.spec import Arch
+from tests.cli.commands import environment
 from tests.edge.serving.tiny_bundle import reference, write_bundle
 
 X = np.random.default_rng(0).standard_normal((2, 8, 8, 8)).astype(np.float32)
@@ -41,10 +45,7 @@ def assembled(bundle: Bundle) -> Iterator[AssembledLoader]:
 
 
 def open_session(path: Path) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return SessionMaker(threads=1).open_branch(path)
 
 
 def output(executable: Executable) -> np.ndarray[Any, Any]:
@@ -166,3 +167,34 @@ def test_a_process_that_is_killed_is_told_and_replaced(bundle: Bundle, archs: li
     preparation._process.wait(10)
     assert preparation.file(archs[1]).exists()
     preparation.close()
+
+
+_PROCESS_WIDE = """
+import sys
+import numpy as np
+import onnxruntime as ort
+from fxelastic.edge import load
+from fxelastic.edge.serving.paged import PagedLoader
+from fxelastic.edge.serving.sessions import SessionMaker
+
+if sys.argv[2] == "made":
+    ort.set_global_thread_pool_sizes(1, 1)
+bundle = load(sys.argv[1])
+executable = PagedLoader(bundle, SessionMaker(1).open_branch).load(bundle.space.original)
+executable.run({"x": np.ones((1, 8, 8, 8), np.float32)})
+options = [call.session.get_session_options() for call in executable.calls]
+own = {each.use_per_session_threads for each in options}
+print(own, "torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(("pool", "own"), [("made", False), ("none", True)])
+def test_a_pool_that_somebody_else_has_made_is_used(bundle: Bundle, pool: str, own: bool) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _PROCESS_WIDE, str(bundle.path), pool],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines()[-1] == f"{{{own}}} False", done.stderr

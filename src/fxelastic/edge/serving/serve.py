@@ -50,8 +50,7 @@ def serve(
         memory_bytes: Memory that weights may take. Without it: the subnets on standby in
             ``assembled`` mode, the subnet in use in ``paged`` mode; for the time of a switch,
             those and the next one.
-        threads: Threads to compute with; 0 for one for each core. The first session of a process
-            decides for all.
+        threads: Threads to compute with; 0 for one for each core.
         researcher: Searches for quicker subnets when none of the pool keeps the budget.
         options: How to behave in detail; its ``memory_bytes`` is replaced by the argument.
 
@@ -77,7 +76,7 @@ def serve(
     if mode == "paged" and memory_bytes is None:
         options = replace(options, standby=Standby(limit=0))
     return Runtime(
-        loader_of(bundle, mode, SessionMaker(threads)),
+        loader_of(bundle, mode, threads),
         BundleSignature(bundle),
         entries,
         budget_ms,
@@ -86,14 +85,15 @@ def serve(
     )
 
 
-def loader_of(bundle: Bundle, mode: str, sessions: SessionMaker) -> Loader:
+def loader_of(bundle: Bundle, mode: str, threads: int) -> Loader:
     """The loader of a mode.
 
     Args:
         bundle: The bundle.
         mode: ``assembled`` or ``paged``.
-        sessions: Makes the sessions.
+        threads: Threads to compute with; 0 for one for each core.
     """
+    sessions = SessionMaker(threads)
     if mode == "paged":
         return PagedLoader(bundle, sessions.open_branch)
     return AssembledLoader(bundle, Preparation(bundle.path), sessions.open_prepared)

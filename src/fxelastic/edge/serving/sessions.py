@@ -1,38 +1,32 @@
-"""Sessions for serving: all of them share the process's threads."""
+"""Sessions for serving, and which threads they compute with."""
 
 from __future__ import annotations
 
-import logging
 import os
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnxruntime as ort
 
-_log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
+@dataclass
 class SessionMaker:
-    """Makes sessions that share one pool of threads.
+    """Makes sessions whose threads sleep while they wait.
 
-    Pools of each session would fight for the cores: a chain of sessions is then several times
-    slower. onnxruntime makes the shared pool once for a process, before the first session; where
-    another library has made a session without one, each session here gets threads of its own that
-    do not spin while they wait.
+    By default the threads of a session spin for a while after they have worked. They then fight
+    with other sessions' threads and with competing processes for the cores: a chain of sessions is
+    ten times slower for it, and a model beside another process far slower than its share.
+
+    A process-wide pool of onnxruntime's would also end the fight between sessions, but not that
+    with other processes, and where it has been made, onnxruntime refuses every session that does
+    not ask for it, other libraries' too. So it is used only where somebody else has made it.
 
     Attributes:
         threads: Threads to compute with; 0 for one for each core.
     """
 
     threads: int = 0
-
-    def __post_init__(self) -> None:
-        """Ask for the shared pool, unless the process has made its choice already."""
-        # Fails when there has been a session or a choice before; `_open` finds out which.
-        with suppress(Exception):
-            ort.set_global_thread_pool_sizes(self.threads, 1)
+    _process_wide: bool = field(init=False, repr=False, default=False)
 
     def open_prepared(self, path: Path) -> ort.InferenceSession:
         """Make a session from a model that onnxruntime has optimised on this machine."""
@@ -43,21 +37,23 @@ class SessionMaker:
         return self._open(path, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
 
     def _open(self, path: Path, level: ort.GraphOptimizationLevel) -> ort.InferenceSession:
+        if not self._process_wide:
+            try:
+                return self._session(path, level)
+            except RuntimeError as e:
+                # There is no way to ask beforehand.
+                if "global thread pool" not in str(e):
+                    raise
+            self._process_wide = True
+        return self._session(path, level)
+
+    def _session(self, path: Path, level: ort.GraphOptimizationLevel) -> ort.InferenceSession:
         options = ort.SessionOptions()
-        options.use_per_session_threads = False
         options.graph_optimization_level = level
         options.log_severity_level = 3
-        try:
-            return _session(path, options)
-        except RuntimeError as e:
-            if "GlobalThreadPools" not in str(e):
-                raise
-        _log.warning("the process has no shared threads: make no session before serving")
-        options.use_per_session_threads = True
-        options.intra_op_num_threads = self.threads
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        return _session(path, options)
-
-
-def _session(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
-    return ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        if self._process_wide:
+            options.use_per_session_threads = False
+        else:
+            options.intra_op_num_threads = self.threads
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        return ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,246 @@
+"""``fxelastic serve``: answer requests with the best subnet while the device changes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fxelastic.cli import options
+from fxelastic.cli.options import HelpFormatter
+from fxelastic.errors import UsageError
+
+if TYPE_CHECKING:
+    from fxelastic.edge.bundle import Bundle
+    from fxelastic.edge.serving.runtime import Runtime
+
+SCHEMA = "fxelastic.serve/1"
+DEFAULT_PORT = 8765
+
+_DESCRIPTION = """\
+Serve the best subnet of a pool that keeps a latency budget. Latency is watched;
+when other programs slow the device down, a quicker subnet takes over, and the
+better one returns when they are gone. Needs no torch.
+
+Requests come from a folder, from stdin, or over HTTP."""
+
+_EPILOG = f"""\
+examples:
+  fxelastic serve bundle/ --pool pool.json --budget-ms 20 --inputs images/ --outputs results/
+  fxelastic serve bundle/ --pool pool.json --budget-ms 20 --stdin < frames.npy > results.npy
+  fxelastic serve bundle/ --pool pool.json --budget-ms 20 --http {DEFAULT_PORT}
+  curl --data-binary @image.npy http://127.0.0.1:{DEFAULT_PORT}/infer > result.npy
+
+exit codes: 0 success, 1 a request failed, 2 usage error, 130 interrupted"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser's subcommands."""
+    parser = commands.add_parser(
+        "serve",
+        help="answer requests with the best subnet while the device changes",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", help="the folder of a bundle")
+    parser.add_argument(
+        "--pool", metavar="FILE", required=True, help="the pool that fxelastic search wrote"
+    )
+    parser.add_argument(
+        "--budget-ms", metavar="MS", type=float, required=True, help="what a request may take"
+    )
+    parser.add_argument(
+        "--table", metavar="FILE", help="the latency table that fxelastic profile wrote"
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--inputs", metavar="DIR", help="a request for each .npy and .npz file of a folder"
+    )
+    source.add_argument(
+        "--stdin",
+        action="store_true",
+        help="requests are .npy arrays on stdin, results .npy arrays on stdout",
+    )
+    source.add_argument(
+        "--http",
+        metavar="[HOST:]PORT",
+        help="POST /infer, GET /status, /metrics and /healthz; HOST is 127.0.0.1 unless given",
+    )
+    parser.add_argument("--outputs", metavar="DIR", help="where the results of --inputs go")
+    parser.add_argument(
+        "--repeat",
+        metavar="N",
+        type=int,
+        default=1,
+        help="go through --inputs so many times (default: 1)",
+    )
+    parser.add_argument(
+        "--mode",
+        metavar="MODE",
+        default="auto",
+        help="assembled runs a subnet as one model, paged holds only the branches in use; "
+        "auto decides by the memory there is (default: auto)",
+    )
+    parser.add_argument(
+        "--memory-mb", metavar="MB", type=float, help="memory that weights may take"
+    )
+    parser.add_argument(
+        "--threads",
+        metavar="N",
+        type=int,
+        default=0,
+        help="threads to compute with (default: one for each core)",
+    )
+    parser.add_argument(
+        "--max-body-mb",
+        metavar="MB",
+        type=float,
+        default=64.0,
+        help="largest request over HTTP and stdin (default: 64)",
+    )
+    parser.add_argument(
+        "--trace", metavar="FILE", help="write requests, subnets and r over time as JSON lines"
+    )
+    parser.add_argument(
+        "--metrics",
+        metavar="FILE",
+        help="write Prometheus metrics each second, for a collector of text files",
+    )
+    options.add_output(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command.
+
+    Returns:
+        0 when every request was answered, 1 otherwise.
+    """
+    _check(args)
+    from fxelastic import edge
+    from fxelastic.cli.serve_monitor import ServeMonitor
+    from fxelastic.edge.serving.metrics import LatencyHistogram
+    from fxelastic.edge.serving.runtime import ServingOptions
+    from fxelastic.edge.serving.trace import Trace
+
+    bundle = edge.load(args.bundle)
+    pool = read_pool(args.pool, bundle)
+    table = read_table(args.table, bundle)
+    latencies = LatencyHistogram(args.budget_ms)
+    with ExitStack() as stack:
+        stack.enter_context(_ended_by_sigterm())
+        trace = None
+        if args.trace is not None:
+            trace = stack.enter_context(Trace(args.trace, args.budget_ms, time.perf_counter()))
+
+        def on_tick(situation: Any, decision: Any) -> None:
+            latencies.add(situation.load.fresh)
+            if trace is not None:
+                trace.on_tick(situation, decision)
+
+        options.progress(args, f"loading the best subnet of {args.pool}")
+        runtime = stack.enter_context(
+            edge.serve(
+                bundle,
+                table,
+                pool,
+                budget_ms=args.budget_ms,
+                mode=args.mode,
+                memory_bytes=None if args.memory_mb is None else int(args.memory_mb * 2**20),
+                threads=args.threads,
+                options=ServingOptions(
+                    listener=None if trace is None else trace.on_event, on_tick=on_tick
+                ),
+            )
+        )
+        monitor = stack.enter_context(
+            ServeMonitor(runtime, latencies, args.metrics, quiet=args.quiet)
+        )
+        failed = _serve(args, bundle, runtime, latencies, monitor.note)
+        status = runtime.status()
+    if trace is not None and trace.error:
+        options.progress(args, f"warning: the trace is incomplete: {trace.error}")
+    code = int(failed > 0 or status.n_failed > 0)
+    if args.json:
+        report = {"schema": SCHEMA, "exit_code": code, "refused": failed, **status.to_json()}
+        print(json.dumps(report, indent=2))
+    else:
+        options.progress(args, f"{status}, {failed + status.n_failed} failed")
+    return code
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let a polite request to end do what Ctrl-C does: close everything."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _serve(
+    args: argparse.Namespace, bundle: Bundle, runtime: Runtime, latencies: Any, note: Any
+) -> int:
+    """Serve one source to its end; returns how many requests were refused."""
+    from fxelastic.cli import serve_sources
+
+    max_bytes = int(args.max_body_mb * 2**20)
+    names = tuple(info.name for info in bundle.inputs)
+    results = tuple(result.name for result in bundle.manifest.results)
+    if args.inputs is not None:
+        outputs = None if args.outputs is None else Path(args.outputs)
+        return serve_sources.serve_folder(
+            runtime, Path(args.inputs), outputs, names, results, args.repeat, note
+        )
+    if args.stdin:
+        return serve_sources.serve_stdin(runtime, names, max_bytes)
+    serve_sources.serve_http(runtime, names, results, latencies, args.http, max_bytes, note)
+    return 0
+
+
+def read_pool(path: str, bundle: Bundle) -> Any:
+    """Read a pool, and refuse one of another bundle."""
+    pool = import_module("fxelastic.edge.pool").SubnetPool.load(path)
+    for entry in pool.entries:
+        bundle.space.validate(entry.arch)
+    return pool
+
+
+def read_table(path: str | None, bundle: Bundle) -> Any:
+    """Read a latency table, if one was given."""
+    if path is None:
+        return None
+    return import_module("fxelastic.spec.latency_table").LatencyTable.load(path)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse options that do not go together."""
+    problem = ""
+    if args.outputs is not None and args.inputs is None:
+        problem = "--outputs goes with --inputs"
+    elif args.repeat < 1:
+        problem = "--repeat is at least 1"
+    elif args.stdin and args.json:
+        problem = "--json and --stdin both write to stdout"
+    elif args.threads < 0:
+        problem = "--threads is no count"
+    elif not 0 < args.max_body_mb < 2**20:
+        problem = "--max-body-mb is out of range"
+    if problem:
+        raise UsageError(problem, fix="see fxelastic serve --help")
