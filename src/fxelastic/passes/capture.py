@@ -23,6 +23,7 @@ from fxelastic.passes.casts import drop_idle_casts
 from fxelastic.passes.check_capture import BatchFixedError, check_capture
 from fxelastic.passes.clone import clone_for_capture
 from fxelastic.passes.export import WRAPPED, Exported, quiet
+from fxelastic.passes.copies import replace_copies
 from fxelastic.passes.functionalise import functionalise_simple
 from fxelastic.passes.input_types import check_input_types
 from fxelastic.passes.normalise import normalise
@@ -208,7 +209,10 @@ def _functional_graph(exported: Exported, model: nn.Module, signature: Signature
             got="a buffer that changes with every call",
             fix="disable that bookkeeping (a counter, a cache) for inference",
         )
-    return normalise(functional, model, signature.inputs, names)
+    result = normalise(functional, model, signature.inputs, names)
+    replace_copies(result.graph)
+    result.recompile()
+    return result
 
 
 def _placeholders(graph_module: fx.GraphModule) -> tuple[str, ...]:

@@ -1,0 +1,51 @@
+"""Writes to whole tensors: the same values, and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxelastic
+from fxelastic.ir.operators import operator_name
+
+
+class _Writes(nn.Module):
+    """Writes one tensor over a stretch of another one, in some form."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.form = form
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, z = self.one(x), self.other(x)
+        if self.form == "same":
+            y[:, :3] = z[:, 3:]
+        elif self.form == "whole":
+            y.view(-1, 3, 2).copy_(z.view(-1, 2, 3).transpose(1, 2))
+        elif self.form == "broadcast":
+            y[:, 1:4] = z[:, :1]
+        elif self.form == "row":
+            y[:, 2:] = self.other.bias[:4]
+        else:
+            y[:, :2] = z[:, :2].double()
+        return torch.tanh(y).view(-1, 2, 3)
+
+
+@pytest.mark.parametrize("form", ["same", "whole", "broadcast", "row", "dtype"])
+def test_writes_have_gradients(form: str) -> None:
+    torch.manual_seed(0)
+    model = _Writes(form)
+    x = torch.randn(3, 6)
+    supernet = fxelastic.expand(model, 1.0, example_inputs=x, kinds=())
+    names = {operator_name(node) for node in supernet.partition.graph.nodes}
+    assert "aten.copy" not in names
+    one, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+    result, wanted = supernet(one), model(other)
+    assert torch.equal(result, wanted)
+    result.pow(2).sum().backward()
+    wanted.pow(2).sum().backward()
+    assert one.grad is not None
+    assert other.grad is not None
+    assert torch.allclose(one.grad, other.grad, rtol=1e-5, atol=1e-6)
