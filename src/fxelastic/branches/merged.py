@@ -193,14 +193,18 @@ class _Run:
         if same_kind(source, operand) and same_kind(target, result):
             return copied, f"a copy of {block.name}"
         operands = (operand, *contexts)
-        if retarget(copied.module, operand, result) and not misfit(copied.module, operands, result):
+        if (
+            retarget(copied.module, operand, result)
+            and _size(copied.module) <= max(_weights(self.partition, i) for i in self.blocks)
+            and not misfit(copied.module, operands, result)
+        ):
             return copied, f"a copy of {block.name} with other outer layers"
         for one, other in ((operand, source), (target, result)):
             problem = obstacle(one, other)
             if problem:
                 return problem
         copied = trainable(self.partition, i, i + 1, self.crossings)
-        own = sum(p.numel() for p in copied.module.parameters())
+        own = _size(copied.module)
         added = _wrap(copied.module, (operand, source), (target, result))
         if added > own:
             return f"its projections would have {added:,} parameters, and it has {own:,}"
@@ -219,7 +223,7 @@ class _Run:
             KIND,
             self.start,
             self.stop,
-            sum(p.numel() for p in copied.module.parameters()),
+            _size(copied.module),
             graph_flops(copied.module),
         )
         return Branch(spec, copied.module, inputs, outputs, copied.context, note=note)
@@ -239,7 +243,7 @@ def _wrap(
     module: fx.GraphModule, before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]
 ) -> int:
     """Put projections at both ends where the shapes differ; returns their parameters."""
-    had = sum(p.numel() for p in module.parameters())
+    had = _size(module)
     graph = module.graph
     placeholder = next(node for node in graph.nodes if node.op == "placeholder")
     readers = list(placeholder.users)
@@ -257,7 +261,11 @@ def _wrap(
         with graph.inserting_before(output):
             channel = _channel_dimension([last], after[0])
             output.args = (project(module, last, *after, channel, "projection_out"),)
-    return sum(p.numel() for p in module.parameters()) - had
+    return _size(module) - had
+
+
+def _size(module: fx.GraphModule) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def _channel_dimension(nodes: Sequence[fx.Node], value: Tensor) -> int:

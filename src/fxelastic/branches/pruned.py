@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 
 import torch
@@ -33,7 +33,8 @@ class Pruned:
     block where nothing is left to remove has a reason instead of a branch.
 
     Removal is exact: the branch computes what the block does when the contributions of the
-    removed channels are zero.
+    removed channels are zero. Only where nothing can be removed so, channels go that a layer norm
+    takes its statistics over; the branch is then marked as approximate.
 
     Attributes:
         ratios: Shares to remove, each of which makes one branch.
@@ -82,12 +83,12 @@ class Pruned:
         for i, block in enumerate(partition.blocks):
             if block.kind not in ("basic", "oversize"):
                 continue
-            reason = _analysis(partition, crossings, i)
+            policy = prunable(partition, crossings, i)
             for ratio in dict.fromkeys(self.ratios):
-                if isinstance(reason, str):
-                    yield Skip(reason, KIND, i, i + 1)
+                if isinstance(policy, str):
+                    yield Skip(policy, KIND, i, i + 1)
                 else:
-                    yield self._branch(partition, crossings, i, ratio, reason[1].policy)
+                    yield self._branch(partition, crossings, i, ratio, policy)
 
     def _branch(
         self, partition: Partition, crossings: Crossings, i: int, ratio: float, policy: Policy
@@ -95,7 +96,7 @@ class Pruned:
         found = prune(partition, crossings, i, ratio, policy, self.importance, self.round_to)
         if isinstance(found, str):
             return Skip(f"{found} (ratio {ratio:g})", KIND, i, i + 1)
-        copied, _, _, lines = found
+        copied, analysis, labels, lines = found
         module = copied.module
         spec = BranchSpec(
             branch_id(f"{KIND}{_percent(ratio)}", i, i + 1),
@@ -105,8 +106,15 @@ class Pruned:
             sum(p.numel() for p in module.parameters()),
             graph_flops(module),
         )
-        note = "; ".join(lines)
-        return Branch(spec, module, copied.inputs, copied.outputs, copied.context, note=note)
+        return Branch(
+            spec,
+            module,
+            copied.inputs,
+            copied.outputs,
+            copied.context,
+            approximate=changes_statistics(analysis, labels),
+            note="; ".join(lines),
+        )
 
 
 def prune(
@@ -147,21 +155,48 @@ def prune(
     return copied, analysis, labels, lines
 
 
-def _analysis(
-    partition: Partition, crossings: Crossings, i: int
-) -> tuple[Trainable, Analysis, list[Group]] | str:
-    """The analysis with the choice of factors that can remove most; or why none can."""
-    best: tuple[Trainable, Analysis, list[Group]] | None = None
-    share, reason = -1, ""
-    for policy in _policies(partition, i):
-        read = _read(partition, crossings, i, policy)
-        if isinstance(read, str):
-            reason = reason or read
-            continue
-        elements = _elements(read[1], read[2])
-        if elements > share:
-            best, share = read, elements
-    return best or reason
+def changes_statistics(analysis: Analysis, labels: frozenset[int]) -> bool:
+    """Whether a norm takes its statistics over channels that are removed.
+
+    Args:
+        analysis: The block's.
+        labels: The labels removed.
+    """
+    return any(
+        int(label) in labels
+        for normalised in analysis.normalised
+        for label in analysis.channels.roots(normalised)
+    )
+
+
+def prunable(partition: Partition, crossings: Crossings, i: int) -> Policy | str:
+    """The policy by which most of a block's weights can be removed; or why none can.
+
+    One that changes no norm's statistics is preferred.
+    """
+    reason = ""
+    for approximate in (False, True):
+        best: Policy | None = None
+        share = -1
+        for policy in _policies(partition, i):
+            read = _read(partition, crossings, i, replace(policy, approximate=approximate))
+            if isinstance(read, str):
+                reason = reason or read
+                continue
+            elements = _elements(read[1], read[2])
+            if elements > share:
+                best, share = read[1].policy, elements
+        if best is not None:
+            return best
+        if not _has_norm(partition, i):
+            break
+    return reason
+
+
+def _has_norm(partition: Partition, i: int) -> bool:
+    nodes = {node.name: node for node in partition.graph.nodes}
+    norms = ("aten.layer_norm", "aten.rms_norm")
+    return any(operator_name(nodes[name]) in norms for name in partition.blocks[i].nodes)
 
 
 def _policies(partition: Partition, i: int) -> tuple[Policy, ...]:

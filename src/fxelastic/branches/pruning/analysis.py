@@ -23,10 +23,14 @@ class Policy:
         factor: Which factor of a split dimension keeps its labels; see `reshaping.reshaped`.
         whole_groups: Whether a grouped convolution loses whole groups, or the same number of
             channels in each.
+        approximate: Whether channels may go that a layer norm takes its statistics over. These
+            are then those of the others: the branch no longer computes what the block does
+            without the channels' contributions, but nearly.
     """
 
     factor: int = -2
     whole_groups: bool = True
+    approximate: bool = False
 
 
 @dataclass
@@ -43,6 +47,7 @@ class Analysis:
         held: Tensors that depend on the block's weights alone.
         contractions: The weights' dimensions over which products sum: (target, dimension).
         summed: The labels over which products with weights sum.
+        normalised: The labels over which norms take statistics, where the policy allows that.
     """
 
     module: fx.GraphModule
@@ -54,6 +59,7 @@ class Analysis:
     held: set[fx.Node] = field(default_factory=set)
     contractions: list[tuple[str, int]] = field(default_factory=list)
     summed: list[Labels] = field(default_factory=list)
+    normalised: list[Labels] = field(default_factory=list)
 
     def run(self, stream: frozenset[str]) -> None:
         """Follow the graph from its operands to its result.

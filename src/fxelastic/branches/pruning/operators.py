@@ -284,12 +284,17 @@ def weight_norm(a: Analysis, node: fx.Node) -> Dims:
 
 
 def layer_norm(a: Analysis, node: fx.Node) -> Dims:
-    """The normalised dimensions stay."""
+    """Layer and RMS norms: the normalised dimensions stay, unless the policy lets them go."""
     dims, shape = a.dims[_operand(node)], node.args[1]
-    _mixes(a, node, dims[len(dims) - len(shape) :])  # type: ignore[arg-type]
+    normalised = dims[len(dims) - len(shape) :]  # type: ignore[arg-type]
+    if a.policy.approximate:
+        a.normalised.extend(normalised)
+    else:
+        _mixes(a, node, normalised)
     for operand in node.args[2:4]:
         if isinstance(operand, fx.Node):
-            a.channels.fix_dims(a.dims[operand])
+            for labels, own in zip(normalised, a.dims[operand], strict=True):
+                a.channels.unite(labels, own)
     return dims
 
 
@@ -536,7 +541,7 @@ RULES: dict[str, Rule] = {
     "aten.scaled_dot_product_attention": attention,
     **dict.fromkeys(("aten.batch_norm", "aten.instance_norm"), channel_norm),
     "aten.group_norm": group_norm,
-    "aten.layer_norm": layer_norm,
+    **dict.fromkeys(("aten.layer_norm", "aten.rms_norm"), layer_norm),
     "aten._weight_norm": weight_norm,
     **dict.fromkeys(("aten.softmax", "aten.log_softmax", "aten._softmax", "aten.cumsum"), along),
     **dict.fromkeys(("aten.mean", "aten.sum", "aten.amax", "aten.amin"), reduction),

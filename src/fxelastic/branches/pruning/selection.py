@@ -21,8 +21,9 @@ class Group:
     Attributes:
         names: The weights' dimensions that they are indices of: (target, dimension).
         labels: Their labels.
-        width: How many indices one of them takes in the first of these dimensions: more than one
-            for heads and for groups of a convolution.
+        width: How many indices in a row one of them takes in the first of these dimensions: more
+            than one for heads and for groups of a convolution. A gate's channel, which stands at
+            two places, takes one.
     """
 
     names: tuple[tuple[str, int], ...]
@@ -51,7 +52,7 @@ def groups(analysis: Analysis) -> list[Group]:
         free = list(dict.fromkeys(int(x) for x in roots if x != FIXED and x in summed))
         for label in free:
             family.setdefault(label, label)
-            widths.setdefault(label, int((roots == label).sum()))
+            widths.setdefault(label, _first_run(np.flatnonzero(roots == label)))
         # A weight's outgoing channels are alike; what flows into one may come from several.
         if free and (target, dim) not in analysis.contractions:
             for label in free[1:]:
@@ -65,6 +66,11 @@ def groups(analysis: Analysis) -> list[Group]:
         names = tuple(dict.fromkeys(p for label in labels_ for p in places.get(label, ())))
         found.append(Group(names, tuple(labels_), widths[labels_[0]]))
     return found
+
+
+def _first_run(indices: NDArray[np.int64]) -> int:
+    gaps = np.flatnonzero(np.diff(indices) != 1)
+    return int(gaps[0]) + 1 if len(gaps) else len(indices)
 
 
 def importance_by_weight(analysis: Analysis) -> dict[int, float]:
@@ -121,9 +127,8 @@ def kept(n: int, ratio: float, round_to: int, width: int) -> int:
     """
     wanted = n * (1 - ratio)
     if width == 1 and n > round_to:
-        rounded = int(wanted / round_to + 0.5) * round_to
-        if 0 < rounded < n:
-            return rounded
+        rounded = max(1, int(wanted / round_to + 0.5)) * round_to
+        return rounded if rounded < n else (n - 1) // round_to * round_to
     return min(n, max(1, int(wanted + 0.5)))
 
 

@@ -123,6 +123,8 @@ class Surgery:
             self._convolution(node)
         elif name == "aten.group_norm":
             self._group_norm(node)
+        elif name in ("aten.layer_norm", "aten.rms_norm") and dims is not None:
+            self._sizes(node, 1, dims[-len(node.args[1]) :])  # type: ignore[arg-type]
 
     def _sizes(self, node: fx.Node, position: int, dims: Dims) -> None:
         """Literal sizes by the labels of the result."""

@@ -1,0 +1,61 @@
+"""A supernet of every kind of branch for a test model, and the model's own values at each cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+import fxelastic
+from fxelastic import Supernet
+from fxelastic.ir.branch import Branch
+from tests.models import CASES, ModelCase
+
+NAMES = tuple(name for name, case in CASES.items() if "slow" not in case.tags)
+#: The published sizes take a second for each pass.
+LARGE = frozenset(name for name in NAMES if "real" in CASES[name].tags)
+
+
+@dataclass(frozen=True)
+class Expanded:
+    """A model, and its supernet at gamma 0.25."""
+
+    case: ModelCase
+    model: nn.Module
+    supernet: Supernet
+
+    @property
+    def new(self) -> list[Branch]:
+        """The branches that are not the model's own blocks."""
+        return [b for b in self.supernet.branches.values() if b.kind != "original"]
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Two sizes, where the batch may vary."""
+        return (2,) if "batch-dim-1" in self.case.tags else (2, 3)
+
+    def values(self, batch_size: int) -> dict[str, Any]:
+        """Every value that the model's own blocks read or give, for the case's inputs."""
+        args, kwargs = self.case.inputs(batch_size)
+        found = dict(self.supernet.bind(args, kwargs))
+        with torch.no_grad():
+            for branch in self.supernet.path():
+                result = self.run(branch, found)
+                several = len(branch.outputs) > 1
+                found.update(zip(branch.outputs, result if several else (result,), strict=True))
+        return found
+
+    @staticmethod
+    def run(branch: Branch, values: dict[str, Any]) -> Any:
+        """A branch on these values."""
+        return branch.module(*(values[name] for name in (*branch.inputs, *branch.context)))
+
+
+def expanded(name: str, **options: Any) -> Expanded:
+    """Expand a test model with all kinds of branches."""
+    case = CASES[name]
+    model = case.build()
+    supernet = fxelastic.expand(model, 0.25, example_inputs=case.inputs(2), **options)
+    return Expanded(case, model, supernet)

@@ -1,0 +1,61 @@
+"""What a pruned branch has to compute: the whole block without the removed contributions.
+
+The block's copy keeps every channel; but where a product sums over a removed one, its weights are
+zero. That says which channels were removed, and nothing of how.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxelastic.branches.pruned import changes_statistics, prunable, prune
+from fxelastic.branches.pruning.analysis import Analysis
+from fxelastic.branches.trainable import Trainable, trainable
+from fxelastic.ir.branch import Crossings
+from fxelastic.ir.operators import attribute
+from fxelastic.ir.partition import Partition
+
+
+@dataclass(frozen=True)
+class PrunedBlock:
+    """A pruned copy of a block, with what was removed from it."""
+
+    partition: Partition
+    block: int
+    copied: Trainable
+    analysis: Analysis
+    labels: frozenset[int]
+    lines: list[str]
+
+    @property
+    def approximate(self) -> bool:
+        return changes_statistics(self.analysis, self.labels)
+
+    def masked(self, operands: list[Any]) -> Tensor:
+        """The whole block's result where nothing is read from removed channels."""
+        whole = trainable(self.partition, self.block, self.block + 1, Crossings(self.partition))
+        module = whole.module.eval()
+        dims = {str(n.target): d for n, d in self.analysis.dims.items() if n.op == "get_attr"}
+        for target, dim in self.analysis.contractions:
+            roots = self.analysis.channels.roots(dims[target][dim])
+            mask = torch.tensor([int(label) not in self.labels for label in roots])
+            weight = attribute(module, target)
+            shape = [1] * weight.dim()
+            shape[dim] = -1
+            weight.data.mul_(mask.view(shape))
+        with torch.no_grad():
+            return module(*operands)
+
+
+def pruned_block(partition: Partition, block: int, ratio: float) -> PrunedBlock | str:
+    """Prune a block; or why it can't be."""
+    crossings = Crossings(partition)
+    policy = prunable(partition, crossings, block)
+    if isinstance(policy, str):
+        return policy
+    found = prune(partition, crossings, block, ratio, policy)
+    return found if isinstance(found, str) else PrunedBlock(partition, block, *found)

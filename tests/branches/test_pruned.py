@@ -1,0 +1,210 @@
+"""Pruned branches: exact before training, of the size asked for, refused with reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxelastic
+from fxelastic.branches.pruned import Pruned, prunable
+from fxelastic.branches.pruning.selection import groups, kept
+from fxelastic.errors import UsageError
+from fxelastic.ir.branch import Branch, Crossings, Skip
+from fxelastic.ir.partition import Partition
+from tests.branches.expanded import LARGE, NAMES, Expanded, expanded
+from tests.branches.pruning_oracle import PrunedBlock, pruned_block
+
+RATIOS = (0.25, 0.5)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.xdist_group(f"pruned-{name}")) for name in NAMES],
+)
+def case(request: pytest.FixtureRequest) -> Iterator[Expanded]:
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield expanded(request.param, kinds=())
+    torch.set_num_threads(n_threads)
+
+
+def test_removal_is_exact(case: Expanded) -> None:
+    """Every block and ratio, at two batch sizes; of the published sizes every third block."""
+    partition, large = case.supernet.partition, case.case.name in LARGE
+    pruned = [
+        found
+        for i in _replaceable(partition)[:: 3 if large else 1]
+        for ratio in RATIOS
+        if not isinstance(found := pruned_block(partition, i, ratio), str) and not found.approximate
+    ]
+    for batch_size in case.batch_sizes[: 1 if large else 2]:
+        values = case.values(batch_size)
+        for found in pruned:
+            copied = found.copied
+            operands = [values[name] for name in (*copied.inputs, *copied.context)]
+            with torch.no_grad():
+                result = copied.module.eval()(*operands)
+            _assert_close(result, found.masked(operands), found)
+
+
+def test_the_oracle_can_disagree() -> None:
+    """Had one more channel been removed than the branch says, the outputs would differ."""
+    case = expanded("resnet18", kinds=())
+    i = _replaceable(case.supernet.partition)[1]
+    found = pruned_block(case.supernet.partition, i, 0.25)
+    assert isinstance(found, PrunedBlock)
+    labels = {label for group in groups(found.analysis) for label in group.labels}
+    wrong = replace(found, labels=found.labels | {min(labels - found.labels)})
+    values = case.values(2)
+    operands = [values[name] for name in (*found.copied.inputs, *found.copied.context)]
+    with torch.no_grad():
+        result = found.copied.module.eval()(*operands)
+    _assert_close(result, found.masked(operands), found)
+    with pytest.raises(AssertionError):
+        _assert_close(result, wrong.masked(operands), found)
+
+
+@pytest.mark.parametrize(
+    ("n", "ratio", "width", "expected"),
+    [
+        (64, 0.25, 1, 48),
+        (64, 0.5, 1, 32),
+        (12, 0.25, 1, 8),
+        (12, 0.5, 1, 8),
+        (16, 0.25, 1, 8),
+        (6, 0.5, 1, 3),
+        (3, 0.9, 1, 1),
+        (64, 0.99, 1, 8),
+        (8, 0.25, 1, 6),
+        (12, 0.25, 64, 9),
+        (2, 0.25, 64, 2),
+        (100, 0.25, 1, 72),
+    ],
+)
+def test_channels_kept(n: int, ratio: float, width: int, expected: int) -> None:
+    """Multiples of 8 where that leaves some and removes some; heads are counted, not rounded."""
+    assert kept(n, ratio, 8, width) == expected
+
+
+class _Coupled(nn.Module):
+    """Its hidden channels run through three layers, a norm, a gate and an addition."""
+
+    def __init__(self, hidden: int = 32) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(8, hidden, 1)
+        self.norm = nn.BatchNorm2d(hidden)
+        self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.squeeze, self.excite = nn.Conv2d(hidden, 16, 1), nn.Conv2d(16, hidden, 1)
+        self.leave = nn.Conv2d(hidden, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.enter(x)).relu()
+        y = y + self.depthwise(y)
+        gate = self.excite(self.squeeze(y.mean((2, 3), keepdim=True)).relu())
+        return x + self.leave(y * gate.sigmoid())
+
+
+@pytest.mark.parametrize(("ratio", "stay", "narrow"), [(0.25, 24, 8), (0.5, 16, 8)])
+def test_coupled_channels_are_removed_once(ratio: float, stay: int, narrow: int) -> None:
+    partition = fxelastic.partition(_Coupled(), 1.0, torch.randn(2, 8, 5, 5))
+    (branch,) = (b for b in Pruned((ratio,)).make(partition) if isinstance(b, Branch))
+    sizes = {name: tuple(p.shape) for name, p in branch.module.named_parameters()}
+    assert sizes["enter.weight"] == (stay, 8, 1, 1)
+    assert sizes["depthwise.weight"] == (stay, 1, 3, 3)
+    assert sizes["squeeze.weight"] == (narrow, stay, 1, 1)
+    assert sizes["excite.weight"] == (stay, narrow, 1, 1)
+    assert sizes["leave.weight"] == (8, stay, 1, 1)
+    assert branch.n_params < partition.blocks[0].n_params
+    assert branch.flops < partition.blocks[0].flops
+    assert not branch.approximate
+
+
+def test_the_least_important_channels_go() -> None:
+    model = _Coupled()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "squeeze" not in name:
+                p.fill_(1.0)
+        small = [1, 5, 6, 20, 21, 22, 30, 31]
+        model.enter.weight[small] = 0.01
+    partition = fxelastic.partition(model, 1.0, torch.randn(2, 8, 5, 5))
+    (branch,) = (b for b in Pruned((0.25,)).make(partition) if isinstance(b, Branch))
+    weight = branch.module.get_parameter("enter.weight")
+    assert (weight == 1).all()
+
+
+def test_the_norms_scale_decides_when_asked() -> None:
+    model = _Coupled()
+    with torch.no_grad():
+        model.norm.weight.copy_(torch.arange(32.0))
+    partition = fxelastic.partition(model, 1.0, torch.randn(2, 8, 5, 5))
+    (branch,) = (b for b in Pruned((0.25,), "bn").make(partition) if isinstance(b, Branch))
+    assert branch.module.get_parameter("norm.batch_norm.weight").tolist() == list(range(8, 32))
+
+
+class _Normalised(nn.Module):
+    """A layer norm over the hidden channels: they can't go without a change of its statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.norm, self.leave = nn.Linear(8, 32), nn.LayerNorm(32), nn.Linear(32, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.leave(self.norm(self.enter(x)).relu())
+
+
+def test_channels_of_a_layer_norm_go_where_nothing_else_can() -> None:
+    partition = fxelastic.partition(_Normalised(), 1.0, torch.randn(2, 8))
+    branches = [b for b in Pruned().make(partition) if isinstance(b, Branch)]
+    assert [b.approximate for b in branches] == [True, True]
+    assert branches[0].module.get_parameter("norm.weight").shape == (24,)
+    supernet = fxelastic.expand(_Normalised(), 1.0, example_inputs=torch.randn(2, 8))
+    assert "approximate" in str(supernet)
+
+
+class _Odd(nn.Module):
+    """Channels are sorted: no operator of that kind is known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Linear(8, 32), nn.Linear(32, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.leave(self.enter(x).sort(-1).values)
+
+
+def test_unknown_operators_keep_their_channels() -> None:
+    partition = fxelastic.partition(_Odd(), 1.0, torch.randn(2, 8))
+    crossings = Crossings(partition)
+    reason = prunable(partition, crossings, 0)
+    assert isinstance(reason, str)
+    assert "sort" in reason
+    skips = list(Pruned().make(partition))
+    assert all(isinstance(skip, Skip) and "sort" in skip.reason for skip in skips)
+
+
+@pytest.mark.parametrize("ratios", [(0,), (1.0,), (-0.5,), (True,), ("a",), (float("nan"),)])
+def test_ratios_that_are_none(ratios: tuple[float, ...]) -> None:
+    with pytest.raises(UsageError, match="numbers above 0 and below 1"):
+        Pruned(ratios)
+
+
+def test_an_unknown_importance() -> None:
+    with pytest.raises(UsageError, match="one of weight, bn"):
+        Pruned(importance="luck")
+
+
+def _replaceable(partition: Partition) -> list[int]:
+    return [i for i, b in enumerate(partition.blocks) if b.kind in ("basic", "oversize")]
+
+
+def _assert_close(result: Tensor, wanted: Tensor, found: PrunedBlock) -> None:
+    assert result.shape == wanted.shape
+    error = float((result - wanted).abs().max())
+    scale = max(1.0, float(wanted.abs().max()))
+    block = found.partition.blocks[found.block].name
+    assert error <= 1e-4 * scale, f"{block}: off by {error:.3g}, {found.lines}"
