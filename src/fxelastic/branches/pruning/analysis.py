@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from fxelastic.branches.pruning.labels import Channels, Dims, Labels, fixed
-from fxelastic.branches.pruning.operators import RULES
+from fxelastic.branches.pruning.rules import RULES
 from fxelastic.branches.trainable import BatchNorm
 from fxelastic.ir.operators import attribute, operator_name
 

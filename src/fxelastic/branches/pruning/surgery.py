@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from fxelastic.branches.pruning.analysis import Analysis
 from fxelastic.branches.pruning.labels import Dims, Labels
-from fxelastic.branches.pruning.operators import loses_groups
+from fxelastic.branches.pruning.rules.products import loses_groups
 from fxelastic.branches.trainable import BatchNorm
 from fxelastic.ir.operators import attribute, operator_name
 
