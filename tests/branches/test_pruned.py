@@ -146,6 +146,27 @@ def test_the_norms_scale_decides_when_asked() -> None:
     assert branch.module.get_parameter("norm.batch_norm.weight").tolist() == list(range(8, 32))
 
 
+def test_activations_decide_when_asked() -> None:
+    model = _Coupled()
+    with torch.no_grad():
+        model.norm.weight.fill_(0.0)
+        model.norm.bias.copy_(torch.arange(32.0).flip(0))
+        for layer in (model.depthwise, model.excite):
+            layer.weight.fill_(0.1)
+            nn.init.zeros_(layer.bias)
+    partition = fxelastic.partition(model.eval(), 1.0, torch.randn(2, 8, 5, 5))
+    data = tuple(((torch.randn(n, 8, 5, 5),), {}) for n in (2, 4))
+    maker = Pruned((0.25,), "activation", calibration=data)
+    (branch,) = (b for b in maker.make(partition) if isinstance(b, Branch))
+    bias = branch.module.get_parameter("norm.batch_norm.bias")
+    assert bias.tolist() == list(range(31, 7, -1))
+
+
+def test_activations_need_data() -> None:
+    with pytest.raises(UsageError, match="calibration="):
+        Pruned(importance="activation")
+
+
 class _Normalised(nn.Module):
     """A layer norm over the hidden channels: they can't go without a change of its statistics."""
 
@@ -194,7 +215,7 @@ def test_ratios_that_are_none(ratios: tuple[float, ...]) -> None:
 
 
 def test_an_unknown_importance() -> None:
-    with pytest.raises(UsageError, match="one of weight, bn"):
+    with pytest.raises(UsageError, match="one of weight, bn, activation"):
         Pruned(importance="luck")
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from numbers import Real
 
 import torch
 
 from fxelastic.branches.propagation import graph_flops, misfit
+from fxelastic.branches.pruning.activations import Arguments, activations
 from fxelastic.branches.pruning.analysis import Analysis, Policy, analysed
 from fxelastic.branches.pruning.selection import IMPORTANCE, Group, groups, removed
 from fxelastic.branches.pruning.surgery import Surgery
@@ -20,6 +21,7 @@ from fxelastic.ir.partition import Partition
 from fxelastic.spec import BranchSpec, branch_id
 
 KIND = "pruned"
+_ACTIVATION = "activation"
 #: Tried in this order; that by which most can be removed is taken.
 _POLICIES = tuple(Policy(factor, whole) for whole in (True, False) for factor in (-2, 0, -1))
 
@@ -39,8 +41,10 @@ class Pruned:
     Attributes:
         ratios: Shares to remove, each of which makes one branch.
         importance: What ranks the channels: ``weight`` (sum of magnitudes of all weights that go
-            with a channel) or ``bn`` (magnitude of its batch norm's scale, where it has one).
+            with a channel), ``bn`` (magnitude of its batch norm's scale, where it has one) or
+            ``activation`` (mean magnitude of its values on the calibration batches).
         round_to: The number of channels kept is a multiple of this where that is possible.
+        calibration: Positional and keyword arguments of some calls of the model.
 
     Source: AdaptiveNet, section 4.1, the blocks ``B_i^(-k)``.
     """
@@ -48,6 +52,7 @@ class Pruned:
     ratios: tuple[float, ...] = (0.25, 0.5)
     importance: str = "weight"
     round_to: int = 8
+    calibration: tuple[Arguments, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse options that are none.
@@ -62,11 +67,17 @@ class Pruned:
                     expected="numbers above 0 and below 1, like prune=(0.25, 0.5)",
                     got=repr(self.ratios),
                 )
-        if self.importance not in IMPORTANCE:
+        if self.importance not in (*IMPORTANCE, _ACTIVATION):
             raise UsageError(
                 "unknown importance",
-                expected="one of " + ", ".join(IMPORTANCE),
+                expected="one of " + ", ".join((*IMPORTANCE, _ACTIVATION)),
                 got=repr(self.importance),
+            )
+        if self.importance == _ACTIVATION and not self.calibration:
+            raise UsageError(
+                "importance='activation' needs data to measure activations on",
+                expected="a few batches as calibration=",
+                got="none",
             )
 
     def make(self, partition: Partition, seed: int = 0) -> Iterator[Branch | Skip]:
@@ -80,20 +91,43 @@ class Pruned:
             For each block and ratio a branch, or the reason why there is none.
         """
         crossings = Crossings(partition)
-        for i, block in enumerate(partition.blocks):
-            if block.kind not in ("basic", "oversize"):
-                continue
-            policy = prunable(partition, crossings, i)
+        policies = {
+            i: prunable(partition, crossings, i)
+            for i, block in enumerate(partition.blocks)
+            if block.kind in ("basic", "oversize")
+        }
+        measured = self._measured(partition, crossings, policies)
+        for i, policy in policies.items():
             for ratio in dict.fromkeys(self.ratios):
                 if isinstance(policy, str):
                     yield Skip(policy, KIND, i, i + 1)
                 else:
-                    yield self._branch(partition, crossings, i, ratio, policy)
+                    yield self._branch(partition, crossings, i, ratio, policy, measured.get(i))
+
+    def _measured(
+        self, partition: Partition, crossings: Crossings, policies: Mapping[int, Policy | str]
+    ) -> dict[int, dict[int, float]]:
+        """For each block the importance of its labels by activations, where that is asked for."""
+        if self.importance != _ACTIVATION:
+            return {}
+        blocks = {}
+        for i, policy in policies.items():
+            read = policy if isinstance(policy, str) else _read(partition, crossings, i, policy)
+            if not isinstance(read, str):
+                blocks[i] = read[:2]
+        return activations(partition, blocks, self.calibration)
 
     def _branch(
-        self, partition: Partition, crossings: Crossings, i: int, ratio: float, policy: Policy
+        self,
+        partition: Partition,
+        crossings: Crossings,
+        i: int,
+        ratio: float,
+        policy: Policy,
+        measured: Mapping[int, float] | None,
     ) -> Branch | Skip:
-        found = prune(partition, crossings, i, ratio, policy, self.importance, self.round_to)
+        importance = measured if measured is not None else self.importance
+        found = prune(partition, crossings, i, ratio, policy, importance, self.round_to)
         if isinstance(found, str):
             return Skip(f"{found} (ratio {ratio:g})", KIND, i, i + 1)
         copied, analysis, labels, lines = found
@@ -123,7 +157,7 @@ def prune(
     i: int,
     ratio: float,
     policy: Policy,
-    importance: str = "weight",
+    importance: str | Mapping[int, float] = "weight",
     round_to: int = 8,
 ) -> tuple[Trainable, Analysis, frozenset[int], list[str]] | str:
     """Remove a share of one block's channels.
@@ -134,7 +168,7 @@ def prune(
         i: The block.
         ratio: The share.
         policy: What is taken for a channel where there is a choice.
-        importance: A key of `IMPORTANCE`.
+        importance: A key of `IMPORTANCE`, or the importance of each label.
         round_to: Channels are kept in multiples of this where possible.
 
     Returns:
@@ -145,7 +179,9 @@ def prune(
     if isinstance(read, str):
         return read
     copied, analysis, found = read
-    labels, lines = removed(found, IMPORTANCE[importance](analysis), ratio, round_to)
+    if isinstance(importance, str):
+        importance = IMPORTANCE[importance](analysis)
+    labels, lines = removed(found, importance, ratio, round_to)
     if not labels:
         return "rounding leaves every channel"
     Surgery(analysis, labels).apply()

@@ -1,0 +1,101 @@
+"""How large the values are that flow through a block's channels, on data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxelastic.branches.original import Original
+from fxelastic.branches.pruning.analysis import Analysis
+from fxelastic.branches.pruning.labels import FIXED
+from fxelastic.branches.trainable import Trainable
+from fxelastic.ir.branch import Branch
+from fxelastic.ir.partition import Partition
+from fxelastic.ir.supernet import Supernet
+
+#: Positional and keyword arguments of one call of the model.
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def activations(
+    partition: Partition,
+    blocks: Mapping[int, tuple[Trainable, Analysis]],
+    batches: Iterable[Arguments],
+) -> dict[int, dict[int, float]]:
+    """Measure what products sum over, in the model's own run.
+
+    Args:
+        partition: The blocks.
+        blocks: Copies of some of them, and what is known of their channels.
+        batches: Arguments of the model's calls.
+
+    Returns:
+        For each of these blocks and each of its channels' labels the mean magnitude of the
+        channel's values, summed over the operators that read it.
+    """
+    model = Supernet(partition, (b for b in Original().make(partition) if isinstance(b, Branch)))
+    recorders = {i: _Recorder(copied, analysis) for i, (copied, analysis) in blocks.items()}
+    n_batches = 0
+    with torch.no_grad():
+        for args, kwargs in batches:
+            n_batches += 1
+            values = model.bind(args, kwargs)
+            for i, branch in enumerate(model.path()):
+                if i in recorders:
+                    recorders[i].observe(values)
+                model.run_branch(branch, values, as_model=True)
+    return {
+        i: {label: total / n_batches for label, total in recorder.totals.items()}
+        for i, recorder in recorders.items()
+    }
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a block's copy, and adds up magnitudes by label."""
+
+    def __init__(self, copied: Trainable, analysis: Analysis) -> None:
+        super().__init__(copied.module.eval())
+        self._copied = copied
+        self._analysis = analysis
+        self._summed = {
+            int(label)
+            for labels in analysis.summed
+            for label in analysis.channels.roots(labels)
+            if label != FIXED
+        }
+        self.totals: dict[int, float] = {}
+
+    def observe(self, values: Mapping[str, Any]) -> None:
+        self.run(*(values[name] for name in (*self._copied.inputs, *self._copied.context)))
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        # Weights are no activations; and a value that some product reads is counted once for each.
+        reads = sum(_is_product(user) for user in n.users)
+        flows = isinstance(result, Tensor) and n not in self._analysis.held
+        if reads and flows and result.is_floating_point():
+            self._add(self._analysis.dims.get(n, ()), result, reads)
+        return result
+
+    def _add(self, dims: Sequence[Any], value: Tensor, reads: int) -> None:
+        for d, labels in enumerate(dims):
+            if len(labels) != value.shape[d]:
+                continue
+            roots = self._analysis.channels.roots(labels).tolist()
+            if not self._summed.intersection(roots):
+                continue
+            rest = tuple(i for i in range(value.dim()) if i != d)
+            means = value.abs().double().mean(dim=rest) if rest else value.abs()
+            for label, mean in zip(roots, means.tolist(), strict=True):
+                if label in self._summed:
+                    self.totals[label] = self.totals.get(label, 0.0) + reads * float(mean)
+
+
+def _is_product(node: fx.Node) -> bool:
+    name = str(node.target)
+    return any(
+        part in name for part in ("conv", "linear", "matmul", "addmm", "bmm", "einsum", "mm.")
+    )
