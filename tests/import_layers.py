@@ -34,13 +34,14 @@ def _layer(layers: str = "", libraries: str = "") -> Layer:
 
 LAYERS: Mapping[str, Layer] = {
     "errors": _layer(),
-    "spec": _layer("errors", "numpy"),
-    "edge": _layer("errors spec", "numpy onnx onnxruntime psutil"),
-    "ir": _layer("errors spec", "numpy torch"),
-    "passes": _layer("errors spec ir", "networkx numpy sympy torch"),
-    "branches": _layer("errors spec ir", "numpy torch"),
-    "train": _layer("errors spec ir", "numpy safetensors torch tqdm"),
-    "backends": _layer("errors spec ir", "numpy onnx onnx_ir onnxruntime onnxscript torch"),
+    "files": _layer(),
+    "spec": _layer("errors files", "numpy"),
+    "edge": _layer("errors files spec", "numpy onnx onnxruntime psutil"),
+    "ir": _layer("errors files spec", "numpy safetensors torch"),
+    "passes": _layer("errors files spec ir", "networkx numpy sympy torch"),
+    "branches": _layer("errors files spec ir", "numpy torch"),
+    "train": _layer("errors files spec ir", "numpy safetensors torch tqdm"),
+    "backends": _layer("errors files spec ir", "numpy onnx onnx_ir onnxruntime onnxscript torch"),
 }
 
 # The outermost ring puts the layers together and may import all of them.

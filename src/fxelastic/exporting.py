@@ -19,9 +19,9 @@ from fxelastic.backends.staging import replace_folder
 from fxelastic.edge.assembly import assemble
 from fxelastic.edge.bundle import Bundle, load
 from fxelastic.errors import UsageError
+from fxelastic.files import write_durably
 from fxelastic.ir.supernet import Supernet
 from fxelastic.spec.bundle_files import MANIFEST_NAME
-from fxelastic.spec.manifest import Manifest
 from fxelastic.spec.verification import SoftFusionInfo, Verification
 
 _MIN_OPSET, _MAX_OPSET = 18, 25
@@ -71,10 +71,10 @@ def export(
     with replace_folder(Path(path), MANIFEST_NAME, force=force) as folder:
         manifest = write_bundle(supernet, FileWriter(folder), opset, report)
         if verify:
-            _write_manifest(folder, manifest)
+            write_durably(folder / MANIFEST_NAME, manifest.to_json())
             record = _verify(supernet, load(folder), jobs, n_subnets, seed, report)
             manifest = dataclasses.replace(manifest, verification=record)
-        _write_manifest(folder, manifest)
+        write_durably(folder / MANIFEST_NAME, manifest.to_json())
     return load(path)
 
 
@@ -123,13 +123,6 @@ def _verify(
             for soft in supernet.partition.soft_fusions
         ),
     )
-
-
-def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    with (folder / MANIFEST_NAME).open("wb") as file:
-        file.write(manifest.to_json())
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _check_arguments(supernet: Supernet, opset: int, jobs: int, n_subnets: int) -> None:

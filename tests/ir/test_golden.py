@@ -41,7 +41,7 @@ def test_failed_write_keeps_the_old_file(
     path = tmp_path / "golden.txt"
     path.write_text("old\n")
 
-    def fail(*args: object) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(golden.os, broken, fail)

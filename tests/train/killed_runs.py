@@ -120,7 +120,7 @@ def main(folder: Path) -> dict[str, Any]:
         if stage == "tune":
             # The ninth file is of the checkpoint at the end of the second epoch, which has a line
             # in the log already, at the step of the checkpoint before.
-            for when, where in ((4, "write_durably"), (9, "write_durably"), (4, "sync_folder")):
+            for when, where in ((4, "write_durably"), (9, "write_durably"), (4, "sync")):
                 here = folder / f"{stage}-{where}-{when}"
                 code = in_child(partial(while_writing, stage, here, when, where))
                 killed.append({"codes": [code], "at": [where, when], **train(stage, here)})

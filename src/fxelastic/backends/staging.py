@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fxelastic.errors import UsageError
+from fxelastic.files import sync
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def replace_folder(path: Path, marker: str, *, force: bool = False) -> Iterator[
         yield staging
         check_target(path, marker, force=force)
         for folder, _, _ in os.walk(staging):
-            sync_folder(Path(folder))
+            sync(Path(folder))
         _swap(staging, path)
     except OSError as e:
         raise _unwritable(path, e) from e
@@ -64,7 +65,7 @@ def _swap(staging: Path, path: Path) -> None:
     """
     if not path.exists():
         staging.rename(path)
-        sync_folder(path.parent)
+        sync(path.parent)
         return
     old = _sibling(path, "old")
     path.rename(old)
@@ -73,7 +74,7 @@ def _swap(staging: Path, path: Path) -> None:
     except BaseException:  # Ctrl-C too: the old one goes back
         old.rename(path)
         raise
-    sync_folder(path.parent)
+    sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -106,18 +107,6 @@ def check_target(path: Path, marker: str, *, force: bool = False) -> None:
 
 def _sibling(path: Path, what: str) -> Path:
     return path.with_name(f".{path.name}.{what}-{os.getpid()}-{secrets.token_hex(4)}")
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the disk has a folder's entries, where the system can."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # A folder can't be opened on Windows.
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unwritable(path: Path, error: OSError) -> UsageError:

@@ -12,6 +12,7 @@ import onnx
 from onnx.external_data_helper import convert_model_to_external_data
 
 from fxelastic.errors import BundleError, UsageError
+from fxelastic.files import sync
 
 #: Beyond this, weights go to a file of their own: protobuf has a limit of 2 GiB.
 MAX_FILE_BYTES = 2**31 - 2**24
@@ -49,9 +50,9 @@ def write_model(
             _check(os.fspath(temporary), what)
         # The model last: it names the file with its weights, whose name tells its contents.
         for file in sorted(folder.iterdir(), key=lambda file: file == temporary):
-            _sync(file)
+            sync(file)
             file.replace(path.parent / file.name)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as e:
         raise _unwritable(path, e) from e
     finally:
@@ -78,18 +79,6 @@ def _check(model: onnx.ModelProto | str, what: str) -> None:
             got=str(e),
             fix="please report it, with the bundle's manifest.json",
         ) from e
-
-
-def _sync(path: Path) -> None:
-    """Wait until the disk has a file, or a folder's entries where the system can."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:  # A folder can't be opened on Windows.
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unwritable(path: Path, error: OSError) -> UsageError:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Literal
 
 from fxelastic.errors import UsageError
+from fxelastic.files import replace_file
 
 
 def read_golden(path: Path) -> str | None:
@@ -61,32 +61,10 @@ def write_golden(path: Path, text: str) -> Literal["created", "updated", "unchan
         if before == data:
             return "unchanged"
         target.parent.mkdir(parents=True, exist_ok=True)
-        _replace(target, data)
+        replace_file(target, data)
     except OSError as e:
         raise _unusable(path, "write", e) from e
     return "created" if before is None else "updated"
-
-
-def _replace(target: Path, data: bytes) -> None:
-    mode = target.stat().st_mode & 0o777 if target.exists() else _default_mode()
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, mode)
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
-def _default_mode() -> int:
-    """The mode that a new file gets; mkstemp's own is private to the user."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
 
 
 def _unusable(path: Path, verb: str, error: OSError) -> UsageError:

@@ -22,8 +22,8 @@ from fxelastic.passes.batch import copies
 from fxelastic.passes.casts import drop_idle_casts
 from fxelastic.passes.check_capture import BatchFixedError, check_capture
 from fxelastic.passes.clone import clone_for_capture
-from fxelastic.passes.export import WRAPPED, Exported, quiet
 from fxelastic.passes.copies import replace_copies
+from fxelastic.passes.export import WRAPPED, Exported, quiet
 from fxelastic.passes.functionalise import functionalise_simple
 from fxelastic.passes.input_types import check_input_types
 from fxelastic.passes.normalise import normalise

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fxelastic.errors import TrainingError, UsageError
-from fxelastic.train.files import sync_folder, write_durably
+from fxelastic.files import sync, write_durably
 
 SCHEMA = "fxelastic.checkpoint/1"
 
@@ -93,11 +93,11 @@ class Checkpoints:
             )
             seal = hashlib.sha256(text.encode()).hexdigest()
             write_durably(temporary / _DATA, f"{seal}\n{text}\n".encode())
-            sync_folder(temporary)
+            sync(temporary)
             target = self.folder / name
             self._make_room(target)
             temporary.rename(target)
-            sync_folder(self.folder)
+            sync(self.folder)
         except OSError as e:
             raise UsageError(
                 f"a checkpoint can't be written to {self.folder}",

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fxelastic.errors import UsageError
+from fxelastic.files import replace_file
 from fxelastic.train.callbacks import Callback
-from fxelastic.train.files import replace_file
 from fxelastic.train.reports import EpochReport, History, StepReport
 
 
