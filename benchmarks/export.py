@@ -6,8 +6,8 @@ ResNet-50 at γ = 0.25 with the paper's branches {B0, B1, B2, B-1, B-2}. Prints,
   branch with ``torch.onnx.export``: their ratio (bar: 4; aim: 8);
 - the bundle's bytes over those of the model as one ONNX file.
 
-The new branches' weights are disturbed first, as training would: untrained copies of the model's own
-weights would be stored once.
+The new branches' weights are disturbed first, as training would: untrained copies of the model's
+own weights would be stored once.
 
 Only ratios mean something. Both ways run on one core; their ratio is that of processor time, which
 says the same as wall time on a quiet machine and more than it on a shared one. Both are printed.

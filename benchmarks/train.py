@@ -76,7 +76,7 @@ SETTINGS = {
     "resnet": Setting(
         lambda: SmallResNet(widths=(16, 32, 48)), 5, 3e-3, 1, 4, 4e-3, 2e-3, 0.5, (2, 5)
     ),
-    "vit": Setting(SmallViT, 7, 2e-3, 1, 4, 4e-3, 1e-3, 0.5, (3, 7)),
+    "vit": Setting(SmallViT, 7, 2e-3, 2, 3, 4e-3, 1e-3, 0.9, (3, 7)),
 }
 GAMMA = 0.3
 BATCH = 100

@@ -30,7 +30,8 @@ def rename_graph(graph: onnx.GraphProto, names: Mapping[str, str], prefix: str) 
     for annotation in graph.quantization_annotation:
         annotation.tensor_name = new(annotation.tensor_name)
     for node in graph.node:
-        node.name = f"{prefix}{node.name}"
+        # Many nodes may go without a name, but no two may have the same.
+        node.name = f"{prefix}{node.name}" if node.name else ""
         node.input[:] = [new(name) for name in node.input]
         node.output[:] = [new(name) for name in node.output]
         for attribute in node.attribute:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,18 +58,19 @@ class FileWriter:
             OSError: The disk is full, or the folder can't be written.
         """
         (self.folder / DATA_FOLDER).mkdir(parents=True, exist_ok=True)
-        uses = self._count_uses(models.values())
+        shared = self._shared(models.values())
         data: dict[str, FileInfo] = {}
         taken: set[str] = set()
         segments = []
         for branch in branches:
             model = models[branch.id]
             _annotate(branch.id, model.graph, values)
-            outside = self._outside(model.graph, uses)
+            outside = self._outside(model.graph, shared)
             weight_bytes = sum(_tensor(value).nbytes for value in _initializers(model.graph))
             files = []
             for value in outside:
-                file = self._write_tensor(_tensor(value), data)
+                digest = shared.get(id(value)) or _digest(_tensor(value))
+                file = self._write_tensor(_tensor(value), digest, data)
                 files.append(file.path)
                 value.const_value = ir.ExternalTensor(
                     posixpath.relpath(file.path, BRANCHES_FOLDER),
@@ -101,35 +102,36 @@ class FileWriter:
         (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
         return self._write(path, data)
 
-    def _count_uses(self, models: Iterable[ir.Model]) -> Counter[str]:
-        """How many branches hold a tensor, by its digest; small tensors aside.
+    def _shared(self, models: Iterable[ir.Model]) -> dict[int, str]:
+        """Digests of the tensors that several branches hold, by id; small tensors aside.
 
-        Only tensors that are like another one in dtype and shape are hashed.
+        Only tensors that are alike in a sample of their elements are hashed.
         """
-        held = [
-            (i, tensor)
-            for i, model in enumerate(models)
-            for tensor in map(_tensor, _initializers(model.graph))
-            if tensor.nbytes >= self.min_shared_bytes
-        ]
-        alike = Counter((tensor.dtype, tuple(tensor.shape)) for _, tensor in held)
-        users = {
-            (i, _digest(tensor))
-            for i, tensor in held
-            if alike[tensor.dtype, tuple(tensor.shape)] > 1
-        }
-        return Counter(digest for _, digest in users)
+        alike: dict[object, list[tuple[int, ir.Value]]] = defaultdict(list)
+        for i, model in enumerate(models):
+            for value in _initializers(model.graph):
+                if _tensor(value).nbytes >= self.min_shared_bytes:
+                    alike[_sample(_tensor(value))].append((i, value))
+        users: dict[str, set[int]] = defaultdict(set)
+        digests: dict[int, str] = {}
+        for held in alike.values():
+            if len({i for i, _ in held}) > 1:
+                for i, value in held:
+                    digests[id(value)] = _digest(_tensor(value))
+                    users[digests[id(value)]].add(i)
+        return {value: digest for value, digest in digests.items() if len(users[digest]) > 1}
 
-    def _outside(self, graph: ir.Graph, uses: Counter[str]) -> list[ir.Value]:
+    def _outside(self, graph: ir.Graph, shared: Mapping[int, str]) -> list[ir.Value]:
         """The weights of a branch that go to files of their own."""
         large = [v for v in _initializers(graph) if _tensor(v).nbytes >= self.min_shared_bytes]
         n_bytes = sum(_tensor(value).nbytes for value in _initializers(graph))
         if n_bytes > self.max_file_bytes:
             return large
-        return [value for value in large if uses[_digest(_tensor(value))] > 1]
+        return [value for value in large if id(value) in shared]
 
-    def _write_tensor(self, tensor: ir.TensorProtocol, data: dict[str, FileInfo]) -> FileInfo:
-        digest = _digest(tensor)
+    def _write_tensor(
+        self, tensor: ir.TensorProtocol, digest: str, data: dict[str, FileInfo]
+    ) -> FileInfo:
         if digest not in data:
             data[digest] = self._write(f"{DATA_FOLDER}/{digest[:32]}.bin", tensor.tobytes())
         return data[digest]
@@ -149,6 +151,12 @@ def _initializers(graph: ir.Graph) -> list[ir.Value]:
 def _tensor(value: ir.Value) -> ir.TensorProtocol:
     assert value.const_value is not None
     return value.const_value
+
+
+def _sample(tensor: ir.TensorProtocol) -> object:
+    """What equal tensors have in common, and few others do."""
+    elements = tensor.numpy().reshape(-1)
+    return tensor.dtype, tuple(tensor.shape), elements[:: max(1, elements.size // 64)].tobytes()
 
 
 def _digest(tensor: ir.TensorProtocol) -> str:

@@ -1,0 +1,145 @@
+"""A file that computes something else is found, with its branch and its operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+import fxelastic
+from fxelastic.backends.onnxruntime.parity import Parity
+from fxelastic.backends.onnxruntime.teacher import make_inputs, teacher_values
+from fxelastic.edge import Bundle, assemble
+from fxelastic.errors import ExportError
+from tests.backends.exported import bundle, supernet
+
+NAME = "plain_mlp"
+
+
+def parity(jobs: int = 1) -> Parity:
+    made = supernet(NAME)
+    samples = [teacher_values(made, make_inputs(made.partition, n, n)) for n in (2, 3)]
+    return Parity(made, samples, jobs)
+
+
+def paths(of: Bundle) -> dict[str, Path]:
+    return {segment.id: of.model_path(segment.id) for segment in of.manifest.segments}
+
+
+def spoil(path: Path, folder: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
+    model = onnx.load(str(path))
+    change(model)
+    onnx.save(model, str(folder / "spoilt.onnx"))
+    return folder / "spoilt.onnx"
+
+
+def node(model: onnx.ModelProto, kind: str) -> onnx.NodeProto:
+    return next(node for node in model.graph.node if node.op_type == kind)
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_what_was_exported_agrees(jobs: int) -> None:
+    parity(jobs).check_files(paths(bundle(NAME)))
+
+
+def other_activation(model: onnx.ModelProto) -> None:
+    node(model, "Gelu").CopyFrom(
+        onnx.helper.make_node("Relu", node(model, "Gelu").input, node(model, "Gelu").output)
+    )
+
+
+def other_weight(model: onnx.ModelProto) -> None:
+    tensor = max(model.graph.initializer, key=lambda t: len(t.raw_data))
+    array = numpy_helper.to_array(tensor) * np.float32(1.01)
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+
+def no_kernel(model: onnx.ModelProto) -> None:
+    model.graph.node[0].domain = "nowhere"
+    model.opset_import.add(domain="nowhere", version=1)
+
+
+def test_a_wrong_operator_is_named(tmp_path: Path) -> None:
+    """Not the linear layer before it, which is right, nor what is behind it."""
+    layers = [torch.nn.Linear(4, 4), torch.nn.GELU(), torch.nn.Linear(4, 4), torch.nn.Tanh()]
+    model = torch.nn.Sequential(*layers).eval()
+    made = fxelastic.expand(model, 1.0, example_inputs=torch.randn(2, 4), kinds=())
+    files = paths(fxelastic.export(made, tmp_path / "bundle"))
+    files["original@0"] = spoil(files["original@0"], tmp_path, other_activation)
+    samples = [teacher_values(made, make_inputs(made.partition, 2, 0))]
+    with pytest.raises(ExportError) as caught:
+        Parity(made, samples).check_files(files)
+    assert caught.value.what.startswith("1 of 1 files")
+    assert "branch original@0, value " in str(caught.value)
+    assert "operator aten.gelu.default" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(other_weight, "operator aten."), (no_kernel, "onnxruntime can't run a converted model")],
+)
+def test_a_wrong_file_is_named(tmp_path: Path, change: Any, message: str) -> None:
+    files = paths(bundle(NAME))
+    files["original@1"] = spoil(files["original@1"], tmp_path, change)
+    with pytest.raises(ExportError, match="branch original@1") as caught:
+        parity().check_files(files)
+    assert message in str(caught.value)
+
+
+def test_a_wrong_subnet_is_found(tmp_path: Path) -> None:
+    made = bundle(NAME)
+    arch = made.space.original
+    path = assemble(made, arch, tmp_path / "m.onnx")
+    parity().check_subnet(arch, path, made.manifest.results)
+    with pytest.raises(ExportError, match="the result 'output'"):
+        parity().check_subnet(arch, spoil(path, tmp_path, other_weight), made.manifest.results)
+
+
+def test_inputs_are_seeded_and_of_the_batch_size_asked_for() -> None:
+    partition = supernet("dict_input").partition
+    first, again = make_inputs(partition, 5, 1), make_inputs(partition, 5, 1)
+    for name, example in zip(partition.signature.inputs, partition.example, strict=True):
+        assert torch.equal(first[name], again[name])
+        assert first[name].shape[0] == 5
+        assert first[name].dtype == example.dtype
+        if not example.is_floating_point():
+            assert torch.equal(first[name], example[torch.arange(5) % 2])
+    images = supernet(NAME).partition
+    assert not torch.equal(*(next(iter(make_inputs(images, 2, s).values())) for s in (1, 2)))
+
+
+def test_a_supernet_without_example_inputs_is_refused() -> None:
+    from dataclasses import replace
+
+    with pytest.raises(ExportError, match="without example inputs"):
+        make_inputs(replace(supernet(NAME).partition, example=()), 2, 0)
+
+
+def test_an_export_that_computes_something_else_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The comparison is a part of the export, not an option of the test."""
+    from fxelastic.backends.onnxruntime import export as exporter
+
+    convert = exporter.convert
+
+    def wrong(*args: Any) -> Any:
+        conversion = convert(*args)
+        for model in conversion.models.values():
+            for node in model.graph:
+                if node.op_type == "Relu":
+                    node.op_type = "Abs"
+        return conversion
+
+    monkeypatch.setattr(exporter, "convert", wrong)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    made = fxelastic.expand(model.eval(), 1.0, example_inputs=torch.randn(2, 4), kinds=())
+    with pytest.raises(ExportError, match=r"operator aten\.relu\.default"):
+        fxelastic.export(made, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []

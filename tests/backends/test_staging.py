@@ -1,0 +1,178 @@
+"""A folder appears whole or not at all, and nothing that is not ours is ever replaced."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fxelastic.backends.staging import replace_folder
+from fxelastic.errors import UsageError
+
+ROOT = Path(__file__).parents[2]
+MARKER = "manifest.json"
+
+
+def make(path: Path, text: str, *, force: bool = False) -> None:
+    with replace_folder(path, MARKER, force=force) as folder:
+        (folder / MARKER).write_text(text)
+        (folder / "inner").mkdir()
+        (folder / "inner" / "file").write_text(text)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_folder_appears_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "bundle"
+    with replace_folder(path, MARKER) as folder:
+        assert folder.parent == path.parent
+        assert not path.exists()
+        (folder / MARKER).write_text("1")
+    assert names(path.parent) == ["bundle"]
+    assert path.stat().st_mode == path.parent.stat().st_mode
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("no"), SystemExit(1)])
+@pytest.mark.parametrize("old", [True, False])
+def test_a_failure_leaves_what_was_there(tmp_path: Path, error: BaseException, old: bool) -> None:
+    path = tmp_path / "bundle"
+    if old:
+        make(path, "old")
+
+    def fail() -> None:
+        with replace_folder(path, MARKER, force=True) as folder:
+            (folder / MARKER).write_text("half")
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
+    assert names(tmp_path) == (["bundle"] if old else [])
+    if old:
+        assert (path / "inner" / "file").read_text() == "old"
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, old: bool) -> None:
+    path = tmp_path / "bundle"
+    if old:
+        make(path, "old")
+
+    def fill() -> None:
+        with replace_folder(path, MARKER, force=True):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(UsageError, match="No space left") as caught:
+        fill()
+    assert "unchanged" in str(caught.value)
+    assert names(tmp_path) == (["bundle"] if old else [])
+
+
+@pytest.mark.parametrize("error", [OSError("no"), KeyboardInterrupt()])
+def test_a_failure_between_the_renames_brings_the_old_one_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    path = tmp_path / "bundle"
+    make(path, "old")
+    rename = Path.rename
+
+    def fail_second(self: Path, target: Path) -> Path:
+        if ".new-" in self.name:
+            raise error
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_second)
+    with pytest.raises((UsageError, KeyboardInterrupt)):
+        make(path, "new", force=True)
+    assert (path / MARKER).read_text() == "old"
+    assert names(tmp_path) == ["bundle"]
+
+
+def test_force_replaces_a_bundle(tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    make(path, "old")
+    with pytest.raises(UsageError, match="is there already"):
+        make(path, "new")
+    assert (path / MARKER).read_text() == "old"
+    make(path, "new", force=True)
+    assert (path / MARKER).read_text() == "new"
+    assert names(tmp_path) == ["bundle"]
+
+
+def test_no_other_folder_is_ever_replaced(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("…")
+    file = tmp_path / "file"
+    file.write_text("…")
+    link = tmp_path / "link"
+    make(tmp_path / "bundle", "old")
+    link.symlink_to(tmp_path / "bundle")
+    for path in (mine, file, link):
+        with pytest.raises(UsageError, match="is there and is no bundle"):
+            make(path, "new", force=True)
+    assert (mine / "thesis.tex").exists()
+
+
+def test_what_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+
+    def race() -> None:
+        with replace_folder(path, MARKER) as folder:
+            (folder / MARKER).write_text("mine")
+            make(path, "theirs")
+
+    with pytest.raises(UsageError, match="is there already"):
+        race()
+    assert (path / MARKER).read_text() == "theirs"
+
+
+def test_an_empty_folder_is_used(tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    make(tmp_path / "bundle", "new")
+    assert (tmp_path / "bundle" / MARKER).read_text() == "new"
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from fxelastic.backends.staging import replace_folder
+
+with replace_folder(Path(sys.argv[1]), "manifest.json", force=True) as folder:
+    (folder / "manifest.json").write_text("half")
+    print("writing", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_kill_9_leaves_the_old_folder_or_none(
+    tmp_path: Path, old: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "bundle"
+    if old:
+        make(path, "old")
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=60)
+    assert path.exists() == old
+    if old:
+        assert (path / MARKER).read_text() == "old"
+    with caplog.at_level(logging.WARNING):
+        make(path, "new", force=True)
+    assert "was left by an interrupted export" in caplog.text
+    assert (path / MARKER).read_text() == "new"
