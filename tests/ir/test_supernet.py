@@ -355,7 +355,7 @@ def test_summary() -> None:
     assert text.splitlines()[0] == f"Supernet of Net: {n} blocks, {n + 1} branches, 2 subnets"
     assert "new              1      72      -            1" in text
     assert "387 parameters, 1.23 × the model's 315" in text
-    assert "2 branches not made:\n  skip [1, 2): shapes differ\n  no reason" in text
+    assert "2 branches not made:\n   1 × skip: shapes differ\n   1 × no reason" in text
     assert math.isclose(supernet.n_params / partition.n_params, 387 / 315)
 
 

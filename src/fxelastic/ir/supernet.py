@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import operator
-import re
-from collections.abc import Iterable, Mapping, MutableMapping
+import os
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from functools import cached_property
 from typing import Any
 
@@ -13,11 +11,13 @@ import torch
 from torch import fx, nn
 
 from fxelastic.errors import UsageError
+from fxelastic.ir import supernet_file
 from fxelastic.ir.branch import Branch, Crossings, FrozenGraphModule, Skip
 from fxelastic.ir.operators import attribute
 from fxelastic.ir.partition import Partition
-from fxelastic.ir.signature import Signature, check_tensors
-from fxelastic.ir.table import aligned, engineering
+from fxelastic.ir.signature import check_tensors
+from fxelastic.ir.subnet import identifier, subnet_module
+from fxelastic.ir.summary import summary
 from fxelastic.spec import Arch, SearchSpace
 
 
@@ -74,7 +74,7 @@ class Supernet(nn.Module):
         names: set[str] = set(dir(self.branch_modules))
         for branch in self.branches.values():
             _check_values(branch, self._crossings)
-            self.branch_modules.add_module(_identifier(branch.id, names), branch.module)
+            self.branch_modules.add_module(identifier(branch.id, names), branch.module)
         self._constants = nn.Module()
         self._results = tuple(self._result(node) for node in self._output_nodes())
         self.eval()
@@ -178,52 +178,55 @@ class Supernet(nn.Module):
         Raises:
             UsageError: The arch is none of this search space.
         """
-        branches = self.path(arch)
-        memo: dict[int, Any] = {}
-        for branch in branches:
-            if branch.frozen:
-                _share(branch.module, memo)
-        signature = self.partition.signature
-        root, graph = nn.Module(), fx.Graph()
-        root.add_module("arguments", _Arguments(signature, self._placeholders))
-        packed = graph.placeholder("*args"), graph.placeholder("**kwargs")
-        leaves = graph.call_module("arguments", packed)
-        nodes = {node.name: node for node in self.partition.graph.nodes}
-        values: dict[str, fx.Node] = {}
-
-        def name_value(name: str, value: fx.Node) -> None:
-            value.meta["val"] = nodes[name].meta.get("val")
-            values[name] = value
-
-        for i, name in enumerate(signature.inputs):
-            name_value(name, _item(graph, leaves, i, name))
-        names = {"arguments", "result"} | set(dir(fx.GraphModule))
-        as_model = all(branch.frozen for branch in branches)
-        for branch in branches:
-            target = _identifier(branch.id, names)
-            module = copy.deepcopy(branch.module, memo)
-            root.add_module(target, _AsModel(module) if as_model else module)
-            operands = tuple(values[name] for name in (*branch.inputs, *branch.context))
-            called = graph.call_module(target, operands)
-            if len(branch.outputs) == 1:
-                name_value(branch.outputs[0], called)
-                continue
-            for i, name in enumerate(branch.outputs):
-                name_value(name, _item(graph, called, i, name))
-        results = []
-        for name, constant in self._results:
-            if constant:
-                target = _identifier(name, names)
-                value = getattr(self._constants, name)
-                root.register_buffer(target, value, persistent=False)
-                results.append(graph.get_attr(target))
-            else:
-                results.append(values[name])
-        root.add_module("result", _Result(signature))
-        graph.output(graph.call_module("result", (results,)))
-        result = fx.GraphModule(root, graph, class_name=f"{self.partition.model_name}Subnet")
+        result = subnet_module(self.partition, self.path(arch), self._results, self._constants)
         result.meta["arch"] = str(arch or self.space.original)
         return result.train(self.training)
+
+    def trainable_parameters(self, arch: Arch | None = None) -> Iterator[nn.Parameter]:
+        """The parameters that training may change: those of new branches, each once.
+
+        Args:
+            arch: Of this subnet's branches only; of all where None.
+
+        Raises:
+            UsageError: The arch is none of this search space.
+        """
+        branches = self.branches.values() if arch is None else self.path(arch)
+        seen: set[int] = set()
+        for branch in branches:
+            for parameter in branch.module.parameters():
+                if parameter.requires_grad and id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    yield parameter
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the new branches' weights and statistics to a safetensors file, in one step.
+
+        The model's own weights are not in it.
+
+        Args:
+            path: The file; one that is there is replaced.
+
+        Raises:
+            UsageError: The file can't be written; an old one is as it was.
+        """
+        supernet_file.save(self, path)
+
+    def load(self, path: str | os.PathLike[str]) -> Supernet:
+        """Read a file that `save` wrote from a supernet of the same model and options.
+
+        Args:
+            path: The file.
+
+        Returns:
+            This supernet.
+
+        Raises:
+            UsageError: There is no such file, it is damaged, or it is of another supernet. The
+                supernet is unchanged then.
+        """
+        supernet_file.load(self, path)
+        return self
 
     def _output_nodes(self) -> list[fx.Node]:
         (output,) = (node for node in self.partition.graph.nodes if node.op == "output")
@@ -248,97 +251,7 @@ class Supernet(nn.Module):
 
     def __str__(self) -> str:
         """A summary for terminals: branches of each kind, subnets, size, what was not made."""
-        blocks, count = self.space.n_blocks, self.space.count()
-        base = self.partition.n_params
-        rows = [("kind", "branches", "params", "FLOPs", "approximate")]
-        for kind in dict.fromkeys(spec.kind for spec in self.space.branches):
-            branches = [branch for branch in self.branches.values() if branch.kind == kind]
-            rows.append(
-                (
-                    kind,
-                    str(len(branches)),
-                    f"{sum(branch.n_params for branch in branches):,}",
-                    engineering(sum(branch.flops for branch in branches)),
-                    str(sum(branch.approximate for branch in branches) or "-"),
-                )
-            )
-        ratio = f"{self.n_params / base:.2f}" if base else "-"
-        lines = [
-            f"Supernet of {self.partition.model_name}: {blocks} block{'s' * (blocks != 1)}, "
-            f"{len(self.branches)} branch{'es' * (len(self.branches) != 1)}, "
-            f"{_count(count)} subnet{'s' * (count != 1)}",
-            "",
-            *aligned(rows, right={1, 2, 3, 4}),
-            "",
-            f"{self.n_params:,} parameters, {ratio} × the model's {base:,}",
-        ]
-        if self.skips:
-            lines += ["", f"{len(self.skips)} branches not made:"]
-            lines += [f"  {_described(skip)}" for skip in self.skips]
-        return "\n".join(lines)
-
-
-class _Arguments(nn.Module):
-    """The model's arguments as the flat tensors that its graph reads."""
-
-    def __init__(self, signature: Signature, captured: Iterable[fx.Node]) -> None:
-        super().__init__()
-        self._signature = signature
-        # Copies in a graph of their own: the partition's graph would be kept and copied with it.
-        self._captured = fx.Graph()
-        for node in captured:
-            self._captured.node_copy(node)
-
-    def forward(self, args: Any, kwargs: Any) -> list[Any]:
-        # fx.Interpreter passes all that is left for a starred placeholder: an empty list here.
-        leaves = self._signature.flatten_arguments(tuple(args), dict(kwargs))
-        check_tensors(list(self._captured.nodes), leaves)
-        return leaves
-
-
-class _Result(nn.Module):
-    """Flat tensors in the structure of the model's result."""
-
-    def __init__(self, signature: Signature) -> None:
-        super().__init__()
-        self._signature = signature
-
-    def forward(self, outputs: list[Any]) -> Any:
-        return self._signature.unflatten_result(list(outputs))
-
-
-class _AsModel(nn.Module):
-    """Runs an original as the model does."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *operands: Any) -> Any:
-        assert isinstance(self.module, FrozenGraphModule)
-        return self.module.as_model(*operands)
-
-
-def _item(graph: fx.Graph, value: fx.Node, i: int, name: str) -> fx.Node:
-    return graph.create_node("call_function", operator.getitem, (value, i), name=name)
-
-
-def _share(module: nn.Module, memo: dict[int, Any]) -> None:
-    """Have ``copy.deepcopy(module, memo)`` share memory: no copy of a frozen weight is needed."""
-    for parameter in module.parameters():
-        if id(parameter) not in memo:
-            memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
-    memo.update((id(buffer), buffer) for buffer in module.buffers())
-
-
-def _identifier(name: str, taken: set[str]) -> str:
-    """A name for a submodule, different from those taken; takes it."""
-    base = re.sub(r"\W", "_", name)
-    result, n = base, 2
-    while result in taken:
-        result, n = f"{base}_{n}", n + 1
-    taken.add(result)
-    return result
+        return summary(self)
 
 
 def _check_values(branch: Branch, crossings: Crossings) -> None:
@@ -358,13 +271,3 @@ def _check_values(branch: Branch, crossings: Crossings) -> None:
             expected=f"outputs {', '.join(outputs) or 'none'}",
             got=f"outputs {', '.join(branch.outputs) or 'none'}",
         )
-
-
-def _count(n: int) -> str:
-    return f"{n:,}" if n < 10**12 else f"about {n:.2g}"
-
-
-def _described(skip: Skip) -> str:
-    if skip.start is None or skip.stop is None:
-        return f"{skip.kind}: {skip.reason}" if skip.kind else skip.reason
-    return f"{skip.kind} [{skip.start}, {skip.stop}): {skip.reason}"

@@ -1,0 +1,143 @@
+"""One subnet of a supernet as a module of its own."""
+
+from __future__ import annotations
+
+import copy
+import operator
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import fx, nn
+
+from fxelastic.ir.branch import Branch, FrozenGraphModule
+from fxelastic.ir.partition import Partition
+from fxelastic.ir.signature import Signature, check_tensors
+
+
+def subnet_module(
+    partition: Partition,
+    branches: Sequence[Branch],
+    results: Iterable[tuple[str, bool]],
+    constants: nn.Module,
+) -> fx.GraphModule:
+    """Chain branches.
+
+    Args:
+        partition: The blocks.
+        branches: Those that tile them, in order.
+        results: For each flat result of the model its name, and whether it is a constant.
+        constants: Holds the constants, by name.
+
+    Returns:
+        A graph module that is called as the model is. It is a copy; frozen branches share their
+        weights' memory with the model.
+    """
+    placeholders = [node for node in partition.graph.nodes if node.op == "placeholder"]
+    memo: dict[int, Any] = {}
+    for branch in branches:
+        if branch.frozen:
+            _share(branch.module, memo)
+    signature = partition.signature
+    root, graph = nn.Module(), fx.Graph()
+    root.add_module("arguments", _Arguments(signature, placeholders))
+    packed = graph.placeholder("*args"), graph.placeholder("**kwargs")
+    leaves = graph.call_module("arguments", packed)
+    nodes = {node.name: node for node in partition.graph.nodes}
+    values: dict[str, fx.Node] = {}
+
+    def name_value(name: str, value: fx.Node) -> None:
+        value.meta["val"] = nodes[name].meta.get("val")
+        values[name] = value
+
+    for i, name in enumerate(signature.inputs):
+        name_value(name, _item(graph, leaves, i, name))
+    names = {"arguments", "result"} | set(dir(fx.GraphModule))
+    as_model = all(branch.frozen for branch in branches)
+    for branch in branches:
+        target = identifier(branch.id, names)
+        module = copy.deepcopy(branch.module, memo)
+        root.add_module(target, _AsModel(module) if as_model else module)
+        operands = tuple(values[name] for name in (*branch.inputs, *branch.context))
+        called = graph.call_module(target, operands)
+        if len(branch.outputs) == 1:
+            name_value(branch.outputs[0], called)
+            continue
+        for i, name in enumerate(branch.outputs):
+            name_value(name, _item(graph, called, i, name))
+    outputs = []
+    for name, constant in results:
+        if constant:
+            target = identifier(name, names)
+            value = getattr(constants, name)
+            root.register_buffer(target, value, persistent=False)
+            outputs.append(graph.get_attr(target))
+        else:
+            outputs.append(values[name])
+    root.add_module("result", _Result(signature))
+    graph.output(graph.call_module("result", (outputs,)))
+    result = fx.GraphModule(root, graph, class_name=f"{partition.model_name}Subnet")
+    return result
+
+
+def identifier(name: str, taken: set[str]) -> str:
+    """A name for a submodule, different from those taken; takes it."""
+    base = re.sub(r"\W", "_", name)
+    result, n = base, 2
+    while result in taken:
+        result, n = f"{base}_{n}", n + 1
+    taken.add(result)
+    return result
+
+
+class _Arguments(nn.Module):
+    """The model's arguments as the flat tensors that its graph reads."""
+
+    def __init__(self, signature: Signature, captured: Iterable[fx.Node]) -> None:
+        super().__init__()
+        self._signature = signature
+        # Copies in a graph of their own: the partition's graph would be kept and copied with it.
+        self._captured = fx.Graph()
+        for node in captured:
+            self._captured.node_copy(node)
+
+    def forward(self, args: Any, kwargs: Any) -> list[Any]:
+        # fx.Interpreter passes all that is left for a starred placeholder: an empty list here.
+        leaves = self._signature.flatten_arguments(tuple(args), dict(kwargs))
+        check_tensors(list(self._captured.nodes), leaves)
+        return leaves
+
+
+class _Result(nn.Module):
+    """Flat tensors in the structure of the model's result."""
+
+    def __init__(self, signature: Signature) -> None:
+        super().__init__()
+        self._signature = signature
+
+    def forward(self, outputs: list[Any]) -> Any:
+        return self._signature.unflatten_result(list(outputs))
+
+
+class _AsModel(nn.Module):
+    """Runs an original as the model does."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *operands: Any) -> Any:
+        assert isinstance(self.module, FrozenGraphModule)
+        return self.module.as_model(*operands)
+
+
+def _item(graph: fx.Graph, value: fx.Node, i: int, name: str) -> fx.Node:
+    return graph.create_node("call_function", operator.getitem, (value, i), name=name)
+
+
+def _share(module: nn.Module, memo: dict[int, Any]) -> None:
+    """Have ``copy.deepcopy(module, memo)`` share memory: no copy of a frozen weight is needed."""
+    for parameter in module.parameters():
+        if id(parameter) not in memo:
+            memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+    memo.update((id(buffer), buffer) for buffer in module.buffers())

@@ -1,0 +1,139 @@
+"""A supernet's new branches as a safetensors file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from fxelastic.errors import UsageError
+from fxelastic.files import replace_file
+
+if TYPE_CHECKING:
+    from fxelastic.ir.supernet import Supernet
+
+SCHEMA = "fxelastic.supernet/1"
+_ENTRY = "fxelastic"
+
+logger = logging.getLogger(__name__)
+
+
+def save(supernet: Supernet, path: str | os.PathLike[str]) -> None:
+    """Write the new branches' weights and statistics; see `Supernet.save`."""
+    target = Path(path)
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in _tensors(supernet).items()}
+    metadata = {
+        "schema": SCHEMA,
+        "structure": structure_digest(supernet),
+        "model": _content(_model_tensors(supernet)),
+        "content": _content(tensors.items()),
+    }
+    # One entry: safetensors writes several in an order of chance.
+    header = {_ENTRY: json.dumps(metadata)}
+    try:
+        replace_file(target, safetensors.torch.save(tensors, header))
+    except OSError as e:
+        raise UsageError(
+            f"the supernet can't be written to {target}",
+            expected="a file in a folder that exists, on a disk with space",
+            got=f"{type(e).__name__}: {e.strerror or e}",
+        ) from e
+
+
+def load(supernet: Supernet, path: str | os.PathLike[str]) -> None:
+    """Read what `save` wrote into the same branches; see `Supernet.load`."""
+    own = _tensors(supernet)
+    tensors, metadata = _read(Path(path))
+    if metadata.get("schema") != SCHEMA:
+        raise _refused(path, f"a file of schema {SCHEMA}", repr(metadata.get("schema")))
+    if metadata.get("structure") != structure_digest(supernet):
+        differences = _differences(own, tensors)
+        raise _refused(
+            path,
+            "the branches of this supernet",
+            f"those of another one: {differences}",
+            "expand the same model with the gamma, kinds, spans and ratios of then",
+        )
+    differences = _differences(own, tensors)
+    if differences or metadata.get("content") != _content(tensors.items()):
+        raise _refused(path, "a file as it was written", differences or "other bytes")
+    if metadata.get("model") != _content(_model_tensors(supernet)):
+        logger.warning(
+            "%s was saved beside other weights of the model: its branches were trained to mimic "
+            "those, and may be of little use beside these",
+            path,
+        )
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(tensors[name])
+
+
+def structure_digest(supernet: Supernet) -> str:
+    """What the supernet is made of: the blocks, the branches and the shapes of their weights."""
+    lines = [supernet.partition.to_text(), *map(repr, supernet.space.branches)]
+    lines += [f"{k} {v.dtype} {tuple(v.shape)}" for k, v in _tensors(supernet).items()]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _tensors(supernet: Supernet) -> dict[str, Tensor]:
+    """The parameters and buffers of the new branches, by branch and name."""
+    return {
+        f"{branch.id}/{name}": value
+        for branch in supernet.branches.values()
+        if not branch.frozen
+        for name, value in branch.module.state_dict(keep_vars=True).items()
+    }
+
+
+def _model_tensors(supernet: Supernet) -> Iterable[tuple[str, Tensor]]:
+    for branch in supernet.branches.values():
+        if branch.frozen:
+            yield from branch.module.state_dict().items()
+
+
+def _content(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors, key=lambda item: item[0]):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not path.is_file():
+        raise _refused(path, "a file that supernet.save wrote", "no file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {}).get(_ENTRY, "{}"))
+            return {k: file.get_tensor(k) for k in file.keys()}, dict(metadata)  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, TypeError) as e:
+        raise _refused(path, "a whole safetensors file", str(e)) from e
+
+
+def _differences(own: dict[str, Tensor], found: dict[str, Tensor]) -> str:
+    for name, value in own.items():
+        if name not in found:
+            return f"it has no {name}"
+        other = found[name]
+        if (other.dtype, other.shape) != (value.dtype, value.shape):
+            return (
+                f"{name} is {other.dtype} {list(other.shape)}, "
+                f"not {value.dtype} {list(value.shape)}"
+            )
+    extra = [name for name in found if name not in own]
+    return f"it also has {extra[0]}" if extra else ""
+
+
+def _refused(path: object, expected: str, got: str, fix: str | None = None) -> UsageError:
+    what = f"{path} can't be loaded into this supernet"
+    return UsageError(what, expected=expected, got=got, fix=fix)
