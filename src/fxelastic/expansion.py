@@ -7,9 +7,11 @@ from numbers import Real
 from typing import Any
 
 from torch import nn
+from tqdm import tqdm
 
 from fxelastic.api import partition
 from fxelastic.branches import DEFAULT_KINDS, BranchMaker, branch_maker
+from fxelastic.branches.calibration import as_batches, calibrate
 from fxelastic.errors import UsageError
 from fxelastic.ir.branch import Branch
 from fxelastic.ir.supernet import Supernet
@@ -25,6 +27,7 @@ def expand(
     spans: Sequence[int] = (1, 2),
     prune: Sequence[float] = (0.25, 0.5),
     fusion: str = "onnxruntime",
+    importance: str = "weight",
     calibration: Any = None,
     seed: int = 0,
 ) -> Supernet:
@@ -40,6 +43,8 @@ def expand(
         spans: How many further blocks a merged branch replaces beside its first.
         prune: Shares of the interior channels that pruned branches remove, each in (0, 1).
         fusion: As in `fxelastic.partition`.
+        importance: What decides which channels are pruned: ``weight``, ``bn`` or ``activation``,
+            see `fxelastic.branches.pruned.Pruned`; the last one takes ``calibration``.
         calibration: A few unlabelled batches, each in a form of ``example_inputs``; a single
             tensor is one batch. New branches then begin with their last linear map fitted to
             the model's own values in closed form; see `fxelastic.branches.calibration`.
@@ -61,26 +66,32 @@ def expand(
             got=repr(kinds),
         )
     # Unknown kinds and options are refused before a capture that takes a minute.
+    batches = () if calibration is None else as_batches(calibration)
     options: dict[str, dict[str, Any]] = {
         "merged": {"spans": _sequence("spans", spans, int, "integers of at least 1")},
-        "pruned": {"ratios": _sequence("prune", prune, Real, "shares in (0, 1)")},
+        "pruned": {
+            "ratios": _sequence("prune", prune, Real, "shares in (0, 1)"),
+            "importance": importance,
+            "calibration": batches,
+        },
     }
     makers: list[BranchMaker] = [
         branch_maker(kind)(**options.get(kind, {})) for kind in dict.fromkeys((ORIGINAL, *kinds))
     ]
     blocks = partition(model, gamma, example_inputs, fusion=fusion)
     branches, skips = [], []
-    for maker in makers:
-        for made in maker.make(blocks, seed):
-            if isinstance(made, Branch):
-                branches.append(made)
-            else:
-                skips.append(made)
+    # Shown on terminals only, and only where it takes long.
+    with tqdm(desc="branches", unit="", delay=3, leave=False, disable=None) as progress:
+        for maker in makers:
+            for made in maker.make(blocks, seed):
+                if isinstance(made, Branch):
+                    branches.append(made)
+                else:
+                    skips.append(made)
+                progress.update()
     supernet = Supernet(blocks, branches, skips)
-    if calibration is not None:
-        from fxelastic.branches.calibration import calibrate
-
-        calibrate(supernet, calibration)
+    if batches:
+        calibrate(supernet, batches)
     return supernet
 
 
