@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fxelastic.branches.pruned import changes_statistics, prunable, prune
 from fxelastic.branches.pruning.analysis import Analysis
+from fxelastic.branches.pruning.selection import importance_by_weight
 from fxelastic.branches.trainable import Trainable, trainable
 from fxelastic.ir.branch import Crossings
 from fxelastic.ir.operators import attribute
@@ -53,9 +54,8 @@ class PrunedBlock:
 
 def pruned_block(partition: Partition, block: int, ratio: float) -> PrunedBlock | str:
     """Prune a block; or why it can't be."""
-    crossings = Crossings(partition)
-    policy = prunable(partition, crossings, block)
-    if isinstance(policy, str):
-        return policy
-    found = prune(partition, crossings, block, ratio, policy)
+    read = prunable(partition, Crossings(partition), block)
+    if isinstance(read, str):
+        return read
+    found = prune(partition, read, ratio, importance_by_weight(read.analysis))
     return found if isinstance(found, str) else PrunedBlock(partition, block, *found)

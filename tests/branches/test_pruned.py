@@ -167,6 +167,29 @@ def test_activations_need_data() -> None:
         Pruned(importance="activation")
 
 
+class _Standardised(nn.Conv2d):
+    """A convolution whose weight is normalised over what each output reads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = nn.functional.batch_norm(flat, None, None, training=True).reshape_as(self.weight)
+        return nn.functional.conv2d(x, weight, self.bias, padding=self.padding)
+
+
+def test_statistics_of_weights_keep_the_channels() -> None:
+    """What a standardised convolution reads can't go: its other weights would change."""
+    model = nn.Sequential(_Standardised(4, 16, 3, padding=1), nn.ReLU(), _Standardised(16, 4, 1))
+    partition = fxelastic.partition(model, 1.0, torch.randn(2, 4, 5, 5))
+    assert all(isinstance(made, Skip) for made in Pruned().make(partition))
+    mixed = nn.Sequential(_Standardised(4, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 4, 1))
+    partition = fxelastic.partition(mixed, 1.0, torch.randn(2, 4, 5, 5))
+    x = torch.randn(2, 4, 5, 5)
+    found = pruned_block(partition, 0, 0.5)
+    assert isinstance(found, PrunedBlock)
+    with torch.no_grad():
+        _assert_close(found.copied.module.eval()(x), found.masked([x]), found)
+
+
 class _Normalised(nn.Module):
     """A layer norm over the hidden channels: they can't go without a change of its statistics."""
 

@@ -193,11 +193,9 @@ class _Run:
         if same_kind(source, operand) and same_kind(target, result):
             return copied, f"a copy of {block.name}"
         operands = (operand, *contexts)
-        if (
+        if self._can_be_retargeted(i, operands, result):
             retarget(copied.module, operand, result)
-            and _size(copied.module) <= max(_weights(self.partition, i) for i in self.blocks)
-            and not misfit(copied.module, operands, result)
-        ):
+            misfit(copied.module, operands, result)  # gives its nodes the shapes that FLOPs take
             return copied, f"a copy of {block.name} with other outer layers"
         for one, other in ((operand, source), (target, result)):
             problem = obstacle(one, other)
@@ -212,6 +210,15 @@ class _Run:
         if problem:
             return f"projections do not lead to the run's shapes: {problem}"
         return copied, f"a copy of {block.name} between projections of {added:,} parameters"
+
+    def _can_be_retargeted(self, i: int, operands: Sequence[Tensor], result: Tensor) -> bool:
+        """Whether other outer layers fit, without a weight being made: many candidates do not."""
+        probe = trainable(self.partition, i, i + 1, self.crossings, share=True).module.to("meta")
+        return (
+            retarget(probe, operands[0], result)
+            and _size(probe) <= max(_weights(self.partition, i) for i in self.blocks)
+            and not misfit(probe, operands, result)
+        )
 
     def _finished(
         self, copied: Trainable, inputs: tuple[str, ...], outputs: tuple[str, ...], note: str

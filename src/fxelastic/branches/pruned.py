@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from numbers import Real
 
+import numpy as np
 import torch
+from torch import nn
 
 from fxelastic.branches.propagation import graph_flops, misfit
 from fxelastic.branches.pruning.activations import Arguments, activations
@@ -91,43 +94,42 @@ class Pruned:
             For each block and ratio a branch, or the reason why there is none.
         """
         crossings = Crossings(partition)
-        policies = {
-            i: prunable(partition, crossings, i)
-            for i, block in enumerate(partition.blocks)
-            if block.kind in ("basic", "oversize")
-        }
-        measured = self._measured(partition, crossings, policies)
-        for i, policy in policies.items():
-            for ratio in dict.fromkeys(self.ratios):
-                if isinstance(policy, str):
-                    yield Skip(policy, KIND, i, i + 1)
-                else:
-                    yield self._branch(partition, crossings, i, ratio, policy, measured.get(i))
+        blocks = (i for i, b in enumerate(partition.blocks) if b.kind in ("basic", "oversize"))
+        if self.importance == _ACTIVATION:
+            # One run of the model for all blocks.
+            found = {i: prunable(partition, crossings, i) for i in blocks}
+            readable = {i: b for i, b in found.items() if isinstance(b, Prunable)}
+            measured = activations(
+                partition,
+                {i: (b.copied, b.analysis) for i, b in readable.items()},
+                self.calibration,
+            )
+            for i, block in found.items():
+                yield from self._branches(partition, i, block, measured.get(i, {}))
+        else:
+            for i in blocks:
+                block = prunable(partition, crossings, i)
+                by = {} if isinstance(block, str) else IMPORTANCE[self.importance](block.analysis)
+                yield from self._branches(partition, i, block, by)
 
-    def _measured(
-        self, partition: Partition, crossings: Crossings, policies: Mapping[int, Policy | str]
-    ) -> dict[int, dict[int, float]]:
-        """For each block the importance of its labels by activations, where that is asked for."""
-        if self.importance != _ACTIVATION:
-            return {}
-        blocks = {}
-        for i, policy in policies.items():
-            read = policy if isinstance(policy, str) else _read(partition, crossings, i, policy)
-            if not isinstance(read, str):
-                blocks[i] = read[:2]
-        return activations(partition, blocks, self.calibration)
+    def _branches(
+        self, partition: Partition, i: int, block: Prunable | str, by: Mapping[int, float]
+    ) -> Iterator[Branch | Skip]:
+        for ratio in dict.fromkeys(self.ratios):
+            if isinstance(block, str):
+                yield Skip(block, KIND, i, i + 1)
+            else:
+                yield self._branch(partition, i, ratio, block, by)
 
     def _branch(
         self,
         partition: Partition,
-        crossings: Crossings,
         i: int,
         ratio: float,
-        policy: Policy,
-        measured: Mapping[int, float] | None,
+        block: Prunable,
+        by: Mapping[int, float],
     ) -> Branch | Skip:
-        importance = measured if measured is not None else self.importance
-        found = prune(partition, crossings, i, ratio, policy, importance, self.round_to)
+        found = prune(partition, block, ratio, by, self.round_to)
         if isinstance(found, str):
             return Skip(f"{found} (ratio {ratio:g})", KIND, i, i + 1)
         copied, analysis, labels, lines = found
@@ -151,44 +153,67 @@ class Pruned:
         )
 
 
+@dataclass(frozen=True)
+class Prunable:
+    """A block of which channels can be removed.
+
+    Attributes:
+        copied: A copy of the block, over the model's own weights.
+        analysis: What is known of its channels.
+        groups: Those that can be removed.
+    """
+
+    copied: Trainable
+    analysis: Analysis
+    groups: list[Group]
+
+
 def prune(
     partition: Partition,
-    crossings: Crossings,
-    i: int,
+    block: Prunable,
     ratio: float,
-    policy: Policy,
-    importance: str | Mapping[int, float] = "weight",
+    importance: Mapping[int, float],
     round_to: int = 8,
 ) -> tuple[Trainable, Analysis, frozenset[int], list[str]] | str:
-    """Remove a share of one block's channels.
+    """Remove a share of a block's channels.
 
     Args:
         partition: The blocks.
-        crossings: The partition's.
-        i: The block.
+        block: The block; it is left as it is.
         ratio: The share.
-        policy: What is taken for a channel where there is a choice.
-        importance: A key of `IMPORTANCE`, or the importance of each label.
+        importance: The importance of each label.
         round_to: Channels are kept in multiples of this where possible.
 
     Returns:
         The pruned copy, the analysis of its graph, the labels removed, and a line for each group
         that lost some; or a sentence why nothing was removed.
     """
-    read = _read(partition, crossings, i, policy)
-    if isinstance(read, str):
-        return read
-    copied, analysis, found = read
-    if isinstance(importance, str):
-        importance = IMPORTANCE[importance](analysis)
-    labels, lines = removed(found, importance, ratio, round_to)
+    labels, lines = removed(block.groups, importance, ratio, round_to)
     if not labels:
         return "rounding leaves every channel"
+    # Weights that surgery does not slice are copied afterwards: slices are copies already.
+    module = block.copied.module
+    held = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    copied = replace(block.copied, module=copy.deepcopy(module, dict(held)))
+    analysis = block.analysis.of_copy(copied.module)
     Surgery(analysis, labels).apply()
+    _own_the_rest(copied.module, held)
     problem = misfit(copied.module, *_ends(partition, copied))
     if problem:
         return f"the pruned block would not fit: {problem}"
     return copied, analysis, labels, lines
+
+
+def _own_the_rest(module: nn.Module, held: Mapping[int, torch.Tensor]) -> None:
+    """Copy the weights that are still the other module's."""
+    for owner in module.modules():
+        for name, value in list(owner._parameters.items()):
+            if value is not None and id(value) in held:
+                copied = nn.Parameter(value.detach().clone(), value.requires_grad)
+                owner.register_parameter(name, copied)
+        for name, buffer in list(owner._buffers.items()):
+            if buffer is not None and id(buffer) in held:
+                owner.register_buffer(name, buffer.clone())
 
 
 def changes_statistics(analysis: Analysis, labels: frozenset[int]) -> bool:
@@ -205,23 +230,23 @@ def changes_statistics(analysis: Analysis, labels: frozenset[int]) -> bool:
     )
 
 
-def prunable(partition: Partition, crossings: Crossings, i: int) -> Policy | str:
-    """The policy by which most of a block's weights can be removed; or why none can.
+def prunable(partition: Partition, crossings: Crossings, i: int) -> Prunable | str:
+    """What can be removed of a block, by the policy that can remove most; or why nothing can.
 
-    One that changes no norm's statistics is preferred.
+    A policy that changes no norm's statistics is preferred.
     """
     reason = ""
     for approximate in (False, True):
-        best: Policy | None = None
+        best: Prunable | None = None
         share = -1
         for policy in _policies(partition, i):
             read = _read(partition, crossings, i, replace(policy, approximate=approximate))
             if isinstance(read, str):
                 reason = reason or read
                 continue
-            elements = _elements(read[1], read[2])
+            elements = _elements(read.analysis, read.groups)
             if elements > share:
-                best, share = read[1].policy, elements
+                best, share = read, elements
         if best is not None:
             return best
         if not _has_norm(partition, i):
@@ -253,10 +278,8 @@ def _policies(partition: Partition, i: int) -> tuple[Policy, ...]:
     )
 
 
-def _read(
-    partition: Partition, crossings: Crossings, i: int, policy: Policy
-) -> tuple[Trainable, Analysis, list[Group]] | str:
-    copied = trainable(partition, i, i + 1, crossings)
+def _read(partition: Partition, crossings: Crossings, i: int, policy: Policy) -> Prunable | str:
+    copied = trainable(partition, i, i + 1, crossings, share=True)
     if len(copied.inputs) != 1 or len(copied.outputs) != 1:
         return "the block has not one input and one output"
     # At a batch of 3, which few other sizes are taken for; of 1, batch and broadcast look alike.
@@ -268,7 +291,7 @@ def _read(
     if not found:
         reasons = "; ".join(analysis.channels.reasons)
         return f"no channels to remove: {reasons or 'all are tied to its input or output'}"
-    return copied, analysis, found
+    return Prunable(copied, analysis, found)
 
 
 def _ends(partition: Partition, copied: Trainable) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -279,15 +302,12 @@ def _ends(partition: Partition, copied: Trainable) -> tuple[list[torch.Tensor], 
 
 def _elements(analysis: Analysis, found: list[Group]) -> int:
     """How many weights the removable channels have."""
-    free = {label for group in found for label in group.labels}
+    free = [label for group in found for label in group.labels]
     total = 0
     for node, dims in analysis.dims.items():
         if node.op == "get_attr":
             sizes = [len(labels) for labels in dims]
-            stay = [
-                sum(int(label) not in free for label in analysis.channels.roots(labels))
-                for labels in dims
-            ]
+            stay = [int((~np.isin(analysis.channels.roots(labels), free)).sum()) for labels in dims]
             whole = rest = 1
             for size, left in zip(sizes, stay, strict=True):
                 whole, rest = whole * size, rest * left

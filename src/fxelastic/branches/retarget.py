@@ -174,5 +174,8 @@ def _resize_norm(norm: BatchNorm, size: int) -> None:
 
 def resized(value: Tensor, dim: int, size: int) -> Tensor:
     """A tensor with another size in one dimension: cut, or repeated from its beginning."""
-    index = torch.arange(size, device=value.device) % value.shape[dim]
-    return value.index_select(dim, index)
+    old = value.shape[dim]
+    if size <= old:
+        return value.narrow(dim, 0, size).clone(memory_format=torch.contiguous_format)
+    whole, rest = divmod(size, old)
+    return torch.cat([*[value] * whole, value.narrow(dim, 0, rest)], dim)

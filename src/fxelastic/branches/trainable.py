@@ -45,7 +45,12 @@ class Trainable:
 
 
 def trainable(
-    partition: Partition, start: int, stop: int, crossings: Crossings | None = None
+    partition: Partition,
+    start: int,
+    stop: int,
+    crossings: Crossings | None = None,
+    *,
+    share: bool = False,
 ) -> Trainable:
     """Copy an interval of blocks as a module with weights of its own.
 
@@ -57,6 +62,7 @@ def trainable(
         start: The first block.
         stop: The block after the last one.
         crossings: The partition's, where they are known already.
+        share: Leave the weights' memory that of the model, for a copy that is only looked at.
 
     Returns:
         The copy, in eval mode. Its nodes keep their names and metadata.
@@ -74,6 +80,7 @@ def trainable(
         [nodes[name] for name in (*inputs, *context)],
         [nodes[name] for block in blocks for name in block.nodes],
         [nodes[name] for name in outputs],
+        share,
     )
     return Trainable(module, inputs, context, outputs)
 
@@ -83,8 +90,9 @@ def _copied(
     operands: Sequence[fx.Node],
     operators: Sequence[fx.Node],
     results: Sequence[fx.Node],
+    share: bool,
 ) -> fx.GraphModule:
-    graph, own = fx.Graph(), _OwnWeights(source)
+    graph, own = fx.Graph(), _OwnWeights(source, share)
     copies: dict[fx.Node, fx.Node] = {}
     for node in operands:
         copies[node] = graph.placeholder(node.name)
@@ -116,9 +124,13 @@ def _copied(
 class _OwnWeights:
     """Copies of a model's weights, under the model's own names."""
 
-    def __init__(self, source: fx.GraphModule) -> None:
+    def __init__(self, source: fx.GraphModule, share: bool) -> None:
         self.root = nn.Module()
         self._source = source
+        self._share = share
+
+    def _copy(self, value: Tensor) -> Tensor:
+        return value.detach() if self._share else value.detach().clone()
 
     def take(self, target: str) -> None:
         """Copy a parameter, buffer, constant or opaque module."""
@@ -126,9 +138,9 @@ class _OwnWeights:
         owner, name = self._owner(target)
         if isinstance(value, nn.Parameter):
             learns = value.is_floating_point() or value.is_complex()
-            owner.register_parameter(name, nn.Parameter(value.detach().clone(), learns))
+            owner.register_parameter(name, nn.Parameter(self._copy(value), learns))
         elif isinstance(value, Tensor):
-            owner.register_buffer(name, value.detach().clone())
+            owner.register_buffer(name, self._copy(value))
         elif isinstance(value, nn.Module):
             owner.add_module(name, copy.deepcopy(value).requires_grad_())
         else:
@@ -152,9 +164,9 @@ class _OwnWeights:
         norm.affine = tensors[0] is not None
         for name, value in zip(("weight", "bias"), tensors, strict=False):
             if value is not None:
-                norm.register_parameter(name, nn.Parameter(value.detach().clone()))
+                norm.register_parameter(name, nn.Parameter(self._copy(value)))
         for name, value in zip(("running_mean", "running_var"), tensors[2:], strict=True):
-            norm.register_buffer(name, value.detach().clone() if value is not None else None)
+            norm.register_buffer(name, self._copy(value) if value is not None else None)
         assert isinstance(mean, fx.Node)
         path = str(mean.target).rpartition(".")[0]
         target = f"{path}.{node.name}" if path else node.name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -145,6 +145,17 @@ class Analysis:
                 else ()
                 for item in value
             ]
+
+    def of_copy(self, module: fx.GraphModule) -> Analysis:
+        """The same, of a copy of the block."""
+        nodes = {node.name: node for node in module.graph.nodes}
+        return replace(
+            self,
+            module=module,
+            dims={nodes[node.name]: dims for node, dims in self.dims.items()},
+            parts={nodes[node.name]: parts for node, parts in self.parts.items()},
+            held={nodes[node.name] for node in self.held},
+        )
 
     def shape(self, node: fx.Node) -> list[int]:
         """A tensor's sizes."""

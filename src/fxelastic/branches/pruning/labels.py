@@ -30,7 +30,8 @@ class Channels:
 
     def __init__(self) -> None:
         """Begin with `FIXED` alone."""
-        self._parent = [FIXED]
+        self._parent = np.zeros(1, np.int64)
+        self._size = 1
         self.reasons: dict[str, None] = {}
 
     def fresh(self, shape: Sequence[int]) -> Dims:
@@ -38,30 +39,40 @@ class Channels:
         return tuple(self._new(int(size)) if size > 1 else fixed(int(size)) for size in shape)
 
     def _new(self, size: int) -> Labels:
-        start = len(self._parent)
-        self._parent.extend(range(start, start + size))
-        return np.arange(start, start + size, dtype=np.int64)
-
-    def find(self, label: int) -> int:
-        """The label that stands for all that are the same as this one."""
-        parent = self._parent
-        root = label
-        while parent[root] != root:
-            root = parent[root]
-        while parent[label] != root:
-            parent[label], label = root, parent[label]
-        return root
+        start, self._size = self._size, self._size + size
+        if self._size > len(self._parent):
+            more = max(self._size, 2 * len(self._parent)) - len(self._parent)
+            stop = len(self._parent) + more
+            self._parent = np.concatenate([self._parent, np.arange(len(self._parent), stop)])
+        return np.arange(start, self._size, dtype=np.int64)
 
     def roots(self, labels: Labels) -> Labels:
-        """`find` for each label of an array."""
-        return np.fromiter((self.find(int(x)) for x in labels), np.int64, len(labels))
+        """For each label the one that stands for all that are the same."""
+        found = self._parent[labels]
+        while True:
+            further = self._parent[found]
+            if np.array_equal(further, found):
+                self._parent[labels] = found
+                return found
+            found = further
 
     def unite(self, one: Labels, other: Labels) -> None:
-        """Have the labels at the same positions go together."""
-        for a, b in zip(one.tolist(), other.tolist(), strict=True):
-            x, y = self.find(a), self.find(b)
-            if x != y:  # the smaller stands for both, so that FIXED wins
-                self._parent[max(x, y)] = min(x, y)
+        """Have the labels at the same positions go together.
+
+        Raises:
+            ValueError: There are more of one than of the other.
+        """
+        if len(one) != len(other):
+            raise ValueError(f"{len(one)} labels can't be those of {len(other)} indices")
+        while True:
+            x, y = self.roots(one), self.roots(other)
+            differ = x != y
+            if not differ.any():
+                return
+            # The smaller stands for both, so that FIXED wins. Of a label that is united with
+            # several at once the smallest stays for now; the others are found the next time round.
+            large, small = np.maximum(x, y)[differ], np.minimum(x, y)[differ]
+            np.minimum.at(self._parent, large, small)
 
     def unite_all(self, labels: Labels) -> None:
         """Have all labels of an array go together."""
@@ -75,8 +86,7 @@ class Channels:
             labels: What is to stay.
             reason: Why, if that should be told where nothing can be removed.
         """
-        removable = any(self.find(int(x)) != FIXED for x in labels)
-        if removable:
+        if (self.roots(labels) != FIXED).any():
             self.unite(labels, np.zeros(len(labels), np.int64))
             if reason:
                 self.reasons.setdefault(reason)

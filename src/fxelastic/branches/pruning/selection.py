@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -36,7 +37,7 @@ def groups(analysis: Analysis) -> list[Group]:
 
     A channel is what some product sums over: rows of a table that nothing reads are none.
     """
-    summed = {int(x) for labels in analysis.summed for x in analysis.channels.roots(labels)}
+    summed = {x for labels in analysis.summed for x in analysis.channels.roots(labels).tolist()}
     family: dict[int, int] = {}
     places: dict[int, list[tuple[str, int]]] = {}
     widths: dict[int, int] = {}
@@ -48,11 +49,11 @@ def groups(analysis: Analysis) -> list[Group]:
         return label
 
     for target, dim, labels in _weight_dims(analysis):
-        roots = analysis.channels.roots(labels)
-        free = list(dict.fromkeys(int(x) for x in roots if x != FIXED and x in summed))
+        runs = _first_runs(analysis.channels.roots(labels))
+        free = [label for label in runs if label != FIXED and label in summed]
         for label in free:
             family.setdefault(label, label)
-            widths.setdefault(label, _first_run(np.flatnonzero(roots == label)))
+            widths.setdefault(label, runs[label])
         # A weight's outgoing channels are alike; what flows into one may come from several.
         if free and (target, dim) not in analysis.contractions:
             for label in free[1:]:
@@ -68,9 +69,14 @@ def groups(analysis: Analysis) -> list[Group]:
     return found
 
 
-def _first_run(indices: NDArray[np.int64]) -> int:
-    gaps = np.flatnonzero(np.diff(indices) != 1)
-    return int(gaps[0]) + 1 if len(gaps) else len(indices)
+def _first_runs(roots: NDArray[np.int64]) -> dict[int, int]:
+    """How often each label comes in a row where it comes first, in order."""
+    starts = np.flatnonzero(np.diff(roots, prepend=-1))
+    lengths = np.diff(starts, append=len(roots))
+    result: dict[int, int] = {}
+    for label, length in zip(roots[starts].tolist(), lengths.tolist(), strict=True):
+        result.setdefault(label, length)
+    return result
 
 
 def importance_by_weight(analysis: Analysis) -> dict[int, float]:
@@ -81,7 +87,8 @@ def importance_by_weight(analysis: Analysis) -> dict[int, float]:
         if not value.is_floating_point():
             continue
         rest = tuple(d for d in range(value.dim()) if d != dim)
-        sums = value.detach().abs().double().sum(dim=rest) if rest else value.detach().abs()
+        sums = value.detach().abs()
+        sums = sums.sum(dim=rest, dtype=torch.float64) if rest else sums
         roots = analysis.channels.roots(labels)
         for label, amount in zip(roots.tolist(), sums.tolist(), strict=True):
             if label != FIXED:

@@ -26,7 +26,7 @@ class Surgery:
 
         Args:
             analysis: The block, and the labels of its tensors.
-            labels: What to remove: labels that stand for themselves (`Channels.find`).
+            labels: What to remove: labels that stand for themselves (`Channels.roots`).
         """
         self._analysis = analysis
         self._removed = np.fromiter(sorted(labels), np.int64, len(labels))
@@ -96,7 +96,7 @@ class Surgery:
         value: fx.Node = node
         for d, index in self._lost(self._analysis.dims.get(node, ())):
             name = f"kept_{node.name}_{d}"
-            self._module.register_buffer(name, index.to(node.meta["val"].device))
+            self._module.register_buffer(name, index.to(self._device()))
             readers = list(value.users)
             first = min(readers, key=list(self._module.graph.nodes).index)
             with self._module.graph.inserting_before(first):
@@ -105,6 +105,12 @@ class Surgery:
             for reader in readers:
                 reader.replace_input_with(value, new)
             value = new
+
+    def _device(self) -> torch.device:
+        """Where the block's weights are."""
+        for value in (*self._module.parameters(), *self._module.buffers()):
+            return value.device
+        return torch.device("cpu")
 
     def _rewrite(self, node: fx.Node) -> None:
         name, dims = operator_name(node), self._analysis.dims.get(node)

@@ -8,6 +8,7 @@ from torch import fx
 
 from fxelastic.branches.pruning.labels import Dims, fixed
 from fxelastic.branches.pruning.rules.arguments import argument, dimension, first_operand, mixes
+from fxelastic.ir.operators import operator_name
 
 if TYPE_CHECKING:
     from fxelastic.branches.pruning.analysis import Analysis
@@ -24,8 +25,11 @@ def batch_norm_module(a: Analysis, node: fx.Node) -> Dims:
 
 
 def channel_norm(a: Analysis, node: fx.Node) -> Dims:
-    """Batch and instance norms: each channel alone."""
+    """Batch and instance norms: each channel alone, over all else if by its own statistics."""
     dims = a.dims[first_operand(node)]
+    statistics = node.args[3:5]
+    if "instance" in operator_name(node) or argument(node, 5, "training") or None in statistics:
+        mixes(a, node, dims[2:])
     for operand in node.args[1:5]:
         if isinstance(operand, fx.Node):
             a.channels.unite(dims[1], a.dims[operand][0])

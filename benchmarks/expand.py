@@ -1,0 +1,226 @@
+"""Measure expand: its time, its memory, the supernets' sizes, and what calibration brings.
+
+Prints, in one run,
+
+- for ResNet-50: the time of ``expand`` over that of the capture alone (bar: at most 1.5), and the
+  most memory it takes beyond the model's, over the bytes of the supernet's parameters (bar: 2.5);
+- with the paper's branches: the supernets' sizes over the models' (bars: the paper's Table 3,
+  which does not say its gamma) and the numbers of subnets;
+- for a small residual network trained on handwritten digits: the mean accuracy of random subnets
+  with one new branch, as made and calibrated on 256 images.
+
+Only ratios mean something: the machine may be shared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import fxelastic
+from benchmarks.train_models import SmallResNet
+from examples.models import ResNet50
+from fxelastic.branches.calibration import calibrate
+from fxelastic.passes import capture
+from fxelastic.spec import Arch
+from tests.models.mobilenet import MobileNetV2
+from tests.models.resnet import Bottleneck, ResNet
+
+TIME_BAR, MEMORY_BAR = 1.5, 2.5
+N_IMAGES = 256
+
+
+def resnet101() -> nn.Module:
+    """He et al. 2015."""
+    return ResNet(Bottleneck, [3, 4, 23, 3])
+
+
+#: Name, model, branches beside the originals, the paper's size (AdaptiveNet, Table 3).
+SIZES: tuple[tuple[str, Any, dict[str, Any], float, float], ...] = (
+    ("MobileNetV2", MobileNetV2, {"kinds": ("merged", "pruned")}, 2.3, 2.32),
+    ("ResNet-50", ResNet50, {"kinds": ("merged",)}, 3.7, 3.72),
+    ("ResNet-101", resnet101, {"kinds": ("merged",)}, 2.8, 2.82),
+)
+
+
+def measure_time(repeats: int) -> dict[str, Any]:
+    """Time the capture alone and the whole of expand, alternately."""
+    model, example = ResNet50().eval(), torch.randn(2, 3, 224, 224)
+    seconds: dict[str, list[float]] = {"capture": [], "expand": []}
+    calls = {
+        "capture": lambda: capture(model, example),
+        "expand": lambda: fxelastic.expand(model, example_inputs=example),
+    }
+    for call in calls.values():
+        call()
+    for _ in range(repeats):
+        for name, call in calls.items():
+            gc.collect()
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    capture_s, expand_s = (statistics.median(seconds[name]) for name in calls)
+    return {"capture_s": capture_s, "expand_s": expand_s, "ratio": expand_s / capture_s}
+
+
+def measure_memory() -> dict[str, Any]:
+    """Peak memory of a fresh process that expands, less that of one that only has the model."""
+    peaks = {}
+    for what in ("model", "expand"):
+        command = [sys.executable, __file__, "--peak", what]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        peaks[what] = json.loads(output.splitlines()[-1])
+    n_bytes = peaks["expand"]["parameter_bytes"]
+    # Of the model itself, both processes have as much.
+    added = peaks["expand"]["peak_bytes"] - peaks["model"]["peak_bytes"]
+    return {"parameter_bytes": n_bytes, "added_bytes": added, "ratio": added / n_bytes}
+
+
+def print_peak(what: str) -> None:
+    """In a process of its own: do one thing, print the peak."""
+    model, example = ResNet50().eval(), torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        model(example)
+    n_params = 0
+    if what == "expand":
+        n_params = fxelastic.expand(model, example_inputs=example).n_params
+    # Not ru_maxrss: a new process begins with its parent's.
+    status = Path("/proc/self/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    peak = 1024 * int(line.split()[1])
+    print(json.dumps({"peak_bytes": peak, "parameter_bytes": 4 * n_params}))
+
+
+def measure_sizes(gammas: tuple[float, ...]) -> list[dict[str, Any]]:
+    """The supernets of the paper's Table 3."""
+    rows = []
+    for name, build, options, bar, paper in SIZES:
+        model = build().eval()
+        n_params = sum(p.numel() for p in model.parameters())
+        for gamma in gammas:
+            supernet = fxelastic.expand(
+                model, gamma, example_inputs=torch.randn(2, 3, 224, 224), **options
+            )
+            start = time.perf_counter()
+            count = supernet.space.count()
+            rows.append(
+                {
+                    "model": name,
+                    "gamma": gamma,
+                    "size": supernet.n_params / n_params,
+                    "bar": bar,
+                    "paper": paper,
+                    "blocks": supernet.space.n_blocks,
+                    "branches": len(supernet.branches),
+                    "subnets": f"{count:.3g}" if count > 10**9 else str(count),
+                    "count_ms": 1e3 * (time.perf_counter() - start),
+                }
+            )
+    return rows
+
+
+def measure_calibration(seed: int, epochs: int, n_subnets: int) -> dict[str, Any]:
+    """Accuracy of random one-branch subnets on digits, with and without calibration."""
+    from examples.data.digits import load
+
+    torch.manual_seed(seed)
+    sets = load(seed)
+    images, classes = sets["train"].tensors
+    model = SmallResNet(n_classes=10, widths=(16, 32, 48))
+    optimiser = torch.optim.AdamW(model.parameters(), 3e-3)
+    for _ in range(epochs):
+        for index in torch.randperm(len(images)).split(100):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(model(images[index]), classes[index]).backward()
+            optimiser.step()
+    model.eval()
+    supernet = fxelastic.expand(model, 0.3, example_inputs=images[:2], seed=seed)
+    archs = one_branch(supernet, n_subnets, seed)
+    before = [accuracy(supernet, arch, sets["test"].tensors) for arch in archs]
+    calibrate(supernet, [images[:N_IMAGES]])
+    after = [accuracy(supernet, arch, sets["test"].tensors) for arch in archs]
+    return {
+        "model_accuracy": accuracy(supernet, supernet.space.original, sets["test"].tensors),
+        "subnets": len(archs),
+        "images": N_IMAGES,
+        "as_made": statistics.mean(before),
+        "calibrated": statistics.mean(after),
+        "worse": sum(b < a - 0.005 for a, b in zip(before, after, strict=True)),
+    }
+
+
+def one_branch(supernet: fxelastic.Supernet, n: int, seed: int) -> list[Arch]:
+    """Subnets of originals but for one new branch, drawn without replacement."""
+    original = supernet.space.original.branches
+    archs = [
+        Arch((*original[: spec.start], spec.id, *original[spec.stop :]))
+        for spec in supernet.space.branches
+        if spec.kind in ("merged", "pruned")
+    ]
+    order = torch.randperm(len(archs), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [archs[i] for i in order[:n]]
+
+
+def accuracy(supernet: fxelastic.Supernet, arch: Arch, data: Any) -> float:
+    """Share of images classified right."""
+    images, classes = data
+    with torch.no_grad():
+        return float((supernet(images, arch=arch).argmax(1) == classes).double().mean())
+
+
+def main() -> None:
+    """Run what is asked for and print it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--gammas", default="0.07,0.1,0.25")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--out", metavar="FILE", help="write the figures as JSON")
+    parser.add_argument("--peak", choices=("model", "expand"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.peak:
+        print_peak(args.peak)
+        return
+    results: dict[str, Any] = {"time": measure_time(args.repeats), "memory": measure_memory()}
+    row = results["time"]
+    print(
+        f"ResNet-50: expand takes {row['ratio']:.2f} × the capture "
+        f"({row['expand_s']:.2f} s of {row['capture_s']:.2f} s; bar {TIME_BAR})"
+    )
+    row = results["memory"]
+    print(
+        f"ResNet-50: at its peak {row['ratio']:.2f} × the supernet's {row['parameter_bytes']:,} "
+        f"bytes (bar {MEMORY_BAR})"
+    )
+    results["sizes"] = measure_sizes(tuple(float(g) for g in args.gammas.split(",")))
+    print("\nmodel        gamma  size  bar   paper  blocks  branches  subnets   count")
+    for row in results["sizes"]:
+        print(
+            f"{row['model']:12} {row['gamma']:5}  {row['size']:.2f}  {row['bar']:.2f}  "
+            f"{row['paper']:.2f}  {row['blocks']:6}  {row['branches']:8}  {row['subnets']:9} "
+            f"{row['count_ms']:.2f} ms"
+        )
+    results["calibration"] = row = measure_calibration(0, args.epochs, 40)
+    print(
+        f"\ndigits: model {row['model_accuracy']:.3f}; mean of {row['subnets']} subnets with one "
+        f"new branch: as made {row['as_made']:.3f}, calibrated on {row['images']} images "
+        f"{row['calibrated']:.3f} ({row['worse']} of them lower)"
+    )
+    if args.out:
+        Path(args.out).write_text(json.dumps(results, indent=1) + os.linesep)
+
+
+if __name__ == "__main__":
+    main()
