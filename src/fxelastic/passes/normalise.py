@@ -109,15 +109,17 @@ class _Builder:
         return new
 
     def _lookup(self, spec: Any, target: str) -> Any:
+        constants = self._program.constants
+        traced = constants if spec.target in constants else self._program.state_dict
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
             try:
-                # The user's own tensor, not the clone's.
-                return attribute(self._model, target)
+                own = attribute(self._model, target)
             except AttributeError:
-                pass
-        if spec.target in self._program.constants:
-            return self._program.constants[spec.target]
-        return self._program.state_dict[spec.target]
+                return traced[spec.target]
+            # The user's own tensor, not the clone's; but for a buffer that the first forward fills.
+            if spec.kind == InputKind.PARAMETER or _equal(own, traced.get(spec.target)):
+                return own
+        return traced[spec.target]
 
     def _attach(self, name: str, value: Any) -> None:
         *path, last = name.split(".")
@@ -208,6 +210,14 @@ def remove_unused(graph: fx.Graph) -> None:
             continue
         if next(mutated_operands(node), None) is None:
             graph.erase_node(node)
+
+
+def _equal(own: Any, traced: Any) -> bool:
+    if not isinstance(own, torch.Tensor) or not isinstance(traced, torch.Tensor):
+        return own is not None
+    if (own.shape, own.dtype, own.device) != (traced.shape, traced.dtype, traced.device):
+        return False
+    return own.is_meta or torch.allclose(own, traced, 0.0, 0.0, equal_nan=True)
 
 
 def _strip(target: str) -> str:
