@@ -167,6 +167,33 @@ def test_activations_need_data() -> None:
         Pruned(importance="activation")
 
 
+class _Split(nn.Module):
+    """Hidden channels that are split between two depthwise convolutions, as in CoaT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Conv2d(4, 16, 1), nn.Conv2d(16, 4, 1)
+        self.small = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+        self.large = nn.Conv2d(12, 12, 5, padding=2, groups=12)
+        with torch.no_grad():
+            self.enter.weight[:4] = 0.001  # these would all go
+
+    def forward(self, x: Tensor) -> Tensor:
+        small, large = self.enter(x).split([4, 12], 1)
+        return x + self.leave(torch.cat([self.small(small), self.large(large)], 1))
+
+
+def test_no_part_of_a_split_is_emptied() -> None:
+    x = torch.randn(2, 4, 6, 6)
+    partition = fxelastic.partition(_Split(), 1.0, x)
+    found = pruned_block(partition, 0, 0.5)
+    assert isinstance(found, PrunedBlock)
+    sizes = {name: len(p) for name, p in found.copied.module.named_parameters()}
+    assert (sizes["small.weight"], sizes["large.weight"]) == (1, 7)
+    with torch.no_grad():
+        _assert_close(found.copied.module.eval()(x), found.masked([x]), found)
+
+
 class _Standardised(nn.Conv2d):
     """A convolution whose weight is normalised over what each output reads."""
 

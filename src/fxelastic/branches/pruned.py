@@ -188,7 +188,7 @@ def prune(
         The pruned copy, the analysis of its graph, the labels removed, and a line for each group
         that lost some; or a sentence why nothing was removed.
     """
-    labels, lines = removed(block.groups, importance, ratio, round_to)
+    labels, lines = removed(block.analysis, block.groups, importance, ratio, round_to)
     if not labels:
         return "rounding leaves every channel"
     # Weights that surgery does not slice are copied afterwards: slices are copies already.

@@ -140,22 +140,45 @@ def kept(n: int, ratio: float, round_to: int, width: int) -> int:
 
 
 def removed(
-    found: list[Group], importance: Mapping[int, float], ratio: float, round_to: int
+    analysis: Analysis,
+    found: list[Group],
+    importance: Mapping[int, float],
+    ratio: float,
+    round_to: int,
 ) -> tuple[frozenset[int], list[str]]:
-    """The labels to remove, and a line for each group that loses some."""
+    """The labels to remove, and a line for each group that loses some.
+
+    Of every part that a group's channels are split into, the most important one stays.
+    """
     labels: set[int] = set()
     lines: list[str] = []
+    parts = _parts(analysis)
     for group in found:
         n = len(group.labels)
-        stay = kept(n, ratio, round_to, group.width)
+        order = sorted(group.labels, key=lambda label: (-importance.get(label, 0.0), label))
+        own = set(group.labels)
+        firsts = {next(x for x in order if x in part) for part in parts if part < own}
+        order = [x for x in order if x in firsts] + [x for x in order if x not in firsts]
+        stay = max(kept(n, ratio, round_to, group.width), len(firsts))
         if stay == n:
             continue
-        order = sorted(group.labels, key=lambda label: (-importance.get(label, 0.0), label))
         labels.update(order[stay:])
         target, dim = group.names[0] if group.names else ("", 0)
         what = "channels" if group.width == 1 else f"groups of {group.width}"
         lines.append(f"{n} → {stay} {what} of {target}[{dim}]")
     return frozenset(labels), lines
+
+
+def _parts(analysis: Analysis) -> set[frozenset[int]]:
+    """The labels of each dimension of each tensor, where none of them is fixed."""
+    parts: set[frozenset[int]] = set()
+    several = (dims for results in analysis.parts.values() for dims in results)
+    for dims in (*analysis.dims.values(), *several):
+        for labels in dims:
+            roots = frozenset(analysis.channels.roots(labels).tolist())
+            if roots and FIXED not in roots:
+                parts.add(roots)
+    return parts
 
 
 def _weight_dims(analysis: Analysis) -> list[tuple[str, int, NDArray[np.int64]]]:
