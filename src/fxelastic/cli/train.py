@@ -1,0 +1,284 @@
+"""``fxelastic train``: distil and tune a model's supernet."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fxelastic.cli import options
+from fxelastic.cli.options import DEFAULT_FUSION, DEFAULT_GAMMA, HelpFormatter
+from fxelastic.cli.supernet import add_expansion, supernet_of
+from fxelastic.errors import UsageError
+
+if TYPE_CHECKING:
+    from fxelastic.ir.supernet import Supernet
+    from fxelastic.train import History
+
+SCHEMA = "fxelastic.train/1"
+
+_SAMPLING = ("uniform", "bucketed", "sandwich")
+
+_DESCRIPTION = """\
+Expand a model and train its new branches: first to compute what the blocks they stand
+in for compute, then on the task. The model itself never changes. An interrupted
+run goes on when the same command is given again."""
+
+_EPILOG = """\
+examples:
+  fxelastic train my_model.py:build --data images.npz --out trained/
+  fxelastic train my_model.py:build --data my_data.py:loaders --out trained/ --tune-epochs 20
+  torchrun --nproc-per-node 2 -m fxelastic.cli train my_model.py:build --data images.npz \\
+    --out trained/ --distributed
+
+exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser's subcommands."""
+    parser = commands.add_parser(
+        "train",
+        help="train the new branches of a model's supernet",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=HelpFormatter,
+    )
+    options.add_model(parser, gamma=f"{DEFAULT_GAMMA:g}", fusion=DEFAULT_FUSION)
+    add_expansion(parser)
+    parser.add_argument(
+        "--data",
+        metavar="DATA",
+        required=True,
+        help="an .npz file with the arrays x and y, and val_x and val_y to validate on; or "
+        "package.module:name or path/file.py:name of a loader, a pair (training, validation), "
+        "or a function that returns one of these",
+    )
+    parser.add_argument(
+        "--out", metavar="FOLDER", required=True, help="folder for weights, checkpoints and log"
+    )
+    _number(parser, "--distill-epochs", int, 5, "epochs of distillation; 0 for none")
+    _number(parser, "--tune-epochs", int, 10, "epochs of tuning; 0 for none")
+    _number(parser, "--distill-lr", float, 1e-3, "peak learning rate of distillation")
+    _number(parser, "--tune-lr", float, 3e-4, "peak learning rate of tuning")
+    parser.add_argument(
+        "--mode",
+        metavar="MODE",
+        choices=("teacher_forced", "chained"),
+        default="teacher_forced",
+        help="how to distil: teacher_forced, branches alone, or chained, those of sampled "
+        "subnets together (default: teacher_forced)",
+    )
+    parser.add_argument(
+        "--sampling",
+        metavar="POLICY",
+        choices=_SAMPLING,
+        default="uniform",
+        help="how subnets are sampled in tuning: uniform, bucketed by FLOPs, or sandwich "
+        "(default: uniform)",
+    )
+    parser.add_argument(
+        "--loss",
+        metavar="LOSS",
+        help="package.module:name or path/file.py:name of a function of (result, target) for "
+        "tuning (default: cross-entropy; the original's outputs where there is no target)",
+    )
+    _number(parser, "--soft", float, 0.0, "share of the original's outputs in the tuning loss")
+    _number(parser, "--batch-size", int, 64, "samples of a batch of an .npz file")
+    _number(parser, "--accumulate", int, 1, "batches of a step")
+    _number(parser, "--seed", int, 0, "seed of everything that is random")
+    parser.add_argument(
+        "--precision",
+        metavar="NAME",
+        choices=("fp32", "bf16", "fp16"),
+        default="fp32",
+        help="mixed precision with bf16 or fp16, or fp32 for none (default: fp32)",
+    )
+    parser.add_argument(
+        "--device", metavar="DEVICE", default="cpu", help="such as cuda (default: cpu)"
+    )
+    parser.add_argument("--compile", action="store_true", help="run through torch.compile")
+    parser.add_argument(
+        "--checkpoint-every",
+        type=int,
+        metavar="STEPS",
+        help="steps between checkpoints (default: at the end of each epoch)",
+    )
+    parser.add_argument(
+        "--distributed", action="store_true", help="train with the other processes of torchrun"
+    )
+    options.add_output(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command.
+
+    Returns:
+        0; what fails raises.
+    """
+    for name in ("distill_epochs", "tune_epochs"):
+        if getattr(args, name) < 0:
+            raise UsageError(
+                f"--{name.replace('_', '-')} is no count",
+                expected="an integer of at least 0",
+                got=str(getattr(args, name)),
+            )
+    with contextlib.redirect_stdout(sys.stderr), _processes(args) as first:
+        quiet = args.quiet or not first
+        args = argparse.Namespace(**{**vars(args), "quiet": quiet})
+        supernet, histories = _train(args, first)
+    if first and args.json:
+        print(json.dumps(_report(supernet, histories, _weights(args)), indent=2))
+    elif first:
+        print("\n".join(_text(supernet, histories, _weights(args))))
+    return 0
+
+
+def _weights(args: argparse.Namespace) -> Path:
+    return Path(args.out) / "supernet.safetensors"
+
+
+def _train(args: argparse.Namespace, first: bool) -> tuple[Supernet, list[History]]:
+    from fxelastic.cli.reference import load_reference
+    from fxelastic.cli.training_data import load_data
+
+    training, validation = load_data(args.data, args.batch_size, args.distributed)
+    loss = None if args.loss is None else load_reference(args.loss, "--loss")
+    supernet = supernet_of(args)
+    _move(supernet, args.device)
+    out = Path(args.out)
+    common: dict[str, Any] = {
+        "checkpoints": out / "checkpoints",
+        "checkpoint_every": args.checkpoint_every,
+        "log": out / "log.jsonl",
+        "progress": not args.quiet,
+        "accumulate": args.accumulate,
+        "precision": args.precision,
+        "compile": args.compile,
+        "distributed": args.distributed,
+        "seed": args.seed,
+        "validate": validation,
+    }
+    histories = _stages(args, supernet, training, common, loss)
+    if first:
+        out.mkdir(parents=True, exist_ok=True)
+        supernet.save(_weights(args))
+    return supernet, histories
+
+
+def _stages(
+    args: argparse.Namespace,
+    supernet: Supernet,
+    training: Any,
+    common: dict[str, Any],
+    loss: Any,
+) -> list[History]:
+    import fxelastic
+    from fxelastic.train import Bucketed, Sandwich, Uniform
+
+    histories = []
+    if args.distill_epochs:
+        options.progress(args, f"distilling: {args.distill_epochs} epochs")
+        histories.append(
+            fxelastic.distill(
+                supernet,
+                training,
+                mode=args.mode,
+                epochs=args.distill_epochs,
+                lr=args.distill_lr,
+                **common,
+            )
+        )
+    if args.tune_epochs:
+        options.progress(args, f"tuning: {args.tune_epochs} epochs")
+        sampling = dict(zip(_SAMPLING, (Uniform, Bucketed, Sandwich), strict=True))[args.sampling]
+        chosen = {} if loss is None else {"loss": loss}
+        histories.append(
+            fxelastic.tune(
+                supernet,
+                training,
+                sampling=sampling(),
+                soft=args.soft,
+                epochs=args.tune_epochs,
+                lr=args.tune_lr,
+                **chosen,
+                **common,
+            )
+        )
+    return histories
+
+
+def _text(supernet: Supernet, histories: list[History], path: Path) -> list[str]:
+    text = [f"Supernet of {supernet.partition.model_name}: {supernet.space}"]
+    for history in histories:
+        text += ["", *str(history).splitlines()]
+        text += [f"  resumed at step {history.resumed_at}"] if history.resumed_at else []
+        text += [f"  refused {reason}" for reason in history.refused]
+    return [*text, "", f"wrote {path}"]
+
+
+def _report(supernet: Supernet, histories: list[History], path: Path) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "model": supernet.partition.model_name,
+        "weights": str(path),
+        "n_branches": len(supernet.branches),
+        "n_subnets": supernet.space.count(),
+        "stages": [
+            {
+                "stage": history.stage,
+                "steps": history.steps,
+                "resumed_at": history.resumed_at,
+                "refused": list(history.refused),
+                "coverage": dict(history.coverage),
+                "epochs": [report.to_json() for report in history.epochs],
+            }
+            for history in histories
+        ],
+    }
+
+
+def _move(supernet: Supernet, device: str) -> None:
+    try:
+        supernet.to(device)
+    except (RuntimeError, AssertionError) as e:  # What torch raises depends on the device.
+        raise UsageError(
+            f"--device {device} can't be used",
+            expected="a device of this machine, such as cpu or cuda",
+            got=f"{type(e).__name__}: {str(e).splitlines()[0]}",
+        ) from e
+
+
+@contextlib.contextmanager
+def _processes(args: argparse.Namespace) -> Any:
+    """The process group that ``torchrun`` describes; yields whether this process is the first."""
+    if not args.distributed:
+        yield True
+        return
+    from torch import distributed as dist
+
+    try:
+        dist.init_process_group("nccl" if args.device.startswith("cuda") else "gloo")
+    except (ValueError, RuntimeError) as e:
+        raise UsageError(
+            "--distributed finds no other processes",
+            expected="a start by torchrun",
+            got=str(e).splitlines()[0],
+            fix="torchrun --nproc-per-node N -m fxelastic.cli train … --distributed",
+        ) from e
+    try:
+        yield dist.get_rank() == 0
+    finally:
+        dist.destroy_process_group()
+
+
+def _number(
+    parser: argparse.ArgumentParser, name: str, kind: type, default: float, help: str
+) -> None:
+    metavar = {"--seed": "SEED", "--soft": "SHARE"}.get(name, "N" if kind is int else "RATE")
+    parser.add_argument(
+        name, type=kind, metavar=metavar, default=default, help=f"{help} (default: {default:g})"
+    )

@@ -1,0 +1,145 @@
+"""``--data`` on a command line: from a name to loaders."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fxelastic.cli.reference import describe, load_reference
+from fxelastic.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_VALIDATION = "val_"
+
+
+def load_data(text: str, batch_size: int, distributed: bool) -> tuple[Any, Any]:
+    """Make the loaders that ``--data`` names.
+
+    Args:
+        text: An ``.npz`` file, or a reference.
+        batch_size: Samples of a batch, for an ``.npz`` file.
+        distributed: Give each process its share, for an ``.npz`` file.
+
+    Returns:
+        Batches to train on, and batches to validate on or None.
+
+    Raises:
+        UsageError: It names no data.
+    """
+    if text.endswith(".npz"):
+        return _from_file(Path(text), batch_size, distributed)
+    found = load_reference(text, "--data")
+    if callable(found):
+        try:
+            found = found()
+        except (Exception, SystemExit) as e:
+            raise UsageError(
+                f"--data {text} failed while it made the loaders",
+                expected="a function without arguments that returns loaders",
+                got=describe(e),
+                fix="correct it; --debug shows the traceback",
+            ) from e
+    if isinstance(found, Mapping) and "train" in found:
+        return found["train"], found.get("validation")
+    # A list of batches is a loader, and a pair is two of them.
+    if isinstance(found, tuple):
+        if len(found) != 2:
+            raise UsageError(
+                f"--data {text} gives neither a loader nor a pair of loaders",
+                expected="a loader, (training, validation) or {'train': …, 'validation': …}",
+                got=f"a tuple of {len(found)}",
+            )
+        return found
+    return found, None
+
+
+def _from_file(path: Path, batch_size: int, distributed: bool) -> tuple[Any, Any]:
+    import numpy as np
+
+    if batch_size < 1:
+        raise UsageError(
+            "--batch-size is no count", expected="an integer above 0", got=str(batch_size)
+        )
+    try:
+        # Without pickles: a data file runs no code.
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as e:
+        raise UsageError(
+            f"--data {path} can't be read",
+            expected="an .npz file of arrays, as numpy.savez writes",
+            got=f"{type(e).__name__}: {e}",
+        ) from e
+    training = {k: v for k, v in arrays.items() if not k.startswith(_VALIDATION)}
+    validation = {
+        k.removeprefix(_VALIDATION): v for k, v in arrays.items() if k.startswith(_VALIDATION)
+    }
+    loaders = [
+        _loader(path, part, batch_size, shuffle=part is training, distributed=distributed)
+        if part
+        else None
+        for part in (training, validation)
+    ]
+    if loaders[0] is None:
+        raise UsageError(
+            f"--data {path} holds nothing to train on",
+            expected="an array x, or one for each of the model's inputs, and y",
+            got=", ".join(arrays) or "no array",
+        )
+    return loaders[0], loaders[1]
+
+
+def _loader(
+    path: Path,
+    arrays: dict[str, np.ndarray[Any, Any]],
+    batch_size: int,
+    *,
+    shuffle: bool,
+    distributed: bool,
+) -> Any:
+    import torch
+    from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+    sizes = {name: array.shape[0] if array.ndim else 0 for name, array in arrays.items()}
+    if len(set(sizes.values())) != 1:
+        raise UsageError(
+            f"--data {path}: the arrays have different lengths",
+            expected="one entry of each for each sample",
+            got=", ".join(f"{name}: {size}" for name, size in sizes.items()),
+        )
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    target = tensors.pop("y", None)
+    inputs = tensors["x"] if list(tensors) == ["x"] else tensors
+    length = next(iter(sizes.values()))
+
+    class Samples(Dataset[Any]):
+        def __len__(self) -> int:
+            return length
+
+        def __getitems__(self, indices: list[int]) -> list[int]:
+            return indices
+
+    def batch(indices: list[int]) -> Any:
+        # All of a batch at once: picking samples one by one takes longer than a small network.
+        chosen = (
+            {name: tensor[indices] for name, tensor in inputs.items()}
+            if isinstance(inputs, dict)
+            else inputs[indices]
+        )
+        return chosen, None if target is None else target[indices]
+
+    samples = Samples()
+    sampler: Any = DistributedSampler(samples, shuffle=True) if shuffle and distributed else None
+    return DataLoader(
+        samples,
+        batch_size,
+        shuffle=shuffle and sampler is None,
+        sampler=sampler,
+        collate_fn=batch,
+        # A last batch of one sample has no variance to normalise by.
+        drop_last=shuffle and length > batch_size,
+    )

@@ -1,0 +1,228 @@
+"""``fxelastic train``: data, stages, output, going on after an interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import fxelastic
+from fxelastic.cli import main
+from tests.cli.commands import environment
+
+DATA = """
+import torch
+
+x = torch.randn(12, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+y = torch.arange(12) % 5
+train = [(x[i : i + 4], y[i : i + 4]) for i in range(0, 12, 4)]
+validation = train[:1]
+
+
+def both():
+    return {"train": train, "validation": validation}
+
+
+def pair():
+    return train, validation
+
+
+def three():
+    return train, validation, None
+
+
+def unlabelled():
+    return [batch for batch, _ in train]
+
+
+def broken():
+    raise RuntimeError("no disk")
+
+
+def loss(output, target):
+    return ((output - target[:, None]) ** 2).mean()
+"""
+
+SMALL = ["--gamma", "0.6", "--kinds", "merged", "--example-input", "1x3x16x16"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+@pytest.fixture
+def data(folder: Path) -> Path:
+    (folder / "data.py").write_text(DATA)
+    generator = np.random.default_rng(0)
+    np.savez(
+        folder / "images.npz",
+        x=generator.normal(size=(13, 3, 16, 16)).astype(np.float32),
+        y=np.arange(13) % 5,
+        val_x=generator.normal(size=(4, 3, 16, 16)).astype(np.float32),
+        val_y=np.arange(4) % 5,
+    )
+    return folder
+
+
+def train(*argv: str, epochs: tuple[int, int] = (1, 1)) -> int:
+    n_distill, n_tune = map(str, epochs)
+    return main(
+        ["train", "model.py:build", "--out", "out", "--distill-epochs", n_distill,
+         "--tune-epochs", n_tune, "--batch-size", "4", *SMALL, *argv]
+    )  # fmt: skip
+
+
+def test_trains_both_stages_from_a_file(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--data", "images.npz", "--quiet") == 0
+    out, err = capsys.readouterr()
+    assert "distill: 3 steps" in out
+    assert "tune: 3 steps" in out
+    assert "mean scores from the cheapest range" in out
+    assert f"wrote {Path('out') / 'supernet.safetensors'}" in out
+    assert "printed on import" in err
+    names = sorted(path.name for path in (data / "out").iterdir())
+    assert names == ["checkpoints", "log.jsonl", "supernet.safetensors"]
+    events = [json.loads(line) for line in (data / "out" / "log.jsonl").read_text().splitlines()]
+    assert [e["stage"] for e in events if e["event"] == "epoch"] == ["distill", "tune"]
+
+
+def test_what_was_trained_can_be_loaded(data: Path) -> None:
+    assert train("--data", "data.py:both", "--quiet", epochs=(0, 2)) == 0
+    sys.path.insert(0, str(data))
+    try:
+        torch.manual_seed(0)
+        import model as models
+    finally:
+        sys.path.remove(str(data))
+    supernet = fxelastic.expand(
+        models.build(), 0.6, kinds=("merged",), example_inputs=torch.zeros(1, 3, 16, 16)
+    )
+    before = [p.clone() for p in supernet.parameters() if p.requires_grad]
+    try:
+        supernet.load(data / "out" / "supernet.safetensors")
+    finally:
+        sys.modules.pop("model", None)
+    after = [p for p in supernet.parameters() if p.requires_grad]
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_the_same_command_goes_on(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # An instance has the same weights in both runs, which a run's checkpoints insist on.
+    argv = ["train", "model.py:instance", "--out", "out", "--data", "data.py:pair", *SMALL]
+    argv += ["--distill-epochs", "1", "--tune-epochs", "1", "--json", "--quiet"]
+    script = f"import torch; torch.manual_seed(0); from fxelastic.cli import main; main({argv})"
+    reports = []
+    for _ in range(2):
+        found = subprocess.run(
+            [sys.executable, "-c", script],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        reports.append(json.loads(found.stdout))
+    first, second = reports
+    assert first["schema"] == "fxelastic.train/1"
+    assert [stage["resumed_at"] for stage in first["stages"]] == [0, 0]
+    assert [stage["resumed_at"] for stage in second["stages"]] == [3, 3]
+    for a, b in zip(first["stages"], second["stages"], strict=True):
+        assert a["coverage"] == b["coverage"]
+        assert a["epochs"] == b["epochs"]
+
+
+def test_options_reach_the_stages(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[dict[str, Any]] = []
+    for stage in ("distill", "tune"):
+        real = getattr(fxelastic, stage)
+
+        def spy(*args: Any, _real: Any = real, **options: Any) -> Any:
+            calls.append(options)
+            return _real(*args, **options)
+
+        monkeypatch.setattr(fxelastic, stage, spy)
+    argv = ["--data", "data.py:train", "--mode", "chained", "--sampling", "sandwich"]
+    argv += ["--soft", "0.25", "--distill-lr", "0.002", "--tune-lr", "0.001", "--seed", "3"]
+    argv += ["--accumulate", "2", "--precision", "bf16", "--checkpoint-every", "1"]
+    assert train(*argv, "--loss", "data.py:loss", "--json", "--quiet") == 0
+    distilling, tuning = calls
+    assert distilling["mode"] == "chained"
+    assert (distilling["lr"], tuning["lr"]) == (0.002, 0.001)
+    assert type(tuning["sampling"]).__name__ == "Sandwich"
+    assert tuning["soft"] == 0.25
+    assert tuning["loss"].__name__ == "loss"
+    for options in calls:
+        assert options["accumulate"] == 2
+        assert options["precision"] == "bf16"
+        assert options["seed"] == 3
+        assert options["checkpoint_every"] == 1
+    report = json.loads(capsys.readouterr().out)
+    assert [stage["steps"] for stage in report["stages"]] == [2, 2]
+
+
+def test_labels_are_not_needed(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--data", "data.py:unlabelled", "--quiet") == 0
+    assert "tune: 3 steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--data", "nothing.npz"], "can't be read"),
+        (["--data", "model.py:absent"], "has no 'absent'"),
+        (["--data", "data.py:broken"], "RuntimeError: no disk"),
+        (["--data", "data.py:three"], "a tuple of 3"),
+        (["--data", "text.npz"], "can't be read"),
+        (["--data", "uneven.npz"], "different lengths"),
+        (["--data", "empty.npz"], "nothing to train on"),
+        (["--data", "images.npz", "--batch-size", "0"], "--batch-size is no count"),
+        (["--data", "images.npz", "--tune-epochs", "-1"], "--tune-epochs is no count"),
+        (["--data", "images.npz", "--device", "toaster"], "--device toaster can't be used"),
+        (["--data", "images.npz", "--distributed"], "finds no other processes"),
+    ],
+)
+def test_bad_arguments_are_usage_errors(
+    data: Path,
+    argv: list[str],
+    expected: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    (data / "text.npz").write_text("no arrays")
+    np.savez(data / "uneven.npz", x=np.zeros((3, 1)), y=np.zeros(2))
+    np.savez(data / "empty.npz", val_x=np.zeros((3, 1)))
+    assert train(*argv, "--quiet") == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_two_processes_train_together(data: Path) -> None:
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    argv = ["train", "model.py:build", "--out", "out", "--data", "images.npz", "--distributed"]
+    argv += ["--distill-epochs", "1", "--tune-epochs", "1", "--batch-size", "3", "--quiet"]
+    found = subprocess.run(
+        [sys.executable, "-m", *launcher, "-m", "fxelastic.cli", *argv, "--json", *SMALL],
+        cwd=data,
+        env={**environment(), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    report = json.loads(found.stdout)
+    assert [stage["steps"] for stage in report["stages"]] == [2, 2]
+    assert os.listdir(data / "out" / "checkpoints")
