@@ -18,7 +18,7 @@ from fxelastic.edge.serving.assembled import AssembledLoader
 from fxelastic.edge.serving.executable import Executable
 from fxelastic.edge.serving.paged import PagedLoader
 from fxelastic.edge.serving.preparation import Preparation
-from fxelastic.edge.serving.sessions import SessionMaker
+from fxelastic.edge.sessions import SessionMaker
 from fxelastic.errors import BundleError, ServingError
 from fxelastic.spec import Arch
 from tests.cli.commands import environment
@@ -175,7 +175,7 @@ import numpy as np
 import onnxruntime as ort
 from fxelastic.edge import load
 from fxelastic.edge.serving.paged import PagedLoader
-from fxelastic.edge.serving.sessions import SessionMaker
+from fxelastic.edge.sessions import SessionMaker
 
 if sys.argv[2] == "made":
     ort.set_global_thread_pool_sizes(1, 1)

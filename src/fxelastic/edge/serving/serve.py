@@ -16,9 +16,9 @@ from fxelastic.edge.serving.paged import PagedLoader
 from fxelastic.edge.serving.preparation import Preparation
 from fxelastic.edge.serving.research import Researcher
 from fxelastic.edge.serving.runtime import Runtime, ServingOptions
-from fxelastic.edge.serving.sessions import SessionMaker
 from fxelastic.edge.serving.signature import BundleSignature
 from fxelastic.edge.serving.standby import Standby
+from fxelastic.edge.sessions import SessionMaker
 from fxelastic.errors import UsageError
 
 MODES = ("auto", "assembled", "paged")

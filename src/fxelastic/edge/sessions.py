@@ -1,4 +1,4 @@
-"""Sessions for serving, and which threads they compute with."""
+"""Sessions of onnxruntime, and which threads they compute with."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ class SessionMaker:
 
     Attributes:
         threads: Threads to compute with; 0 for one for each core.
+        providers: Onnxruntime's execution providers, the preferred one first.
     """
 
     threads: int = 0
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
     _process_wide: bool = field(init=False, repr=False, default=False)
 
     def open_prepared(self, path: Path) -> ort.InferenceSession:
@@ -56,4 +58,4 @@ class SessionMaker:
         else:
             options.intra_op_num_threads = self.threads
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        return ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(os.fspath(path), options, providers=list(self.providers))

@@ -1,0 +1,264 @@
+"""Run the branches of a bundle one after another."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from fxelastic.edge.bundle import Bundle
+from fxelastic.edge.sessions import SessionMaker
+from fxelastic.errors import BundleError, UsageError
+from fxelastic.spec import Arch
+
+Array: TypeAlias = NDArray[Any]
+
+#: The named values that are there between two blocks. Nothing changes one: they are shared.
+State: TypeAlias = Mapping[str, Any]
+
+
+class Executor:
+    """Runs any subnet of a bundle, branch after branch.
+
+    Values stay in onnxruntime's own memory between branches. Sessions are made when they are
+    first needed and kept, the last used ones, as long as their weights fit in the memory allowed;
+    branches whose files are equal share one. For one thread.
+
+    Attributes:
+        bundle: The bundle.
+        memory_bytes: Memory that the weights of sessions may take; without a bound where None. One
+            session is always there, however large.
+        n_loaded: How many sessions were made.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        threads: int = 0,
+        memory_bytes: int | None = None,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+    ) -> None:
+        """Prepare; no file is read before it is needed.
+
+        Args:
+            bundle: The bundle.
+            threads: Threads to compute with; 0 for one for each core.
+            memory_bytes: See the attribute.
+            providers: Onnxruntime's execution providers, the preferred one first.
+
+        Raises:
+            UsageError: A provider is not available here, or a number is out of range.
+        """
+        if threads < 0 or (memory_bytes is not None and memory_bytes <= 0):
+            raise UsageError(
+                "the executor can't be made",
+                expected="threads of at least 0 and memory_bytes above 0",
+                got=f"threads={threads!r}, memory_bytes={memory_bytes!r}",
+            )
+        available = ort.get_available_providers()
+        missing = [provider for provider in providers if provider not in available]
+        if missing or not providers:
+            raise UsageError(
+                "an execution provider is not available",
+                expected="some of " + ", ".join(available),
+                got=", ".join(providers) or "none",
+            )
+        self.bundle = bundle
+        self.memory_bytes = memory_bytes
+        self.n_loaded = 0
+        self._maker = SessionMaker(threads, tuple(providers))
+        self._sessions: OrderedDict[str, tuple[Any, int]] = OrderedDict()
+
+    def start(self, inputs: Mapping[str, Array]) -> State:
+        """The values before the first block.
+
+        Args:
+            inputs: An array for each of the bundle's inputs, by name.
+
+        Raises:
+            UsageError: An input is missing, unknown, or of another dtype or shape.
+        """
+        check_inputs(self.bundle, inputs)
+        constants = self.bundle.constants
+        given = {info.name: np.ascontiguousarray(inputs[info.name]) for info in self.bundle.inputs}
+        return {k: ort.OrtValue.ortvalue_from_numpy(v) for k, v in {**constants, **given}.items()}
+
+    def advance(self, branch: str, state: State) -> State:
+        """The values after one branch; ``state`` stays as it is.
+
+        Raises:
+            UsageError: There is no such branch.
+            BundleError: Its file is missing or damaged, or can't be run.
+        """
+        segment = self.bundle.segment(branch)
+        outputs = self.run_branch(branch, state)
+        last_read = self.bundle.last_read
+        return {
+            name: value
+            for name, value in {**state, **outputs}.items()
+            if last_read.get(name, -1) >= segment.spec.stop
+        }
+
+    def run_branch(self, branch: str, values: State) -> dict[str, Any]:
+        """What one branch computes from these values.
+
+        Raises:
+            UsageError: There is no such branch.
+            BundleError: Its file is missing or damaged, or can't be run.
+        """
+        segment = self.bundle.segment(branch)
+        if not segment.outputs:
+            return {}
+        session = self.session(branch)
+        feeds = {name: values[name] for name in segment.inputs}
+        try:
+            results = session.run_with_ort_values(list(segment.outputs), feeds)
+        except Exception as e:
+            raise BundleError(
+                f"branch {branch!r} ({segment.file}) can't be run",
+                expected="a file that onnxruntime runs on the values of this bundle",
+                got=str(e).strip().splitlines()[-1] if str(e).strip() else type(e).__name__,
+                fix="export the bundle again",
+            ) from e
+        return dict(zip(segment.outputs, results, strict=True))
+
+    def results(self, state: State) -> list[Array]:
+        """The model's flat results from the values after the last block."""
+        return [state[info.name].numpy() for info in self.bundle.outputs]
+
+    def run(self, arch: Arch, inputs: Mapping[str, Array]) -> list[Array]:
+        """Run a subnet.
+
+        Args:
+            arch: The subnet.
+            inputs: An array for each of the bundle's inputs, by name.
+
+        Returns:
+            An array for each of the bundle's outputs, in their order.
+
+        Raises:
+            UsageError: The arch is none of the search space, or the inputs do not fit.
+            BundleError: A file is missing or damaged, or can't be run.
+        """
+        self.bundle.space.validate(arch)
+        state = self.start(inputs)
+        for branch in arch:
+            state = self.advance(branch, state)
+        return self.results(state)
+
+    def session(self, branch: str) -> Any:
+        """The session of a branch, made where it is not there."""
+        segment = self.bundle.segment(branch)
+        key = segment.sha256
+        if key in self._sessions:
+            self._sessions.move_to_end(key)
+            return self._sessions[key][0]
+        self._make_room(segment.weight_bytes)
+        path = self.bundle.model_path(branch)
+        session = self._open(path, branch)
+        self.n_loaded += 1
+        self._sessions[key] = (session, segment.weight_bytes)
+        return session
+
+    def is_loaded(self, branch: str) -> bool:
+        """Whether the session of a branch is there."""
+        return self.bundle.segment(branch).sha256 in self._sessions
+
+    @property
+    def resident_bytes(self) -> int:
+        """Weights of the sessions that are there, in bytes."""
+        return sum(n_bytes for _, n_bytes in self._sessions.values())
+
+    def close(self) -> None:
+        """Let go of all sessions."""
+        self._sessions.clear()
+
+    def __enter__(self) -> Executor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _make_room(self, n_bytes: int) -> None:
+        if self.memory_bytes is None:
+            return
+        while self._sessions and self.resident_bytes + n_bytes > self.memory_bytes:
+            self._sessions.popitem(last=False)
+
+    def _open(self, path: Path, branch: str) -> Any:
+        try:
+            return self._maker.open_branch(path)
+        except Exception as e:
+            raise BundleError(
+                f"branch {branch!r} ({path.name}) can't be loaded",
+                expected="an ONNX file that this onnxruntime reads",
+                got=str(e).strip().splitlines()[-1] if str(e).strip() else type(e).__name__,
+                fix="export the bundle again, or use a newer onnxruntime",
+            ) from e
+
+
+def check_inputs(bundle: Bundle, inputs: Mapping[str, Array]) -> int:
+    """Refuse arrays that are not what the model takes.
+
+    Returns:
+        The batch size; 1 where no size depends on it.
+
+    Raises:
+        UsageError: An input is missing, unknown, or of another dtype or shape.
+    """
+    names = [info.name for info in bundle.inputs]
+    if sorted(inputs) != sorted(names):
+        raise UsageError(
+            "the inputs are not those of the model",
+            expected=", ".join(map(str, bundle.inputs)),
+            got=", ".join(inputs) or "none",
+        )
+    sizes: set[int] = set()
+    for info in bundle.inputs:
+        array = inputs[info.name]
+        shape = getattr(array, "shape", None)
+        if shape is None or str(array.dtype) != info.dtype or len(shape) != len(info.shape):
+            raise _unfit(str(info), array)
+        for size, dim, fixed in zip(shape, info.dims, info.shape, strict=True):
+            if fixed is None and dim == "N":
+                sizes.add(int(size))
+            elif fixed is not None and fixed != size:
+                raise _unfit(str(info), array)
+    if len(sizes) > 1:
+        raise UsageError(
+            "the inputs have different batch sizes",
+            expected="one size N",
+            got=", ".join(map(str, sorted(sizes))),
+        )
+    return next(iter(sizes), 1)
+
+
+def random_inputs(bundle: Bundle, batch_size: int, seed: int = 0) -> dict[str, Array]:
+    """Arrays of the right shape: normal for floats; 0, an index of everything, for integers.
+
+    Raises:
+        UsageError: A size is not known from the batch size.
+    """
+    random = np.random.default_rng(seed)
+    return {info.name: array for info, array in _random(bundle, batch_size, random)}
+
+
+def _random(
+    bundle: Bundle, batch_size: int, random: np.random.Generator
+) -> Iterator[tuple[Any, Array]]:
+    for info in bundle.inputs:
+        shape = info.shape_at(batch_size)
+        real = info.dtype.startswith("float")
+        array = random.standard_normal(shape) if real else np.zeros(shape)
+        yield info, array.astype(info.dtype)
+
+
+def _unfit(expected: str, array: Any) -> UsageError:
+    shape = getattr(array, "shape", None)
+    got = type(array).__name__ if shape is None else f"{array.dtype}{list(shape)}"
+    return UsageError("an input is not what the model takes", expected=expected, got=got)

@@ -1,0 +1,38 @@
+"""What tells one device from another, as far as latencies go."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import onnxruntime as ort
+import psutil
+
+
+def fingerprint() -> dict[str, str]:
+    """Processor, cores, memory, operating system and onnxruntime's version.
+
+    Source: `platform`, ``/proc/cpuinfo`` where there is one, and `psutil`.
+    """
+    return {
+        "processor": _processor(),
+        "machine": platform.machine(),
+        "cores": str(psutil.cpu_count(logical=False) or os.cpu_count() or 0),
+        "logical_cores": str(os.cpu_count() or 0),
+        "memory_gib": str(round(psutil.virtual_memory().total / 2**30)),
+        "system": platform.system(),
+        "onnxruntime": ort.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
+    except OSError:
+        return platform.processor() or "unknown"
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("model name", "Model", "Hardware"):
+            return " ".join(value.split())
+    return platform.processor() or "unknown"

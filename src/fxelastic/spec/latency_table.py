@@ -1,0 +1,286 @@
+"""How long each branch takes on one device, and how far that predicts whole subnets."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fxelastic.errors import UsageError
+from fxelastic.files import replace_file
+from fxelastic.spec.arch import Arch
+
+SCHEMA = "fxelastic.latency/1"
+
+#: The ways of running a subnet: as one model, or branch after branch.
+MODES = ("assembled", "paged")
+
+
+@dataclass(frozen=True)
+class BranchLatency:
+    """What was measured of one branch, run behind and before other branches as in a subnet.
+
+    Attributes:
+        ms: The lower quartile: other programs make a run slower, never quicker.
+        median_ms: The median.
+        high_ms: The upper quartile.
+        n: How many runs were timed.
+        weight_bytes: Its weights.
+        activation_bytes: What it reads and gives.
+        resident_bytes: By how much making its session raised the process's memory; None where
+            that was not measured.
+    """
+
+    ms: float
+    median_ms: float
+    high_ms: float
+    n: int
+    weight_bytes: int
+    activation_bytes: int
+    resident_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class ModelError:
+    """How far predictions were from subnets that were measured but not fitted.
+
+    Attributes:
+        median: The median of ``|predicted - measured| / measured``.
+        p90: Its 90th percentile.
+        n_held_out: How many subnets that is.
+    """
+
+    median: float
+    p90: float
+    n_held_out: int
+
+
+@dataclass(frozen=True)
+class ModeLatency:
+    """The costs of one way of running subnets: additive, so that dynamic programmes are exact.
+
+    Attributes:
+        overhead_ms: What a run takes besides its branches; may be below 0.
+        costs: What each branch adds, in ms, by id.
+        error: On subnets held out; None where none were measured.
+    """
+
+    overhead_ms: float
+    costs: Mapping[str, float]
+    error: ModelError | None = None
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """The latencies of a bundle's branches on one device.
+
+    Attributes:
+        bundle_digest: The bundle's.
+        device: What tells the device: processor, cores, operating system, onnxruntime.
+        batch_size: Samples of a run.
+        threads: Threads computed with; 0 for one for each core.
+        provider: Onnxruntime's execution provider.
+        rows: What was measured of each branch, by id.
+        modes: The costs by mode.
+    """
+
+    bundle_digest: str
+    device: Mapping[str, str]
+    batch_size: int
+    threads: int
+    provider: str
+    rows: Mapping[str, BranchLatency]
+    modes: Mapping[str, ModeLatency]
+
+    def costs(self, mode: str = "assembled") -> Mapping[str, float]:
+        """What each branch adds to a run, in ms; never below 0."""
+        return self._mode(mode).costs
+
+    def overhead_ms(self, mode: str = "assembled") -> float:
+        """What a run takes besides its branches, in ms."""
+        return self._mode(mode).overhead_ms
+
+    def predict_ms(self, arch: Arch, mode: str = "assembled") -> float:
+        """The latency of a subnet, in ms.
+
+        Raises:
+            UsageError: The table has no such mode, or does not have one of the branches.
+        """
+        model = self._mode(mode)
+        missing = [branch for branch in arch if branch not in model.costs]
+        if missing:
+            raise UsageError(
+                f"the latency table has no branch {missing[0]!r}",
+                expected="branches of the bundle that was measured",
+                got=str(arch),
+                fix="measure this bundle: fxelastic profile BUNDLE",
+            )
+        return model.overhead_ms + math.fsum(model.costs[branch] for branch in arch)
+
+    def error(self, mode: str = "assembled") -> ModelError | None:
+        """How far predictions were off, if that was measured."""
+        return self._mode(mode).error
+
+    def trusted(self, mode: str = "assembled", median: float = 0.05, p90: float = 0.12) -> bool:
+        """Whether predictions were measured to be near.
+
+        Args:
+            mode: A key of ``modes``.
+            median: Largest median error.
+            p90: Largest 90th percentile.
+        """
+        error = self.error(mode)
+        return error is not None and error.median <= median and error.p90 <= p90
+
+    def check_bundle(self, digest: str) -> None:
+        """Refuse to be used with another bundle.
+
+        Raises:
+            UsageError: The table is of another one.
+        """
+        if digest != self.bundle_digest:
+            raise UsageError(
+                "the latency table is of another bundle",
+                expected=f"a table of the bundle {digest[:12]}…",
+                got=f"one of {self.bundle_digest[:12]}…",
+                fix="measure this bundle: fxelastic profile BUNDLE",
+            )
+
+    def different_device(self, device: Mapping[str, str]) -> tuple[str, ...]:
+        """In what another device differs from the one measured; empty where in nothing."""
+        return tuple(
+            f"{key}: {self.device.get(key, 'unknown')}, now {device.get(key, 'unknown')}"
+            for key in dict.fromkeys((*self.device, *device))
+            if self.device.get(key) != device.get(key)
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the table as JSON, in one step.
+
+        Raises:
+            UsageError: The file can't be written; an old one is as it was.
+        """
+        try:
+            replace_file(Path(path), self.to_json())
+        except OSError as e:
+            raise UsageError(
+                f"the latency table can't be written to {path}",
+                expected="a file in a folder that exists, on a disk with space",
+                got=f"{type(e).__name__}: {e.strerror or e}",
+            ) from e
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> LatencyTable:
+        """Read what `save` wrote.
+
+        Raises:
+            UsageError: There is no such file, or it holds no table.
+        """
+        try:
+            data = Path(path).read_bytes()
+        except OSError as e:
+            raise _no_table(path, f"{type(e).__name__}: {e.strerror or e}") from e
+        return cls.from_json(data, str(path))
+
+    def to_json(self) -> bytes:
+        """The table as JSON: equal bytes for equal tables."""
+        value = {
+            "schema": SCHEMA,
+            "bundle_digest": self.bundle_digest,
+            "device": dict(self.device),
+            "batch_size": self.batch_size,
+            "threads": self.threads,
+            "provider": self.provider,
+            "rows": {name: asdict(row) for name, row in self.rows.items()},
+            "modes": {
+                name: {
+                    "overhead_ms": mode.overhead_ms,
+                    "costs": dict(mode.costs),
+                    "error": None if mode.error is None else asdict(mode.error),
+                }
+                for name, mode in self.modes.items()
+            },
+        }
+        return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str = "the latency table") -> LatencyTable:
+        """Read what `to_json` gives.
+
+        Raises:
+            UsageError: It is no table; the message names the field.
+        """
+        try:
+            value = json.loads(data)
+        except ValueError as e:
+            raise _no_table(where, f"no JSON: {e}") from e
+        if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+            got = value.get("schema") if isinstance(value, dict) else value
+            raise _no_table(where, f"schema {got!r}")
+        try:
+            rows = {name: BranchLatency(**row) for name, row in value["rows"].items()}
+            modes = {name: _mode_latency(mode) for name, mode in value["modes"].items()}
+            device = {str(k): str(v) for k, v in value["device"].items()}
+            table = cls(
+                str(value["bundle_digest"]),
+                device,
+                int(value["batch_size"]),
+                int(value["threads"]),
+                str(value["provider"]),
+                rows,
+                modes,
+            )
+            _check(table)
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise _no_table(where, f"{type(e).__name__}: {e}") from e
+        return table
+
+    def _mode(self, mode: str) -> ModeLatency:
+        if mode not in self.modes:
+            raise UsageError(
+                f"the latency table has no mode {mode!r}",
+                expected="one of " + ", ".join(self.modes),
+                got=repr(mode),
+                fix="measure again: fxelastic profile BUNDLE",
+            )
+        return self.modes[mode]
+
+
+def _mode_latency(value: dict[str, Any]) -> ModeLatency:
+    error = value["error"]
+    costs = {str(k): float(v) for k, v in value["costs"].items()}
+    return ModeLatency(
+        float(value["overhead_ms"]), costs, None if error is None else ModelError(**error)
+    )
+
+
+def _check(table: LatencyTable) -> None:
+    """Refuse numbers that are no latencies.
+
+    Raises:
+        ValueError: There are some.
+    """
+    numbers: list[Iterable[float]] = [(r.ms, r.median_ms, r.high_ms) for r in table.rows.values()]
+    numbers += [mode.costs.values() for mode in table.modes.values()]
+    for group in numbers:
+        for number in group:
+            if isinstance(number, bool) or not 0 <= number < math.inf:
+                raise ValueError(f"{number!r} is no latency")
+    for name, mode in table.modes.items():
+        if not math.isfinite(mode.overhead_ms):
+            raise ValueError(f"the overhead of {name} is no number")
+        if set(mode.costs) != set(table.rows):
+            raise ValueError(f"the branches of {name} are not those that were measured")
+
+
+def _no_table(where: object, got: str) -> UsageError:
+    return UsageError(
+        f"{where} is no latency table",
+        expected=f"a file of schema {SCHEMA}, as fxelastic profile writes it",
+        got=got,
+        fix="measure again: fxelastic profile BUNDLE",
+    )
