@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fxelastic.edge.assembly import assemble
     from fxelastic.edge.bundle import Bundle, load
+    from fxelastic.edge.execution import Executor
+    from fxelastic.edge.profiling import profile
     from fxelastic.edge.serving.runtime import Runtime
     from fxelastic.edge.serving.serve import serve
+    from fxelastic.spec.latency_table import LatencyTable
 
-__all__ = ["Bundle", "Runtime", "assemble", "load", "serve"]
+__all__ = ["Bundle", "Executor", "LatencyTable", "Runtime", "assemble", "load", "profile", "serve"]
 
 # Public name -> the module that defines it.
 _LAZY_NAMES = {
@@ -24,6 +27,9 @@ _LAZY_NAMES = {
     "Bundle": "fxelastic.edge.bundle",
     "assemble": "fxelastic.edge.assembly",
     "load": "fxelastic.edge.bundle",
+    "Executor": "fxelastic.edge.execution",
+    "LatencyTable": "fxelastic.spec.latency_table",
+    "profile": "fxelastic.edge.profiling",
 }
 
 

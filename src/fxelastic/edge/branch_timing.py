@@ -1,0 +1,180 @@
+"""Time branches where they run: between others, in random subnets."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fxelastic.edge.execution import Array, Executor, State
+from fxelastic.errors import BundleError
+from fxelastic.spec import Arch, BranchSpec
+from fxelastic.spec.latency_table import BranchLatency
+
+
+@dataclass
+class BranchTiming:
+    """Times every branch by running subnets branch after branch.
+
+    A branch that runs alone again and again finds its weights and inputs in the caches. In a
+    subnet its weights are cold and its input is warm, as it is here: the branches of one pass are
+    timed each, and the pass as a whole. Passes go through the branches with the fewest samples,
+    so that all get about as many, spread over the whole time: what slows the machine for a while
+    slows some samples of each.
+
+    Attributes:
+        executor: Runs the branches.
+        inputs: The model's inputs.
+        seed: Of the order.
+        samples_ms: What was timed, by branch id.
+        activation_bytes: What each branch reads and gives, by id.
+    """
+
+    executor: Executor
+    inputs: Mapping[str, Array]
+    seed: int = 0
+    samples_ms: dict[str, list[float]] = field(default_factory=dict)
+    activation_bytes: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(f"branch timing {self.seed}")
+        self._warm: set[str] = set()
+        for spec in self.executor.bundle.space.branches:
+            self.samples_ms.setdefault(spec.id, [])
+
+    def run(
+        self,
+        n_samples: int,
+        tolerance: float,
+        until_s: float,
+        progress: Callable[[float], None] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Time until every branch is known well enough, or the time is over.
+
+        Args:
+            n_samples: Samples of a branch, at least.
+            tolerance: Go on, up to four times as many samples, where half the width of the lower
+                quartile's 95 % confidence interval is more than this share of it.
+            until_s: When to end, by ``clock``; every branch gets three samples before.
+            progress: Told the share that is done after each pass.
+            clock: Tells the time, in s.
+
+        Raises:
+            BundleError: A branch can't be run, or gives values that are not finite though its
+                inputs are.
+        """
+        while True:
+            wanting = [
+                b for b, s in self.samples_ms.items() if self._wants(s, n_samples, tolerance)
+            ]
+            least = min(len(samples) for samples in self.samples_ms.values())
+            if not wanting or (clock() >= until_s and least >= 3):
+                return
+            self.time(self._through(min(wanting, key=lambda b: len(self.samples_ms[b]))))
+            if progress is not None:
+                done = sum(min(len(s), n_samples) for s in self.samples_ms.values())
+                progress(done / (n_samples * len(self.samples_ms)))
+
+    def time(self, arch: Arch) -> float:
+        """Run a subnet once, and note what each branch took; returns the whole in ms."""
+        executor = self.executor
+        state = executor.start(self.inputs)
+        total_s = 0.0
+        for branch in arch:
+            if self._is_fresh(branch):
+                executor.advance(branch, state)  # the first run of a session allocates
+            begin_s = time.perf_counter()
+            after = executor.advance(branch, state)
+            seconds = time.perf_counter() - begin_s
+            total_s += seconds
+            self.samples_ms[branch].append(1e3 * seconds)
+            if branch not in self.activation_bytes:
+                segment = executor.bundle.segment(branch)
+                self._check(branch, after, state)
+                read = sum(_bytes(state[name]) for name in segment.inputs)
+                given = sum(_bytes(after[name]) for name in segment.outputs if name in after)
+                self.activation_bytes[branch] = read + given
+            state = after
+        return 1e3 * total_s
+
+    def row(self, branch: str) -> BranchLatency:
+        """What is known of a branch."""
+        low, median, high = np.percentile(self.samples_ms[branch], (25, 50, 75))
+        return BranchLatency(
+            float(low),
+            float(median),
+            float(high),
+            len(self.samples_ms[branch]),
+            self.executor.bundle.segment(branch).weight_bytes,
+            self.activation_bytes.get(branch, 0),
+        )
+
+    def _is_fresh(self, branch: str) -> bool:
+        """Whether a branch's session has not run yet; makes it."""
+        before = self.executor.n_loaded
+        self.executor.session(branch)
+        if self.executor.n_loaded == before and branch in self._warm:
+            return False
+        self._warm.add(branch)
+        return True
+
+    def _wants(self, samples: list[float], n_samples: int, tolerance: float) -> bool:
+        if len(samples) < n_samples:
+            return True
+        if len(samples) >= 4 * n_samples:
+            return False
+        low, quartile, high = _quartile_interval(samples)
+        return high - low > 2 * tolerance * quartile
+
+    def _through(self, branch: str) -> Arch:
+        """A subnet with this branch, of those with few samples elsewhere."""
+        space = self.executor.bundle.space
+        spec = space.by_id[branch]
+        before = self._walk(0, spec.start)
+        return Arch((*before, branch, *self._walk(spec.stop, space.n_blocks)))
+
+    def _walk(self, start: int, stop: int) -> list[str]:
+        chosen: list[str] = []
+        while start < stop:
+            options = [s for s in self.executor.bundle.space.starting_at[start] if s.stop <= stop]
+            # Every block has its original, so that there is always an option.
+            spec = min(options, key=self._urgency)
+            chosen.append(spec.id)
+            start = spec.stop
+        return chosen
+
+    def _urgency(self, spec: BranchSpec) -> tuple[int, float]:
+        return len(self.samples_ms[spec.id]), self._random.random()
+
+    def _check(self, branch: str, after: State, before: State) -> None:
+        segment = self.executor.bundle.segment(branch)
+        if _finite(before, segment.inputs) and not _finite(after, segment.outputs):
+            raise BundleError(
+                f"branch {branch!r} ({segment.file}) gives values that are not finite",
+                expected="finite values for finite inputs",
+                got="NaN or infinity",
+                fix="train or calibrate the supernet again, and export it",
+            )
+
+
+def _bytes(value: object) -> int:
+    array = value.numpy()  # type: ignore[attr-defined]
+    return int(array.nbytes)
+
+
+def _finite(state: State, names: tuple[str, ...]) -> bool:
+    arrays = (state[name].numpy() for name in names if name in state)
+    return all(a.dtype.kind not in "fc" or bool(np.isfinite(a).all()) for a in arrays)
+
+
+def _quartile_interval(samples: list[float]) -> tuple[float, float, float]:
+    """The lower quartile, and its confidence interval by order statistics."""
+    ordered = sorted(samples)
+    n = len(ordered)
+    middle, spread = 0.25 * n, 1.96 * (0.25 * 0.75 * n) ** 0.5
+    at = (max(0, int(middle - spread)), int(middle), min(n - 1, int(middle + spread + 1)))
+    return ordered[at[0]], ordered[at[1]], ordered[at[2]]

@@ -1,0 +1,256 @@
+"""`edge.profile`: measure a bundle's branches on this device."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from fxelastic.edge.branch_timing import BranchTiming
+from fxelastic.edge.bundle import Bundle
+from fxelastic.edge.execution import Executor, random_inputs
+from fxelastic.edge.fingerprint import fingerprint
+from fxelastic.edge.latency_model import Measured, fit_mode
+from fxelastic.edge.sessions import SessionMaker
+from fxelastic.edge.subnet_timing import SubnetTimer
+from fxelastic.errors import UsageError
+from fxelastic.files import replace_file
+from fxelastic.spec import Arch
+from fxelastic.spec.latency_table import MODES, BranchLatency, LatencyTable
+
+PARTIAL = "fxelastic.latency-samples/1"
+
+logger = logging.getLogger(__name__)
+
+
+def profile(
+    bundle: Bundle,
+    batch_size: int = 1,
+    threads: int = 0,
+    providers: Sequence[str] = ("CPUExecutionProvider",),
+    *,
+    n_samples: int = 20,
+    n_subnets: int = 24,
+    n_held_out: int = 12,
+    time_budget_s: float | None = None,
+    memory_bytes: int | None = None,
+    path: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    progress: Callable[[str, float], None] | None = None,
+) -> LatencyTable:
+    """Measure how long each branch takes on this device, and how that adds up.
+
+    Branches are timed inside random subnets, as often as needed. A few assembled subnets then
+    correct the sum of the branches, and others tell the error that is left.
+
+    For figures that last, call it in a process that has not imported torch, on a machine that is
+    idle otherwise: ``fxelastic profile`` does the first.
+
+    Args:
+        bundle: The bundle.
+        batch_size: Samples of a run.
+        threads: Threads to compute with; 0 for one for each core.
+        providers: Onnxruntime's execution providers, the preferred one first.
+        n_samples: Runs of each branch, at least.
+        n_subnets: Subnets that the sum is corrected by, for each mode; 0 for none.
+        n_held_out: Subnets that the error is measured on, for each mode.
+        time_budget_s: End earlier after this time; what has to be measured takes what it takes.
+        memory_bytes: Memory that the weights of sessions may take at once.
+        path: A file for what was measured so far. Where it is there, of the same bundle and
+            settings, the measurement goes on from it; it is removed at the end.
+        seed: Of the subnets and their order.
+        progress: Told what is being done, and the share of it that is done.
+
+    Returns:
+        The table.
+
+    Raises:
+        UsageError: An argument is out of range, or a size is not known from the batch size.
+        BundleError: A branch is missing or damaged, can't be run, or gives values that are not
+            finite.
+    """
+    _check(batch_size, n_samples, n_subnets, n_held_out, time_budget_s)
+    begin_s = time.perf_counter()
+    budget_s = float("inf") if time_budget_s is None else time_budget_s
+    inputs = random_inputs(bundle, batch_size, seed)
+    settings: dict[str, Any] = {
+        "schema": PARTIAL,
+        "bundle": bundle.digest,
+        "device": fingerprint(),
+        "batch_size": batch_size,
+        "threads": threads,
+        "providers": list(providers),
+    }
+    with Executor(bundle, threads, memory_bytes, providers) as executor:
+        timing = BranchTiming(executor, inputs, seed)
+        partial = _Partial(None if path is None else Path(path), settings, timing)
+        partial.resume()
+        resident = _session_bytes(executor) if memory_bytes is None else {}
+
+        def told(share: float) -> None:
+            partial.save_now_and_then()
+            if progress is not None:
+                progress("branches", share)
+
+        try:
+            timing.run(n_samples, 0.02, begin_s + 0.5 * budget_s, told)
+        finally:
+            partial.save()
+        rows = {spec.id: timing.row(spec.id) for spec in bundle.space.branches}
+        rows = {k: _with_resident(row, resident.get(k)) for k, row in rows.items()}
+        archs = distinct_subnets(bundle, n_subnets + n_held_out, seed)
+        timer = SubnetTimer(executor, inputs, memory_bytes or 2**30)
+        maker = SessionMaker(threads, tuple(providers))
+        modes = {}
+        for mode in MODES:
+
+            def told_subnets(done: int, mode: str = mode) -> None:
+                if progress is not None:
+                    progress(f"{mode} subnets", done / len(archs))
+
+            over = time.perf_counter() - begin_s > budget_s
+            chosen = [] if over else archs
+            times = timer.time(chosen, mode, maker, progress=told_subnets)
+            measured = [Measured(arch, ms) for arch, ms in zip(chosen, times, strict=True)]
+            held_out, fitted = split(measured, n_held_out)
+            modes[mode] = fit_mode(rows, fitted if n_subnets else [], held_out)
+    table = LatencyTable(
+        bundle.digest, fingerprint(), batch_size, threads, providers[0], rows, modes
+    )
+    partial.remove()
+    for mode in MODES:
+        if not table.trusted(mode):
+            logger.warning(
+                "latencies of %s subnets are not predicted well: %s; measure again on an idle "
+                "machine, for longer",
+                mode,
+                table.error(mode) or "not measured",
+            )
+    return table
+
+
+class _Partial:
+    """The samples so far, in a file."""
+
+    def __init__(self, path: Path | None, settings: dict[str, Any], timing: BranchTiming) -> None:
+        self._path = path
+        self._settings = settings
+        self._timing = timing
+        self._saved_s = time.perf_counter()
+
+    def resume(self) -> None:
+        """Take samples over, where they are of the same measurement."""
+        if self._path is None or not self._path.exists():
+            return
+        try:
+            value = json.loads(self._path.read_bytes())
+            same = {k: value.get(k) for k in self._settings} == self._settings
+            samples = {k: [float(x) for x in v] for k, v in value["samples_ms"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            same, samples = False, {}
+        if not same or set(samples) != set(self._timing.samples_ms):
+            logger.warning("%s is of another measurement: it is begun anew", self._path)
+            return
+        self._timing.samples_ms.update(samples)
+
+    def save_now_and_then(self) -> None:
+        """Write the file, if that was long ago."""
+        if time.perf_counter() - self._saved_s > 2.0:
+            self.save()
+
+    def save(self) -> None:
+        """Write the file."""
+        if self._path is None:
+            return
+        value = {**self._settings, "samples_ms": self._timing.samples_ms}
+        try:
+            replace_file(self._path, json.dumps(value).encode())
+        except OSError as e:
+            raise UsageError(
+                f"samples can't be written to {self._path}",
+                expected="a file in a folder that exists, on a disk with space",
+                got=f"{type(e).__name__}: {e.strerror or e}",
+            ) from e
+        self._saved_s = time.perf_counter()
+
+    def remove(self) -> None:
+        """Remove the file: the table has what was in it."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+def _check(
+    batch_size: int, n_samples: int, n_subnets: int, n_held_out: int, budget_s: float | None
+) -> None:
+    problem = ""
+    if batch_size < 1:
+        problem = f"batch_size={batch_size!r}"
+    elif n_samples < 3:
+        problem = f"n_samples={n_samples!r}, which is below 3"
+    elif n_subnets < 0 or n_held_out < 0:
+        problem = f"n_subnets={n_subnets!r}, n_held_out={n_held_out!r}"
+    elif budget_s is not None and not budget_s > 0:
+        problem = f"time_budget_s={budget_s!r}"
+    if problem:
+        raise UsageError("the measurement can't be made", expected="numbers above 0", got=problem)
+
+
+def _session_bytes(executor: Executor) -> dict[str, int]:
+    """By how much each session raises the process's memory; also loads them all."""
+    process = psutil.Process()
+    found: dict[str, int] = {}
+    before = process.memory_info().rss
+    for spec in executor.bundle.space.branches:
+        if executor.bundle.segment(spec.id).outputs and not executor.is_loaded(spec.id):
+            executor.session(spec.id)
+        after = process.memory_info().rss
+        found[spec.id] = max(0, after - before)
+        before = after
+    return found
+
+
+def _with_resident(row: BranchLatency, n_bytes: int | None) -> BranchLatency:
+    return replace(row, resident_bytes=n_bytes)
+
+
+def split(measured: Sequence[Measured], n_held_out: int) -> tuple[list[Measured], list[Measured]]:
+    """Subnets to tell the error on, and those to fit to, both of all latencies."""
+    n_held_out = min(n_held_out, len(measured))
+    held = {int(i * len(measured) / n_held_out) for i in range(n_held_out)}
+    return (
+        [m for i, m in enumerate(measured) if i in held],
+        [m for i, m in enumerate(measured) if i not in held],
+    )
+
+
+def distinct_subnets(bundle: Bundle, n: int, seed: int) -> list[Arch]:
+    """Different subnets, spread evenly over the latencies that there are; no original.
+
+    Uniform draws have latencies near their mean. Subnets that are far from it tell more, and are
+    those that a search for small budgets ends with.
+    """
+    space = bundle.space
+    costs = {spec.id: float(spec.flops) for spec in space.branches}
+    low = space.cost(space.min_cost_arch(costs), costs)
+    high = space.cost(space.max_cost_arch(costs), costs)
+    found: dict[Arch, None] = {}
+    if n and high > low:
+        for i in range(n):
+            window = (low + i * (high - low) / n, low + (i + 1) * (high - low) / n)
+            try:
+                found[space.sample_within(1, costs, *window, seed=seed + i)[0]] = None
+            except UsageError:
+                continue  # no subnet has such a cost
+    for arch in space.sample(20 * n, seed) if n else ():
+        if len(found) >= n:
+            break
+        if arch != space.original:
+            found[arch] = None
+    return list(found)[:n]
