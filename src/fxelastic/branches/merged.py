@@ -185,6 +185,8 @@ class _Run:
         missing = [value for value in block.context if value not in live]
         if missing:
             return f"it reads {missing[0]}, which is computed inside the run"
+        if name in block.context and block.input != name:
+            return f"it reads {name}, which its copy would get in the place of its input"
         contexts = [values[value] for value in block.context]
         copied = trainable(self.partition, i, i + 1, self.crossings)
         if len(copied.inputs) != 1 or len(copied.outputs) != 1:
