@@ -13,12 +13,27 @@ if TYPE_CHECKING:
     from fxelastic.edge.assembly import assemble
     from fxelastic.edge.bundle import Bundle, load
     from fxelastic.edge.execution import Executor
+    from fxelastic.edge.pool import PoolEntry, SubnetPool
     from fxelastic.edge.profiling import profile
+    from fxelastic.edge.searching.search import SearchResult, search
     from fxelastic.edge.serving.runtime import Runtime
     from fxelastic.edge.serving.serve import serve
     from fxelastic.spec.latency_table import LatencyTable
 
-__all__ = ["Bundle", "Executor", "LatencyTable", "Runtime", "assemble", "load", "profile", "serve"]
+__all__ = [
+    "Bundle",
+    "Executor",
+    "LatencyTable",
+    "PoolEntry",
+    "Runtime",
+    "SearchResult",
+    "SubnetPool",
+    "assemble",
+    "load",
+    "profile",
+    "search",
+    "serve",
+]
 
 # Public name -> the module that defines it.
 _LAZY_NAMES = {
@@ -29,7 +44,11 @@ _LAZY_NAMES = {
     "load": "fxelastic.edge.bundle",
     "Executor": "fxelastic.edge.execution",
     "LatencyTable": "fxelastic.spec.latency_table",
+    "PoolEntry": "fxelastic.edge.pool",
+    "SubnetPool": "fxelastic.edge.pool",
     "profile": "fxelastic.edge.profiling",
+    "SearchResult": "fxelastic.edge.searching.search",
+    "search": "fxelastic.edge.searching.search",
 }
 
 

@@ -1,0 +1,196 @@
+"""The subnets that were searched: each with its latency and accuracy."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fxelastic.errors import UsageError
+from fxelastic.files import replace_file
+from fxelastic.spec import Arch
+
+SCHEMA = "fxelastic.pool/1"
+
+
+@dataclass(frozen=True)
+class PoolEntry:
+    """A subnet that was evaluated.
+
+    Attributes:
+        arch: The subnet.
+        latency_ms: Its predicted latency, in ms.
+        accuracy: Its score on the data that was searched with; higher is better.
+        held_out_accuracy: Its score on data that no choice was made by, where that was measured.
+    """
+
+    arch: Arch
+    latency_ms: float
+    accuracy: float
+    held_out_accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class SubnetPool:
+    """Everything that searches evaluated on one device.
+
+    Attributes:
+        bundle_digest: The bundle's.
+        entries: The subnets, each once, by latency.
+        data_digest: Of the data that accuracies are on; pools of other data can't be merged.
+    """
+
+    bundle_digest: str
+    entries: tuple[PoolEntry, ...]
+    data_digest: str = ""
+
+    @classmethod
+    def of(
+        cls, bundle_digest: str, entries: Iterable[PoolEntry], data_digest: str = ""
+    ) -> SubnetPool:
+        """Put entries in order; of several of one subnet the last counts.
+
+        Raises:
+            UsageError: A latency or an accuracy is no number.
+        """
+        by_arch = {entry.arch: entry for entry in entries}
+        for entry in by_arch.values():
+            if not (0 < entry.latency_ms < math.inf and math.isfinite(entry.accuracy)):
+                raise UsageError(
+                    f"the entry {entry.arch} is none",
+                    expected="a latency above 0 ms and an accuracy",
+                    got=f"{entry.latency_ms!r} ms, accuracy {entry.accuracy!r}",
+                )
+        ordered = sorted(by_arch.values(), key=lambda e: (e.latency_ms, e.arch.branches))
+        return cls(bundle_digest, tuple(ordered), data_digest)
+
+    @cached_property
+    def pareto(self) -> tuple[PoolEntry, ...]:
+        """The entries that no other one beats, quickest first; accuracy rises with latency."""
+        best: list[PoolEntry] = []
+        for entry in sorted(
+            self.entries, key=lambda e: (e.latency_ms, -e.accuracy, e.arch.branches)
+        ):
+            if not best or entry.accuracy > best[-1].accuracy:
+                best.append(entry)
+        return tuple(best)
+
+    def best_under(self, latency_ms: float) -> PoolEntry | None:
+        """The most accurate subnet of at most that latency; None where all are slower."""
+        index = bisect_right(self._latencies, latency_ms)
+        return self.pareto[index - 1] if index else None
+
+    def merge(self, other: SubnetPool) -> SubnetPool:
+        """All entries of both; of one subnet the other's counts.
+
+        Raises:
+            UsageError: They are of different bundles or data.
+        """
+        for name in ("bundle_digest", "data_digest"):
+            if getattr(self, name) != getattr(other, name):
+                what = name.removesuffix("_digest")
+                raise UsageError(
+                    f"the pools are of different {'bundles' if what == 'bundle' else what}",
+                    expected=getattr(self, name)[:12],
+                    got=getattr(other, name)[:12],
+                )
+        return SubnetPool.of(self.bundle_digest, (*self.entries, *other.entries), self.data_digest)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the pool as JSON, in one step.
+
+        Raises:
+            UsageError: The file can't be written; an old one is as it was.
+        """
+        try:
+            replace_file(Path(path), self.to_json())
+        except OSError as e:
+            raise UsageError(
+                f"the pool can't be written to {path}",
+                expected="a file in a folder that exists, on a disk with space",
+                got=f"{type(e).__name__}: {e.strerror or e}",
+            ) from e
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> SubnetPool:
+        """Read what `save` wrote.
+
+        Raises:
+            UsageError: There is no such file, or it holds no pool.
+        """
+        try:
+            data = Path(path).read_bytes()
+        except OSError as e:
+            raise _no_pool(path, f"{type(e).__name__}: {e.strerror or e}") from e
+        return cls.from_json(data, str(path))
+
+    def to_json(self) -> bytes:
+        """The pool as JSON: equal bytes for equal pools."""
+        value = {
+            "schema": SCHEMA,
+            "bundle_digest": self.bundle_digest,
+            "data_digest": self.data_digest,
+            "entries": [
+                {
+                    "arch": str(entry.arch),
+                    "latency_ms": entry.latency_ms,
+                    "accuracy": entry.accuracy,
+                    "held_out_accuracy": entry.held_out_accuracy,
+                }
+                for entry in self.entries
+            ],
+        }
+        return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str = "the pool") -> SubnetPool:
+        """Read what `to_json` gives.
+
+        Raises:
+            UsageError: It is no pool.
+        """
+        try:
+            value = json.loads(data)
+            schema = value.get("schema") if isinstance(value, dict) else None
+            if schema != SCHEMA:
+                raise ValueError(f"schema {schema!r}")
+            entries = [_entry(item) for item in value["entries"]]
+            pool = cls.of(str(value["bundle_digest"]), entries, str(value["data_digest"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise _no_pool(where, f"{type(e).__name__}: {e}") from e
+        return pool
+
+    @cached_property
+    def _latencies(self) -> tuple[float, ...]:
+        return tuple(entry.latency_ms for entry in self.pareto)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __iter__(self) -> Iterator[PoolEntry]:
+        return iter(self.entries)
+
+
+def _entry(item: Any) -> PoolEntry:
+    held_out = item["held_out_accuracy"]
+    return PoolEntry(
+        Arch.parse(item["arch"]),
+        float(item["latency_ms"]),
+        float(item["accuracy"]),
+        None if held_out is None else float(held_out),
+    )
+
+
+def _no_pool(where: object, got: str) -> UsageError:
+    return UsageError(
+        f"{where} is no pool",
+        expected=f"a file of schema {SCHEMA}, as fxelastic search writes it",
+        got=got,
+        fix="search again: fxelastic search BUNDLE --data FILE",
+    )

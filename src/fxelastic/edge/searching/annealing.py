@@ -1,0 +1,93 @@
+"""Simulated annealing, near the budget and plain."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from fxelastic.edge.searching.evolutionary import plain_mutation
+from fxelastic.edge.searching.mutation import Mutations
+from fxelastic.edge.searching.study import Study
+from fxelastic.errors import UsageError
+from fxelastic.spec import Arch
+from fxelastic.spec.cost_window import CostWindow
+
+_ATTEMPTS = 200
+
+
+@dataclass(frozen=True)
+class Annealing:
+    """Walks from neighbour to neighbour in the window below the budget (AdaptiveNet §5.1).
+
+    A worse neighbour is taken with a probability that falls with time.
+
+    Attributes:
+        width: Width of the window, as a share of the budget.
+        start: Temperature at the beginning, as a difference of scores.
+        end: Temperature at the end.
+    """
+
+    width: float = 0.1
+    start: float = 0.03
+    end: float = 0.001
+
+    def run(self, study: Study) -> None:
+        """Search; see `Strategy`."""
+        low = study.high * (1 - self.width)
+        window = CostWindow(study.space, study.costs, low, study.high)
+        try:
+            here = window.sample(1, study.rng.getrandbits(32))[0]
+        except UsageError:
+            window, low = CostWindow(study.space, study.costs, high=study.high), 0.0
+            here = window.sample(1, study.rng.getrandbits(32))[0]
+        mutations = Mutations(study.space, study.costs, low, study.high)
+        _anneal(study, here, lambda arch: mutations.mutate(arch, study.rng), self.start, self.end)
+
+
+@dataclass(frozen=True)
+class PlainAnnealing:
+    """Walks without regard to latency; what does not fit is thrown away.
+
+    Attributes:
+        start: Temperature at the beginning, as a difference of scores.
+        end: Temperature at the end.
+    """
+
+    start: float = 0.03
+    end: float = 0.001
+
+    def run(self, study: Study) -> None:
+        """Search; see `Strategy`."""
+        here = study.space.min_cost_arch(study.costs)
+        for arch in study.space.sample(_ATTEMPTS, study.rng.getrandbits(32)):
+            if study.fits(arch):
+                here = arch
+                break
+
+        def neighbour(arch: Arch) -> Arch | None:
+            for _ in range(_ATTEMPTS):
+                child = plain_mutation(study, arch)
+                if study.fits(child) and child != arch:
+                    return child
+            return None
+
+        _anneal(study, here, neighbour, self.start, self.end)
+
+
+def _anneal(study: Study, here: Arch, neighbour: object, start: float, end: float) -> None:
+    study.score([here])
+    stuck = 0
+    while stuck < _ATTEMPTS and here in study.scores:
+        other = neighbour(here)  # type: ignore[operator]
+        if other is None:
+            return
+        known = study.tried
+        found = study.score([other]).get(other)
+        stuck = 0 if study.tried > known else stuck + 1
+        if found is None:
+            continue
+        progress = min(1.0, study.tried / max(1, study.max_subnets))
+        temperature = start * (end / start) ** progress
+        change = found - study.scores[here]
+        if change >= 0 or study.rng.random() < math.exp(change / temperature):
+            here = other

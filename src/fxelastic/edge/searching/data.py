@@ -1,0 +1,111 @@
+"""The device's own data: arrays for the model's inputs, and targets."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fxelastic.edge.bundle import Bundle
+from fxelastic.edge.execution import Array, check_inputs
+from fxelastic.errors import UsageError
+
+_TARGETS = ("targets", "y")
+_INPUT = "x"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Samples with their targets.
+
+    Attributes:
+        inputs: An array for each of the model's inputs, by name; sample by sample in dimension 0.
+        targets: An array, sample by sample.
+    """
+
+    inputs: Mapping[str, Array]
+    targets: Array
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def batches(self, size: int) -> Iterator[tuple[dict[str, Array], Array]]:
+        """Batches in order; the last may be smaller."""
+        for start in range(0, len(self), size):
+            stretch = slice(start, start + size)
+            yield {k: v[stretch] for k, v in self.inputs.items()}, self.targets[stretch]
+
+    def split(self, share: float, seed: int) -> tuple[Dataset, Dataset]:
+        """Two parts, drawn at random: the rest, and ``share`` of the samples."""
+        order = np.random.default_rng(seed).permutation(len(self))
+        n_held = round(share * len(self))
+        return self._take(np.sort(order[n_held:])), self._take(np.sort(order[:n_held]))
+
+    def digest(self) -> str:
+        """Sha256 of the samples."""
+        digest = hashlib.sha256()
+        for name, array in (*sorted(self.inputs.items()), ("", self.targets)):
+            digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    def _take(self, index: Array) -> Dataset:
+        return Dataset({k: v[index] for k, v in self.inputs.items()}, self.targets[index])
+
+
+def read_data(bundle: Bundle, data: Any) -> Dataset:
+    """Data in any of the forms that a search takes.
+
+    Args:
+        bundle: Says what the model takes.
+        data: A pair ``(x, targets)`` for a model of one input; a dict of arrays, the targets under
+            ``targets`` or ``y``; or the path of an ``.npz`` file with such arrays. For a model of
+            one input, ``x`` stands for it.
+
+    Raises:
+        UsageError: It is none of these, empty, or does not fit the model.
+    """
+    names = [info.name for info in bundle.inputs]
+    expected = f"(x, targets), a dict with {', '.join(names)} and targets, or an .npz file of it"
+    if isinstance(data, (str, os.PathLike)):
+        data = _read_npz(Path(data))
+    if isinstance(data, tuple) and len(data) == 2 and len(names) == 1:
+        data = {names[0]: data[0], "targets": data[1]}
+    if not isinstance(data, Mapping):
+        raise UsageError("the data is none", expected=expected, got=type(data).__name__)
+    arrays = {str(key): np.asarray(value) for key, value in data.items()}
+    if len(names) == 1 and names[0] not in arrays and _INPUT in arrays:
+        arrays[names[0]] = arrays.pop(_INPUT)
+    key = next((k for k in _TARGETS if k in arrays and k not in names), None)
+    missing = [name for name in names if name not in arrays]
+    if key is None or missing:
+        raise UsageError(
+            "the data lacks " + ("the targets" if key is None else missing[0]),
+            expected=expected,
+            got=", ".join(arrays) or "no arrays",
+        )
+    inputs = {name: arrays[name] for name in names}
+    lengths = {name: len(a) if a.ndim else 0 for name, a in {**inputs, key: arrays[key]}.items()}
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        raise UsageError(
+            "the data has no samples, or not equally many",
+            expected="arrays of equal length above 0",
+            got=", ".join(f"{k}: {n}" for k, n in lengths.items()),
+        )
+    check_inputs(bundle, {name: array[:1] for name, array in inputs.items()})
+    return Dataset(inputs, arrays[key])
+
+
+def _read_npz(path: Path) -> dict[str, Array]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+    except (OSError, ValueError, AttributeError) as e:
+        raise UsageError(
+            f"{path} can't be read", expected="an .npz file", got=f"{type(e).__name__}: {e}"
+        ) from e

@@ -1,0 +1,218 @@
+"""Evaluate groups of subnets: what they have in common is computed once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fxelastic.edge.execution import Executor, State
+from fxelastic.edge.searching.data import Dataset
+from fxelastic.edge.searching.prefix_cache import PrefixCache
+from fxelastic.edge.searching.scores import Metric, mean
+from fxelastic.errors import BundleError
+from fxelastic.spec import Arch
+
+
+@dataclass
+class Counts:
+    """What evaluations took.
+
+    Attributes:
+        subnets: Subnets evaluated, each once.
+        executed: Branches run on batches.
+        one_by_one: Branches that would have been run had each subnet been run by itself.
+        ended_early: Subnets that could not win any more before their last batch.
+    """
+
+    subnets: int = 0
+    executed: int = 0
+    one_by_one: int = 0
+    ended_early: int = 0
+
+    @property
+    def saved(self) -> float:
+        """The share of branch runs that were saved."""
+        return 1 - self.executed / self.one_by_one if self.one_by_one else 0.0
+
+
+@dataclass
+class _Node:
+    """A prefix: the subnets that begin with it."""
+
+    branch: str
+    children: dict[str, _Node] = field(default_factory=dict)
+    n_archs: int = 0
+    ends: Arch | None = None
+
+
+class Evaluator:
+    """Scores subnets on data; no subnet twice (AdaptiveNet §5.2).
+
+    A group's subnets form a tree of prefixes, which is walked depth first for one batch after the
+    other. Where it forks, the state is kept until the last fork is taken. Scores do not depend on
+    what is kept: the same branches run on the same values.
+
+    Attributes:
+        executor: Runs branches.
+        data: The samples.
+        metric: The score.
+        counts: What it took so far.
+        known: The score of every subnet that was evaluated to its end.
+        cache: The states kept.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        data: Dataset,
+        metric: Metric,
+        *,
+        batch_size: int = 50,
+        cache_bytes: int | None = None,
+        reuse: bool = True,
+        costs: Mapping[str, float] | None = None,
+        watch: Callable[[int], None] | None = None,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            executor: Runs branches.
+            data: The samples.
+            metric: The score.
+            batch_size: Samples of a batch. A model with a fixed batch size has that.
+            cache_bytes: What states may take; without a bound where None.
+            reuse: Whether what subnets have in common is computed once; without it each is run by
+                itself, as a comparison.
+            costs: The latency of each branch, for what is kept; all alike where None.
+            watch: Told the bytes kept after every change.
+        """
+        model = executor.bundle.manifest.model
+        self.executor = executor
+        self.data = data
+        self.metric = metric
+        self.counts = Counts()
+        self.known: dict[Arch, float] = {}
+        self.cache = PrefixCache(cache_bytes, watch)
+        self._batch_size = batch_size if model.dynamic_batch else model.batch_size
+        self._reuse = reuse
+        self._costs = costs or {}
+
+    def scores(
+        self, archs: Iterable[Arch], floors: Mapping[Arch, float] | None = None
+    ) -> dict[Arch, float]:
+        """The scores of subnets.
+
+        Args:
+            archs: The subnets; one may come twice.
+            floors: For each a score: where it can't be reached any more, the subnet ends early
+                and has no score. The others' scores are those they have without this.
+
+        Returns:
+            The scores, of those that were evaluated to their end.
+
+        Raises:
+            BundleError: A branch can't be run, or a subnet gives NaN.
+        """
+        wanted = list(dict.fromkeys(archs))
+        fresh = [arch for arch in wanted if arch not in self.known]
+        for group in [fresh] if self._reuse else [[arch] for arch in fresh]:
+            self._evaluate(group, floors or {})
+        return {arch: self.known[arch] for arch in wanted if arch in self.known}
+
+    def _evaluate(self, archs: list[Arch], floors: Mapping[Arch, float]) -> None:
+        sums: dict[Arch, Any] = dict.fromkeys(archs, 0.0)
+        totals: dict[Arch, Any] = dict.fromkeys(archs, 0.0)
+        alive, seen = list(archs), 0
+        for inputs, targets in self.data.batches(self._batch_size):
+            if not alive:
+                break
+            root = _tree(alive)
+            state = self.executor.start(inputs)
+            for arch, outputs in self._walk(root, state):
+                total, count = self.metric.score(outputs, targets)
+                if isinstance(total, float) and math.isnan(total):
+                    raise BundleError(
+                        f"the score of {arch} is NaN",
+                        expected="finite outputs",
+                        got="NaN",
+                        fix="train or calibrate the supernet again, and export it",
+                    )
+                sums[arch] = sums[arch] + total
+                totals[arch] = totals[arch] + count
+            self.counts.one_by_one += sum(len(arch) for arch in alive)
+            seen += len(targets)
+            left = len(self.data) - seen
+            if self.metric.most is not None and left:
+                best = self.metric.most * left
+                going = [
+                    arch
+                    for arch in alive
+                    if (sums[arch] + best) / (totals[arch] + left) >= floors.get(arch, -math.inf)
+                ]
+                self.counts.ended_early += len(alive) - len(going)
+                alive = going
+        self.counts.subnets += len(archs)
+        for arch in alive:
+            self.known[arch] = mean(sums[arch], totals[arch])
+
+    def _walk(self, root: _Node, state: State) -> Iterable[tuple[Arch, Sequence[Any]]]:
+        """Every subnet of the tree with its outputs, depth first."""
+        self.cache.clear()
+        start = state
+        stack: list[tuple[int, _Node]] = [(0, child) for child in reversed(_ordered(root))]
+        path: list[str] = []
+        here, depth_here = state, 0
+        if len(root.children) > 1:
+            self._keep(0, state, root, path)
+        while stack:
+            depth, node = stack.pop()
+            del path[depth:]
+            if depth_here != depth:
+                here = self._again(depth, path, start)
+            # The last child of a fork needs the state for itself only.
+            if not any(d == depth for d, _ in stack):
+                self.cache.forget(depth)
+            here = self._run(node.branch, here)
+            path.append(node.branch)
+            depth_here = depth + 1
+            if node.ends is not None:
+                yield node.ends, self.executor.results(here)
+            if len(node.children) > 1:
+                self._keep(depth_here, here, node, path)
+            stack += [(depth_here, child) for child in reversed(_ordered(node))]
+        self.cache.clear()
+
+    def _again(self, depth: int, path: Sequence[str], start: State) -> State:
+        """The state behind a prefix: kept, or computed from the nearest that is."""
+        at, state = self.cache.deepest(depth) or (0, start)
+        for branch in path[at:depth]:
+            state = self._run(branch, state)
+        return state
+
+    def _run(self, branch: str, state: State) -> State:
+        self.counts.executed += 1
+        return self.executor.advance(branch, state)
+
+    def _keep(self, depth: int, state: State, node: _Node, path: Sequence[str]) -> None:
+        nearest = self.cache.deepest(depth)
+        since = path[nearest[0] if nearest else 0 : depth]
+        latency = math.fsum(self._costs.get(branch, 1.0) for branch in since)
+        self.cache.keep(depth, state, latency * (len(node.children) - 1))
+
+
+def _tree(archs: Iterable[Arch]) -> _Node:
+    root = _Node("")
+    for arch in archs:
+        node = root
+        for branch in arch:
+            node = node.children.setdefault(branch, _Node(branch))
+            node.n_archs += 1
+        node.ends = arch
+    return root
+
+
+def _ordered(node: _Node) -> list[_Node]:
+    """Children, those with the fewest subnets first: what is kept longest is used least."""
+    return sorted(node.children.values(), key=lambda child: (child.n_archs, child.branch))

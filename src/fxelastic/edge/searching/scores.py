@@ -1,0 +1,129 @@
+"""How good outputs are: a score of a batch is a sum and what to divide it by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fxelastic.errors import UsageError
+
+Array: TypeAlias = NDArray[Any]
+
+#: Takes the model's flat results and the targets of a batch; gives a sum and a count, scalars or
+#: arrays of equal shape. The score of a data set is the mean of ``sum / count`` over all batches'
+#: totals. Higher is better.
+Score: TypeAlias = Callable[[Sequence[Array], Array], tuple[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score with its name.
+
+    Attributes:
+        name: What it is called.
+        score: See `Score`.
+        most: The most that a sample can add to ``sum`` while it adds 1 to ``count``; None where
+            that is not known. With it, candidates that can't win any more end early.
+    """
+
+    name: str
+    score: Score
+    most: float | None = None
+
+
+def top1(outputs: Sequence[Array], targets: Array) -> tuple[float, float]:
+    """Samples whose largest logit is the target's: logits ``(N, C)``, targets ``(N,)``."""
+    logits = outputs[0]
+    if logits.ndim != 2 or targets.shape != logits.shape[:1]:
+        raise UsageError(
+            "top1 can't compare these",
+            expected="logits (N, C) and targets (N,)",
+            got=f"{logits.shape} and {targets.shape}",
+            fix="pass score= for other outputs",
+        )
+    _check_classes(targets, logits.shape[1])
+    return float((logits.argmax(1) == targets).sum()), float(len(targets))
+
+
+def negative_loss(outputs: Sequence[Array], targets: Array) -> tuple[float, float]:
+    """The negative cross-entropy, in nats: logits ``(N, C, …)``, targets ``(N, …)``."""
+    logits = np.moveaxis(outputs[0].astype(np.float64), 1, -1).reshape(-1, outputs[0].shape[1])
+    flat = targets.reshape(-1)
+    if len(flat) != len(logits):
+        raise UsageError(
+            "negative_loss can't compare these",
+            expected="logits (N, C, …) and targets (N, …)",
+            got=f"{outputs[0].shape} and {targets.shape}",
+        )
+    _check_classes(flat, logits.shape[1])
+    shifted = logits - logits.max(1, keepdims=True)
+    log_sum = np.log(np.exp(shifted).sum(1))
+    return float((shifted[np.arange(len(flat)), flat] - log_sum).sum()), float(len(flat))
+
+
+def miou(outputs: Sequence[Array], targets: Array) -> tuple[Array, Array]:
+    """Intersections and unions of each class: logits ``(N, C, H, W)``, targets ``(N, H, W)``.
+
+    Targets below 0 are ignored. The mean is over the classes that occur in the data set.
+    """
+    logits = outputs[0]
+    if logits.ndim != 4 or targets.shape != (logits.shape[0], *logits.shape[2:]):
+        raise UsageError(
+            "miou can't compare these",
+            expected="logits (N, C, H, W) and targets (N, H, W)",
+            got=f"{logits.shape} and {targets.shape}",
+        )
+    n_classes = logits.shape[1]
+    counted = targets >= 0
+    _check_classes(targets[counted], n_classes)
+    predicted, wanted = logits.argmax(1)[counted], targets[counted]
+    both = np.bincount(wanted[predicted == wanted], minlength=n_classes).astype(np.float64)
+    either = np.bincount(wanted, minlength=n_classes) + np.bincount(predicted, minlength=n_classes)
+    return both, either - both
+
+
+METRICS = {
+    "top1": Metric("top1", top1, 1.0),
+    "negative_loss": Metric("negative_loss", negative_loss),
+    "miou": Metric("miou", miou),
+}
+
+
+def metric(score: str | Score) -> Metric:
+    """A metric by its name, or of a user's own function.
+
+    Raises:
+        UsageError: There is none of that name.
+    """
+    if callable(score):
+        return Metric(getattr(score, "__name__", "score"), score)
+    if score not in METRICS:
+        raise UsageError(
+            f"there is no score {score!r}",
+            expected="one of " + ", ".join(METRICS) + ", or a function (outputs, targets)",
+            got=repr(score),
+        )
+    return METRICS[score]
+
+
+def mean(total: Any, count: Any) -> float:
+    """The score of a data set by its sums: over classes that occur, where there are several."""
+    totals, counts = (
+        np.atleast_1d(np.asarray(total, float)),
+        np.atleast_1d(np.asarray(count, float)),
+    )
+    occurs = counts > 0
+    return float((totals[occurs] / counts[occurs]).mean()) if occurs.any() else 0.0
+
+
+def _check_classes(targets: Array, n_classes: int) -> None:
+    if targets.size and not (targets.min() >= 0 and targets.max() < n_classes):
+        raise UsageError(
+            "a target is no class of the model",
+            expected=f"integers from 0 to {n_classes - 1}",
+            got=f"{targets.min()} to {targets.max()}",
+        )

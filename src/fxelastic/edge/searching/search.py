@@ -1,0 +1,342 @@
+"""`edge.search`: the best subnets under one or several latency budgets."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fxelastic.edge.bundle import Bundle
+from fxelastic.edge.execution import Executor
+from fxelastic.edge.pool import PoolEntry, SubnetPool
+from fxelastic.edge.searching.data import Dataset, read_data
+from fxelastic.edge.searching.evaluation import Counts, Evaluator
+from fxelastic.edge.searching.registry import Strategy, strategy
+from fxelastic.edge.searching.scores import Metric, Score, metric
+from fxelastic.edge.searching.study import SearchEndedError, Step, Study
+from fxelastic.errors import UsageError
+from fxelastic.spec import Arch
+from fxelastic.spec.latency_table import LatencyTable
+
+#: A latency in ms, or a share of the original's like "60%".
+Budget = float | str
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        budgets_ms: The budgets, in ms.
+        bests: The best subnet of each; of several equal ones the quickest.
+        pool: Everything that was evaluated.
+        histories: For each budget a step for each improvement.
+        counts: What the evaluations took.
+        interrupted: Whether it was ended by Ctrl-C: the subnets are the best so far.
+    """
+
+    budgets_ms: tuple[float, ...]
+    bests: tuple[PoolEntry, ...]
+    pool: SubnetPool
+    histories: tuple[tuple[Step, ...], ...]
+    counts: Counts
+    interrupted: bool = False
+
+    @property
+    def best(self) -> PoolEntry:
+        """The best subnet of the first budget."""
+        return self.bests[0]
+
+    @property
+    def history(self) -> tuple[Step, ...]:
+        """The first budget's history."""
+        return self.histories[0]
+
+
+def search(
+    bundle: Bundle,
+    table: LatencyTable,
+    data: Any,
+    *,
+    budget: Budget | Sequence[Budget] | None = None,
+    budget_ms: float | Sequence[float] | None = None,
+    strategy: str | Strategy = "evolutionary",
+    mode: str = "assembled",
+    score: str | Score = "top1",
+    max_subnets: int = 400,
+    time_budget_s: float | None = None,
+    batch_size: int = 50,
+    held_out: float = 0.2,
+    cache_bytes: int | None = 2**28,
+    memory_bytes: int | None = None,
+    weight_bytes: int | None = None,
+    threads: int = 0,
+    seed: int = 0,
+    path: str | os.PathLike[str] | None = None,
+    progress: Callable[[float, Study], None] | None = None,
+) -> SearchResult:
+    """Find the most accurate subnets that keep latency budgets (AdaptiveNet §5).
+
+    Latencies come from the table, accuracies from the data, measured on this device. What subnets
+    have in common is computed once, and none is evaluated twice, for several budgets neither.
+    Ctrl-C ends the search with the best so far.
+
+    Args:
+        bundle: The bundle.
+        table: Its latencies, from `edge.profile`.
+        data: Samples: see `read_data`.
+        budget: Latency budgets: numbers in ms, or shares of the original's latency like ``"60%"``.
+        budget_ms: The same in ms.
+        strategy: A name of `strategy_names`, or a strategy.
+        mode: How subnets will be run, ``assembled`` or ``paged``.
+        score: ``top1``, ``miou``, ``negative_loss``, or a function of the flat results and the
+            targets of a batch that gives a sum and a count.
+        max_subnets: Subnets to try for each budget.
+        time_budget_s: End earlier after this time, for all budgets.
+        batch_size: Samples of a batch.
+        held_out: Share of the samples that no choice is made by; the best subnets' scores on it
+            tell what the search's own scores, being the best of many, overstate.
+        cache_bytes: What kept features may take; without a bound where None.
+        memory_bytes: What sessions' weights may take; without a bound where None.
+        weight_bytes: The most that a subnet's weights may take.
+        threads: Threads to compute with; 0 for one for each core.
+        seed: Of the search; the same seed gives the same subnets.
+        path: A file for the pool, written as the search goes on. Where it is there, of the same
+            bundle and data, its subnets are not evaluated again.
+        progress: Told the budget in ms and the study after each group.
+
+    Returns:
+        The best subnet of each budget, the pool, the history.
+
+    Raises:
+        UsageError: An argument is out of range, the data does not fit, the table is of another
+            bundle, or no subnet keeps a budget; the message names the nearest.
+        BundleError: A branch is missing or damaged, can't be run, or gives NaN.
+    """
+    table.check_bundle(bundle.digest)
+    chosen = _metric_and_data(bundle, data, score, held_out, seed)
+    measure, samples, rest = chosen
+    costs, overhead_ms = table.costs(mode), table.overhead_ms(mode)
+    budgets_ms = _budgets(table, bundle, mode, budget, budget_ms)
+    allowed = _allowed(bundle, weight_bytes)
+    runner = _strategy(strategy)
+    interrupted = False
+    digest = samples.digest()
+    with Executor(bundle, threads, memory_bytes) as executor:
+        evaluator = Evaluator(
+            executor,
+            samples,
+            measure,
+            batch_size=batch_size,
+            cache_bytes=cache_bytes,
+            costs=costs,
+        )
+        store = _Store(bundle, table, mode, digest, path, evaluator)
+        store.resume()
+        studies: list[Study] = []
+        for i, limit_ms in enumerate(budgets_ms):
+            rng = random.Random(f"search {seed} {i}")
+            study = Study(
+                bundle.space, costs, overhead_ms, limit_ms, evaluator, max_subnets, rng, allowed
+            )
+            if time_budget_s is not None:
+                study.until_s = study.clock() + time_budget_s / len(budgets_ms)
+            study.progress = _told(store, progress)
+            _check_feasible(study)
+            studies.append(study)
+            # What earlier budgets and searches evaluated counts, too.
+            known = {a: score for a, score in evaluator.known.items() if study.fits(a)}
+            study.scores.update(known)
+            try:
+                runner.run(study)
+            except SearchEndedError:
+                pass
+            except KeyboardInterrupt:
+                interrupted = True
+            if not study.scores:
+                # Interrupted before the first group: the quickest subnet is an answer, too.
+                study.scores.update(evaluator.scores([bundle.space.min_cost_arch(costs)]))
+            if interrupted:
+                break
+        bests = [study.best for study in studies]
+        held = _held_out(executor, rest, measure, batch_size, store.pool(), bests)
+        pool = store.pool(held)
+        if path is not None:
+            pool.save(path)
+    entries = {entry.arch: entry for entry in pool.entries}
+    return SearchResult(
+        tuple(study.budget_ms for study in studies),
+        tuple(entries[best] for best in bests if best is not None),
+        pool,
+        tuple(tuple(study.history) for study in studies),
+        evaluator.counts,
+        interrupted,
+    )
+
+
+class _Store:
+    """The pool on disk."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        table: LatencyTable,
+        mode: str,
+        data_digest: str,
+        path: str | os.PathLike[str] | None,
+        evaluator: Evaluator,
+    ) -> None:
+        self._bundle = bundle
+        self._table = table
+        self._mode = mode
+        self._data_digest = data_digest
+        self._path = path
+        self._evaluator = evaluator
+        self._held_out: dict[Arch, float] = {}
+
+    def resume(self) -> None:
+        """Take over what a pool on disk knows, where it is of the same bundle and data."""
+        if self._path is None or not Path(self._path).exists():
+            return
+        pool = SubnetPool.load(self._path)
+        if (pool.bundle_digest, pool.data_digest) != (self._bundle.digest, self._data_digest):
+            raise UsageError(
+                f"{self._path} is the pool of another search",
+                expected="a pool of this bundle and these samples",
+                got="another bundle" if pool.bundle_digest != self._bundle.digest else "other data",
+                fix="name another file, or move this one away",
+            )
+        for entry in pool.entries:
+            self._bundle.space.validate(entry.arch)
+            self._evaluator.known[entry.arch] = entry.accuracy
+
+    def pool(self, held_out: dict[Arch, float] | None = None) -> SubnetPool:
+        """Everything that was evaluated."""
+        found = held_out or {}
+        return SubnetPool.of(
+            self._bundle.digest,
+            (
+                PoolEntry(arch, self._table.predict_ms(arch, self._mode), score, found.get(arch))
+                for arch, score in self._evaluator.known.items()
+            ),
+            self._data_digest,
+        )
+
+    def save(self) -> None:
+        """Write the pool, if it goes to a file."""
+        if self._path is not None and self._evaluator.known:
+            self.pool().save(self._path)
+
+
+def _told(
+    store: _Store, progress: Callable[[float, Study], None] | None
+) -> Callable[[Study], None]:
+    def told(study: Study) -> None:
+        store.save()
+        if progress is not None:
+            progress(study.budget_ms, study)
+
+    return told
+
+
+def _metric_and_data(
+    bundle: Bundle, data: Any, score: str | Score, held_out: float, seed: int
+) -> tuple[Metric, Dataset, Dataset]:
+    if not 0 <= held_out < 1:
+        raise UsageError("held_out is no share", expected="[0, 1)", got=repr(held_out))
+    measure = metric(score)
+    samples, rest = read_data(bundle, data).split(held_out, seed)
+    if not len(samples):
+        raise UsageError(
+            "no samples are left to search with",
+            expected="more samples, or a smaller held_out",
+            got=f"{len(rest)} samples, {held_out} of them held out",
+        )
+    return measure, samples, rest
+
+
+def _budgets(
+    table: LatencyTable,
+    bundle: Bundle,
+    mode: str,
+    budget: Budget | Sequence[Budget] | None,
+    budget_ms: float | Sequence[float] | None,
+) -> tuple[float, ...]:
+    given = [value for value in (budget, budget_ms) if value is not None]
+    if len(given) != 1:
+        raise UsageError(
+            "a search needs a budget",
+            expected='one of budget="60%" and budget_ms=20, or a list of such',
+            got="both" if given else "none",
+        )
+    single = isinstance(given[0], (str, int, float))
+    values: Iterable[Any] = [given[0]] if single else given[0]  # type: ignore[assignment]
+    original_ms = table.predict_ms(bundle.space.original, mode)
+    budgets = tuple(_in_ms(value, original_ms) for value in values)
+    if not budgets:
+        raise UsageError("a search needs a budget", expected="at least one", got="an empty list")
+    return budgets
+
+
+def _in_ms(value: Any, original_ms: float) -> float:
+    number = math.nan
+    try:
+        if isinstance(value, str):
+            text = value.strip()
+            number = original_ms * float(text[:-1]) / 100 if text.endswith("%") else float(text)
+        elif not isinstance(value, bool):
+            number = float(value)
+    except (TypeError, ValueError):
+        pass
+    if not 0 < number < math.inf:
+        raise UsageError(
+            "a budget is none",
+            expected='a latency above 0 ms, or a share of the original\'s like "60%"',
+            got=repr(value),
+        )
+    return number
+
+
+def _allowed(bundle: Bundle, weight_bytes: int | None) -> Callable[[Arch], bool]:
+    if weight_bytes is None:
+        return lambda _: True
+    own = {spec.id: bundle.segment(spec.id).weight_bytes for spec in bundle.space.branches}
+    return lambda arch: sum(own[branch] for branch in arch) <= weight_bytes
+
+
+def _strategy(given: str | Strategy) -> Strategy:
+    return strategy(given)() if isinstance(given, str) else given
+
+
+def _check_feasible(study: Study) -> None:
+    """Refuse a budget that no subnet keeps."""
+    quickest = study.space.min_cost_arch(study.costs)
+    least_ms = study.overhead_ms + study.cost(quickest)
+    if least_ms > study.budget_ms:
+        original_ms = study.overhead_ms + study.cost(study.space.original)
+        raise UsageError(
+            f"no subnet keeps a budget of {study.budget_ms:.4g} ms",
+            expected=f"at least {least_ms:.4g} ms ({100 * least_ms / original_ms:.0f}% of the "
+            "original), which the quickest subnet takes",
+            got=f"{study.budget_ms:.4g} ms",
+        )
+
+
+def _held_out(
+    executor: Executor,
+    rest: Dataset,
+    measure: Metric,
+    batch_size: int,
+    pool: SubnetPool,
+    bests: Sequence[Arch | None],
+) -> dict[Arch, float]:
+    """Scores of the best subnets on data that no choice was made by."""
+    if not len(rest):
+        return {}
+    archs = {arch: None for arch in bests if arch is not None}
+    archs.update(dict.fromkeys(entry.arch for entry in pool.pareto[:50]))
+    return Evaluator(executor, rest, measure, batch_size=batch_size).scores(archs)

@@ -1,0 +1,135 @@
+"""One search for one budget: what a strategy may ask for, and what is kept of it."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from fxelastic.edge.searching.evaluation import Evaluator
+from fxelastic.spec import Arch, SearchSpace
+
+
+class SearchEndedError(Exception):
+    """Raised inside a strategy when it may evaluate nothing more."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A point of a search's history.
+
+    Attributes:
+        subnets: Subnets evaluated so far.
+        seconds: Time since the beginning.
+        latency_ms: Predicted latency of the best so far.
+        accuracy: Its score.
+    """
+
+    subnets: int
+    seconds: float
+    latency_ms: float
+    accuracy: float
+
+
+@dataclass
+class Study:
+    """A search in progress.
+
+    Attributes:
+        space: The subnets.
+        costs: The latency of each branch, in ms.
+        overhead_ms: What a run takes besides.
+        budget_ms: The most that a subnet may take.
+        evaluator: Scores subnets.
+        max_subnets: The most subnets to evaluate.
+        rng: The search's own chance.
+        allowed: Whether a subnet may be chosen, for limits other than latency.
+        scores: The score of each subnet of this search, in the order of evaluation.
+        history: A step for each improvement.
+    """
+
+    space: SearchSpace
+    costs: Mapping[str, float]
+    overhead_ms: float
+    budget_ms: float
+    evaluator: Evaluator
+    max_subnets: int
+    rng: random.Random
+    allowed: Callable[[Arch], bool] = lambda _: True
+    until_s: float = math.inf
+    clock: Callable[[], float] = time.perf_counter
+    progress: Callable[[Study], None] | None = None
+    scores: dict[Arch, float] = field(default_factory=dict)
+    history: list[Step] = field(default_factory=list)
+    _tried: set[Arch] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._begin_s = self.clock()
+
+    @property
+    def high(self) -> float:
+        """The most that a subnet's branches may take, in ms."""
+        return self.budget_ms - self.overhead_ms
+
+    @property
+    def seconds(self) -> float:
+        """Time since the beginning."""
+        return self.clock() - self._begin_s
+
+    @property
+    def tried(self) -> int:
+        """Subnets that this search asked for."""
+        return len(self._tried)
+
+    @property
+    def best(self) -> Arch | None:
+        """The subnet with the highest score; of equal ones the quickest."""
+        if not self.scores:
+            return None
+        return max(self.scores, key=lambda a: (self.scores[a], -self.cost(a), a.branches))
+
+    def cost(self, arch: Arch) -> float:
+        """What a subnet's branches take, in ms."""
+        return math.fsum(self.costs[branch] for branch in arch)
+
+    def fits(self, arch: Arch) -> bool:
+        """Whether a subnet keeps the budget and the other limits."""
+        return self.cost(arch) <= self.high and self.allowed(arch)
+
+    def score(self, archs: Iterable[Arch], floor: float = -math.inf) -> dict[Arch, float]:
+        """Scores of subnets that keep the limits; the others are left out.
+
+        Args:
+            archs: Subnets, together: what they have in common is computed once.
+            floor: A score below which a subnet does not count: it may end early, and is left out.
+
+        Raises:
+            SearchEndedError: No more may be evaluated; what was scored is kept.
+        """
+        wanted = [arch for arch in dict.fromkeys(archs) if self.fits(arch)]
+        fresh = [arch for arch in wanted if arch not in self._tried]
+        room = self.max_subnets - len(self._tried)
+        chosen = set(fresh[: max(0, room)])
+        if self.clock() >= self.until_s:
+            chosen = set()
+        group = [arch for arch in wanted if arch in self._tried or arch in chosen]
+        self._tried |= chosen
+        found = self.evaluator.scores(group, dict.fromkeys(group, floor))
+        for arch, score in found.items():
+            self._note(arch, score)
+        if self.progress is not None:
+            self.progress(self)
+        if len(chosen) < len(fresh) or len(self._tried) >= self.max_subnets:
+            raise SearchEndedError
+        return found
+
+    def _note(self, arch: Arch, score: float) -> None:
+        before = self.best
+        self.scores.setdefault(arch, score)
+        after = self.best
+        if after is not None and (after != before or not self.history):
+            latency = self.overhead_ms + self.cost(after)
+            step = Step(len(self._tried), self.seconds, latency, self.scores[after])
+            self.history.append(step)
