@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import math
+import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
 from fxelastic.edge.searching.mutation import replaced
 from fxelastic.edge.searching.study import Study
 from fxelastic.spec import Arch, SearchSpace
+
+_RIDGE = 0.1
+
+#: Cost, drop and branches of a suffix.
+_Option: TypeAlias = tuple[float, float, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,11 @@ class Additive:
             for spec in study.space.branches
             if spec.id not in original.branches
         }
-        # Evaluated though they may be slower than the budget: for what they tell.
-        scores = study.evaluator.scores([original, *singles.values()])
+        scores = study.learn([original, *singles.values()])
         drops = {
             branch: scores[original] - scores[arch]
             for branch, arch in singles.items()
-            if arch in scores
+            if arch in scores and original in scores
         }
         drops.update(dict.fromkeys(original.branches, 0.0))
         while True:
@@ -58,8 +63,8 @@ def predicted_best(study: Study, n: int) -> list[Arch]:
     if len(study.scores) < 5 or n < 1:
         return []
     drops = _estimated(study, {})
-    found = least_drop(study.space, study.costs, drops, study.high, 3 * n)
-    return [arch for arch in found if arch not in study.scores][:n]
+    found = least_drop(study.space, study.costs, drops, study.high, 4 * n, front=200)
+    return [arch for arch in found if not study.has_tried(arch)][:n]
 
 
 def least_drop(
@@ -68,10 +73,12 @@ def least_drop(
     drops: Mapping[str, float],
     high: float,
     n: int,
+    front: int = 4000,
 ) -> list[Arch]:
     """Subnets of at most a cost with the least total drop, best first.
 
-    The first one is exact; the others are those of the last step's best pairs.
+    The first one is exact as long as no suffix has more pairs of cost and drop that no other pair
+    beats than ``front``; then they are thinned evenly. The others are the last step's next best.
 
     Args:
         space: The subnets.
@@ -79,8 +86,9 @@ def least_drop(
         drops: Drop of each branch; one that is missing is not used.
         high: The largest cost.
         n: How many.
+        front: The most pairs to keep of a suffix.
     """
-    fronts: list[list[tuple[float, float, tuple[str, ...]]]] = [[] for _ in range(space.n_blocks)]
+    fronts: list[list[_Option]] = [[] for _ in range(space.n_blocks)]
     fronts.append([(0.0, 0.0, ())])
     for position in range(space.n_blocks - 1, -1, -1):
         options = [
@@ -90,23 +98,20 @@ def least_drop(
             for cost, drop, rest in fronts[spec.stop]
             if cost + costs[spec.id] <= high
         ]
-        fronts[position] = _front(options, n if position == 0 else 1)
-    return [Arch(branches) for _, _, branches in sorted(fronts[0], key=lambda o: o[1])[:n]]
+        fronts[position] = options if position == 0 else _front(options, front)
+    return [
+        Arch(branches) for _, _, branches in heapq.nsmallest(n, fronts[0], key=lambda o: o[1::-1])
+    ]
 
 
-def _front(
-    options: list[tuple[float, float, tuple[str, ...]]], extra: int
-) -> list[tuple[float, float, tuple[str, ...]]]:
-    """Those that no other one beats in both; at the last step some more of the best."""
-    if extra > 1:
-        return sorted(options, key=lambda option: (option[1], option[0]))[: 4 * extra]
-    kept: list[tuple[float, float, tuple[str, ...]]] = []
+def _front(options: list[_Option], most: int) -> list[_Option]:
+    """Those that no other one beats in both, thinned evenly where they are too many."""
+    kept: list[_Option] = []
     for option in sorted(options, key=lambda option: option[:2]):
         if not kept or option[1] < kept[-1][1] - 1e-12:
             kept.append(option)
-    # A bound for spaces whose drops have very many values; the front is thinned evenly.
-    if len(kept) > 2000:
-        kept = [kept[i] for i in np.linspace(0, len(kept) - 1, 2000).astype(int)]
+    if len(kept) > most:
+        kept = [kept[i] for i in np.linspace(0, len(kept) - 1, most).astype(int)]
     return kept
 
 
@@ -126,12 +131,13 @@ def _estimated(study: Study, prior: Mapping[str, float]) -> dict[str, float]:
     used = design.any(axis=0)
     typical = float(np.mean((top - scores) / np.maximum(design.sum(1), 1.0)))
     before = np.array([prior.get(name, typical) for name in names])
-    gram = design @ design.T + 0.1 * np.eye(len(archs))
     residual = (top - scores) - design @ before
-    drops = before + design.T @ np.linalg.solve(gram, residual)
+    if len(archs) < len(names):
+        gram = design @ design.T + _RIDGE * np.eye(len(archs))
+        drops = before + design.T @ np.linalg.solve(gram, residual)
+    else:
+        gram = design.T @ design + _RIDGE * np.eye(len(names))
+        drops = before + np.linalg.solve(gram, design.T @ residual)
     # A branch that was never seen costs what is typical, and a little less for being new.
     drops = np.where(used, drops, before - 0.2 * abs(typical))
-    return {
-        name: 0.0 if name in original else float(max(drops[place[name]], -math.inf))
-        for name in names
-    }
+    return {name: 0.0 if name in original else float(drops[place[name]]) for name in names}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from fxelastic.edge.searching.evolutionary import plain_mutation
+from fxelastic.edge.searching.evolutionary import plain_mutation, window_below
 from fxelastic.edge.searching.mutation import Mutations
 from fxelastic.edge.searching.study import Study
-from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
-from fxelastic.spec.cost_window import CostWindow
 
 _ATTEMPTS = 200
 
@@ -33,13 +32,8 @@ class Annealing:
 
     def run(self, study: Study) -> None:
         """Search; see `Strategy`."""
-        low = study.high * (1 - self.width)
-        window = CostWindow(study.space, study.costs, low, study.high)
-        try:
-            here = window.sample(1, study.rng.getrandbits(32))[0]
-        except UsageError:
-            window, low = CostWindow(study.space, study.costs, high=study.high), 0.0
-            here = window.sample(1, study.rng.getrandbits(32))[0]
+        window, low = window_below(study, self.width)
+        here = window.sample(1, study.rng.getrandbits(32))[0]
         mutations = Mutations(study.space, study.costs, low, study.high)
         _anneal(study, here, lambda arch: mutations.mutate(arch, study.rng), self.start, self.end)
 
@@ -74,11 +68,13 @@ class PlainAnnealing:
         _anneal(study, here, neighbour, self.start, self.end)
 
 
-def _anneal(study: Study, here: Arch, neighbour: object, start: float, end: float) -> None:
+def _anneal(
+    study: Study, here: Arch, neighbour: Callable[[Arch], Arch | None], start: float, end: float
+) -> None:
     study.score([here])
     stuck = 0
     while stuck < _ATTEMPTS and here in study.scores:
-        other = neighbour(here)  # type: ignore[operator]
+        other = neighbour(here)
         if other is None:
             return
         known = study.tried

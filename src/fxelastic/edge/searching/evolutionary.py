@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fxelastic.edge.searching.additive import predicted_best
+from fxelastic.edge.searching.exhaustive import all_subnets
 from fxelastic.edge.searching.mutation import Mutations, replaced
 from fxelastic.edge.searching.study import Study
 from fxelastic.errors import UsageError
@@ -12,6 +15,7 @@ from fxelastic.spec import Arch
 from fxelastic.spec.cost_window import CostWindow
 
 _ATTEMPTS = 200
+_FRUITLESS = 20  # generations without a subnet not tried before: there seem to be no more
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,7 @@ class Evolutionary:
     It begins with a uniform sample of the window below the budget, and goes on with mutations of
     the best that stay in it. A quarter of the mutations may be quicker than the window, as the
     best subnet need not be among the slowest that fit. Each generation is evaluated as a group.
+    Where no more subnets fit than may be evaluated, all of them are.
 
     Attributes:
         population: Subnets of a generation.
@@ -39,46 +44,35 @@ class Evolutionary:
 
     def run(self, study: Study) -> None:
         """Search; see `Strategy`."""
-        low = study.high * (1 - self.width)
-        near = CostWindow(study.space, study.costs, low, study.high)
-        wide = CostWindow(study.space, study.costs, high=study.high)
-        try:
-            near.sample(1, 0)
-        except UsageError:
-            near, low = wide, 0.0  # few subnets are near the budget: take what fits
-        mutations = Mutations(study.space, study.costs, low, study.high)
+        fitting = few_fitting(study)
+        if fitting is not None:
+            study.score(fitting)
+            return
+        window, low = window_below(study, self.width)
+        near = Mutations(study.space, study.costs, low, study.high)
         anywhere = Mutations(study.space, study.costs, 0.0, study.high)
-        first = near.sample(self.population, study.rng.getrandbits(32))
-        if study.fits(study.space.original):
-            first.append(study.space.original)
-        study.score(first)
-        idle, best = 0, study.best
-        while True:
-            children: list[Arch] = []
-            if self.informed:
-                children += predicted_best(study, self.population // 4)
-            parents = sorted(study.scores, key=lambda a: (-study.scores[a], study.cost(a)))
-            parents = parents[: self.parents]
-            for _ in range(_ATTEMPTS):
-                if len(children) >= self.population or not parents:
-                    break
-                parent = study.rng.choice(parents)
-                source = anywhere if study.rng.random() < 0.25 else mutations
-                child = source.mutate(parent, study.rng)
-                if child is not None and child not in study.scores and child not in children:
-                    children.append(child)
-            if idle >= self.patience:
-                children += near.sample(self.population // 2, study.rng.getrandbits(32))
-                idle = 0
-            if not children:
-                children = wide.sample(self.population, study.rng.getrandbits(32))
-            floor = study.scores[parents[-1]] if len(parents) == self.parents else float("-inf")
-            tried = study.tried
-            study.score(children, floor)
+        first = window.sample(self.population, study.rng.getrandbits(32))
+        study.score([study.space.original, *first])
+        idle = fruitless = 0
+        while fruitless < _FRUITLESS:
+            tried, best = study.tried, study.best
+            children = predicted_best(study, self.population // 4) if self.informed else []
+            if idle % self.patience == self.patience - 1:
+                children += window.sample(self.population // 2, study.rng.getrandbits(32))
+            parents = best_of(study, self.parents)
+
+            def child(parents: list[Arch] = parents) -> Arch | None:
+                source = anywhere if study.rng.random() < 0.25 else near
+                return source.mutate(study.rng.choice(parents), study.rng)
+
+            if parents:
+                children += new_ones(study, child, self.population - len(children), children)
+            else:
+                children += window.sample(self.population, study.rng.getrandbits(32))
+            full = len(parents) == self.parents
+            study.score(children, study.scores[parents[-1]] if full else -math.inf)
             idle = 0 if study.best != best else idle + 1
-            best = study.best
-            if study.tried == tried and idle > 10 * self.patience:
-                return  # the space seems to be exhausted
+            fruitless = 0 if study.tried > tried else fruitless + 1
 
 
 @dataclass(frozen=True)
@@ -97,19 +91,59 @@ class PlainEvolutionary:
 
     def run(self, study: Study) -> None:
         """Search; see `Strategy`."""
-        first = _fitting(study, self.population)
-        study.score(first)
-        while True:
-            parents = sorted(study.scores, key=lambda a: (-study.scores[a], study.cost(a)))
-            parents = parents[: self.parents]
-            children: list[Arch] = []
-            for _ in range(_ATTEMPTS):
-                if len(children) >= self.population:
-                    break
-                child = plain_mutation(study, study.rng.choice(parents))
-                if study.fits(child) and child not in study.scores and child not in children:
-                    children.append(child)
+        study.score(_fitting(study, self.population))
+        fruitless = 0
+        while fruitless < _FRUITLESS:
+            tried, parents = study.tried, best_of(study, self.parents)
+
+            def child(parents: list[Arch] = parents) -> Arch | None:
+                found = plain_mutation(study, study.rng.choice(parents))
+                return found if study.fits(found) else None
+
+            children = new_ones(study, child, self.population) if parents else []
             study.score(children or _fitting(study, self.population))
+            fruitless = 0 if study.tried > tried else fruitless + 1
+
+
+def few_fitting(study: Study) -> list[Arch] | None:
+    """The subnets that fit, slowest first; None where more do than may be evaluated."""
+    if study.space.count() > max(10_000, 4 * study.max_subnets):
+        return None
+    fitting = [arch for arch in all_subnets(study.space) if study.fits(arch)]
+    if len(fitting) > study.max_subnets:
+        return None
+    return sorted(fitting, key=lambda arch: (-study.cost(arch), arch.branches))
+
+
+def window_below(study: Study, width: float) -> tuple[CostWindow, float]:
+    """The window below the budget and its lower end; all that fits, where it is empty."""
+    low = study.high * (1 - width)
+    window = CostWindow(study.space, study.costs, low, study.high)
+    try:
+        window.sample(1, 0)
+    except UsageError:
+        return CostWindow(study.space, study.costs, high=study.high), 0.0
+    return window, low
+
+
+def best_of(study: Study, n: int) -> list[Arch]:
+    """The best subnets so far, best first; of equal ones the quicker first."""
+    order = sorted(study.scores, key=lambda a: (-study.scores[a], study.cost(a), a.branches))
+    return order[:n]
+
+
+def new_ones(
+    study: Study, child: Callable[[], Arch | None], n: int, known: Sequence[Arch] = ()
+) -> list[Arch]:
+    """Up to n different subnets that the study has not tried, in a bounded number of attempts."""
+    found: dict[Arch, None] = {}
+    for _ in range(_ATTEMPTS):
+        if len(found) >= n:
+            break
+        arch = child()
+        if arch is not None and not study.has_tried(arch) and arch not in known:
+            found[arch] = None
+    return list(found)
 
 
 def plain_mutation(study: Study, arch: Arch) -> Arch:

@@ -64,6 +64,7 @@ class Study:
     scores: dict[Arch, float] = field(default_factory=dict)
     history: list[Step] = field(default_factory=list)
     _tried: set[Arch] = field(default_factory=set)
+    _lost: dict[Arch, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._begin_s = self.clock()
@@ -82,6 +83,10 @@ class Study:
     def tried(self) -> int:
         """Subnets that this search asked for."""
         return len(self._tried)
+
+    def has_tried(self, arch: Arch) -> bool:
+        """Whether this search asked for a subnet, or knew its score."""
+        return arch in self._tried or arch in self.scores
 
     @property
     def best(self) -> Arch | None:
@@ -104,26 +109,51 @@ class Study:
         Args:
             archs: Subnets, together: what they have in common is computed once.
             floor: A score below which a subnet does not count: it may end early, and is left out.
+                What is known to be below is not evaluated again.
 
         Raises:
             SearchEndedError: No more may be evaluated; what was scored is kept.
         """
         wanted = [arch for arch in dict.fromkeys(archs) if self.fits(arch)]
-        fresh = [arch for arch in wanted if arch not in self._tried]
-        room = self.max_subnets - len(self._tried)
-        chosen = set(fresh[: max(0, room)])
-        if self.clock() >= self.until_s:
-            chosen = set()
-        group = [arch for arch in wanted if arch in self._tried or arch in chosen]
-        self._tried |= chosen
+        chosen, complete = self._admitted(wanted)
+        group = [
+            arch
+            for arch in wanted
+            if arch in chosen or (arch in self._tried and self._lost.get(arch, math.inf) > floor)
+        ]
         found = self.evaluator.scores(group, dict.fromkeys(group, floor))
+        self._lost.update(dict.fromkeys((arch for arch in group if arch not in found), floor))
+        self._end_group(found, complete)
+        return found
+
+    def learn(self, archs: Iterable[Arch]) -> dict[Arch, float]:
+        """Scores of subnets for what they tell: those that break the limits are never the best.
+
+        They count like any others. What there is no room for is left out.
+
+        Raises:
+            SearchEndedError: No more may be evaluated; what was scored is kept.
+        """
+        chosen, _ = self._admitted(list(dict.fromkeys(archs)))
+        found = self.evaluator.scores(chosen)
+        self._end_group({a: score for a, score in found.items() if self.fits(a)}, complete=True)
+        return found
+
+    def _admitted(self, archs: list[Arch]) -> tuple[set[Arch], bool]:
+        """Those not tried yet that there is room and time for; whether that is all of them."""
+        fresh = [arch for arch in archs if arch not in self._tried]
+        room = max(0, self.max_subnets - len(self._tried))
+        chosen = set(fresh[:room] if self.clock() < self.until_s else ())
+        self._tried |= chosen
+        return chosen, len(chosen) == len(fresh)
+
+    def _end_group(self, found: Mapping[Arch, float], complete: bool) -> None:
         for arch, score in found.items():
             self._note(arch, score)
         if self.progress is not None:
             self.progress(self)
-        if len(chosen) < len(fresh) or len(self._tried) >= self.max_subnets:
+        if not complete or len(self._tried) >= self.max_subnets:
             raise SearchEndedError
-        return found
 
     def _note(self, arch: Arch, score: float) -> None:
         before = self.best
