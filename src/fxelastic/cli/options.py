@@ -6,7 +6,10 @@ import argparse
 import contextlib
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from fxelastic.errors import UsageError
 
 if TYPE_CHECKING:
     from fxelastic.ir.partition import Partition
@@ -79,6 +82,36 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quiet", action="store_true", help="print no progress on stderr")
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """Add ``--threads`` of onnxruntime."""
+    parser.add_argument(
+        "--threads",
+        metavar="N",
+        type=int,
+        default=0,
+        help="threads to compute with (default: one for each core)",
+    )
+
+
+def beside(bundle: str, kind: str) -> Path:
+    """Where a file about a bundle is unless another place is named: beside its folder."""
+    folder = Path(bundle)
+    return folder.with_name(f"{folder.resolve().name}.{kind}.json")
+
+
+def megabytes(number: float | None) -> int | None:
+    """An option's MB as bytes; None for no limit.
+
+    Raises:
+        UsageError: The number is no size.
+    """
+    if number is None:
+        return None
+    if not 0 < number < 2**40:
+        raise UsageError("a size in MB is none", expected="a number above 0", got=repr(number))
+    return int(number * 2**20)
 
 
 def progress(args: argparse.Namespace, message: str) -> None:

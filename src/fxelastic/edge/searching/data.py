@@ -41,14 +41,14 @@ class Dataset:
             yield {k: v[stretch] for k, v in self.inputs.items()}, self.targets[stretch]
 
     def split(self, share: float, seed: int) -> tuple[Dataset, Dataset]:
-        """Two parts, drawn at random: the rest, and ``share`` of the samples."""
+        """Two parts, each in random order: the rest, and ``share`` of the samples."""
         order = np.random.default_rng(seed).permutation(len(self))
         n_held = round(share * len(self))
-        return self._take(np.sort(order[n_held:])), self._take(np.sort(order[:n_held]))
+        return self._take(order[n_held:]), self._take(order[:n_held])
 
-    def digest(self) -> str:
-        """Sha256 of the samples."""
-        digest = hashlib.sha256()
+    def digest(self, score: str = "") -> str:
+        """Sha256 of the samples and the name of a score."""
+        digest = hashlib.sha256(score.encode())
         for name, array in (*sorted(self.inputs.items()), ("", self.targets)):
             digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
             digest.update(np.ascontiguousarray(array).data)

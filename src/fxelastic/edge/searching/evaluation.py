@@ -11,7 +11,7 @@ from fxelastic.edge.execution import Executor, State
 from fxelastic.edge.searching.data import Dataset
 from fxelastic.edge.searching.prefix_cache import PrefixCache
 from fxelastic.edge.searching.scores import Metric, mean
-from fxelastic.errors import BundleError
+from fxelastic.errors import BundleError, UsageError
 from fxelastic.spec import Arch
 
 
@@ -74,6 +74,7 @@ class Evaluator:
         reuse: bool = True,
         costs: Mapping[str, float] | None = None,
         watch: Callable[[int], None] | None = None,
+        confidence: float = 1.0,
     ) -> None:
         """Prepare.
 
@@ -87,7 +88,15 @@ class Evaluator:
                 itself, as a comparison.
             costs: The latency of each branch, for what is kept; all alike where None.
             watch: Told the bytes kept after every change.
+            confidence: A subnet ends early when its floor is out of reach: for certain with 1,
+                otherwise with this probability, given samples in random order and scores of at
+                least 0.
+
+        Raises:
+            UsageError: The confidence is none.
         """
+        if not 0.5 <= confidence <= 1:
+            raise UsageError("the confidence is none", expected="[0.5, 1]", got=repr(confidence))
         model = executor.bundle.manifest.model
         self.executor = executor
         self.data = data
@@ -98,6 +107,7 @@ class Evaluator:
         self._batch_size = batch_size if model.dynamic_batch else model.batch_size
         self._reuse = reuse
         self._costs = costs or {}
+        self._confidence = confidence
 
     def scores(
         self, archs: Iterable[Arch], floors: Mapping[Arch, float] | None = None
@@ -145,17 +155,27 @@ class Evaluator:
             seen += len(targets)
             left = len(self.data) - seen
             if self.metric.most is not None and left:
-                best = self.metric.most * left
                 going = [
                     arch
                     for arch in alive
-                    if (sums[arch] + best) / (totals[arch] + left) >= floors.get(arch, -math.inf)
+                    if self._at_most(self.metric.most, sums[arch], totals[arch], left)
+                    >= floors.get(arch, -math.inf)
                 ]
                 self.counts.ended_early += len(alive) - len(going)
                 alive = going
         self.counts.subnets += len(archs)
         for arch in alive:
             self.known[arch] = mean(sums[arch], totals[arch])
+
+    def _at_most(self, most: float, total: float, count: float, left: int) -> float:
+        """The most that a score can still be, or is with the confidence asked for."""
+        certain = (total + most * left) / (count + left)
+        if self._confidence == 1:
+            return certain
+        # Serfling, 1974: the mean of a finite population, by samples drawn without replacement.
+        unseen = 1 - (count - 1) / (count + left)
+        margin = math.sqrt(unseen * -math.log(1 - self._confidence) / (2 * count))
+        return min(certain, total / count + most * margin)
 
     def _walk(self, root: _Node, state: State) -> Iterable[tuple[Arch, Sequence[Any]]]:
         """Every subnet of the tree with its outputs, depth first."""

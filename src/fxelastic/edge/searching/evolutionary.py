@@ -48,13 +48,27 @@ class Evolutionary:
         if fitting is not None:
             study.score(fitting)
             return
+        window, _ = window_below(study, self.width)
+        first = window.sample(self.population, study.rng.getrandbits(32))
+        study.score([study.space.original, *first])
+        self.evolve(study)
+
+    def evolve(self, study: Study, generations: float = math.inf) -> None:
+        """Go on from what was evaluated.
+
+        Args:
+            study: The search.
+            generations: After so many it ends; or when the study does, or nothing new is found.
+
+        Raises:
+            SearchEndedError: The study has ended.
+        """
         window, low = window_below(study, self.width)
         near = Mutations(study.space, study.costs, low, study.high)
         anywhere = Mutations(study.space, study.costs, 0.0, study.high)
-        first = window.sample(self.population, study.rng.getrandbits(32))
-        study.score([study.space.original, *first])
-        idle = fruitless = 0
-        while fruitless < _FRUITLESS:
+        idle = fruitless = generation = 0
+        while fruitless < _FRUITLESS and generation < generations:
+            generation += 1
             tried, best = study.tried, study.best
             children = predicted_best(study, self.population // 4) if self.informed else []
             if idle % self.patience == self.patience - 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import random
@@ -12,6 +13,7 @@ from typing import Any
 
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.execution import Executor
+from fxelastic.edge.fingerprint import fingerprint
 from fxelastic.edge.pool import PoolEntry, SubnetPool
 from fxelastic.edge.searching.data import Dataset, read_data
 from fxelastic.edge.searching.evaluation import Counts, Evaluator
@@ -21,6 +23,8 @@ from fxelastic.edge.searching.study import SearchEndedError, Step, Study
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
 from fxelastic.spec.latency_table import LatencyTable
+
+logger = logging.getLogger(__name__)
 
 #: A latency in ms, or a share of the original's like "60%".
 Budget = float | str
@@ -74,6 +78,7 @@ def search(
     cache_bytes: int | None = 2**28,
     memory_bytes: int | None = None,
     weight_bytes: int | None = None,
+    confidence: float = 1.0,
     threads: int = 0,
     seed: int = 0,
     path: str | os.PathLike[str] | None = None,
@@ -103,10 +108,13 @@ def search(
         cache_bytes: What kept features may take; without a bound where None.
         memory_bytes: What sessions' weights may take; without a bound where None.
         weight_bytes: The most that a subnet's weights may take.
+        confidence: A candidate ends early when it can't be among the best any more: for certain
+            with 1, which changes no result; otherwise with this probability, by the
+            Hoeffding-Serfling inequality on scores in [0, 1].
         threads: Threads to compute with; 0 for one for each core.
         seed: Of the search; the same seed gives the same subnets.
         path: A file for the pool, written as the search goes on. Where it is there, of the same
-            bundle and data, its subnets are not evaluated again.
+            bundle, data and score, its subnets are not evaluated again.
         progress: Told the budget in ms and the study after each group.
 
     Returns:
@@ -118,14 +126,14 @@ def search(
         BundleError: A branch is missing or damaged, can't be run, or gives NaN.
     """
     table.check_bundle(bundle.digest)
-    chosen = _metric_and_data(bundle, data, score, held_out, seed)
-    measure, samples, rest = chosen
+    _warn(table, mode)
+    measure, samples, rest = _metric_and_data(bundle, data, score, held_out)
     costs, overhead_ms = table.costs(mode), table.overhead_ms(mode)
     budgets_ms = _budgets(table, bundle, mode, budget, budget_ms)
     allowed = _allowed(bundle, weight_bytes)
     runner = _strategy(strategy)
     interrupted = False
-    digest = samples.digest()
+    digest = samples.digest(measure.name)
     with Executor(bundle, threads, memory_bytes) as executor:
         evaluator = Evaluator(
             executor,
@@ -134,6 +142,7 @@ def search(
             batch_size=batch_size,
             cache_bytes=cache_bytes,
             costs=costs,
+            confidence=confidence,
         )
         store = _Store(bundle, table, mode, digest, path, evaluator)
         store.resume()
@@ -206,8 +215,10 @@ class _Store:
         if (pool.bundle_digest, pool.data_digest) != (self._bundle.digest, self._data_digest):
             raise UsageError(
                 f"{self._path} is the pool of another search",
-                expected="a pool of this bundle and these samples",
-                got="another bundle" if pool.bundle_digest != self._bundle.digest else "other data",
+                expected="a pool of this bundle, these samples and this score",
+                got="one of another bundle"
+                if pool.bundle_digest != self._bundle.digest
+                else "one of other data, or of another score",
                 fix="name another file, or move this one away",
             )
         for entry in pool.entries:
@@ -243,13 +254,29 @@ def _told(
     return told
 
 
+def _warn(table: LatencyTable, mode: str) -> None:
+    """Say what makes predicted latencies doubtful."""
+    differences = table.different_device(fingerprint())
+    if differences:
+        logger.warning(
+            "the latency table is of another device (%s): measure this one with fxelastic profile",
+            "; ".join(differences),
+        )
+    elif not table.trusted(mode):
+        logger.warning(
+            "the latency table is not known to predict %s subnets well: measure again on an idle "
+            "machine",
+            mode,
+        )
+
+
 def _metric_and_data(
-    bundle: Bundle, data: Any, score: str | Score, held_out: float, seed: int
+    bundle: Bundle, data: Any, score: str | Score, held_out: float
 ) -> tuple[Metric, Dataset, Dataset]:
     if not 0 <= held_out < 1:
         raise UsageError("held_out is no share", expected="[0, 1)", got=repr(held_out))
     measure = metric(score)
-    samples, rest = read_data(bundle, data).split(held_out, seed)
+    samples, rest = read_data(bundle, data).split(held_out, seed=0)
     if not len(samples):
         raise UsageError(
             "no samples are left to search with",

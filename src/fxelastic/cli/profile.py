@@ -1,0 +1,236 @@
+"""``fxelastic profile``: how long a bundle's branches take on this device."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fxelastic.cli import options
+from fxelastic.cli.options import HelpFormatter
+from fxelastic.cli.progress_line import progress_line
+from fxelastic.errors import UsageError
+
+if TYPE_CHECKING:
+    from fxelastic.edge.bundle import Bundle
+    from fxelastic.spec.latency_table import LatencyTable
+
+SCHEMA = "fxelastic.profile/1"
+
+_DESCRIPTION = """\
+Measure how long each branch of a bundle takes on this device, and how that adds
+up in whole subnets. Writes the latency table that searches need. Needs no torch."""
+
+_EPILOG = """\
+examples:
+  fxelastic profile bundle/
+  fxelastic profile bundle/ --batch-size 8 --threads 1 --out table.json
+  fxelastic profile bundle/ --time-budget 30
+
+An interrupted measurement goes on where it stopped when the command is run again.
+Close other programs: they make everything slower, and not evenly.
+
+exit codes: 0 success, 1 the bundle is damaged, 2 usage error, 130 interrupted"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser's subcommands."""
+    parser = commands.add_parser(
+        "profile",
+        help="measure the branches of a bundle on this device",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", help="the folder of a bundle")
+    parser.add_argument(
+        "-o",
+        "--out",
+        metavar="FILE",
+        help="the latency table to write (default: BUNDLE.latency.json)",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="replace a table of another bundle or device"
+    )
+    parser.add_argument(
+        "--batch-size", metavar="N", type=int, default=1, help="samples of a run (default: 1)"
+    )
+    options.add_threads(parser)
+    parser.add_argument(
+        "--provider",
+        metavar="NAME",
+        action="append",
+        help="execution provider of onnxruntime, the preferred one first; may be repeated "
+        "(default: CPUExecutionProvider)",
+    )
+    parser.add_argument(
+        "--samples",
+        metavar="N",
+        type=int,
+        default=20,
+        help="runs of each branch, at least (default: 20)",
+    )
+    parser.add_argument(
+        "--subnets",
+        metavar="N",
+        type=int,
+        default=24,
+        help="whole subnets to correct the sum of branches by (default: 24)",
+    )
+    parser.add_argument(
+        "--held-out",
+        metavar="N",
+        type=int,
+        default=12,
+        help="other subnets, to tell the error that is left (default: 12)",
+    )
+    parser.add_argument(
+        "--time-budget", metavar="SECONDS", type=float, help="end earlier, with fewer runs"
+    )
+    parser.add_argument(
+        "--memory-mb", metavar="MB", type=float, help="memory that weights may take at once"
+    )
+    options.add_output(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command.
+
+    Returns:
+        0; what fails raises.
+    """
+    from fxelastic import edge
+
+    bundle = edge.load(args.bundle)
+    out = Path(args.out) if args.out is not None else options.beside(args.bundle, "latency")
+    _check_replaced(out, bundle, force=args.force)
+    options.progress(args, f"measuring {len(bundle.space.branches)} branches of {args.bundle}")
+    with progress_line(quiet=args.quiet) as line:
+        table = edge.profile(
+            bundle,
+            args.batch_size,
+            args.threads,
+            tuple(args.provider or ("CPUExecutionProvider",)),
+            n_samples=args.samples,
+            n_subnets=args.subnets,
+            n_held_out=args.held_out,
+            time_budget_s=args.time_budget,
+            memory_bytes=options.megabytes(args.memory_mb),
+            path=out.with_name(f"{out.name}.partial"),
+            progress=line.update,
+        )
+    table.save(out)
+    if args.json:
+        print(json.dumps(report(bundle, table, out), indent=2))
+    else:
+        print("\n".join(sections(bundle, table)))
+        options.progress(args, f"the latency table is {out}")
+    return 0
+
+
+def report(bundle: Bundle, table: LatencyTable, out: Path) -> dict[str, Any]:
+    """The table's gist as data for ``json.dumps``."""
+    return {
+        "schema": SCHEMA,
+        "bundle": str(bundle.path),
+        "out": str(out),
+        "device": dict(table.device),
+        "batch_size": table.batch_size,
+        "threads": table.threads,
+        "provider": table.provider,
+        "modes": {mode: _mode(bundle, table, mode) for mode in table.modes},
+    }
+
+
+def _mode(bundle: Bundle, table: LatencyTable, mode: str) -> dict[str, Any]:
+    error = table.error(mode)
+    return {
+        "original_ms": table.predict_ms(bundle.space.original, mode),
+        "quickest_ms": table.predict_ms(bundle.space.min_cost_arch(table.costs(mode)), mode),
+        "trusted": table.trusted(mode),
+        "error": None if error is None else dict(vars(error)),
+    }
+
+
+def sections(bundle: Bundle, table: LatencyTable) -> list[str]:
+    """The table as lines of text."""
+    from fxelastic.spec.columns import aligned, engineering
+
+    header = ("branch", "ms", "spread", "runs", "weights", "activations", "saves")
+    rows = [header]
+    for segment in bundle.manifest.segments:
+        spec, row = segment.spec, table.rows[segment.spec.id]
+        replaced = bundle.space.original.branches[spec.start : spec.stop]
+        saved = sum(table.costs()[branch] for branch in replaced) - table.costs()[spec.id]
+        spread = (row.high_ms - row.ms) / row.median_ms if row.median_ms else 0.0
+        rows.append(
+            (
+                spec.id,
+                f"{row.ms:.3f}",
+                f"{spread:.0%}",
+                str(row.n),
+                f"{engineering(row.weight_bytes)}B" if row.weight_bytes else "-",
+                f"{engineering(row.activation_bytes)}B" if row.activation_bytes else "-",
+                "-" if spec.kind == "original" else f"{saved:.3f} ms",
+            )
+        )
+    lines = aligned(rows, right={1, 2, 3, 4, 5, 6})
+    return [
+        lines[0],
+        "-" * max(map(len, lines)),
+        *lines[1:],
+        "",
+        *device_lines(table.device),
+        f"batch size {table.batch_size}, {table.threads or 'all'} threads, {table.provider}",
+        *(_mode_line(mode, _mode(bundle, table, mode)) for mode in table.modes),
+    ]
+
+
+def device_lines(device: Mapping[str, str]) -> list[str]:
+    """What tells a device."""
+    return [
+        f"{device.get('processor', 'unknown')}, {device.get('cores', '?')} cores, "
+        f"{device.get('memory_gib', '?')} GiB, {device.get('system', '?')}, "
+        f"onnxruntime {device.get('onnxruntime', '?')}"
+    ]
+
+
+def _mode_line(mode: str, values: dict[str, Any]) -> str:
+    error = values["error"]
+    if error is None:
+        off = "error not measured"
+    else:
+        off = (
+            f"error {error['median']:.1%} (median), {error['p90']:.1%} (90th percentile) on "
+            f"{error['n_held_out']} subnets held out"
+        )
+    doubt = "" if values["trusted"] else ": do not rely on it"
+    return (
+        f"{mode:9}  original {values['original_ms']:.3f} ms, quickest {values['quickest_ms']:.3f} "
+        f"ms; {off}{doubt}"
+    )
+
+
+def _check_replaced(out: Path, bundle: Bundle, *, force: bool) -> None:
+    """Refuse to write over what is not a table of this bundle and device."""
+    if force or not out.exists():
+        return
+    from fxelastic.edge.fingerprint import fingerprint
+    from fxelastic.spec.latency_table import LatencyTable
+
+    try:
+        old = LatencyTable.load(out)
+        other = "the table of another bundle" if old.bundle_digest != bundle.digest else ""
+        other = other or ("one of another device" if old.different_device(fingerprint()) else "")
+    except UsageError:
+        other = "another file"
+    if other:
+        raise UsageError(
+            f"{out} would be lost",
+            expected="a file that is not there yet, or a table of this bundle and device",
+            got=other,
+            fix="pass --force to replace it, or --out for another file",
+        )

@@ -1,0 +1,278 @@
+"""``fxelastic search``: the best subnets for latency budgets on this device."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fxelastic.cli import options
+from fxelastic.cli.options import HelpFormatter
+from fxelastic.cli.progress_line import progress_line
+from fxelastic.errors import UsageError
+
+if TYPE_CHECKING:
+    from fxelastic.edge.bundle import Bundle
+    from fxelastic.edge.searching.search import SearchResult
+    from fxelastic.edge.searching.study import Study
+    from fxelastic.spec.latency_table import LatencyTable
+
+SCHEMA = "fxelastic.search/1"
+
+_DESCRIPTION = """\
+Search the most accurate subnets that keep latency budgets, by the latency table
+of this device and samples of its data. Writes the pool that fxelastic serve
+chooses from. Needs no torch."""
+
+_EPILOG = """\
+examples:
+  fxelastic search bundle/ --data local.npz --budget 60%
+  fxelastic search bundle/ --data local.npz --budget 50% --budget 70% --budget 90%
+  fxelastic search bundle/ --data local.npz --budget 12.5 --score miou --mode paged
+
+local.npz holds an array for each input (x stands for a single one) and targets.
+Ctrl-C ends the search with the best so far; with the same pool a later search
+goes on from there.
+
+exit codes: 0 success, 1 the bundle is damaged, 2 usage error, 130 interrupted"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser's subcommands."""
+    parser = commands.add_parser(
+        "search",
+        help="search the best subnets for latency budgets",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", help="the folder of a bundle")
+    parser.add_argument(
+        "--data", metavar="FILE", required=True, help="an .npz file of samples and targets"
+    )
+    parser.add_argument(
+        "--budget",
+        metavar="BUDGET",
+        action="append",
+        required=True,
+        help="a latency in ms, or a share of the original's such as 60%%; may be repeated",
+    )
+    parser.add_argument(
+        "--table",
+        metavar="FILE",
+        help="the latency table that fxelastic profile wrote (default: BUNDLE.latency.json)",
+    )
+    parser.add_argument(
+        "-o", "--out", metavar="FILE", help="the pool to write (default: BUNDLE.pool.json)"
+    )
+    parser.add_argument(
+        "--strategy",
+        metavar="NAME",
+        default="evolutionary",
+        help="evolutionary, annealing, additive, exhaustive, plain-evolutionary, plain-annealing, "
+        "or an installed one (default: evolutionary)",
+    )
+    parser.add_argument(
+        "--mode",
+        metavar="MODE",
+        default="assembled",
+        help="how subnets will be run: assembled or paged (default: assembled)",
+    )
+    parser.add_argument(
+        "--score",
+        metavar="NAME",
+        default="top1",
+        help="top1, miou, negative_loss, or package.module:name or path/file.py:name of a function "
+        "of the flat results and the targets of a batch that gives a sum and a count "
+        "(default: top1)",
+    )
+    parser.add_argument(
+        "--max-subnets",
+        metavar="N",
+        type=int,
+        default=400,
+        help="subnets to try for each budget (default: 400)",
+    )
+    parser.add_argument(
+        "--time-budget", metavar="SECONDS", type=float, help="end earlier, for all budgets together"
+    )
+    parser.add_argument(
+        "--batch-size", metavar="N", type=int, default=50, help="samples of a batch (default: 50)"
+    )
+    parser.add_argument(
+        "--held-out",
+        metavar="SHARE",
+        type=float,
+        default=0.2,
+        help="share of the samples that no choice is made by (default: 0.2)",
+    )
+    parser.add_argument(
+        "--cache-mb",
+        metavar="MB",
+        type=float,
+        default=256.0,
+        help="memory for features that subnets share (default: 256)",
+    )
+    parser.add_argument(
+        "--memory-mb", metavar="MB", type=float, help="memory that weights may take at once"
+    )
+    parser.add_argument(
+        "--weight-mb", metavar="MB", type=float, help="the most that a subnet's weights may take"
+    )
+    parser.add_argument(
+        "--confidence",
+        metavar="P",
+        type=float,
+        default=1.0,
+        help="end a candidate early when it can't be among the best with this probability; "
+        "1 changes no result (default: 1)",
+    )
+    options.add_threads(parser)
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the search")
+    options.add_output(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command.
+
+    Returns:
+        0, or 130 where Ctrl-C ended the search: what it found is written and printed.
+    """
+    from fxelastic import edge
+    from fxelastic.edge.searching.scores import METRICS
+
+    bundle = edge.load(args.bundle)
+    table = read_table(args.table, args.bundle, bundle)
+    out = Path(args.out) if args.out is not None else options.beside(args.bundle, "pool")
+    score: Any = args.score
+    if score not in METRICS and ":" in score:
+        from fxelastic.cli.reference import load_reference
+
+        score = load_reference(score, "--score")
+    with progress_line(quiet=args.quiet) as line:
+
+        def told(budget_ms: float, study: Study) -> None:
+            details = f"{study.tried} subnets tried"
+            if study.best is not None:
+                best = study.best
+                latency_ms = study.overhead_ms + study.cost(best)
+                details += f", best {study.scores[best]:.4f} at {latency_ms:.3f} ms"
+            line.update(f"budget {budget_ms:.4g} ms", study.tried / study.max_subnets, details)
+
+        result = edge.search(
+            bundle,
+            table,
+            Path(args.data),
+            budget=args.budget,
+            strategy=args.strategy,
+            mode=args.mode,
+            score=score,
+            max_subnets=args.max_subnets,
+            time_budget_s=args.time_budget,
+            batch_size=args.batch_size,
+            held_out=args.held_out,
+            cache_bytes=options.megabytes(args.cache_mb),
+            memory_bytes=options.megabytes(args.memory_mb),
+            weight_bytes=options.megabytes(args.weight_mb),
+            confidence=args.confidence,
+            threads=args.threads,
+            seed=args.seed,
+            path=out,
+            progress=told,
+        )
+    code = 130 if result.interrupted else 0
+    if args.json:
+        print(json.dumps(report(bundle, result, out, code), indent=2))
+    else:
+        print("\n".join(sections(bundle, table, result, args.mode)))
+        options.progress(args, f"the pool is {out}")
+    return code
+
+
+def read_table(path: str | None, folder: str, bundle: Bundle) -> LatencyTable:
+    """Read the latency table.
+
+    Raises:
+        UsageError: There is none, or it is of another bundle.
+    """
+    from fxelastic.spec.latency_table import LatencyTable
+
+    file = Path(path) if path is not None else options.beside(folder, "latency")
+    if not file.exists():
+        raise UsageError(
+            f"there is no latency table {file}",
+            expected="the file that fxelastic profile wrote",
+            got="no such file",
+            fix=f"measure this device: fxelastic profile {folder}",
+        )
+    table = LatencyTable.load(file)
+    table.check_bundle(bundle.digest)
+    return table
+
+
+def report(bundle: Bundle, result: SearchResult, out: Path, code: int) -> dict[str, Any]:
+    """The result as data for ``json.dumps``."""
+    return {
+        "schema": SCHEMA,
+        "exit_code": code,
+        "bundle": str(bundle.path),
+        "pool": str(out),
+        "interrupted": result.interrupted,
+        "n_subnets": len(result.pool),
+        "evaluations": {**vars(result.counts), "saved": result.counts.saved},
+        "budgets": [
+            {
+                "budget_ms": budget_ms,
+                "arch": str(best.arch),
+                "latency_ms": best.latency_ms,
+                "accuracy": best.accuracy,
+                "held_out_accuracy": best.held_out_accuracy,
+                "history": [vars(step) for step in history],
+            }
+            for budget_ms, best, history in zip(
+                result.budgets_ms, result.bests, result.histories, strict=True
+            )
+        ],
+    }
+
+
+def sections(bundle: Bundle, table: LatencyTable, result: SearchResult, mode: str) -> list[str]:
+    """The result as lines of text."""
+    from fxelastic.spec.columns import aligned
+
+    original_ms = table.predict_ms(bundle.space.original, mode)
+    rows = [("budget", "latency", "of original", "score", "held out", "blocks replaced", "subnet")]
+    for budget_ms, best in zip(result.budgets_ms, result.bests, strict=True):
+        specs = bundle.space.specs(best.arch)
+        replaced = sum(spec.stop - spec.start for spec in specs if spec.kind != "original")
+        held = best.held_out_accuracy
+        rows.append(
+            (
+                f"{budget_ms:.3f} ms",
+                f"{best.latency_ms:.3f} ms",
+                f"{best.latency_ms / original_ms:.0%}",
+                f"{best.accuracy:.4f}",
+                "-" if held is None else f"{held:.4f}",
+                f"{replaced} of {bundle.space.n_blocks}",
+                short(best.arch.branches),
+            )
+        )
+    lines = aligned(rows, right={0, 1, 2, 3, 4, 5})
+    counts = result.counts
+    saved = f", {counts.saved:.0%} of the branch runs saved by sharing" if counts.executed else ""
+    return [
+        lines[0],
+        "-" * max(map(len, lines)),
+        *lines[1:],
+        "",
+        f"{counts.subnets} subnets evaluated{saved}; {len(result.pool)} in the pool",
+        *(["interrupted: these are the best so far"] if result.interrupted else []),
+    ]
+
+
+def short(branches: tuple[str, ...]) -> str:
+    """The new branches of a subnet; the pool has all of them."""
+    new = [branch for branch in branches if not branch.startswith("original")]
+    return ",".join(new) or "original"
