@@ -153,12 +153,14 @@ class _Partial:
             value = json.loads(self._path.read_bytes())
             same = {k: value.get(k) for k in self._settings} == self._settings
             samples = {k: [float(x) for x in v] for k, v in value["samples_ms"].items()}
+            n_bytes = {k: int(v) for k, v in value["activation_bytes"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            same, samples = False, {}
+            same, samples, n_bytes = False, {}, {}
         if not same or set(samples) != set(self._timing.samples_ms):
             logger.warning("%s is of another measurement: it is begun anew", self._path)
             return
         self._timing.samples_ms.update(samples)
+        self._timing.activation_bytes.update(n_bytes)
 
     def save_now_and_then(self) -> None:
         """Write the file, if that was long ago."""
@@ -169,7 +171,11 @@ class _Partial:
         """Write the file."""
         if self._path is None:
             return
-        value = {**self._settings, "samples_ms": self._timing.samples_ms}
+        value = {
+            **self._settings,
+            "samples_ms": self._timing.samples_ms,
+            "activation_bytes": self._timing.activation_bytes,
+        }
         try:
             replace_file(self._path, json.dumps(value).encode())
         except OSError as e:

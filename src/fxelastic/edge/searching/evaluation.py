@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fxelastic.edge.execution import Executor, State
+import numpy as np
+
+from fxelastic.edge.execution import Array, Executor, State
 from fxelastic.edge.searching.data import Dataset
 from fxelastic.edge.searching.prefix_cache import PrefixCache
 from fxelastic.edge.searching.scores import Metric, mean
@@ -142,10 +144,11 @@ class Evaluator:
             state = self.executor.start(inputs)
             for arch, outputs in self._walk(root, state):
                 total, count = self.metric.score(outputs, targets)
-                if isinstance(total, float) and math.isnan(total):
+                # Neither argmax nor a comparison notices: NaN would get some score or other.
+                if not (np.isfinite(total).all() and all(map(_has_no_nan, outputs))):
                     raise BundleError(
-                        f"the score of {arch} is NaN",
-                        expected="finite outputs",
+                        f"the subnet {arch} gives NaN",
+                        expected="numbers in its outputs, and a finite score",
                         got="NaN",
                         fix="train or calibrate the supernet again, and export it",
                     )
@@ -220,6 +223,10 @@ class Evaluator:
         since = path[nearest[0] if nearest else 0 : depth]
         latency = math.fsum(self._costs.get(branch, 1.0) for branch in since)
         self.cache.keep(depth, state, latency * (len(node.children) - 1))
+
+
+def _has_no_nan(array: Array) -> bool:
+    return array.dtype.kind not in "fc" or not np.isnan(array).any()
 
 
 def _tree(archs: Iterable[Arch]) -> _Node:

@@ -1,0 +1,78 @@
+"""The latency model finds the corrections that subnets were made with."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from fxelastic.edge.latency_model import Measured, fit_mode, model_error
+from fxelastic.spec import SearchSpace
+from fxelastic.spec.latency_table import BranchLatency, ModeLatency
+from tests.spec.spaces import chain
+
+SPACE = chain(12)
+
+
+def rows(space: SearchSpace) -> dict[str, BranchLatency]:
+    rng = random.Random(0)
+    return {
+        spec.id: BranchLatency(ms, ms, ms, 20, 0, rng.choice((1000, 50_000)))
+        for spec in space.branches
+        for ms in [rng.uniform(0.2, 2.0)]
+    }
+
+
+def true_model(space: SearchSpace) -> ModeLatency:
+    """What runs take: 10 % quicker than the sum, less 0.05 ms a branch, and 0.3 ms."""
+    return ModeLatency(0.3, {name: 0.9 * row.ms - 0.05 for name, row in rows(space).items()})
+
+
+def measured(n: int, seed: int, noise: float = 0.0) -> list[Measured]:
+    rng = random.Random(seed)
+    model = true_model(SPACE)
+    return [
+        Measured(
+            arch,
+            (model.overhead_ms + sum(model.costs[b] for b in arch)) * (1 + rng.gauss(0, noise)),
+        )
+        for arch in SPACE.sample(n, seed)
+    ]
+
+
+def test_corrections_are_found() -> None:
+    held_out = measured(40, seed=9)
+    plain = fit_mode(rows(SPACE), [], held_out)
+    fitted = fit_mode(rows(SPACE), measured(24, seed=1), held_out)
+    assert plain.error is not None
+    assert fitted.error is not None
+    assert plain.error.median > 0.05
+    assert fitted.error.median < 0.01
+    assert fitted.error.p90 < 0.02
+
+
+def test_noise_is_not_fitted() -> None:
+    held_out = measured(40, seed=9)
+    fitted = fit_mode(rows(SPACE), measured(24, seed=1, noise=0.02), held_out)
+    assert fitted.error is not None
+    assert fitted.error.median < 0.02
+
+
+def test_without_subnets_the_sum_is_the_model() -> None:
+    model = fit_mode(rows(SPACE), [])
+    assert model.overhead_ms == 0
+    assert model.costs == {name: row.ms for name, row in rows(SPACE).items()}
+    assert model.error is None
+
+
+def test_costs_are_never_below_zero() -> None:
+    slow = [Measured(m.arch, 0.01) for m in measured(24, seed=1)]
+    assert min(fit_mode(rows(SPACE), slow).costs.values()) >= 0
+
+
+def test_errors_are_relative() -> None:
+    (arch,) = SPACE.sample(1, 0)
+    model = ModeLatency(1.0, dict.fromkeys((s.id for s in SPACE.branches), 0.0))
+    error = model_error(model, [Measured(arch, 2.0), Measured(arch, 1.0), Measured(arch, 0.5)])
+    assert error.median == pytest.approx(0.5)
+    assert error.n_held_out == 3
