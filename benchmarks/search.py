@@ -28,7 +28,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from fxelastic.edge.searching.data import Dataset, read_data
 from fxelastic.edge.searching.evaluation import Evaluator
 from fxelastic.edge.searching.evolutionary import Evolutionary
 from fxelastic.edge.searching.exhaustive import all_subnets
+from fxelastic.edge.searching.guide import Guide
 from fxelastic.edge.searching.registry import strategy
 from fxelastic.edge.searching.scores import METRICS
 from fxelastic.edge.searching.study import SearchEndedError, Study
@@ -172,14 +173,17 @@ def efficiency(
 class Replay:
     """Scores that are known already, told only when asked for."""
 
-    def __init__(self, scores: Mapping[Arch, float]) -> None:
+    def __init__(self, everything: Evaluator) -> None:
+        self.metric = everything.metric
         self.known: dict[Arch, float] = {}
-        self._scores = scores
+        self.margins: dict[Arch, Any] = {}
+        self._everything = everything
 
     def scores(self, archs: Iterable[Arch], floors: Any = None) -> dict[Arch, float]:
         """The scores of subnets."""
-        found = {arch: self._scores[arch] for arch in archs}
+        found = self._everything.scores(archs)
         self.known.update(found)
+        self.margins.update({arch: self._everything.margins[arch] for arch in found})
         return found
 
 
@@ -201,7 +205,7 @@ def optimum(
         best = max(scores.values())
         hits, tried = 0, []
         for seed in range(args.optimum_seeds):
-            study = study_of(space, table, share, Replay(scores), 200, seed)
+            study = study_of(space, table, share, Replay(everything), 200, seed)
             found = run("evolutionary", study, best)
             hits += found.history[-1].accuracy >= best
             tried.append(found.tried)
@@ -290,11 +294,12 @@ def drawn(
 
     evaluator.scores = noted  # type: ignore[method-assign]
     with contextlib.suppress(SearchEndedError):
-        Evolutionary(population=20).run(study)
+        Evolutionary().run(study)
     study.max_subnets = study.tried + 10 * n
     groups.clear()
     with contextlib.suppress(SearchEndedError):
-        Evolutionary(population=n).evolve(study, generations=1)
+        guide = Guide(study)
+        Evolutionary(population=n).evolve(study, guide, generations=1)
     return groups[-1][:n]
 
 

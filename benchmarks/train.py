@@ -74,9 +74,9 @@ class Setting:
 
 SETTINGS = {
     "resnet": Setting(
-        lambda: SmallResNet(widths=(16, 32, 48)), 5, 3e-3, 1, 4, 4e-3, 2e-3, 0.5, (2, 5)
+        lambda: SmallResNet(widths=(16, 32, 48)), 5, 3e-3, 3, 2, 4e-3, 5e-4, 0.9, (2, 5)
     ),
-    "vit": Setting(SmallViT, 7, 2e-3, 2, 3, 4e-3, 1e-3, 0.9, (3, 7)),
+    "vit": Setting(SmallViT, 7, 2e-3, 3, 2, 4e-3, 5e-4, 0.9, (3, 7)),
 }
 GAMMA = 0.3
 BATCH = 100

@@ -58,15 +58,6 @@ class Additive:
             drops = _estimated(study, drops)
 
 
-def predicted_best(study: Study, n: int) -> list[Arch]:
-    """Subnets not tried yet that seem the best by what is known of all that were."""
-    if len(study.scores) < 5 or n < 1:
-        return []
-    drops = _estimated(study, {})
-    found = least_drop(study.space, study.costs, drops, study.high, 4 * n, front=200)
-    return [arch for arch in found if not study.has_tried(arch)][:n]
-
-
 def least_drop(
     space: SearchSpace,
     costs: Mapping[str, float],

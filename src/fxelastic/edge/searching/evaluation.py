@@ -16,6 +16,9 @@ from fxelastic.edge.searching.scores import Metric, mean
 from fxelastic.errors import BundleError, UsageError
 from fxelastic.spec import Arch
 
+#: Samples whose margins are kept; they tell where to search, and need not be all.
+_MARGINS = 1000
+
 
 @dataclass
 class Counts:
@@ -62,6 +65,7 @@ class Evaluator:
         metric: The score.
         counts: What it took so far.
         known: The score of every subnet that was evaluated to its end.
+        margins: The metric's margins of the first samples, of these subnets.
         cache: The states kept.
     """
 
@@ -105,6 +109,7 @@ class Evaluator:
         self.metric = metric
         self.counts = Counts()
         self.known: dict[Arch, float] = {}
+        self.margins: dict[Arch, Array] = {}
         self.cache = PrefixCache(cache_bytes, watch)
         self._batch_size = batch_size if model.dynamic_batch else model.batch_size
         self._reuse = reuse
@@ -136,6 +141,7 @@ class Evaluator:
     def _evaluate(self, archs: list[Arch], floors: Mapping[Arch, float]) -> None:
         sums: dict[Arch, Any] = dict.fromkeys(archs, 0.0)
         totals: dict[Arch, Any] = dict.fromkeys(archs, 0.0)
+        margins: dict[Arch, list[Array]] = {arch: [] for arch in archs}
         alive, seen = list(archs), 0
         for inputs, targets in self.data.batches(self._batch_size):
             if not alive:
@@ -152,6 +158,8 @@ class Evaluator:
                         got="NaN",
                         fix="train or calibrate the supernet again, and export it",
                     )
+                if self.metric.margins is not None and seen < _MARGINS:
+                    margins[arch].append(self.metric.margins(outputs, targets))
                 sums[arch] = sums[arch] + total
                 totals[arch] = totals[arch] + count
             self.counts.one_by_one += sum(len(arch) for arch in alive)
@@ -169,6 +177,8 @@ class Evaluator:
         self.counts.subnets += len(archs)
         for arch in alive:
             self.known[arch] = mean(sums[arch], totals[arch])
+            if margins[arch]:
+                self.margins[arch] = np.concatenate(margins[arch]).astype(np.float32)
 
     def _at_most(self, most: float, total: float, count: float, left: int) -> float:
         """The most that a score can still be, or is with the confidence asked for."""

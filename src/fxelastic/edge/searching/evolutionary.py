@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fxelastic.edge.searching.additive import predicted_best
 from fxelastic.edge.searching.exhaustive import all_subnets
+from fxelastic.edge.searching.guide import Guide
 from fxelastic.edge.searching.mutation import Mutations, replaced
 from fxelastic.edge.searching.study import Study
 from fxelastic.errors import UsageError
@@ -20,27 +20,38 @@ _FRUITLESS = 20  # generations without a subnet not tried before: there seem to 
 
 @dataclass(frozen=True)
 class Evolutionary:
-    """Evolves subnets whose latency is just under the budget (AdaptiveNet §5.1, Algorithm 1).
+    """Evolves subnets under the budget, guided by what was evaluated.
 
-    It begins with a uniform sample of the window below the budget, and goes on with mutations of
-    the best that stay in it. A quarter of the mutations may be quicker than the window, as the
-    best subnet need not be among the slowest that fit. Each generation is evaluated as a group.
-    Where no more subnets fit than may be evaluated, all of them are.
+    After AdaptiveNet §5.1 and Algorithm 1: it begins near the budget, mutates the best subnets so
+    that they keep it, and evaluates each generation as a group. Beyond that, it learns what every
+    branch costs in accuracy, and in each sample's margin, from all subnets evaluated so far: of
+    many mutations only those that promise most are evaluated, those with known prefixes rather
+    than others, and some subnets are the best there are under the budget if branches cost what
+    they seem to. Where no more subnets fit than may be evaluated, all of them are.
 
     Attributes:
         population: Subnets of a generation.
         parents: The best so far, which are mutated.
-        width: Width of the window, as a share of the budget.
-        informed: Take what was learned of single branches into account: the subnets that are best
-            if every branch costs the accuracy that it seems to cost.
-        patience: Generations without a better subnet before the window is drawn anew.
+        first: Subnets of the first generation.
+        uniform: How many of these are uniform in the window below the budget.
+        width: Width of that window, as a share of the budget.
+        pool: Mutations to choose a generation from, for each subnet of it.
+        again: Probability to mutate a mutation once more.
+        solved: Subnets of a generation that solve for the best.
+        wider: More parents for each generation without a better subnet.
+        thrift: Accuracy that a whole run of a subnet must promise to be worth it.
     """
 
-    population: int = 20
-    parents: int = 8
+    population: int = 16
+    parents: int = 6
+    first: int = 10
+    uniform: int = 2
     width: float = 0.1
-    informed: bool = True
-    patience: int = 3
+    pool: int = 100
+    again: float = 0.4
+    solved: int = 1
+    thrift: float = 0.002
+    wider: int = 1
 
     def run(self, study: Study) -> None:
         """Search; see `Strategy`."""
@@ -48,45 +59,56 @@ class Evolutionary:
         if fitting is not None:
             study.score(fitting)
             return
+        guide = Guide(study)
         window, _ = window_below(study, self.width)
-        first = window.sample(self.population, study.rng.getrandbits(32))
-        study.score([study.space.original, *first])
-        self.evolve(study)
+        group = dict.fromkeys(window.sample(self.uniform, study.rng.getrandbits(32)))
+        group.update(dict.fromkeys(guide.solutions(self.first - len(group), 0.5)))
+        study.score(group)
+        self.evolve(study, guide)
 
-    def evolve(self, study: Study, generations: float = math.inf) -> None:
+    def evolve(self, study: Study, guide: Guide, generations: float = math.inf) -> None:
         """Go on from what was evaluated.
 
         Args:
             study: The search.
+            guide: What is known of the study's subnets.
             generations: After so many it ends; or when the study does, or nothing new is found.
 
         Raises:
             SearchEndedError: The study has ended.
         """
-        window, low = window_below(study, self.width)
-        near = Mutations(study.space, study.costs, low, study.high)
-        anywhere = Mutations(study.space, study.costs, 0.0, study.high)
-        idle = fruitless = generation = 0
+        fruitless = generation = idle = 0
         while fruitless < _FRUITLESS and generation < generations:
-            generation += 1
             tried, best = study.tried, study.best
-            children = predicted_best(study, self.population // 4) if self.informed else []
-            if idle % self.patience == self.patience - 1:
-                children += window.sample(self.population // 2, study.rng.getrandbits(32))
-            parents = best_of(study, self.parents)
-
-            def child(parents: list[Arch] = parents) -> Arch | None:
-                source = anywhere if study.rng.random() < 0.25 else near
-                return source.mutate(study.rng.choice(parents), study.rng)
-
-            if parents:
-                children += new_ones(study, child, self.population - len(children), children)
-            else:
-                children += window.sample(self.population, study.rng.getrandbits(32))
-            full = len(parents) == self.parents
-            study.score(children, study.scores[parents[-1]] if full else -math.inf)
+            guide.learn()
+            n_solved = self.population // 2 if generation == 0 else self.solved
+            group = guide.solutions(n_solved)
+            n_left = self.population - len(group)
+            # The longer nothing better is found, the farther it looks.
+            parents = best_of(study, self.parents + self.wider * idle)
+            pool = self._mutations(study, parents, self.pool * n_left, group)
+            group += guide.chosen(pool, n_left, self.thrift)
+            full = len(parents) >= self.parents
+            study.score(group, study.scores[parents[-1]] if full else -math.inf)
+            generation += 1
             idle = 0 if study.best != best else idle + 1
             fruitless = 0 if study.tried > tried else fruitless + 1
+
+    def _mutations(
+        self, study: Study, parents: list[Arch], n: int, known: Sequence[Arch]
+    ) -> list[Arch]:
+        """Different mutations of subnets that fit and are new."""
+        changes = Mutations(study.space, study.costs, 0.0, study.high)
+
+        def child() -> Arch | None:
+            found: Arch | None = study.rng.choice(parents)
+            while found is not None:
+                found = changes.nearby(found, study.rng)
+                if study.rng.random() >= self.again:
+                    break
+            return found if found is not None and study.fits(found) else None
+
+        return new_ones(study, child, n, known, 2 * n + _ATTEMPTS) if parents else []
 
 
 @dataclass(frozen=True)
@@ -147,11 +169,15 @@ def best_of(study: Study, n: int) -> list[Arch]:
 
 
 def new_ones(
-    study: Study, child: Callable[[], Arch | None], n: int, known: Sequence[Arch] = ()
+    study: Study,
+    child: Callable[[], Arch | None],
+    n: int,
+    known: Sequence[Arch] = (),
+    attempts: int = _ATTEMPTS,
 ) -> list[Arch]:
     """Up to n different subnets that the study has not tried, in a bounded number of attempts."""
     found: dict[Arch, None] = {}
-    for _ in range(_ATTEMPTS):
+    for _ in range(attempts):
         if len(found) >= n:
             break
         arch = child()

@@ -51,6 +51,18 @@ class Mutations:
                 return found
         return None
 
+    def nearby(self, arch: Arch, rng: random.Random) -> Arch | None:
+        """A neighbour in the window by one branch put in, and at most one swap; None for bad luck.
+
+        Much quicker than `mutate`, and never far from the subnet.
+        """
+        spec = rng.choice(self.space.branches)
+        if spec.id in arch.branches:
+            return None
+        changed = replaced(self.space, arch, spec)
+        cost = self._cost(changed)
+        return changed if self._inside(cost) else self._repaired(changed, spec, cost, rng)
+
     def with_branch(self, arch: Arch, spec: BranchSpec, rng: random.Random) -> Arch | None:
         """The subnet with this branch in it, in the window; None where none is."""
         changed = replaced(self.space, arch, spec)

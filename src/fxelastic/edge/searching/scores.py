@@ -28,11 +28,14 @@ class Metric:
         score: See `Score`.
         most: The most that a sample can add to ``sum`` while it adds 1 to ``count``; None where
             that is not known. With it, candidates that can't win any more end early.
+        margins: How far each sample is on the right side, above 0, or on the wrong one; from
+            results and targets, as `score`. With it, searches learn from each sample.
     """
 
     name: str
     score: Score
     most: float | None = None
+    margins: Callable[[Sequence[Array], Array], Array] | None = None
 
 
 def top1(outputs: Sequence[Array], targets: Array) -> tuple[float, float]:
@@ -47,6 +50,16 @@ def top1(outputs: Sequence[Array], targets: Array) -> tuple[float, float]:
         )
     _check_classes(targets, logits.shape[1])
     return float((logits.argmax(1) == targets).sum()), float(len(targets))
+
+
+def top1_margins(outputs: Sequence[Array], targets: Array) -> Array:
+    """By how much the target's logit is above the largest other one, ``(N,)``."""
+    others = outputs[0].astype(np.float32)
+    rows = np.arange(len(targets))
+    own = others[rows, targets]
+    others[rows, targets] = -np.inf
+    margins: Array = own - others.max(1)
+    return margins
 
 
 def negative_loss(outputs: Sequence[Array], targets: Array) -> tuple[float, float]:
@@ -87,7 +100,7 @@ def miou(outputs: Sequence[Array], targets: Array) -> tuple[Array, Array]:
 
 
 METRICS = {
-    "top1": Metric("top1", top1, 1.0),
+    "top1": Metric("top1", top1, 1.0, top1_margins),
     "negative_loss": Metric("negative_loss", negative_loss),
     "miou": Metric("miou", miou),
 }

@@ -1,0 +1,109 @@
+"""Proposes subnets to a study by what it has evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fxelastic.edge.execution import Array
+from fxelastic.edge.searching.knapsack import most_valuable
+from fxelastic.edge.searching.study import Study
+from fxelastic.edge.searching.surrogate import Features, MarginModel, ScoreModel
+from fxelastic.spec import Arch
+
+_ATTEMPTS = 4
+_CURIOSITY = 0.002  # accuracy that a subnet of which nothing is known may have more than predicted
+_FEW = 5
+
+
+class Guide:
+    """What is known of a study's subnets, and what follows for others."""
+
+    def __init__(self, study: Study) -> None:
+        """Know nothing yet.
+
+        Args:
+            study: The search.
+        """
+        self._study = study
+        metric = study.evaluator.metric
+        self._features = Features(study.space)
+        self._scores = ScoreModel(study.space, self._features, metric.most)
+        self._margins: MarginModel | None = None
+
+    def learn(self) -> None:
+        """Take in what was evaluated."""
+        evaluator = self._study.evaluator
+        if evaluator.known:
+            self._scores.fit(evaluator.known)
+        self._margins = None
+        if len(evaluator.margins) >= _FEW:
+            self._margins = MarginModel(self._features, evaluator.margins)
+
+    def solutions(self, n: int, scale: float = 1.0) -> list[Arch]:
+        """New subnets, each the best under the budget by one draw of what branches cost.
+
+        Args:
+            n: How many, at most.
+            scale: How far draws are from what is likely.
+        """
+        study, found = self._study, dict[Arch, None]()
+        for _ in range(_ATTEMPTS * n):
+            if len(found) >= n:
+                break
+            values = self._scores.draw(study.rng, scale)
+            arch = most_valuable(study.space, study.costs, values, study.high)
+            if arch is not None and study.fits(arch) and not study.has_tried(arch):
+                found[arch] = None
+        return list(found)
+
+    def chosen(self, pool: Sequence[Arch], n: int, thrift: float) -> list[Arch]:
+        """Those of a pool that promise most.
+
+        Args:
+            pool: Subnets to choose from.
+            n: How many, at most.
+            thrift: What a subnet must promise more than another one to be worth the time of a
+                whole run, in units of the score; what it shares with those chosen takes none.
+        """
+        if not pool or n < 1:
+            return []
+        promise = self._promise(pool)
+        study = self._study
+        whole = study.high
+        chosen: list[Arch] = []
+        prefixes: set[tuple[str, ...]] = set()
+        left = list(range(len(pool)))
+        # Sharing changes with what is chosen; it is looked up anew a few times, not each time.
+        while left and len(chosen) < n:
+            gain = [promise[i] - thrift * self._own(pool[i], prefixes) / whole for i in left]
+            order = sorted(range(len(left)), key=lambda k: -gain[k])[: max(1, n // 16)]
+            for k in order:
+                arch = pool[left[k]]
+                chosen.append(arch)
+                prefixes.update(arch.branches[: i + 1] for i in range(len(arch)))
+            taken = set(order)
+            left = [index for k, index in enumerate(left) if k not in taken]
+        return chosen[:n]
+
+    def _promise(self, pool: Sequence[Arch]) -> Array:
+        study = self._study
+        if self._margins is None:
+            draws = [self._scores.draw(study.rng) for _ in range(8)]
+            values = [
+                sum(draws[i % len(draws)].get(branch, 0.0) for branch in arch)
+                for i, arch in enumerate(pool)
+            ]
+            return np.array(values)
+        accuracy, unknown = self._margins.predict(pool)
+        chance = np.array([study.rng.gauss(0.0, _CURIOSITY) for _ in pool])
+        promise: Array = accuracy + unknown * chance
+        return promise
+
+    def _own(self, arch: Arch, prefixes: set[tuple[str, ...]]) -> float:
+        """The latency of what a subnet does not share with prefixes."""
+        branches, i = arch.branches, 0
+        while i < len(branches) and branches[: i + 1] in prefixes:
+            i += 1
+        return sum(self._study.costs[branch] for branch in branches[i:])
