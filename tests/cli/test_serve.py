@@ -19,14 +19,14 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from fxelastic.cli import main, serve
+from fxelastic.cli import main
 from fxelastic.cli.serve_sources import parse_address
 from fxelastic.edge.bundle import Bundle
+from fxelastic.edge.pool import PoolEntry, SubnetPool
 from fxelastic.edge.serving.frames import write_arrays, write_npy
 from fxelastic.errors import UsageError
 from fxelastic.report.trace import read_trace
 from tests.cli.commands import ROOT, environment
-from tests.edge.serving.simulation import Entry
 from tests.edge.serving.tiny_bundle import reference, write_bundle
 
 RNG = np.random.default_rng(0)
@@ -37,21 +37,16 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return write_bundle(tmp_path_factory.mktemp("cli-serve") / "bundle")
 
 
-@pytest.fixture
-def pool(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    entries = [Entry(bundle.space.original, 5.0, 0.9)]
-    monkeypatch.setattr(serve, "read_pool", lambda path, bundle: SimpleNamespace(entries=entries))
-
-
 def arguments(bundle: Bundle, *more: str) -> list[str]:
-    return ["serve", str(bundle.path), "--pool", "pool.json", "--budget-ms", "1000", *more]
+    pool = bundle.path.with_name("pool.json")
+    SubnetPool.of(bundle.digest, [PoolEntry(bundle.space.original, 5.0, 0.9)]).save(pool)
+    return ["serve", str(bundle.path), "--pool", str(pool), "--budget-ms", "1000", *more]
 
 
 def image(n: int = 1) -> np.ndarray[Any, Any]:
     return RNG.standard_normal((n, 8, 8, 8)).astype(np.float32)
 
 
-@pytest.mark.usefixtures("pool")
 def test_a_folder_is_answered_file_by_file(
     bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,7 +77,6 @@ def test_a_folder_is_answered_file_by_file(
     assert {"fxelastic_requests"} <= {family.name for family in families}
 
 
-@pytest.mark.usefixtures("pool")
 def test_what_is_refused_is_named_and_the_rest_is_answered(
     bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,7 +90,6 @@ def test_what_is_refused_is_named_and_the_rest_is_answered(
     assert "1 requests" in err
 
 
-@pytest.mark.usefixtures("pool")
 def test_frames_on_stdin_are_answered_on_stdout(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -115,7 +108,6 @@ def test_frames_on_stdin_are_answered_on_stdout(
     assert stdout.read() == b""
 
 
-@pytest.mark.usefixtures("pool")
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -162,7 +154,6 @@ def test_what_is_no_address(text: str) -> None:
         parse_address(text)
 
 
-@pytest.mark.usefixtures("pool")
 def test_a_port_in_use_is_told(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -174,12 +165,7 @@ def test_a_port_in_use_is_told(bundle: Bundle, capsys: pytest.CaptureFixture[str
 
 _CHILD = """
 import sys
-from types import SimpleNamespace
-from fxelastic.cli import main, serve
-from tests.edge.serving.simulation import Entry
-serve.read_pool = lambda path, bundle: SimpleNamespace(
-    entries=[Entry(bundle.space.original, 5.0, 0.9)]
-)
+from fxelastic.cli import main
 assert "torch" not in sys.modules
 code = main(sys.argv[1:])
 assert "torch" not in sys.modules

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +58,12 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--table", metavar="FILE", help="the latency table that fxelastic profile wrote"
+    )
+    parser.add_argument(
+        "--data",
+        metavar="FILE",
+        help="an .npz file of samples and targets, to search for quicker subnets on when none of "
+        "the pool keeps the budget; needs --table, and adds to the pool what it finds",
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
@@ -156,6 +161,9 @@ def run(args: argparse.Namespace) -> int:
                 mode=args.mode,
                 memory_bytes=None if args.memory_mb is None else int(args.memory_mb * 2**20),
                 threads=args.threads,
+                data=None if args.data is None else Path(args.data),
+                table_path=args.table,
+                pool_path=args.pool,
                 options=ServingOptions(
                     listener=None if trace is None else trace.on_event, on_tick=on_tick
                 ),
@@ -216,9 +224,10 @@ def _serve(
 
 def read_pool(path: str, bundle: Bundle) -> Any:
     """Read a pool, and refuse one of another bundle."""
-    pool = import_module("fxelastic.edge.pool").SubnetPool.load(path)
-    for entry in pool.entries:
-        bundle.space.validate(entry.arch)
+    from fxelastic.edge.pool import SubnetPool
+
+    pool = SubnetPool.load(path)
+    pool.check_bundle(bundle.digest)
     return pool
 
 
@@ -226,7 +235,9 @@ def read_table(path: str | None, bundle: Bundle) -> Any:
     """Read a latency table, if one was given."""
     if path is None:
         return None
-    return import_module("fxelastic.spec.latency_table").LatencyTable.load(path)
+    from fxelastic.spec.latency_table import LatencyTable
+
+    return LatencyTable.load(path)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -240,6 +251,8 @@ def _check(args: argparse.Namespace) -> None:
         problem = "--json and --stdin both write to stdout"
     elif args.threads < 0:
         problem = "--threads is no count"
+    elif args.data is not None and args.table is None:
+        problem = "--data goes with --table"
     elif not 0 < args.max_body_mb < 2**20:
         problem = "--max-body-mb is out of range"
     if problem:

@@ -70,6 +70,20 @@ class SubnetPool:
         ordered = sorted(by_arch.values(), key=lambda e: (e.latency_ms, e.arch.branches))
         return cls(bundle_digest, tuple(ordered), data_digest)
 
+    def check_bundle(self, digest: str) -> None:
+        """Refuse to be used with another bundle.
+
+        Raises:
+            UsageError: The pool is of another one.
+        """
+        if digest != self.bundle_digest:
+            raise UsageError(
+                "the pool is of another bundle",
+                expected=f"a pool of the bundle {digest[:12]}…",
+                got=f"one of {self.bundle_digest[:12]}…",
+                fix="search with this bundle: fxelastic search BUNDLE --data FILE",
+            )
+
     @cached_property
     def pareto(self) -> tuple[PoolEntry, ...]:
         """The entries that no other one beats, quickest first; accuracy rises with latency."""

@@ -152,14 +152,13 @@ def search(
             study = Study(
                 bundle.space, costs, overhead_ms, limit_ms, evaluator, max_subnets, rng, allowed
             )
-            if time_budget_s is not None:
-                study.until_s = study.clock() + time_budget_s / len(budgets_ms)
             study.progress = _told(store, progress)
             _check_feasible(study)
             studies.append(study)
+        for i, study in enumerate(studies):
+            study.begin(None if time_budget_s is None else time_budget_s / len(studies))
             # What earlier budgets and searches evaluated counts, too.
-            known = {a: score for a, score in evaluator.known.items() if study.fits(a)}
-            study.scores.update(known)
+            study.scores.update({a: s for a, s in evaluator.known.items() if study.fits(a)})
             try:
                 runner.run(study)
             except SearchEndedError:
@@ -170,6 +169,7 @@ def search(
                 # Interrupted before the first group: the quickest subnet is an answer, too.
                 study.scores.update(evaluator.scores([bundle.space.min_cost_arch(costs)]))
             if interrupted:
+                del studies[i + 1 :]
                 break
         bests = [study.best for study in studies]
         held = _held_out(executor, rest, measure, batch_size, store.pool(), bests)

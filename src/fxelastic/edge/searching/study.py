@@ -69,6 +69,11 @@ class Study:
     def __post_init__(self) -> None:
         self._begin_s = self.clock()
 
+    def begin(self, time_s: float | None) -> None:
+        """Count time from now, and end after some of it; None for no end."""
+        self._begin_s = self.clock()
+        self.until_s = math.inf if time_s is None else self._begin_s + time_s
+
     @property
     def high(self) -> float:
         """The most that a subnet's branches may take, in ms."""

@@ -24,6 +24,8 @@ from fxelastic.edge.serving.signature import Signature
 from fxelastic.edge.serving.standby import Standby
 from fxelastic.edge.serving.status import Status
 from fxelastic.edge.serving.switcher import Switcher
+from fxelastic.edge.serving.table_probe import TableProbe
+from fxelastic.edge.serving.upkeep import Upkeep
 from fxelastic.errors import ServingError, UsageError
 from fxelastic.spec import Arch
 
@@ -54,6 +56,7 @@ class ServingOptions:
         monitor: Makes the monitor of the latencies.
         memory_bytes: Memory that the subnets' weights may take; None for no limit.
         tick_s: Time between two decisions, in seconds.
+        check_every_s: Time between two checks of the latency table, in seconds; None for none.
         retry_s: How long a subnet that can't be loaded is left alone, in seconds.
         clock: Tells the time in s; must not be set while the runtime lives, but may.
         listener: Called with each event, in the thread in which it happens.
@@ -66,6 +69,7 @@ class ServingOptions:
     monitor: Callable[[], Monitor] = Monitor
     memory_bytes: int | None = None
     tick_s: float = 0.05
+    check_every_s: float | None = 300.0
     retry_s: float = 30.0
     clock: Callable[[], float] = time.perf_counter
     listener: Callable[[Event], None] | None = None
@@ -92,6 +96,7 @@ class Runtime:
         budget_ms: float,
         options: ServingOptions | None = None,
         researcher: Researcher | None = None,
+        probe: TableProbe | None = None,
     ) -> None:
         """Load the best subnet and begin to serve.
 
@@ -102,6 +107,7 @@ class Runtime:
             budget_ms: What a request may take, in ms.
             options: How to behave.
             researcher: Searches for quicker subnets when none keeps the budget; None not to.
+            probe: Measures whether the latency table still holds; None not to.
 
         Raises:
             UsageError: The pool is empty, or the budget is no latency.
@@ -151,6 +157,19 @@ class Runtime:
             if researcher is None
             else Research(researcher, self._catalogue, self._events, clock, self._hurry)
         )
+        self._upkeep = (
+            None
+            if probe is None or options.check_every_s is None
+            else Upkeep(
+                probe,
+                self._residents,
+                self._catalogue,
+                self._events,
+                self._hurry,
+                every_s=options.check_every_s,
+                store=probe.save,
+            )
+        )
         try:
             step = self._load_first(budget_ms)
         except BaseException:
@@ -192,6 +211,8 @@ class Runtime:
         )
         self._builder.start()
         self._controller.start()
+        if self._upkeep is not None:
+            self._upkeep.start()
         self._hurry()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -299,6 +320,8 @@ class Runtime:
             self._closed = True
             if self._research is not None:
                 self._research.close()
+            if self._upkeep is not None:
+                self._upkeep.close()
             self._controller.close()
             self._builder.close()
             self._residents.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -9,30 +10,38 @@ from typing import Any
 import psutil
 
 from fxelastic.edge.bundle import Bundle
+from fxelastic.edge.pool import SubnetPool
 from fxelastic.edge.serving.assembled import AssembledLoader
 from fxelastic.edge.serving.executable import Loader
 from fxelastic.edge.serving.ladder import Ladder, Step
+from fxelastic.edge.serving.local_search import LocalSearch
 from fxelastic.edge.serving.paged import PagedLoader
 from fxelastic.edge.serving.preparation import Preparation
+from fxelastic.edge.serving.probe import BranchTimer
 from fxelastic.edge.serving.research import Researcher
 from fxelastic.edge.serving.runtime import Runtime, ServingOptions
 from fxelastic.edge.serving.signature import BundleSignature
 from fxelastic.edge.serving.standby import Standby
+from fxelastic.edge.serving.table_probe import TableProbe
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.errors import UsageError
+from fxelastic.spec.latency_table import LatencyTable
 
 MODES = ("auto", "assembled", "paged")
 
 
 def serve(
     bundle: Bundle,
-    table: Any,
-    pool: Any,
+    table: LatencyTable | None,
+    pool: SubnetPool | Iterable[Step],
     *,
     budget_ms: float,
     mode: str = "auto",
     memory_bytes: int | None = None,
     threads: int = 0,
+    data: Any = None,
+    table_path: str | os.PathLike[str] | None = None,
+    pool_path: str | os.PathLike[str] | None = None,
     researcher: Researcher | None = None,
     options: ServingOptions | None = None,
 ) -> Runtime:
@@ -40,7 +49,9 @@ def serve(
 
     Args:
         bundle: The bundle, from `edge.load`.
-        table: The device's latencies, from `edge.profile`.
+        table: The device's latencies, from `edge.profile`. The branches in use are measured
+            from time to time; where some have become slower and others not, the table and the
+            pool's latencies are corrected. Without a table this is not done.
         pool: Subnets with latency and accuracy: ``result.pool`` of `edge.search`.
         budget_ms: What a request may take, in ms.
         mode: ``assembled`` runs each subnet as one model, which is quickest, and holds a few of
@@ -51,22 +62,30 @@ def serve(
             ``assembled`` mode, the subnet in use in ``paged`` mode; for the time of a switch,
             those and the next one.
         threads: Threads to compute with; 0 for one for each core.
-        researcher: Searches for quicker subnets when none of the pool keeps the budget.
+        data: Samples, in any of the forms that `edge.search` takes, to search for quicker
+            subnets in the background when none of the pool keeps the budget.
+        table_path: Where the corrected table goes; None for nowhere.
+        pool_path: Where a pool with what was found goes; None for nowhere.
+        researcher: Searches in place of `edge.search` with ``data``.
         options: How to behave in detail; its ``memory_bytes`` is replaced by the argument.
 
     Returns:
         The runtime: ``runtime(x)`` answers a request. Close it at the end.
 
     Raises:
-        UsageError: The pool is empty or of another bundle, an argument is out of range, or the
-            memory is too small for any subnet.
+        UsageError: The pool or the table is of another bundle, the pool is empty, an argument is
+            out of range, or the memory is too small for any subnet.
         ServingError: No subnet of the pool can be loaded.
     """
     if mode not in MODES:
         raise UsageError("there is no such mode", expected=", ".join(MODES), got=repr(mode))
     if memory_bytes is not None and memory_bytes <= 0:
         raise UsageError("memory_bytes is too small", expected="above 0", got=str(memory_bytes))
-    entries = tuple(getattr(pool, "entries", pool))
+    if table is not None:
+        table.check_bundle(bundle.digest)
+    if isinstance(pool, SubnetPool):
+        pool.check_bundle(bundle.digest)
+    entries: tuple[Step, ...] = tuple(pool.entries if isinstance(pool, SubnetPool) else pool)
     for entry in entries:
         bundle.space.validate(entry.arch)
     if mode == "auto":
@@ -75,6 +94,18 @@ def serve(
     options = replace(options or ServingOptions(), memory_bytes=memory_bytes)
     if mode == "paged" and memory_bytes is None:
         options = replace(options, standby=Standby(limit=0))
+    probe = None
+    if table is not None:
+        timer = BranchTimer(bundle, SessionMaker(threads).open_branch, table.batch_size)
+        probe = TableProbe(table, timer, mode, table_path)
+        if data is not None and researcher is None:
+            researcher = LocalSearch(bundle, table, data, pool_path, {"mode": mode})
+    elif data is not None and researcher is None:
+        raise UsageError(
+            "a search while serving needs a latency table",
+            expected="the table of edge.profile",
+            got="none",
+        )
     return Runtime(
         loader_of(bundle, mode, threads),
         BundleSignature(bundle),
@@ -82,6 +113,7 @@ def serve(
         budget_ms,
         options,
         researcher,
+        probe,
     )
 
 

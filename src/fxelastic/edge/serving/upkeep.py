@@ -73,6 +73,7 @@ class Upkeep:
         on_change: Callable[[], None],
         rule: DriftRule | None = None,
         every_s: float = 300.0,
+        store: Callable[[], None] | None = None,
     ) -> None:
         """Prepare; `start` begins.
 
@@ -84,6 +85,7 @@ class Upkeep:
             on_change: Called when estimates have changed.
             rule: Tells a drift from a load.
             every_s: Time between two measurements, in seconds.
+            store: Writes the renewed table; None not to.
         """
         self._probe = probe
         self._residents = residents
@@ -92,6 +94,7 @@ class Upkeep:
         self._on_change = on_change
         self._rule = rule or DriftRule()
         self._every_s = every_s
+        self._store = store
         self._suspected = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="fxelastic-upkeep", daemon=True)
@@ -154,6 +157,11 @@ class Upkeep:
             "reprofiled", f"{len(drift.uneven)} branches, {len(entries)} estimates renewed"
         )
         self._on_change()
+        if self._store is not None:
+            try:
+                self._store()
+            except Exception as e:  # noqa: BLE001 - the table in memory is renewed all the same
+                self._events.add("store_failed", describe(e))
 
     def _work(self) -> None:
         while not self._stop.wait(self._every_s):

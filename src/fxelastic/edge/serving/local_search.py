@@ -1,0 +1,64 @@
+"""Searches for quicker subnets on the device's own data, beside the requests."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fxelastic.edge.bundle import Bundle
+from fxelastic.edge.searching.search import search
+from fxelastic.edge.searching.study import SearchEndedError, Study
+from fxelastic.edge.serving.ladder import Step
+from fxelastic.spec.latency_table import LatencyTable
+
+_NICENESS = 15
+
+
+@dataclass(frozen=True)
+class LocalSearch:
+    """A `Researcher` that runs `edge.search` in one thread of low priority (AdaptiveNet §5.3).
+
+    Attributes:
+        bundle: The bundle.
+        table: The device's latencies.
+        data: Samples, in any of the forms that `edge.search` takes.
+        path: The pool's file; what is found is added to it. None to keep it in memory only.
+        options: Other arguments of `edge.search`, such as ``max_subnets`` and ``score``.
+    """
+
+    bundle: Bundle
+    table: LatencyTable
+    data: Any
+    path: str | os.PathLike[str] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def search(self, limit_ms: float, stop: threading.Event) -> Sequence[Step]:
+        """Search for subnets of at most an estimated latency; see `Researcher`."""
+        _lower_priority()
+
+        def end_if_stopped(budget_ms: float, study: Study) -> None:
+            if stop.is_set():
+                raise SearchEndedError
+
+        result = search(
+            self.bundle,
+            self.table,
+            self.data,
+            budget_ms=limit_ms,
+            threads=1,
+            path=self.path,
+            progress=end_if_stopped,
+            **self.options,
+        )
+        return result.pool.entries
+
+
+def _lower_priority() -> None:
+    """Let requests have the processor first; on Linux a thread has a priority of its own."""
+    if hasattr(os, "setpriority"):
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -1,0 +1,337 @@
+"""`edge.search` on a real bundle, from data to a pool."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import shutil
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fxelastic import edge
+from fxelastic.edge import pool as pool_module
+from fxelastic.edge.searching.exhaustive import all_subnets
+from fxelastic.edge.searching.study import Study
+from fxelastic.errors import BundleError, UsageError
+from fxelastic.spec.latency_table import LatencyTable
+from tests.cli.commands import ROOT
+from tests.edge.serving.tiny_bundle import CLASSES, reference, write_bundle
+from tests.edge.test_profiling import poison
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((60, 8, 8, 8)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> edge.Bundle:
+    return write_bundle(tmp_path_factory.mktemp("search") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def table(bundle: edge.Bundle) -> LatencyTable:
+    found = edge.profile(bundle, n_samples=3, n_subnets=0, n_held_out=0)
+    # Times of a machine that is shared make no two runs alike: these are fixed.
+    rows = {
+        name: replace(row, ms=ms, median_ms=ms, high_ms=ms)
+        for name, row in found.rows.items()
+        for ms in [{"original": 1.0, "pruned50": 0.6, "merged": 1.1}[name.split("@")[0]]]
+    }
+    modes = {
+        name: replace(mode, overhead_ms=0.0, costs={n: row.ms for n, row in rows.items()})
+        for name, mode in found.modes.items()
+    }
+    return replace(found, rows=rows, modes=modes)
+
+
+@pytest.fixture(scope="module")
+def data(bundle: edge.Bundle) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Targets are what the original says were its classes equally frequent, so subnets differ."""
+    logits = reference(bundle, bundle.space.original, {"x": X})
+    return X, (logits - logits.mean(0)).argmax(1)
+
+
+def test_the_best_of_a_small_space_is_found(
+    bundle: edge.Bundle, table: LatencyTable, data: Any
+) -> None:
+    result = edge.search(bundle, table, data, budget="70%", held_out=0.0, batch_size=20)
+    budget_ms = 0.7 * table.predict_ms(bundle.space.original)
+    assert result.budgets_ms == (pytest.approx(budget_ms),)
+    scores = {
+        arch: float((reference(bundle, arch, {"x": X}).argmax(1) == data[1]).mean())
+        for arch in all_subnets(bundle.space)
+        if table.predict_ms(arch) <= budget_ms
+    }
+    assert result.best.accuracy == pytest.approx(max(scores.values()))
+    assert result.best.latency_ms == pytest.approx(table.predict_ms(result.best.arch))
+    assert {e.arch: pytest.approx(e.accuracy) for e in result.pool} == scores
+
+
+def test_several_budgets_share_what_is_known(
+    bundle: edge.Bundle, table: LatencyTable, data: Any
+) -> None:
+    budgets = ["70%", 4.0, "100%"]
+    result = edge.search(bundle, table, data, budget=budgets)
+    assert len(result.bests) == len(result.histories) == 3
+    accuracies = [best.accuracy for best in result.bests]
+    assert accuracies == sorted(accuracies)
+    assert result.counts.subnets == len(result.pool)
+    assert all(best.held_out_accuracy is not None for best in result.bests)
+    for best, budget_ms in zip(result.bests, result.budgets_ms, strict=True):
+        assert best.latency_ms <= budget_ms
+
+
+@pytest.mark.parametrize("mode", ["assembled", "paged"])
+def test_the_same_seed_gives_the_same_result(
+    bundle: edge.Bundle, table: LatencyTable, data: Any, mode: str
+) -> None:
+    options: dict[str, Any] = {"budget_ms": 3.5, "max_subnets": 15, "seed": 4, "mode": mode}
+    one, other = (edge.search(bundle, table, data, **options) for _ in range(2))
+    assert one.pool.to_json() == other.pool.to_json()
+
+
+def test_a_pool_on_disk_is_gone_on_with(
+    bundle: edge.Bundle, table: LatencyTable, data: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "pool.json"
+    first = edge.search(bundle, table, data, budget="70%", path=path)
+    assert edge.SubnetPool.load(path) == first.pool
+    again = edge.search(bundle, table, data, budget="70%", path=path, seed=1)
+    assert again.counts.subnets == 0
+    assert again.best.arch == first.best.arch
+    with pytest.raises(UsageError, match="pool of another search"):
+        edge.search(bundle, table, (data[0], (data[1] + 1) % CLASSES), budget="70%", path=path)
+    with pytest.raises(UsageError, match="another score"):
+        edge.search(bundle, table, data, budget="70%", path=path, score="negative_loss")
+    assert edge.SubnetPool.load(path) == again.pool
+
+
+def test_ctrl_c_gives_the_best_so_far(
+    bundle: edge.Bundle, table: LatencyTable, data: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "pool.json"
+
+    def interrupt(budget_ms: float, study: Study) -> None:
+        raise KeyboardInterrupt
+
+    result = edge.search(
+        bundle, table, data, budget=["70%", "80%"], path=path, progress=interrupt, max_subnets=8
+    )
+    assert result.interrupted
+    assert len(result.bests) == 1
+    assert result.best.latency_ms <= result.budgets_ms[0]
+    assert edge.SubnetPool.load(path).entries == result.pool.entries
+
+
+def test_time_ends_a_search(bundle: edge.Bundle, table: LatencyTable, data: Any) -> None:
+    result = edge.search(bundle, table, data, budget="70%", time_budget_s=1e-9)
+    assert result.best.latency_ms <= result.budgets_ms[0]
+
+
+def test_features_and_weights_keep_the_memory(
+    bundle: edge.Bundle, table: LatencyTable, data: Any
+) -> None:
+    free = edge.search(bundle, table, data, budget="70%", cache_bytes=None)
+    least = max(bundle.segment(s.id).weight_bytes for s in bundle.space.branches)
+    tight = edge.search(
+        bundle, table, data, budget="70%", cache_bytes=20_000, memory_bytes=2 * least
+    )
+    assert free.pool == tight.pool
+    assert free.counts.executed < tight.counts.executed
+
+
+def test_the_weights_of_a_subnet_can_be_bounded(
+    bundle: edge.Bundle, table: LatencyTable, data: Any
+) -> None:
+    def weights(arch: Any) -> int:
+        return sum(bundle.segment(branch).weight_bytes for branch in arch)
+
+    limit = weights(bundle.space.original) - 1
+    result = edge.search(bundle, table, data, budget="100%", weight_bytes=limit)
+    assert all(weights(entry.arch) <= limit for entry in result.pool)
+
+
+def test_a_confidence_ends_more_candidates(
+    bundle: edge.Bundle, table: LatencyTable, data: Any
+) -> None:
+    options: dict[str, Any] = {
+        "budget": "80%",
+        "batch_size": 5,
+        "max_subnets": 20,
+        "strategy": "evolutionary",
+    }
+    exact = edge.search(bundle, table, data, **options)
+    likely = edge.search(bundle, table, data, **options, confidence=0.6)
+    assert likely.counts.ended_early >= exact.counts.ended_early
+
+
+def test_a_user_score(bundle: edge.Bundle, table: LatencyTable, data: Any) -> None:
+    def agreement(outputs: Any, targets: Any) -> tuple[float, float]:
+        return float((outputs[0].argmax(1) == targets).sum()), float(len(targets))
+
+    own = edge.search(bundle, table, data, budget="70%", score=agreement)
+    assert own.best.accuracy == edge.search(bundle, table, data, budget="70%").best.accuracy
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": "1%"}, "no subnet keeps a budget"),
+        ({"budget": "-5"}, "a budget is none"),
+        ({"budget": "many"}, "a budget is none"),
+        ({"budget": float("nan")}, "a budget is none"),
+        ({"budget": []}, "needs a budget"),
+        ({}, "needs a budget"),
+        ({"budget": 1, "budget_ms": 1}, "needs a budget"),
+        ({"budget": "70%", "strategy": "luck"}, "no search strategy"),
+        ({"budget": "70%", "mode": "quantum"}, "no mode"),
+        ({"budget": "70%", "score": "beauty"}, "no score"),
+        ({"budget": "70%", "held_out": 1.0}, "held_out"),
+        ({"budget": "70%", "held_out": 0.999}, "no samples are left"),
+        ({"budget": "70%", "confidence": 0.0}, "confidence"),
+        ({"budget": "70%", "threads": -1}, "executor"),
+    ],
+)
+def test_wrong_arguments_are_refused(
+    bundle: edge.Bundle, table: LatencyTable, data: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        edge.search(bundle, table, data, **options)
+
+
+def test_an_unmet_budget_names_the_nearest(
+    bundle: edge.Bundle, table: LatencyTable, data: Any
+) -> None:
+    least = table.predict_ms(bundle.space.min_cost_arch(table.costs()))
+    told: list[float] = []
+    with pytest.raises(UsageError, match=f"at least {least:.4g} ms"):
+        edge.search(
+            bundle, table, data, budget_ms=[5.0, 0.1], progress=lambda ms, _: told.append(ms)
+        )
+    assert not told, "what can't be done is told before anything is done"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((X[:0], np.zeros(0, np.int64)), "no samples"),
+        ((X, np.zeros(3, np.int64)), "not equally many"),
+        ((X.astype(np.float64), np.zeros(60, np.int64)), "float32"),
+        ((X[:, :4], np.zeros(60, np.int64)), r"\[N, 8, 8, 8\]"),
+        ((X, np.full(60, CLASSES)), "no class of the model"),
+        ((X, np.full(60, -1)), "no class of the model"),
+        ((X, np.zeros((60, 2), np.int64)), "top1 can't compare"),
+        ({"x": X}, "lacks the targets"),
+        ({"targets": np.zeros(60)}, "lacks x"),
+        (7, "the data is none"),
+        ("none.npz", "can't be read"),
+    ],
+)
+def test_wrong_data_is_refused(
+    bundle: edge.Bundle, table: LatencyTable, given: Any, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        edge.search(bundle, table, given, budget="70%")
+
+
+def test_tables_of_other_bundles_and_devices(
+    bundle: edge.Bundle, table: LatencyTable, data: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(UsageError, match="another bundle"):
+        edge.search(bundle, replace(table, bundle_digest="0" * 64), data, budget="70%")
+    other = replace(table, device={**table.device, "cores": "99"})
+    with caplog.at_level(logging.WARNING):
+        edge.search(bundle, other, data, budget="70%")
+    assert "cores: 99" in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["missing", "corrupt", "nan"])
+def test_a_bad_branch_ends_the_search_and_loses_nothing(
+    bundle: edge.Bundle, table: LatencyTable, data: Any, tmp_path: Path, damage: str
+) -> None:
+    copy = edge.load(shutil.copytree(bundle.path, tmp_path / "bundle"))
+    file = copy.path / "branches" / "pruned50@0.onnx"
+    path = tmp_path / "pool.json"
+    if damage == "missing":
+        file.unlink()
+    elif damage == "corrupt":
+        file.write_bytes(b"?" * file.stat().st_size)
+    else:
+        poison(copy.path, "pruned50@0")
+        copy = edge.load(copy.path)
+        table = replace(table, bundle_digest=copy.digest)
+    before = edge.SubnetPool.of(copy.digest, [])
+    before.save(path)
+    path.unlink()
+    with pytest.raises(BundleError, match="pruned50@0"):
+        edge.search(copy, table, data, budget="90%", path=path)
+
+
+def test_a_full_disk_is_reported(
+    bundle: edge.Bundle,
+    table: LatencyTable,
+    data: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "pool.json"
+    edge.search(bundle, table, data, budget="70%", path=path, max_subnets=5)
+    kept = path.read_bytes()
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pool_module, "replace_file", full)
+    with pytest.raises(UsageError, match="No space left on device"):
+        edge.search(bundle, table, data, budget="100%", path=path)
+    assert path.read_bytes() == kept
+
+
+def test_everything_works_where_torch_can_not_be_imported(
+    bundle: edge.Bundle, tmp_path: Path
+) -> None:
+    """Profile, search, pool, assemble and serve, with numpy, onnx, onnxruntime and psutil."""
+    script = textwrap.dedent(
+        """
+        import sys
+        for name in ("torch", "onnxscript", "tqdm", "safetensors", "networkx", "matplotlib"):
+            sys.modules[name] = None
+        import numpy as np
+        from fxelastic import edge
+        bundle = edge.load(sys.argv[1])
+        table = edge.profile(bundle, n_samples=3, n_subnets=3, n_held_out=2)
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((20, 8, 8, 8)).astype(np.float32)
+        data = (x, rng.integers(0, 5, 20))
+        result = edge.search(bundle, table, data, budget="100%", max_subnets=10, path=sys.argv[2])
+        edge.SubnetPool.load(sys.argv[2])
+        edge.assemble(bundle, result.best.arch, sys.argv[3])
+        with edge.serve(bundle, table, result.pool, budget_ms=1000.0, data=data) as runtime:
+            assert runtime(x[:1]).shape == (1, 5)
+        """
+    )
+    paths = [str(bundle.path), str(tmp_path / "pool.json"), str(tmp_path / "best.onnx")]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *paths],
+        env={"PYTHONPATH": str(ROOT / "src"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_scores_are_means_over_samples(bundle: edge.Bundle, table: LatencyTable, data: Any) -> None:
+    """Whatever the batches are."""
+    accuracies = [
+        edge.search(bundle, table, data, budget="100%", batch_size=size).best.accuracy
+        for size in (1, 7, 60, 1000)
+    ]
+    assert accuracies == pytest.approx([accuracies[0]] * 4)
+    assert accuracies[0] < 1

@@ -1,0 +1,124 @@
+"""A runtime that searches on the device's data, and keeps its table true."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fxelastic import edge
+from fxelastic.edge.serving.local_search import LocalSearch
+from fxelastic.edge.serving.probe import BranchTimer
+from fxelastic.edge.serving.table_probe import TableProbe, renewed
+from fxelastic.edge.sessions import SessionMaker
+from fxelastic.errors import UsageError
+from fxelastic.spec.latency_table import LatencyTable
+from tests.edge.serving.tiny_bundle import write_bundle
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((20, 8, 8, 8)).astype(np.float32)
+DATA = (X, RNG.integers(0, 5, 20))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> edge.Bundle:
+    return write_bundle(tmp_path_factory.mktemp("local") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def table(bundle: edge.Bundle) -> LatencyTable:
+    return edge.profile(bundle, n_samples=3, n_subnets=3, n_held_out=2)
+
+
+def probe(bundle: edge.Bundle, table: LatencyTable, path: Path | None = None) -> TableProbe:
+    timer = BranchTimer(bundle, SessionMaker(1).open_branch, rest_s=0.0)
+    return TableProbe(table, timer, "assembled", path)
+
+
+def test_quicker_subnets_are_found_and_kept(
+    bundle: edge.Bundle, table: LatencyTable, tmp_path: Path
+) -> None:
+    path = tmp_path / "pool.json"
+    limit_ms = 0.8 * table.predict_ms(bundle.space.original)
+    found = LocalSearch(bundle, table, DATA, path).search(limit_ms, threading.Event())
+    assert any(step.latency_ms <= limit_ms for step in found)
+    assert {e.arch for e in edge.SubnetPool.load(path)} == {step.arch for step in found}
+
+
+def test_a_search_that_is_told_to_stop_stops(bundle: edge.Bundle, table: LatencyTable) -> None:
+    stop = threading.Event()
+    stop.set()
+    space_size = bundle.space.count()
+    options: dict[str, Any] = {"strategy": "annealing", "max_subnets": space_size}
+    limit_ms = table.predict_ms(bundle.space.original)
+    found = LocalSearch(bundle, table, DATA, None, options).search(limit_ms, stop)
+    assert len(found) < space_size / 4
+
+
+def test_a_runtime_searches_when_nothing_fits(bundle: edge.Bundle, table: LatencyTable) -> None:
+    """The pool has the original only, which takes longer than the budget says."""
+    costs = {name: 1000.0 if name.startswith("original") else 1.0 for name in table.rows}
+    modes = {k: replace(m, overhead_ms=0.0, costs=costs) for k, m in table.modes.items()}
+    slow = replace(table, modes=modes)
+    original = bundle.space.original
+    pool = edge.SubnetPool.of(
+        bundle.digest, [edge.PoolEntry(original, slow.predict_ms(original), 0.9)]
+    )
+    with edge.serve(bundle, slow, pool, budget_ms=1e-3, data=DATA, threads=1) as runtime:
+        begin_s = time.monotonic()
+        while time.monotonic() - begin_s < 60:
+            runtime(X[:1])
+            kinds = {event.kind for event in runtime.events}
+            if kinds & {"research_finished", "research_failed"}:
+                break
+        assert "research_started" in kinds, runtime.events
+        assert kinds & {"research_finished", "research_failed"}, runtime.events
+
+
+def test_a_renewed_table_changes_estimates(
+    bundle: edge.Bundle, table: LatencyTable, tmp_path: Path
+) -> None:
+    path = tmp_path / "table.json"
+    found = probe(bundle, table, path)
+    original, branch = bundle.space.original, "original@1"
+    change = found.renew({branch: 3.0})
+    assert change(original) == pytest.approx(
+        found.table.predict_ms(original) / table.predict_ms(original)
+    )
+    assert change(original) > 1
+    assert found.table.rows[branch].ms == pytest.approx(3 * table.rows[branch].ms)
+    found.save()
+    assert LatencyTable.load(path) == found.table
+    assert renewed(table, {}) == table
+
+
+def test_branches_in_use_are_measured(bundle: edge.Bundle, table: LatencyTable) -> None:
+    found = probe(bundle, table)
+    original = bundle.space.original
+    measured = found.measure(original, threading.Event())
+    assert set(measured) == set(found.expected_ms(original)) == set(original.branches)
+
+
+def test_a_search_needs_a_table(bundle: edge.Bundle) -> None:
+    pool = [edge.PoolEntry(bundle.space.original, 1.0, 0.9)]
+    with pytest.raises(UsageError, match="needs a latency table"):
+        edge.serve(bundle, None, pool, budget_ms=1.0, data=DATA)
+
+
+@pytest.mark.parametrize("which", ["table", "pool"])
+def test_files_of_another_bundle_are_refused(
+    bundle: edge.Bundle, table: LatencyTable, which: str
+) -> None:
+    digest = "0" * 64
+    pool = edge.SubnetPool.of(
+        digest if which == "pool" else bundle.digest,
+        [edge.PoolEntry(bundle.space.original, 1.0, 0.9)],
+    )
+    given = replace(table, bundle_digest=digest) if which == "table" else table
+    with pytest.raises(UsageError, match=f"{which} is of another bundle"):
+        edge.serve(bundle, given, pool, budget_ms=1.0)
