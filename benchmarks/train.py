@@ -2,9 +2,10 @@
 
 For each model and seed it prints, on generated data (`examples/data/glyphs.py`),
 
-- the mean accuracy of random subnets by range of FLOPs: untrained, distilled only, tuned only and
-  distilled then tuned, all three with the same number of steps (bar: the last is best in every
-  range);
+- the mean accuracy of random subnets by range of FLOPs: untrained, distilled only (the stage by
+  itself, as in the paper's Figure 10), tuned only with as many steps as both stages, and distilled
+  then tuned (bar: the last is best in every range); beside it, distilled with as many steps as both
+  stages, teacher-forced and chained;
 - the best subnet of at most 70 % and 50 % of the FLOPs, chosen on validation data and scored on
   test data, against the original (bars: ResNet 2 and 5 points lost, ViT 3 and 7);
 - the loss of branches over time, teacher-forced and chained (bar: the first reaches the final
@@ -43,6 +44,7 @@ from fxelastic import Supernet
 
 RESULTS = Path(__file__).parent / "results" / "train.json"
 WAYS = ("untrained", "distilled, chained", "distilled", "tuned", "distilled, tuned")
+STAGE = "distilled, stage only"
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,12 @@ def compare(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     curves = {}
     options: dict[str, Any] = {"seed": seed, "warmup": 0.05, "precision": args.precision}
     distilling = {**options, "lr": setting.distill_lr}
-    tuning = {**options, "lr": setting.tune_lr, "soft": setting.soft}
+    tuning = {
+        **options,
+        "lr": setting.tune_lr,
+        "soft": setting.soft,
+        "sampling": fxelastic.train.Bucketed(),
+    }
     held_out = list(loaders["validation"])[:2]
     for mode in ("chained", "teacher_forced"):
         supernet = supernets["distilled" + ", chained" * (mode == "chained")]
@@ -155,9 +162,15 @@ def compare(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     clock("tuned")
     both = supernets["distilled, tuned"]
     fxelastic.distill(both, loaders["train"], epochs=setting.distill, **distilling)
+    stage = buckets_of(both, test[:20], seed)
     fxelastic.tune(both, loaders["train"], epochs=setting.tune, **tuning)
     clock("distilled, tuned")
     buckets = {way: buckets_of(supernets[way], test[:20], seed) for way in WAYS}
+    buckets = {
+        **{way: buckets[way] for way in WAYS[:2]},
+        STAGE: stage,
+        **{way: buckets[way] for way in WAYS[2:]},
+    }
     clock("buckets")
     validation = list(loaders["validation"])
     best = {

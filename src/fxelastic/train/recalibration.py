@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fxelastic.ir.supernet import Supernet
 from fxelastic.spec import Arch
 from fxelastic.train.batches import BatchReader, Split, numbered
 from fxelastic.train.execution import Execution
+from fxelastic.train.losses import soft_cross_entropy
 
 
 def recalibrate(
@@ -20,20 +22,25 @@ def recalibrate(
     loader: Iterable[Any],
     *,
     n_samples: int = 512,
+    compare: bool = True,
     split: Split | None = None,
 ) -> int:
     """Measure the batch-norm statistics of a subnet's new branches on data, in place.
 
     In tuning a branch sees the features of many subnets, and its running statistics are a mix of
-    theirs. Here they become those of one subnet: the mean over the batches. Statistics of
-    originals, and of branches that are not in the subnet, stay as they are. Another subnet with
-    the same branches then has these statistics too; `supernet.subnet` makes a copy.
+    theirs. Here they become those of one subnet: the mean over the batches. As a few hundred
+    samples tell statistics with some noise, they become the mean of both, or stay as they are,
+    where the subnet's results on these samples are nearer to the original model's like that.
+    Statistics of originals, and of branches that are not in the subnet, stay as they are. Another
+    subnet with the same branches then has these statistics too; `supernet.subnet` makes a copy.
 
     Args:
         supernet: The supernet.
         arch: The subnet.
         loader: Any iterable of batches; targets do not count.
         n_samples: Samples after which to stop.
+        compare: Keep the old statistics, or take the mean of both, where that is nearer to the
+            original model; without it the new ones are taken in any case.
         split: Takes a batch apart, see `BatchReader`.
 
     Returns:
@@ -55,26 +62,60 @@ def recalibrate(
     if not layers:
         return 0
     reader, execution = BatchReader(supernet, split), Execution(supernet)
-    momenta = [layer.momentum for layer in layers]
+    batches = []
+    seen = 0
+    for number, raw in numbered(loader, "the loader"):
+        batch = reader.read(raw, number)
+        batches.append(reader.bind(batch))
+        seen += batch.size
+        if seen >= n_samples:
+            break
     supernet.eval()
+    original = supernet.space.original
+    with torch.no_grad():
+        old = _statistics(layers)
+        _measure(layers, lambda: [execution.result(arch, values) for values in batches])
+        new = _statistics(layers)
+        if not compare:
+            return len(layers)
+        wanted = [execution.result(original, values) for values in batches]
+        best = (math.inf, new)
+        for share in (1.0, 0.5, 0.0):
+            mixed = [n * share + o * (1 - share) for n, o in zip(new, old, strict=True)]
+            _set_statistics(layers, mixed)
+            distance = sum(
+                float(soft_cross_entropy(execution.result(arch, values), like))
+                for values, like in zip(batches, wanted, strict=True)
+            )
+            if distance < best[0]:
+                best = (distance, mixed)
+        _set_statistics(layers, best[1])
+    return len(layers)
+
+
+def _measure(layers: Sequence[Any], run: Callable[[], object]) -> None:
+    """Make the layers' statistics the plain mean over the batches of a run."""
+    momenta = [layer.momentum for layer in layers]
     try:
         for layer in layers:
             layer.reset_running_stats()
-            layer.momentum = None  # A plain mean over the batches.
+            layer.momentum = None
             layer.train()
-        seen = 0
-        with torch.no_grad():
-            for number, raw in numbered(loader, "the loader"):
-                batch = reader.read(raw, number)
-                execution.result(arch, reader.bind(batch))
-                seen += batch.size
-                if seen >= n_samples:
-                    break
+        run()
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
             layer.eval()
-    return len(layers)
+
+
+def _statistics(layers: Sequence[Any]) -> list[Tensor]:
+    return [value.clone() for layer in layers for value in (layer.running_mean, layer.running_var)]
+
+
+def _set_statistics(layers: Sequence[Any], values: Sequence[Tensor]) -> None:
+    for layer, mean, variance in zip(layers, values[::2], values[1::2], strict=True):
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_(variance)
 
 
 def _norms(module: nn.Module) -> Iterator[Any]:
