@@ -19,7 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-demo: $(STAMP) ## capture and partition a ResNet-50 and a transformer, print their blocks
+demo: $(STAMP) ## train, expand, export, measure, search and serve a small ResNet; write a report
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP) ## run the tests
@@ -49,5 +49,5 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	  { echo "fxelastic needs Python >= 3.10; name one with: make PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(PIP) install --constraint constraints.txt --editable '.[dev,report]'
+	$(PIP) install --constraint constraints.txt --editable '.[dev,report,examples]'
 	@touch $@

@@ -1,126 +1,273 @@
-"""Capture a ResNet-50 and a ViT-B/16, cut them into blocks, and prove that nothing changed.
+"""From a model to a device that serves its best subnet, on real handwritten digits.
 
-Run it with `make demo`. It prints the blocks of both models and writes a report to build/demo.
+Run it with `make demo`. Stages: train a small ResNet, expand it to a supernet, distil and tune the
+new branches, export a bundle; then, without torch: measure this device, search the best subnets for
+ten latency budgets, run them, serve while the load changes, and write a report.
+
+Each stage leaves its result in build/demo. A stage that has one is not run again, and training goes
+on from its last checkpoint: interrupt it whenever you like.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
+import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib.util import find_spec
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import safetensors.torch
 import torch
-from models import ResNet50, VisionTransformer
+from data.digits import N_CLASSES, SIZE, load
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import fxelastic
 
+HERE = Path(__file__).resolve().parent
+GAMMA = 0.3
+BUDGETS = tuple(f"{share}%" for share in range(35, 85, 5))
+THREADS = 1
+NOISE = 1.2  # standard deviations of the images
 
-@dataclass(frozen=True)
-class Cut:
-    """A model's partition, and whether its blocks in order compute what the model does."""
 
-    partition: fxelastic.Partition
-    equal: bool
+class Block(nn.Module):
+    """Two convolutions and a shortcut."""
 
-    @property
-    def row(self) -> tuple[str, ...]:
-        blocks = self.partition.blocks
-        largest = max(block.n_params for block in blocks) / self.partition.n_params
-        kinds = [block.kind for block in blocks]
-        return (
-            self.partition.model_name,
-            f"{self.partition.n_params:,}",
-            f"{self.partition.gamma:g}",
-            str(len(blocks)),
-            str(kinds.count("oversize")),
-            str(kinds.count("glue")),
-            f"{largest:.1%}",
-            "yes" if self.equal else "NO",
+    def __init__(self, n_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(n_in, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or n_in != width:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(n_in, width, 1, stride, bias=False), nn.BatchNorm2d(width)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """Nine residual blocks behind a stem of stride 2."""
+
+    def __init__(self, widths: tuple[int, ...] = (32, 64, 128), depth: int = 3) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
         )
+        sizes = [width for width in widths for _ in range(depth)]
+        strides = [2 if i and i % depth == 0 else 1 for i in range(len(sizes))]
+        self.blocks = nn.Sequential(
+            *[
+                Block(n_in, n_out, stride)
+                for n_in, n_out, stride in zip([widths[0], *sizes], sizes, strides, strict=False)
+            ]
+        )
+        self.head = nn.Linear(widths[-1], N_CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
 
 
-HEADER = ("model", "parameters", "gamma", "blocks", "oversize", "glue", "largest", "same output")
+class Spoilt(Dataset[Any]):
+    """Images moved by up to four pixels, under noise: clean digits are too easy to tell anything.
+
+    Each item has chance of its own: with a seed always the same, without one new in each epoch.
+    """
+
+    def __init__(self, data: TensorDataset, seed: int | None = None) -> None:
+        self.data = data
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        chance = None
+        if self.seed is not None:
+            chance = torch.Generator().manual_seed(1000 * self.seed + index)
+        image, digit = self.data[index]
+        rows, columns = torch.randint(-4, 5, (2,), generator=chance).tolist()
+        moved = image.roll((rows, columns), (1, 2))
+        return moved + NOISE * torch.randn(moved.shape, generator=chance), digit
 
 
-def cut(model: nn.Module, gamma: float, images: Tensor) -> Cut:
-    """Partition a model, verify the result, and compare its output with the model's."""
-    print(f"capturing {type(model).__name__} ...", file=sys.stderr, flush=True)
-    partition = fxelastic.partition(model, gamma=gamma)
-    partition.verify()
-    with torch.no_grad():
-        equal = torch.equal(partition(images), model(images))
-    return Cut(partition, equal)
+def main() -> int:
+    """Run every stage that has no result yet; print the table and where the report is."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("build/demo"))
+    parser.add_argument("--quick", action="store_true", help="very little training, for tests")
+    args = parser.parse_args()
+    demo = Demo(args.out, quick=args.quick)
+    try:
+        demo.run()
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+class Demo:
+    """The stages, in a folder."""
+
+    def __init__(self, out: Path, *, quick: bool) -> None:
+        self.out = out
+        self.quick = quick
+        self.began = time.monotonic()
+
+    def run(self) -> None:
+        """Every stage that has no result yet."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(0)
+        data = load()
+        self.stage("data", "data.npz", lambda: self.data(data))
+        self.stage("train the model", "model.safetensors", lambda: self.train(data))
+        self.stage("expand, distil, tune, export", "bundle", lambda: self.supernet(data))
+        bundle = str(self.out / "bundle")
+        command = [sys.executable, "-m", "fxelastic.cli"]
+        threads = ["--threads", str(THREADS)]
+        quick = ["--samples", "5", "--subnets", "6", "--held-out", "4"] if self.quick else []
+        self.stage(
+            "measure the device",
+            "bundle.latency.json",
+            lambda: run([*command, "profile", bundle, *threads, *quick]),
+        )
+        budgets = [part for budget in BUDGETS for part in ("--budget", budget)]
+        options = ["--data", str(self.out / "search.npz"), "--held-out", "0", *threads]
+        n_subnets = "20" if self.quick else "120"
+        self.stage(
+            f"search at {len(BUDGETS)} budgets",
+            "search.json",
+            lambda: run(
+                [*command, "search", bundle, *options, *budgets, "--json"]
+                + ["--max-subnets", n_subnets],
+                self.out / "search.json",
+            ),
+        )
+        device = [sys.executable, str(HERE / "demo_device.py"), str(self.out)]
+        seconds = "1" if self.quick else "6"
+        self.stage("run the winners", "measured.json", lambda: run([*device, "measure"]))
+        self.stage(
+            "serve under load", "trace.jsonl", lambda: run([*device, "serve", "--seconds", seconds])
+        )
+        self.say("write the report")
+        run([*command, "report", str(self.out), "--quiet"])
+        print(table_of(json.loads((self.out / "measured.json").read_text())))
+        print(f"\nreport: {self.out / 'report.html'}\nplot:   {self.out / 'tradeoff.png'}")
+
+    def stage(self, name: str, result: str, work: Callable[[], None]) -> None:
+        """Run a stage unless its result is there."""
+        if (self.out / result).exists():
+            self.say(f"{name}: there already")
+            return
+        self.say(name)
+        work()
+
+    def say(self, text: str) -> None:
+        """Tell what is being done, and when."""
+        minutes, seconds = divmod(int(time.monotonic() - self.began), 60)
+        print(f"[{minutes}:{seconds:02}] {text}", file=sys.stderr, flush=True)
+
+    def data(self, data: dict[str, TensorDataset]) -> None:
+        """Write what the device needs: images to search with, and others to judge by."""
+        for name, part in (("search", "validation"), ("test", "test")):
+            images, digits = zip(*Spoilt(data[part], seed=1), strict=True)
+            x, targets = torch.stack(images).numpy(), torch.stack(digits).numpy()
+            write_npz(self.out / f"{name}.npz", x=x, targets=targets)
+        write_npz(self.out / "data.npz", n=np.array([len(part) for part in data.values()]))
+
+    def train(self, data: dict[str, TensorDataset]) -> None:
+        """Train the model as one would."""
+        model, batches = ResNet(), loader(data)
+        epochs = 1 if self.quick else 20
+        optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, 4e-3, total_steps=epochs * len(batches)
+        )
+        for epoch in range(epochs):
+            model.train()
+            for images, digits in batches:
+                optimizer.zero_grad()
+                loss = nn.functional.cross_entropy(model(images), digits)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+            self.say(f"  epoch {epoch + 1} of {epochs}: loss {float(loss):.3f}")
+        temporary = self.out / "model.tmp"
+        safetensors.torch.save_model(model, temporary)
+        temporary.replace(self.out / "model.safetensors")
+
+    def supernet(self, data: dict[str, TensorDataset]) -> None:
+        """The compiler's part: from the model to a bundle."""
+        model = ResNet()
+        safetensors.torch.load_model(model, self.out / "model.safetensors")
+        example = torch.zeros(2, 1, SIZE, SIZE)
+        kinds = ["merged", "pruned"]
+        supernet = fxelastic.expand(model.eval(), GAMMA, example_inputs=example, kinds=kinds)
+        print(supernet, file=sys.stderr)
+        options: dict[str, Any] = {"checkpoints": self.out / "checkpoints", "warmup": 0.05}
+        options["progress"] = True
+        epochs = (1, 1) if self.quick else (16, 10)
+        batches = loader(data)
+        fxelastic.distill(supernet, batches, epochs=epochs[0], lr=4e-3, **options)
+        fxelastic.tune(supernet, batches, epochs=epochs[1], lr=5e-4, soft=0.9, **options)
+        fxelastic.export(supernet, self.out / "bundle")
+        shutil.rmtree(self.out / "checkpoints", ignore_errors=True)
 
 
-def write_report(cuts: Sequence[Cut], plot: Path | None, path: Path) -> None:
-    rows = [HEADER, tuple("---" for _ in HEADER), *(c.row for c in cuts)]
-    lines = ["# Two models as blocks", ""]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    if plot is not None:
-        lines += ["", f"![Share of the parameters in each block]({plot.name})"]
-    for c in cuts:
-        lines += ["", f"## {c.partition.model_name}", "", "```text", str(c.partition), "```"]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+def loader(data: dict[str, TensorDataset]) -> DataLoader[Any]:
+    """Batches to train on."""
+    return DataLoader(Spoilt(data["train"]), 50, shuffle=True, drop_last=True)
 
 
-def write_plot(cuts: Sequence[Cut], path: Path) -> None:
-    """Draw each block's share of its model's parameters, and the cap."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4 * len(cuts)), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(len(cuts), squeeze=False)[:, 0]
-    for axes, c in zip(panels, cuts, strict=True):
-        partition = c.partition
-        names = [block.name for block in partition.blocks]
-        shares = [100 * block.n_params / partition.n_params for block in partition.blocks]
-        axes.bar(range(len(names)), shares, color="#4878a8")
-        axes.axhline(100 * partition.gamma, color="#c44e52", linestyle="--", label="cap (gamma)")
-        axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
-        axes.set_ylabel("% of the parameters")
-        axes.set_title(partition.model_name)
-        axes.legend()
-    figure.savefig(path, dpi=120)
+def write_npz(path: Path, **arrays: np.ndarray) -> None:
+    """Write arrays to a file in one step."""
+    temporary = path.with_name(f"tmp-{path.name}")
+    np.savez(temporary, **arrays)
+    temporary.replace(path)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, epilog="example: python demo.py --out x")
-    parser.add_argument("--out", type=Path, default=Path("build/demo"), help="folder to write to")
-    out = parser.parse_args(argv).out
-    out.mkdir(parents=True, exist_ok=True)
+def run(command: list[str], stdout: Path | None = None) -> None:
+    """Run a program, and end where it fails."""
+    if stdout is None:
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+    else:
+        temporary = stdout.with_suffix(".tmp")
+        with temporary.open("wb") as stream:
+            done = subprocess.run(command, stdout=stream, check=False)
+        if done.returncode == 0:
+            temporary.replace(stdout)
+    if done.returncode == 130:
+        raise KeyboardInterrupt
+    if done.returncode:
+        raise SystemExit(done.returncode)
 
-    torch.manual_seed(0)
-    images = torch.randn(2, 3, 224, 224)
-    # gamma is the largest share of the parameters that a block may hold: 0.25 admits ResNet-50's
-    # largest bottleneck, 0.1 an encoder layer of ViT-B.
-    cuts = []
-    for model, gamma in ((ResNet50(), 0.25), (VisionTransformer(), 0.1)):
-        cuts.append(cut(model.eval(), gamma, images))
-        print(f"\n{cuts[-1].partition}\n", flush=True)
 
-    print(aligned([HEADER, *(c.row for c in cuts)]))
-    plot = out / "blocks.png" if find_spec("matplotlib") else None
-    if plot is not None:
-        write_plot(cuts, plot)
-    report = out / "report.md"
-    write_report(cuts, plot, report)
-    print(f"\nreport: {report}")
-    print(f"plot:   {plot}" if plot else "plot:   none; install matplotlib to get one")
-    return 0 if all(c.equal for c in cuts) else 1
+def table_of(measured: dict[str, Any]) -> str:
+    """What was measured, as text."""
+    original = measured["original"]
+    lines = [
+        "",
+        f"original: {original['measured_ms']:.3f} ms, {original['accuracy']:.1%} of test images",
+        "",
+        "budget   predicted   measured    accuracy   blocks replaced",
+    ]
+    for row in measured["subnets"]:
+        lines.append(
+            f"{row['budget']:>6}   {row['predicted_ms']:6.3f} ms   {row['measured_ms']:6.3f} ms"
+            f"   {row['accuracy']:8.1%}   {row['n_replaced']} of {measured['n_blocks']}"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

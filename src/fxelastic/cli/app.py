@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Sequence
 
 from fxelastic import __version__
-from fxelastic.cli import assemble, check, explain, inspect, profile, search, serve, train
+from fxelastic.cli import assemble, check, explain, inspect, profile, report, search, serve, train
 from fxelastic.cli.export import build_export_parser
 from fxelastic.cli.options import HelpFormatter
 from fxelastic.errors import FxElasticError, InternalError, UsageError
@@ -22,7 +22,7 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
-COMMANDS = (explain, check, train, inspect, assemble, profile, search, serve)
+COMMANDS = (explain, check, train, inspect, assemble, profile, search, serve, report)
 
 _DESCRIPTION = "Cut a PyTorch model into blocks that can be replaced."
 _EPILOG = """\

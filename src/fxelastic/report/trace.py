@@ -145,6 +145,7 @@ def plot_trace(trace: TraceData, title: str = "") -> Figure:
         ends,
         [latency_ms for _, _, latency_ms in trace.requests],
         **{"marker": ".", "markersize": 2, "linestyle": "", "alpha": 0.35, "label": "a request"},
+        rasterized=True,  # thousands of points would make an SVG of megabytes
     )
     medians = trace.medians()
     latency.plot(
@@ -157,7 +158,7 @@ def plot_trace(trace: TraceData, title: str = "") -> Figure:
     latency.step(
         [time for time, _, _ in trace.loads],
         [budget for _, _, budget in trace.loads],
-        **{"where": "post", "linestyle": "--", "color": "black", "label": "budget"},
+        **{"where": "post", "linestyle": "--", "color": "tab:red", "label": "budget"},
     )
     latency.set_ylabel("latency (ms)")
     latency.set_ylim(bottom=0, top=_top(trace))

@@ -1,0 +1,151 @@
+"""The demo's device: runs the subnets that a search found, and serves. Imports no torch.
+
+python examples/demo_device.py build/demo measure
+python examples/demo_device.py build/demo serve
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from fxelastic import edge
+from fxelastic.edge.serving.runtime import ServingOptions
+from fxelastic.edge.serving.trace import Trace
+from fxelastic.edge.sessions import SessionMaker
+from fxelastic.edge.subnet_timing import SubnetTimer
+from fxelastic.spec import Arch
+
+THREADS = 1
+_BUSY = """
+import numpy, os
+a = numpy.random.default_rng(0).standard_normal((384, 384), dtype=numpy.float32)
+parent = os.getppid()
+while os.getppid() == parent:
+    a @ a
+"""
+
+
+def main() -> int:
+    """Do what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("what", choices=("measure", "serve"))
+    parser.add_argument("--seconds", type=float, default=6.0, help="of each step of the load")
+    args = parser.parse_args()
+    try:
+        if args.what == "measure":
+            measure(args.folder)
+        else:
+            serve(args.folder, args.seconds)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def measure(folder: Path) -> None:
+    """Assemble the winners, time them by turns, and judge them by images never used before."""
+    bundle = edge.load(folder / "bundle")
+    table = edge.LatencyTable.load(folder / "bundle.latency.json")
+    found = json.loads((folder / "search.json").read_text())["budgets"]
+    original = bundle.space.original
+    archs = [Arch.parse(row["arch"]) for row in found]
+    for row, arch in zip(found, archs, strict=True):
+        edge.assemble(bundle, arch, folder / f"subnet-{row['budget_ms']:.3f}ms.onnx")
+    with np.load(folder / "test.npz") as file:
+        x, targets = file["x"], file["targets"]
+    with edge.Executor(bundle, THREADS) as executor:
+        timer = SubnetTimer(executor, {bundle.inputs[0].name: x[:1]})
+        distinct = list(dict.fromkeys([original, *archs]))
+        times = dict(
+            zip(distinct, timer.time(distinct, "assembled", SessionMaker(THREADS)), strict=True)
+        )
+        accuracy = {
+            arch: float(
+                (executor.run(arch, {bundle.inputs[0].name: x})[0].argmax(1) == targets).mean()
+            )
+            for arch in distinct
+        }
+    whole_ms = table.predict_ms(original)
+    rows = []
+    for row, arch in zip(found, archs, strict=True):
+        new = [s for s in bundle.space.specs(arch) if s.kind != "original"]
+        rows.append(
+            {
+                "budget": f"{row['budget_ms'] / whole_ms:.0%}",
+                "budget_ms": row["budget_ms"],
+                "arch": str(arch),
+                "predicted_ms": table.predict_ms(arch),
+                "measured_ms": times[arch],
+                "accuracy": accuracy[arch],
+                "n_replaced": sum(spec.stop - spec.start for spec in new),
+            }
+        )
+    result = {
+        "schema": "fxelastic.measured/1",
+        "n_blocks": bundle.space.n_blocks,
+        "original": {
+            "arch": str(original),
+            "predicted_ms": whole_ms,
+            "measured_ms": times[original],
+            "accuracy": accuracy[original],
+        },
+        "subnets": rows,
+    }
+    write(folder / "measured.json", json.dumps(result, indent=1).encode())
+
+
+def serve(folder: Path, seconds: float) -> None:
+    """Answer requests one after another while competing processes come and go."""
+    bundle = edge.load(folder / "bundle")
+    table = edge.LatencyTable.load(folder / "bundle.latency.json")
+    pool = edge.SubnetPool.load(folder / "bundle.pool.json")
+    with np.load(folder / "test.npz") as file:
+        x = file["x"]
+    budget_ms = 1.2 * table.predict_ms(bundle.space.original)
+    temporary = folder / "trace.tmp"
+    temporary.unlink(missing_ok=True)
+    busy: list[subprocess.Popen[bytes]] = []
+    try:
+        with Trace(temporary, budget_ms, time.perf_counter()) as trace:
+            options = ServingOptions(listener=trace.on_event, on_tick=trace.on_tick)
+            with edge.serve(
+                bundle, table, pool, budget_ms=budget_ms, threads=THREADS, options=options
+            ) as runtime:
+                for n_busy in (0, 2, 4, 0):
+                    _set(busy, n_busy)
+                    end_s, i = time.perf_counter() + seconds, 0
+                    while time.perf_counter() < end_s:
+                        runtime(x[i % len(x)][None])
+                        i += 1
+                    print(f"  {n_busy} other processes: {runtime.status()}", file=sys.stderr)
+    finally:
+        _set(busy, 0)
+    temporary.replace(folder / "trace.jsonl")
+
+
+def _set(busy: list[subprocess.Popen[bytes]], n: int) -> None:
+    """Start or end processes until there are n."""
+    while len(busy) < n:
+        busy.append(subprocess.Popen([sys.executable, "-c", _BUSY]))
+    while len(busy) > n:
+        process = busy.pop()
+        process.kill()
+        process.wait()
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file in one step."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,96 @@
+"""``fxelastic report``: what a run gave, as a page and plots."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from fxelastic.cli import options
+from fxelastic.cli.options import HelpFormatter
+from fxelastic.errors import UsageError
+
+SCHEMA = "fxelastic.report/1"
+
+_DESCRIPTION = """\
+Write one HTML page with its plots, also as PNG, of what is in a run's folder:
+bundle/, bundle.latency.json, bundle.pool.json, search.json, measured.json and
+trace.jsonl, as far as they are there. With --trace, plot a trace alone."""
+
+_EPILOG = """\
+examples:
+  fxelastic report build/demo
+  fxelastic report build/demo --out report/
+  fxelastic report --trace trace.jsonl --out trace.png
+
+exit codes: 0 success, 2 usage error"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser's subcommands."""
+    parser = commands.add_parser(
+        "report",
+        help="write a page with plots of a run",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument("run_folder", metavar="RUN", nargs="?", help="the folder of a run")
+    parser.add_argument(
+        "--trace", metavar="FILE", help="plot this trace of fxelastic serve, and nothing else"
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        metavar="PATH",
+        help="the folder to write to (default: RUN); with --trace the .png, .svg or .pdf file "
+        "(default: beside the trace)",
+    )
+    options.add_output(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command.
+
+    Returns:
+        0; what fails raises.
+    """
+    if (args.run_folder is None) == (args.trace is None):
+        raise UsageError(
+            "there is nothing to report" if args.trace is None else "RUN and --trace exclude",
+            expected="either RUN, the folder of a run, or --trace",
+            got="neither" if args.trace is None else "both",
+        )
+    files = _trace(args) if args.trace is not None else _folder(args)
+    if args.json:
+        print(json.dumps({"schema": SCHEMA, "files": [str(file) for file in files]}, indent=2))
+    elif not args.quiet:
+        print("\n".join(f"wrote {file}" for file in files))
+    return 0
+
+
+def _trace(args: argparse.Namespace) -> list[Path]:
+    from fxelastic.report.trace import read_trace, write_plot
+
+    out = Path(args.out) if args.out is not None else Path(args.trace).with_suffix(".png")
+    write_plot(read_trace(args.trace), out)
+    return [out]
+
+
+def _folder(args: argparse.Namespace) -> list[Path]:
+    from fxelastic.report.page import write_report
+    from fxelastic.report.run_folder import RunFolder
+
+    found = RunFolder.read(args.run_folder)
+    out = Path(args.out if args.out is not None else args.run_folder)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return write_report(found, out)
+    except OSError as e:
+        raise UsageError(
+            f"the report can't be written to {out}",
+            expected="a folder that can be written to, on a disk with space",
+            got=f"{type(e).__name__}: {e.strerror or e}",
+        ) from e

@@ -1,0 +1,328 @@
+"""The figures of a report; each is drawn of what a run folder holds, or not at all."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fxelastic.errors import UsageError
+from fxelastic.report.run_folder import RunFolder
+from fxelastic.report.trace import plot_trace
+from fxelastic.spec import Arch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_INK = {"light": "#1f2933", "dark": "#e4e7eb"}
+_RANGES = 6
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure of the report.
+
+    Attributes:
+        name: Of its file.
+        title: Above it.
+        text: Below the title: what it shows.
+        draw: Draws it in a theme.
+    """
+
+    name: str
+    title: str
+    text: str
+    draw: Callable[[], Figure]
+
+    def svg(self, theme: str) -> bytes:
+        """As SVG, in ``light`` or ``dark``, without a background."""
+        with _theme(theme):
+            stream = io.BytesIO()
+            # Without a date and with fixed ids: the same run gives the same bytes.
+            self.draw().savefig(
+                stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+            )
+        return stream.getvalue()
+
+    def png(self) -> bytes:
+        """As PNG, for documents."""
+        with _theme("light"):
+            stream = io.BytesIO()
+            self.draw().savefig(stream, format="png", dpi=130, metadata={"Software": None})
+        return stream.getvalue()
+
+
+def plots(run: RunFolder) -> list[Plot]:
+    """Every figure that the run has the parts for."""
+    found = []
+    if run.pool is not None or run.chosen:
+        found.append(
+            Plot(
+                "tradeoff",
+                "Accuracy and latency",
+                "Every subnet that the search evaluated, those that no other beats, the subnet of "
+                "each budget as measured, and the original.",
+                lambda: _tradeoff(run),
+            )
+        )
+    if run.bundle is not None:
+        found.append(
+            Plot(
+                "supernet",
+                "The supernet, and the path of the smallest budget",
+                "Blocks from left to right; a box is a branch and spans the blocks it stands for. "
+                "Filled boxes are the subnet's.",
+                lambda: _supernet(run),
+            )
+        )
+    if run.table is not None and run.bundle is not None:
+        found.append(
+            Plot(
+                "latency",
+                "Latency by block and branch",
+                "What each branch takes in a subnet, in ms; the darker, the longer.",
+                lambda: _heat_map(run),
+            )
+        )
+    if run.search is not None:
+        found.append(
+            Plot(
+                "search",
+                "The search",
+                "The best score so far by the number of subnets evaluated, for each budget.",
+                lambda: _history(run),
+            )
+        )
+    if run.pool is not None and len(run.pool) > 1:
+        found.append(
+            Plot(
+                "ranges",
+                "Accuracy by range of latency",
+                "Mean and best score of the subnets evaluated, by their latency.",
+                lambda: _ranges(run),
+            )
+        )
+    trace = run.trace
+    if trace is not None and trace.requests:
+        found.append(
+            Plot(
+                "trace",
+                "Serving while the load changes",
+                "Latency of requests, the subnet in use, its accuracy, and r over time.",
+                lambda: plot_trace(trace),
+            )
+        )
+    return found
+
+
+@contextmanager
+def _theme(theme: str) -> Iterator[None]:
+    matplotlib = _matplotlib()
+    ink = _INK[theme]
+    settings: dict[str, Any] = {
+        "svg.hashsalt": "fxelastic",
+        "font.size": 10.0,
+        "legend.framealpha": 0.0,
+    }
+    colours = "text.color axes.labelcolor axes.edgecolor xtick.color ytick.color grid.color"
+    settings.update(dict.fromkeys(colours.split(), ink))
+    with matplotlib.rc_context(settings):
+        yield
+
+
+def _matplotlib() -> Any:
+    try:
+        import matplotlib
+    except ImportError as e:
+        raise UsageError(
+            "plots need matplotlib",
+            expected="matplotlib",
+            got=str(e),
+            fix="pip install 'fxelastic[report]'",
+        ) from e
+    return matplotlib
+
+
+def _figure(height: float = 4.0) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _tradeoff(run: RunFolder) -> Figure:
+    figure, axes = _figure(4.5)
+    if run.pool is not None:
+        entries = run.pool.entries
+        axes.scatter(
+            [e.latency_ms for e in entries],
+            [e.accuracy for e in entries],
+            **{"s": 9, "alpha": 0.35, "color": "tab:gray", "label": "evaluated, predicted latency"},
+        )
+        pareto = run.pool.pareto
+        axes.step(
+            [e.latency_ms for e in pareto],
+            [e.accuracy for e in pareto],
+            **{"where": "post", "color": "tab:blue", "label": "beaten by none"},
+        )
+    if run.chosen:
+        key = "measured_ms" if run.measured is not None else "latency_ms"
+        axes.scatter(
+            [row[key] for row in run.chosen],
+            [row["accuracy"] for row in run.chosen],
+            **{"marker": "D", "s": 36, "color": "tab:orange", "zorder": 3},
+            label="of a budget, as " + ("measured" if run.measured is not None else "predicted"),
+        )
+    if run.measured is not None and "original" in run.measured:
+        original = run.measured["original"]
+        point = {"marker": "*", "s": 150, "color": "tab:red", "zorder": 4}
+        axes.scatter(
+            [original["measured_ms"]], [original["accuracy"]], **point, label="the original"
+        )
+    accuracies = [e.accuracy for e in run.pool.entries] if run.pool is not None else []
+    if len(accuracies) > 20:
+        # A few subnets that are no better than chance would flatten all others.
+        axes.set_ylim(bottom=float(np.quantile(accuracies, 0.1)) - 0.02)
+    axes.set_xlabel("latency (ms)")
+    axes.set_ylabel("accuracy")
+    axes.grid(alpha=0.2)
+    axes.legend(loc="lower right", fontsize="small")
+    return figure  # type: ignore[no-any-return]
+
+
+def _supernet(run: RunFolder) -> Figure:
+    from matplotlib.patches import FancyBboxPatch
+
+    assert run.bundle is not None
+    space = run.bundle.space
+    rows = _rows(run)
+    chosen: set[str] = set()
+    if run.chosen:
+        chosen = set(Arch.parse(run.chosen[0]["arch"]).branches)
+    figure, axes = _figure(0.6 + 0.42 * (1 + max(rows.values())))
+    colours = _kind_colours(run)
+    for spec in space.branches:
+        used = spec.id in chosen
+        box = FancyBboxPatch(
+            (spec.start + 0.08, -rows[spec.id] - 0.35),
+            spec.stop - spec.start - 0.16,
+            0.7,
+            boxstyle="round,pad=0,rounding_size=0.12",
+            facecolor=colours[spec.kind] if used else "none",
+            edgecolor=colours[spec.kind],
+            linewidth=1.2,
+            alpha=1.0 if used else 0.55,
+        )
+        axes.add_patch(box)
+    for kind, colour in colours.items():
+        axes.plot([], [], color=colour, linewidth=5, label=kind)
+    axes.set_xlim(-0.2, space.n_blocks + 0.2)
+    axes.set_ylim(-max(rows.values()) - 0.7, 0.7)
+    step = max(1, space.n_blocks // 20)
+    axes.set_xticks([i + 0.5 for i in range(0, space.n_blocks, step)])
+    axes.set_xticklabels([str(i) for i in range(0, space.n_blocks, step)])
+    axes.set_xlabel("block")
+    axes.set_yticks([])
+    for side in ("top", "left", "right"):
+        axes.spines[side].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=min(6, len(colours)), fontsize="small")
+    return figure  # type: ignore[no-any-return]
+
+
+def _rows(run: RunFolder) -> dict[str, int]:
+    """A row for each branch so that none covers another; originals are in the first."""
+    assert run.bundle is not None
+    rows: dict[str, int] = {}
+    ends: list[int] = [0]
+    order = sorted(
+        run.bundle.space.branches, key=lambda s: (s.kind != "original", s.kind, s.start, s.stop)
+    )
+    for spec in order:
+        if spec.kind == "original":
+            rows[spec.id] = 0
+            continue
+        row = next((i for i in range(1, len(ends)) if ends[i] <= spec.start), len(ends))
+        if row == len(ends):
+            ends.append(0)
+        ends[row] = spec.stop
+        rows[spec.id] = row
+    return rows
+
+
+def _kind_colours(run: RunFolder) -> dict[str, str]:
+    assert run.bundle is not None
+    kinds = sorted(
+        {s.kind for s in run.bundle.space.branches}, key=lambda kind: (kind != "original", kind)
+    )
+    palette = ["tab:gray", "tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:brown"]
+    return {kind: palette[i % len(palette)] for i, kind in enumerate(kinds)}
+
+
+def _heat_map(run: RunFolder) -> Figure:
+    assert run.bundle is not None
+    assert run.table is not None
+    space, costs = run.bundle.space, run.table.costs()
+    labels: dict[tuple[str, int], int] = {}
+    for spec in space.branches:
+        labels.setdefault((spec.kind, spec.stop - spec.start), 0)
+    order = sorted(labels, key=lambda key: (key[0] != "original", key))
+    values = np.full((len(order), space.n_blocks), np.nan)
+    for spec in space.branches:
+        row = order.index((spec.kind, spec.stop - spec.start))
+        values[row, spec.start] = costs[spec.id]
+    figure, axes = _figure(1.2 + 0.35 * len(order))
+    image = axes.imshow(values, aspect="auto", cmap="YlOrRd")
+    axes.set_yticks(range(len(order)))
+    axes.set_yticklabels(
+        [kind if length == 1 else f"{kind}, {length} blocks" for kind, length in order]
+    )
+    axes.set_xlabel("first block")
+    figure.colorbar(image, ax=axes, label="ms")
+    return figure  # type: ignore[no-any-return]
+
+
+def _history(run: RunFolder) -> Figure:
+    figure, axes = _figure()
+    assert run.search is not None
+    budgets: list[Mapping[str, Any]] = list(run.search["budgets"])
+    for i, budget in enumerate(budgets):
+        steps = budget["history"]
+        if not steps:
+            continue
+        shade = i / max(1, len(budgets) - 1)
+        axes.step(
+            [step["subnets"] for step in steps],
+            [step["accuracy"] for step in steps],
+            where="post",
+            color=(0.1 + 0.8 * shade, 0.35, 0.9 - 0.8 * shade),
+            label=f"{budget['budget_ms']:.3g} ms",
+        )
+    axes.set_xlabel("subnets evaluated")
+    axes.set_ylabel("best score")
+    axes.grid(alpha=0.2)
+    axes.legend(loc="lower right", fontsize="small", ncols=2, title="budget")
+    return figure  # type: ignore[no-any-return]
+
+
+def _ranges(run: RunFolder) -> Figure:
+    figure, axes = _figure()
+    assert run.pool is not None
+    latencies = np.array([e.latency_ms for e in run.pool])
+    scores = np.array([e.accuracy for e in run.pool])
+    edges = np.linspace(latencies.min(), latencies.max() * (1 + 1e-9), _RANGES + 1)
+    place = np.clip(np.digitize(latencies, edges) - 1, 0, _RANGES - 1)
+    filled = [i for i in range(_RANGES) if (place == i).any()]
+    means = [float(scores[place == i].mean()) for i in filled]
+    tops = [float(scores[place == i].max()) for i in filled]
+    names = [f"{edges[i]:.3g}-{edges[i + 1]:.3g}" for i in filled]
+    axes.bar(names, tops, color="tab:blue", alpha=0.35, label="best")
+    axes.bar(names, means, color="tab:blue", width=0.5, label="mean")
+    axes.set_ylim(bottom=max(0.0, min(means) - 0.1))
+    axes.set_xlabel("latency (ms)")
+    axes.set_ylabel("score")
+    axes.legend(loc="lower right", fontsize="small")
+    return figure  # type: ignore[no-any-return]

@@ -1,0 +1,112 @@
+"""What a folder holds of a run: table, pool, search, measurements, trace; all but one may lack."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fxelastic.edge.bundle import Bundle, load
+from fxelastic.edge.pool import SubnetPool
+from fxelastic.errors import UsageError
+from fxelastic.report.trace import TraceData, read_trace
+from fxelastic.spec.latency_table import LatencyTable
+
+MEASURED_SCHEMA = "fxelastic.measured/1"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The parts of a run that a folder holds.
+
+    Attributes:
+        path: The folder.
+        bundle: ``bundle/``.
+        table: ``bundle.latency.json``, from ``fxelastic profile``.
+        pool: ``bundle.pool.json``, from ``fxelastic search``.
+        search: ``search.json``, what ``fxelastic search --json`` printed.
+        measured: ``measured.json``: subnets that were run, with latency and accuracy.
+        trace: ``trace.jsonl``, from ``fxelastic serve --trace``.
+    """
+
+    path: Path
+    bundle: Bundle | None = None
+    table: LatencyTable | None = None
+    pool: SubnetPool | None = None
+    search: Mapping[str, Any] | None = None
+    measured: Mapping[str, Any] | None = None
+    trace: TraceData | None = None
+
+    @classmethod
+    def read(cls, path: str | Path) -> RunFolder:
+        """Read what is there.
+
+        Raises:
+            UsageError: There is no such folder, nothing of a run is in it, or a file is damaged.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            raise UsageError(f"{folder} is no folder", expected="the folder of a run", got="none")
+
+        def there(name: str) -> Path | None:
+            file = folder / name
+            return file if file.exists() else None
+
+        bundle, table, pool = (
+            there("bundle"),
+            there("bundle.latency.json"),
+            there("bundle.pool.json"),
+        )
+        search, measured, trace = there("search.json"), there("measured.json"), there("trace.jsonl")
+        run = cls(
+            folder,
+            None if bundle is None else load(bundle),
+            None if table is None else LatencyTable.load(table),
+            None if pool is None else SubnetPool.load(pool),
+            None if search is None else _json(search, "fxelastic.search/1", "budgets"),
+            None if measured is None else _json(measured, MEASURED_SCHEMA, "subnets"),
+            None if trace is None else read_trace(trace),
+        )
+        if not any((table, pool, search, measured, trace)):
+            raise UsageError(
+                f"{folder} holds nothing to report",
+                expected="some of bundle/, bundle.latency.json, bundle.pool.json, search.json, "
+                "measured.json, trace.jsonl",
+                got=", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing",
+                fix="write them there: fxelastic profile, search and serve say how",
+            )
+        return run
+
+    @property
+    def original_ms(self) -> float | None:
+        """The original's latency: measured, else predicted."""
+        if self.measured is not None and "original" in self.measured:
+            return float(self.measured["original"]["measured_ms"])
+        if self.table is not None and self.bundle is not None:
+            return self.table.predict_ms(self.bundle.space.original)
+        return None
+
+    @property
+    def chosen(self) -> Sequence[Mapping[str, Any]]:
+        """The subnets of the budgets: measured, else as found."""
+        if self.measured is not None:
+            return list(self.measured["subnets"])
+        return list(self.search["budgets"]) if self.search is not None else []
+
+
+def _json(path: Path, schema: str, key: str) -> Mapping[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+        found = value.get("schema") if isinstance(value, dict) else None
+        if found != schema or not isinstance(value[key], list):
+            raise ValueError(f"schema {found!r}")
+    except (OSError, ValueError, KeyError) as e:
+        raise UsageError(
+            f"{path} can't be read",
+            expected=f"a file of schema {schema}",
+            got=f"{type(e).__name__}: {e}",
+            fix="write it again, or move it away",
+        ) from e
+    return dict(value)

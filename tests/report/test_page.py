@@ -1,0 +1,175 @@
+"""Reports: one page without a network, readable in both themes, of whatever a folder holds."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree as ET
+from base64 import b64decode
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fxelastic import edge
+from fxelastic.cli import main
+from fxelastic.errors import UsageError
+from fxelastic.report.figures import plots
+from fxelastic.report.page import html
+from fxelastic.report.run_folder import RunFolder
+from tests.edge.serving.tiny_bundle import write_bundle
+
+pytest.importorskip("matplotlib")
+
+RNG = np.random.default_rng(0)
+PARTS = ("bundle.latency.json", "bundle.pool.json", "search.json", "measured.json", "trace.jsonl")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run made by the commands themselves."""
+    path = tmp_path_factory.mktemp("report") / "run"
+    bundle = write_bundle(path / "bundle")
+    x = RNG.standard_normal((30, 8, 8, 8)).astype(np.float32)
+    np.savez(path / "local.npz", x=x, targets=RNG.integers(0, 5, 30))
+    (path / "in").mkdir()
+    np.save(path / "in" / "x.npy", x[:1])
+    quick = ["--samples", "3", "--subnets", "3", "--held-out", "2", "--quiet"]
+    assert main(["profile", str(bundle.path), *quick]) == 0
+    table = edge.LatencyTable.load(path / "bundle.latency.json")
+    budgets = [table.predict_ms(bundle.space.original) * share for share in (1.2, 1.5)]
+    result = edge.search(
+        bundle, table, path / "local.npz", budget_ms=budgets, path=path / "bundle.pool.json"
+    )
+    from fxelastic.cli.search import report
+
+    search = report(bundle, result, path / "bundle.pool.json", 0)
+    (path / "search.json").write_text(json.dumps(search))
+    rows = [
+        {**row, "predicted_ms": row["latency_ms"], "measured_ms": 1.0, "n_replaced": 1}
+        for row in search["budgets"]
+    ]
+    original = {"predicted_ms": 1.0, "measured_ms": 1.1, "accuracy": 0.9}
+    measured = {"schema": "fxelastic.measured/1", "original": original, "subnets": rows}
+    (path / "measured.json").write_text(json.dumps(measured))
+    serving = ["--pool", str(path / "bundle.pool.json"), "--budget-ms", "1000", "--quiet"]
+    serving += ["--inputs", str(path / "in"), "--repeat", "2000", "--mode", "paged"]
+    trace = ["--trace", str(path / "trace.jsonl")]
+    assert main(["serve", str(bundle.path), *serving, *trace]) == 0
+    return path
+
+
+class Links(HTMLParser):
+    """Everything that a page would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        names = ("src", "srcset", "href")
+        self.found += [value or "" for name, value in attrs if name in names]
+
+
+def test_the_page_has_every_figure_and_loads_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(folder), "-o", str(tmp_path / "out")]) == 0
+    assert "wrote" in capsys.readouterr().out
+    page = (tmp_path / "out" / "report.html").read_text()
+    links = Links()
+    links.feed(page)
+    assert links.tags.count("img") == 6
+    assert all(link.startswith("data:image/svg+xml;base64,") for link in links.found)
+    for link in links.found:
+        root = ET.fromstring(b64decode(link.partition(",")[2]))
+        assert root.tag.endswith("svg")
+    assert "prefers-color-scheme: dark" in page
+    assert 'name="viewport"' in page
+    assert "script" not in links.tags
+    assert "not met" not in page
+    for name in ("tradeoff", "supernet", "latency", "search", "ranges", "trace"):
+        data = (tmp_path / "out" / f"{name}.png").read_bytes()
+        assert data.startswith(b"\x89PNG")
+    assert len(page) < 2_000_000
+
+
+def test_themes_differ_and_bytes_do_not(folder: Path) -> None:
+    for plot in plots(RunFolder.read(folder)):
+        assert plot.svg("light") == plot.svg("light")
+        assert plot.svg("light") != plot.svg("dark")
+
+
+@pytest.mark.parametrize("missing", PARTS)
+def test_what_is_not_there_is_left_out(folder: Path, tmp_path: Path, missing: str) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "run"))
+    (copy / missing).unlink()
+    run = RunFolder.read(copy)
+    assert html(run, plots(run)).endswith("</html>\n")
+
+
+@pytest.mark.parametrize("only", PARTS)
+def test_one_part_is_enough(folder: Path, tmp_path: Path, only: str) -> None:
+    shutil.copy(folder / only, tmp_path / only)
+    run = RunFolder.read(tmp_path)
+    assert html(run, plots(run)).endswith("</html>\n")
+
+
+@pytest.mark.parametrize("name", PARTS[:4])
+@pytest.mark.parametrize("content", ["", "[]", '{"schema": "other"}'])
+def test_damaged_files_are_refused(folder: Path, tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError, match=re.escape(name)):
+        RunFolder.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to report"),
+        (["none"], "is no folder"),
+        (["."], "holds nothing to report"),
+        ([".", "--trace", "t.jsonl"], "exclude"),
+        (["--trace", "none.jsonl"], "none.jsonl"),
+    ],
+)
+def test_wrong_arguments(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_trace_alone(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "trace.svg"
+    trace = str(folder / "trace.jsonl")
+    assert main(["report", "--trace", trace, "--out", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["files"] == [str(out)]
+    assert out.read_text().count("<svg") == 1
+
+
+def browser() -> str | None:
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+@pytest.mark.skipif(browser() is None, reason="no Chromium on the PATH")
+@pytest.mark.parametrize("size", ["390,844", "1280,900"])
+def test_a_browser_shows_it(folder: Path, tmp_path: Path, size: str) -> None:
+    assert main(["report", str(folder), "-o", str(tmp_path), "--quiet"]) == 0
+    picture = tmp_path / "page.png"
+    command: list[Any] = [browser(), "--headless", "--no-sandbox", "--disable-gpu"]
+    command += [f"--window-size={size}", f"--screenshot={picture}"]
+    subprocess.run([*command, f"file://{tmp_path / 'report.html'}"], check=True, timeout=120)
+    assert picture.stat().st_size > 10_000
