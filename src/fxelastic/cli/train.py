@@ -269,6 +269,7 @@ def _processes(args: argparse.Namespace) -> Any:
             got=str(e).splitlines()[0],
             fix="torchrun --nproc-per-node N -m fxelastic.cli train … --distributed",
         ) from e
+    args.joined_process_group = True
     try:
         yield dist.get_rank() == 0
     finally:
