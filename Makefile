@@ -36,8 +36,8 @@ format: $(STAMP) ## reformat the code, and mend what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## measure the partitioner: its share of the capture time, and its growth
-	$(BIN)/python benchmarks/partition.py
+bench: $(STAMP) ## run every benchmark, some hours, and write benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/run_all.py
 
 clean: ## remove the environment, caches and everything built
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info

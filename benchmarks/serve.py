@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import statistics
 import subprocess
@@ -334,6 +333,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cold", type=int, default=6, help="cold switches")
     parser.add_argument("--only", help="names of the parts to run, with commas between them")
     parser.add_argument("--out", type=Path, default=Path("build/serve"))
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.memory_of:
@@ -347,7 +347,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_bundle(args.bundle, depth=8, width=192, size=14)
         results = measure(args)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "serve.json").write_text(json.dumps(results, indent=2) + os.linesep)
+    for path in filter(None, (args.out / "serve.json", args.json)):
+        path.write_text(json.dumps(results, indent=1) + "\n")
     missed = [name for name, figures in results.items() if not figures["met"]]
     print(f"bars missed: {', '.join(missed) or 'none'}")
     return int(bool(missed))

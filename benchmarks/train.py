@@ -15,7 +15,7 @@ For each model and seed it prints, on generated data (`examples/data/glyphs.py`)
   512 images (bar: not lower on average).
 
 A seed that has a result in the folder is not run again. With several seeds it prints mean and
-spread, and with --write it keeps them in benchmarks/results.
+spread, and with --summary writes them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ from benchmarks.train_report import report, summary
 from examples.data.glyphs import SIZE, Glyphs
 from fxelastic import Supernet
 
-RESULTS = Path(__file__).parent / "results" / "train.json"
 WAYS = ("untrained", "distilled, chained", "distilled", "tuned", "distilled, tuned")
 STAGE = "distilled, stage only"
 
@@ -103,9 +102,8 @@ def main() -> int:
             found.setdefault(name, []).append(result)
     table = summary(found)
     print(table["text"])
-    if args.write:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(table["data"], indent=1) + "\n")
+    if args.summary is not None:
+        args.summary.write_text(json.dumps(table["data"], indent=1) + "\n")
     return 0 if all(table["data"][name]["met"] for name in found) else 1
 
 
@@ -243,7 +241,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--quick", action="store_true", help="a few minutes, to see it work")
-    parser.add_argument("--write", action="store_true", help=f"write results/{RESULTS.name}")
+    parser.add_argument("--summary", type=Path, help="write means and spreads to this JSON file")
     return parser.parse_args()
 
 

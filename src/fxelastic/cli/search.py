@@ -29,7 +29,7 @@ _EPILOG = """\
 examples:
   fxelastic search bundle/ --data local.npz --budget 60%
   fxelastic search bundle/ --data local.npz --budget 50% --budget 70% --budget 90%
-  fxelastic search bundle/ --data local.npz --budget 12.5 --score miou --mode paged
+  fxelastic search bundle/ --data local.npz --budget 12.5 --score negative_loss --mode paged
 
 local.npz holds an array for each input (x stands for a single one) and targets.
 Ctrl-C ends the search with the best so far; with the same pool a later search
