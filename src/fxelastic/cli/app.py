@@ -83,10 +83,7 @@ def _main(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     if not hasattr(args, "run"):
         parser.print_help(sys.stderr)
         return EXIT_USAGE
-    code = _run(args)
-    if getattr(args, "joined_process_group", False):
-        _leave(code)
-    return code
+    return _run(args)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -109,17 +106,6 @@ def _run(args: argparse.Namespace) -> int:
     finally:
         sys.path[:] = import_path
     return int(code)
-
-
-def _leave(code: int) -> None:
-    """End the process now, without taking the interpreter down step by step.
-
-    The threads of gloo outlive the process group and may still hold tensors then; letting go of
-    one in a half-dismantled interpreter aborts the process (pytorch/pytorch pull request 179291).
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def _fail(error: Exception, args: argparse.Namespace) -> int:

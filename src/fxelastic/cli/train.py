@@ -260,6 +260,8 @@ def _processes(args: argparse.Namespace) -> Any:
         return
     from torch import distributed as dist
 
+    from fxelastic.train import processes  # noqa: F401 - first: see there
+
     try:
         dist.init_process_group("nccl" if args.device.startswith("cuda") else "gloo")
     except (ValueError, RuntimeError) as e:
@@ -269,7 +271,6 @@ def _processes(args: argparse.Namespace) -> Any:
             got=str(e).splitlines()[0],
             fix="torchrun --nproc-per-node N -m fxelastic.cli train … --distributed",
         ) from e
-    args.joined_process_group = True
     try:
         yield dist.get_rank() == 0
     finally:

@@ -15,6 +15,12 @@ from torch import distributed as dist
 
 from fxelastic.errors import UsageError
 
+if dist.is_available():
+    # Its defaults are bound to the process group that there is when it is first imported, as
+    # torch.export may do. That group would outlive destroy_process_group, and gloo's threads abort
+    # the process when the interpreter ends. Imported before there is a group, it binds none.
+    import torch.distributed.nn
+
 
 @dataclass(frozen=True)
 class Processes:
