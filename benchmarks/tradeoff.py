@@ -3,19 +3,20 @@
     python benchmarks/tradeoff.py --seeds 0 1 2 --out benchmarks/results/tradeoff.json
 
 One teacher, one data set (`examples/data/glyphs.py`), the same steps of training, the same search
-and the same device. Latencies are measured: those of branches by `edge.profile`, those of other
-networks by onnxruntime beside the original. For budgets of 50 to 95 % of the original's latency it
-prints the test accuracy (chosen on validation data) of
+(`edge.search` on validation data) and the same device. Latencies are measured: those of branches
+once by `edge.profile`, those of other networks by onnxruntime beside the original. For budgets of
+50 to 95 % of the original's latency it prints the accuracy on test data of
 
 - **ours**: merged, pruned and skip branches, distilled and then tuned;
 - **pruned only** (as LegoDNN, MobiCom 2021): blocks have pruned stand-ins, each trained to mimic
   its block alone; no merging and no training of whole paths;
 - **skip only** (as SkipNet's routes, fixed): blocks may be left out, nothing is trained;
 - **narrower networks** (as the widths of Slimmable Networks): networks of a share of the channels,
-  each trained from scratch for as many steps as the supernet; the best that keeps the budget.
+  in multiples of 8, each trained from scratch for as many steps as the supernet; the best on
+  validation data of those that keep the budget.
 
-Narrower networks that each get as many steps as teacher and supernet together are printed beside
-them: eight times the training of ours, and no supernet.
+The two smallest of these with as many steps as teacher and supernet together, each, are printed
+beside them.
 
 Then the shift of edge data (AdaptiveNet §7.4): for devices whose classes are skewed by a Dirichlet
 distribution, the accuracy of our subnet searched on such data, and of the one chosen on the
@@ -26,11 +27,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import statistics
 import subprocess
 import sys
-import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +49,20 @@ from benchmarks.train import GAMMA, SETTINGS, loader, train_teacher
 from benchmarks.train_models import SmallResNet
 from examples.data.glyphs import SIZE, Glyphs
 from fxelastic import Supernet, edge
-from fxelastic.edge.searching.mutation import replaced
 from fxelastic.edge.subnet_timing import time_by_turns
 from fxelastic.errors import UsageError
-from fxelastic.spec import Arch, SearchSpace
+from fxelastic.spec import Arch
 from fxelastic.spec.latency_table import LatencyTable
 
 BUDGETS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-WIDTHS = (0.5, 0.625, 0.75, 0.875)
 BASE = (16, 32, 48)
+WIDTHS = ((8, 16, 24), (16, 24, 32), (16, 24, 40), (16, 32, 40))  # 1/2, 5/8, 3/4 and 7/8 of it
 WAYS = ("ours", "pruned only", "skip only", "narrower networks")
 LONG = "narrower, all of the steps"
+SUBNETS = 150  # tried for each budget
 N_EDGES, SKEW, EDGE_BUDGET = 8, 0.3, 0.6
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
+Images = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
 
 def main() -> int:
@@ -88,177 +90,205 @@ def main() -> int:
 
 
 def compare(seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """All ways, for one seed."""
+    """All ways, for one seed. What takes long is kept in the working folder."""
+    folder = args.work / str(seed)
+    folder.mkdir(exist_ok=True)
     setting = SETTINGS["resnet"]
     data = Glyphs(seed=seed).load(args.data)
     train = loader(data["train"], shuffle=True)
-    validation, test = (list(loader(data[k], shuffle=False)) for k in ("validation", "test"))
-    torch.manual_seed(seed)
-    model = teacher(seed, data, args.work)
-    supernet = expanded(model, seed, ["merged", "pruned", "skip"])
+    test = list(loader(data["test"], shuffle=False))
+    model = network(BASE, setting.epochs, data, folder / "teacher.safetensors", seed)
     options: dict[str, Any] = {"seed": seed, "warmup": 0.05}
     both = setting.distill + setting.tune
-    fxelastic.distill(supernet, train, epochs=setting.distill, lr=setting.distill_lr, **options)
-    tuning = {"lr": setting.tune_lr, "soft": setting.soft, "sampling": fxelastic.train.Bucketed()}
-    fxelastic.tune(supernet, train, epochs=setting.tune, **tuning, **options)
-    print(f"seed {seed}: ours is trained", file=sys.stderr, flush=True)
-    lego = expanded(model, seed, ["pruned"])
-    fxelastic.distill(lego, train, epochs=both, lr=setting.distill_lr, **options)
-    print(f"seed {seed}: pruned only is trained", file=sys.stderr, flush=True)
-    with tempfile.TemporaryDirectory() as name:
-        costs, overhead_ms, original_ms = latencies(supernet, Path(name), args.threads)
-        narrow = {
-            "narrower networks": narrower(data, both, test, Path(name), seed),
-            LONG: narrower(data, setting.epochs + both, test, Path(name), seed),
-        }
-    rows: dict[str, list[float | None]] = {way: [] for way in (*WAYS, LONG)}
-    skips = restricted(supernet.space, "skip")
-    for share in BUDGETS:
-        high = share * original_ms - overhead_ms
-        for way, net, space in (
-            ("ours", supernet, supernet.space),
-            ("pruned only", lego, lego.space),
-            ("skip only", supernet, skips),
-        ):
-            arch = best_arch(net, space, costs, high, validation, seed)
-            found = None if arch is None else fxelastic.evaluate(net, [arch], test)[arch]
-            rows[way].append(found)
-        for way, networks in narrow.items():
-            fitting = [n["accuracy"] for n in networks if n["latency"] <= share]
-            rows[way].append(max(fitting, default=None))
-    original = supernet.space.original
+
+    def train_ours(net: Supernet) -> None:
+        fxelastic.distill(net, train, epochs=setting.distill, lr=setting.distill_lr, **options)
+        tuning = {"lr": setting.tune_lr, "soft": setting.soft}
+        sampling = fxelastic.train.Bucketed()
+        fxelastic.tune(net, train, epochs=setting.tune, sampling=sampling, **tuning, **options)
+
+    def train_blocks(net: Supernet) -> None:
+        fxelastic.distill(net, train, epochs=both, lr=setting.distill_lr, **options)
+
+    nets = {
+        "ours": supernet(model, ["merged", "pruned", "skip"], train_ours, folder / "ours", seed),
+        "pruned only": supernet(model, ["pruned"], train_blocks, folder / "pruned", seed),
+        "skip only": supernet(model, ["skip"], None, folder / "skip", seed),
+    }
+    table = profiled(folder / "ours")
+    budgets = [f"{share:.0%}" for share in BUDGETS]
+    images = {key: arrays(data[key]) for key in ("validation", "test")}
+    rows: dict[str, list[float | None]] = {}
+    chosen: dict[str, list[Arch | None]] = {}
+    for way, (net, bundle) in nets.items():
+        chosen[way] = searched(
+            bundle, of_bundle(table, bundle), images["validation"], budgets, seed
+        )
+        archs = [arch for arch in chosen[way] if arch is not None]
+        scores = fxelastic.evaluate(net, list(dict.fromkeys(archs)), test)
+        rows[way] = [None if arch is None else scores[arch] for arch in chosen[way]]
+        print(f"seed {seed}, {way}: {rows[way]}", file=sys.stderr, flush=True)
+    narrow = {
+        "narrower networks": narrower(data, WIDTHS, both, folder, seed),
+        LONG: narrower(data, WIDTHS[:2], setting.epochs + both, folder, seed),
+    }
+    for way, networks in narrow.items():
+        rows[way] = []
+        for share in BUDGETS:
+            fitting = [n for n in networks if n["latency"] <= share]
+            best = max(fitting, key=lambda n: n["validation"], default=None)
+            rows[way].append(None if best is None else best["test"])
+    net, bundle = nets["ours"]
+    original = bundle.space.original
+    cloud = chosen["ours"][BUDGETS.index(EDGE_BUDGET)]
+    assert cloud is not None
     return {
         "seed": seed,
-        "teacher": fxelastic.evaluate(supernet, [original], test)[original],
+        "teacher": fxelastic.evaluate(net, [original], test)[original],
         "rows": rows,
+        "archs": {way: [a and str(a) for a in archs] for way, archs in chosen.items()},
         "narrow": narrow,
-        "edges": edges(supernet, costs, EDGE_BUDGET * original_ms - overhead_ms, data, seed),
+        "edges": edges(net, bundle, table, cloud, images, seed),
     }
 
 
-def teacher(seed: int, data: Any, work: Path) -> nn.Module:
-    """The model that everything starts from."""
-    model = SmallResNet(widths=BASE)
-    weights = work / f"teacher-{seed}.safetensors"
+def network(widths: Sequence[int], epochs: int, data: Any, weights: Path, seed: int) -> SmallResNet:
+    """A network trained from scratch."""
+    torch.manual_seed(seed)
+    model = SmallResNet(widths=tuple(widths))
     if weights.exists():
         safetensors.torch.load_model(model, weights)
     else:
-        train_teacher(model, data["train"], SETTINGS["resnet"], "cpu")
+        train_teacher(model, data["train"], replace(SETTINGS["resnet"], epochs=epochs), "cpu")
         safetensors.torch.save_model(model, weights)
     return model.eval()
 
 
-def expanded(model: nn.Module, seed: int, kinds: list[str]) -> Supernet:
-    """A supernet with these kinds of branches."""
+def supernet(
+    model: nn.Module,
+    kinds: list[str],
+    train: Callable[[Supernet], None] | None,
+    path: Path,
+    seed: int,
+) -> tuple[Supernet, edge.Bundle]:
+    """A trained supernet with these kinds of branches, and its bundle."""
     example = torch.zeros(2, 1, SIZE, SIZE)
-    return fxelastic.expand(model, GAMMA, example_inputs=example, kinds=kinds, seed=seed)
+    net = fxelastic.expand(model, GAMMA, example_inputs=example, kinds=kinds, seed=seed)
+    weights = path.with_suffix(".safetensors")
+    if train is not None and weights.exists():
+        net.load(weights)
+    elif train is not None:
+        train(net)
+        net.save(weights)
+        print(f"{path} is trained", file=sys.stderr, flush=True)
+    return net, fxelastic.export(net, path, verify=False, force=True)
 
 
-def restricted(space: SearchSpace, kind: str) -> SearchSpace:
-    """The space with one kind of new branches."""
-    kept = (s for s in space.branches if s.kind in ("original", kind))
-    return SearchSpace(space.n_blocks, tuple(kept))
-
-
-def latencies(
-    supernet: Supernet, folder: Path, threads: int
-) -> tuple[dict[str, float], float, float]:
-    """Costs of branches, what a run takes besides, and the original's latency, in ms."""
-    fxelastic.export(supernet, folder / "bundle", verify=False)
-    command = [sys.executable, "-m", "fxelastic.cli", "profile", str(folder / "bundle"), "--quiet"]
-    subprocess.run([*command, "--threads", "1"], check=True, stdout=subprocess.DEVNULL)
-    table = LatencyTable.load(folder / "bundle.latency.json")
-    edge.assemble(edge.load(folder / "bundle"), supernet.space.original, folder / "original.onnx")
-    return (
-        dict(table.costs()),
-        table.overhead_ms(),
-        table.predict_ms(supernet.space.original),
+def profiled(bundle: Path) -> LatencyTable:
+    """What the branches of a bundle take here, measured in a process of its own."""
+    path = bundle.with_suffix(".latency.json")
+    command = [sys.executable, "-m", "fxelastic.cli", "profile", str(bundle), "--out", str(path)]
+    subprocess.run(
+        [*command, "--threads", "1", "--force", "--quiet"], check=True, stdout=subprocess.DEVNULL
     )
+    return LatencyTable.load(path)
+
+
+def of_bundle(table: LatencyTable, bundle: edge.Bundle) -> LatencyTable:
+    """The same latencies for a bundle with some of the same branches: equal but for weights."""
+    ids = {spec.id for spec in bundle.space.branches}
+    modes = {
+        name: replace(mode, costs={k: v for k, v in mode.costs.items() if k in ids})
+        for name, mode in table.modes.items()
+    }
+    rows = {k: v for k, v in table.rows.items() if k in ids}
+    return replace(table, bundle_digest=bundle.digest, rows=rows, modes=modes)
+
+
+def searched(
+    bundle: edge.Bundle, table: LatencyTable, images: Images, budgets: list[str], seed: int
+) -> list[Arch | None]:
+    """The best subnet of each budget; None where none keeps it."""
+    options: dict[str, Any] = {"held_out": 0.0, "batch_size": 100, "threads": 1, "seed": seed}
+    for n_unmet in range(len(budgets)):
+        try:
+            result = edge.search(
+                bundle, table, images, budget=budgets[n_unmet:], max_subnets=SUBNETS, **options
+            )
+        except UsageError as e:
+            if "no subnet keeps" not in str(e):
+                raise
+            continue
+        return [*[None] * n_unmet, *(best.arch for best in result.bests)]
+    return [None] * len(budgets)
 
 
 def narrower(
-    data: Any, epochs: int, test: Batches, folder: Path, seed: int
-) -> list[dict[str, float]]:
-    """Networks of fewer channels from scratch: accuracy, and latency as a share."""
-    found, files = [], [folder / "original.onnx"]
-    for width in WIDTHS:
-        torch.manual_seed(seed)
-        model = SmallResNet(widths=tuple(round(width * w) for w in BASE))
-        setting = SETTINGS["resnet"]
-        train_teacher(
-            model, data["train"], type(setting)(**{**vars(setting), "epochs": epochs}), "cpu"
-        )
-        model.eval()
-        with torch.no_grad():
-            right = sum(int((model(x).argmax(1) == y).sum()) for x, y in test)
-        files.append(folder / f"width-{width}.onnx")
-        torch.onnx.export(model, (torch.zeros(1, 1, SIZE, SIZE),), files[-1], dynamo=True)
-        found.append({"width": width, "accuracy": right / sum(len(y) for _, y in test)})
-        print(f"seed {seed}, {epochs} epochs: {found[-1]}", file=sys.stderr, flush=True)
+    data: Any, widths: Sequence[Sequence[int]], epochs: int, folder: Path, seed: int
+) -> list[dict[str, Any]]:
+    """Networks of fewer channels from scratch: accuracies, and latency as a share."""
+    original = folder / "original.onnx"
+    bundle = edge.load(folder / "ours")
+    edge.assemble(bundle, bundle.space.original, original)
+    found, files = [], [original]
+    for channels in widths:
+        name = "-".join(map(str, (*channels, epochs)))
+        model = network(channels, epochs, data, folder / f"{name}.safetensors", seed)
+        row: dict[str, Any] = {"widths": channels}
+        for key in ("validation", "test"):
+            x, y = arrays(data[key])
+            with torch.no_grad():
+                right = sum(
+                    int((model(part).argmax(1).numpy() == y[i * 500 : (i + 1) * 500]).sum())
+                    for i, part in enumerate(torch.from_numpy(x).split(500))
+                )
+            row[key] = right / len(y)
+        files.append(folder / f"{name}.onnx")
+        example = (torch.zeros(1, 1, SIZE, SIZE),)
+        torch.onnx.export(model, example, files[-1], dynamo=True, verbose=False)
+        found.append(row)
+        print(f"seed {seed}, {epochs} epochs: {row}", file=sys.stderr, flush=True)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     sessions = [ort.InferenceSession(file, options) for file in files]
     x = np.zeros((1, 1, SIZE, SIZE), np.float32)
     times = time_by_turns(
-        [lambda s=s: s.run(None, {s.get_inputs()[0].name: x}) for s in sessions], 200
+        [lambda s=s: s.run(None, {s.get_inputs()[0].name: x}) for s in sessions], 400
     )
     for row, ms in zip(found, times[1:], strict=True):
         row["latency"] = ms / times[0]
     return found
 
 
-def best_arch(
-    net: Supernet,
-    space: SearchSpace,
-    costs: dict[str, float],
-    high: float,
-    validation: Batches,
-    seed: int,
-) -> Arch | None:
-    """Search: subnets near the budget, then three rounds of changes of the best.
-
-    None where no subnet keeps the budget.
-    """
-    if space.cost(space.min_cost_arch(costs), costs) > high:
-        return None
-    try:
-        population = space.sample_within(50, costs, 0.85 * high, high, seed)
-    except UsageError:
-        population = space.sample_within(50, costs, 0.0, high, seed)
-    rng = random.Random(seed)
-    scores: dict[Arch, float] = {}
-    for n_batches in (4, 8, len(validation)):
-        scores = fxelastic.evaluate(net, dict.fromkeys(population), validation[:n_batches])
-        best = sorted(scores, key=lambda arch: -scores[arch])[:8]
-        options = [s for s in space.branches if s.kind != "original"]
-        changed = [replaced(space, arch, rng.choice(options)) for arch in best for _ in range(5)]
-        population = [*best, *(a for a in changed if space.cost(a, costs) <= high)]
-    return max(scores, key=lambda arch: scores[arch])
+def arrays(data: Any) -> Images:
+    """A data set as arrays of images and classes."""
+    x, y = next(iter(DataLoader(data, len(data))))
+    return x.numpy(), y.numpy()
 
 
 def edges(
-    net: Supernet, costs: dict[str, float], high: float, data: Any, seed: int
+    net: Supernet,
+    bundle: edge.Bundle,
+    table: LatencyTable,
+    cloud: Arch,
+    images: dict[str, Images],
+    seed: int,
 ) -> list[dict[str, float]]:
     """Devices with skewed classes: the subnet searched there against the cloud's."""
     rng = np.random.default_rng(seed)
-    cloud = best_arch(
-        net, net.space, costs, high, list(loader(data["validation"], shuffle=False)), seed
-    )
-    assert cloud is not None
-    images = {key: next(iter(DataLoader(data[key], len(data[key])))) for key in data}
     n_classes = int(images["test"][1].max()) + 1
     found = []
     for i in range(N_EDGES):
         weights = rng.dirichlet(np.full(n_classes, SKEW))
         skewed = {}
-        for key in ("validation", "test"):
-            x, y = images[key]
-            chance = weights[y.numpy()] / np.bincount(y.numpy(), minlength=n_classes)[y.numpy()]
-            index = torch.from_numpy(rng.choice(len(y), 500, p=chance / chance.sum()))
-            skewed[key] = [(x[part], y[part]) for part in index.split(100)]
-        own = best_arch(net, net.space, costs, high, skewed["validation"], seed + i)
+        for key, (x, y) in images.items():
+            chance = weights[y] / np.bincount(y, minlength=n_classes)[y]
+            index = rng.choice(len(y), 500, p=chance / chance.sum())
+            skewed[key] = (x[index], y[index])
+        (own,) = searched(bundle, table, skewed["validation"], [f"{EDGE_BUDGET:.0%}"], seed + i)
         assert own is not None
-        scores = fxelastic.evaluate(net, dict.fromkeys([own, cloud]), skewed["test"])
+        x, y = map(torch.from_numpy, skewed["test"])
+        scores = fxelastic.evaluate(net, list(dict.fromkeys([own, cloud])), [(x, y)])
         found.append({"own": scores[own], "cloud": scores[cloud]})
     return found
 

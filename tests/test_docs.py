@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+
+from fxelastic import edge
+from tests.cli.commands import environment
+from tests.edge.serving.tiny_bundle import CLASSES, write_bundle
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 EXECUTED = [page for page in PAGES if page.parent != ROOT or page.name == "README.md"]
 
-# The one way to exempt a block: ```python no-run
-NO_RUN = "python no-run"
+# A script that several processes run: ```python torchrun
+TORCHRUN = "python torchrun"
 
 
 @dataclass(frozen=True)
@@ -63,9 +72,46 @@ def page_id(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", EXECUTED, ids=page_id)
-def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_blocks_run(
+    page: Path, device_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    run_page(page.read_text(encoding="utf-8"), str(page))
+    text = page.read_text(encoding="utf-8")
+    if '("bundle' in text and page.name != "README.md":
+        shutil.copytree(device_files, tmp_path, dirs_exist_ok=True)
+    run_page(text, str(page))
+    for block in code_blocks(text):
+        if block.info == TORCHRUN:
+            run_in_two_processes(block.code)
+
+
+@pytest.fixture(scope="module")
+def device_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with its table, pool and data, by the names that the commands give them."""
+    folder = tmp_path_factory.mktemp("device")
+    bundle = write_bundle(folder / "bundle", width=32, size=16)
+    x = np.random.default_rng(0).standard_normal((20, 32, 16, 16)).astype(np.float32)
+    np.savez(folder / "local.npz", x=x, targets=np.arange(20) % CLASSES)
+    table = edge.profile(bundle, n_samples=3, n_subnets=0, n_held_out=0)
+    table.save(folder / "bundle.latency.json")
+    options: dict[str, Any] = {"budget": "100%", "max_subnets": 5}
+    result = edge.search(bundle, table, folder / "local.npz", **options)
+    result.pool.save(folder / "bundle.pool.json")
+    return folder
+
+
+def run_in_two_processes(code: str) -> None:
+    Path("train.py").write_text(code)
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, "train.py"],
+        env={**environment(), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_readme_has_an_example() -> None:
@@ -76,7 +122,7 @@ def test_the_readme_has_an_example() -> None:
 def test_info_strings_are_known(page: Path) -> None:
     """A misspelt info string must not exempt a block unseen."""
     for block in code_blocks(page.read_text(encoding="utf-8")):
-        assert not block.info.lower().startswith("py") or block.info in ("python", NO_RUN), (
+        assert not block.info.lower().startswith("py") or block.info in ("python", TORCHRUN), (
             f"{page.name}:{block.line}: {block.info!r}"
         )
 
@@ -96,9 +142,9 @@ def test_a_failing_block_fails() -> None:
         run_page("```python\nassert False\n```", "page")
 
 
-def test_blocks_of_a_page_share_a_namespace_and_exempt_ones_do_not_run() -> None:
+def test_blocks_of_a_page_share_a_namespace_and_scripts_do_not() -> None:
     page = "```python\nx = 1\n```\n- a\n\n  ```python\n  assert x == 1\n  ```\n\n"
-    page += "```python no-run\nraise SystemExit\n```\n```console\n$ ls\n```"
+    page += "```python torchrun\nraise SystemExit\n```\n```console\n$ ls\n```"
     assert run_page(page, "page") == 2
 
 
