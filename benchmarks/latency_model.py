@@ -26,8 +26,9 @@ import psutil
 
 from fxelastic import edge
 from fxelastic.edge.branch_timing import BranchTiming
-from fxelastic.edge.execution import Executor, random_inputs
+from fxelastic.edge.execution import Executor
 from fxelastic.edge.latency_model import Measured, fit_mode
+from fxelastic.edge.made_up_inputs import random_inputs
 from fxelastic.edge.profiling import distinct_subnets, split
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.edge.subnet_timing import SubnetTimer

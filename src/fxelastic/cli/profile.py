@@ -59,6 +59,12 @@ def add_parser(commands: Any) -> None:
     )
     options.add_threads(parser)
     parser.add_argument(
+        "--data",
+        metavar="FILE",
+        help="an .npz file as fxelastic search takes, to run on its first samples; without it "
+        "inputs are made up, which may not do where times depend on values",
+    )
+    parser.add_argument(
         "--provider",
         metavar="NAME",
         action="append",
@@ -114,6 +120,7 @@ def run(args: argparse.Namespace) -> int:
             args.batch_size,
             args.threads,
             tuple(args.provider or ("CPUExecutionProvider",)),
+            inputs=_inputs(bundle, args),
             n_samples=args.samples,
             n_subnets=args.subnets,
             n_held_out=args.held_out,
@@ -129,6 +136,27 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(sections(bundle, table)))
         options.progress(args, f"the latency table is {out}")
     return 0
+
+
+def _inputs(bundle: Bundle, args: argparse.Namespace) -> dict[str, Any] | None:
+    """The first samples of the data.
+
+    Raises:
+        UsageError: There are too few, or they do not fit the model.
+    """
+    from fxelastic.edge.searching.data import read_data
+
+    if args.data is None:
+        return None
+    data = read_data(bundle, args.data)
+    if len(data) < args.batch_size:
+        raise UsageError(
+            f"{args.data} has too few samples",
+            expected=f"at least {args.batch_size}, as --batch-size says",
+            got=str(len(data)),
+        )
+    inputs, _ = next(data.batches(args.batch_size))
+    return inputs
 
 
 def report(bundle: Bundle, table: LatencyTable, out: Path) -> dict[str, Any]:

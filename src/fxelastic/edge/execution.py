@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -236,26 +236,6 @@ def check_inputs(bundle: Bundle, inputs: Mapping[str, Array]) -> int:
             got=", ".join(map(str, sorted(sizes))),
         )
     return next(iter(sizes), 1)
-
-
-def random_inputs(bundle: Bundle, batch_size: int, seed: int = 0) -> dict[str, Array]:
-    """Arrays of the right shape: normal for floats; 0, an index of everything, for integers.
-
-    Raises:
-        UsageError: A size is not known from the batch size.
-    """
-    random = np.random.default_rng(seed)
-    return {info.name: array for info, array in _random(bundle, batch_size, random)}
-
-
-def _random(
-    bundle: Bundle, batch_size: int, random: np.random.Generator
-) -> Iterator[tuple[Any, Array]]:
-    for info in bundle.inputs:
-        shape = info.shape_at(batch_size)
-        real = info.dtype.startswith("float")
-        array = random.standard_normal(shape) if real else np.zeros(shape)
-        yield info, array.astype(info.dtype)
 
 
 def _unfit(expected: str, array: Any) -> UsageError:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
 from fxelastic.edge.branch_timing import BranchTiming
 from fxelastic.edge.bundle import Bundle
-from fxelastic.edge.execution import Executor, random_inputs
+from fxelastic.edge.execution import Array, Executor, check_inputs
 from fxelastic.edge.fingerprint import fingerprint
 from fxelastic.edge.latency_model import Measured, fit_mode
+from fxelastic.edge.made_up_inputs import sound_inputs
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.edge.subnet_timing import SubnetTimer
 from fxelastic.errors import UsageError
@@ -36,6 +39,7 @@ def profile(
     threads: int = 0,
     providers: Sequence[str] = ("CPUExecutionProvider",),
     *,
+    inputs: Mapping[str, Array] | None = None,
     n_samples: int = 20,
     n_subnets: int = 24,
     n_held_out: int = 12,
@@ -58,6 +62,8 @@ def profile(
         batch_size: Samples of a run.
         threads: Threads to compute with; 0 for one for each core.
         providers: Onnxruntime's execution providers, the preferred one first.
+        inputs: What to run on: ``batch_size`` samples for each of the bundle's inputs, by name.
+            Without them they are made up, which may not do where times depend on values.
         n_samples: Runs of each branch, at least.
         n_subnets: Subnets that the sum is corrected by, for each mode; 0 for none.
         n_held_out: Subnets that the error is measured on, for each mode.
@@ -72,14 +78,20 @@ def profile(
         The table.
 
     Raises:
-        UsageError: An argument is out of range, or a size is not known from the batch size.
+        UsageError: An argument is out of range, inputs do not fit, or none were given and a size
+            is not known from the batch size.
         BundleError: A branch is missing or damaged, can't be run, or gives values that are not
             finite.
     """
     _check(batch_size, n_samples, n_subnets, n_held_out, time_budget_s)
     begin_s = time.perf_counter()
     budget_s = float("inf") if time_budget_s is None else time_budget_s
-    inputs = random_inputs(bundle, batch_size, seed)
+    if inputs is not None and check_inputs(bundle, inputs) != batch_size:
+        raise UsageError(
+            "the inputs have another batch size",
+            expected=f"{batch_size}, as batch_size says",
+            got=str(check_inputs(bundle, inputs)),
+        )
     settings: dict[str, Any] = {
         "schema": PARTIAL,
         "bundle": bundle.digest,
@@ -87,9 +99,18 @@ def profile(
         "batch_size": batch_size,
         "threads": threads,
         "providers": list(providers),
+        "inputs": "" if inputs is None else _digest(inputs),
     }
     with Executor(bundle, threads, memory_bytes, providers) as executor:
-        timing = BranchTiming(executor, inputs, seed)
+        sound = True
+        if inputs is None:
+            inputs, sound = sound_inputs(executor, batch_size, seed)
+        if not sound:
+            logger.warning(
+                "the model gives NaN or infinity for inputs that were made up; times may depend on "
+                "that: pass inputs, or --data on the command line"
+            )
+        timing = BranchTiming(executor, inputs, seed, finite=sound)
         partial = _Partial(None if path is None else Path(path), settings, timing)
         partial.resume()
         resident = _session_bytes(executor) if memory_bytes is None else {}
@@ -190,6 +211,13 @@ class _Partial:
         """Remove the file: the table has what was in it."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+
+
+def _digest(inputs: Mapping[str, Array]) -> str:
+    digest = hashlib.sha256()
+    for name, array in sorted(inputs.items()):
+        digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _check(

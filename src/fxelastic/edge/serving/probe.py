@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fxelastic.edge.bundle import Bundle
+from fxelastic.edge.made_up_inputs import made_up
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
 
@@ -77,8 +78,5 @@ class BranchTimer:
                 shape = info.shape_at(self.batch_size)
             except UsageError:
                 return None
-            if info.dtype.startswith("float"):
-                inputs[name] = rng.standard_normal(shape).astype(info.dtype)
-            else:
-                inputs[name] = np.zeros(shape, info.dtype)
+            inputs[name] = made_up(info.dtype, shape, rng, whole=int(info.dtype == "bool"))
         return inputs
