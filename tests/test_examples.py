@@ -1,0 +1,96 @@
+"""The examples run, with little data; `tests/train/test_examples.py` has the two-stage ones."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fxelastic.cli import export_main, main
+from tests.cli.commands import ROOT, environment
+
+EXAMPLES = ROOT / "examples"
+
+
+def run(*argv: str, timeout_s: float = 600) -> subprocess.CompletedProcess[str]:
+    """An example in a process of its own, with one thread."""
+    return subprocess.run(
+        [sys.executable, str(EXAMPLES / argv[0]), *argv[1:]],
+        env={**environment(), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def test_the_demo_goes_all_the_way_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    done = run("demo.py", "--quick", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^\s*\d+%.*$", done.stdout, re.MULTILINE)
+    assert len(rows) == 10, done.stdout
+    assert str(tmp_path / "report.html") in done.stdout
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert page.count("<img") >= 5
+    measured = json.loads((tmp_path / "measured.json").read_text())
+    assert len(measured["subnets"]) == 10
+    assert (tmp_path / "trace.jsonl").exists()
+
+    (tmp_path / "report.html").unlink()
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
+    again = run("demo.py", "--quick", "--out", str(tmp_path), timeout_s=120)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "report.html").exists()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")} == kept
+
+
+def test_a_transformer_with_masks(tmp_path: Path) -> None:
+    done = run("text_classification.py", "--texts", "200", "--epochs", "1", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"^\s*\d+%.* ms .*%", done.stdout, re.MULTILINE)) == 3
+
+
+def test_texts_are_what_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES / "data"))
+    from bracelets import CLOSE, LENGTH, OPEN, bracelets  # type: ignore[import-not-found]
+
+    monkeypatch.delitem(sys.modules, "bracelets")
+    tokens, mask, classes = bracelets(50, seed=3)
+    again = bracelets(50, seed=3)
+    assert all(torch.equal(a, b) for a, b in zip((tokens, mask, classes), again, strict=True))
+    assert tokens.shape == mask.shape == (50, LENGTH)
+    for text, present, colour in zip(tokens.tolist(), mask.tolist(), classes.tolist(), strict=True):
+        inside, counts = False, dict.fromkeys(range(8), 0)
+        for token, there in zip(text, present, strict=True):
+            assert there == (token != 0)
+            if token in (OPEN, CLOSE):
+                inside = token == OPEN
+            elif there and inside:
+                counts[token - 3] += 1
+        assert [c for c, n in counts.items() if n == max(counts.values())] == [colour]
+
+
+def test_a_model_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command of the file and of its CI job, as written."""
+    folder = Path(shutil.copytree(EXAMPLES / "own_model", tmp_path / "own_model"))
+    monkeypatch.chdir(folder)
+    text = (folder / "net.py").read_text() + (folder / "partitions.yml").read_text()
+    lines = re.findall(r"^(?: {4}|.*\brun: )(fxelastic\S* .*)$", text, re.MULTILINE)
+    assert len(lines) == 6
+    before = (folder / "blocks.txt").read_text()
+    for line in lines:
+        program, *argv = shlex.split(line)
+        assert {"fxelastic": main, "fxelastic-export": export_main}[program](argv) == 0, line
+    assert (folder / "blocks.txt").read_text() == before
+    changed = (folder / "net.py").read_text().replace("nn.SiLU(),", "nn.ReLU(),")
+    (folder / "net.py").write_text(changed)
+    assert main(shlex.split("check net.py:build --golden blocks.txt")) == 1
