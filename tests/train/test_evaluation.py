@@ -16,6 +16,7 @@ from fxelastic.spec import Arch
 from fxelastic.train import accuracy, range_accuracy
 from fxelastic.train.losses import soft_cross_entropy
 from fxelastic.train.prefixes import Prefix
+from fxelastic.train.recalibration import _surely_less
 from fxelastic.train.sampling import flops_of
 from tests.train.supernets import (
     conv_supernet,
@@ -191,6 +192,13 @@ class TestRecalibration:
         before = error()
         fxelastic.recalibrate(supernet, arch, few)
         assert error() <= before + 1e-7
+
+    def test_a_gain_that_may_be_chance_is_none(self) -> None:
+        before = torch.tensor([1.0, 2.0, 3.0, 4.0])
+        assert _surely_less(before - 0.1, before)
+        assert not _surely_less(before - torch.tensor([1.0, -0.8, 0.3, -0.2]), before)
+        assert _surely_less(torch.tensor([0.9]), torch.tensor([1.0]))
+        assert not _surely_less(torch.tensor([1.1]), torch.tensor([1.0]))
 
     def test_originals_need_none(self) -> None:
         supernet = conv_supernet()

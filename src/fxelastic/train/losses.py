@@ -94,12 +94,34 @@ def soft_cross_entropy(output: Any, teacher: Any) -> Tensor:
         A scalar, 0 where they are equal.
     """
     try:
-        logits, like = logits_of(output).float(), logits_of(teacher).float()
+        return _divergences(output, teacher).mean()
     except UsageError:
         return normalised_error(output, teacher)
+
+
+def soft_cross_entropies(output: Any, teacher: Any) -> Tensor:
+    """`soft_cross_entropy` sample by sample.
+
+    Args:
+        output: A subnet's result.
+        teacher: The model's result on the same inputs.
+
+    Returns:
+        ``(N,)`` where both have logits; ``(1,)``, of all samples, otherwise.
+    """
+    try:
+        return _divergences(output, teacher).flatten(1).mean(1)
+    except UsageError:
+        return normalised_error(output, teacher)[None]
+
+
+def _divergences(output: Any, teacher: Any) -> Tensor:
+    """Divergences of class probabilities: ``(N, 1)``, or ``(N, ...)`` with other dimensions."""
+    logits, like = logits_of(output).float(), logits_of(teacher).float()
     dim = 2 if logits.dim() == 3 else 1
     student, expected = logits.log_softmax(dim), like.log_softmax(dim)
-    return F.kl_div(student, expected, reduction="none", log_target=True).sum(dim).mean()
+    found = F.kl_div(student, expected, reduction="none", log_target=True).sum(dim)
+    return found[:, None] if found.dim() == 1 else found
 
 
 def logits_of(output: Any) -> Tensor:

@@ -13,7 +13,7 @@ from fxelastic.ir.supernet import Supernet
 from fxelastic.spec import Arch
 from fxelastic.train.batches import BatchReader, Split, numbered
 from fxelastic.train.execution import Execution
-from fxelastic.train.losses import soft_cross_entropy
+from fxelastic.train.losses import soft_cross_entropies
 
 
 def recalibrate(
@@ -29,8 +29,9 @@ def recalibrate(
 
     In tuning a branch sees the features of many subnets, and its running statistics are a mix of
     theirs. Here they become those of one subnet: the mean over the batches. As a few hundred
-    samples tell statistics with some noise, they become the mean of both, or stay as they are,
-    where the subnet's results on these samples are nearer to the original model's like that.
+    samples tell statistics with some noise, they become the mean of both where the subnet's results
+    on these samples are nearer to the original model's like that; and they stay as they are unless
+    the results get nearer by two standard errors.
     Statistics of originals, and of branches that are not in the subnet, stay as they are. Another
     subnet with the same branches then has these statistics too; `supernet.subnet` makes a copy.
 
@@ -39,8 +40,8 @@ def recalibrate(
         arch: The subnet.
         loader: Any iterable of batches; targets do not count.
         n_samples: Samples after which to stop.
-        compare: Keep the old statistics, or take the mean of both, where that is nearer to the
-            original model; without it the new ones are taken in any case.
+        compare: Compare with the original model as above; without it the new statistics are taken
+            in any case.
         split: Takes a batch apart, see `BatchReader`.
 
     Returns:
@@ -79,18 +80,28 @@ def recalibrate(
         if not compare:
             return len(layers)
         wanted = [execution.result(original, values) for values in batches]
-        best = (math.inf, new)
-        for share in (1.0, 0.5, 0.0):
-            mixed = [n * share + o * (1 - share) for n, o in zip(new, old, strict=True)]
-            _set_statistics(layers, mixed)
-            distance = sum(
-                float(soft_cross_entropy(execution.result(arch, values), like))
-                for values, like in zip(batches, wanted, strict=True)
-            )
-            if distance < best[0]:
-                best = (distance, mixed)
-        _set_statistics(layers, best[1])
+
+        def distances(statistics: Sequence[Tensor]) -> Tensor:
+            _set_statistics(layers, statistics)
+            found = (execution.result(arch, values) for values in batches)
+            return torch.cat(list(map(soft_cross_entropies, found, wanted)))
+
+        best, before = old, distances(old)
+        nearest = float(before.mean())
+        for statistics in (new, [(n + o) / 2 for n, o in zip(new, old, strict=True)]):
+            after = distances(statistics)
+            if float(after.mean()) < nearest and _surely_less(after, before):
+                best, nearest = statistics, float(after.mean())
+        _set_statistics(layers, best)
     return len(layers)
+
+
+def _surely_less(values: Tensor, others: Tensor) -> bool:
+    """Whether values are less on average by two standard errors of their paired differences."""
+    gain = others - values
+    if len(gain) < 2:
+        return bool(gain.mean() > 0)
+    return bool(gain.mean() > 2 * gain.std() / math.sqrt(len(gain)))
 
 
 def _measure(layers: Sequence[Any], run: Callable[[], object]) -> None:
