@@ -38,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.competitors import steps_of
 from benchmarks.serve_scenario import run_scenario
 from fxelastic import edge
+from fxelastic.edge.made_up_inputs import random_inputs
 from fxelastic.edge.serving.ladder import Ladder, Step
 from fxelastic.edge.serving.policy import Decision, Situation
 from fxelastic.edge.serving.runtime import Runtime, ServingOptions
@@ -211,7 +212,7 @@ def measure_memory(bundle: Any, step: Step, args: Any) -> dict[str, Any]:
 
 def memory_of(bundle: Any, way: str, what: str, n: int = 20) -> int:
     """Peak resident bytes of this process, serving in one way."""
-    inputs = inputs_of(bundle)
+    inputs = random_inputs(bundle, 1)
     if way == "paged":
         entry = Restated(Arch.parse(what), 1.0, 1.0)
         with edge.serve(bundle, None, [entry], budget_ms=1e6, mode="paged", threads=2) as runtime:
@@ -248,20 +249,9 @@ def serve(bundle: Any, steps: Sequence[Step], args: Any, options: ServingOptions
     )
 
 
-def inputs_of(bundle: Any) -> dict[str, Any]:
-    rng = np.random.default_rng(0)
-    inputs = {}
-    for info in bundle.inputs:
-        shape = info.shape_at(1)
-        floating = info.dtype.startswith("float")
-        value = rng.standard_normal(shape) if floating else np.zeros(shape)
-        inputs[info.name] = value.astype(info.dtype)
-    return inputs
-
-
 def measured_pool(bundle: Any, args: Any, n: int = 12, rounds: int = 40) -> list[Restated]:
     """A stand-in for a pool: sampled subnets, timed here; the slower, the more "accurate"."""
-    inputs = inputs_of(bundle)
+    inputs = random_inputs(bundle, 1)
     archs = list(dict.fromkeys([bundle.space.original, *bundle.space.sample(n, seed=0)]))[:n]
     loader = loader_of(bundle, args.mode, args.threads)
     executables = [loader.load(arch) for arch in archs]
@@ -356,7 +346,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(args: Any) -> dict[str, dict[str, Any]]:
     bundle, table, steps = load_inputs(args)
-    inputs = inputs_of(bundle)
+    inputs = random_inputs(bundle, 1)
     print(f"{bundle}; pool: {', '.join(f'{step.latency_ms:.2f}' for step in steps)} ms")
     results: dict[str, dict[str, Any]] = {}
     wanted = args.only.split(",") if args.only else None
