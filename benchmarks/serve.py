@@ -313,14 +313,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("bundle", nargs="?", help="a bundle; without one, it is made")
     parser.add_argument("--pool", help="pool.json of fxelastic search; without it, it is measured")
     parser.add_argument("--table", help="table.json of fxelastic profile")
-    parser.add_argument("--budget-ms", type=float, help="default: 1.1 times the best subnet's")
+    parser.add_argument("--budget-ms", type=float, help="default: 1.2 times the best subnet's")
     parser.add_argument("--mode", default="assembled", choices=("assembled", "paged"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=steps_of, default=[0, 1, 2, 0])
     parser.add_argument("--seconds", type=float, default=15.0, help="of each step")
     parser.add_argument("--requests", type=int, default=400, help="for the overhead")
     parser.add_argument("--switches", type=int, default=300)
-    parser.add_argument("--cold", type=int, default=6, help="cold switches")
+    parser.add_argument("--cold", type=int, default=12, help="cold switches")
     parser.add_argument("--only", help="names of the parts to run, with commas between them")
     parser.add_argument("--out", type=Path, default=Path("build/serve"))
     parser.add_argument("--json", type=Path, help="write the figures to this file")
@@ -363,7 +363,7 @@ def measure(args: Any) -> dict[str, dict[str, Any]]:
     def scenario() -> dict[str, Any]:
         found = run_scenario(
             *(bundle, table, steps, inputs),
-            budget_ms=args.budget_ms or 1.1 * steps[-1].latency_ms,
+            budget_ms=args.budget_ms or 1.2 * steps[-1].latency_ms,
             **{"mode": args.mode, "steps": args.steps, "seconds": args.seconds},
             **{"threads": args.threads, "out": args.out},
         )

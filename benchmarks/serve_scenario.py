@@ -100,8 +100,8 @@ def run_scenario(
         "best_ms": first.latency_ms,
         "best_returned": abs(results[-1].estimated_ms - first.latency_ms) < 1e-9,
         "events": dict(status.events),
-        "trace": str(path),
-        "plot": str(out / "trace.png"),
+        "trace": path.name,
+        "plot": "trace.png",
     }
 
 

@@ -149,3 +149,15 @@ def test_what_was_recorded_is_handed_on_once() -> None:
 
 def test_nothing_known_is_a_load_too() -> None:
     assert Monitor().read(5.0) == Load(fresh=[])
+
+
+def test_the_first_requests_of_a_session_say_nothing_but_count() -> None:
+    monitor = Monitor()
+    for i in range(3):
+        monitor.record(Observation(0.1 * i, STEP, 50.0, first=True))
+    for i in range(5):
+        monitor.record(Observation(0.3 + 0.01 * i, STEP, STEP.latency_ms))
+    load = monitor.read(0.4)
+    assert load.ratio == 1.0
+    assert load.n_samples == 5
+    assert len(load.fresh) == 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -171,3 +172,32 @@ def test_deciding_is_pure() -> None:
     loaded = situation(load=Load(2.0, 2.0, 9, ()))
     first: Decision = policy.decide(loaded)
     assert all(policy.decide(loaded) == first for _ in range(5))
+
+
+class TestClimbsUnderLoad:
+    """A load that lets go for a moment has not gone, and next to nothing is not worth a switch."""
+
+    def decide(self, peaks: list[tuple[float, float]], ratio: float, policy: RatioPolicy) -> Any:
+        steps = ladder(2, 4, 6, 10)
+        load = Load(ratio, ratio, 9, peaks)
+        situation = Situation(100.0, 10.0, load, steps.steps[0], steps, [PastSwitch(95.0, False)])
+        return policy.decide(situation).target.latency_ms
+
+    def test_the_wait_is_longer(self) -> None:
+        policy = RatioPolicy()
+        quiet = [(90.0, 1.0)]
+        assert self.decide([(97.0, 1.0), *quiet], 1.0, policy) == 6
+        assert self.decide([(99.0, 1.5)], 1.5, policy) == 2
+        assert self.decide([(99.0, 1.5)], 1.5, RatioPolicy(calm_rise=0.0)) == 6
+
+    def test_a_moment_without_load_changes_nothing(self) -> None:
+        assert self.decide([(98.5, 1.5), (99.9, 1.0)], 1.0, RatioPolicy()) == 2
+
+    def test_next_to_nothing_is_left(self) -> None:
+        steps = Ladder.of([entry(2, 0.5), entry(4, 0.51), entry(20, 0.9)])
+        load = Load(1.0, 1.0, 9, [(50.0, 1.0)])
+        situation = Situation(100.0, 10.0, load, steps.steps[0], steps, [])
+        assert RatioPolicy().decide(situation).target is steps.steps[0]
+        assert RatioPolicy(worth=0.0).decide(situation).target is steps.steps[1]
+        top = Situation(100.0, 25.0, load, steps.steps[1], steps, [])
+        assert RatioPolicy(worth=1.0).decide(top).target is steps.steps[2]

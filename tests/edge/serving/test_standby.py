@@ -15,15 +15,15 @@ def latencies(standby: Standby, current: int, budget_ms: float, limit_ms: float)
 
 
 def test_more_load_comes_first_then_the_quickest_and_the_neighbours() -> None:
-    assert latencies(Standby(limit=9), 7, 20, 20) == [12, 10, 6, 2, 16]
+    assert latencies(Standby(limit=9), 7, 20, 20) == [16, 12, 10, 6, 2]
 
 
 def test_under_load_what_serves_without_it_comes_first() -> None:
-    assert latencies(Standby(limit=9), 4, 20, 10)[:3] == [20, 6, 4]
+    assert latencies(Standby(limit=9), 4, 20, 10)[:3] == [20, 8, 6]
 
 
 def test_there_are_at_most_so_many() -> None:
-    assert latencies(Standby(limit=2), 7, 20, 20) == [12, 10]
+    assert latencies(Standby(limit=2), 7, 20, 20) == [16, 12]
     assert latencies(Standby(limit=0), 7, 20, 20) == []
 
 

@@ -23,11 +23,13 @@ class Observation(NamedTuple):
         time_s: When it ended, on the runtime's clock.
         step: The subnet that served it, with the latency it was estimated to have then.
         actual_ms: The latency it had, in ms.
+        first: Among the first on a session, which allocate: it says nothing of the load.
     """
 
     time_s: float
     step: Step
     actual_ms: float
+    first: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class Monitor:
             self._latest_s = max(self._latest_s, seen.time_s)
             ratio = seen.actual_ms / seen.step.latency_ms
             # A latency of 0 or less was measured while the clock was set.
-            if 0 < ratio < math.inf:
+            if 0 < ratio < math.inf and not seen.first:
                 self._samples.append((seen.time_s, ratio))
                 n_slow += usual is not None and ratio > self.slow * usual
         ratio_now, recent, n = self._medians(now_s)

@@ -88,15 +88,19 @@ class RatioPolicy:
 
     *Up*: when a more accurate subnet would have kept the budget at every moment of the last
     ``calm_s`` seconds. The hysteresis lies in this time rather than in the room: a large share of
-    free budget would keep out the very subnet that was the best before the load came. A climb that
-    had to be taken back soon doubles the wait for the next one: a load that comes and goes costs
-    fewer and fewer switches.
+    free budget would keep out the very subnet that was the best before the load came. Under a load
+    the wait is longer, up to five times, for what a load takes varies, and what is free may be so
+    by chance; when it has gone, the wait is short at once. A climb that had to be taken back soon
+    doubles the wait for the next one: a load that comes and goes costs fewer and fewer switches.
 
     Attributes:
         room_down: Share of the budget that stays free after a step down.
         room_up: Share of the budget that stays free after a climb.
         dwell_s: Time between two switches down, in seconds.
-        calm_s: How long there must have been room for a climb, in seconds.
+        calm_s: How long there must have been room for a climb where r is 1 or less, in seconds.
+        calm_rise: By how many times more for each 1 that r is above that, up to five times in all.
+        worth: Share of the ladder's range of accuracies that a climb must gain, unless it leads to
+            the top: a switch for next to nothing is another one to take back.
         max_calm_s: The longest such wait, in seconds.
         failed_s: A climb taken back within this time has failed, in seconds.
         forget_s: Failed climbs older than this no longer count, in seconds.
@@ -108,6 +112,8 @@ class RatioPolicy:
     room_up: float = 0.03
     dwell_s: float = 0.4
     calm_s: float = 2.0
+    calm_rise: float = 8.0
+    worth: float = 0.05
     max_calm_s: float = 120.0
     failed_s: float = 10.0
     forget_s: float = 600.0
@@ -158,13 +164,23 @@ class RatioPolicy:
         if since_s is not None and 0 <= since_s < calm_s:
             return stay
         better = situation.ladder.best_under(limit_ms)
-        if better is None or better.accuracy <= current.accuracy:
+        if better is None or not self._is_worth_it(better, current, situation.ladder):
             return stay
         reason = f"there has been room for {calm_s:.3g} s (r at most {worst:.2f})"
         return Decision(better, True, limit_ms, reason)
 
+    def _is_worth_it(self, better: Step, current: Step, ladder: Ladder) -> bool:
+        steps = ladder.steps
+        if better.accuracy <= current.accuracy or better.arch == steps[-1].arch:
+            return better.accuracy > current.accuracy
+        whole = steps[-1].accuracy - steps[0].accuracy
+        return better.accuracy - current.accuracy >= self.worth * whole
+
     def calm_for(self, situation: Situation) -> float:
-        """How long there must have been room, after the climbs that failed, in seconds."""
+        """How long there must have been room: by the load and the failed climbs; in seconds."""
+        # The peak of the shortest wait: a load that lets go for a moment has not gone.
+        peak = situation.load.peak_since(situation.now_s - self.calm_s)
+        loaded = 0.0 if peak is None else max(0.0, peak - 1.0)
         failed = 0
         recent = [
             past for past in situation.switches if past.time_s >= situation.now_s - self.forget_s
@@ -173,7 +189,8 @@ class RatioPolicy:
             if past.up and not following.up and following.time_s - past.time_s < self.failed_s:
                 failed += 1
         # The exponent is bounded, for 2.0**1024 is an error.
-        return min(self.calm_s * 2.0 ** min(failed, 32), self.max_calm_s)
+        calm_s = self.calm_s * min(5.0, 1.0 + self.calm_rise * loaded)
+        return min(calm_s * 2.0 ** min(failed, 32), self.max_calm_s)
 
 
 def _since_last(situation: Situation) -> float | None:

@@ -15,8 +15,11 @@ from fxelastic.errors import BundleError, ServingError
 from fxelastic.spec import Arch
 
 _IDLE_S = 20.0
+# Requests go first, from the process's first import on. But a subnet that a load calls for must not
+# take minutes beside that load either, as it would at the lowest priority.
+_NICENESS = 15
 _START = (
-    "import sys; sys.path[:] = {path!r}; "
+    "import os; getattr(os, 'nice', int)({niceness}); import sys; sys.path[:] = {path!r}; "
     "from fxelastic.edge.serving.worker import main; main({folder!r})"
 )
 
@@ -119,7 +122,7 @@ class Preparation:
         return answer
 
     def _start(self) -> subprocess.Popen[str]:
-        code = _START.format(path=sys.path, folder=str(self._folder.absolute()))
+        code = _START.format(niceness=_NICENESS, path=sys.path, folder=str(self._folder.absolute()))
         return subprocess.Popen(
             [sys.executable, "-c", code],
             stdin=subprocess.PIPE,

@@ -26,6 +26,10 @@ class ClosedError(ServingError):
     """The runtime was closed."""
 
 
+#: Requests on a new session that are slow for reasons of its own: it allocates.
+FIRST = 3
+
+
 @dataclass(eq=False)
 class Resident:
     """A subnet in memory.
@@ -36,6 +40,7 @@ class Resident:
         users: Requests that run on it now.
         leaving: No new request may begin; it is closed with the last user's departure.
         turn: When it last became the one in use; larger is later.
+        n_first: Requests so far, counted up to `FIRST`.
     """
 
     step: Step
@@ -43,6 +48,7 @@ class Resident:
     users: int = 0
     leaving: bool = False
     turn: int = 0
+    n_first: int = 0
 
 
 class Residents:

@@ -19,7 +19,7 @@ from fxelastic.edge.serving.monitor import Monitor, Observation
 from fxelastic.edge.serving.policy import Decision, Policy, RatioPolicy, Situation
 from fxelastic.edge.serving.recovery import Recovery
 from fxelastic.edge.serving.research import Research, Researcher
-from fxelastic.edge.serving.residents import Residents
+from fxelastic.edge.serving.residents import FIRST, Residents
 from fxelastic.edge.serving.signature import Signature
 from fxelastic.edge.serving.standby import Standby
 from fxelastic.edge.serving.status import Status
@@ -258,7 +258,10 @@ class Runtime:
         else:
             end_s = clock()
             latency_ms = 1e3 * (end_s - begin_s)
-            self._monitor.record(Observation(end_s, step, latency_ms))
+            first = resident.n_first < FIRST
+            if first:
+                resident.n_first += 1
+            self._monitor.record(Observation(end_s, step, latency_ms, first))
             self._controller.wake()
             return Reply(self._signature.result(outputs), outputs, step.arch, latency_ms)
         # Answered by another subnet: nothing to learn about the load.

@@ -17,8 +17,8 @@ class Standby:
         limit: How many subnets to hold ready besides the one in use.
     """
 
-    ratios: Sequence[float] = (1.5, 2.0, 3.0)
-    limit: int = 4
+    ratios: Sequence[float] = (1.25, 1.5, 2.0, 3.0)
+    limit: int = 5
 
     def steps(
         self, ladder: Ladder, current: Step, budget_ms: float, limit_ms: float

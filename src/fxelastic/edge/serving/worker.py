@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -24,7 +23,6 @@ from fxelastic.edge.assembly import assemble
 from fxelastic.edge.bundle import Bundle, load
 from fxelastic.spec import Arch
 
-_NICENESS = 10
 _CHUNK_BYTES = 2**20
 
 
@@ -89,7 +87,4 @@ def main(folder: str) -> None:
     # What a library prints must not get between the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    if hasattr(os, "nice"):
-        with suppress(OSError):
-            os.nice(_NICENESS)
     work(load(folder), sys.stdin, answers)
