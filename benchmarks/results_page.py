@@ -195,6 +195,8 @@ def train(result: Any) -> Iterable[Row]:
             "not lower",
             met=mean(after) >= mean(before),
         )
+        missed = "; ".join(found["missed"]) or "none"
+        yield Row(f"{model}: bars that single seeds miss", missed)
 
 
 def search(result: Any) -> Iterable[Row]:

@@ -147,7 +147,7 @@ def nan_subnet(place: Place) -> None:
     poison(place.folder / "bundle", "pruned50@2")
     bundle = edge.load(place.folder / "bundle")
     table = replace(table, bundle_digest=bundle.digest)
-    edge.search(bundle, table, DATA, budget="100%", held_out=0.0)
+    edge.search(bundle, table, DATA, budget="300%", held_out=0.0)
 
 
 def nan_branch(place: Place) -> None:

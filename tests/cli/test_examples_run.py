@@ -19,7 +19,6 @@ import textwrap
 import time
 import urllib.error
 import urllib.request
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from fxelastic.cli.export import build_export_parser
 from fxelastic.edge.serving.frames import write_npy
 from tests.cli.commands import ROOT, environment
 from tests.cli.docs_sessions import fenced
-from tests.edge.serving.tiny_bundle import write_bundle
+from tests.edge.serving.tiny_bundle import steady, write_bundle
 
 PROGRAMS = {"fxelastic": main, "fxelastic-export": export_main}
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -126,16 +125,6 @@ def bundle_of_images(folder: Path, x: Any, y: Any) -> None:
     for name in ("image.npy", "images/a.npy"):
         (folder / name).write_bytes(write_npy(x[:1]))
     (folder / "frames.npy").write_bytes(2 * write_npy(x[:1]))
-
-
-def steady(table: edge.LatencyTable) -> edge.LatencyTable:
-    """The table with times of its kinds of branches that no noise moves: half can be saved."""
-    costs = {
-        name: {"original": 1.0, "pruned50": 0.3, "merged": 0.8}[name.split("@")[0]]
-        for name in table.rows
-    }
-    modes = {k: replace(mode, overhead_ms=0.0, costs=costs) for k, mode in table.modes.items()}
-    return replace(table, modes=modes)
 
 
 def load(path: Path) -> dict[str, Any]:

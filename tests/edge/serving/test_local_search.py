@@ -18,7 +18,7 @@ from fxelastic.edge.serving.table_probe import TableProbe, renewed
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.errors import UsageError
 from fxelastic.spec.latency_table import LatencyTable
-from tests.edge.serving.tiny_bundle import write_bundle
+from tests.edge.serving.tiny_bundle import steady, write_bundle
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((20, 8, 8, 8)).astype(np.float32)
@@ -32,7 +32,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> edge.Bundle:
 
 @pytest.fixture(scope="module")
 def table(bundle: edge.Bundle) -> LatencyTable:
-    return edge.profile(bundle, n_samples=3, n_subnets=3, n_held_out=2)
+    return steady(edge.profile(bundle, n_samples=3, n_subnets=0, n_held_out=0))
 
 
 def probe(bundle: edge.Bundle, table: LatencyTable, path: Path | None = None) -> TableProbe:

@@ -29,7 +29,7 @@ def test_the_best_subnet_returns_after_the_load() -> None:
     run = Simulation(LADDER, 21, steps((0, 1.0), (5, 1.7), (15, 1.0))).run(30)
     assert run.current.latency_ms == 20
     assert [past.up for past in run.switches] == [False, True]
-    assert 15 < run.switches[1].time_s < 15 + 2 + 0.6
+    assert 15 < run.switches[1].time_s < 15 + 5 + 0.6
 
 
 def test_the_paper_s_scenario_takes_at_most_two_switches_a_step() -> None:
@@ -73,10 +73,10 @@ def test_a_load_that_oscillates_faster_than_the_wait_does_not_flap(period_s: flo
 
 def test_a_load_that_oscillates_slowly_costs_fewer_and_fewer_switches() -> None:
     def load(now_s: float) -> float:
-        return 2.0 if now_s % 8 < 4 else 1.0
+        return 2.0 if now_s % 16 < 8 else 1.0
 
     run = Simulation(LADDER, 21, load).run(240)
-    assert len(run.switches_between(0, 30)) >= 3
+    assert len(run.switches_between(0, 40)) >= 3
     # The wait has grown beyond the calm half of a period: no climb any more.
     assert len(run.switches_between(120, 240)) == 0
 

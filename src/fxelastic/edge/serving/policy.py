@@ -89,16 +89,17 @@ class RatioPolicy:
     *Up*: when a more accurate subnet would have kept the budget at every moment of the last
     ``calm_s`` seconds. The hysteresis lies in this time rather than in the room: a large share of
     free budget would keep out the very subnet that was the best before the load came. Under a load
-    the wait is longer, up to five times, for what a load takes varies, and what is free may be so
-    by chance; when it has gone, the wait is short at once. A climb that had to be taken back soon
-    doubles the wait for the next one: a load that comes and goes costs fewer and fewer switches.
+    the wait is longer, up to eight times, for what a load takes varies, and what is free may be so
+    by chance; two and a half short waits after it has gone, the wait is short again. A climb that
+    had to be taken back soon doubles the wait for the next one: a load that comes and goes costs
+    fewer and fewer switches.
 
     Attributes:
         room_down: Share of the budget that stays free after a step down.
         room_up: Share of the budget that stays free after a climb.
         dwell_s: Time between two switches down, in seconds.
         calm_s: How long there must have been room for a climb where r is 1 or less, in seconds.
-        calm_rise: By how many times more for each 1 that r is above that, up to five times in all.
+        calm_rise: By how many times more for each 1 that r is above that, up to eight times in all.
         worth: Share of the ladder's range of accuracies that a climb must gain, unless it leads to
             the top: a switch for next to nothing is another one to take back.
         max_calm_s: The longest such wait, in seconds.
@@ -112,7 +113,7 @@ class RatioPolicy:
     room_up: float = 0.03
     dwell_s: float = 0.4
     calm_s: float = 2.0
-    calm_rise: float = 8.0
+    calm_rise: float = 12.0
     worth: float = 0.05
     max_calm_s: float = 120.0
     failed_s: float = 10.0
@@ -178,8 +179,8 @@ class RatioPolicy:
 
     def calm_for(self, situation: Situation) -> float:
         """How long there must have been room: by the load and the failed climbs; in seconds."""
-        # The peak of the shortest wait: a load that lets go for a moment has not gone.
-        peak = situation.load.peak_since(situation.now_s - self.calm_s)
+        # The peak of some time: a load that lets go for a moment has not gone.
+        peak = situation.load.peak_since(situation.now_s - 2.5 * self.calm_s)
         loaded = 0.0 if peak is None else max(0.0, peak - 1.0)
         failed = 0
         recent = [
@@ -189,7 +190,7 @@ class RatioPolicy:
             if past.up and not following.up and following.time_s - past.time_s < self.failed_s:
                 failed += 1
         # The exponent is bounded, for 2.0**1024 is an error.
-        calm_s = self.calm_s * min(5.0, 1.0 + self.calm_rise * loaded)
+        calm_s = self.calm_s * min(8.0, 1.0 + self.calm_rise * loaded)
         return min(calm_s * 2.0 ** min(failed, 32), self.max_calm_s)
 
 
