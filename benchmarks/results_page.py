@@ -11,7 +11,8 @@ INTRODUCTION = """\
 # Results
 
 Written by `python benchmarks/run_all.py` from the raw figures in `benchmarks/results`; do not edit.
-Machines are shared and noisy, so figures that depend on one are ratios from a single run.
+Machines are shared and noisy, so figures that depend on one are ratios. Where a result was not made
+by one run of its command, the section says how it was made.
 *Bar* is what the project asks of itself, and *paper* what AdaptiveNet (MobiCom 2023) reports, on
 other models, data and devices, unless another source is named. A bar that is missed says so.
 """
@@ -57,6 +58,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
             f"## {title}\n",
             "```\n" + "\n".join(kept["commands"]) + "\n```\n",
             f"Measured on: {known}.\n",
+            *([f"How this run differed: {kept['note']}\n"] if kept.get("note") else []),
             "| figure | measured | bar | paper | |\n|---|---|---|---|---|",
             *map(str, rows(kept["result"])),
             "",
@@ -322,9 +324,19 @@ def tradeoff(result: Any) -> Iterable[Row]:
         yield Row(
             f"test accuracy at {budget:.0%} of the original's latency: ours, and {others}",
             f"{cell(ours[i])} %",
-            "above every baseline" if budget <= 0.6 else "not below, within the spread",
+            ("above" if budget <= 0.6 else "not below, within the spread,")
+            + " those with the supernet's steps",
             met=met,
         )
+    longer = "narrower, all of the steps"
+    rows = zip(result["budgets"], ours, result["table"][longer], strict=True)
+    above = [f"{b:.0%}" for b, o, other in rows if other is not None and o[0] < other[0]]
+    yield Row(
+        f"budgets at which networks that are '{longer}' are above ours",
+        ", ".join(above) or "none",
+        "none",
+        met=not above,
+    )
     for way, points in result["mean_points_above"].items():
         if points is not None:
             yield Row(f"ours above {way}, mean over budgets", f"{points:+.2f} points")

@@ -55,10 +55,11 @@ def main() -> int:
     parser.add_argument(
         "--keep", nargs=2, metavar=("NAME", "FILE"), help="take the result of a run made before"
     )
+    parser.add_argument("--note", default="", help="how that run differed from the command")
     args = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     if args.keep is not None:
-        keep(args.keep[0], json.loads(Path(args.keep[1]).read_text()))
+        keep(args.keep[0], json.loads(Path(args.keep[1]).read_text()), args.note)
     elif not args.page:
         for name in args.only:
             print(f"== {name}", file=sys.stderr, flush=True)
@@ -86,10 +87,10 @@ def run(name: str) -> None:
         keep(name, json.loads(out.read_text() if out.exists() else stdout))
 
 
-def keep(name: str, result: Any) -> None:
+def keep(name: str, result: Any, note: str = "") -> None:
     """Write a result with its command and the machine's facts."""
     commands = [f"python benchmarks/{c}".replace("{out}", "OUT") for c in COMMANDS[name]]
-    value = {"commands": commands, "machine": facts(), "result": result}
+    value = {"commands": commands, "machine": facts(), "note": note, "result": result}
     (RESULTS / f"{name}.json").write_text(json.dumps(value, indent=1) + "\n")
 
 

@@ -313,7 +313,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("bundle", nargs="?", help="a bundle; without one, it is made")
     parser.add_argument("--pool", help="pool.json of fxelastic search; without it, it is measured")
     parser.add_argument("--table", help="table.json of fxelastic profile")
-    parser.add_argument("--budget-ms", type=float, help="default: 1.2 times the best subnet's")
+    parser.add_argument("--budget-ms", type=float, help="default: 1.1 times the best subnet's")
     parser.add_argument("--mode", default="assembled", choices=("assembled", "paged"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=steps_of, default=[0, 1, 2, 0])
@@ -363,7 +363,7 @@ def measure(args: Any) -> dict[str, dict[str, Any]]:
     def scenario() -> dict[str, Any]:
         found = run_scenario(
             *(bundle, table, steps, inputs),
-            budget_ms=args.budget_ms or 1.2 * steps[-1].latency_ms,
+            budget_ms=args.budget_ms or 1.1 * steps[-1].latency_ms,
             **{"mode": args.mode, "steps": args.steps, "seconds": args.seconds},
             **{"threads": args.threads, "out": args.out},
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -120,7 +121,7 @@ def _numbers(shape: Sequence[int | torch.SymInt], batch_size: int) -> Iterator[i
             yield int(size)
 
 
-class _ShapeRun(fx.Interpreter):
+class _ShapeRun(fx.Interpreter, ABC):
     """Runs a graph over stand-ins for its weights."""
 
     def run_node(self, n: fx.Node) -> Any:
@@ -139,8 +140,9 @@ class _ShapeRun(fx.Interpreter):
         weights |= {name: self._fake(b) for name, b in module.named_buffers()}
         return torch.func.functional_call(module, weights, args, kwargs)
 
+    @abstractmethod
     def _fake(self, value: Any) -> Any:
-        raise NotImplementedError
+        """The stand-in for a weight; what is no tensor stays."""
 
 
 class _MetaRun(_ShapeRun):

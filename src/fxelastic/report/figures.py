@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fxelastic.errors import UsageError
 from fxelastic.report.run_folder import RunFolder
-from fxelastic.report.trace import plot_trace
+from fxelastic.report.trace import matplotlib, plot_trace
 from fxelastic.spec import Arch
 
 if TYPE_CHECKING:
@@ -121,7 +120,6 @@ def plots(run: RunFolder) -> list[Plot]:
 
 @contextmanager
 def _theme(theme: str) -> Iterator[None]:
-    matplotlib = _matplotlib()
     ink = _INK[theme]
     settings: dict[str, Any] = {
         "svg.hashsalt": "fxelastic",
@@ -130,21 +128,8 @@ def _theme(theme: str) -> Iterator[None]:
     }
     colours = "text.color axes.labelcolor axes.edgecolor xtick.color ytick.color grid.color"
     settings.update(dict.fromkeys(colours.split(), ink))
-    with matplotlib.rc_context(settings):
+    with matplotlib().rc_context(settings):
         yield
-
-
-def _matplotlib() -> Any:
-    try:
-        import matplotlib
-    except ImportError as e:
-        raise UsageError(
-            "plots need matplotlib",
-            expected="matplotlib",
-            got=str(e),
-            fix="pip install 'fxelastic[report]'",
-        ) from e
-    return matplotlib
 
 
 def _figure(height: float = 4.0) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import tempfile
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from fxelastic.errors import UsageError
@@ -114,6 +116,23 @@ def read_trace(path: str | os.PathLike[str]) -> TraceData:
     return TraceData(subnets, requests, loads, events, n_torn)
 
 
+def matplotlib() -> ModuleType:
+    """The package matplotlib.
+
+    Raises:
+        UsageError: It is not installed.
+    """
+    try:
+        return importlib.import_module("matplotlib")
+    except ImportError as e:
+        raise UsageError(
+            "plots need matplotlib",
+            expected="matplotlib",
+            got=str(e),
+            fix="pip install 'fxelastic[report]'",
+        ) from e
+
+
 def plot_trace(trace: TraceData, title: str = "") -> Figure:
     """Draw latency, budget, the subnet in use, its accuracy and r over time.
 
@@ -126,15 +145,9 @@ def plot_trace(trace: TraceData, title: str = "") -> Figure:
 
     Source: AdaptiveNet, Figure 13.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as e:
-        raise UsageError(
-            "plots need matplotlib",
-            expected="matplotlib",
-            got=str(e),
-            fix="pip install 'fxelastic[report]'",
-        ) from e
+    matplotlib()
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, 6.5), layout="constrained")
     latency, accuracy, ratio = figure.subplots(
         3, 1, sharex=True, gridspec_kw={"height_ratios": (3, 1, 1)}
