@@ -1,8 +1,10 @@
 """Branches → ONNX, all of them in one conversion where that is possible.
 
 A conversion has a high fixed price, so the branches are converted side by side as one graph and
-taken apart afterwards. Where the exporter can't convert them together, each is converted alone,
-and the reason is kept.
+taken apart afterwards; and a price for each operator, so that of branches with the same graph only
+one is converted, and the others are copies of it with their own weights. Optimisation, which may
+compute with weights, comes last, for each branch on its own. Where the exporter can't convert the
+branches together, each is converted alone, and the reason is kept.
 """
 
 from __future__ import annotations
@@ -19,11 +21,14 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import InlinePass
+from torch import nn
 from torch.export import Dim
 
 from fxelastic.backends.onnxruntime.pieces import Piece, SideBySide
-from fxelastic.backends.onnxruntime.slicing import slice_model
+from fxelastic.backends.onnxruntime.slicing import cut, finish
+from fxelastic.backends.onnxruntime.templates import Template, templates
 from fxelastic.errors import ExportError
+from fxelastic.ir.operators import attribute
 
 logger = logging.getLogger(__name__)
 
@@ -65,20 +70,22 @@ def convert(
         ExportError: The exporter can't convert some of them; the message has its own reason for
             each.
     """
-    progress(f"converting {len(pieces)} branches at once")
+    found = templates(pieces)
+    progress(f"converting {len(pieces)} branches at once, {len(found)} different graphs")
     try:
-        return Conversion(_convert_together(pieces, opset))
+        return Conversion(_convert_together(found, opset))
     except Exception as e:  # noqa: BLE001 - the exporter raises dozens of types; recorded
         reason = exporter_reason(e)
         logger.warning("the branches can't be converted at once (%s); converting each", reason)
     models: dict[str, ir.Model] = {}
     failures: list[str] = []
-    for i, piece in enumerate(pieces):
-        progress(f"converting branch {i + 1} of {len(pieces)}, {piece.name}")
+    for template in found:
+        names = ", ".join(piece.name for piece in template.pieces)
+        progress(f"converting {names} ({len(models) + 1} of {len(pieces)})")
         try:
-            models |= _convert_together([piece], opset)
+            models |= _convert_together([template], opset)
         except Exception as e:  # noqa: BLE001 - as above; all that fail are reported together
-            failures.append(f"{piece.name}: {exporter_reason(e)}")
+            failures += [f"{piece.name}: {exporter_reason(e)}" for piece in template.pieces]
     if failures:
         raise ExportError(
             f"the ONNX exporter can't convert {len(failures)} of {len(pieces)} branches",
@@ -101,30 +108,64 @@ def exporter_reason(error: BaseException) -> str:
     return type(error).__name__
 
 
-def _convert_together(pieces: Sequence[Piece], opset: int) -> dict[str, ir.Model]:
+def _convert_together(found: Sequence[Template], opset: int) -> dict[str, ir.Model]:
+    pieces = [template.first for template in found]
     examples = tuple(x for piece in pieces for x in piece.examples)
     dynamic = [dims for piece in pieces for dims in piece.dynamic]
     shapes = tuple(dict.fromkeys(dims, Dim.AUTO) for dims in dynamic)
+    together = SideBySide(pieces)
     with quiet(), _paused_collector(), torch.no_grad():
         program = torch.export.export(
-            SideBySide(pieces), examples, dynamic_shapes={"operands": shapes}, strict=False
+            together, examples, dynamic_shapes={"operands": shapes}, strict=False
         )
-        converted = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False)
-    assert converted is not None
-    model = converted.model
-    InlinePass()(model)
-    _check_dynamic(pieces, model)
-    inputs, outputs = list(model.graph.inputs), list(model.graph.outputs)
-    models = {}
-    for piece in pieces:
-        reads, inputs = inputs[: len(piece.inputs)], inputs[len(piece.inputs) :]
-        gives, outputs = outputs[: len(piece.outputs)], outputs[len(piece.outputs) :]
-        models[piece.name] = slice_model(
-            model,
-            dict(zip(piece.inputs, reads, strict=True)),
-            dict(zip(piece.outputs, gives, strict=True)),
+        converted = torch.onnx.export(
+            program, dynamo=True, opset_version=opset, verbose=False, optimize=False
         )
+        assert converted is not None
+        InlinePass()(converted.model)
+        _check_dynamic(pieces, converted.model)
+        graph = converted.model.graph
+        inputs, outputs = list(graph.inputs), list(graph.outputs)
+        models = {}
+        for template in found:
+            first = template.first
+            reads, inputs = inputs[: len(first.inputs)], inputs[len(first.inputs) :]
+            gives, outputs = outputs[: len(first.outputs)], outputs[len(first.outputs) :]
+            slots = _slots(template, together, graph)
+            for piece, names in zip(template.pieces, template.weights, strict=True):
+                model = cut(converted.model, reads, gives)
+                _fill(model.graph, piece.module, {k: names[slot] for k, slot in slots.items()})
+                torch.onnx.ONNXProgram(model, None).optimize()
+                finish(model, piece.inputs, piece.outputs)
+                models[piece.name] = model
     return models
+
+
+def _slots(template: Template, together: SideBySide, graph: ir.Graph) -> dict[str, int]:
+    """Where in a template's weights the initializers of its converted piece are, by name.
+
+    The exporter names a weight by its path in the module; what has another name is a constant.
+    """
+    first = template.first.module
+    places = {id(attribute(first, name)): i for i, name in enumerate(template.weights[0])}
+    slots = {}
+    for name in graph.initializers:
+        with contextlib.suppress(AttributeError):
+            tensor = attribute(together, name)
+            if id(tensor) in places:
+                slots[name] = places[id(tensor)]
+    return slots
+
+
+def _fill(graph: ir.Graph, module: nn.Module, weights: Mapping[str, str]) -> None:
+    """Give initializers a module's own weights, and their names."""
+    found = [value for name, value in graph.initializers.items() if name in weights]
+    names = [weights[str(value.name)] for value in found]
+    for value, name in zip(found, names, strict=True):
+        tensor = attribute(module, name)
+        assert isinstance(tensor, torch.Tensor)
+        value.const_value = ir.tensor(tensor.detach(), name=name)
+    ir.convenience.rename_values(found, names)
 
 
 def _check_dynamic(pieces: Sequence[Piece], model: ir.Model) -> None:

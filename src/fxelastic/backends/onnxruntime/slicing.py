@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 
 import onnx_ir as ir
 
@@ -15,49 +15,62 @@ PRODUCER = "fxelastic"
 _POSITION = re.compile(r"^pieces\.\d+\.|_\d+$")
 
 
-def slice_model(
-    model: ir.Model, inputs: Mapping[str, ir.Value], outputs: Mapping[str, ir.Value]
-) -> ir.Model:
+def cut(model: ir.Model, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Model:
     """Copy what computes some values of a graph from others.
 
     Args:
         model: The converted graph; it does not change, and the copy shares its tensors.
-        inputs: Values that the copy begins with, by the names that they get. Those that the
-            outputs do not depend on are left out.
-        outputs: Values to compute, by the names that they get.
+        inputs: Values that the copy begins with.
+        outputs: Values to compute.
 
     Returns:
-        A model whose inputs and outputs have those names and whose nodes have no metadata: it
-        would hold paths of the machine it was made on.
+        A model with those inputs and outputs.
+
+    Raises:
+        InternalError: The outputs depend on another input of the graph.
     """
     graph = model.graph
-    bounds = {id(value) for value in inputs.values()}
-    nodes, leaves = _needed(outputs.values(), bounds)
+    nodes, leaves = _needed(outputs, {id(value) for value in inputs})
     order = {node: i for i, node in enumerate(graph)} if nodes else {}
     # Python's sort is stable and the keys are unique: graph order.
     nodes.sort(key=order.__getitem__)
-    used = {name: value for name, value in inputs.items() if id(value) in leaves}
     initializers = [v for v in graph.initializers.values() if id(v) in leaves]
-    strays = leaves.keys() - {id(v) for v in (*used.values(), *initializers)}
+    strays = leaves.keys() - {id(v) for v in (*inputs, *initializers)}
     if strays:
         names = sorted(str(leaves[stray].name) for stray in strays)
         raise InternalError("a converted branch reads values of another", got=", ".join(names))
     view = ir.GraphView(
-        list(used.values()),
-        list(outputs.values()),
+        inputs,
+        outputs,
         nodes=nodes,
         initializers=initializers,
         opset_imports=graph.opset_imports,
         name="branch",
     )
-    clone = view.clone()
-    _strip(clone)
-    _name_interface(clone, list(used), list(outputs))
-    return ir.Model(
-        clone,
-        ir_version=model.ir_version,
-        producer_name=PRODUCER,
-    )
+    return ir.Model(view.clone(), ir_version=model.ir_version, producer_name=PRODUCER)
+
+
+def finish(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Name the interface of a branch's model, and drop what is not the branch's.
+
+    That is inputs that its outputs do not depend on, initializers that nothing reads, and metadata:
+    it would hold paths of the machine that the model was made on.
+
+    Args:
+        model: The model; changed in place.
+        inputs: A name for each of its inputs.
+        outputs: A name for each of its outputs.
+    """
+    graph = model.graph
+    _, leaves = _needed(graph.outputs, set())
+    for name, value in list(graph.initializers.items()):
+        if id(value) not in leaves:
+            del graph.initializers[name]
+    named = zip(inputs, list(graph.inputs), strict=True)
+    used = {name: value for name, value in named if id(value) in leaves}
+    graph.inputs[:] = used.values()
+    _strip(graph)
+    _name_interface(graph, list(used), list(outputs))
 
 
 def _needed(
