@@ -28,12 +28,25 @@ class _Writes(nn.Module):
             y[:, 1:4] = z[:, :1]
         elif self.form == "row":
             y[:, 2:] = self.other.bias[:4]
+        elif self.form == "tensor":
+            y.copy_(z[:1])
+        elif self.form == "tensor, dtype":
+            y.copy_(z.double())
+        elif self.form == "element":
+            y = y + z.new_zeros(()).copy_(z[0, 0].double())
         else:
             y[:, :2] = z[:, :2].double()
         return torch.tanh(y).view(-1, 2, 3)
 
 
-@pytest.mark.parametrize("form", ["same", "whole", "broadcast", "row", "dtype"])
+# The forms with a tensor need no views, and so none of torch's own functionalisation.
+FORMS = (
+    *("same", "whole", "broadcast", "row", "dtype"),
+    *("tensor", "tensor, dtype", "element"),
+)
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_writes_have_gradients(form: str) -> None:
     torch.manual_seed(0)
     model = _Writes(form)

@@ -196,7 +196,7 @@ def _functional_graph(exported: Exported, model: nn.Module, signature: Signature
         names.setdefault(id(tensor), name)
     result = normalise(exported.program, model, signature.inputs, names)
     if functionalise_simple(result.graph):
-        return result
+        return _without_copies(result)
     logger.info("in-place writes through views: re-tracing with torch's functionalisation")
     with quiet():
         functional = exported.program.run_decompositions({})
@@ -209,10 +209,13 @@ def _functional_graph(exported: Exported, model: nn.Module, signature: Signature
             got="a buffer that changes with every call",
             fix="disable that bookkeeping (a counter, a cache) for inference",
         )
-    result = normalise(functional, model, signature.inputs, names)
-    replace_copies(result.graph)
-    result.recompile()
-    return result
+    return _without_copies(normalise(functional, model, signature.inputs, names))
+
+
+def _without_copies(graph_module: fx.GraphModule) -> fx.GraphModule:
+    replace_copies(graph_module.graph)
+    graph_module.recompile()
+    return graph_module
 
 
 def _placeholders(graph_module: fx.GraphModule) -> tuple[str, ...]:

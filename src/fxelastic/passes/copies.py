@@ -23,7 +23,7 @@ def replace_copies(graph: fx.Graph) -> None:
         graph: A functional graph; changed in place.
     """
     for node in list(graph.nodes):
-        if operator_name(node) != "aten.copy" or node.meta["val"].dim() == 0:
+        if operator_name(node) != "aten.copy":
             continue
         destination, source = node.args[:2]
         assert isinstance(destination, fx.Node)
@@ -31,6 +31,10 @@ def replace_copies(graph: fx.Graph) -> None:
         result, value = node.meta["val"], source.meta["val"]
         if _same_layout(value, result):
             node.replace_all_uses_with(source)
+        elif result.dim() == 0:
+            with graph.inserting_before(node):
+                new = _like(graph, node, _ATEN.to.dtype, source, result.dtype)
+            node.replace_all_uses_with(new)
         else:
             with graph.inserting_before(node):
                 if value.shape != result.shape:
