@@ -42,6 +42,7 @@ from fxelastic.edge.searching.evaluation import Evaluator
 from fxelastic.edge.searching.evolutionary import Evolutionary
 from fxelastic.edge.searching.exhaustive import all_subnets
 from fxelastic.edge.searching.guide import Guide
+from fxelastic.edge.searching.margins import Margins
 from fxelastic.edge.searching.registry import strategy
 from fxelastic.edge.searching.scores import METRICS
 from fxelastic.edge.searching.study import SearchEndedError, Study
@@ -176,14 +177,15 @@ class Replay:
     def __init__(self, everything: Evaluator) -> None:
         self.metric = everything.metric
         self.known: dict[Arch, float] = {}
-        self.margins: dict[Arch, Any] = {}
+        self.margins = Margins(len(everything.data), BATCH, reorder=False)
         self._everything = everything
 
     def scores(self, archs: Iterable[Arch], floors: Any = None) -> dict[Arch, float]:
         """The scores of subnets."""
         found = self._everything.scores(archs)
         self.known.update(found)
-        self.margins.update({arch: self._everything.margins[arch] for arch in found})
+        margins = self._everything.margins.by_arch
+        self.margins.by_arch.update({arch: margins[arch] for arch in found})
         return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -90,8 +91,11 @@ def branch_id(kind: str, start: int, stop: int) -> str:
 
 def id_problem(value: object) -> str:
     """Why a value can't be a branch id; empty when it can."""
-    if not isinstance(value, str):
-        return f"{type(value).__name__} is no text"
+    return _text_problem(value) if isinstance(value, str) else f"{type(value).__name__} is no text"
+
+
+@functools.lru_cache(maxsize=2**14)  # a search makes many thousands of subnets of the same ids
+def _text_problem(value: str) -> str:
     if not value:
         return "it is empty"
     if not _ID.fullmatch(value):

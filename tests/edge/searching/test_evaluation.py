@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fxelastic.edge.searching.evaluation import Evaluator
+from fxelastic.edge.searching.margins import Margins
 from fxelastic.edge.searching.prefix_cache import PrefixCache
 from fxelastic.edge.searching.scores import METRICS, Metric, mean
 from fxelastic.errors import BundleError, UsageError
@@ -93,6 +94,67 @@ def test_ending_early_changes_no_score(seed: int) -> None:
     assert found.counts.executed < evaluator_runs(archs)
     # What ended early is not taken for known: it is evaluated when it counts.
     assert found.scores(archs) == exact
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_scores_do_not_depend_on_the_order_of_samples(seed: int) -> None:
+    first, archs = SPACE.sample(5, seed), SPACE.sample(40, seed + 100)
+    exact = {arch: by_hand(arch) for arch in (*first, *archs)}
+    floor = sorted(exact.values())[-10]
+    found = evaluator()
+    found.scores(first)
+    order = found.margins.order
+    assert order is not None
+    assert sorted(order) == list(range(len(DATA)))
+    scores = found.scores(archs, dict.fromkeys(archs, floor))
+    assert found.counts.ended_early
+    assert all(exact[arch] == score for arch, score in scores.items())
+    assert {a for a in archs if exact[a] >= floor} <= scores.keys()
+    for arch, margins in found.margins.by_arch.items():
+        (logits,) = FakeExecutor(SPACE).run(arch, DATA.inputs)
+        right = logits.argmax(1) == DATA.targets
+        # As far as the subnet was evaluated, in the order that is kept for all.
+        assert np.array_equal(margins > 0, right[order[: len(margins)]])
+        assert (len(margins) == len(DATA)) == (arch in found.known)
+
+
+def test_samples_that_were_nearly_missed_come_first_and_show_bad_subnets_soon() -> None:
+    n = 40
+    hard = np.random.default_rng(0).permutation(n)[:10]
+    margins = np.full(n, 5.0)
+    margins[hard] = np.linspace(-1, 1, 10)
+    found = Margins(n, 10, reorder=True)
+    # A subnet that ended before its last batch does not tell which samples are hard.
+    found.add({SPACE.original: [margins[:10]]})
+    assert found.order is None
+    assert not found.by_arch
+    found.add({SPACE.original: np.split(margins, 4)})
+    assert found.order is not None
+    assert list(found.order[:10]) == list(hard)
+    assert np.array_equal(found.by_arch[SPACE.original], np.sort(margins).astype(np.float32))
+
+
+def test_only_the_first_samples_are_reordered() -> None:
+    n = 1100
+    found = Margins(n, 300, reorder=True)
+    assert [found.wanted(seen) for seen in (0, 300, 600, 900)] == [True] * 4
+    margins = np.random.default_rng(0).standard_normal(n)
+    found.add({SPACE.original: np.split(margins, [300, 600, 900])})
+    assert found.order is not None
+    assert sorted(found.order) == list(range(n))
+    long = Margins(5000, 300, reorder=True)
+    assert [long.wanted(seen) for seen in (900, 1200)] == [True, False]
+    margins = np.random.default_rng(0).standard_normal(1200)
+    long.add({SPACE.original: np.split(margins, 4)})
+    assert long.order is not None
+    assert list(long.order[1200:]) == list(range(1200, 5000))
+
+
+def test_a_bound_by_probability_takes_samples_as_they_come() -> None:
+    found = evaluator(confidence=0.9)
+    found.scores(SPACE.sample(5, 0))
+    assert found.margins.order is None
+    assert found.margins.by_arch
 
 
 def evaluator_runs(archs: list[Arch]) -> int:

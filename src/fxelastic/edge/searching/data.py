@@ -34,10 +34,19 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def batches(self, size: int) -> Iterator[tuple[dict[str, Array], Array]]:
-        """Batches in order; the last may be smaller."""
+    def batches(
+        self, size: int, order: Array | None = None
+    ) -> Iterator[tuple[dict[str, Array], Array]]:
+        """Batches; the last may be smaller.
+
+        Args:
+            size: Samples of a batch.
+            order: The samples' indices in another order than the data's own.
+        """
         for start in range(0, len(self), size):
-            stretch = slice(start, start + size)
+            stretch: Any = slice(start, start + size)
+            if order is not None:
+                stretch = order[stretch]
             yield {k: v[stretch] for k, v in self.inputs.items()}, self.targets[stretch]
 
     def split(self, share: float, seed: int) -> tuple[Dataset, Dataset]:

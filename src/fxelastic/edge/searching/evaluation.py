@@ -11,13 +11,11 @@ import numpy as np
 
 from fxelastic.edge.execution import Array, Executor, State
 from fxelastic.edge.searching.data import Dataset
+from fxelastic.edge.searching.margins import Margins
 from fxelastic.edge.searching.prefix_cache import PrefixCache
 from fxelastic.edge.searching.scores import Metric, mean
 from fxelastic.errors import BundleError, UsageError
 from fxelastic.spec import Arch
-
-#: Samples whose margins are kept; they tell where to search, and need not be all.
-_MARGINS = 1000
 
 
 @dataclass
@@ -65,7 +63,7 @@ class Evaluator:
         metric: The score.
         counts: What it took so far.
         known: The score of every subnet that was evaluated to its end.
-        margins: The metric's margins of the first samples, of these subnets.
+        margins: The metric's margins of the first samples, and the samples' order.
         cache: The states kept.
     """
 
@@ -109,9 +107,10 @@ class Evaluator:
         self.metric = metric
         self.counts = Counts()
         self.known: dict[Arch, float] = {}
-        self.margins: dict[Arch, Array] = {}
         self.cache = PrefixCache(cache_bytes, watch)
         self._batch_size = batch_size if model.dynamic_batch else model.batch_size
+        # What ends early by a probability needs samples in random order.
+        self.margins = Margins(len(data), self._batch_size, reorder=confidence == 1)
         self._reuse = reuse
         self._costs = costs or {}
         self._confidence = confidence
@@ -143,7 +142,7 @@ class Evaluator:
         totals: dict[Arch, Any] = dict.fromkeys(archs, 0.0)
         margins: dict[Arch, list[Array]] = {arch: [] for arch in archs}
         alive, seen = list(archs), 0
-        for inputs, targets in self.data.batches(self._batch_size):
+        for inputs, targets in self.data.batches(self._batch_size, self.margins.order):
             if not alive:
                 break
             root = _tree(alive)
@@ -158,7 +157,7 @@ class Evaluator:
                         got="NaN",
                         fix="train or calibrate the supernet again, and export it",
                     )
-                if self.metric.margins is not None and seen < _MARGINS:
+                if self.metric.margins is not None and self.margins.wanted(seen):
                     margins[arch].append(self.metric.margins(outputs, targets))
                 sums[arch] = sums[arch] + total
                 totals[arch] = totals[arch] + count
@@ -177,8 +176,7 @@ class Evaluator:
         self.counts.subnets += len(archs)
         for arch in alive:
             self.known[arch] = mean(sums[arch], totals[arch])
-            if margins[arch]:
-                self.margins[arch] = np.concatenate(margins[arch]).astype(np.float32)
+        self.margins.add(margins)
 
     def _at_most(self, most: float, total: float, count: float, left: int) -> float:
         """The most that a score can still be, or is with the confidence asked for."""

@@ -39,7 +39,10 @@ class Evolutionary:
         again: Probability to mutate a mutation once more.
         solved: Subnets of a generation that solve for the best.
         wider: More parents for each generation without a better subnet.
-        thrift: Accuracy that a whole run of a subnet must promise to be worth it.
+        contenders: A subnet ends early when it can't be among so many best; what it did until then
+            is learned from all the same.
+        thrift: Accuracy that a whole run of a subnet must promise to be worth it, for each subnet
+            of a generation: the more there are, the less depends on one.
     """
 
     population: int = 16
@@ -47,11 +50,12 @@ class Evolutionary:
     first: int = 10
     uniform: int = 2
     width: float = 0.1
-    pool: int = 100
+    pool: int = 50
     again: float = 0.4
     solved: int = 1
-    thrift: float = 0.002
+    thrift: float = 0.0003
     wider: int = 1
+    contenders: int = 3
 
     def run(self, study: Study) -> None:
         """Search; see `Strategy`."""
@@ -87,9 +91,10 @@ class Evolutionary:
             # The longer nothing better is found, the farther it looks.
             parents = best_of(study, self.parents + self.wider * idle)
             pool = self._mutations(study, parents, self.pool * n_left, group)
-            group += guide.chosen(pool, n_left, self.thrift)
+            group += guide.chosen(pool, n_left, self.thrift * self.population)
             full = len(parents) >= self.parents
-            study.score(group, study.scores[parents[-1]] if full else -math.inf)
+            floor = study.scores[parents[: self.contenders][-1]] if full else -math.inf
+            study.score(group, floor)
             generation += 1
             idle = 0 if study.best != best else idle + 1
             fruitless = 0 if study.tried > tried else fruitless + 1

@@ -38,8 +38,8 @@ class Guide:
         if evaluator.known:
             self._scores.fit(evaluator.known)
         self._margins = None
-        if len(evaluator.margins) >= _FEW:
-            self._margins = MarginModel(self._features, evaluator.margins)
+        if len(evaluator.margins.by_arch) >= _FEW:
+            self._margins = MarginModel(self._features, evaluator.margins.by_arch)
 
     def solutions(self, n: int, scale: float = 1.0) -> list[Arch]:
         """New subnets, each the best under the budget by one draw of what branches cost.

@@ -128,20 +128,29 @@ class MarginModel:
 
         Args:
             features: Of the space.
-            margins: Of each subnet that was evaluated, for the same samples.
+            margins: Of each subnet for the same samples in the same order; fewer for those that
+                ended early.
         """
         self._features = features
         self._spread = features.spread(1.0, _MARGIN_BRANCH)
         design = features.of(list(margins)) * self._spread
-        values = np.clip(np.stack(list(margins.values())), -_MARGIN_LIMIT, _MARGIN_LIMIT)
-        accuracy = (values > 0).mean(axis=1)
-        logits = np.log((accuracy + 0.002) / (1.002 - accuracy))
-        weights = np.exp(np.maximum(logits - logits.max(), -4.0))[:, None]
-        self._level = (weights * values).sum(axis=0) / weights.sum()
-        self._precision = (design * weights).T @ design + np.eye(features.size)
-        self._found = np.linalg.solve(
-            self._precision, (design * weights).T @ (values - self._level)
-        )
+        lengths = np.array([len(m) for m in margins.values()])
+        values = np.zeros((len(margins), lengths.max()))
+        for row, found in zip(values, margins.values(), strict=True):
+            row[: len(found)] = np.clip(found, -_MARGIN_LIMIT, _MARGIN_LIMIT)
+        weights = _weights(values, lengths)
+        # Samples that the same subnets were evaluated on are fitted together.
+        ends = np.unique(lengths).tolist()
+        fits = [
+            _ridge(
+                *(part[lengths >= end] for part in (design, values[:, start:end], weights)),
+            )
+            for start, end in zip([0, *ends], ends, strict=False)
+        ]
+        self._level = np.concatenate([level for level, _, _ in fits])
+        self._found = np.concatenate([found for _, found, _ in fits], axis=1)
+        # The first samples are those that all subnets were evaluated on.
+        self._precision = fits[0][2]
 
     def predict(self, archs: Sequence[Arch]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The accuracy of each subnet, and how little is known of it.
@@ -155,6 +164,31 @@ class MarginModel:
         accuracy = (margins > 0).mean(axis=1) + 0.1 * np.tanh(margins).mean(axis=1)
         known = np.linalg.solve(self._precision, design.T)
         return accuracy, np.sqrt((design * known.T).sum(axis=1))
+
+
+def _weights(values: NDArray[np.float64], lengths: NDArray[np.int64]) -> NDArray[np.float64]:
+    """How much each subnet counts: by its accuracy, relative to the best.
+
+    On samples that a subnet was not evaluated on it is taken for as good as the others.
+    """
+    n = values.shape[1]
+    seen = np.arange(n) < lengths[:, None]
+    right = (values > 0) & seen
+    share = right.sum(axis=0) / seen.sum(axis=0)
+    accuracy = (right + ~seen * share).mean(axis=1)
+    logits = np.log((accuracy + 0.002) / (1.002 - accuracy))
+    weights: NDArray[np.float64] = np.exp(np.maximum(logits - logits.max(), -4.0))
+    return weights
+
+
+def _ridge(
+    design: NDArray[np.float64], values: NDArray[np.float64], weights: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Weighted ridge regression: the level, the coefficients, and their precision."""
+    level = weights @ values / weights.sum()
+    weighted = (design * weights[:, None]).T
+    precision = weighted @ design + np.eye(design.shape[1])
+    return level, np.linalg.solve(precision, weighted @ (values - level)), precision
 
 
 def _flops_lost(space: SearchSpace) -> dict[str, float]:
