@@ -31,7 +31,7 @@ def recalibrate(
     theirs. Here they become those of one subnet: the mean over the batches. As a few hundred
     samples tell statistics with some noise, they become the mean of both where the subnet's results
     on these samples are nearer to the original model's like that; and they stay as they are unless
-    the results get nearer by three standard errors: of many subnets some get nearer by chance.
+    the results get nearer by two standard errors.
     Statistics of originals, and of branches that are not in the subnet, stay as they are. Another
     subnet with the same branches then has these statistics too; `supernet.subnet` makes a copy.
 
@@ -97,11 +97,11 @@ def recalibrate(
 
 
 def _surely_less(values: Tensor, others: Tensor) -> bool:
-    """Whether values are less on average by three standard errors of their paired differences."""
+    """Whether values are less on average by two standard errors of their paired differences."""
     gain = others - values
     if len(gain) < 2:
         return bool(gain.mean() > 0)
-    return bool(gain.mean() > 3 * gain.std() / math.sqrt(len(gain)))
+    return bool(gain.mean() > 2 * gain.std() / math.sqrt(len(gain)))
 
 
 def _measure(layers: Sequence[Any], run: Callable[[], object]) -> None:
