@@ -57,7 +57,7 @@ def main() -> int:
     """Measure, print, and write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--optimum-seeds", type=int, default=40)
     parser.add_argument("--budget", type=float, default=0.6, help="share of the original's latency")
     parser.add_argument("--subnets", type=int, default=800, help="of a plain search")

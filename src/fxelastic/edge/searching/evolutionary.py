@@ -38,7 +38,7 @@ class Evolutionary:
         pool: Mutations to choose a generation from, for each subnet of it.
         again: Probability to mutate a mutation once more.
         solved: Subnets of a generation that solve for the best.
-        wider: More parents for each generation without a better subnet.
+        wider: More parents, and contenders, for each generation without a better subnet.
         contenders: A subnet ends early when it can't be among so many best; what it did until then
             is learned from all the same.
         thrift: Accuracy that a whole run of a subnet must promise to be worth it, for each subnet
@@ -89,11 +89,12 @@ class Evolutionary:
             group = guide.solutions(n_solved)
             n_left = self.population - len(group)
             # The longer nothing better is found, the farther it looks.
-            parents = best_of(study, self.parents + self.wider * idle)
+            farther = self.wider * idle
+            parents = best_of(study, self.parents + farther)
             pool = self._mutations(study, parents, self.pool * n_left, group)
             group += guide.chosen(pool, n_left, self.thrift * self.population)
             full = len(parents) >= self.parents
-            floor = study.scores[parents[: self.contenders][-1]] if full else -math.inf
+            floor = study.scores[parents[: self.contenders + farther][-1]] if full else -math.inf
             study.score(group, floor)
             generation += 1
             idle = 0 if study.best != best else idle + 1
