@@ -37,9 +37,19 @@ class TimmConfig(nn.Conv2d):
 
 
 class Raises(nn.Linear):
+    """What it declares can't be read, as in classes that leave a property to their heirs."""
+
+    @property
+    def example_input_array(self) -> Any:
+        raise RuntimeError("no example")
+
     @property
     def dummy_inputs(self) -> Any:
-        raise NotImplementedError
+        raise KeyError("input_ids")
+
+    @property
+    def default_cfg(self) -> Any:
+        raise ValueError("no configuration")
 
 
 class Patches(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shutil
@@ -10,7 +11,6 @@ import xml.etree.ElementTree as ET
 from base64 import b64decode
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +23,8 @@ from fxelastic.report.page import html
 from fxelastic.report.run_folder import RunFolder
 from tests.edge.serving.tiny_bundle import write_bundle
 
-pytest.importorskip("matplotlib")
+matplotlib = pytest.importorskip("matplotlib")
+importlib.import_module("matplotlib.image")
 
 RNG = np.random.default_rng(0)
 PARTS = ("bundle.latency.json", "bundle.pool.json", "search.json", "measured.json", "trace.jsonl")
@@ -159,17 +160,62 @@ def test_a_trace_alone(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert out.read_text().count("<svg") == 1
 
 
+# --- in a browser --------------------------------------------------------------------------------
+
+PHONE, DESKTOP = (390, 844), (1280, 900)
+
+
 def browser() -> str | None:
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
-@pytest.mark.skipif(browser() is None, reason="no Chromium on the PATH")
-@pytest.mark.parametrize("size", ["390,844", "1280,900"])
-def test_a_browser_shows_it(folder: Path, tmp_path: Path, size: str) -> None:
-    assert main(["report", str(folder), "-o", str(tmp_path), "--quiet"]) == 0
+def browse(profile: Path, *arguments: object) -> str:
+    """Run a headless browser to its end; what it printed."""
+    command = [browser(), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    command += [f"--user-data-dir={profile}", "--allow-file-access-from-files", *arguments]
+    done = subprocess.run(
+        [str(part) for part in command], check=True, capture_output=True, text=True, timeout=120
+    )
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def shown(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if browser() is None:
+        pytest.skip("no Chromium on the PATH")
+    path = tmp_path_factory.mktemp("shown")
+    assert main(["report", str(folder), "-o", str(path), "--quiet"]) == 0
+    return path
+
+
+@pytest.mark.parametrize("size", [PHONE, DESKTOP])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_browser_shows_it(shown: Path, tmp_path: Path, size: tuple[int, int], theme: str) -> None:
     picture = tmp_path / "page.png"
-    command: list[Any] = [browser(), "--headless", "--no-sandbox", "--disable-gpu"]
-    command += [f"--window-size={size}", f"--screenshot={picture}"]
-    subprocess.run([*command, f"file://{tmp_path / 'report.html'}"], check=True, timeout=120)
-    assert picture.stat().st_size > 10_000
+    browse(
+        tmp_path / "profile",
+        *(["--force-dark-mode"] if theme == "dark" else []),
+        "--window-size={},{}".format(*size),
+        f"--screenshot={picture}",
+        (shown / "report.html").as_uri(),
+    )
+    pixels = matplotlib.image.imread(picture)[..., :3]
+    # The margin is of the theme's colour, and text and plots are of others.
+    margin = pixels[:4, :4].mean()
+    assert margin < 0.3 if theme == "dark" else margin > 0.8
+    assert (abs(pixels.mean(axis=2) - margin) > 0.4).mean() > 0.01
+
+
+@pytest.mark.parametrize("width", [PHONE[0], DESKTOP[0]])
+def test_nothing_is_wider_than_the_screen(shown: Path, tmp_path: Path, width: int) -> None:
+    frame = tmp_path / "frame.html"
+    page = (shown / "report.html").as_uri()
+    frame.write_text(
+        f'<body><iframe src="{page}" style="width:{width}px; height:800px; border:0" '
+        "onload=\"document.title = 'wide ' + contentDocument.documentElement.scrollWidth\">"
+    )
+    found = re.search(r"<title>wide (\d+)", browse(tmp_path, "--dump-dom", frame.as_uri()))
+    assert found is not None
+    assert 0 < int(found[1]) <= width

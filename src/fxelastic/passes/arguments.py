@@ -109,14 +109,10 @@ def _candidates(model: nn.Module) -> Iterator[tuple[str, Arguments]]:
 def _declared(model: nn.Module) -> Iterator[tuple[str, Arguments]]:
     """Inputs the model itself declares, by the conventions of the common libraries."""
     device, dtype = _device_and_dtype(model)
-    example = getattr(model, "example_input_array", None)
+    example = _attribute(model, "example_input_array")
     if example is not None:
         yield "example_input_array", _normalise(_move(example, device))
-    try:
-        dummy = getattr(model, "dummy_inputs", None)
-    except Exception as e:  # noqa: BLE001  # a property of the user's class
-        logger.debug("dummy_inputs raised %s", e)
-        dummy = None
+    dummy = _attribute(model, "dummy_inputs")
     if isinstance(dummy, Mapping):
         accepted = inspect.signature(model.forward).parameters
         if all(name in accepted for name in dummy):
@@ -127,11 +123,20 @@ def _declared(model: nn.Module) -> Iterator[tuple[str, Arguments]]:
                 inputs = inputs | {"decoder_input_ids": inputs["input_ids"]}
                 yield "dummy_inputs and decoder_input_ids", ((), inputs)
     for attribute in ("pretrained_cfg", "default_cfg"):
-        config = getattr(model, attribute, None)
+        config = _attribute(model, attribute)
         size = _lookup(config, "input_size")
         if isinstance(size, (tuple, list)) and all(isinstance(n, int) for n in size):
             shape = (2, *size)
             yield attribute, ((torch.zeros(shape, device=device, dtype=dtype),), {})
+
+
+def _attribute(model: nn.Module, name: str) -> Any:
+    """An attribute that a model may have; None where it has none, or a property that fails."""
+    try:
+        return getattr(model, name, None)
+    except Exception as e:  # noqa: BLE001  # the user's code may raise anything; others are tried
+        logger.warning("%s of %s can't be read: %s", name, type(model).__name__, e)
+        return None
 
 
 def _from_first_layer(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

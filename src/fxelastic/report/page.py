@@ -86,7 +86,7 @@ def _facts(run: RunFolder) -> list[str]:
         lines.append(
             f"{device.get('processor', 'unknown')}, {device.get('cores', '?')} cores, onnxruntime "
             f"{device.get('onnxruntime', '?')}; batch size {run.table.batch_size}, "
-            f"{run.table.threads or 'all'} threads."
+            f"{run.table.threads or 'all'} thread{'' if run.table.threads == 1 else 's'}."
         )
         error = run.table.error()
         if error is not None:

@@ -131,11 +131,11 @@ def _read_npz(data: bytes, max_bytes: int) -> dict[str, Array]:
                     )
                 arrays[name] = array
                 max_bytes -= array.nbytes
-    # zipfile has no common error: encrypted members raise RuntimeError, unknown methods
-    # NotImplementedError, broken data zlib's errors, which are no subclass of anything.
-    except UsageError:
+    except (UsageError, MemoryError):
         raise
     except Exception as e:
+        # zipfile has no common error: an encrypted member, an unknown compression and broken data
+        # each raise another one, and none of them is a subclass of the others.
         raise UsageError(
             "this is no .npz file", expected="what numpy.savez writes", got=_first_line(e)
         ) from e
