@@ -84,6 +84,25 @@ def test_each_copy_has_its_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_weights_that_several_templates_share_are_filled_in_for_each() -> None:
+    """The exporter may know a weight by the name that it has in another piece."""
+    shared = nn.Parameter(torch.randn(4, 4))
+    pieces = []
+    for i, (kind, factor) in enumerate((k, f) for k in ("shared", "own") for f in (2.0, 3.0)):
+        module = nn.Sequential(Products(tied=False), Times(factor))
+        module[0].a = shared if kind == "shared" else nn.Parameter(torch.randn(4, 4))
+        pieces.append(piece_of(graph_of(module), f"{kind}{i}"))
+    assert [len(found.pieces) for found in templates(pieces)] == [2, 2]
+    models = convert(pieces).models
+    x = torch.randn(3, 4)
+    for piece in pieces:
+        session = ort.InferenceSession(ir.to_proto(models[piece.name]).SerializeToString())
+        with torch.no_grad():
+            expected = piece.module(x).numpy()
+        (got,) = session.run(None, {"x": x.numpy()})
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
 class Times(nn.Module):
     def __init__(self, factor: object) -> None:
         super().__init__()

@@ -25,7 +25,7 @@ from torch import nn
 from torch.export import Dim
 
 from fxelastic.backends.onnxruntime.pieces import Piece, SideBySide
-from fxelastic.backends.onnxruntime.slicing import cut, finish
+from fxelastic.backends.onnxruntime.slicing import Cutter, finish
 from fxelastic.backends.onnxruntime.templates import Template, templates
 from fxelastic.errors import ExportError
 from fxelastic.ir.operators import attribute
@@ -126,14 +126,15 @@ def _convert_together(found: Sequence[Template], opset: int) -> dict[str, ir.Mod
         _check_dynamic(pieces, converted.model)
         graph = converted.model.graph
         inputs, outputs = list(graph.inputs), list(graph.outputs)
+        cutter, weights = Cutter(converted.model), _weights(together, graph)
         models = {}
         for template in found:
             first = template.first
             reads, inputs = inputs[: len(first.inputs)], inputs[len(first.inputs) :]
             gives, outputs = outputs[: len(first.outputs)], outputs[len(first.outputs) :]
-            slots = _slots(template, together, graph)
+            slots = _slots(template, weights)
             for piece, names in zip(template.pieces, template.weights, strict=True):
-                model = cut(converted.model, reads, gives)
+                model = cutter.cut(reads, gives)
                 _fill(model.graph, piece.module, {k: names[slot] for k, slot in slots.items()})
                 torch.onnx.ONNXProgram(model, None).optimize()
                 finish(model, piece.inputs, piece.outputs)
@@ -141,20 +142,24 @@ def _convert_together(found: Sequence[Template], opset: int) -> dict[str, ir.Mod
     return models
 
 
-def _slots(template: Template, together: SideBySide, graph: ir.Graph) -> dict[str, int]:
-    """Where in a template's weights the initializers of its converted piece are, by name.
+def _weights(together: SideBySide, graph: ir.Graph) -> dict[str, int]:
+    """The ``id`` of the weight that an initializer is, by the initializer's name.
 
-    The exporter names a weight by its path in the module; what has another name is a constant.
+    The exporter names a weight by its path in the module; what has another name is a constant. One
+    weight may have several names.
     """
-    first = template.first.module
-    places = {id(attribute(first, name)): i for i, name in enumerate(template.weights[0])}
-    slots = {}
+    weights = {}
     for name in graph.initializers:
         with contextlib.suppress(AttributeError):
-            tensor = attribute(together, name)
-            if id(tensor) in places:
-                slots[name] = places[id(tensor)]
-    return slots
+            weights[name] = id(attribute(together, name))
+    return weights
+
+
+def _slots(template: Template, weights: Mapping[str, int]) -> dict[str, int]:
+    """Where in a template's weights the initializers of its converted piece are, by name."""
+    first = template.first.module
+    places = {id(attribute(first, name)): i for i, name in enumerate(template.weights[0])}
+    return {name: places[weight] for name, weight in weights.items() if weight in places}
 
 
 def _fill(graph: ir.Graph, module: nn.Module, weights: Mapping[str, str]) -> None:

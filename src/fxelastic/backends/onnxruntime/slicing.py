@@ -15,39 +15,50 @@ PRODUCER = "fxelastic"
 _POSITION = re.compile(r"^pieces\.\d+\.|_\d+$")
 
 
-def cut(model: ir.Model, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Model:
-    """Copy what computes some values of a graph from others.
+class Cutter:
+    """Copies parts of one graph; what is the same for all parts is looked up once."""
 
-    Args:
-        model: The converted graph; it does not change, and the copy shares its tensors.
-        inputs: Values that the copy begins with.
-        outputs: Values to compute.
+    def __init__(self, model: ir.Model) -> None:
+        """Look through a graph.
 
-    Returns:
-        A model with those inputs and outputs.
+        Args:
+            model: The converted graph; it does not change, and the parts share its tensors.
+        """
+        self._model = model
+        self._nodes = {node: i for i, node in enumerate(model.graph)}
+        self._initializers = {id(v): i for i, v in enumerate(model.graph.initializers.values())}
 
-    Raises:
-        InternalError: The outputs depend on another input of the graph.
-    """
-    graph = model.graph
-    nodes, leaves = _needed(outputs, {id(value) for value in inputs})
-    order = {node: i for i, node in enumerate(graph)} if nodes else {}
-    # Python's sort is stable and the keys are unique: graph order.
-    nodes.sort(key=order.__getitem__)
-    initializers = [v for v in graph.initializers.values() if id(v) in leaves]
-    strays = leaves.keys() - {id(v) for v in (*inputs, *initializers)}
-    if strays:
-        names = sorted(str(leaves[stray].name) for stray in strays)
-        raise InternalError("a converted branch reads values of another", got=", ".join(names))
-    view = ir.GraphView(
-        inputs,
-        outputs,
-        nodes=nodes,
-        initializers=initializers,
-        opset_imports=graph.opset_imports,
-        name="branch",
-    )
-    return ir.Model(view.clone(), ir_version=model.ir_version, producer_name=PRODUCER)
+    def cut(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Model:
+        """Copy what computes some values from others.
+
+        Args:
+            inputs: Values that the copy begins with.
+            outputs: Values to compute.
+
+        Returns:
+            A model with those inputs and outputs.
+
+        Raises:
+            InternalError: The outputs depend on another input of the graph.
+        """
+        nodes, leaves = _needed(outputs, {id(value) for value in inputs})
+        strays = leaves.keys() - {id(value) for value in inputs} - self._initializers.keys()
+        if strays:
+            names = sorted(str(leaves[stray].name) for stray in strays)
+            raise InternalError("a converted branch reads values of another", got=", ".join(names))
+        # In the graph's order.
+        found = sorted(
+            leaves.keys() & self._initializers.keys(), key=self._initializers.__getitem__
+        )
+        view = ir.GraphView(
+            inputs,
+            outputs,
+            nodes=sorted(nodes, key=self._nodes.__getitem__),
+            initializers=[leaves[value] for value in found],
+            opset_imports=self._model.graph.opset_imports,
+            name="branch",
+        )
+        return ir.Model(view.clone(), ir_version=self._model.ir_version, producer_name=PRODUCER)
 
 
 def finish(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
