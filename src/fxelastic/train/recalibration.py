@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,8 +31,9 @@ def recalibrate(
     In tuning a branch sees the features of many subnets, and its running statistics are a mix of
     theirs. Here they become those of one subnet: the mean over the batches. As a few hundred
     samples tell statistics with some noise, they become the mean of both where the subnet's results
-    on these samples are nearer to the original model's like that; and they stay as they are unless
-    the results get nearer by two standard errors.
+    are nearer to the original model's like that; and they stay as they are unless the results get
+    nearer by two standard errors. Each half of the batches is compared with statistics of the other
+    half, for on the samples that they were measured on, any statistics look better than they are.
     Statistics of originals, and of branches that are not in the subnet, stay as they are. Another
     subnet with the same branches then has these statistics too; `supernet.subnet` makes a copy.
 
@@ -72,28 +74,84 @@ def recalibrate(
         if seen >= n_samples:
             break
     supernet.eval()
-    original = supernet.space.original
     with torch.no_grad():
         old = _statistics(layers)
-        _measure(layers, lambda: [execution.result(arch, values) for values in batches])
-        new = _statistics(layers)
-        if not compare:
-            return len(layers)
-        wanted = [execution.result(original, values) for values in batches]
-
-        def distances(statistics: Sequence[Tensor]) -> Tensor:
-            _set_statistics(layers, statistics)
-            found = (execution.result(arch, values) for values in batches)
-            return torch.cat(list(map(soft_cross_entropies, found, wanted)))
-
-        best, before = old, distances(old)
-        nearest = float(before.mean())
-        for statistics in (new, [(n + o) / 2 for n, o in zip(new, old, strict=True)]):
-            after = distances(statistics)
-            if float(after.mean()) < nearest and _surely_less(after, before):
-                best, nearest = statistics, float(after.mean())
-        _set_statistics(layers, best)
+        chosen: Sequence[Tensor] = old
+        try:
+            chosen = _Statistics(layers, execution, arch, batches).chosen(old, compare=compare)
+        finally:
+            _set_statistics(layers, chosen)
     return len(layers)
+
+
+@dataclass(frozen=True)
+class _Statistics:
+    """Measures the statistics of a subnet's layers, and tells which are best."""
+
+    layers: Sequence[Any]
+    execution: Execution
+    arch: Arch
+    batches: Sequence[Any]
+
+    def chosen(self, old: Sequence[Tensor], *, compare: bool) -> Sequence[Tensor]:
+        share = self._best_share(old) if compare else 1.0
+        return _mixed(old, self._measured(self.batches), share) if share else old
+
+    def _best_share(self, old: Sequence[Tensor]) -> float:
+        """The share of new statistics with which the results are surely nearer to the original's.
+
+        Each half of the batches is compared with the statistics of the other half.
+        """
+        halves = (
+            [self.batches[::2], self.batches[1::2]] if len(self.batches) > 1 else [self.batches]
+        )
+        others = [self._measured(half) for half in reversed(halves)]
+
+        def distances(share: float) -> Tensor:
+            return torch.cat(
+                [
+                    self._distances(_mixed(old, other, share), half)
+                    for half, other in zip(halves, others, strict=True)
+                ]
+            )
+
+        before = distances(0.0)
+        best, nearest = 0.0, float(before.mean())
+        for share in (1.0, 0.5):
+            after = distances(share)
+            if float(after.mean()) < nearest and _surely_less(after, before):
+                best, nearest = share, float(after.mean())
+        return best
+
+    def _measured(self, batches: Sequence[Any]) -> list[Tensor]:
+        """The plain mean over batches."""
+        momenta = [layer.momentum for layer in self.layers]
+        try:
+            for layer in self.layers:
+                layer.reset_running_stats()
+                layer.momentum = None
+                layer.train()
+            for values in batches:
+                self.execution.result(self.arch, values)
+        finally:
+            for layer, momentum in zip(self.layers, momenta, strict=True):
+                layer.momentum = momentum
+                layer.eval()
+        return _statistics(self.layers)
+
+    def _distances(self, statistics: Sequence[Tensor], batches: Sequence[Any]) -> Tensor:
+        """How far the results are from the original model's, for each sample."""
+        _set_statistics(self.layers, statistics)
+        original = self.execution.supernet.space.original
+        run = self.execution.result
+        return torch.cat(
+            [soft_cross_entropies(run(self.arch, v), run(original, v)) for v in batches]
+        )
+
+
+def _mixed(old: Sequence[Tensor], new: Sequence[Tensor], share: float) -> list[Tensor]:
+    """Statistics with a share of the new ones."""
+    return [torch.lerp(o, n, share) for o, n in zip(old, new, strict=True)]
 
 
 def _surely_less(values: Tensor, others: Tensor) -> bool:
@@ -102,21 +160,6 @@ def _surely_less(values: Tensor, others: Tensor) -> bool:
     if len(gain) < 2:
         return bool(gain.mean() > 0)
     return bool(gain.mean() > 2 * gain.std() / math.sqrt(len(gain)))
-
-
-def _measure(layers: Sequence[Any], run: Callable[[], object]) -> None:
-    """Make the layers' statistics the plain mean over the batches of a run."""
-    momenta = [layer.momentum for layer in layers]
-    try:
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None
-            layer.train()
-        run()
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-            layer.eval()
 
 
 def _statistics(layers: Sequence[Any]) -> list[Tensor]:
