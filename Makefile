@@ -36,7 +36,7 @@ format: $(STAMP) ## reformat the code, and mend what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## run every benchmark, some hours, and write benchmarks/RESULTS.md
+bench: $(STAMP) ## run every benchmark, some hours, or go on with it, and write benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/run_all.py
 
 clean: ## remove the environment, caches and everything built

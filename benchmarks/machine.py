@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from fxelastic.edge.fingerprint import fingerprint
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def facts() -> dict[str, str]:
@@ -17,3 +21,19 @@ def facts() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def commit() -> str:
+    """The commit of the checkout, and whether code was changed since; empty where none is known."""
+    code = ("src", "examples", "benchmarks", ":!benchmarks/results", ":!benchmarks/RESULTS.md")
+    try:
+        name = _git("rev-parse", "--short=10", "HEAD")
+        return name + "+changes" * bool(_git("status", "--porcelain", "--", *code))
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip()

@@ -57,13 +57,17 @@ def page(found: dict[str, dict[str, Any]]) -> str:
         parts += [
             f"## {title}\n",
             "```\n" + "\n".join(kept["commands"]) + "\n```\n",
-            f"Measured on: {known}.\n",
+            f"Measured on: {known}.{_commit(kept)}\n",
             *([f"How this run differed: {kept['note']}\n"] if kept.get("note") else []),
             "| figure | measured | bar | paper | |\n|---|---|---|---|---|",
             *map(str, rows(kept["result"])),
             "",
         ]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _commit(kept: dict[str, Any]) -> str:
+    return f" At commit {kept['commit']}." if kept.get("commit") else ""
 
 
 def partition(result: Any) -> Iterable[Row]:

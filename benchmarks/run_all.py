@@ -4,7 +4,9 @@
     python benchmarks/run_all.py --only partition expand
     python benchmarks/run_all.py --page             # the page alone, from benchmarks/results
 
-Each result is kept in ``benchmarks/results/NAME.json`` with its command and the machine's facts.
+Each result is kept in ``benchmarks/results/NAME.json`` with its command, the commit and the
+machine's facts. A run that was interrupted goes on where it stopped: what is not finished lies in
+``build/bench``, and ``--fresh`` begins anew.
 """
 
 from __future__ import annotations
@@ -12,20 +14,21 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.machine import facts
+from benchmarks.machine import commit, facts
 from benchmarks.results_page import page
+from fxelastic.files import replace_file
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER / "results"
-BUNDLES = "build/bundles"
+WORK = "build/bench"
 
 # Name -> commands; the last one prints JSON, or writes it to {out}.
 COMMANDS: dict[str, tuple[str, ...]] = {
@@ -33,17 +36,19 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "expand": ("expand.py --out {out}",),
     "export": ("export.py --json",),
     "latency_model": (
-        f"make_bundle.py mobilenet_v2 {BUNDLES}/mobilenet_v2",
-        f"make_bundle.py resnet50 {BUNDLES}/resnet50",
-        f"latency_model.py {BUNDLES}/mobilenet_v2 {BUNDLES}/resnet50 --out {{out}}",
+        f"make_bundle.py mobilenet_v2 {WORK}/mobilenet_v2",
+        f"make_bundle.py resnet50 {WORK}/resnet50",
+        f"latency_model.py {WORK}/mobilenet_v2 {WORK}/resnet50 --out {{out}}",
     ),
-    "train": ("train.py --seeds 0 1 2 --summary {out}",),
+    "train": (f"train.py --seeds 0 1 2 --data {WORK}/data --out {WORK}/train --summary {{out}}",),
     "search": (
-        "trained_bundle.py build/glyphs",
-        "search.py build/glyphs --threads 1 --out {out}",
+        f"trained_bundle.py {WORK}/glyphs --data {WORK}/data",
+        f"search.py {WORK}/glyphs --threads 1 --out {{out}}",
     ),
-    "serve": ("serve.py --json {out}",),
-    "tradeoff": ("tradeoff.py --seeds 0 1 2 --out {out}",),
+    "serve": (f"serve.py --out {WORK}/serve --json {{out}}",),
+    "tradeoff": (
+        f"tradeoff.py --seeds 0 1 2 --data {WORK}/data --work {WORK}/tradeoff --out {{out}}",
+    ),
 }
 
 
@@ -51,6 +56,7 @@ def main() -> int:
     """Run what was asked for, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", nargs="+", choices=COMMANDS, default=list(COMMANDS))
+    parser.add_argument("--fresh", action="store_true", help="forget a run that was interrupted")
     parser.add_argument("--page", action="store_true", help="run nothing")
     parser.add_argument(
         "--keep", nargs=2, metavar=("NAME", "FILE"), help="take the result of a run made before"
@@ -59,39 +65,81 @@ def main() -> int:
     args = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     if args.keep is not None:
-        keep(args.keep[0], json.loads(Path(args.keep[1]).read_text()), args.note)
+        name, path = args.keep
+        keep(name, described(name, json.loads(Path(path).read_text()), args.note))
     elif not args.page:
-        for name in args.only:
-            print(f"== {name}", file=sys.stderr, flush=True)
-            run(name)
-    found = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
-    (FOLDER / "RESULTS.md").write_text(page(found))
+        try:
+            run_all(args.only, fresh=args.fresh)
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on from here", file=sys.stderr)
+            return 130
+    write_page()
     return 0
 
 
-def run(name: str) -> None:
-    """Run one benchmark and keep its result; a bar that is missed is no failure of the run."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out.json"
-        stdout = ""
-        for command in COMMANDS[name]:
-            script, *arguments = shlex.split(command.format(out=out))
-            done = subprocess.run(
-                [sys.executable, str(FOLDER / script), *arguments],
-                stdout=subprocess.PIPE,
-                text=True,
-                check=False,
-            )
-            stdout = done.stdout
-            print(stdout, flush=True)
-        keep(name, json.loads(out.read_text() if out.exists() else stdout))
+def run_all(names: list[str], *, fresh: bool = False) -> None:
+    """Run benchmarks; those that an interrupted run had finished are not run again."""
+    work = Path(WORK)
+    if fresh and work.exists():
+        shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        out = work / f"{name}.json"
+        if out.exists():
+            print(f"== {name} was run before the interruption", file=sys.stderr, flush=True)
+        else:
+            print(f"== {name}", file=sys.stderr, flush=True)
+            replace_file(out, json.dumps(described(name, run(name))).encode())
+        keep(name, json.loads(out.read_text()))
+        write_page()
+    shutil.rmtree(work)
 
 
-def keep(name: str, result: Any, note: str = "") -> None:
-    """Write a result with its command and the machine's facts."""
-    commands = [f"python benchmarks/{c}".replace("{out}", "OUT") for c in COMMANDS[name]]
-    value = {"commands": commands, "machine": facts(), "note": note, "result": result}
-    (RESULTS / f"{name}.json").write_text(json.dumps(value, indent=1) + "\n")
+def run(name: str) -> Any:
+    """The result of one benchmark; a bar that is missed is no failure of the run.
+
+    Raises:
+        SystemExit: The commands ended without a result.
+    """
+    out = Path(WORK) / f"{name}.unfinished"
+    out.unlink(missing_ok=True)
+    stdout = ""
+    for command in COMMANDS[name]:
+        script, *arguments = shlex.split(command.format(out=out))
+        done = subprocess.run(
+            [sys.executable, str(FOLDER / script), *arguments],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        stdout = done.stdout
+        print(stdout, flush=True)
+    try:
+        return json.loads(out.read_text() if out.exists() else stdout)
+    except ValueError:
+        raise SystemExit(f"{name} ended without a result (exit code {done.returncode})") from None
+
+
+def described(name: str, result: Any, note: str = "") -> dict[str, Any]:
+    """A result with its command, the commit and the machine's facts."""
+    return {
+        "commands": [f"python benchmarks/{c}".replace("{out}", "OUT") for c in COMMANDS[name]],
+        "commit": commit(),
+        "machine": facts(),
+        "note": note,
+        "result": result,
+    }
+
+
+def keep(name: str, value: dict[str, Any]) -> None:
+    """Write a result to where the page is made from."""
+    replace_file(RESULTS / f"{name}.json", (json.dumps(value, indent=1) + "\n").encode())
+
+
+def write_page() -> None:
+    """Write the page from all results that there are."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    replace_file(FOLDER / "RESULTS.md", page(found).encode())
 
 
 if __name__ == "__main__":

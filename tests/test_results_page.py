@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from benchmarks import results_page, run_all
 from tests.cli.commands import ROOT
 
@@ -48,10 +50,49 @@ def test_a_missed_bar_says_so() -> None:
     assert "cores 2" in page
 
 
-def test_results_are_kept_with_their_commands(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(run_all, "RESULTS", tmp_path)
-    run_all.keep("expand", {"a": 1})
-    kept = json.loads((tmp_path / "expand.json").read_text())
+def test_results_are_kept_with_their_commands() -> None:
+    kept = run_all.described("expand", {"a": 1})
     assert kept["result"] == {"a": 1}
     assert kept["commands"] == ["python benchmarks/expand.py --out OUT"]
     assert kept["machine"]["onnxruntime"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Benchmarks that write what they were run with, each in a line of a log, in a folder."""
+    (tmp_path / "one.py").write_text(
+        "import json, pathlib, sys\n"
+        "with open('log', 'a') as log: print(sys.argv[1], file=log)\n"
+        "if pathlib.Path('broken').exists() and sys.argv[1] == 'second': sys.exit(3)\n"
+        "print(json.dumps({'of': sys.argv[1]}))\n"
+    )
+    (tmp_path / "results").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_all, "FOLDER", tmp_path)
+    monkeypatch.setattr(run_all, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(run_all, "page", lambda found: " ".join(found))
+    monkeypatch.setattr(run_all, "COMMANDS", {n: (f"one.py {n}",) for n in ("first", "second")})
+    return tmp_path
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(folder: Path) -> None:
+    (folder / "broken").touch()
+    with pytest.raises(SystemExit, match="second ended without a result"):
+        run_all.run_all(["first", "second"])
+    assert (folder / "RESULTS.md").read_text() == "first"
+    (folder / "broken").unlink()
+    run_all.run_all(["first", "second"])
+    assert (folder / "log").read_text().split() == ["first", "second", "second"]
+    assert json.loads((folder / "results/second.json").read_text())["result"] == {"of": "second"}
+    assert not (folder / "build/bench").exists()
+    run_all.run_all(["first"])
+    assert (folder / "log").read_text().split()[3:] == ["first"]
+
+
+def test_fresh_forgets_an_interrupted_run(folder: Path) -> None:
+    (folder / "broken").touch()
+    with pytest.raises(SystemExit):
+        run_all.run_all(["first", "second"])
+    with pytest.raises(SystemExit):
+        run_all.run_all(["first", "second"], fresh=True)
+    assert (folder / "log").read_text().split() == ["first", "second"] * 2
