@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 
 from hypothesis import strategies as st
@@ -15,6 +16,17 @@ def spec(kind: str, start: int, stop: int, n_params: int = 1, flops: int = 1) ->
 
 def originals(n_blocks: int) -> list[BranchSpec]:
     return [spec("original", i, i + 1) for i in range(n_blocks)]
+
+
+def random_space(rng: random.Random) -> SearchSpace:
+    """A space of a few blocks, with branches of one to three."""
+    n = rng.randint(2, 6)
+    branches = [spec("original", i, i + 1) for i in range(n)]
+    for k in range(rng.randint(1, 8)):
+        start = rng.randrange(n)
+        stop = rng.randint(start + 1, min(n, start + 3))
+        branches.append(spec(f"extra{k}", start, stop))
+    return SearchSpace(n, tuple(branches))
 
 
 def chain(n_blocks: int, spans: tuple[int, ...] = (1, 2), variants: int = 2) -> SearchSpace:

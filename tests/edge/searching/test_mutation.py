@@ -7,20 +7,7 @@ import random
 import pytest
 
 from fxelastic.edge.searching.mutation import Mutations, replaced
-from fxelastic.spec import SearchSpace
-from tests.spec.spaces import enumerate_paths, spec
-
-
-def random_space(rng: random.Random) -> SearchSpace:
-    n = rng.randint(2, 6)
-    intervals = {(i, i + 1) for i in range(n)}
-    branches = [spec("original", i, i + 1) for i in range(n)]
-    for k in range(rng.randint(1, 8)):
-        start = rng.randrange(n)
-        stop = rng.randint(start + 1, min(n, start + 3))
-        intervals.add((start, stop))
-        branches.append(spec(f"extra{k}", start, stop))
-    return SearchSpace(n, tuple(branches))
+from tests.spec.spaces import enumerate_paths, random_space
 
 
 @pytest.mark.parametrize("seed", range(120))
@@ -33,7 +20,7 @@ def test_mutations_are_in_the_window_whenever_one_can_be(seed: int) -> None:
     low = rng.choice(sums)
     high = low + rng.choice((0.0, 0.5, 2.0))
     mutations = Mutations(space, costs, low, high)
-    inside = [arch for arch in every if low <= mutations._cost(arch) <= high]
+    inside = [arch for arch in every if low <= space.cost(arch, costs) <= high]
     arch = rng.choice(inside or every)
     for branch in space.branches:
         if branch.id in arch.branches:

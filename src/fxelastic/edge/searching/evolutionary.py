@@ -37,7 +37,8 @@ class Evolutionary:
         width: Width of that window, as a share of the budget.
         pool: Mutations to choose a generation from, for each subnet of it.
         again: Probability to mutate a mutation once more.
-        solved: Subnets of a generation that solve for the best.
+        solved: Subnets of a generation that solve for the best. They share few prefixes.
+        solved_first: As many in the generation after the first, but at most half of it.
         wider: More parents, and contenders, for each generation without a better subnet.
         contenders: A subnet ends early when it can't be among so many best; what it did until then
             is learned from all the same.
@@ -53,6 +54,7 @@ class Evolutionary:
     pool: int = 50
     again: float = 0.4
     solved: int = 1
+    solved_first: int = 8
     thrift: float = 0.0003
     wider: int = 1
     contenders: int = 3
@@ -85,7 +87,7 @@ class Evolutionary:
         while fruitless < _FRUITLESS and generation < generations:
             tried, best = study.tried, study.best
             guide.learn()
-            n_solved = self.population // 2 if generation == 0 else self.solved
+            n_solved = self.solved if generation else min(self.solved_first, self.population // 2)
             group = guide.solutions(n_solved)
             n_left = self.population - len(group)
             # The longer nothing better is found, the farther it looks.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from fxelastic.edge.execution import Array
 from fxelastic.edge.searching.knapsack import most_valuable
+from fxelastic.edge.searching.prefixes import Prefixes
 from fxelastic.edge.searching.study import Study
 from fxelastic.edge.searching.surrogate import Features, MarginModel, ScoreModel
 from fxelastic.spec import Arch
@@ -69,23 +71,16 @@ class Guide:
         """
         if not pool or n < 1:
             return []
-        promise = self._promise(pool)
         study = self._study
-        whole = study.high
+        prefixes = Prefixes(pool, study.costs)
+        promise = self._promise(pool)
         chosen: list[Arch] = []
-        prefixes: set[tuple[str, ...]] = set()
-        left = list(range(len(pool)))
-        # Sharing changes with what is chosen; it is looked up anew a few times, not each time.
-        while left and len(chosen) < n:
-            gain = [promise[i] - thrift * self._own(pool[i], prefixes) / whole for i in left]
-            order = sorted(range(len(left)), key=lambda k: -gain[k])[: max(1, n // 16)]
-            for k in order:
-                arch = pool[left[k]]
-                chosen.append(arch)
-                prefixes.update(arch.branches[: i + 1] for i in range(len(arch)))
-            taken = set(order)
-            left = [index for k, index in enumerate(left) if k not in taken]
-        return chosen[:n]
+        for _ in range(min(n, len(pool))):
+            i = int(np.argmax(promise - thrift / study.high * prefixes.own))
+            chosen.append(pool[i])
+            promise[i] = -math.inf
+            prefixes.add(i)
+        return chosen
 
     def _promise(self, pool: Sequence[Arch]) -> Array:
         study = self._study
@@ -100,10 +95,3 @@ class Guide:
         chance = np.array([study.rng.gauss(0.0, _CURIOSITY) for _ in pool])
         promise: Array = accuracy + unknown * chance
         return promise
-
-    def _own(self, arch: Arch, prefixes: set[tuple[str, ...]]) -> float:
-        """The latency of what a subnet does not share with prefixes."""
-        branches, i = arch.branches, 0
-        while i < len(branches) and branches[: i + 1] in prefixes:
-            i += 1
-        return sum(self._study.costs[branch] for branch in branches[i:])

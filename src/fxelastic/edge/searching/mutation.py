@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 import random
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch, BranchSpec, SearchSpace
 from fxelastic.spec.cost_window import CostWindow
+
+#: A subnet as its branches, in execution order.
+Tiling: TypeAlias = tuple[BranchSpec, ...]
 
 
 @dataclass
@@ -33,10 +38,14 @@ class Mutations:
     costs: Mapping[str, float]
     low: float
     high: float
-    _originals: list[str] = field(init=False, repr=False)
+    _originals: Tiling = field(init=False, repr=False)
+    _tilings: dict[Arch, Tiling] = field(init=False, repr=False, default_factory=dict)
+    _swaps: dict[str, tuple[list[float], list[BranchSpec]]] = field(
+        init=False, repr=False, default_factory=dict
+    )
 
     def __post_init__(self) -> None:
-        self._originals = list(self.space.original.branches)
+        self._originals = self.space.specs(self.space.original)
         self._by_span: dict[tuple[int, int], list[BranchSpec]] = {}
         for spec in self.space.branches:
             self._by_span.setdefault((spec.start, spec.stop), []).append(spec)
@@ -59,39 +68,59 @@ class Mutations:
         spec = rng.choice(self.space.branches)
         if spec.id in arch.branches:
             return None
-        changed = replaced(self.space, arch, spec)
+        changed = self._replaced(arch, spec)
         cost = self._cost(changed)
-        return changed if self._inside(cost) else self._repaired(changed, spec, cost, rng)
+        return _arch(changed) if self._inside(cost) else self._repaired(changed, spec, cost, rng)
 
     def with_branch(self, arch: Arch, spec: BranchSpec, rng: random.Random) -> Arch | None:
         """The subnet with this branch in it, in the window; None where none is."""
-        changed = replaced(self.space, arch, spec)
+        changed = self._replaced(arch, spec)
         cost = self._cost(changed)
         if self._inside(cost):
-            return changed
+            return _arch(changed)
         repaired = self._repaired(changed, spec, cost, rng)
         return repaired if repaired is not None else self._redrawn(spec, rng)
 
+    def _replaced(self, arch: Arch, spec: BranchSpec) -> Tiling:
+        tiling = self._tilings.get(arch)
+        if tiling is None:
+            tiling = self._tilings[arch] = self.space.specs(arch)
+        return _put_in(tiling, spec, self._originals)
+
     def _repaired(
-        self, arch: Arch, kept: BranchSpec, cost: float, rng: random.Random
+        self, tiling: Tiling, kept: BranchSpec, cost: float, rng: random.Random
     ) -> Arch | None:
         """The single swap for a branch of the same blocks that brings the cost into the window."""
-        best: tuple[float, float, int, str] | None = None
-        for i, branch in enumerate(arch):
-            if branch == kept.id:
+        best: tuple[float, float, int, BranchSpec] | None = None
+        for i, spec in enumerate(tiling):
+            if spec is kept:
                 continue
-            own = self.space.by_id[branch]
-            for other in self._by_span[own.start, own.stop]:
-                change = self.costs[other.id] - self.costs[branch]
-                if other.id != branch and self._inside(cost + change):
-                    option = (abs(change), rng.random(), i, other.id)
-                    best = option if best is None else min(best, option)
+            changes, others = self._swaps_of(spec)
+            # Of those that suffice, the change nearest to zero: the window is above or below.
+            if cost > self.high:
+                k = bisect_right(changes, self.high - cost) - 1
+            else:
+                k = bisect_left(changes, self.low - cost)
+            # A rounding apart, the ones beside it may be the ones that are inside.
+            for j in range(max(0, k - 1), min(len(changes), k + 2)):
+                if self._inside(cost + changes[j]):
+                    option = (abs(changes[j]), rng.random(), i, others[j])
+                    if best is None or option[:2] < best[:2]:
+                        best = option
         if best is None:
             return None
-        branches = list(arch.branches)
-        branches[best[2]] = best[3]
-        result = Arch(tuple(branches))
-        return result if self._inside(self._cost(result)) else None
+        _, _, i, other = best
+        result = (*tiling[:i], other, *tiling[i + 1 :])
+        return _arch(result) if self._inside(self._cost(result)) else None
+
+    def _swaps_of(self, spec: BranchSpec) -> tuple[list[float], list[BranchSpec]]:
+        """The branches of the same blocks and what they change in cost, the least first."""
+        if spec.id not in self._swaps:
+            own = self.costs[spec.id]
+            others = [other for other in self._by_span[spec.start, spec.stop] if other != spec]
+            others.sort(key=lambda other: self.costs[other.id])
+            self._swaps[spec.id] = [self.costs[other.id] - own for other in others], others
+        return self._swaps[spec.id]
 
     def _redrawn(self, kept: BranchSpec, rng: random.Random) -> Arch | None:
         """A uniform draw from the subnets of the window that have a branch."""
@@ -117,8 +146,8 @@ class Mutations:
         except UsageError:
             return None
 
-    def _cost(self, arch: Arch) -> float:
-        return math.fsum(self.costs[branch] for branch in arch)
+    def _cost(self, tiling: Tiling) -> float:
+        return math.fsum([self.costs[spec.id] for spec in tiling])
 
     def _inside(self, cost: float) -> bool:
         return self.low <= cost <= self.high
@@ -126,15 +155,16 @@ class Mutations:
 
 def replaced(space: SearchSpace, arch: Arch, spec: BranchSpec) -> Arch:
     """A subnet with a branch put in: what it overlaps goes, originals fill what is uncovered."""
-    originals = space.original.branches
-    before, after = [], []
-    for other in space.specs(arch):
-        if other.stop <= spec.start:
-            before.append(other.id)
-        elif other.start >= spec.stop:
-            after.append(other.id)
-    covered = sum(space.by_id[b].stop - space.by_id[b].start for b in before)
-    first = space.n_blocks - sum(space.by_id[b].stop - space.by_id[b].start for b in after)
-    fill_before = originals[covered : spec.start]
-    fill_after = originals[spec.stop : first]
-    return Arch((*before, *fill_before, spec.id, *fill_after, *after))
+    return _arch(_put_in(space.specs(arch), spec, space.specs(space.original)))
+
+
+def _put_in(tiling: Tiling, spec: BranchSpec, originals: Tiling) -> Tiling:
+    before = [other for other in tiling if other.stop <= spec.start]
+    after = [other for other in tiling if other.start >= spec.stop]
+    begin = before[-1].stop if before else 0
+    end = after[0].start if after else len(originals)
+    return (*before, *originals[begin : spec.start], spec, *originals[spec.stop : end], *after)
+
+
+def _arch(tiling: Tiling) -> Arch:
+    return Arch(tuple([spec.id for spec in tiling]))
