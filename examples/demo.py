@@ -239,17 +239,30 @@ def write_npz(path: Path, **arrays: np.ndarray) -> None:
 def run(command: list[str], stdout: Path | None = None) -> None:
     """Run a program, and end where it fails."""
     if stdout is None:
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+        code = exit_code(command, subprocess.DEVNULL)
     else:
         temporary = stdout.with_suffix(".tmp")
         with temporary.open("wb") as stream:
-            done = subprocess.run(command, stdout=stream, check=False)
-        if done.returncode == 0:
+            code = exit_code(command, stream)
+        if code == 0:
             temporary.replace(stdout)
-    if done.returncode == 130:
+    if code == 130:
         raise KeyboardInterrupt
-    if done.returncode:
-        raise SystemExit(done.returncode)
+    if code:
+        raise SystemExit(code)
+
+
+def exit_code(command: list[str], stdout: Any) -> int:
+    """Run a program; on Ctrl-C, which it gets too, let it end in order."""
+    with subprocess.Popen(command, stdout=stdout) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.terminate()
+            raise
 
 
 def table_of(measured: dict[str, Any]) -> str:

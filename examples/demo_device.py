@@ -2,6 +2,8 @@
 
 python examples/demo_device.py build/demo measure
 python examples/demo_device.py build/demo serve
+
+What takes a while to import is imported where Ctrl-C is taken care of.
 """
 
 from __future__ import annotations
@@ -13,17 +15,10 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-
-from fxelastic import edge
-from fxelastic.edge.serving.runtime import ServingOptions
-from fxelastic.edge.serving.trace import Trace
-from fxelastic.edge.sessions import SessionMaker
-from fxelastic.edge.subnet_timing import SubnetTimer
-from fxelastic.spec import Arch
-
 THREADS = 1
 _BUSY = """
+import signal
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 import numpy, os
 a = numpy.random.default_rng(0).standard_normal((384, 384), dtype=numpy.float32)
 parent = os.getppid()
@@ -51,6 +46,13 @@ def main() -> int:
 
 def measure(folder: Path) -> None:
     """Assemble the winners, time them by turns, and judge them by images never used before."""
+    import numpy as np
+
+    from fxelastic import edge
+    from fxelastic.edge.sessions import SessionMaker
+    from fxelastic.edge.subnet_timing import SubnetTimer
+    from fxelastic.spec import Arch
+
     bundle = edge.load(folder / "bundle")
     table = edge.LatencyTable.load(folder / "bundle.latency.json")
     found = json.loads((folder / "search.json").read_text())["budgets"]
@@ -103,6 +105,12 @@ def measure(folder: Path) -> None:
 
 def serve(folder: Path, seconds: float) -> None:
     """Answer requests one after another while competing processes come and go."""
+    import numpy as np
+
+    from fxelastic import edge
+    from fxelastic.edge.serving.runtime import ServingOptions
+    from fxelastic.edge.serving.trace import Trace
+
     bundle = edge.load(folder / "bundle")
     table = edge.LatencyTable.load(folder / "bundle.latency.json")
     pool = edge.SubnetPool.load(folder / "bundle.pool.json")

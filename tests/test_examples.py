@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -31,9 +34,24 @@ def run(*argv: str, timeout_s: float = 600) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_demo_goes_all_the_way_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+STAGES = (
+    "train the model",
+    "expand, distil, tune, export",
+    "measure the device",
+    "search at 10 budgets",
+    "run the winners",
+    "serve under load",
+    "write the report",
+)
+
+
+def test_the_demo_goes_all_the_way_though_interrupted_in_each_stage(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
+    for i, stage in enumerate(STAGES):
+        said = interrupted_demo(tmp_path, stage, after_s=0.3 * (i % 3))
+        assert "the same command goes on from here" in said, said
+        assert "Traceback" not in said, said
     done = run("demo.py", "--quick", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     rows = re.findall(r"^\s*\d+%.*$", done.stdout, re.MULTILINE)
@@ -51,6 +69,32 @@ def test_the_demo_goes_all_the_way_and_goes_on_where_it_stopped(tmp_path: Path) 
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "report.html").exists()
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")} == kept
+
+
+def interrupted_demo(folder: Path, stage: str, after_s: float) -> str:
+    """Start the demo, and press Ctrl-C some time after it says that a stage begins; what it said.
+
+    As in a terminal, all processes of the demo get the signal.
+    """
+    process = subprocess.Popen(
+        [sys.executable, str(EXAMPLES / "demo.py"), "--quick", "--out", str(folder)],
+        env={**environment(), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    said = ""
+    for line in process.stdout:
+        said += line
+        if line.rstrip().endswith(stage):
+            break
+    time.sleep(after_s)
+    os.killpg(process.pid, signal.SIGINT)
+    rest, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, said + rest
+    return said + rest
 
 
 def test_a_transformer_with_masks(tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ _IDLE_S = 20.0
 # Requests go first, from the process's first import on. But a subnet that a load calls for must not
 # take minutes beside that load either, as it would at the lowest priority.
 _NICENESS = 15
+# A terminal's Ctrl-C reaches it too, but it ends when the serving process lets go of it.
 _START = (
+    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
     "import os; getattr(os, 'nice', int)({niceness}); import sys; sys.path[:] = {path!r}; "
     "from fxelastic.edge.serving.worker import main; main({folder!r})"
 )
