@@ -91,20 +91,18 @@ class Mutations:
         self, tiling: Tiling, kept: BranchSpec, cost: float, rng: random.Random
     ) -> Arch | None:
         """The single swap for a branch of the same blocks that brings the cost into the window."""
+        least, most = self.low - cost, self.high - cost
         best: tuple[float, float, int, BranchSpec] | None = None
         for i, spec in enumerate(tiling):
             if spec is kept:
                 continue
             changes, others = self._swaps_of(spec)
             # Of those that suffice, the change nearest to zero: the window is above or below.
-            if cost > self.high:
-                k = bisect_right(changes, self.high - cost) - 1
-            else:
-                k = bisect_left(changes, self.low - cost)
-            # A rounding apart, the ones beside it may be the ones that are inside.
-            for j in range(max(0, k - 1), min(len(changes), k + 2)):
-                if self._inside(cost + changes[j]):
-                    option = (abs(changes[j]), rng.random(), i, others[j])
+            k = bisect_right(changes, most) - 1 if most < 0 else bisect_left(changes, least)
+            if 0 <= k < len(changes) and least <= changes[k] <= most:
+                size = abs(changes[k])
+                if best is None or size <= best[0]:
+                    option = (size, rng.random(), i, others[k])
                     if best is None or option[:2] < best[:2]:
                         best = option
         if best is None:
