@@ -65,7 +65,7 @@ def measure(path: str, n_fitted: int, n_held_out: int, threads: int, seed: int) 
             times = timer.time(archs, mode, SessionMaker(threads))
             measured = [Measured(arch, ms) for arch, ms in zip(archs, times, strict=True)]
             held_out, fitted = split(measured, n_held_out)
-            model = fit_mode(rows, fitted)
+            model = fit_mode(bundle.space, rows, fitted)
             actual = np.array([m.ms for m in held_out])
             corrected = [model.overhead_ms + sum(model.costs[b] for b in m.arch) for m in held_out]
             plain = [sum(rows[b].ms for b in m.arch) for m in held_out]

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from fxelastic.edge import latency_model
 from fxelastic.edge.latency_model import Measured, fit_mode, model_error
 from fxelastic.spec import SearchSpace
 from fxelastic.spec.latency_table import BranchLatency, ModeLatency
@@ -42,8 +43,8 @@ def measured(n: int, seed: int, noise: float = 0.0) -> list[Measured]:
 
 def test_corrections_are_found() -> None:
     held_out = measured(40, seed=9)
-    plain = fit_mode(rows(SPACE), [], held_out)
-    fitted = fit_mode(rows(SPACE), measured(24, seed=1), held_out)
+    plain = fit_mode(SPACE, rows(SPACE), [], held_out)
+    fitted = fit_mode(SPACE, rows(SPACE), measured(24, seed=1), held_out)
     assert plain.error is not None
     assert fitted.error is not None
     assert plain.error.median > 0.05
@@ -53,21 +54,38 @@ def test_corrections_are_found() -> None:
 
 def test_noise_is_not_fitted() -> None:
     held_out = measured(40, seed=9)
-    fitted = fit_mode(rows(SPACE), measured(24, seed=1, noise=0.02), held_out)
+    fitted = fit_mode(SPACE, rows(SPACE), measured(24, seed=1, noise=0.02), held_out)
     assert fitted.error is not None
     assert fitted.error.median < 0.02
 
 
 def test_without_subnets_the_sum_is_the_model() -> None:
-    model = fit_mode(rows(SPACE), [])
+    model = fit_mode(SPACE, rows(SPACE), [])
     assert model.overhead_ms == 0
     assert model.costs == {name: row.ms for name, row in rows(SPACE).items()}
     assert model.error is None
 
 
-def test_costs_are_never_below_zero() -> None:
-    slow = [Measured(m.arch, 0.01) for m in measured(24, seed=1)]
-    assert min(fit_mode(rows(SPACE), slow).costs.values()) >= 0
+def test_costs_are_above_zero() -> None:
+    quick = [Measured(m.arch, 0.01) for m in measured(24, seed=1)]
+    assert min(fit_mode(SPACE, rows(SPACE), quick).costs.values()) > 0
+
+
+def test_the_quickest_subnet_takes_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a load made slow subnets so much slower that a line through all begins below 0."""
+    times = rows(SPACE)
+    sums = [(m.arch, sum(times[b].ms for b in m.arch)) for m in measured(6, seed=1)]
+    least = min(total for _, total in sums)
+    disturbed = [Measured(arch, 4 * total - 3.7 * least) for arch, total in sums]
+
+    def quickest() -> float:
+        model = fit_mode(SPACE, times, disturbed)
+        costs = model.costs
+        return model.overhead_ms + SPACE.cost(SPACE.min_cost_arch(costs), costs)
+
+    assert quickest() > 0
+    monkeypatch.setattr(latency_model, "_MOST_SAVED", 1e9)
+    assert quickest() < 0
 
 
 def test_errors_are_relative() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fxelastic.spec import Arch
+from fxelastic.spec import Arch, SearchSpace
 from fxelastic.spec.latency_table import BranchLatency, ModeLatency, ModelError
 
 #: How far a branch's own correction is expected to go, as a share of its time.
@@ -17,6 +17,9 @@ _NOISE = 0.01
 #: How far the common corrections are expected to go: of the times' scale, and of each other term
 #: as a share of the original's time, summed over all its branches.
 _SCALE_SPREAD, _TERM_SPREAD = 0.5, 0.3
+#: The least that a branch costs, as a share of its time; and how much of the quickest subnet's
+#: branches a negative constant may take away.
+_LEAST, _MOST_SAVED = 0.05, 0.7
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,10 @@ class Measured:
 
 
 def fit_mode(
-    rows: Mapping[str, BranchLatency], fitted: Sequence[Measured], held_out: Sequence[Measured] = ()
+    space: SearchSpace,
+    rows: Mapping[str, BranchLatency],
+    fitted: Sequence[Measured],
+    held_out: Sequence[Measured] = (),
 ) -> ModeLatency:
     """Correct the sum of branches by measured subnets.
 
@@ -42,24 +48,22 @@ def fit_mode(
     changes of layout between branches; a constant; and a correction of each branch by itself. All
     are expected to be small: least squares with a Gaussian prior around the plain sum, so that few
     subnets suffice and a branch that none of them has keeps its measured time. The result is
-    additive by branch.
+    additive by branch. Measurements under a load may give a constant so far below 0 that the
+    quickest subnet would take next to nothing, or less: then there is none.
 
     Args:
+        space: The subnets.
         rows: What was measured of each branch.
         fitted: Subnets to fit to; with none, the plain sum is the model.
         held_out: Subnets to tell the error on.
 
     Returns:
-        The costs, never below 0, and the error.
+        The costs, above 0 where the branch's time is, and the error.
     """
-    names = list(rows)
-    times = np.array([rows[name].ms for name in names])
-    corrections = np.zeros(len(names))
-    overhead = 0.0
-    if fitted:
-        overhead, corrections = _solve(rows, names, times, fitted)
-    costs = np.maximum(times + corrections, 0.0)
-    model = ModeLatency(float(overhead), dict(zip(names, map(float, costs), strict=True)))
+    model = _fit(rows, fitted, _TERM_SPREAD)
+    least = space.cost(space.min_cost_arch(model.costs), model.costs)
+    if model.overhead_ms < -_MOST_SAVED * least:
+        model = _fit(rows, fitted, 0.0)
     if held_out:
         model = ModeLatency(model.overhead_ms, model.costs, model_error(model, held_out))
     return model
@@ -75,11 +79,26 @@ def _predict(model: ModeLatency, arch: Arch) -> float:
     return model.overhead_ms + sum(model.costs[branch] for branch in arch)
 
 
+def _fit(
+    rows: Mapping[str, BranchLatency], fitted: Sequence[Measured], constant: float
+) -> ModeLatency:
+    """Fit with a prior of the constant, as a share of a subnet's time; with 0 it is 0."""
+    names = list(rows)
+    times = np.array([rows[name].ms for name in names])
+    corrections = np.zeros(len(names))
+    overhead = 0.0
+    if fitted:
+        overhead, corrections = _solve(rows, names, times, fitted, constant)
+    costs = np.maximum(times + corrections, _LEAST * times)
+    return ModeLatency(overhead, dict(zip(names, map(float, costs), strict=True)))
+
+
 def _solve(
     rows: Mapping[str, BranchLatency],
     names: list[str],
     times: np.ndarray,
     fitted: Sequence[Measured],
+    constant: float,
 ) -> tuple[float, np.ndarray]:
     place = {name: i for i, name in enumerate(names)}
     counts = np.zeros((len(fitted), len(names)))
@@ -101,7 +120,7 @@ def _solve(
     )
     # Columns scaled so that every coefficient has a prior of variance 1 around 0.
     columns = [
-        np.full((len(fitted), 1), _TERM_SPREAD * typical),
+        np.full((len(fitted), 1), constant * typical),
         sums * scales,
         counts * (_BRANCH_SPREAD * times),
     ]
@@ -110,4 +129,4 @@ def _solve(
     gram = design @ design.T + np.eye(len(fitted))
     weights = design.T @ np.linalg.solve(gram, target)
     corrections = terms @ (weights[1:4] * scales) + _BRANCH_SPREAD * times * weights[4:]
-    return float(_TERM_SPREAD * typical * weights[0]), corrections
+    return float(constant * typical * weights[0]), corrections

@@ -141,7 +141,7 @@ def profile(
             times = timer.time(chosen, mode, maker, progress=told_subnets)
             measured = [Measured(arch, ms) for arch, ms in zip(chosen, times, strict=True)]
             held_out, fitted = split(measured, n_held_out)
-            modes[mode] = fit_mode(rows, fitted if n_subnets else [], held_out)
+            modes[mode] = fit_mode(bundle.space, rows, fitted if n_subnets else [], held_out)
     table = LatencyTable(
         bundle.digest, fingerprint(), batch_size, threads, providers[0], rows, modes
     )
