@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from fxelastic.edge.arguments import refuse_paths
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.graph_names import rename_graph
 from fxelastic.edge.model_file import write_model
@@ -42,6 +43,7 @@ def assemble(bundle: Bundle, arch: Arch, path: str | os.PathLike[str]) -> Path:
         UsageError: The arch is none of the bundle's search space, or the file can't be written.
         BundleError: A file of the bundle is damaged, or the joined model is not valid.
     """
+    refuse_paths(bundle=bundle)
     model = join(bundle, arch)
     return write_model(model, Path(path), f"subnet {arch}")
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from fxelastic.edge.arguments import refuse_paths
 from fxelastic.edge.branch_timing import BranchTiming
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.execution import Array, Executor, check_inputs
@@ -83,6 +84,7 @@ def profile(
         BundleError: A branch is missing or damaged, can't be run, or gives values that are not
             finite.
     """
+    refuse_paths(bundle=bundle)
     _check(batch_size, n_samples, n_subnets, n_held_out, time_budget_s)
     begin_s = time.perf_counter()
     budget_s = float("inf") if time_budget_s is None else time_budget_s

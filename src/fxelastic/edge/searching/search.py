@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fxelastic.edge.arguments import refuse_paths
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.execution import Executor
 from fxelastic.edge.fingerprint import fingerprint
@@ -125,6 +126,7 @@ def search(
             bundle, or no subnet keeps a budget; the message names the nearest.
         BundleError: A branch is missing or damaged, can't be run, or gives NaN.
     """
+    refuse_paths(bundle=bundle, table=table)
     table.check_bundle(bundle.digest)
     _warn(table, mode)
     measure, samples, rest = _metric_and_data(bundle, data, score, held_out)

@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 
+from fxelastic.edge.arguments import refuse_paths
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.pool import SubnetPool
 from fxelastic.edge.serving.assembled import AssembledLoader
@@ -77,6 +78,7 @@ def serve(
             out of range, or the memory is too small for any subnet.
         ServingError: No subnet of the pool can be loaded.
     """
+    refuse_paths(bundle=bundle, table=table, pool=pool)
     if mode not in MODES:
         raise UsageError("there is no such mode", expected=", ".join(MODES), got=repr(mode))
     if memory_bytes is not None and memory_bytes <= 0:
