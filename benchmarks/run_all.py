@@ -5,8 +5,8 @@
     python benchmarks/run_all.py --page             # the page alone, from benchmarks/results
 
 Each result is kept in ``benchmarks/results/NAME.json`` with its command, the commit and the
-machine's facts. A run that was interrupted goes on where it stopped: what is not finished lies in
-``build/bench``, and ``--fresh`` begins anew.
+machine's facts. A run that was interrupted goes on where it stopped: what each benchmark has made
+lies in ``build/bench/NAME`` until the run is finished, and ``--fresh`` begins anew.
 """
 
 from __future__ import annotations
@@ -36,14 +36,15 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "expand": ("expand.py --out {out}",),
     "export": ("export.py --json",),
     "latency_model": (
-        f"make_bundle.py mobilenet_v2 {WORK}/mobilenet_v2",
-        f"make_bundle.py resnet50 {WORK}/resnet50",
-        f"latency_model.py {WORK}/mobilenet_v2 {WORK}/resnet50 --out {{out}}",
+        f"make_bundle.py mobilenet_v2 {WORK}/latency_model/mobilenet_v2",
+        f"make_bundle.py resnet50 {WORK}/latency_model/resnet50",
+        f"latency_model.py {WORK}/latency_model/mobilenet_v2 {WORK}/latency_model/resnet50"
+        " --out {out}",
     ),
     "train": (f"train.py --seeds 0 1 2 --data {WORK}/data --out {WORK}/train --summary {{out}}",),
     "search": (
-        f"trained_bundle.py {WORK}/glyphs --data {WORK}/data",
-        f"search.py {WORK}/glyphs --threads 1 --out {{out}}",
+        f"trained_bundle.py {WORK}/search --data {WORK}/data",
+        f"search.py {WORK}/search --threads 1 --out {{out}}",
     ),
     "serve": (f"serve.py --out {WORK}/serve --json {{out}}",),
     "tradeoff": (
@@ -79,12 +80,12 @@ def main() -> int:
 
 def run_all(names: list[str], *, fresh: bool = False) -> None:
     """Run benchmarks; those that an interrupted run had finished are not run again."""
-    work = Path(WORK)
-    if fresh and work.exists():
-        shutil.rmtree(work)
-    work.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        out = work / f"{name}.json"
+    folders = {name: Path(WORK) / name for name in names}
+    for name, folder in folders.items():
+        if fresh and folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        out = folder / "result.json"
         if out.exists():
             print(f"== {name} was run before the interruption", file=sys.stderr, flush=True)
         else:
@@ -92,7 +93,9 @@ def run_all(names: list[str], *, fresh: bool = False) -> None:
             replace_file(out, json.dumps(described(name, run(name))).encode())
         keep(name, json.loads(out.read_text()))
         write_page()
-    shutil.rmtree(work)
+    # What another run has not finished stays.
+    for folder in folders.values():
+        shutil.rmtree(folder)
 
 
 def run(name: str) -> Any:
@@ -101,7 +104,7 @@ def run(name: str) -> Any:
     Raises:
         SystemExit: The commands ended without a result.
     """
-    out = Path(WORK) / f"{name}.unfinished"
+    out = Path(WORK) / name / "unfinished.json"
     out.unlink(missing_ok=True)
     stdout = ""
     for command in COMMANDS[name]:

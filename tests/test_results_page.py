@@ -84,7 +84,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(folder: Path) -> None:
     run_all.run_all(["first", "second"])
     assert (folder / "log").read_text().split() == ["first", "second", "second"]
     assert json.loads((folder / "results/second.json").read_text())["result"] == {"of": "second"}
-    assert not (folder / "build/bench").exists()
+    assert not list((folder / "build/bench").iterdir())
     run_all.run_all(["first"])
     assert (folder / "log").read_text().split()[3:] == ["first"]
 
@@ -96,3 +96,12 @@ def test_fresh_forgets_an_interrupted_run(folder: Path) -> None:
     with pytest.raises(SystemExit):
         run_all.run_all(["first", "second"], fresh=True)
     assert (folder / "log").read_text().split() == ["first", "second"] * 2
+
+
+def test_a_run_of_some_leaves_what_another_has_not_finished(folder: Path) -> None:
+    (folder / "broken").touch()
+    with pytest.raises(SystemExit):
+        run_all.run_all(["first", "second"])
+    (folder / "build/bench/second/seed-0.json").write_text("{}")
+    run_all.run_all(["first"])
+    assert (folder / "build/bench/second/seed-0.json").exists()

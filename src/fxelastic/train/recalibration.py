@@ -106,12 +106,14 @@ class _Statistics:
             [self.batches[::2], self.batches[1::2]] if len(self.batches) > 1 else [self.batches]
         )
         others = [self._measured(half) for half in reversed(halves)]
+        original = self.execution.supernet.space.original
+        wanted = [[self.execution.result(original, values) for values in half] for half in halves]
 
         def distances(share: float) -> Tensor:
             return torch.cat(
                 [
-                    self._distances(_mixed(old, other, share), half)
-                    for half, other in zip(halves, others, strict=True)
+                    self._distances(_mixed(old, other, share), half, results)
+                    for half, other, results in zip(halves, others, wanted, strict=True)
                 ]
             )
 
@@ -139,14 +141,13 @@ class _Statistics:
                 layer.eval()
         return _statistics(self.layers)
 
-    def _distances(self, statistics: Sequence[Tensor], batches: Sequence[Any]) -> Tensor:
-        """How far the results are from the original model's, for each sample."""
+    def _distances(
+        self, statistics: Sequence[Tensor], batches: Sequence[Any], wanted: Sequence[Any]
+    ) -> Tensor:
+        """How far the results are from those wanted, for each sample."""
         _set_statistics(self.layers, statistics)
-        original = self.execution.supernet.space.original
-        run = self.execution.result
-        return torch.cat(
-            [soft_cross_entropies(run(self.arch, v), run(original, v)) for v in batches]
-        )
+        found = (self.execution.result(self.arch, values) for values in batches)
+        return torch.cat(list(map(soft_cross_entropies, found, wanted)))
 
 
 def _mixed(old: Sequence[Tensor], new: Sequence[Tensor], share: float) -> list[Tensor]:
