@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,22 +57,13 @@ def load_data(text: str, batch_size: int, distributed: bool) -> tuple[Any, Any]:
 
 
 def _from_file(path: Path, batch_size: int, distributed: bool) -> tuple[Any, Any]:
-    import numpy as np
+    from fxelastic.edge.npz_files import read_npz
 
     if batch_size < 1:
         raise UsageError(
             "--batch-size is no count", expected="an integer above 0", got=str(batch_size)
         )
-    try:
-        # Without pickles: a data file runs no code.
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as e:
-        raise UsageError(
-            f"--data {path} can't be read",
-            expected="an .npz file of arrays, as numpy.savez writes",
-            got=f"{type(e).__name__}: {e}",
-        ) from e
+    arrays = read_npz(path)
     training = {k: v for k, v in arrays.items() if not k.startswith(_VALIDATION)}
     validation = {
         k.removeprefix(_VALIDATION): v for k, v in arrays.items() if k.startswith(_VALIDATION)

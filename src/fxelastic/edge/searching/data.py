@@ -13,6 +13,7 @@ import numpy as np
 
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.execution import Array, check_inputs
+from fxelastic.edge.npz_files import read_npz
 from fxelastic.errors import UsageError
 
 _TARGETS = ("targets", "y")
@@ -82,7 +83,7 @@ def read_data(bundle: Bundle, data: Any) -> Dataset:
     names = [info.name for info in bundle.inputs]
     expected = f"(x, targets), a dict with {', '.join(names)} and targets, or an .npz file of it"
     if isinstance(data, (str, os.PathLike)):
-        data = _read_npz(Path(data))
+        data = read_npz(Path(data))
     if isinstance(data, tuple) and len(data) == 2 and len(names) == 1:
         data = {names[0]: data[0], "targets": data[1]}
     if not isinstance(data, Mapping):
@@ -108,13 +109,3 @@ def read_data(bundle: Bundle, data: Any) -> Dataset:
         )
     check_inputs(bundle, {name: array[:1] for name, array in inputs.items()})
     return Dataset(inputs, arrays[key])
-
-
-def _read_npz(path: Path) -> dict[str, Array]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except (OSError, ValueError, AttributeError) as e:
-        raise UsageError(
-            f"{path} can't be read", expected="an .npz file", got=f"{type(e).__name__}: {e}"
-        ) from e

@@ -1,0 +1,31 @@
+"""Read ``.npz`` files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from fxelastic.edge.execution import Array
+from fxelastic.errors import UsageError
+
+
+def read_npz(path: Path) -> dict[str, Array]:
+    """All arrays of a file. Nothing is unpickled: a data file runs no code.
+
+    Raises:
+        UsageError: It can't be read, or is no such file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except MemoryError:
+        raise
+    except Exception as e:
+        # A file that is cut off or damaged raises errors of zipfile, zlib, struct or numpy, which
+        # have nothing in common.
+        raise UsageError(
+            f"{path} can't be read",
+            expected="an .npz file of arrays, as numpy.savez writes",
+            got=f"{type(e).__name__}: {e}",
+        ) from e
