@@ -53,6 +53,32 @@ def test_slow_requests_reach_further_back() -> None:
     assert load.n_samples == 5
 
 
+def test_of_many_requests_some_stand_for_the_whole_window() -> None:
+    monitor = Monitor(window_s=1.0, max_samples=100)
+    load = monitor.read(fed(monitor, [1.0] * 1200 + [2.0] * 800, gap_s=0.0004))
+    assert (load.ratio, load.recent) == (1.0, 2.0)
+    assert load.n_samples == 2000
+
+
+def test_high_is_the_upper_level_of_a_load_that_comes_and_goes() -> None:
+    monitor = Monitor(window_s=1.0)
+    load = monitor.read(fed(monitor, [1.0] * 60 + [1.2, 1.2, 1.6] * 10))
+    assert (load.ratio, load.recent, load.high) == (1.0, 1.2, 1.6)
+
+
+def test_begin_is_the_first_request_that_says_something() -> None:
+    monitor = Monitor()
+    assert monitor.read(0.0).begin_s is None
+    monitor.record(Observation(1.0, STEP, 30.0, first=True))
+    assert monitor.read(1.0).begin_s is None
+    now_s = fed(monitor, [1.0] * 9, start_s=2.0)
+    assert monitor.read(now_s).begin_s == pytest.approx(2.01)
+    fed(monitor, [1.0], start_s=0.5)
+    load = monitor.read(0.51)
+    assert load.clock_jumped
+    assert load.begin_s == pytest.approx(0.51)
+
+
 def test_ratios_of_several_subnets_share_a_window() -> None:
     monitor = Monitor()
     for i in range(10):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fxelastic.edge.serving.ladder import Ladder
-from fxelastic.edge.serving.monitor import Load
+from fxelastic.edge.serving.monitor import Load, Monitor
 from fxelastic.edge.serving.policy import Decision, PastSwitch, RatioPolicy, Situation
 from tests.edge.serving.simulation import Simulation, entry, ladder, steps
 
@@ -53,6 +53,51 @@ def test_single_spikes_are_ignored(n: int) -> None:
     count = iter(range(1_000_000))
     run = Simulation(LADDER, 21, lambda _: 30.0 if next(count) % 50 < n else 1.0).run(60)
     assert run.switches == []
+
+
+@pytest.mark.parametrize("ratio", [1.5, 6.0])
+def test_bursts_of_a_third_of_a_second_are_ignored(ratio: float) -> None:
+    def load(now_s: float) -> float:
+        return ratio if now_s % 4 < 0.35 else 1.0
+
+    # Quick requests: slow ones are half of the window as soon as they take half of its time.
+    quick = ladder(*(ms / 5 for ms in (4, 6, 8, 10, 12, 16, 20)))
+    assert Simulation(quick, 4.2, load).run(60).switches == []
+    narrow = Monitor(window_s=0.3)
+    assert Simulation(quick, 4.2, load, monitor=narrow).run(60).switches
+
+
+def test_a_step_down_is_to_what_keeps_the_budget_at_the_load_s_upper_level() -> None:
+    load = replace(loaded_by(1.3), high=1.9)
+    usual = situation(load=load, budget_ms=20.0, current=entry(20, 0.6), ladder=LADDER)
+    decision = RatioPolicy().decide(usual)
+    assert decision.limit_ms == pytest.approx(20.0 * 0.97 / 1.9)
+    assert decision.target.latency_ms == 10
+    assert decision.met
+
+
+def test_what_keeps_the_budget_most_of_the_time_is_told_as_met() -> None:
+    load = replace(loaded_by(1.5), high=9.0)
+    decision = RatioPolicy().decide(situation(load=load))
+    assert decision.target.latency_ms == 5
+    assert decision.met
+
+
+def test_the_very_first_requests_do_not_count() -> None:
+    def at(begin_s: float) -> float:
+        load = replace(loaded_by(3.0), begin_s=begin_s)
+        return RatioPolicy(settle_s=0.4).decide(situation(load=load)).target.latency_ms
+
+    assert at(99.8) == 10
+    assert at(99.5) == 5
+
+
+def test_requests_that_are_far_apart_need_one_more() -> None:
+    count = iter(range(1_000_000))
+    run = Simulation(ladder(400, 600, 800), 900, lambda _: 1.0 if next(count) < 20 else 2.0)
+    run.run(60)
+    assert run.current.latency_ms == 400
+    assert run.switches[0].time_s < 20 * 0.8 + 5 * 1.6
 
 
 def test_a_lasting_spike_is_not_ignored() -> None:
@@ -129,6 +174,11 @@ def test_one_subnet_is_kept_and_told_when_it_is_too_slow() -> None:
     assert run.switches == []
 
 
+def loaded_by(ratio: float) -> Load:
+    """A load that has been there for some time."""
+    return Load(ratio, ratio, 9, ((90.0, ratio),), begin_s=90.0)
+
+
 def situation(**changes: object) -> Situation:
     current = entry(10, 0.6)
     usual = Situation(100.0, 12.0, Load(1.0, 1.0, 9, ((10.0, 1.0),)), current, ladder(5, 10, 20))
@@ -138,7 +188,7 @@ def situation(**changes: object) -> Situation:
 def test_an_empty_ladder_keeps_the_subnet_in_use() -> None:
     calm = situation(ladder=Ladder(()))
     assert RatioPolicy().decide(calm).target is calm.current
-    loaded = situation(ladder=Ladder(()), load=Load(3.0, 3.0, 9, ((99.0, 3.0),)))
+    loaded = situation(ladder=Ladder(()), load=loaded_by(3.0))
     decision = RatioPolicy().decide(loaded)
     assert decision.target is loaded.current
     assert not decision.met
@@ -151,25 +201,25 @@ def test_before_the_first_request_the_estimate_counts() -> None:
 
 def test_the_limit_is_the_budget_over_r() -> None:
     policy = RatioPolicy(room_down=0.0)
-    decision = policy.decide(situation(load=Load(2.0, 2.0, 9, ())))
+    decision = policy.decide(situation(load=loaded_by(2.0)))
     assert decision.limit_ms == pytest.approx(12.0 / 2.0)
     assert decision.target.latency_ms == 5
 
 
 def test_no_second_step_down_before_the_first_can_be_seen() -> None:
-    loaded = situation(load=Load(2.0, 2.0, 9, ()), switches=(PastSwitch(99.9, False),))
+    loaded = situation(load=loaded_by(2.0), switches=(PastSwitch(99.9, False),))
     assert RatioPolicy().decide(loaded).target is loaded.current
     assert RatioPolicy(dwell_s=0.05).decide(loaded).target.latency_ms == 5
 
 
 def test_a_clock_set_back_does_not_stop_the_policy() -> None:
-    later = situation(load=Load(2.0, 2.0, 9, ()), switches=(PastSwitch(5000.0, False),))
+    later = situation(load=loaded_by(2.0), switches=(PastSwitch(5000.0, False),))
     assert RatioPolicy().decide(later).target.latency_ms == 5
 
 
 def test_deciding_is_pure() -> None:
     policy = RatioPolicy()
-    loaded = situation(load=Load(2.0, 2.0, 9, ()))
+    loaded = situation(load=loaded_by(2.0))
     first: Decision = policy.decide(loaded)
     assert all(policy.decide(loaded) == first for _ in range(5))
 

@@ -146,7 +146,11 @@ class Controller:
     def _act(self, decision: Decision, situation: Situation) -> None:
         current, target = situation.current, decision.target
         standby = self.standby.steps(
-            situation.ladder, target, situation.budget_ms, decision.limit_ms
+            situation.ladder,
+            target,
+            situation.budget_ms,
+            decision.limit_ms,
+            self.residents.archs,
         )
         if target.arch == current.arch or self.switcher.switch(target, decision.reason):
             self.builder.want(None, standby)

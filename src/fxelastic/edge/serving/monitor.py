@@ -14,6 +14,8 @@ from fxelastic.edge.serving.ladder import Step
 # Requests of several threads end in another order than they are recorded; a clock that goes back
 # by more than this has been set.
 _CLOCK_SLACK_S = 1.0
+# Requests that are kept, however short they are.
+_MOST = 8192
 
 
 class Observation(NamedTuple):
@@ -45,6 +47,9 @@ class Load:
         fresh: The requests since the last reading, in the order they were recorded.
         n_slow: How many of them took a multiple of what the window before did.
         clock_jumped: The clock was set back since the last reading; what was known is forgotten.
+        high: Ninth decile of r in the newest part of the window: a load that comes and goes within
+            parts of a second has several levels.
+        begin_s: When the first request ended; None before.
     """
 
     ratio: float | None = None
@@ -54,6 +59,8 @@ class Load:
     fresh: Sequence[Observation] = ()
     n_slow: int = 0
     clock_jumped: bool = False
+    high: float | None = None
+    begin_s: float | None = None
 
     def peak_since(self, time_s: float) -> float | None:
         """The largest ratio read since then; None where there was no reading."""
@@ -71,29 +78,32 @@ class Monitor:
     `read`, by one thread.
 
     Attributes:
-        window_s: The window's length, in seconds. A step of the load is seen after half of it.
+        window_s: The window's length, in seconds. A step of the load is seen after half of it, and
+            what is over by then is not seen at all: a program that starts, or a subnet being
+            loaded, slows requests for a third of a second.
         min_samples: Requests that a median needs; with fewer in ``window_s`` the window is longer.
-        max_samples: Requests looked at; of a window with more, the newest.
+        max_samples: Requests looked at; of a window with more, every second one, every third ….
         horizon_s: How long peaks are kept, in seconds.
         slow: A request counts as slow from this multiple of the window's ratio.
     """
 
-    window_s: float = 0.4
+    window_s: float = 0.8
     min_samples: int = 5
-    max_samples: int = 101
+    max_samples: int = 301
     horizon_s: float = 600.0
     slow: float = 4.0
     _incoming: deque[Observation] = field(init=False, repr=False)
     _samples: deque[tuple[float, float]] = field(init=False, repr=False)
     _peaks: deque[tuple[float, float]] = field(init=False, repr=False)
+    _begin_s: float | None = field(init=False, repr=False, default=None)
     _latest_s: float = field(init=False, repr=False, default=-math.inf)
     _last: Load = field(init=False, repr=False, default_factory=Load)
 
     def __post_init__(self) -> None:
         """Begin with nothing."""
         # Bounded: nobody may be reading.
-        self._incoming = deque(maxlen=max(1024, self.max_samples))
-        self._samples = deque(maxlen=self.max_samples)
+        self._incoming = deque(maxlen=_MOST)
+        self._samples = deque(maxlen=_MOST)
         self._peaks = deque()
 
     def record(self, observation: Observation) -> None:
@@ -118,26 +128,36 @@ class Monitor:
                 self._latest_s = seen.time_s
                 self._samples.clear()
                 self._peaks.clear()
+                self._begin_s = None
             self._latest_s = max(self._latest_s, seen.time_s)
             ratio = seen.actual_ms / seen.step.latency_ms
             # A latency of 0 or less was measured while the clock was set.
             if 0 < ratio < math.inf and not seen.first:
                 self._samples.append((seen.time_s, ratio))
+                if self._begin_s is None:
+                    self._begin_s = seen.time_s
                 n_slow += usual is not None and ratio > self.slow * usual
-        ratio_now, recent, n = self._medians(now_s)
+        ratio_now, recent, high, n = self._quantiles(now_s)
         if ratio_now is not None and fresh:
             self._note_peak(now_s, ratio_now)
-        self._last = Load(ratio_now, recent, n, tuple(self._peaks), fresh, n_slow, jumped)
+        self._last = Load(
+            *(ratio_now, recent, n, tuple(self._peaks), fresh, n_slow, jumped),
+            high=high,
+            begin_s=self._begin_s,
+        )
         return self._last
 
-    def _medians(self, now_s: float) -> tuple[float | None, float | None, int]:
-        samples = list(self._samples)
-        if len(samples) < self.min_samples:
-            return None, None, len(samples)
-        n_inside = sum(time > now_s - self.window_s for time, _ in samples)
-        window = [ratio for _, ratio in samples[-max(n_inside, self.min_samples) :]]
+    def _quantiles(self, now_s: float) -> tuple[float | None, float | None, float | None, int]:
+        samples = self._samples
+        while len(samples) > self.min_samples and samples[0][0] <= now_s - self.window_s:
+            samples.popleft()
+        n = len(samples)
+        if n < self.min_samples:
+            return None, None, None, n
+        stride = -(-n // self.max_samples)
+        window = [ratio for _, ratio in samples][::stride]
         newest = window[-max(len(window) // 3, self.min_samples) :]
-        return median(window), median(newest), len(window)
+        return median(window), median(newest), sorted(newest)[9 * len(newest) // 10], n
 
     def _note_peak(self, now_s: float, ratio: float) -> None:
         while self._peaks and self._peaks[-1][1] <= ratio:

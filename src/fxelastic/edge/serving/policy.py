@@ -84,7 +84,8 @@ class RatioPolicy:
     """Serve the most accurate subnet under ``T/r`` (§5.3), slow to climb and quick to step down.
 
     *Down*: when the median latency exceeds the budget, at once, to the best subnet under ``T/r``
-    less some room; r is the newest one, so that one switch is enough for a step of the load.
+    less some room; r is the ninth decile of the newest requests, so that one switch is enough for a
+    step of the load, whose level is seldom the same for a second.
 
     *Up*: when a more accurate subnet would have kept the budget at every moment of the last
     ``calm_s`` seconds. The hysteresis lies in this time rather than in the room: a large share of
@@ -97,6 +98,8 @@ class RatioPolicy:
     Attributes:
         room_down: Share of the budget that stays free after a step down.
         room_up: Share of the budget that stays free after a climb.
+        settle_s: How long there must have been requests before their latencies count, in seconds: a
+            runtime that begins loads other subnets besides.
         dwell_s: Time between two switches down, in seconds.
         calm_s: How long there must have been room for a climb where r is 1 or less, in seconds.
         calm_rise: By how many times more for each 1 that r is above that, up to eight times in all.
@@ -111,6 +114,7 @@ class RatioPolicy:
 
     room_down: float = 0.03
     room_up: float = 0.03
+    settle_s: float = 0.4
     dwell_s: float = 0.4
     calm_s: float = 2.0
     calm_rise: float = 12.0
@@ -122,8 +126,9 @@ class RatioPolicy:
     def decide(self, situation: Situation) -> Decision:
         """Decide; see the class."""
         load, budget_ms, current = situation.load, situation.budget_ms, situation.current
-        # Before the first requests the estimates are all there is.
-        ratio = load.ratio if load.ratio is not None else 1.0
+        # Before there were requests for a while, the estimates are all there is.
+        begun = load.begin_s is None or situation.now_s - load.begin_s >= self.settle_s
+        ratio = load.ratio if load.ratio is not None and begun else 1.0
         actual_ms = ratio * current.latency_ms
         if actual_ms > budget_ms:
             return self._down(situation, ratio, actual_ms)
@@ -132,8 +137,8 @@ class RatioPolicy:
     def _down(self, situation: Situation, ratio: float, actual_ms: float) -> Decision:
         current, ladder = situation.current, situation.ladder
         recent = situation.load.recent
-        # Not the smaller one: a load that has just gone needs no step down.
-        worst = ratio if recent is None else recent
+        # Not the whole window's, nor the median: one switch is to be enough for a step of the load.
+        worst = situation.load.high or recent or ratio
         limit_ms = situation.budget_ms * (1 - self.room_down) / worst
         exceeded = (
             f"{actual_ms:.3g} ms exceed the budget of {situation.budget_ms:.3g} ms (r {ratio:.2f})"
@@ -151,7 +156,7 @@ class RatioPolicy:
         quickest = ladder.quickest
         if quickest is None or quickest.latency_ms >= current.latency_ms:
             return Decision(current, False, limit_ms, f"{exceeded}, and nothing is quicker")
-        met = quickest.latency_ms * worst <= situation.budget_ms
+        met = quickest.latency_ms * (recent or ratio) <= situation.budget_ms
         return Decision(quickest, met, limit_ms, f"{exceeded}, which only the quickest may keep")
 
     def _up(self, situation: Situation, ratio: float) -> Decision:
