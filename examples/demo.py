@@ -33,6 +33,8 @@ HERE = Path(__file__).resolve().parent
 GAMMA = 0.3
 BUDGETS = tuple(f"{share}%" for share in range(35, 85, 5))
 THREADS = 1
+TRIES = 6  # to measure a device that changes its speed meanwhile
+COMMAND = [sys.executable, "-m", "fxelastic.cli"]
 NOISE = 1.2  # standard deviations of the images
 
 
@@ -132,14 +134,41 @@ class Demo:
         self.stage("data", "data.npz", lambda: self.data(data))
         self.stage("train the model", "model.safetensors", lambda: self.train(data))
         self.stage("expand, distil, tune, export", "bundle", lambda: self.supernet(data))
+        self.find_winners()
+        device = [sys.executable, str(HERE / "demo_device.py"), str(self.out)]
+        seconds = "1" if self.quick else "6"
+        self.stage(
+            "serve under load", "trace.jsonl", lambda: run([*device, "serve", "--seconds", seconds])
+        )
+        self.say("write the report")
+        run([*COMMAND, "report", str(self.out), "--quiet"])
+        print(table_of(json.loads((self.out / "measured.json").read_text())))
+        print(f"\nreport: {self.out / 'report.html'}\nplot:   {self.out / 'tradeoff.png'}")
+
+    def find_winners(self) -> None:
+        """Measure, search and run; again if the device has another speed by the end of it."""
+        for i in range(TRIES):
+            self.measure_and_search()
+            speed = self.speed()
+            if self.quick or abs(speed - 1) <= 0.05:
+                return
+            self.say(f"  the device now takes {speed:.0%} of the time that was measured for it")
+            if i % 2 == 0:
+                # Perhaps for a moment only.
+                (self.out / "measured.json").unlink()
+            elif i < TRIES - 1:
+                self.forget_the_device()
+        self.measure_and_search()
+
+    def measure_and_search(self) -> None:
+        """The device's part: measure the branches, search, run what was found."""
         bundle = str(self.out / "bundle")
-        command = [sys.executable, "-m", "fxelastic.cli"]
         threads = ["--threads", str(THREADS)]
         quick = ["--samples", "5", "--subnets", "6", "--held-out", "4"] if self.quick else []
         self.stage(
             "measure the device",
             "bundle.latency.json",
-            lambda: run([*command, "profile", bundle, *threads, *quick]),
+            lambda: run([*COMMAND, "profile", bundle, *threads, *quick]),
         )
         budgets = [part for budget in BUDGETS for part in ("--budget", budget)]
         options = ["--data", str(self.out / "search.npz"), "--held-out", "0", *threads]
@@ -148,21 +177,29 @@ class Demo:
             f"search at {len(BUDGETS)} budgets",
             "search.json",
             lambda: run(
-                [*command, "search", bundle, *options, *budgets, "--json"]
+                [*COMMAND, "search", bundle, *options, *budgets, "--json"]
                 + ["--max-subnets", n_subnets],
                 self.out / "search.json",
             ),
         )
-        device = [sys.executable, str(HERE / "demo_device.py"), str(self.out)]
-        seconds = "1" if self.quick else "6"
-        self.stage("run the winners", "measured.json", lambda: run([*device, "measure"]))
-        self.stage(
-            "serve under load", "trace.jsonl", lambda: run([*device, "serve", "--seconds", seconds])
-        )
-        self.say("write the report")
-        run([*command, "report", str(self.out), "--quiet"])
-        print(table_of(json.loads((self.out / "measured.json").read_text())))
-        print(f"\nreport: {self.out / 'report.html'}\nplot:   {self.out / 'tradeoff.png'}")
+        device = [sys.executable, str(HERE / "demo_device.py"), str(self.out), "measure"]
+        self.stage("run the winners", "measured.json", lambda: run(device))
+
+    def speed(self) -> float:
+        """What the original took with the winners, as a share of what it took at first.
+
+        A laptop on battery, or a machine shared with others, may have another speed a minute later.
+        """
+        original = json.loads((self.out / "measured.json").read_text())["original"]
+        return float(original["measured_ms"] / original["predicted_ms"])
+
+    def forget_the_device(self) -> None:
+        """Delete what depends on its speed, the results first that are made last."""
+        last_first = ("trace.jsonl", "measured.json", "search.json", "bundle.pool.json")
+        for name in (*last_first, "bundle.latency.json"):
+            (self.out / name).unlink(missing_ok=True)
+        for path in self.out.glob("subnet-*.onnx"):
+            path.unlink()
 
     def stage(self, name: str, result: str, work: Callable[[], None]) -> None:
         """Run a stage unless its result is there."""

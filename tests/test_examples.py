@@ -41,7 +41,7 @@ MOMENTS = (
     "measure the device",
     "search at 10 budgets",
     "run the winners",
-    " 0 other processes:",
+    " 0 other processes,",
     "write the report",
 )
 
@@ -98,6 +98,40 @@ def interrupted_demo(folder: Path, moment: str, after_s: float) -> str:
     rest, _ = process.communicate(timeout=120)
     assert process.returncode == 130, said + rest
     return said + rest
+
+
+@pytest.mark.parametrize(
+    ("speeds", "measured"),
+    [([1.03], [1]), ([1.1, 1.0], [2]), ([0.8, 0.8, 1.0], [2, 1]), ([2.0] * 6, [2, 2, 2])],
+)
+def test_the_demo_measures_again_when_the_device_has_changed(
+    speeds: list[float], measured: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from demo import Demo  # type: ignore[import-not-found]
+
+    results = ("bundle.latency.json", "bundle.pool.json", "search.json")
+    found: list[int] = []  # For each time that the device was measured, how often the winners were.
+    left = iter(speeds)
+
+    class OnADevice(Demo):  # type: ignore[misc]
+        def measure_and_search(self) -> None:
+            there = [(tmp_path / name).exists() for name in results]
+            assert len(set(there)) == 1
+            if not there[0]:
+                found.append(0)
+                for name in results:
+                    (tmp_path / name).write_text("{}")
+            if not (tmp_path / "measured.json").exists():
+                found[-1] += 1
+                original = {"predicted_ms": 2.0, "measured_ms": 2.0 * next(left)}
+                (tmp_path / "measured.json").write_text(json.dumps({"original": original}))
+
+    OnADevice(tmp_path, quick=False).find_winners()
+    assert found == measured
+    assert next(left, None) is None
+    assert (tmp_path / "measured.json").exists()
 
 
 def test_a_transformer_with_masks(tmp_path: Path) -> None:
