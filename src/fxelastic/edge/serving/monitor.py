@@ -47,8 +47,8 @@ class Load:
         fresh: The requests since the last reading, in the order they were recorded.
         n_slow: How many of them took a multiple of what the window before did.
         clock_jumped: The clock was set back since the last reading; what was known is forgotten.
-        high: Ninth decile of r in the newest part of the window: a load that comes and goes within
-            parts of a second has several levels.
+        high: Upper quartile of r in the newest part of the window: a load that comes and goes
+            within parts of a second has several levels.
         begin_s: When the first request ended; None before.
     """
 
@@ -87,7 +87,7 @@ class Monitor:
         slow: A request counts as slow from this multiple of the window's ratio.
     """
 
-    window_s: float = 0.8
+    window_s: float = 0.9
     min_samples: int = 5
     max_samples: int = 301
     horizon_s: float = 600.0
@@ -157,7 +157,7 @@ class Monitor:
         stride = -(-n // self.max_samples)
         window = [ratio for _, ratio in samples][::stride]
         newest = window[-max(len(window) // 3, self.min_samples) :]
-        return median(window), median(newest), sorted(newest)[9 * len(newest) // 10], n
+        return median(window), median(newest), sorted(newest)[3 * len(newest) // 4], n
 
     def _note_peak(self, now_s: float, ratio: float) -> None:
         while self._peaks and self._peaks[-1][1] <= ratio:

@@ -84,8 +84,8 @@ class RatioPolicy:
     """Serve the most accurate subnet under ``T/r`` (§5.3), slow to climb and quick to step down.
 
     *Down*: when the median latency exceeds the budget, at once, to the best subnet under ``T/r``
-    less some room; r is the ninth decile of the newest requests, so that one switch is enough for a
-    step of the load, whose level is seldom the same for a second.
+    less some room; r is the upper quartile of the newest requests, so that one switch is enough for
+    a step of the load, whose level is seldom the same for a second.
 
     *Up*: when a more accurate subnet would have kept the budget at every moment of the last
     ``calm_s`` seconds. The hysteresis lies in this time rather than in the room: a large share of
