@@ -224,6 +224,19 @@ def test_deciding_is_pure() -> None:
     assert all(policy.decide(loaded) == first for _ in range(5))
 
 
+def test_one_switch_up_is_enough_when_a_load_has_gone() -> None:
+    steps = ladder(2, 4, 6, 10)
+
+    def at(*peaks: tuple[float, float]) -> float:
+        load = Load(1.0, 1.0, 9, peaks)
+        usual = Situation(100.0, 10.5, load, steps.steps[0], steps, [PastSwitch(90.0, False)])
+        return RatioPolicy(calm_rise=0.0).decide(usual).target.latency_ms
+
+    assert at((98.2, 2.0), (99.5, 1.0)) == 2  # What is old of these two seconds leaves them soon.
+    assert at((99.2, 2.0), (99.5, 1.0)) == 4
+    assert at((99.5, 1.0)) == 10
+
+
 class TestClimbsUnderLoad:
     """A load that lets go for a moment has not gone, and next to nothing is not worth a switch."""
 

@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from fxelastic.edge.serving.catalogue import Catalogue
+from fxelastic.edge.serving.courtesy import Courtesy
 from fxelastic.edge.serving.events import EventLog, describe
 from fxelastic.edge.serving.ladder import Step
 from fxelastic.edge.serving.residents import ClosedError, MemoryLimitError, Residents
 from fxelastic.spec import Arch
 
-# After loading a subnet for standby, the builder rests for this multiple of the time it took.
+# After loading a subnet for standby, the builder rests for this multiple of the time that it took
+# in this process.
 _REST = 4.0
 
 
@@ -46,6 +48,7 @@ class Builder:
         events: EventLog,
         clock: Callable[[], float],
         on_change: Callable[[], None],
+        courtesy: Courtesy,
     ) -> None:
         """Prepare; `start` begins.
 
@@ -55,12 +58,14 @@ class Builder:
             events: Told what happens.
             clock: Tells the time, in s.
             on_change: Called after each subnet that was loaded or failed.
+            courtesy: Told whether requests wait for what is being loaded.
         """
         self._residents = residents
         self._catalogue = catalogue
         self._events = events
         self._clock = clock
         self._on_change = on_change
+        self._courtesy = courtesy
         self._condition = threading.Condition()
         self._target: Step | None = None
         self._standby: tuple[Step, ...] = ()
@@ -74,14 +79,16 @@ class Builder:
         """Begin to load."""
         self._thread.start()
 
-    def want(self, target: Step | None, standby: Sequence[Step]) -> None:
+    def want(self, target: Step | None, standby: Sequence[Step], *, pressing: bool = False) -> None:
         """Say what to load; replaces what was said before.
 
         Args:
             target: The subnet to switch to; may push out every other one that is not in use.
             standby: Subnets to have ready, the likeliest first.
+            pressing: The target is needed more than requests that nothing disturbs.
         """
         wanted = tuple(standby)
+        self._courtesy.hurried = pressing
         with self._condition:
             if (target, wanted) == (self._target, self._standby):
                 return
@@ -108,10 +115,10 @@ class Builder:
                         self._trim()
                     self._condition.wait(self._rest_s() if job is not None else None)
                     job = self._next()
-            begin_s = time.monotonic()
+            begin_s, elsewhere_s = time.monotonic(), self._courtesy.worked_s
             self._load(job)
-            end_s = time.monotonic()
-            self._leisure_s = end_s + _REST * (end_s - begin_s)
+            end_s, elsewhere_s = time.monotonic(), self._courtesy.worked_s - elsewhere_s
+            self._leisure_s = end_s + _REST * (end_s - begin_s - elsewhere_s)
             self._on_change()
 
     def _trim(self) -> None:

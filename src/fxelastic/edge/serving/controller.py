@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from fxelastic.edge.serving.builder import Builder
 from fxelastic.edge.serving.catalogue import Catalogue
+from fxelastic.edge.serving.courtesy import Courtesy
 from fxelastic.edge.serving.events import EventLog, describe
 from fxelastic.edge.serving.monitor import Load, Monitor
 from fxelastic.edge.serving.policy import Decision, Policy, Situation
@@ -37,6 +38,7 @@ class Controller:
         tick_s: The time between two rounds, in seconds.
         on_unmet: Called in each round in which no subnet keeps the budget, with ``T/r`` in ms.
         on_tick: Called after each round with what the policy saw and decided.
+        courtesy: Told when no request runs.
     """
 
     monitor: Monitor
@@ -52,6 +54,7 @@ class Controller:
     tick_s: float = 0.05
     on_unmet: Callable[[float], None] | None = None
     on_tick: Callable[[Situation, Decision], None] | None = None
+    courtesy: Courtesy | None = None
     load: Load = field(init=False, default_factory=Load)
     budget_met: bool = field(init=False, default=True)
     _wake: threading.Event = field(init=False, repr=False, default_factory=threading.Event)
@@ -103,6 +106,8 @@ class Controller:
         Returns:
             What the policy decided; None when nothing serves any more.
         """
+        if self.courtesy is not None and self.residents.idle:
+            self.courtesy.rest()
         now_s = self.clock()
         load = self.load = self.monitor.read(now_s)
         self._tell(load)
@@ -155,12 +160,14 @@ class Controller:
         if target.arch == current.arch or self.switcher.switch(target, decision.reason):
             self.builder.want(None, standby)
             return
-        self.builder.want(target, standby)
         if target.latency_ms >= current.latency_ms:
+            self.builder.want(target, standby)
             return
         # Until the target is there, the best of what is in memory keeps the budget.
         here = situation.ladder.only(self.residents.archs)
-        interim = here.best_under(decision.limit_ms) or here.quickest
+        interim = here.best_under(decision.limit_ms)
+        self.builder.want(target, standby, pressing=interim is None)
+        interim = interim or here.quickest
         if interim is not None and interim.latency_ms < current.latency_ms:
             self.switcher.switch(interim, f"{decision.reason}; until a better one is loaded")
 

@@ -113,7 +113,7 @@ class RatioPolicy:
     """
 
     room_down: float = 0.03
-    room_up: float = 0.03
+    room_up: float = 0.01
     settle_s: float = 0.4
     dwell_s: float = 0.4
     calm_s: float = 2.0
@@ -172,6 +172,13 @@ class RatioPolicy:
         better = situation.ladder.best_under(limit_ms)
         if better is None or not self._is_worth_it(better, current, situation.ladder):
             return stay
+        newer = load.peak_since(situation.now_s - calm_s / 2)
+        if newer is not None:
+            soon_ms = situation.budget_ms * (1 - self.room_up) / max(ratio, newer)
+            soon = situation.ladder.best_under(soon_ms)
+            if soon is not None and soon.accuracy > better.accuracy:
+                # A load has just gone: one switch up is enough, too.
+                return stay
         reason = f"there has been room for {calm_s:.3g} s (r at most {worst:.2f})"
         return Decision(better, True, limit_ms, reason)
 

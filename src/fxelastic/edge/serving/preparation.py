@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -10,6 +12,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
+from fxelastic.edge.serving.courtesy import Courtesy
 from fxelastic.edge.serving.worker import digest
 from fxelastic.errors import BundleError, ServingError
 from fxelastic.spec import Arch
@@ -18,12 +21,7 @@ _IDLE_S = 20.0
 # Requests go first, from the process's first import on. But a subnet that a load calls for must not
 # take minutes beside that load either, as it would at the lowest priority.
 _NICENESS = 15
-# A terminal's Ctrl-C reaches it too, but it ends when the serving process lets go of it.
-_START = (
-    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
-    "import os; getattr(os, 'nice', int)({niceness}); import sys; sys.path[:] = {path!r}; "
-    "from fxelastic.edge.serving.worker import main; main({folder!r})"
-)
+_GUARDIAN = Path(__file__).with_name("guardian.py")
 
 
 class Preparation:
@@ -34,13 +32,20 @@ class Preparation:
     and ended when it has had nothing to do for a while.
     """
 
-    def __init__(self, folder: Path, keep: int = 8, scratch: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keep: int = 8,
+        scratch: Path | None = None,
+        courtesy: Courtesy | None = None,
+    ) -> None:
         """Prepare to prepare.
 
         Args:
             folder: The bundle's folder.
             keep: How many files to keep.
             scratch: Where to put them; the system's folder for temporary files by default.
+            courtesy: Stops the process while requests run; None not to.
         """
         self._folder = folder
         self._keep = keep
@@ -48,7 +53,9 @@ class Preparation:
         self._files: dict[Arch, tuple[Path, str]] = {}
         self._n_made = 0
         self._lock = threading.Lock()
+        self._courtesy = courtesy or Courtesy()
         self._process: subprocess.Popen[str] | None = None
+        self._worker: int | None = None
         self._timer: threading.Timer | None = None
         self._closed = False
 
@@ -85,7 +92,7 @@ class Preparation:
             if self._timer is not None:
                 self._timer.cancel()
             if self._process is not None:
-                self._process.kill()
+                self._kill(self._process)
                 _end(self._process)
                 self._process = None
         if self._timer is not None and self._timer is not threading.current_thread():
@@ -99,14 +106,17 @@ class Preparation:
             if self._timer is not None:
                 self._timer.cancel()
             if self._process is None or self._process.poll() is not None:
-                self._process = self._start()
+                self._process, self._worker = self._start(), None
             process = self._process
         line = ""
         try:
             assert process.stdin is not None
             assert process.stdout is not None
-            print(json.dumps(request), file=process.stdin, flush=True)
-            line = process.stdout.readline()
+            if self._worker is None:
+                self._worker = int(process.stdout.readline())
+            with self._courtesy.watched(self._worker):
+                print(json.dumps(request), file=process.stdin, flush=True)
+                line = process.stdout.readline()
         except (OSError, ValueError):
             pass  # It is gone, or was ended by `close`: the line is missing.
         if not line:
@@ -124,14 +134,22 @@ class Preparation:
         return answer
 
     def _start(self) -> subprocess.Popen[str]:
-        code = _START.format(niceness=_NICENESS, path=sys.path, folder=str(self._folder.absolute()))
+        folder, paths = str(self._folder.absolute()), "\n".join(sys.path)
         return subprocess.Popen(
-            [sys.executable, "-c", code],
+            [sys.executable, str(_GUARDIAN), folder, str(_NICENESS), paths],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             encoding="utf-8",
         )
+
+    def _kill(self, process: subprocess.Popen[str]) -> None:
+        """End both processes, even at work."""
+        # The id is the worker's as long as the guardian has not seen it end.
+        if self._worker is not None and process.poll() is None:
+            with suppress(OSError):
+                os.kill(self._worker, getattr(signal, "SIGKILL", signal.SIGTERM))
+        process.kill()
 
     def _retire(self, process: subprocess.Popen[str]) -> None:
         with self._lock:

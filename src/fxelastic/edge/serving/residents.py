@@ -77,6 +77,7 @@ class Residents:
         self._closed = False
         self._turn = 0
         self._n_acquired = 0
+        self._n_running = 0
 
     def acquire(self) -> Resident:
         """Begin a request on the subnet in use; `release` must follow.
@@ -88,9 +89,8 @@ class Residents:
             resident = self._current
             if resident is None:
                 raise closed_error()
-            resident.users += 1
             self._n_acquired += 1
-            return resident
+            return self._occupied(resident)
 
     def acquire_other(self, tried: Collection[Arch]) -> Resident | None:
         """Begin a request on a subnet in memory that is none of these, the last used first."""
@@ -98,22 +98,24 @@ class Residents:
             others = [r for arch, r in self._all.items() if arch not in tried]
             if not others:
                 return None
-            resident = max(others, key=lambda r: r.turn)
-            resident.users += 1
-            return resident
+            return self._occupied(max(others, key=lambda r: r.turn))
 
     def acquire_arch(self, arch: Arch) -> Resident | None:
         """Begin a request on a certain subnet; None when it is not in memory."""
         with self._condition:
             resident = self._all.get(arch)
-            if resident is not None:
-                resident.users += 1
-            return resident
+            return None if resident is None else self._occupied(resident)
+
+    def _occupied(self, resident: Resident) -> Resident:
+        resident.users += 1
+        self._n_running += 1
+        return resident
 
     def release(self, resident: Resident) -> None:
         """End a request."""
         with self._condition:
             resident.users -= 1
+            self._n_running -= 1
             if not (resident.leaving and resident.users == 0):
                 return
         self._close(resident)
@@ -160,6 +162,7 @@ class Residents:
         with self._condition:
             if not self._closed:
                 resident = self._all[step.arch] = Resident(step, executable, users)
+                self._n_running += users
                 return resident
         executable.close()
         raise closed_error()
@@ -304,6 +307,11 @@ class Residents:
         """The subnets in memory."""
         with self._condition:
             return frozenset(self._all)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request runs just now."""
+        return self._n_running == 0
 
     @property
     def resident_bytes(self) -> int:

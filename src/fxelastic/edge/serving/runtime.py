@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from fxelastic.edge.serving.builder import Builder
 from fxelastic.edge.serving.catalogue import Catalogue
 from fxelastic.edge.serving.controller import Controller
+from fxelastic.edge.serving.courtesy import Courtesy
 from fxelastic.edge.serving.events import Event, EventLog, describe
 from fxelastic.edge.serving.executable import Array, Loader, all_finite
 from fxelastic.edge.serving.ladder import Step
@@ -97,6 +98,7 @@ class Runtime:
         options: ServingOptions | None = None,
         researcher: Researcher | None = None,
         probe: TableProbe | None = None,
+        courtesy: Courtesy | None = None,
     ) -> None:
         """Load the best subnet and begin to serve.
 
@@ -108,6 +110,7 @@ class Runtime:
             options: How to behave.
             researcher: Searches for quicker subnets when none keeps the budget; None not to.
             probe: Measures whether the latency table still holds; None not to.
+            courtesy: Stops the loader's other process while requests run; None for no such.
 
         Raises:
             UsageError: The pool is empty, or the budget is no latency.
@@ -133,7 +136,10 @@ class Runtime:
         self._residents = Residents(loader, options.memory_bytes)
         self._monitor = options.monitor()
         self._switcher = Switcher(self._residents, self._events, clock)
-        self._builder = Builder(self._residents, self._catalogue, self._events, clock, self._hurry)
+        self._courtesy = courtesy or Courtesy()
+        self._builder = Builder(
+            *(self._residents, self._catalogue, self._events, clock, self._hurry), self._courtesy
+        )
         self._controller = Controller(
             self._monitor,
             options.policy,
@@ -148,6 +154,7 @@ class Runtime:
             options.tick_s,
             self._unmet,
             options.on_tick,
+            self._courtesy,
         )
         self._recovery = Recovery(
             self._residents, self._catalogue, self._switcher, self._events, clock
@@ -242,6 +249,9 @@ class Runtime:
         residents, clock = self._residents, self._clock
         begin_s = clock()
         resident = residents.acquire()
+        courtesy = self._courtesy
+        if courtesy.waits:
+            courtesy.begin()
         # The estimate may be renewed while the request runs.
         step = resident.step
         error: Exception | None = None
@@ -251,6 +261,8 @@ class Runtime:
             error = e
         finally:
             residents.release(resident)
+            if courtesy.waits and residents.idle:
+                courtesy.end()
         if error is not None:
             outputs, step = self._recovery.after_error(inputs, step, error)
         elif not (all_finite(outputs) or not self._recovery.checks_outputs):
@@ -326,6 +338,8 @@ class Runtime:
             if self._upkeep is not None:
                 self._upkeep.close()
             self._controller.close()
+            # No round of the control loop will let it go on after the last request.
+            self._courtesy.hurried = True
             self._builder.close()
             self._residents.close()
             self._loader.close()

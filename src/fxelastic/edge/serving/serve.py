@@ -13,6 +13,7 @@ from fxelastic.edge.arguments import refuse_paths
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.pool import SubnetPool
 from fxelastic.edge.serving.assembled import AssembledLoader
+from fxelastic.edge.serving.courtesy import Courtesy
 from fxelastic.edge.serving.executable import Loader
 from fxelastic.edge.serving.ladder import Ladder, Step
 from fxelastic.edge.serving.local_search import LocalSearch
@@ -108,29 +109,34 @@ def serve(
             expected="the table of edge.profile",
             got="none",
         )
+    courtesy = Courtesy()
     return Runtime(
-        loader_of(bundle, mode, threads),
+        loader_of(bundle, mode, threads, courtesy),
         BundleSignature(bundle),
         entries,
         budget_ms,
         options,
         researcher,
         probe,
+        courtesy,
     )
 
 
-def loader_of(bundle: Bundle, mode: str, threads: int) -> Loader:
+def loader_of(bundle: Bundle, mode: str, threads: int, courtesy: Courtesy | None = None) -> Loader:
     """The loader of a mode.
 
     Args:
         bundle: The bundle.
         mode: ``assembled`` or ``paged``.
         threads: Threads to compute with; 0 for one for each core.
+        courtesy: Stops what prepares subnets while requests run; None not to.
     """
     sessions = SessionMaker(threads)
     if mode == "paged":
         return PagedLoader(bundle, sessions.open_branch)
-    return AssembledLoader(bundle, Preparation(bundle.path), sessions.open_prepared)
+    return AssembledLoader(
+        bundle, Preparation(bundle.path, courtesy=courtesy), sessions.open_prepared
+    )
 
 
 def _weight_bytes(bundle: Bundle, entry: Step) -> int:

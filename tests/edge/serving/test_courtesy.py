@@ -1,0 +1,213 @@
+"""A process that works beside requests is stopped while they run, and never left stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from fxelastic import edge
+from fxelastic.edge.serving import courtesy as module
+from fxelastic.edge.serving.courtesy import Courtesy
+from fxelastic.edge.serving.preparation import Preparation
+from fxelastic.edge.serving.upkeep import Restated
+from tests.cli.commands import environment
+from tests.edge.serving.fakes import wait_until
+from tests.edge.serving.tiny_bundle import write_bundle
+
+X = np.ones((1, 8, 8, 8), np.float32)
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(signal, "SIGSTOP"), reason="processes can't be stopped here"
+)
+
+
+@pytest.fixture
+def other() -> Iterator[psutil.Process]:
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    yield psutil.Process(process.pid)
+    process.kill()
+    process.wait()
+
+
+def is_stopped(process: psutil.Process) -> bool:
+    return bool(process.status() == psutil.STATUS_STOPPED)
+
+
+def settled(process: psutil.Process, *, stopped: bool) -> None:
+    wait_until(lambda: is_stopped(process) == stopped)
+
+
+def test_it_works_between_requests(other: psutil.Process) -> None:
+    courtesy = Courtesy()
+    assert not courtesy.waits
+    courtesy.begin()  # There is nobody to stop.
+    with courtesy.watched(other.pid):
+        assert courtesy.waits
+        assert not is_stopped(other)
+        for _ in range(2):
+            courtesy.begin()
+            settled(other, stopped=True)
+            time.sleep(0.01)
+            courtesy.end()
+            settled(other, stopped=False)
+            time.sleep(0.01)
+        courtesy.begin()
+    assert not courtesy.waits
+    settled(other, stopped=False)
+    courtesy.begin()
+    assert not is_stopped(other)
+
+
+def test_where_requests_leave_no_time_it_works_during_some(
+    other: psutil.Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PAUSE_S", 60.0)
+    courtesy = Courtesy(every=5)
+    with courtesy.watched(other.pid):
+        courtesy.begin()
+        courtesy.end()  # Nothing is known yet of the time between two requests.
+        for i in range(2, 16):
+            courtesy.begin()
+            settled(other, stopped=i % 5 != 0)
+            courtesy.end()
+            settled(other, stopped=i % 5 != 0)
+        courtesy.begin()
+        courtesy.end()
+        settled(other, stopped=True)
+        courtesy.rest()
+        settled(other, stopped=False)
+
+
+def test_it_goes_first_in_a_hurry(other: psutil.Process) -> None:
+    courtesy = Courtesy()
+    with courtesy.watched(other.pid):
+        courtesy.begin()
+        settled(other, stopped=True)
+        courtesy.hurried = True
+        settled(other, stopped=False)
+        courtesy.begin()
+        assert not courtesy.waits
+        assert not is_stopped(other)
+        courtesy.hurried = False
+        courtesy.begin()
+        settled(other, stopped=True)
+
+
+def test_a_process_that_has_gone_is_no_error() -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    courtesy = Courtesy()
+    with courtesy.watched(process.pid):
+        courtesy.begin()
+        courtesy.end()
+
+
+def test_nobody_to_stop_takes_no_time_elsewhere() -> None:
+    courtesy = Courtesy()
+    with courtesy.watched(None):
+        assert not courtesy.waits
+    assert courtesy.worked_s == 0.0
+
+
+def test_a_subnet_is_prepared_though_requests_never_rest(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle")
+    courtesy = Courtesy(every=3)
+    preparation = Preparation(bundle.path, courtesy=courtesy)
+    archs = list(bundle.space.sample(3, seed=0))
+    preparation.file(archs[0])  # The process is there.
+    seen: list[bool] = []
+    watched = courtesy.watched
+
+    def busy(pid: int | None) -> object:
+        seen.append(pid is not None and pid != preparation._process.pid)  # type: ignore[union-attr]
+        return watched(pid)
+
+    courtesy.watched = busy  # type: ignore[method-assign, assignment]
+    stop = []
+
+    def ask() -> None:
+        while not stop:
+            courtesy.begin()
+            time.sleep(0.002)
+            courtesy.end()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        assert preparation.file(archs[1]).exists()
+    finally:
+        stop.append(True)
+        thread.join()
+    assert seen == [True]
+    assert courtesy.worked_s > 0
+    preparation.close()
+
+
+_SERVER = """
+import json, os, signal, sys, time
+from pathlib import Path
+from fxelastic.edge import load
+from fxelastic.edge.serving.preparation import Preparation
+bundle = load(sys.argv[1])
+preparation = Preparation(Path(sys.argv[1]), scratch=Path(sys.argv[2]))
+preparation.file(bundle.space.original)
+os.kill(preparation._worker, signal.SIGSTOP)
+print(json.dumps([preparation._process.pid, preparation._worker]), flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_stopped_process_does_not_outlive_a_killed_runtime(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle")
+    server = subprocess.Popen(
+        [sys.executable, "-c", _SERVER, str(bundle.path), str(tmp_path)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stdout is not None
+    guardian, worker = (psutil.Process(pid) for pid in json.loads(server.stdout.readline()))
+    settled(worker, stopped=True)
+    os.kill(server.pid, signal.SIGKILL)
+    server.wait()
+    wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+    wait_until(lambda: not guardian.is_running() or guardian.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_closing_ends_a_stopped_process(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle")
+    preparation = Preparation(bundle.path)
+    preparation.file(bundle.space.original)
+    assert preparation._worker is not None
+    worker = psutil.Process(preparation._worker)
+    worker.send_signal(signal.SIGSTOP)
+    settled(worker, stopped=True)
+    preparation.close()
+    wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_a_runtime_closes_while_a_subnet_is_prepared_beside_requests(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle")
+    archs = list(dict.fromkeys([bundle.space.original, *bundle.space.sample(6, seed=0)]))
+    pool = [Restated(arch, 5.0 + i, i / 10) for i, arch in enumerate(archs)]
+    for n in (1, 20, 60):
+        runtime = edge.serve(bundle, None, pool, budget_ms=1e6, mode="assembled", threads=1)
+        while not runtime._courtesy.waits:  # A subnet for standby is being prepared.
+            runtime(X)
+        for _ in range(n):
+            runtime(X)
+        closing = threading.Thread(target=runtime.close)
+        closing.start()
+        closing.join(20)
+        assert not closing.is_alive()
