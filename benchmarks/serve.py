@@ -9,10 +9,14 @@ against its bar:
 - the time of a query of a pool of 10,000 entries (bar: 43 µs at the 99th percentile; aim: 5 µs);
 - what the runtime adds to a request, against calling the session (bar: 1 %);
 - the time from a decision to the next request on the new subnet, where it is in memory (bar: 10 ms
-  at the 99th percentile), and how requests slow down while one is loaded (bar: 5 %);
+  at the 99th percentile);
+- how requests slow down while another subnet is prepared and loaded, where they use all cores but
+  one and where they use all (bar: 5 % at the 95th percentile); and where requests exceed the budget
+  until it is loaded, and it goes first (bar: 5 % of the median);
 - peak memory in paged mode against the subnet as one ONNX model (bar: 1.10);
 - a scenario of 0, 1, 2, 0 competing processes (bars: no failed request; over the budget for at
-  most 1 s, or told so; at most 2 switches a step; the best subnet returns), with its plot.
+  most 1 s, or told so; at most 2 switches a step; the best subnet returns), some times over, with
+  plots.
 
 The machine should be otherwise idle: the scenario reads absolute latencies.
 """
@@ -21,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -28,6 +33,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +55,10 @@ from fxelastic.spec import Arch
 
 QUERY_BAR_US, OVERHEAD_BAR, SWITCH_BAR_MS, COLD_BAR, MEMORY_BAR = 43.0, 0.01, 10.0, 0.05, 1.10
 EXCESS_BAR_S, SWITCHES_BAR = 1.0, 2
+CORES = os.cpu_count() or 1
+# Of the best subnet's latency. Shared machines change their speed for seconds at a time: without
+# any load the median of half a second was seen to be 0.92 to 1.13 times what was measured before.
+BUDGET = 1.2
 
 
 class Told:
@@ -154,39 +164,55 @@ def measure_switches(bundle: Any, steps: Sequence[Step], inputs: Any, args: Any)
     return {"p50_ms": quantile(milliseconds, 0.5), "p99_ms": p99, "met": p99 <= SWITCH_BAR_MS}
 
 
-def measure_cold(bundle: Any, steps: Sequence[Step], inputs: Any, args: Any) -> dict[str, Any]:
-    """How requests slow down while another subnet is loaded, against those just before."""
+class Quickest:
+    """Holds the quickest subnet ready, and no other one."""
+
+    limit = 1
+
+    def steps(
+        self, ladder: Ladder, current: Step, budget_ms: float, limit_ms: float, here: Any = ()
+    ) -> tuple[Step, ...]:
+        return ladder.steps[:1]
+
+
+def measure_cold(
+    bundle: Any, steps: Sequence[Step], inputs: Any, args: Any, threads: int, *, hurry: bool
+) -> dict[str, Any]:
+    """How requests slow down while another subnet is prepared and loaded.
+
+    Each round goes from the quickest subnet to a better one that is not in memory; in a hurry, from
+    the best one to a quicker one while nothing in memory keeps the budget.
+    """
     policy = Told()
-    options = ServingOptions(policy=policy, standby=Standby(limit=0), tick_s=0.01)
+    standby: Any = Standby(limit=0) if hurry else Quickest()
+    options = ServingOptions(policy=policy, standby=standby, tick_s=0.01)
+    home, others = (steps[-1], steps[:-1]) if hurry else (steps[0], steps[1:])
     quiet_ms: list[float] = []
     loading_ms: list[float] = []
-    with serve(bundle, steps, args, options) as runtime:
+
+    def switch_to(step: Step) -> list[float]:
+        policy.target = step
+        runtime._hurry()
+        found = []
+        while (reply := runtime.infer(**inputs)).arch != step.arch:
+            found.append(reply.latency_ms)
+        return found
+
+    with serve(bundle, steps, args, options, threads) as runtime:
         for i in range(args.cold):
-            policy.target = None
-            served = runtime.infer(**inputs).arch
-            quiet_ms += [runtime.infer(**inputs).latency_ms for _ in range(30)]
-            others = [step for step in steps if step.arch != served]
-            policy.target = others[i % len(others)]
-            runtime._hurry()
-            while True:
-                reply = runtime.infer(**inputs)
-                if reply.arch != served:
-                    break
-                loading_ms.append(reply.latency_ms)
-            # The next round begins with the best subnet again.
-            policy.target = steps[-1]
-            runtime._hurry()
-            while runtime.infer(**inputs).arch != steps[-1].arch:
-                pass
-    added = statistics.median(loading_ms) / statistics.median(quiet_ms) - 1
-    worst = quantile(loading_ms, 0.95) / quantile(quiet_ms, 0.95) - 1
+            switch_to(home)
+            quiet_ms += [runtime.infer(**inputs).latency_ms for _ in range(60)][10:]
+            loading_ms += switch_to(others[i % len(others)])
+    added = {
+        name: quantile(loading_ms, q) / quantile(quiet_ms, q) - 1
+        for name, q in (("added", 0.5), ("added_p95", 0.95), ("added_p99", 0.99))
+    }
     return {
+        "threads": threads,
         "quiet_ms": statistics.median(quiet_ms),
-        "loading_ms": statistics.median(loading_ms),
         "n_loading": len(loading_ms),
-        "added": added,
-        "added_p95": worst,
-        "met": added <= COLD_BAR,
+        **added,
+        "met": added["added" if hurry else "added_p95"] <= COLD_BAR,
     }
 
 
@@ -237,14 +263,16 @@ def peak_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
-def serve(bundle: Any, steps: Sequence[Step], args: Any, options: ServingOptions) -> Runtime:
+def serve(
+    bundle: Any, steps: Sequence[Step], args: Any, options: ServingOptions, threads: int = 0
+) -> Runtime:
     return edge.serve(
         bundle,
         args.latencies,
         steps,
         budget_ms=1e6,
         mode=args.mode,
-        threads=args.threads,
+        threads=threads or args.threads,
         options=options,
     )
 
@@ -295,15 +323,16 @@ def report(name: str, figures: dict[str, Any]) -> None:
 
 
 def report_scenario(scenario: dict[str, Any]) -> None:
-    print("processes  requests  median ms  over budget s  switches  subnet ms  can't be kept")
-    for step in scenario["steps"]:
-        print(
-            f"{step['n_processes']:9}  {step['n_requests']:8}  {step['median_ms']:9.2f}  "
-            f"{step['over_s']:13.2f}  {step['n_switches']:8}  {step['estimated_ms']:9.2f}  "
-            f"{'told' if step['told'] else ''}"
-        )
-    for key in ("n_requests", "failed_requests", "best_returned", "met", "plot"):
-        print(f"{key}: {scenario[key]}")
+    for run in scenario["runs"]:
+        print("processes  requests  median ms  over budget s  switches  subnet ms  can't be kept")
+        for step in run["steps"]:
+            print(
+                f"{step['n_processes']:9}  {step['n_requests']:8}  {step['median_ms']:9.2f}  "
+                f"{step['over_s']:13.2f}  {step['n_switches']:8}  {step['estimated_ms']:9.2f}  "
+                f"{'told' if step['told'] else ''}"
+            )
+        for key in ("n_requests", "failed_requests", "best_returned", "met", "plot"):
+            print(f"{key}: {run[key]}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -313,7 +342,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("bundle", nargs="?", help="a bundle; without one, it is made")
     parser.add_argument("--pool", help="pool.json of fxelastic search; without it, it is measured")
     parser.add_argument("--table", help="table.json of fxelastic profile")
-    parser.add_argument("--budget-ms", type=float, help="default: 1.1 times the best subnet's")
+    parser.add_argument(
+        "--budget-ms", type=float, help=f"default: {BUDGET} times the best subnet's"
+    )
     parser.add_argument("--mode", default="assembled", choices=("assembled", "paged"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=steps_of, default=[0, 1, 2, 0])
@@ -321,6 +352,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--requests", type=int, default=400, help="for the overhead")
     parser.add_argument("--switches", type=int, default=300)
     parser.add_argument("--cold", type=int, default=12, help="cold switches")
+    parser.add_argument("--scenarios", type=int, default=3, help="runs of the scenario")
     parser.add_argument("--only", help="names of the parts to run, with commas between them")
     parser.add_argument("--out", type=Path, default=Path("build/serve"))
     parser.add_argument("--json", type=Path, help="write the figures to this file")
@@ -352,7 +384,7 @@ def measure(args: Any) -> dict[str, dict[str, Any]]:
     wanted = args.only.split(",") if args.only else None
 
     def part(name: str, function: Any) -> None:
-        if wanted is None or name in wanted:
+        if wanted is None or name.split(",")[0] in wanted:
             results[name] = function()
             report_scenario(results[name]) if name == "scenario" else report(name, results[name])
 
@@ -361,11 +393,15 @@ def measure(args: Any) -> dict[str, dict[str, Any]]:
             return measure_overhead(runtime, inputs, args.requests)
 
     def scenario() -> dict[str, Any]:
+        runs = [one_scenario(f"trace-{i + 1}") for i in range(args.scenarios)]
+        return {"runs": runs, "met": all(run["met"] for run in runs)}
+
+    def one_scenario(name: str) -> dict[str, Any]:
         found = run_scenario(
             *(bundle, table, steps, inputs),
-            budget_ms=args.budget_ms or 1.1 * steps[-1].latency_ms,
+            budget_ms=args.budget_ms or BUDGET * steps[-1].latency_ms,
             **{"mode": args.mode, "steps": args.steps, "seconds": args.seconds},
-            **{"threads": args.threads, "out": args.out},
+            **{"threads": args.threads, "out": args.out, "name": name},
         )
         return found | {
             "met": found["failed_requests"] == 0
@@ -380,7 +416,13 @@ def measure(args: Any) -> dict[str, dict[str, Any]]:
     part("queries", measure_queries)
     part("overhead", overhead)
     part("switches", lambda: measure_switches(bundle, steps, inputs, args))
-    part("cold", lambda: measure_cold(bundle, steps, inputs, args))
+    for name, threads, hurry in (
+        ("a core left", CORES - 1, False),
+        ("no core left", CORES, False),
+        ("in a hurry", CORES, True),
+    ):
+        cold = partial(measure_cold, bundle, steps, inputs, args, max(1, threads), hurry=hurry)
+        part(f"cold, {name}", cold)
     part("memory", lambda: measure_memory(bundle, steps[-1], args))
     part("scenario", scenario)
     return results

@@ -51,6 +51,7 @@ def run_scenario(
     seconds: float,
     threads: int,
     out: Path,
+    name: str = "trace",
 ) -> dict[str, Any]:
     """Serve in a closed loop while the load changes; write the trace and its plot.
 
@@ -58,7 +59,7 @@ def run_scenario(
         Results by step, and of the whole run.
     """
     out.mkdir(parents=True, exist_ok=True)
-    path = out / "trace.jsonl"
+    path = out / f"{name}.jsonl"
     path.unlink(missing_ok=True)
     start_s = time.perf_counter()
     errors: list[str] = []
@@ -90,7 +91,7 @@ def run_scenario(
             thread.join()
             status = runtime.status()
     data = read_trace(path)
-    write_plot(data, out / "trace.png", f"{', '.join(map(str, steps))} competing processes")
+    write_plot(data, out / f"{name}.png", f"{', '.join(map(str, steps))} competing processes")
     results = [_step(data, begin_s, end_s, n, budget_ms) for begin_s, end_s, n in bounds]
     assert first is not None
     return {
@@ -101,7 +102,7 @@ def run_scenario(
         "best_returned": abs(results[-1].estimated_ms - first.latency_ms) < 1e-9,
         "events": dict(status.events),
         "trace": path.name,
-        "plot": "trace.png",
+        "plot": f"{name}.png",
     }
 
 
