@@ -179,6 +179,7 @@ class Replay:
         self.metric = everything.metric
         self.known: dict[Arch, float] = {}
         self.margins = Margins(len(everything.data), BATCH, reorder=False)
+        self.distortion = everything.distortion
         self._everything = everything
 
     def scores(self, archs: Iterable[Arch], floors: Any = None) -> dict[Arch, float]:

@@ -129,6 +129,27 @@ def test_ctrl_c_gives_the_best_so_far(
     assert edge.SubnetPool.load(path).entries == result.pool.entries
 
 
+def test_a_fixed_batch_size_leaves_the_rest_out(
+    data: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fixed = write_bundle(tmp_path / "bundle", batch_size=8)
+    table = edge.profile(fixed, n_samples=3, n_subnets=0, n_held_out=0)
+    with caplog.at_level(logging.WARNING):
+        result = edge.search(fixed, table, data, budget="100%", max_subnets=5, held_out=0.25)
+    # Of 60 samples 45 are searched with and 15 held out: 40 and 8 of them fill batches.
+    assert "12 samples fill no batch of 8" in caplog.text
+    entry = result.best
+    assert entry.held_out_accuracy is not None
+    assert (entry.accuracy * 40) % 1 == pytest.approx(0, abs=1e-6)
+    assert (entry.held_out_accuracy * 8) % 1 == pytest.approx(0, abs=1e-6)
+    few = (data[0][:7], data[1][:7])
+    with pytest.raises(UsageError, match=r"batches have 8|\[8"):
+        edge.search(fixed, table, few, budget="100%")
+    one_held_out = (data[0][:9], data[1][:9])
+    with pytest.raises(UsageError, match="batches have 8"):
+        edge.search(fixed, table, one_held_out, budget="100%", held_out=0.5)
+
+
 def test_time_ends_a_search(bundle: edge.Bundle, table: LatencyTable, data: Any) -> None:
     result = edge.search(bundle, table, data, budget="70%", time_budget_s=1e-9)
     assert result.best.latency_ms <= result.budgets_ms[0]

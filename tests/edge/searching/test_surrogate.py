@@ -2,45 +2,75 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 
-from fxelastic.edge.searching.surrogate import Features, MarginModel
-from fxelastic.spec import Arch
+from fxelastic.edge.searching.distortion import Distortion
+from fxelastic.edge.searching.surrogate import MarginModel, Prior, ScoreModel
+from fxelastic.spec import Arch, SearchSpace
 from tests.spec.spaces import chain
 
 SPACE = chain(8)
 N_SAMPLES = 80
-FEATURES = Features(SPACE)
 
 
-def truth() -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """What each new branch takes from each sample's margin; the original's margins."""
+def distortion(space: SearchSpace) -> Distortion:
+    """Of errors by chance, with nothing in common."""
+    new = tuple(spec.id for spec in space.branches if spec.kind != "original")
+    errors = np.random.default_rng(0).uniform(0.01, 0.3, len(new))
+    return Distortion(new, errors, np.diag(errors), np.zeros(len(new), np.int64))
+
+
+PRIOR = Prior(distortion(SPACE))
+
+
+def truth(of_errors: float = 1.0) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """What each new branch takes from each sample's margin; the original's margins.
+
+    Args:
+        of_errors: How far it follows the branches' errors, the rest being chance.
+    """
     random = np.random.default_rng(1)
-    lost = {spec.id: random.exponential(1.0, N_SAMPLES) for spec in FEATURES.new}
+    lost = {}
+    for branch, error in zip(PRIOR.branches, PRIOR.errors, strict=True):
+        size = 6.0 * (of_errors * error + (1 - of_errors) * 0.15)
+        lost[branch] = random.exponential(size, N_SAMPLES)
     return lost, np.sort(random.uniform(0.0, 8.0, N_SAMPLES))
 
 
-def margins_of(arch: Arch) -> np.ndarray:
-    lost, level = truth()
+def margins_of(arch: Arch, of_errors: float = 1.0) -> np.ndarray:
+    lost, level = truth(of_errors)
     taken = sum((lost[b] for b in arch if b in lost), np.zeros(N_SAMPLES))
     return np.asarray(level - taken, np.float32)
 
 
+def accuracy(arch: Arch, of_errors: float = 1.0) -> float:
+    return float((margins_of(arch, of_errors) > 0).mean())
+
+
+OTHERS = SPACE.sample(200, 1)
+
+
 @pytest.mark.parametrize("cut", [1.0, 0.25])
-def test_margins_predict_accuracy_also_where_subnets_ended_early(cut: float) -> None:
+@pytest.mark.parametrize("of_errors", [1.0, 0.0])
+def test_margins_predict_accuracy_also_where_subnets_ended_early(
+    cut: float, of_errors: float
+) -> None:
     known = SPACE.sample(60, 0)
-    accuracies = [(margins_of(arch) > 0).mean() for arch in known]
-    floor = float(np.median(accuracies))
+    floor = float(np.median([accuracy(arch, of_errors) for arch in known]))
     margins = {
-        arch: margins_of(arch)[: None if accuracy >= floor else int(cut * N_SAMPLES)]
-        for arch, accuracy in zip(known, accuracies, strict=True)
+        arch: margins_of(arch, of_errors)[
+            : None if accuracy(arch, of_errors) >= floor else int(cut * N_SAMPLES)
+        ]
+        for arch in known
     }
-    model = MarginModel(FEATURES, margins)
-    others = [arch for arch in SPACE.sample(200, 1) if arch not in margins]
+    model = MarginModel(PRIOR, margins)
+    others = [arch for arch in OTHERS if arch not in margins]
     predicted, unknown = model.predict(others)
-    exact = np.array([(margins_of(arch) > 0).mean() for arch in others])
-    assert np.corrcoef(predicted, exact)[0, 1] > (0.9 if cut == 1 else 0.75)
+    exact = [accuracy(arch, of_errors) for arch in others]
+    assert np.corrcoef(predicted, exact)[0, 1] > (0.9 if cut == 1 else 0.8)
     seen = model.predict(known)[1]
     assert seen.mean() < unknown.mean()
 
@@ -48,14 +78,56 @@ def test_margins_predict_accuracy_also_where_subnets_ended_early(cut: float) -> 
 def test_losers_tell_as_much_as_they_were_evaluated_for() -> None:
     """Without what is known of those that ended early the prediction is worse."""
     known = SPACE.sample(60, 0)
-    order = sorted(known, key=lambda arch: -(margins_of(arch) > 0).mean())
-    winners = {arch: margins_of(arch) for arch in order[:12]}
-    losers = {arch: margins_of(arch)[:20] for arch in order[12:]}
-    others = SPACE.sample(200, 1)
-    exact = np.array([(margins_of(arch) > 0).mean() for arch in others])
+    order = sorted(known, key=lambda arch: -accuracy(arch, 0.0))
+    winners = {arch: margins_of(arch, 0.0) for arch in order[:12]}
+    losers = {arch: margins_of(arch, 0.0)[:20] for arch in order[12:]}
+    exact = [accuracy(arch, 0.0) for arch in OTHERS]
 
-    def error(margins: dict[Arch, np.ndarray]) -> float:
-        predicted, _ = MarginModel(FEATURES, margins).predict(others)
+    def agreement(margins: dict[Arch, np.ndarray]) -> float:
+        predicted, _ = MarginModel(PRIOR, margins).predict(OTHERS)
         return float(np.corrcoef(predicted, exact)[0, 1])
 
-    assert error(winners | losers) > error(winners)
+    assert agreement(winners | losers) > agreement(winners)
+
+
+def test_what_ended_early_is_completed() -> None:
+    """Closer to the truth than to take the rest for as good as what was seen."""
+    known = SPACE.sample(60, 0)
+    cut = 20
+    margins = {arch: margins_of(arch)[: None if i < 20 else cut] for i, arch in enumerate(known)}
+    early = {arch: margins[arch] for arch in known[20:]}
+    found = MarginModel(PRIOR, margins).completed(early)
+    assert list(found) == list(early)
+    exact = np.array([accuracy(arch) for arch in early])
+    errors = np.abs(np.array(list(found.values())) - exact)
+    naive = np.array([(seen > 0).mean() for seen in early.values()])
+    assert errors.mean() < 0.05
+    assert errors.mean() < 0.5 * np.abs(naive - exact).mean()
+    assert MarginModel(PRIOR, margins).completed({}) == {}
+
+
+@pytest.mark.parametrize("most", [1.0, None])
+def test_scores_tell_what_branches_cost(most: float | None) -> None:
+    """Before any score by their errors; after some also where these are wrong."""
+
+    def agreement(model: ScoreModel, of_errors: float) -> float:
+        values = model.draw(random.Random(0), 0.0)
+        predicted = [sum(values.get(b, 0.0) for b in arch) for arch in OTHERS]
+        return float(np.corrcoef(predicted, [accuracy(a, of_errors) for a in OTHERS])[0, 1])
+
+    model = ScoreModel(PRIOR, most)
+    assert agreement(model, 1.0) > 0.8
+    before = agreement(model, 0.0)
+    model.fit({arch: accuracy(arch, 0.0) for arch in SPACE.sample(60, 0)})
+    assert agreement(model, 0.0) > before
+
+
+def test_draws_differ_by_what_is_not_known() -> None:
+    def spread() -> float:
+        drawn = [list(model.draw(random.Random(seed)).values()) for seed in range(50)]
+        return float(np.std(drawn, axis=0).sum())
+
+    model = ScoreModel(PRIOR, 1.0)
+    before = spread()
+    model.fit({arch: accuracy(arch) for arch in SPACE.sample(60, 0)})
+    assert spread() < 0.8 * before

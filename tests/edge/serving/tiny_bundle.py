@@ -30,7 +30,12 @@ CLASSES = 5
 
 
 def write_bundle(
-    folder: Path, depth: int = 4, width: int = 8, size: int = 8, seed: int = 0
+    folder: Path,
+    depth: int = 4,
+    width: int = 8,
+    size: int = 8,
+    seed: int = 0,
+    batch_size: int | None = None,
 ) -> Bundle:
     """Write a bundle and load it.
 
@@ -40,12 +45,14 @@ def write_bundle(
         width: Channels.
         size: Rows and columns.
         seed: Of the weights.
+        batch_size: A fixed batch size; any where None.
     """
     rng = np.random.default_rng(seed)
+    n = batch_size or "N"
     values = [
-        ValueInfo("x", "float32", ("N", width, size, size), -1, 0),
-        *(ValueInfo(f"h{i}", "float32", ("N", width, size, size), i, i + 1) for i in range(depth)),
-        ValueInfo("y", "float32", ("N", CLASSES), depth, depth + 1),
+        ValueInfo("x", "float32", (n, width, size, size), -1, 0),
+        *(ValueInfo(f"h{i}", "float32", (n, width, size, size), i, i + 1) for i in range(depth)),
+        ValueInfo("y", "float32", (n, CLASSES), depth, depth + 1),
     ]
     branches: list[tuple[str, int, int, onnx.ModelProto]] = []
     for i in range(depth):
@@ -73,8 +80,9 @@ def write_bundle(
                 sum(weight.nbytes for weight in weights),
             )
         )
+    n_params = sum(segment.spec.n_params for segment in segments)
     manifest = Manifest(
-        ModelInfo("Tiny", "0" * 64, sum(s.spec.n_params for s in segments), True, 2),
+        ModelInfo("Tiny", "0" * 64, n_params, batch_size is None, batch_size or 2),
         BackendInfo("onnxruntime", OPSET, "at-once", "", {}),
         tuple(BlockInfo(f"block{i}", "basic") for i in range(depth + 1)),
         tuple(sorted(segments, key=lambda s: _order(s.spec))),

@@ -56,6 +56,10 @@ class Dataset:
         n_held = round(share * len(self))
         return self._take(order[n_held:]), self._take(order[:n_held])
 
+    def whole(self, size: int) -> Dataset:
+        """As many of the first samples as fill batches."""
+        return self._take(np.arange(len(self) // size * size))
+
     def digest(self, score: str = "") -> str:
         """Sha256 of the samples and the name of a score."""
         digest = hashlib.sha256(score.encode())
@@ -66,6 +70,12 @@ class Dataset:
 
     def _take(self, index: Array) -> Dataset:
         return Dataset({k: v[index] for k, v in self.inputs.items()}, self.targets[index])
+
+
+def batch_of(bundle: Bundle, wanted: int) -> int:
+    """The samples of a batch: what is wanted, or what the model was exported for and no other."""
+    model = bundle.manifest.model
+    return wanted if model.dynamic_batch else model.batch_size
 
 
 def read_data(bundle: Bundle, data: Any) -> Dataset:
@@ -107,5 +117,6 @@ def read_data(bundle: Bundle, data: Any) -> Dataset:
             expected="arrays of equal length above 0",
             got=", ".join(f"{k}: {n}" for k, n in lengths.items()),
         )
-    check_inputs(bundle, {name: array[:1] for name, array in inputs.items()})
+    n_checked = batch_of(bundle, 1)
+    check_inputs(bundle, {name: array[:n_checked] for name, array in inputs.items()})
     return Dataset(inputs, arrays[key])

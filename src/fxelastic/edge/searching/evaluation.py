@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from fxelastic.edge.execution import Array, Executor, State
-from fxelastic.edge.searching.data import Dataset
+from fxelastic.edge.searching.data import Dataset, batch_of
+from fxelastic.edge.searching.distortion import Distortion, measure
 from fxelastic.edge.searching.margins import Margins
 from fxelastic.edge.searching.prefix_cache import PrefixCache
 from fxelastic.edge.searching.scores import Metric, mean
@@ -101,19 +103,27 @@ class Evaluator:
         """
         if not 0.5 <= confidence <= 1:
             raise UsageError("the confidence is none", expected="[0.5, 1]", got=repr(confidence))
-        model = executor.bundle.manifest.model
         self.executor = executor
         self.data = data
         self.metric = metric
         self.counts = Counts()
         self.known: dict[Arch, float] = {}
         self.cache = PrefixCache(cache_bytes, watch)
-        self._batch_size = batch_size if model.dynamic_batch else model.batch_size
+        self._batch_size = batch_of(executor.bundle, batch_size)
         # What ends early by a probability needs samples in random order.
         self.margins = Margins(len(data), self._batch_size, reorder=confidence == 1)
         self._reuse = reuse
         self._costs = costs or {}
         self._confidence = confidence
+
+    @cached_property
+    def distortion(self) -> Distortion:
+        """By how much branches change the original's features; measured when first asked for.
+
+        Raises:
+            BundleError: A branch can't be run, or gives NaN.
+        """
+        return measure(self.executor, self.data, self._batch_size)
 
     def scores(
         self, archs: Iterable[Arch], floors: Mapping[Arch, float] | None = None

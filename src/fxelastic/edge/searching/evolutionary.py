@@ -23,41 +23,42 @@ class Evolutionary:
     """Evolves subnets under the budget, guided by what was evaluated.
 
     After AdaptiveNet §5.1 and Algorithm 1: it begins near the budget, mutates the best subnets so
-    that they keep it, and evaluates each generation as a group. Beyond that, it learns what every
-    branch costs in accuracy, and in each sample's margin, from all subnets evaluated so far: of
-    many mutations only those that promise most are evaluated, those with known prefixes rather
-    than others, and some subnets are the best there are under the budget if branches cost what
-    they seem to. Where no more subnets fit than may be evaluated, all of them are.
+    that they keep it, and evaluates each generation as a group. Beyond that, it knows before the
+    first subnet how far each branch is from what it replaces, and learns what branches cost in
+    accuracy, and in each sample's margin, from all subnets evaluated so far. The first generation
+    solves for the best under the budget; later, of many mutations only those that promise most are
+    evaluated, those with known prefixes rather than others. Where no more subnets fit than may be
+    evaluated, all of them are.
+
+    A subnet ends early when it can't be among the best any more: what it did until then is learned
+    from, and it may be mutated all the same.
 
     Attributes:
         population: Subnets of a generation.
         parents: The best so far, which are mutated.
         first: Subnets of the first generation.
-        uniform: How many of these are uniform in the window below the budget.
-        width: Width of that window, as a share of the budget.
+        boldness: How far these are from what distortions make likely, in standard deviations.
         pool: Mutations to choose a generation from, for each subnet of it.
         again: Probability to mutate a mutation once more.
         solved: Subnets of a generation that solve for the best. They share few prefixes.
         solved_first: As many in the generation after the first, but at most half of it.
-        wider: More parents, and contenders, for each generation without a better subnet.
-        contenders: A subnet ends early when it can't be among so many best; what it did until then
-            is learned from all the same.
+        wider: More parents for each generation without a better subnet.
+        contenders: A subnet ends early when it can't be among so many best.
         thrift: Accuracy that a whole run of a subnet must promise to be worth it, for each subnet
             of a generation: the more there are, the less depends on one.
     """
 
     population: int = 16
-    parents: int = 6
+    parents: int = 12
     first: int = 10
-    uniform: int = 2
-    width: float = 0.1
+    boldness: float = 0.5
     pool: int = 50
     again: float = 0.4
     solved: int = 1
     solved_first: int = 8
-    thrift: float = 0.0003
+    thrift: float = 0.0006
     wider: int = 1
-    contenders: int = 3
+    contenders: int = 1
 
     def run(self, study: Study) -> None:
         """Search; see `Strategy`."""
@@ -66,10 +67,7 @@ class Evolutionary:
             study.score(fitting)
             return
         guide = Guide(study)
-        window, _ = window_below(study, self.width)
-        group = dict.fromkeys(window.sample(self.uniform, study.rng.getrandbits(32)))
-        group.update(dict.fromkeys(guide.solutions(self.first - len(group), 0.5)))
-        study.score(group)
+        study.score(guide.solutions(self.first, self.boldness))
         self.evolve(study, guide)
 
     def evolve(self, study: Study, guide: Guide, generations: float = math.inf) -> None:
@@ -91,12 +89,12 @@ class Evolutionary:
             group = guide.solutions(n_solved)
             n_left = self.population - len(group)
             # The longer nothing better is found, the farther it looks.
-            farther = self.wider * idle
-            parents = best_of(study, self.parents + farther)
+            parents = guide.best(self.parents + self.wider * idle)
             pool = self._mutations(study, parents, self.pool * n_left, group)
             group += guide.chosen(pool, n_left, self.thrift * self.population)
-            full = len(parents) >= self.parents
-            floor = study.scores[parents[: self.contenders + farther][-1]] if full else -math.inf
+            contenders = best_of(study, self.contenders)
+            full = len(contenders) == self.contenders
+            floor = study.scores[contenders[-1]] if full else -math.inf
             study.score(group, floor)
             generation += 1
             idle = 0 if study.best != best else idle + 1

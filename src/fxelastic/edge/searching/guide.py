@@ -11,7 +11,7 @@ from fxelastic.edge.execution import Array
 from fxelastic.edge.searching.knapsack import most_valuable
 from fxelastic.edge.searching.prefixes import Prefixes
 from fxelastic.edge.searching.study import Study
-from fxelastic.edge.searching.surrogate import Features, MarginModel, ScoreModel
+from fxelastic.edge.searching.surrogate import MarginModel, Prior, ScoreModel
 from fxelastic.spec import Arch
 
 _ATTEMPTS = 4
@@ -23,25 +23,39 @@ class Guide:
     """What is known of a study's subnets, and what follows for others."""
 
     def __init__(self, study: Study) -> None:
-        """Know nothing yet.
+        """Know the branches' distortions.
 
         Args:
             study: The search.
         """
         self._study = study
-        metric = study.evaluator.metric
-        self._features = Features(study.space)
-        self._scores = ScoreModel(study.space, self._features, metric.most)
+        self._prior = Prior(study.evaluator.distortion)
+        self._scores = ScoreModel(self._prior, study.evaluator.metric.most)
         self._margins: MarginModel | None = None
+        self._estimates: dict[Arch, float] = {}
 
     def learn(self) -> None:
         """Take in what was evaluated."""
         evaluator = self._study.evaluator
-        if evaluator.known:
-            self._scores.fit(evaluator.known)
-        self._margins = None
-        if len(evaluator.margins.by_arch) >= _FEW:
-            self._margins = MarginModel(self._features, evaluator.margins.by_arch)
+        margins = evaluator.margins.by_arch
+        early = [arch for arch in margins if arch not in evaluator.known]
+        self._margins, self._estimates = None, {}
+        if len(margins) >= _FEW:
+            self._margins = MarginModel(self._prior, margins)
+            self._estimates = self._margins.completed({arch: margins[arch] for arch in early})
+        scores = evaluator.known | self._estimates
+        if scores:
+            self._scores.fit(scores)
+
+    def best(self, n: int) -> list[Arch]:
+        """The best subnets so far, best first; of equal ones the quicker first.
+
+        Those that ended early are among them by their estimated scores.
+        """
+        study = self._study
+        early = {arch: score for arch, score in self._estimates.items() if study.fits(arch)}
+        scores = early | study.scores
+        return sorted(scores, key=lambda a: (-scores[a], study.cost(a), a.branches))[:n]
 
     def solutions(self, n: int, scale: float = 1.0) -> list[Arch]:
         """New subnets, each the best under the budget by one draw of what branches cost.

@@ -29,7 +29,8 @@ class Metric:
         most: The most that a sample can add to ``sum`` while it adds 1 to ``count``; None where
             that is not known. With it, candidates that can't win any more end early.
         margins: How far each sample is on the right side, above 0, or on the wrong one; from
-            results and targets, as `score`. With it, searches learn from each sample.
+            results and targets, as `score`, which must then be the share of samples above 0.
+            With it, searches learn from each sample.
     """
 
     name: str

@@ -16,7 +16,7 @@ from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.execution import Executor
 from fxelastic.edge.fingerprint import fingerprint
 from fxelastic.edge.pool import PoolEntry, SubnetPool
-from fxelastic.edge.searching.data import Dataset, read_data
+from fxelastic.edge.searching.data import Dataset, batch_of, read_data
 from fxelastic.edge.searching.evaluation import Counts, Evaluator
 from fxelastic.edge.searching.registry import Strategy, strategy
 from fxelastic.edge.searching.scores import Metric, Score, metric
@@ -103,14 +103,15 @@ def search(
             targets of a batch that gives a sum and a count.
         max_subnets: Subnets to try for each budget.
         time_budget_s: End earlier after this time, for all budgets.
-        batch_size: Samples of a batch.
+        batch_size: Samples of a batch. A model of a fixed batch size has that; what fills no batch
+            is left out then.
         held_out: Share of the samples that no choice is made by; the best subnets' scores on it
             tell what the search's own scores, being the best of many, overstate.
         cache_bytes: What kept features may take; without a bound where None.
         memory_bytes: What sessions' weights may take; without a bound where None.
         weight_bytes: The most that a subnet's weights may take.
         confidence: A candidate ends early when it can't be among the best any more: for certain
-            with 1, which changes no result; otherwise with this probability, by the
+            with 1, so that no winner is lost; otherwise with this probability, by the
             Hoeffding-Serfling inequality on scores in [0, 1].
         threads: Threads to compute with; 0 for one for each core.
         seed: Of the search; the same seed gives the same subnets.
@@ -278,13 +279,18 @@ def _metric_and_data(
     if not 0 <= held_out < 1:
         raise UsageError("held_out is no share", expected="[0, 1)", got=repr(held_out))
     measure = metric(score)
-    samples, rest = read_data(bundle, data).split(held_out, seed=0)
+    given = read_data(bundle, data)
+    size = batch_of(bundle, 1)
+    samples, rest = (part.whole(size) for part in given.split(held_out, seed=0))
     if not len(samples):
         raise UsageError(
             "no samples are left to search with",
-            expected="more samples, or a smaller held_out",
-            got=f"{len(rest)} samples, {held_out} of them held out",
+            expected=f"more samples, or a smaller held_out; batches have {size} at least",
+            got=f"{len(given)} samples, {held_out} of them held out",
         )
+    left_out = len(given) - len(samples) - len(rest)
+    if left_out:
+        logger.warning("%d samples fill no batch of %d, and are left out", left_out, size)
     return measure, samples, rest
 
 
