@@ -8,7 +8,7 @@ import pytest
 
 from fxelastic.edge import latency_model
 from fxelastic.edge.latency_model import Measured, fit_mode, model_error
-from fxelastic.spec import SearchSpace
+from fxelastic.spec import Arch, SearchSpace
 from fxelastic.spec.latency_table import BranchLatency, ModeLatency
 from tests.spec.spaces import chain
 
@@ -50,6 +50,27 @@ def test_corrections_are_found() -> None:
     assert plain.error.median > 0.05
     assert fitted.error.median < 0.01
     assert fitted.error.p90 < 0.02
+
+
+def test_what_takes_a_call_alone_may_take_nothing_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a skip does: its time by itself is a call's. The others' costs are not bent for it."""
+    free = {spec.id for spec in SPACE.branches if spec.stop - spec.start == 1 and spec.start % 2}
+    times = rows(SPACE)
+
+    def ms(arch: Arch) -> float:
+        return sum(0.8 * times[branch].ms for branch in arch if branch not in free)
+
+    subnets = [Measured(arch, ms(arch)) for arch in SPACE.sample(60, 3) if ms(arch)]
+
+    def fitted_error() -> float:
+        model = fit_mode(SPACE, times, subnets[:20], subnets[20:])
+        assert min(model.costs.values()) > 0
+        assert model.error is not None
+        return model.error.p90
+
+    bounded = fitted_error()
+    monkeypatch.setattr(latency_model, "_ROUNDS", 1)
+    assert bounded < 0.8 * fitted_error()
 
 
 def test_noise_is_not_fitted() -> None:

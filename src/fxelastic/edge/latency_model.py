@@ -11,15 +11,17 @@ from fxelastic.spec import Arch, SearchSpace
 from fxelastic.spec.latency_table import BranchLatency, ModeLatency, ModelError
 
 #: How far a branch's own correction is expected to go, as a share of its time.
-_BRANCH_SPREAD = 0.15
+_BRANCH_SPREAD = 0.05
 #: How exact the measurement of a subnet is, as a share of its time.
 _NOISE = 0.01
 #: How far the common corrections are expected to go: of the times' scale, and of each other term
 #: as a share of the original's time, summed over all its branches.
 _SCALE_SPREAD, _TERM_SPREAD = 0.5, 0.3
-#: The least that a branch costs, as a share of its time; and how much of the quickest subnet's
-#: branches a negative constant may take away.
-_LEAST, _MOST_SAVED = 0.05, 0.7
+#: The least that a branch costs, as a share of its time: a skip, which takes a call when run by
+#: itself, takes nothing inside one model. And how much of the quickest subnet's branches a negative
+#: constant may take away.
+_LEAST, _MOST_SAVED = 0.001, 0.7
+_ROUNDS = 20  # in which costs that would be below the least are found
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,15 @@ def fit_mode(
 ) -> ModeLatency:
     """Correct the sum of branches by measured subnets.
 
-    A subnet takes ``a + Σ_b (s·t_b + c + d·bytes_b + u_b·t_b)``: the branches' own times ``t_b``
-    scaled; a cost for each branch and for what it reads and gives, as one model saves copies and
-    changes of layout between branches; a constant; and a correction of each branch by itself. All
-    are expected to be small: least squares with a Gaussian prior around the plain sum, so that few
-    subnets suffice and a branch that none of them has keeps its measured time. The result is
-    additive by branch. Measurements under a load may give a constant so far below 0 that the
-    quickest subnet would take next to nothing, or less: then there is none.
+    A subnet takes ``a + Σ_b (s·t_b + c + c'·[computes] + d·bytes_b + e·flops_b + u_b·t_b)``: the
+    branches' own times ``t_b`` scaled; a cost for each branch, for each that computes, for what it
+    reads and gives and for its operations, as one model saves calls, copies and changes of layout
+    between branches; a constant; and a correction of each branch by itself. All are expected to be
+    small: least squares with a Gaussian prior around the plain sum, so that few subnets suffice and
+    a branch that none of them has keeps about its measured time. No branch costs less than nothing:
+    those that would are given the least and the others solved for again. The result is additive by
+    branch. Measurements under a load may give a constant so far below 0 that the quickest subnet
+    would take next to nothing, or less: then there is none.
 
     Args:
         space: The subnets.
@@ -60,10 +64,10 @@ def fit_mode(
     Returns:
         The costs, above 0 where the branch's time is, and the error.
     """
-    model = _fit(rows, fitted, _TERM_SPREAD)
+    model = _fit(space, rows, fitted, _TERM_SPREAD)
     least = space.cost(space.min_cost_arch(model.costs), model.costs)
     if model.overhead_ms < -_MOST_SAVED * least:
-        model = _fit(rows, fitted, 0.0)
+        model = _fit(space, rows, fitted, 0.0)
     if held_out:
         model = ModeLatency(model.overhead_ms, model.costs, model_error(model, held_out))
     return model
@@ -80,53 +84,78 @@ def _predict(model: ModeLatency, arch: Arch) -> float:
 
 
 def _fit(
-    rows: Mapping[str, BranchLatency], fitted: Sequence[Measured], constant: float
+    space: SearchSpace,
+    rows: Mapping[str, BranchLatency],
+    fitted: Sequence[Measured],
+    constant: float,
 ) -> ModeLatency:
     """Fit with a prior of the constant, as a share of a subnet's time; with 0 it is 0."""
     names = list(rows)
-    times = np.array([rows[name].ms for name in names])
-    corrections = np.zeros(len(names))
+    costs = np.array([rows[name].ms for name in names])
     overhead = 0.0
     if fitted:
-        overhead, corrections = _solve(rows, names, times, fitted, constant)
-    costs = np.maximum(times + corrections, _LEAST * times)
+        least = _LEAST * costs
+        problem = _Problem(space, rows, names, fitted, constant)
+        at_least = np.zeros(len(names), bool)
+        for _ in range(_ROUNDS):
+            overhead, costs = problem.solve(np.where(at_least, least, np.nan))
+            below = costs < least
+            if not below.any():
+                break
+            at_least |= below
+        costs = np.maximum(costs, least)
     return ModeLatency(overhead, dict(zip(names, map(float, costs), strict=True)))
 
 
-def _solve(
-    rows: Mapping[str, BranchLatency],
-    names: list[str],
-    times: np.ndarray,
-    fitted: Sequence[Measured],
-    constant: float,
-) -> tuple[float, np.ndarray]:
-    place = {name: i for i, name in enumerate(names)}
-    counts = np.zeros((len(fitted), len(names)))
-    for i, measured in enumerate(fitted):
-        for branch in measured.arch:
-            counts[i, place[branch]] += 1
-    actual = np.array([m.ms for m in fitted])
-    n_bytes = np.array([rows[name].activation_bytes for name in names], float)
-    works = (times > 0.02 * times.max()).astype(float)
-    typical = float(np.mean(counts @ times)) or 1.0
-    terms = np.stack([times, works, n_bytes], axis=1)  # what s, c and d multiply
-    sums = counts @ terms
-    scales = np.array(
-        [
-            _SCALE_SPREAD,
-            _TERM_SPREAD * typical / max(float(sums[:, 1].mean()), 1e-9),
-            _TERM_SPREAD * typical / max(float(sums[:, 2].mean()), 1e-9),
+class _Problem:
+    """Which corrections of the branches' times explain the measured subnets."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        rows: Mapping[str, BranchLatency],
+        names: Sequence[str],
+        fitted: Sequence[Measured],
+        constant: float,
+    ) -> None:
+        place = {name: i for i, name in enumerate(names)}
+        self._counts = np.zeros((len(fitted), len(names)))
+        for i, measured in enumerate(fitted):
+            for branch in measured.arch:
+                self._counts[i, place[branch]] += 1
+        self._actual = np.array([m.ms for m in fitted])
+        self._times = times = np.array([rows[name].ms for name in names])
+        flops = np.array([space.by_id[name].flops for name in names], float)
+        n_bytes = np.array([rows[name].activation_bytes for name in names], float)
+        works = (times > 0.02 * times.max()).astype(float)
+        terms = np.stack([works, (flops > 0).astype(float), n_bytes, flops], axis=1)
+        # Coefficients are scaled so that each has a prior of variance 1 around 0.
+        typical = float(np.mean(self._counts @ times)) or 1.0
+        sums = np.maximum((self._counts @ terms).mean(axis=0), 1e-9)
+        self._constant = constant * typical
+        self._terms = np.concatenate(
+            [_SCALE_SPREAD * times[:, None], _TERM_SPREAD * typical / sums * terms], axis=1
+        )
+
+    def solve(self, given: np.ndarray) -> tuple[float, np.ndarray]:
+        """The constant, and the branches' costs.
+
+        Args:
+            given: The costs that are known, NaN for those to be found.
+        """
+        free = np.isnan(given)
+        weight = 1 / (_NOISE * self._actual)
+        counts = self._counts * free
+        columns = [
+            np.full((len(counts), 1), self._constant),
+            counts @ self._terms,
+            counts * (_BRANCH_SPREAD * self._times),
         ]
-    )
-    # Columns scaled so that every coefficient has a prior of variance 1 around 0.
-    columns = [
-        np.full((len(fitted), 1), constant * typical),
-        sums * scales,
-        counts * (_BRANCH_SPREAD * times),
-    ]
-    design = np.concatenate(columns, axis=1) / (_NOISE * actual)[:, None]
-    target = (actual - counts @ times) / (_NOISE * actual)
-    gram = design @ design.T + np.eye(len(fitted))
-    weights = design.T @ np.linalg.solve(gram, target)
-    corrections = terms @ (weights[1:4] * scales) + _BRANCH_SPREAD * times * weights[4:]
-    return float(constant * typical * weights[0]), corrections
+        design = np.concatenate(columns, axis=1) * weight[:, None]
+        target = self._actual - self._counts @ np.where(free, self._times, given)
+        gram = design @ design.T + np.eye(len(counts))
+        found = design.T @ np.linalg.solve(gram, weight * target)
+        n_common = 1 + self._terms.shape[1]
+        corrections = self._terms @ found[1:n_common]
+        corrections += _BRANCH_SPREAD * self._times * found[n_common:]
+        return float(self._constant * found[0]), np.where(free, self._times + corrections, given)
