@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -71,6 +72,21 @@ def test_what_takes_a_call_alone_may_take_nothing_inside(monkeypatch: pytest.Mon
     bounded = fitted_error()
     monkeypatch.setattr(latency_model, "_ROUNDS", 1)
     assert bounded < 0.8 * fitted_error()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_branch_that_was_never_seen_is_no_cheaper_than_those_that_were(seed: int) -> None:
+    """Also where it has many times their operations."""
+    wide = "merged@2-4"
+    branches = tuple(
+        replace(spec, flops=1000) if spec.id == wide else spec for spec in SPACE.branches
+    )
+    space = SearchSpace(SPACE.n_blocks, branches)
+    times = rows(space)
+    noisy = [m for m in measured(80, seed, noise=0.02) if wide not in m.arch.branches][:20]
+    assert len(noisy) == 20
+    cost = fit_mode(space, times, noisy).costs[wide]
+    assert 0.5 < cost / times[wide].ms < 1.3
 
 
 def test_noise_is_not_fitted() -> None:

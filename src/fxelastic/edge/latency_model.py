@@ -17,10 +17,10 @@ _NOISE = 0.01
 #: How far the common corrections are expected to go: of the times' scale, and of each other term
 #: as a share of the original's time, summed over all its branches.
 _SCALE_SPREAD, _TERM_SPREAD = 0.5, 0.3
-#: The least that a branch costs, as a share of its time: a skip, which takes a call when run by
-#: itself, takes nothing inside one model. And how much of the quickest subnet's branches a negative
-#: constant may take away.
-_LEAST, _MOST_SAVED = 0.001, 0.7
+#: The least that a branch costs, as a share of its time: one without operations, as a skip, takes a
+#: call when run by itself and nothing inside one model. And how much of the quickest subnet's
+#: branches a negative constant may take away.
+_LEAST, _LEAST_IDLE, _MOST_SAVED = 0.05, 0.001, 0.7
 _ROUNDS = 20  # in which costs that would be below the least are found
 
 
@@ -49,11 +49,11 @@ def fit_mode(
     branches' own times ``t_b`` scaled; a cost for each branch, for each that computes, for what it
     reads and gives and for its operations, as one model saves calls, copies and changes of layout
     between branches; a constant; and a correction of each branch by itself. All are expected to be
-    small: least squares with a Gaussian prior around the plain sum, so that few subnets suffice and
-    a branch that none of them has keeps about its measured time. No branch costs less than nothing:
-    those that would are given the least and the others solved for again. The result is additive by
-    branch. Measurements under a load may give a constant so far below 0 that the quickest subnet
-    would take next to nothing, or less: then there is none.
+    small: least squares with a Gaussian prior around the plain sum, so that few subnets suffice. A
+    branch that none of them has is corrected as one that they have. Each branch costs a share of
+    its time at least; those that would cost less are given that, and the others solved for again.
+    The result is additive by branch. Measurements under a load may give a constant so far below 0
+    that the quickest subnet would take next to nothing, or less: then there is none.
 
     Args:
         space: The subnets.
@@ -94,7 +94,8 @@ def _fit(
     costs = np.array([rows[name].ms for name in names])
     overhead = 0.0
     if fitted:
-        least = _LEAST * costs
+        idle = np.array([not space.by_id[name].flops for name in names])
+        least = np.where(idle, _LEAST_IDLE, _LEAST) * costs
         problem = _Problem(space, rows, names, fitted, constant)
         at_least = np.zeros(len(names), bool)
         for _ in range(_ROUNDS):
@@ -127,6 +128,9 @@ class _Problem:
         self._times = times = np.array([rows[name].ms for name in names])
         flops = np.array([space.by_id[name].flops for name in names], float)
         n_bytes = np.array([rows[name].activation_bytes for name in names], float)
+        # No branch is corrected by more than those that were seen: beyond them nothing is known.
+        seen = self._counts.any(axis=0)
+        flops, n_bytes = (np.minimum(x, x[seen].max(initial=0.0)) for x in (flops, n_bytes))
         works = (times > 0.02 * times.max()).astype(float)
         terms = np.stack([works, (flops > 0).astype(float), n_bytes, flops], axis=1)
         # Coefficients are scaled so that each has a prior of variance 1 around 0.

@@ -91,6 +91,67 @@ def test_nan_of_the_original_is_not() -> None:
     assert np.isfinite(found.errors).all()
 
 
+class Given(FakeExecutor):
+    """Every branch gives the same features, and those that are new the negated ones, or zeros."""
+
+    def __init__(self, value: np.ndarray[Any, Any], second: Any = None) -> None:
+        super().__init__(SPACE)
+        self._value, self._second = value, second
+
+    def start(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        return {"v": None}
+
+    def advance(self, branch: str, state: Mapping[str, Any]) -> dict[str, Any]:
+        new = not branch.startswith("original")
+        value = -self._value if new and self._value.dtype.kind == "f" else self._value.copy()
+        return {"v": value} if self._second is None else {"v": value, "w": self._second.copy()}
+
+
+NORMAL = np.random.default_rng(0).standard_normal((20, 50))
+FILLED = np.where(np.arange(50) < 5, -1e9, NORMAL).astype(np.float32)
+LEAST = np.where(np.arange(50) < 5, np.finfo(np.float32).min, NORMAL).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [(400 * NORMAL).astype(np.float16), FILLED, LEAST, np.full((20, 50), 0.1, np.float32)],
+    ids=["half", "filled", "least", "constant"],
+)
+def test_scales_are_of_the_features_that_tell(value: np.ndarray[Any, Any]) -> None:
+    """The negated features have 4 times the variance; fills and rounding do not count."""
+    found = measure(Given(value), DATA, batch_size=20)
+    assert found.errors == pytest.approx(4.0, rel=0.1)
+    assert not found.unknown.any()
+
+
+@pytest.mark.parametrize(
+    "value", [np.arange(40).reshape(20, 2), np.zeros((20, 0), np.float32), np.full((20, 3), np.inf)]
+)
+def test_what_can_not_be_compared_is_unknown(value: np.ndarray[Any, Any]) -> None:
+    found = measure(Given(value), DATA, batch_size=20)
+    assert found.unknown.all()
+    assert (found.errors > 0).all()
+
+
+def test_batch_sizes_may_be_folded_into_others() -> None:
+    folded = np.random.default_rng(1).standard_normal((64 * 20, 50))
+    found = measure(Given(NORMAL, folded), DATA, batch_size=20)
+    assert set(found.groups.tolist()) == {0}
+    assert found.errors.max() < 4.0
+
+
+def test_it_ends_when_told_to() -> None:
+    asked = [0]
+
+    def stop() -> bool:
+        asked[0] += 1
+        return asked[0] > 4
+
+    found = measure(FakeExecutor(SPACE), DATA, batch_size=20, stop=stop)
+    assert found.unknown.tolist() == [False] * 3 + [True] * (len(found.branches) - 3)
+    assert found.errors[3] == pytest.approx(np.median(found.errors[:3]))
+
+
 def test_a_space_without_new_branches() -> None:
     originals = tuple(spec for spec in SPACE.branches if spec.kind == "original")
     found = measure(FakeExecutor(SearchSpace(4, originals)), DATA, batch_size=20)

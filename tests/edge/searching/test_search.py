@@ -129,6 +129,15 @@ def test_ctrl_c_gives_the_best_so_far(
     assert edge.SubnetPool.load(path).entries == result.pool.entries
 
 
+def test_limits_that_nothing_keeps_together(
+    bundle: edge.Bundle, table: LatencyTable, data: Any
+) -> None:
+    with pytest.raises(UsageError, match="limit of weights"):
+        edge.search(bundle, table, data, budget="100%", weight_bytes=10)
+    with pytest.raises(UsageError, match="batch_size"):
+        edge.search(bundle, table, data, budget="100%", batch_size=0)
+
+
 def test_a_fixed_batch_size_leaves_the_rest_out(
     data: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

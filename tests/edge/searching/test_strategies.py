@@ -13,7 +13,7 @@ from fxelastic.edge.searching.registry import strategy, strategy_names
 from fxelastic.edge.searching.scores import METRICS, Metric
 from fxelastic.edge.searching.study import SearchEndedError, Study
 from fxelastic.errors import UsageError
-from fxelastic.spec import SearchSpace
+from fxelastic.spec import Arch, SearchSpace
 from tests.edge.fake_executor import AdditiveExecutor, FakeExecutor, dataset
 from tests.spec.spaces import chain, enumerate_paths
 
@@ -97,6 +97,46 @@ def test_the_optimum_of_a_small_space_is_found(share: float) -> None:
         scores = run("evolutionary", structured(space, share, 100, seed)).scores
         hits += max(scores.values()) == max(every.values())
     assert hits >= 19
+
+
+@pytest.mark.parametrize("share", [1.0, 1.02])
+def test_a_budget_that_hardly_any_subnet_keeps(share: float) -> None:
+    """The knapsack, which rounds, finds none in a deep space; the search does."""
+    space = chain(60)
+    given = study(space, 1.0, 40)
+    quickest = space.min_cost_arch(given.costs)
+    given.budget_ms = given.overhead_ms + share * given.cost(quickest) * (1 + 1e-12)
+    run("evolutionary", given)
+    assert given.tried == (1 if share == 1 else 40)
+
+
+def test_a_limit_that_hardly_any_subnet_keeps() -> None:
+    given = study(LARGE, 2.0, 40)
+    least = Arch(tuple(f"merged@{i}-{i + 2}" for i in range(0, 12, 2)))
+    given.allowed = lambda arch: sum("merged" in branch for branch in arch) >= 5
+    given.anchors = (least,)
+    run("evolutionary", given)
+    assert least in given.scores
+    assert given.tried > 10
+
+
+def test_measuring_branches_keeps_the_time() -> None:
+    given = study(LARGE, 0.7, 40)
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += 0.4
+        return now[0]
+
+    given.clock = clock
+    told: list[int] = []
+    given.progress = lambda s: told.append(s.tried)
+    given.begin(3.0)
+    run("evolutionary", given)
+    assert not given.scores
+    assert len(told) >= 2
+    n_branches = len(LARGE.branches)
+    assert given.evaluator.executor.executed < n_branches
 
 
 @pytest.mark.parametrize("name", strategy_names())

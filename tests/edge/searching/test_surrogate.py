@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ def distortion(space: SearchSpace) -> Distortion:
     """Of errors by chance, with nothing in common."""
     new = tuple(spec.id for spec in space.branches if spec.kind != "original")
     errors = np.random.default_rng(0).uniform(0.01, 0.3, len(new))
-    return Distortion(new, errors, np.diag(errors), np.zeros(len(new), np.int64))
+    return Distortion(
+        new, errors, np.diag(errors), np.zeros(len(new), np.int64), np.zeros(len(new), bool)
+    )
 
 
 PRIOR = Prior(distortion(SPACE))
@@ -131,3 +134,33 @@ def test_draws_differ_by_what_is_not_known() -> None:
     before = spread()
     model.fit({arch: accuracy(arch) for arch in SPACE.sample(60, 0)})
     assert spread() < 0.8 * before
+
+
+def test_a_ruined_branch_spoils_nothing_else() -> None:
+    """However far it is off, the subnets without it are predicted as well."""
+
+    def agreement(error: float) -> float:
+        given = distortion(SPACE)
+        errors = given.errors.copy()
+        errors[0] = error
+        prior = Prior(replace(given, errors=errors, products=np.diag(errors)))
+        known = {
+            arch: margins_of(arch) - np.float32(20 * (given.branches[0] in arch.branches))
+            for arch in SPACE.sample(60, 0)
+        }
+        model = MarginModel(prior, known)
+        sound = [arch for arch in OTHERS if given.branches[0] not in arch.branches]
+        predicted, _ = model.predict(sound)
+        return float(np.corrcoef(predicted, [accuracy(arch) for arch in sound])[0, 1])
+
+    assert agreement(1e14) > agreement(1.0) - 0.1
+
+
+def test_an_unknown_branch_can_be_learned_to_be_bad() -> None:
+    given = distortion(SPACE)
+    unknown = np.arange(len(given.branches)) == 0
+    model = ScoreModel(Prior(replace(given, unknown=unknown)), 1.0)
+    bad = given.branches[0]
+    model.fit({a: 0.3 if bad in a.branches else 0.9 for a in SPACE.sample(60, 0)})
+    values = model.draw(random.Random(0), 0.0)
+    assert values[bad] < 2 * min(value for branch, value in values.items() if branch != bad)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -112,18 +111,23 @@ class Evaluator:
         self._batch_size = batch_of(executor.bundle, batch_size)
         # What ends early by a probability needs samples in random order.
         self.margins = Margins(len(data), self._batch_size, reorder=confidence == 1)
+        self._distortion: Distortion | None = None
         self._reuse = reuse
         self._costs = costs or {}
         self._confidence = confidence
 
-    @cached_property
-    def distortion(self) -> Distortion:
+    def distortion(self, stop: Callable[[], bool]) -> Distortion:
         """By how much branches change the original's features; measured when first asked for.
+
+        Args:
+            stop: Asked now and then whether to end with what is known.
 
         Raises:
             BundleError: A branch can't be run, or gives NaN.
         """
-        return measure(self.executor, self.data, self._batch_size)
+        if self._distortion is None:
+            self._distortion = measure(self.executor, self.data, self._batch_size, stop=stop)
+        return self._distortion
 
     def scores(
         self, archs: Iterable[Arch], floors: Mapping[Arch, float] | None = None

@@ -22,15 +22,15 @@ _FRUITLESS = 20  # generations without a subnet not tried before: there seem to 
 class Evolutionary:
     """Evolves subnets under the budget, guided by what was evaluated.
 
-    After AdaptiveNet §5.1 and Algorithm 1: it begins near the budget, mutates the best subnets so
-    that they keep it, and evaluates each generation as a group. Beyond that, it knows before the
-    first subnet how far each branch is from what it replaces, and learns what branches cost in
-    accuracy, and in each sample's margin, from all subnets evaluated so far. The first generation
-    solves for the best under the budget; later, of many mutations only those that promise most are
-    evaluated, those with known prefixes rather than others. Where no more subnets fit than may be
-    evaluated, all of them are.
+    After AdaptiveNet §5.1 and Algorithm 1: it mutates the best subnets so that they keep the
+    budget, and evaluates each generation as a group. Beyond that, it knows before the first subnet
+    how far each branch is from what it replaces, and learns what branches cost in accuracy, and in
+    each sample's margin, from all subnets evaluated so far. The first generation solves for the
+    best under the budget; later, of many mutations only those that promise most are evaluated,
+    those with known prefixes rather than others. Where no more subnets fit than may be evaluated,
+    all of them are.
 
-    A subnet ends early when it can't be among the best any more: what it did until then is learned
+    A subnet ends early when it can't be the best any more: what it did until then is learned
     from, and it may be mutated all the same.
 
     Attributes:
@@ -67,7 +67,8 @@ class Evolutionary:
             study.score(fitting)
             return
         guide = Guide(study)
-        study.score(guide.solutions(self.first, self.boldness))
+        group = guide.solutions(self.first, self.boldness)
+        study.score(group + seeds(study, self.first - len(group)))
         self.evolve(study, guide)
 
     def evolve(self, study: Study, guide: Guide, generations: float = math.inf) -> None:
@@ -91,6 +92,8 @@ class Evolutionary:
             # The longer nothing better is found, the farther it looks.
             parents = guide.best(self.parents + self.wider * idle)
             pool = self._mutations(study, parents, self.pool * n_left, group)
+            if not parents:
+                pool = seeds(study, n_left)
             group += guide.chosen(pool, n_left, self.thrift * self.population)
             contenders = best_of(study, self.contenders)
             full = len(contenders) == self.contenders
@@ -166,6 +169,25 @@ def window_below(study: Study, width: float) -> tuple[CostWindow, float]:
     except UsageError:
         return CostWindow(study.space, study.costs, high=study.high), 0.0
     return window, low
+
+
+def seeds(study: Study, n: int) -> list[Arch]:
+    """Up to n subnets that fit and are new, from just below the budget if any is there.
+
+    Where hardly any fits, the quickest is among them, and those that keep the other limits.
+    """
+    if n < 1:
+        return []
+    found = dict[Arch, None]()
+    for window in (
+        window_below(study, 0.1)[0],
+        CostWindow(study.space, study.costs, 0, study.high),
+    ):
+        drawn = window.sample(n + _ATTEMPTS, study.rng.getrandbits(32))
+        for arch in (*drawn, study.space.min_cost_arch(study.costs), *study.anchors):
+            if len(found) < n and study.fits(arch) and not study.has_tried(arch):
+                found[arch] = None
+    return list(found)
 
 
 def best_of(study: Study, n: int) -> list[Arch]:

@@ -29,7 +29,7 @@ class Guide:
             study: The search.
         """
         self._study = study
-        self._prior = Prior(study.evaluator.distortion)
+        self._prior = Prior(study.evaluator.distortion(study.is_over))
         self._scores = ScoreModel(self._prior, study.evaluator.metric.most)
         self._margins: MarginModel | None = None
         self._estimates: dict[Arch, float] = {}

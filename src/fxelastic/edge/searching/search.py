@@ -110,7 +110,7 @@ def search(
         cache_bytes: What kept features may take; without a bound where None.
         memory_bytes: What sessions' weights may take; without a bound where None.
         weight_bytes: The most that a subnet's weights may take.
-        confidence: A candidate ends early when it can't be among the best any more: for certain
+        confidence: A candidate ends early when it can't be the best any more: for certain
             with 1, so that no winner is lost; otherwise with this probability, by the
             Hoeffding-Serfling inequality on scores in [0, 1].
         threads: Threads to compute with; 0 for one for each core.
@@ -128,12 +128,14 @@ def search(
         BundleError: A branch is missing or damaged, can't be run, or gives NaN.
     """
     refuse_paths(bundle=bundle, table=table)
+    if batch_size < 1:
+        raise UsageError("batch_size is none", expected="at least 1", got=repr(batch_size))
     table.check_bundle(bundle.digest)
     _warn(table, mode)
     measure, samples, rest = _metric_and_data(bundle, data, score, held_out)
     costs, overhead_ms = table.costs(mode), table.overhead_ms(mode)
     budgets_ms = _budgets(table, bundle, mode, budget, budget_ms)
-    allowed = _allowed(bundle, weight_bytes)
+    allowed, anchors = _weight_limit(bundle, weight_bytes)
     runner = _strategy(strategy)
     interrupted = False
     digest = samples.digest(measure.name)
@@ -155,6 +157,7 @@ def search(
             study = Study(
                 bundle.space, costs, overhead_ms, limit_ms, evaluator, max_subnets, rng, allowed
             )
+            study.anchors = anchors
             study.progress = _told(store, progress)
             _check_feasible(study)
             studies.append(study)
@@ -169,8 +172,8 @@ def search(
             except KeyboardInterrupt:
                 interrupted = True
             if not study.scores:
-                # Interrupted before the first group: the quickest subnet is an answer, too.
-                study.scores.update(evaluator.scores([bundle.space.min_cost_arch(costs)]))
+                # It ended before the first group: the least subnet is an answer, too.
+                study.scores.update(evaluator.scores([_least(study)]))
             if interrupted:
                 del studies[i + 1 :]
                 break
@@ -336,11 +339,28 @@ def _in_ms(value: Any, original_ms: float) -> float:
     return number
 
 
-def _allowed(bundle: Bundle, weight_bytes: int | None) -> Callable[[Arch], bool]:
+def _weight_limit(
+    bundle: Bundle, weight_bytes: int | None
+) -> tuple[Callable[[Arch], bool], tuple[Arch, ...]]:
+    """Whether a subnet's weights are few enough; and the subnet with the fewest."""
     if weight_bytes is None:
-        return lambda _: True
+        return lambda _: True, ()
     own = {spec.id: bundle.segment(spec.id).weight_bytes for spec in bundle.space.branches}
-    return lambda arch: sum(own[branch] for branch in arch) <= weight_bytes
+    lightest = bundle.space.min_cost_arch({branch: float(n) for branch, n in own.items()})
+    return lambda arch: sum(own[branch] for branch in arch) <= weight_bytes, (lightest,)
+
+
+def _least(study: Study) -> Arch:
+    """A subnet that keeps all limits, without a search."""
+    for arch in (study.space.min_cost_arch(study.costs), *study.anchors):
+        if study.fits(arch):
+            return arch
+    raise UsageError(
+        f"no subnet was found that keeps {study.budget_ms:.4g} ms and the limit of weights",
+        expected="limits that some subnet keeps together",
+        got="none of those tried, the quickest and the one with the least weights among them",
+        fix="raise the budget, or weight_bytes",
+    )
 
 
 def _strategy(given: str | Strategy) -> Strategy:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from fxelastic.edge.searching.evaluation import Evaluator
 from fxelastic.spec import Arch, SearchSpace
 
+_TELL_S = 1.0  # between two calls of the progress while nothing is scored
+
 
 class SearchEndedError(Exception):
     """Raised inside a strategy when it may evaluate nothing more."""
@@ -46,6 +48,7 @@ class Study:
         max_subnets: The most subnets to evaluate.
         rng: The search's own chance.
         allowed: Whether a subnet may be chosen, for limits other than latency.
+        anchors: Subnets that keep other limits if any does.
         scores: The score of each subnet of this search, in the order of evaluation.
         history: A step for each improvement.
     """
@@ -58,6 +61,7 @@ class Study:
     max_subnets: int
     rng: random.Random
     allowed: Callable[[Arch], bool] = lambda _: True
+    anchors: tuple[Arch, ...] = ()
     until_s: float = math.inf
     clock: Callable[[], float] = time.perf_counter
     progress: Callable[[Study], None] | None = None
@@ -67,11 +71,11 @@ class Study:
     _lost: dict[Arch, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._begin_s = self.clock()
+        self._begin_s = self._told_s = self.clock()
 
     def begin(self, time_s: float | None) -> None:
         """Count time from now, and end after some of it; None for no end."""
-        self._begin_s = self.clock()
+        self._begin_s = self._told_s = self.clock()
         self.until_s = math.inf if time_s is None else self._begin_s + time_s
 
     @property
@@ -99,6 +103,14 @@ class Study:
         if not self.scores:
             return None
         return max(self.scores, key=lambda a: (self.scores[a], -self.cost(a), a.branches))
+
+    def is_over(self) -> bool:
+        """Whether the time has gone; tells the progress now and then, which may end the search."""
+        now_s = self.clock()
+        if self.progress is not None and now_s > self._told_s + _TELL_S:
+            self._told_s = now_s
+            self.progress(self)
+        return now_s >= self.until_s
 
     def cost(self, arch: Arch) -> float:
         """What a subnet's branches take, in ms."""

@@ -21,7 +21,9 @@ from fxelastic.spec import Arch
 
 Matrix = NDArray[np.float64]
 
-_LEAST = 1e-4  # distortion that a branch has at least, as far as uncertainty goes
+#: Distortion that a branch has at least, as far as uncertainty goes; and at most.
+_LEAST, _MOST = 1e-4, 4.0
+_UNKNOWN = 1.0  # variance of the cost of a branch whose distortion is not known
 
 
 class Prior:
@@ -34,7 +36,10 @@ class Prior:
             distortion: Of the space's branches.
         """
         self.branches = distortion.branches
-        self.errors = distortion.errors
+        # Beyond some error an output has nothing to do with the original's: more is no worse.
+        shrunk = np.sqrt(np.minimum(1.0, _MOST / np.maximum(distortion.errors, _LEAST)))
+        self.errors = distortion.errors * shrunk**2
+        self._products = distortion.products * np.outer(shrunk, shrunk)
         self._distortion = distortion
         self._place = {branch: i for i, branch in enumerate(self.branches)}
 
@@ -58,7 +63,7 @@ class Prior:
         """
         given = self._distortion
         least = np.maximum(0.02 * self.errors, _LEAST)
-        covariance = own * (given.products + np.diag(least))
+        covariance = own * (self._products + np.diag(least)) + np.diag(_UNKNOWN * given.unknown)
         for group in range(int(given.groups.max(initial=-1)) + 1):
             errors = np.where(given.groups == group, self.errors, 0.0)
             covariance += common * np.outer(errors, errors)
@@ -165,7 +170,8 @@ class MarginModel:
 
     @property
     def _cost(self) -> Matrix:
-        return -self._COST * self._prior.errors
+        cost: Matrix = -self._COST * self._prior.errors
+        return cost
 
     def margins(self, archs: Sequence[Arch]) -> Matrix:
         """What is expected of each sample's margin, in typical ones: ``(subnets, samples)``."""
