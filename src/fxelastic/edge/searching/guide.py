@@ -9,13 +9,15 @@ import numpy as np
 
 from fxelastic.edge.execution import Array
 from fxelastic.edge.searching.knapsack import most_valuable
+from fxelastic.edge.searching.margin_model import MarginModel
 from fxelastic.edge.searching.prefixes import Prefixes
+from fxelastic.edge.searching.prior import Prior
+from fxelastic.edge.searching.score_model import ScoreModel
 from fxelastic.edge.searching.study import Study
-from fxelastic.edge.searching.surrogate import MarginModel, Prior, ScoreModel
 from fxelastic.spec import Arch
 
 _ATTEMPTS = 4
-_CURIOSITY = 0.002  # accuracy that a subnet of which nothing is known may have more than predicted
+_CURIOSITY = 0.001  # accuracy that a subnet of which nothing is known may have more than predicted
 _FEW = 5
 
 

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from fxelastic.edge.searching.distortion import Distortion
-from fxelastic.edge.searching.surrogate import MarginModel, Prior, ScoreModel
+from fxelastic.edge.searching.margin_model import MarginModel
+from fxelastic.edge.searching.prior import Prior
+from fxelastic.edge.searching.score_model import ScoreModel
 from fxelastic.spec import Arch, SearchSpace
 from tests.spec.spaces import chain
 
@@ -76,6 +78,26 @@ def test_margins_predict_accuracy_also_where_subnets_ended_early(
     assert np.corrcoef(predicted, exact)[0, 1] > (0.9 if cut == 1 else 0.8)
     seen = model.predict(known)[1]
     assert seen.mean() < unknown.mean()
+
+
+def test_what_branches_cost_may_depend_on_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where what one loses another can't lose again, a sum over branches predicts worse."""
+
+    def margins(arch: Arch) -> np.ndarray:
+        lost, level = truth(0.0)
+        worst = np.max([lost[b] for b in arch if b in lost] or [np.zeros(N_SAMPLES)], axis=0)
+        return np.asarray(level - 2 * worst, np.float32)
+
+    known = {arch: margins(arch) for arch in SPACE.sample(100, 0)}
+    others = [arch for arch in OTHERS if arch not in known]
+    exact = [(margins(arch) > 0).mean() for arch in others]
+
+    def agreement() -> float:
+        return float(np.corrcoef(MarginModel(PRIOR, known).predict(others)[0], exact)[0, 1])
+
+    found = agreement()
+    monkeypatch.setattr(MarginModel, "_TOGETHER", 1e-9)
+    assert found > agreement() + 0.02
 
 
 def test_losers_tell_as_much_as_they_were_evaluated_for() -> None:
