@@ -36,6 +36,7 @@ THREADS = 1
 TRIES = 6  # to measure a device that changes its speed meanwhile
 COMMAND = [sys.executable, "-m", "fxelastic.cli"]
 NOISE = 1.2  # standard deviations of the images
+COPIES = 2  # of each image to search with and to judge by, each moved and under noise of its own
 
 
 class Block(nn.Module):
@@ -172,7 +173,7 @@ class Demo:
         )
         budgets = [part for budget in BUDGETS for part in ("--budget", budget)]
         options = ["--data", str(self.out / "search.npz"), "--held-out", "0", *threads]
-        n_subnets = "20" if self.quick else "120"
+        n_subnets = "20" if self.quick else "60"
         self.stage(
             f"search at {len(BUDGETS)} budgets",
             "search.json",
@@ -217,7 +218,8 @@ class Demo:
     def data(self, data: dict[str, TensorDataset]) -> None:
         """Write what the device needs: images to search with, and others to judge by."""
         for name, part in (("search", "validation"), ("test", "test")):
-            images, digits = zip(*Spoilt(data[part], seed=1), strict=True)
+            copies = [Spoilt(data[part], seed) for seed in range(1, COPIES + 1)]
+            images, digits = zip(*(item for copy in copies for item in copy), strict=True)
             x, targets = torch.stack(images).numpy(), torch.stack(digits).numpy()
             write_npz(self.out / f"{name}.npz", x=x, targets=targets)
         write_npz(self.out / "data.npz", n=np.array([len(part) for part in data.values()]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -98,6 +99,34 @@ def test_what_branches_cost_may_depend_on_the_others(monkeypatch: pytest.MonkeyP
     found = agreement()
     monkeypatch.setattr(MarginModel, "_TOGETHER", 1e-9)
     assert found > agreement() + 0.02
+
+
+def test_of_many_subnets_those_as_good_as_the_best_that_fits_are_fitted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where others fit that are far worse, the better ones tell less than the like of them."""
+    monkeypatch.setattr(MarginModel, "_MOST", 40)
+    drawn = dict.fromkeys((*OTHERS, *SPACE.sample(200, 2)))
+    order = sorted(drawn, key=lambda arch: accuracy(arch, 0.0))
+    poor, good = order[:80], order[-80:]
+    known = {arch: margins_of(arch, 0.0) for arch in (*poor[::2], *good[::2])}
+    exact = [accuracy(arch, 0.0) for arch in poor[1::2]]
+
+    def agreement(fits: Callable[[Arch], bool]) -> float:
+        predicted, _ = MarginModel(PRIOR, known, fits).predict(poor[1::2])
+        return float(np.corrcoef(predicted, exact)[0, 1])
+
+    assert agreement(lambda arch: arch in poor) > agreement(lambda arch: True) + 0.05
+
+
+def test_of_many_subnets_one_is_fitted_that_did_not_end_early(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(MarginModel, "_MOST", 5)
+    order = sorted(SPACE.sample(60, 0), key=lambda arch: -accuracy(arch))
+    margins = {arch: margins_of(arch)[:20] for arch in order[:-1]}
+    model = MarginModel(PRIOR, margins | {order[-1]: margins_of(order[-1])})
+    assert model.margins(order).shape == (len(order), N_SAMPLES)
 
 
 def test_losers_tell_as_much_as_they_were_evaluated_for() -> None:

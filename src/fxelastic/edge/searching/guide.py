@@ -43,7 +43,7 @@ class Guide:
         early = [arch for arch in margins if arch not in evaluator.known]
         self._margins, self._estimates = None, {}
         if len(margins) >= _FEW:
-            self._margins = MarginModel(self._prior, margins)
+            self._margins = MarginModel(self._prior, margins, self._study.fits)
             self._estimates = self._margins.completed({arch: margins[arch] for arch in early})
         scores = evaluator.known | self._estimates
         if scores:

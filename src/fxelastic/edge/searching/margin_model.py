@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ class MarginModel:
     differ alike. For what a branch costs depends on the others: the errors of some cancel, and a
     sample that one has lost another can't lose. So an evaluated subnet tells as many numbers as
     there are samples, not one; what is predicted is which samples change sides. Subnets that are
-    nearly as good as the best count most.
+    about as good as the best that fits count most; of many, only these are fitted.
     """
 
     _COST = 2.0  # typical margins that a unit of distortion is expected to cost
@@ -33,14 +33,21 @@ class MarginModel:
     _NOISE = 0.012  # variance of what neither tells
     _LIMIT = 1.6  # margins beyond it are no surer
     _EDGE = 0.1  # margin from which a side is fairly sure
+    _MOST = 500  # subnets to fit: the time grows with their number's cube
 
-    def __init__(self, prior: Prior, margins: Mapping[Arch, NDArray[np.float32]]) -> None:
+    def __init__(
+        self,
+        prior: Prior,
+        margins: Mapping[Arch, NDArray[np.float32]],
+        fits: Callable[[Arch], bool] = lambda _: True,
+    ) -> None:
         """Fit.
 
         Args:
             prior: Of the branches.
             margins: Of each subnet for the same samples in the same order; fewer for those that
                 ended early.
+            fits: Whether a subnet keeps the budget; others tell of it what they have in common.
         """
         self._prior = prior
         self._sum_root = prior.root(self._OWN, self._COMMON)
@@ -49,10 +56,17 @@ class MarginModel:
         values = np.zeros((len(margins), lengths.max()))
         for row, found in zip(values, margins.values(), strict=True):
             row[: len(found)] = found
-        weights = _weights(values, lengths)
+        weights = _weights(values, lengths, np.array([fits(arch) for arch in margins]))
+        # One at least that was evaluated to its end.
+        whole = np.where(lengths == lengths.max(), weights, -1.0).argmax()
+        heaviest = np.argsort(-weights, kind="stable")[: self._MOST - 1]
+        kept = np.unique([whole, *heaviest])
+        all_archs = list(margins)
+        archs = [all_archs[i] for i in kept]
+        values, lengths, weights = values[kept], lengths[kept], weights[kept]
         self._unit = _typical(values[weights.argmax(), : lengths[weights.argmax()]])
         values = np.clip(values / self._unit, -self._LIMIT, self._LIMIT)
-        design = prior.of(list(margins))
+        design = prior.of(archs)
         values -= self._expected(design)
         self._sums, self._places = design @ self._sum_root, design @ self._far_root
         squares = _squares(self._places, self._places)[np.triu_indices(len(design), 1)]
@@ -124,8 +138,8 @@ class MarginModel:
         return expected
 
 
-def _weights(values: Matrix, lengths: NDArray[np.int64]) -> Matrix:
-    """How much each subnet counts: by its accuracy, relative to the best.
+def _weights(values: Matrix, lengths: NDArray[np.int64], fits: NDArray[np.bool_]) -> Matrix:
+    """How much each subnet counts: by its accuracy, relative to the best of those that fit.
 
     On samples that a subnet was not evaluated on it is taken for as good as the others.
     """
@@ -134,7 +148,8 @@ def _weights(values: Matrix, lengths: NDArray[np.int64]) -> Matrix:
     right = (values > 0) & seen
     share = right.sum(axis=0) / seen.sum(axis=0)
     odds = logits((right + ~seen * share).mean(axis=1))
-    weights: Matrix = np.exp(np.maximum(odds - odds.max(), -4.0))
+    best = odds[fits].max() if fits.any() else odds.max()
+    weights: Matrix = np.exp(-np.minimum(np.abs(odds - best), 4.0))
     return weights
 
 
