@@ -132,6 +132,8 @@ class Demo:
         self.out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(0)
         data = load()
+        if self.quick:
+            data["train"] = TensorDataset(*data["train"][:300])
         self.stage("data", "data.npz", lambda: self.data(data))
         self.stage("train the model", "model.safetensors", lambda: self.train(data))
         self.stage("expand, distil, tune, export", "bundle", lambda: self.supernet(data))

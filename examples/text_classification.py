@@ -113,7 +113,7 @@ def main() -> int:
     # A device does what follows; arrays go by the names of the model's inputs.
     tokens, mask, classes = (array.numpy() for array in bracelets(500, seed=1))
     local = {"input_ids": tokens, "attention_mask": mask, "targets": classes}
-    table = edge.profile(bundle, time_budget_s=30)
+    table = edge.profile(bundle, time_budget_s=10)
     budgets = ["60%", "80%", "100%"]
     result = edge.search(bundle, table, local, budget=budgets, max_subnets=60)
     print(f"{'budget':>8} {'predicted':>10} {'accuracy':>9}   replaced")

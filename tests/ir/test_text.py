@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -242,35 +239,6 @@ def test_a_new_layer_changes_only_its_own_lines_and_its_neighbours() -> None:
     assert diff.vanished == ()
     assert [change.key for change in diff.settings] == ["parameters", "cap"]
     assert [(change.name, change.key) for change in diff.changed] == [("q", "input")]
-
-
-SCRIPT = """
-import sys
-from fxelastic.api import partition
-from tests.models import case
-for name in sys.argv[1:]:
-    item = case(name)
-    made = partition(item.build(), 0.1, item.inputs(2))
-    sys.stdout.write(made.to_text() + made.to_dot() + str(made))
-"""
-
-
-def test_text_is_the_same_under_another_hash_seed() -> None:
-    cases = ["bert", "fpn_detector"]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, *cases],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for seed in ("1", "2")
-    ]
-    (first, errors), (second, _) = (process.communicate() for process in processes)
-    assert processes[0].returncode == 0, errors.decode()
-    assert first.count(b"fxelastic partition text") == len(cases)
-    assert first == second
 
 
 def test_table_has_a_line_for_each_block_and_totals() -> None:
