@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fxelastic.edge.searching.distortion import Distortion
+from fxelastic.edge.searching.guide import log_improvement
 from fxelastic.edge.searching.margin_model import MarginModel
 from fxelastic.edge.searching.prior import Prior
 from fxelastic.edge.searching.score_model import ScoreModel
@@ -74,10 +75,10 @@ def test_margins_predict_accuracy_also_where_subnets_ended_early(
     }
     model = MarginModel(PRIOR, margins)
     others = [arch for arch in OTHERS if arch not in margins]
-    predicted, unknown = model.predict(others)
+    predicted, _, unknown = model.predict(others)
     exact = [accuracy(arch, of_errors) for arch in others]
     assert np.corrcoef(predicted, exact)[0, 1] > (0.9 if cut == 1 else 0.8)
-    seen = model.predict(known)[1]
+    seen = model.predict(known).unknown
     assert seen.mean() < unknown.mean()
 
 
@@ -94,7 +95,7 @@ def test_what_branches_cost_may_depend_on_the_others(monkeypatch: pytest.MonkeyP
     exact = [(margins(arch) > 0).mean() for arch in others]
 
     def agreement() -> float:
-        return float(np.corrcoef(MarginModel(PRIOR, known).predict(others)[0], exact)[0, 1])
+        return float(np.corrcoef(MarginModel(PRIOR, known).predict(others).accuracy, exact)[0, 1])
 
     found = agreement()
     monkeypatch.setattr(MarginModel, "_TOGETHER", 1e-9)
@@ -113,7 +114,7 @@ def test_of_many_subnets_those_as_good_as_the_best_that_fits_are_fitted(
     exact = [accuracy(arch, 0.0) for arch in poor[1::2]]
 
     def agreement(fits: Callable[[Arch], bool]) -> float:
-        predicted, _ = MarginModel(PRIOR, known, fits).predict(poor[1::2])
+        predicted = MarginModel(PRIOR, known, fits).predict(poor[1::2]).accuracy
         return float(np.corrcoef(predicted, exact)[0, 1])
 
     assert agreement(lambda arch: arch in poor) > agreement(lambda arch: True) + 0.05
@@ -138,7 +139,7 @@ def test_losers_tell_as_much_as_they_were_evaluated_for() -> None:
     exact = [accuracy(arch, 0.0) for arch in OTHERS]
 
     def agreement(margins: dict[Arch, np.ndarray]) -> float:
-        predicted, _ = MarginModel(PRIOR, margins).predict(OTHERS)
+        predicted = MarginModel(PRIOR, margins).predict(OTHERS).accuracy
         return float(np.corrcoef(predicted, exact)[0, 1])
 
     assert agreement(winners | losers) > agreement(winners)
@@ -176,6 +177,18 @@ def test_scores_tell_what_branches_cost(most: float | None) -> None:
     assert agreement(model, 0.0) > before
 
 
+def test_the_expected_improvement_is_that_of_many_draws() -> None:
+    """From far ahead of the best to where hardly any draw is better; beyond, it goes on falling."""
+    ahead, deviation = np.array([0.05, 0.0, -0.01, -0.03]), np.array([0.02, 0.01, 0.01, 0.01])
+    noise = np.random.default_rng(0).standard_normal((10**6, 1))
+    drawn = np.maximum(ahead + deviation * noise, 0.0).mean(axis=0)
+    assert np.exp(log_improvement(ahead, deviation)) == pytest.approx(drawn, rel=0.05)
+    behind = log_improvement(-np.linspace(0.01, 1.0, 100), np.full(100, 0.001))
+    assert np.isfinite(behind).all()
+    assert (np.diff(behind) < 0).all()
+    assert np.isfinite(log_improvement(np.array([0.1, -0.1]), np.zeros(2))).all()
+
+
 def test_draws_differ_by_what_is_not_known() -> None:
     def spread() -> float:
         drawn = [list(model.draw(random.Random(seed)).values()) for seed in range(50)]
@@ -201,7 +214,7 @@ def test_a_ruined_branch_spoils_nothing_else() -> None:
         }
         model = MarginModel(prior, known)
         sound = [arch for arch in OTHERS if given.branches[0] not in arch.branches]
-        predicted, _ = model.predict(sound)
+        predicted = model.predict(sound).accuracy
         return float(np.corrcoef(predicted, [accuracy(arch) for arch in sound])[0, 1])
 
     assert agreement(1e14) > agreement(1.0) - 0.1

@@ -17,7 +17,9 @@ from fxelastic.edge.searching.study import Study
 from fxelastic.spec import Arch
 
 _ATTEMPTS = 4
-_CURIOSITY = 0.001  # accuracy that a subnet of which nothing is known may have more than predicted
+_CURIOSITY = 0.002  # standard deviation of the promise of a subnet of which nothing is known
+_WORTH = 0.002  # of the score, for an expected improvement that is e times as large
+_LEAST_DEVIATION = 1e-5
 _FEW = 5
 
 
@@ -34,6 +36,7 @@ class Guide:
         self._prior = Prior(study.evaluator.distortion(study.is_over))
         self._scores = ScoreModel(self._prior, study.evaluator.metric.most)
         self._margins: MarginModel | None = None
+        self._best = 0.0  # of those that fit, on the samples that margins are kept of
         self._estimates: dict[Arch, float] = {}
 
     def learn(self) -> None:
@@ -45,6 +48,8 @@ class Guide:
         if len(margins) >= _FEW:
             self._margins = MarginModel(self._prior, margins, self._study.fits)
             self._estimates = self._margins.completed({arch: margins[arch] for arch in early})
+            fitting = [arch for arch in margins if arch in self._study.scores]
+            self._best = max((float((margins[arch] > 0).mean()) for arch in fitting), default=0.0)
         scores = evaluator.known | self._estimates
         if scores:
             self._scores.fit(scores)
@@ -107,7 +112,30 @@ class Guide:
                 for i, arch in enumerate(pool)
             ]
             return np.array(values)
-        accuracy, unknown = self._margins.predict(pool)
+        accuracy, deviation, unknown = self._margins.predict(pool)
         chance = np.array([study.rng.gauss(0.0, _CURIOSITY) for _ in pool])
-        promise: Array = accuracy + unknown * chance
+        promise: Array = (
+            _WORTH * log_improvement(accuracy - self._best, deviation) + unknown * chance
+        )
         return promise
+
+
+def log_improvement(ahead: Array, deviation: Array) -> Array:
+    """The logarithm of the improvement to be expected (Mockus, 1974), under normal distributions.
+
+    Args:
+        ahead: How far the expected scores are above the best so far.
+        deviation: Their standard deviations.
+    """
+    deviation = np.maximum(deviation, _LEAST_DEVIATION)
+    improvement = np.array([_log_unit_improvement(z) for z in (ahead / deviation).tolist()])
+    return np.asarray(np.log(deviation) + improvement)
+
+
+def _log_unit_improvement(z: float) -> float:
+    """Of a standard deviation of 1."""
+    log_density = -0.5 * (z * z + math.log(2 * math.pi))
+    if z < -3:
+        # The difference of two almost equal numbers; within 4 % from here on.
+        return log_density - math.log(z * z + 3)
+    return math.log(math.exp(log_density) + 0.5 * z * math.erfc(-z / math.sqrt(2)))

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fxelastic.edge.searching.prior import Matrix, Prior, logits
 from fxelastic.spec import Arch
+
+
+class Prediction(NamedTuple):
+    """What is expected of subnets' accuracy.
+
+    Attributes:
+        accuracy: The expected share of samples on the right side, for each subnet.
+        deviation: Its standard deviation, for the samples near the border.
+        unknown: How little is known of the subnet: the margins' standard deviation, in units of
+            that of nothing known.
+    """
+
+    accuracy: Matrix
+    deviation: Matrix
+    unknown: Matrix
 
 
 class MarginModel:
@@ -32,7 +48,7 @@ class MarginModel:
     _TOGETHER, _NEAR = 10.0, 16.0
     _NOISE = 0.012  # variance of what neither tells
     _LIMIT = 1.6  # margins beyond it are no surer
-    _EDGE = 0.1  # margin from which a side is fairly sure
+    _EDGE = 0.03  # margin from which a side is fairly sure
     _MOST = 500  # subnets to fit: the time grows with their number's cube
 
     def __init__(
@@ -90,20 +106,18 @@ class MarginModel:
         """What is expected of each sample's margin, in typical ones: ``(subnets, samples)``."""
         return self._margins(self._prior.of(archs))[0]
 
-    def predict(self, archs: Sequence[Arch]) -> tuple[Matrix, Matrix]:
-        """The accuracy of each subnet, and how little is known of it.
-
-        Returns:
-            Two arrays: the share of samples on the right side, with a tenth of how far they are
-            from the border; and a standard deviation in units of that of nothing known.
-        """
+    def predict(self, archs: Sequence[Arch]) -> Prediction:
+        """The accuracy of each subnet."""
         design = self._prior.of(archs)
         margins, covariance = self._margins(design)
-        accuracy = (margins > 0).mean(axis=1) + 0.1 * np.tanh(margins / self._EDGE).mean(axis=1)
+        chances = self._chances(margins)
+        n = margins.shape[1]
+        deviation = np.sqrt((chances * (1 - chances)).sum(axis=1)) / n
         sums = design @ self._sum_root
         nothing = (sums * sums).sum(axis=1) + self._TOGETHER
         told = (covariance * np.linalg.solve(self._known, covariance.T).T).sum(axis=1)
-        return accuracy, np.sqrt(np.clip(1 - told / nothing, 1e-12, 1.0))
+        unknown = np.sqrt(np.clip(1 - told / nothing, 1e-12, 1.0))
+        return Prediction(chances.mean(axis=1), deviation, unknown)
 
     def completed(self, margins: Mapping[Arch, NDArray[np.float32]]) -> dict[Arch, float]:
         """The accuracy of subnets that ended early: what they had, and the rest as expected.
@@ -117,9 +131,14 @@ class MarginModel:
         for (arch, seen), expected in zip(
             margins.items(), self.margins(list(margins)), strict=True
         ):
-            rest = 1 / (1 + np.exp(-expected[len(seen) :] / self._EDGE))
+            rest = self._chances(expected[len(seen) :])
             found[arch] = float(((seen > 0).sum() + rest.sum()) / len(expected))
         return found
+
+    def _chances(self, margins: Matrix) -> Matrix:
+        """Of each sample, that its margin is above 0."""
+        chances: Matrix = 1 / (1 + np.exp(-np.clip(margins / self._EDGE, -50.0, 50.0)))
+        return chances
 
     def _margins(self, design: Matrix) -> tuple[Matrix, Matrix]:
         """Subnets' expected margins, and their covariances with the subnets that are known."""
