@@ -172,7 +172,7 @@ def train(result: Any) -> Iterable[Row]:
                 ", ".join(cells) + " %",
                 **(
                     {
-                        "bar": "best in every range",
+                        "bar": "in no range below untrained, for that stage only, or tuned only",
                         "paper": "best in every range (Figure 10)",
                         "met": best_everywhere(found["buckets"]),
                     }

@@ -1,4 +1,4 @@
-"""Cut any PyTorch model into blocks that can be replaced.
+"""Turn a PyTorch model into a supernet, of which every device finds and runs its best subnet.
 
 Importing this package imports no torch: every name below is loaded when it is first used. What
 runs on a device (`fxelastic.edge`) has to work where torch is not installed.

@@ -120,8 +120,7 @@ def bundle_of_images(folder: Path, x: Any, y: Any) -> None:
     table = steady(edge.profile(bundle, n_samples=3, n_subnets=0, n_held_out=0))
     table.save(folder / "bundle.latency.json")
     options: dict[str, Any] = {"budget": "120%", "max_subnets": 5}
-    for name in ("pool.json", "bundle.pool.json"):
-        edge.search(bundle, table, (x, y % 5), path=folder / name, **options)
+    edge.search(bundle, table, (x, y % 5), path=folder / "bundle.pool.json", **options)
     for name in ("image.npy", "images/a.npy"):
         (folder / name).write_bytes(write_npy(x[:1]))
     (folder / "frames.npy").write_bytes(2 * write_npy(x[:1]))
@@ -184,7 +183,7 @@ def arrange(line: str, folder: Path) -> None:
     if "--score" in line:
         (folder / "bundle.pool.json").unlink()
     if "trace.jsonl" in line:
-        argv = ["serve", "bundle", "--pool", "pool.json", "--budget-ms", "1000"]
+        argv = ["serve", "bundle", "--pool", "bundle.pool.json", "--budget-ms", "1000"]
         assert main([*argv, "--inputs", "images", "--trace", "trace.jsonl", "--quiet"]) == 0
     if line.startswith("fxelastic assemble") and "skip@" in line:
         shutil.rmtree(folder / "bundle")
@@ -248,7 +247,16 @@ def over_http() -> None:
     """The line that serves over HTTP, on a free port, and a request as curl makes it."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    argv = ["serve", "bundle/", "--pool", "pool.json", "--budget-ms", "20", "--http", str(port)]
+    argv = [
+        "serve",
+        "bundle/",
+        "--pool",
+        "bundle.pool.json",
+        "--budget-ms",
+        "20",
+        "--http",
+        str(port),
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "fxelastic.cli", *argv],
         env=environment(),
@@ -275,7 +283,7 @@ def test_the_lines_of_the_readme_run_one_after_the_other(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("train.npz", "images"):
+    for name in ("train.npz", "model.pt", "images"):
         source = prepared / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
     (tmp_path / "my_model.py").write_text(textwrap.dedent(MODEL))

@@ -24,7 +24,9 @@ EXIT_BROKEN_PIPE = 141
 
 COMMANDS = (explain, check, train, inspect, assemble, profile, search, serve, report)
 
-_DESCRIPTION = "Cut a PyTorch model into blocks that can be replaced."
+_DESCRIPTION = """\
+Turn a PyTorch model into a supernet of subnets that share its weights, and find the best subnet on
+each device. fxelastic-export, a command of its own, writes the bundle for the devices."""
 _EPILOG = """\
 example:
   fxelastic explain torchvision.models:resnet50 --gamma 0.25

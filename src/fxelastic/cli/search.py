@@ -125,8 +125,8 @@ def add_parser(commands: Any) -> None:
         metavar="P",
         type=float,
         default=1.0,
-        help="end a candidate early when it can't be the best with this probability; "
-        "1 loses no winner (default: 1)",
+        help="end a candidate early when it can't be the best with this probability, from 0.5 to "
+        "1; 1 loses no winner; for top1 (default: 1)",
     )
     options.add_threads(parser)
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the search")

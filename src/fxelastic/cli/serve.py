@@ -32,9 +32,9 @@ Requests come from a folder, from stdin, or over HTTP."""
 
 _EPILOG = f"""\
 examples:
-  fxelastic serve bundle/ --pool pool.json --budget-ms 20 --inputs images/ --outputs results/
-  fxelastic serve bundle/ --pool pool.json --budget-ms 20 --stdin < frames.npy > results.npy
-  fxelastic serve bundle/ --pool pool.json --budget-ms 20 --http {DEFAULT_PORT}
+  fxelastic serve bundle/ --pool bundle.pool.json --budget-ms 20 --inputs images/ --outputs results/
+  fxelastic serve bundle/ --pool bundle.pool.json --budget-ms 20 --stdin < frames.npy > results.npy
+  fxelastic serve bundle/ --pool bundle.pool.json --budget-ms 20 --http {DEFAULT_PORT}
   curl --data-binary @image.npy http://127.0.0.1:{DEFAULT_PORT}/infer > result.npy
 
 exit codes: 0 success, 1 a request failed, 2 usage error, 130 interrupted"""
@@ -57,7 +57,10 @@ def add_parser(commands: Any) -> None:
         "--budget-ms", metavar="MS", type=float, required=True, help="what a request may take"
     )
     parser.add_argument(
-        "--table", metavar="FILE", help="the latency table that fxelastic profile wrote"
+        "--table",
+        metavar="FILE",
+        help="the latency table that fxelastic profile wrote; it is corrected in place when the "
+        "device has changed",
     )
     parser.add_argument(
         "--data",

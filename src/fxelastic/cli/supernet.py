@@ -24,7 +24,8 @@ def add_expansion(parser: argparse.ArgumentParser) -> None:
         "--kinds",
         type=_words,
         metavar="KIND,…",
-        help="kinds of branches besides the originals; an empty text for none (default: all)",
+        help="kinds of branches besides the originals; an empty text for none "
+        "(default: merged,pruned,skip)",
     )
     parser.add_argument(
         "--spans",

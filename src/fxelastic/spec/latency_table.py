@@ -58,6 +58,12 @@ class ModelError:
     p90: float
     n_held_out: int
 
+    def __str__(self) -> str:
+        return (
+            f"median error {self.median:.1%}, 90th percentile {self.p90:.1%}, of "
+            f"{self.n_held_out} subnets"
+        )
+
 
 @dataclass(frozen=True)
 class ModeLatency:
@@ -97,11 +103,19 @@ class LatencyTable:
     modes: Mapping[str, ModeLatency]
 
     def costs(self, mode: str = "assembled") -> Mapping[str, float]:
-        """What each branch adds to a run, in ms; never below 0."""
+        """What each branch adds to a run, in ms; never below 0.
+
+        Raises:
+            UsageError: The table has no such mode.
+        """
         return self._mode(mode).costs
 
     def overhead_ms(self, mode: str = "assembled") -> float:
-        """What a run takes besides its branches, in ms."""
+        """What a run takes besides its branches, in ms.
+
+        Raises:
+            UsageError: The table has no such mode.
+        """
         return self._mode(mode).overhead_ms
 
     def predict_ms(self, arch: Arch, mode: str = "assembled") -> float:
@@ -122,7 +136,11 @@ class LatencyTable:
         return model.overhead_ms + math.fsum(model.costs[branch] for branch in arch)
 
     def error(self, mode: str = "assembled") -> ModelError | None:
-        """How far predictions were off, if that was measured."""
+        """How far predictions were off, if that was measured.
+
+        Raises:
+            UsageError: The table has no such mode.
+        """
         return self._mode(mode).error
 
     def trusted(self, mode: str = "assembled", median: float = 0.05, p90: float = 0.12) -> bool:

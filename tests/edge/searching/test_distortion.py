@@ -10,6 +10,7 @@ import pytest
 
 from fxelastic.edge.searching import distortion
 from fxelastic.edge.searching.distortion import measure
+from fxelastic.edge.searching.prior import Prior
 from fxelastic.errors import BundleError
 from fxelastic.spec import SearchSpace
 from tests.edge.fake_executor import FakeExecutor, dataset
@@ -150,6 +151,18 @@ def test_it_ends_when_told_to() -> None:
     found = measure(FakeExecutor(SPACE), DATA, batch_size=20, stop=stop)
     assert found.unknown.tolist() == [False] * 3 + [True] * (len(found.branches) - 3)
     assert found.errors[3] == pytest.approx(np.median(found.errors[:3]))
+
+
+def test_wherever_it_ends_a_prior_follows() -> None:
+    """Also amid a batch: branches that were run on more samples than others have no products."""
+    for n in range(1, 80):
+        asked = iter(range(n))
+        found = measure(
+            FakeExecutor(SPACE), DATA, batch_size=1, stop=lambda a=asked: next(a, None) is None
+        )
+        known = found.products[np.ix_(~found.unknown, ~found.unknown)]
+        assert not known.size or np.linalg.eigvalsh(known).min() > -1e-9
+        assert np.isfinite(Prior(found).root(0.2, 40.0)).all()
 
 
 def test_a_space_without_new_branches() -> None:

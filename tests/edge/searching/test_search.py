@@ -87,6 +87,18 @@ def test_several_budgets_share_what_is_known(
         assert best.latency_ms <= budget_ms
 
 
+def test_each_budget_has_the_best_of_all_that_fits_it(
+    bundle: edge.Bundle, table: LatencyTable, data: Any
+) -> None:
+    """What was found for a later, smaller one counts for the earlier ones, too."""
+    for seed in range(4):
+        budgets = ["100%", "90%", "80%", "70%"]
+        result = edge.search(bundle, table, data, budget=budgets, max_subnets=4, seed=seed)
+        for best, budget_ms in zip(result.bests, result.budgets_ms, strict=True):
+            fitting = [e.accuracy for e in result.pool if e.latency_ms <= budget_ms + 1e-9]
+            assert best.accuracy == max(fitting)
+
+
 @pytest.mark.parametrize("mode", ["assembled", "paged"])
 def test_the_same_seed_gives_the_same_result(
     bundle: edge.Bundle, table: LatencyTable, data: Any, mode: str

@@ -105,8 +105,10 @@ def measure(
             break
         seen, n_batches = seen + len(targets), n_batches + 1
         rows: dict[tuple[Shapes, int], tuple[list[int], list[Array]]] = {}
+        n_run = 0
         budget = max(1, _NUMBERS // max(1, len(new)))
         for branch, shape, row in _differences(runner, space, inputs, budget, len(targets), stop):
+            n_run += 1
             if not row.size:
                 continue
             # Shapes of the first batch: a smaller last one may divide otherwise.
@@ -114,6 +116,10 @@ def measure(
             index, found = rows.setdefault((key, row.size), ([], []))
             index.append(place[branch])
             found.append(row)
+        if n_run < len(new) and n_batches > 1:
+            # It was stopped: products of other samples for some branches than for others would be
+            # of no vectors at all.
+            break
         for index, found in rows.values():
             matrix = np.stack(found)
             square = np.ix_(index, index)

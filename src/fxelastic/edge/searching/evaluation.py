@@ -52,7 +52,7 @@ class _Node:
 
 
 class Evaluator:
-    """Scores subnets on data; no subnet twice (AdaptiveNet §5.2).
+    """Scores subnets on data; none to its end twice (AdaptiveNet §5.2).
 
     A group's subnets form a tree of prefixes, which is walked depth first for one batch after the
     other. Where it forks, the state is kept until the last fork is taken. Scores do not depend on

@@ -27,8 +27,8 @@ class Evolutionary:
     how far each branch is from what it replaces, and learns what branches cost in accuracy, and in
     each sample's margin, from all subnets evaluated so far. The first generation solves for the
     best under the budget; later, of many mutations only those that promise most are evaluated,
-    those with known prefixes rather than others. Where no more subnets fit than may be evaluated,
-    all of them are.
+    those with known prefixes rather than others. In a small space where no more subnets fit than
+    may be evaluated, all of them are.
 
     A subnet ends early when it can't be the best any more: what it did until then is learned
     from, and it may be mutated all the same.

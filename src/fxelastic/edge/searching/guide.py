@@ -47,9 +47,13 @@ class Guide:
         self._margins, self._estimates = None, {}
         if len(margins) >= _FEW:
             self._margins = MarginModel(self._prior, margins, self._study.fits)
-            self._estimates = self._margins.completed({arch: margins[arch] for arch in early})
-            fitting = [arch for arch in margins if arch in self._study.scores]
-            self._best = max((float((margins[arch] > 0).mean()) for arch in fitting), default=0.0)
+            estimates = self._margins.completed({arch: margins[arch] for arch in early})
+            # Of larger data, the samples that margins are kept of may be easier than the rest.
+            whole = [arch for arch in margins if arch in evaluator.known]
+            easier = [float((margins[a] > 0).mean()) - evaluator.known[a] for a in whole]
+            bias = math.fsum(easier) / max(len(easier), 1)
+            self._estimates = {arch: score - bias for arch, score in estimates.items()}
+            self._best = max(self._study.scores.values(), default=0.0) + bias
         scores = evaluator.known | self._estimates
         if scores:
             self._scores.fit(scores)

@@ -12,6 +12,7 @@ from fxelastic.spec import Arch
 #: Samples whose margins are kept; they tell where to search, and need not be all.
 _MARGINS = 1000
 _CLIPPED = (-8.0, 8.0)
+_FAR = 1e30
 
 
 class Margins:
@@ -46,17 +47,24 @@ class Margins:
 
     def add(self, found: Mapping[Arch, Sequence[Array]]) -> None:
         """Take in a group's margins, batch by batch in the order that it was evaluated in."""
-        new = {a: np.concatenate(m).astype(np.float32) for a, m in found.items() if m}
+        new = {a: _finite(np.concatenate(m)) for a, m in found.items() if m}
         if self._reorder and self.order is None:
             # What ended early is not known in another order.
             new = {arch: m for arch, m in new.items() if len(m) == self._n_kept}
             if new:
                 self.order = self._hardest_first(list(new.values()))
                 new = {arch: m[self.order[: self._n_kept]] for arch, m in new.items()}
-        self.by_arch |= new
+        # What ended early for one budget may have gone farther for another one.
+        longer = {a: m for a, m in new.items() if len(m) > len(self.by_arch.get(a, ()))}
+        self.by_arch |= longer
 
     def _hardest_first(self, margins: Sequence[Array]) -> Array:
         mean = np.mean([np.clip(m, *_CLIPPED) for m in margins], axis=0)
         rest = np.arange(self._n_kept, self._n_samples)
         order: Array = np.concatenate([np.argsort(mean, kind="stable"), rest])
         return order
+
+
+def _finite(margins: Array) -> Array:
+    """Margins that a metric could not tell are taken for wrong ones."""
+    return np.nan_to_num(margins, nan=-1.0, posinf=_FAR, neginf=-_FAR).astype(np.float32)

@@ -65,7 +65,13 @@ class Prior:
         for group in range(int(given.groups.max(initial=-1)) + 1):
             errors = np.where(given.groups == group, self.errors, 0.0)
             covariance += common * np.outer(errors, errors)
-        root: Matrix = np.linalg.cholesky(covariance)
+        try:
+            root: Matrix = np.linalg.cholesky(covariance)
+        except np.linalg.LinAlgError:
+            # Branches without a value that counts in some batch are compared on fewer samples than
+            # others, and their products may be of no vectors.
+            sizes, directions = np.linalg.eigh(covariance)
+            root = directions * np.sqrt(np.maximum(sizes, _LEAST * sizes.max()))
         return root
 
 

@@ -59,6 +59,6 @@ class ScoreModel:
         if self._most is not None:
             values = logits(np.clip(scores / self._most, 0.0, 1.0))
         else:
-            better = scores[scores >= np.median(scores)]
-            values = scores / max(float(better.std()), 1e-9)
+            values = scores / max(float(np.abs(scores).max()), 1e-300)
+            values /= max(float(values[scores >= np.median(scores)].std()), 1e-9)
         return np.asarray(np.maximum(values - values.max(), -10.0))

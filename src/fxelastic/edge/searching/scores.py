@@ -19,6 +19,9 @@ Array: TypeAlias = NDArray[Any]
 Score: TypeAlias = Callable[[Sequence[Array], Array], tuple[Any, Any]]
 
 
+_LARGE = 1e30  # logits beyond it are no larger; a float32 holds it, and its inverse
+
+
 @dataclass(frozen=True)
 class Metric:
     """A score with its name.
@@ -49,18 +52,22 @@ def top1(outputs: Sequence[Array], targets: Array) -> tuple[float, float]:
             got=f"{logits.shape} and {targets.shape}",
             fix="pass score= for other outputs",
         )
-    _check_classes(targets, logits.shape[1])
-    return float((logits.argmax(1) == targets).sum()), float(len(targets))
+    wanted = _classes(targets, logits.shape[1])
+    return float((logits.argmax(1) == wanted).sum()), float(len(wanted))
 
 
 def top1_margins(outputs: Sequence[Array], targets: Array) -> Array:
-    """By how much the target's logit is above the largest other one, ``(N,)``."""
-    others = outputs[0].astype(np.float32)
-    rows = np.arange(len(targets))
-    own = others[rows, targets]
-    others[rows, targets] = -np.inf
-    margins: Array = own - others.max(1)
-    return margins
+    """By how much the target's logit is above the largest other one, ``(N,)``.
+
+    Finite, and above 0 where `top1` counts the sample, also of equal and of infinite logits.
+    """
+    others = np.clip(outputs[0].astype(np.float64), -_LARGE, _LARGE)
+    rows, wanted = np.arange(len(targets)), _classes(targets, others.shape[1])
+    own = others[rows, wanted]
+    others[rows, wanted] = -_LARGE
+    margins = (own - others.max(1)).astype(np.float32)
+    right = outputs[0].argmax(1) == wanted
+    return np.asarray(np.where(right, np.maximum(margins, 1 / _LARGE), margins), np.float32)
 
 
 def negative_loss(outputs: Sequence[Array], targets: Array) -> tuple[float, float]:
@@ -73,7 +80,7 @@ def negative_loss(outputs: Sequence[Array], targets: Array) -> tuple[float, floa
             expected="logits (N, C, …) and targets (N, …)",
             got=f"{outputs[0].shape} and {targets.shape}",
         )
-    _check_classes(flat, logits.shape[1])
+    flat = _classes(flat, logits.shape[1])
     shifted = logits - logits.max(1, keepdims=True)
     log_sum = np.log(np.exp(shifted).sum(1))
     return float((shifted[np.arange(len(flat)), flat] - log_sum).sum()), float(len(flat))
@@ -93,8 +100,7 @@ def miou(outputs: Sequence[Array], targets: Array) -> tuple[Array, Array]:
         )
     n_classes = logits.shape[1]
     counted = targets >= 0
-    _check_classes(targets[counted], n_classes)
-    predicted, wanted = logits.argmax(1)[counted], targets[counted]
+    predicted, wanted = logits.argmax(1)[counted], _classes(targets[counted], n_classes)
     both = np.bincount(wanted[predicted == wanted], minlength=n_classes).astype(np.float64)
     either = np.bincount(wanted, minlength=n_classes) + np.bincount(predicted, minlength=n_classes)
     return both, either - both
@@ -134,10 +140,20 @@ def mean(total: Any, count: Any) -> float:
     return float((totals[occurs] / counts[occurs]).mean()) if occurs.any() else 0.0
 
 
-def _check_classes(targets: Array, n_classes: int) -> None:
+def _classes(targets: Array, n_classes: int) -> Array:
+    """Targets as integers; whole numbers of another type are taken for them."""
+    if targets.dtype.kind not in "biuf" or (
+        targets.dtype.kind == "f" and (targets != np.floor(targets)).any()
+    ):
+        raise UsageError(
+            "targets are no classes",
+            expected=f"integers from 0 to {n_classes - 1}",
+            got=f"values of type {targets.dtype}",
+        )
     if targets.size and not (targets.min() >= 0 and targets.max() < n_classes):
         raise UsageError(
             "a target is no class of the model",
             expected=f"integers from 0 to {n_classes - 1}",
             got=f"{targets.min()} to {targets.max()}",
         )
+    return targets.astype(np.int64)

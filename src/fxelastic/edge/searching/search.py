@@ -88,8 +88,8 @@ def search(
     """Find the most accurate subnets that keep latency budgets (AdaptiveNet §5).
 
     Latencies come from the table, accuracies from the data, measured on this device. What subnets
-    have in common is computed once, and none is evaluated twice, for several budgets neither.
-    Ctrl-C ends the search with the best so far.
+    have in common is computed once, and none is evaluated to its end twice, for several budgets
+    neither. Ctrl-C ends the search with the best so far.
 
     Args:
         bundle: The bundle.
@@ -111,8 +111,9 @@ def search(
         memory_bytes: What sessions' weights may take; without a bound where None.
         weight_bytes: The most that a subnet's weights may take.
         confidence: A candidate ends early when it can't be the best any more: for certain
-            with 1, so that no winner is lost; otherwise with this probability, by the
-            Hoeffding-Serfling inequality on scores in [0, 1].
+            with 1, so that no winner is lost; otherwise with this probability, of 0.5 at least, by
+            the Hoeffding-Serfling inequality on scores in [0, 1]. Only for scores with an upper
+            limit, as ``top1`` has.
         threads: Threads to compute with; 0 for one for each core.
         seed: Of the search; the same seed gives the same subnets.
         path: A file for the pool, written as the search goes on. Where it is there, of the same
@@ -177,6 +178,9 @@ def search(
             if interrupted:
                 del studies[i + 1 :]
                 break
+        for study in studies:
+            # What later budgets evaluated may fit this one, too.
+            study.scores.update({a: s for a, s in evaluator.known.items() if study.fits(a)})
         bests = [study.best for study in studies]
         held = _held_out(executor, rest, measure, batch_size, store.pool(), bests)
         pool = store.pool(held)
