@@ -142,7 +142,11 @@ class Bundle:
         return self.path / segment.file
 
     def data_path(self, path: str) -> Path:
-        """Path of one of the files in ``manifest.data``, verified as `model_path` does."""
+        """Path of one of the files in ``manifest.data``, verified as `model_path` does.
+
+        Raises:
+            BundleError: It is missing or not what the manifest says.
+        """
         self._verify_once(self.files[path], None)
         return self.path / path
 

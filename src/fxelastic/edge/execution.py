@@ -152,7 +152,12 @@ class Executor:
         return self.results(state)
 
     def session(self, branch: str) -> Any:
-        """The session of a branch, made where it is not there."""
+        """The session of a branch, made where it is not there.
+
+        Raises:
+            UsageError: The space has no such branch.
+            BundleError: Its file is missing or damaged, or onnxruntime can't load it.
+        """
         segment = self.bundle.segment(branch)
         key = segment.sha256
         if key in self._sessions:

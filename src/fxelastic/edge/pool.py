@@ -141,7 +141,7 @@ class SubnetPool:
         try:
             data = Path(path).read_bytes()
         except OSError as e:
-            raise _no_pool(path, f"{type(e).__name__}: {e.strerror or e}") from e
+            raise _no_pool(path, e.strerror or type(e).__name__) from e
         return cls.from_json(data, str(path))
 
     def to_json(self) -> bytes:

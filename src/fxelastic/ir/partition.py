@@ -100,7 +100,12 @@ class Partition:
         return {block.name: extract(self, block) for block in self.blocks}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the blocks in order: the model's own arguments in, its own result out."""
+        """Run the blocks in order: the model's own arguments in, its own result out.
+
+        Raises:
+            UsageError: The arguments have another structure than the example inputs, or shapes or
+                dtypes that were not captured.
+        """
         leaves = self.signature.flatten_arguments(args, kwargs)
         check_tensors([n for n in self.graph.nodes if n.op == "placeholder"], leaves)
         values: dict[str, Any] = dict(zip(self.signature.inputs, leaves, strict=True))

@@ -201,7 +201,7 @@ class LatencyTable:
         try:
             data = Path(path).read_bytes()
         except OSError as e:
-            raise _no_table(path, f"{type(e).__name__}: {e.strerror or e}") from e
+            raise _no_table(path, e.strerror or type(e).__name__) from e
         return cls.from_json(data, str(path))
 
     def to_json(self) -> bytes:

@@ -36,6 +36,9 @@ def agreement(output: Any, teacher: Any) -> float:
         output: A subnet's result.
         teacher: The original's result on the same inputs.
 
+    Returns:
+        A number from 0 to 1.
+
     Raises:
         UsageError: There are no logits.
     """

@@ -241,6 +241,14 @@ class Runtime:
     def infer(self, *args: Any, **kwargs: Any) -> Reply:
         """Answer a request, and say which subnet did.
 
+        Args:
+            args: The model's inputs, in order: arrays of the bundle's dtypes and shapes, of any
+                batch size where the bundle's is dynamic.
+            kwargs: Inputs by name.
+
+        Returns:
+            What the model returns, as arrays, with the subnet and the latency in ms.
+
         Raises:
             UsageError: The inputs are not the model's.
             ServingError: The runtime is closed, or no subnet can answer.
