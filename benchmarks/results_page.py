@@ -263,6 +263,18 @@ KINDS = {
 }
 
 
+def search_memory(result: Any) -> Iterator[Row]:
+    """What processes grew by."""
+    for row in result["rows"]:
+        allowed = row["memory_mib"] + row["cache_mib"]
+        yield Row(
+            f"{row['what']}: growth of the resident memory after one batch, at its peak",
+            f"{row['grown_mib']:.0f} MiB",
+            bar=f"≤ {allowed} MiB ({row['memory_mib']} for weights, {row['cache_mib']} for features)",
+            met=row["met"],
+        )
+
+
 def serve(result: Any) -> Iterable[Row]:
     """Queries, switches and the scenario."""
     figures = result["queries"]
@@ -399,6 +411,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], Iterable[Row]]]] = {
     "train": ("Training", train),
     "latency_model": ("Latency model", latency_model),
     "search": ("Search", search),
+    "search_memory": ("Memory of profiling and searching", search_memory),
     "serve": ("Serving", serve),
     "tradeoff": ("Accuracy and latency against baselines", tradeoff),
 }

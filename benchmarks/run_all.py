@@ -46,6 +46,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         f"trained_bundle.py {WORK}/search --data {WORK}/data",
         f"search.py {WORK}/search --threads 1 --out {{out}}",
     ),
+    "search_memory": (
+        f"trained_bundle.py {WORK}/search --data {WORK}/data",
+        f"search_memory.py {WORK}/search --out {{out}}",
+    ),
     "serve": (f"serve.py --out {WORK}/serve --json {{out}}",),
     "tradeoff": (
         f"tradeoff.py --seeds 0 1 2 --data {WORK}/data --work {WORK}/tradeoff --out {{out}}",

@@ -20,11 +20,12 @@ Shapes: TypeAlias = tuple[tuple[Fraction | int, ...], ...]
 
 _SAMPLES = 50
 _BATCHES = 10  # at most: sessions that do not fit into memory together are opened for each
-#: Numbers of all branches' features that are looked at for one batch; 32 MiB of them.
+#: Numbers of all branches' features that are looked at for one batch; 16 MiB of them.
 _NUMBERS = 2**22
 #: Times the median, beyond which a number is a fill of a mask, and tells nothing of the others.
 _FAR = 1e6
 _STILL = 1e-4  # spread, as a share of the size, below which features are constant but for rounding
+_OFF = 1e9  # in spreads, the most that a value is off: its square is a float32
 _TYPICAL = 0.1  # the error of branches where none is known
 
 
@@ -123,7 +124,8 @@ def measure(
         for index, found in rows.values():
             matrix = np.stack(found)
             square = np.ix_(index, index)
-            products[square] += len(targets) * (matrix @ matrix.T) / matrix.shape[1]
+            mean = (matrix @ matrix.T).astype(np.float64) / matrix.shape[1]
+            products[square] += len(targets) * mean
             weights[square] += len(targets)
     products /= np.maximum(weights, 1)
     unknown = np.diagonal(weights) == 0
@@ -196,12 +198,12 @@ def _difference(branch: str, ours: Array, theirs: Array, budget: int) -> Array:
     finite = np.isfinite(size)
     sizes = size[finite & (size > 0)]
     near = finite & (size <= _FAR * (float(np.median(sizes)) if sizes.size else 1.0))
-    found = np.zeros(theirs.shape)
+    found = np.zeros(theirs.shape, np.float32)
     if not near.any():
         return found[:0]
     mean_size, spread = float(size[near].mean()), float(theirs[near].std())
     scale = (spread if spread > _STILL * mean_size else mean_size) or 1.0
-    found[near] = (ours[near].astype(np.float64) - theirs[near]) / scale
+    found[near] = np.clip((ours[near].astype(np.float64) - theirs[near]) / scale, -_OFF, _OFF)
     return found
 
 

@@ -140,7 +140,7 @@ def search(
     runner = _strategy(strategy)
     interrupted = False
     digest = samples.digest(measure.name)
-    with Executor(bundle, threads, memory_bytes) as executor:
+    with Executor(bundle, threads, memory_bytes, shared_arena=True) as executor:
         evaluator = Evaluator(
             executor,
             samples,
