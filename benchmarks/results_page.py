@@ -263,14 +263,14 @@ KINDS = {
 }
 
 
-def search_memory(result: Any) -> Iterator[Row]:
+def search_memory(result: Any) -> Iterable[Row]:
     """What processes grew by."""
     for row in result["rows"]:
         allowed = row["memory_mib"] + row["cache_mib"]
         yield Row(
             f"{row['what']}: growth of the resident memory after one batch, at its peak",
             f"{row['grown_mib']:.0f} MiB",
-            bar=f"≤ {allowed} MiB ({row['memory_mib']} for weights, {row['cache_mib']} for features)",
+            bar=f"≤ {allowed} MiB: {row['memory_mib']} of weights, {row['cache_mib']} of features",
             met=row["met"],
         )
 
