@@ -21,11 +21,12 @@ for name in ("resnet18", "densenet", "swin", "bert", "t5", "fpn_detector"):
 
 
 def test_two_hash_seeds_give_the_same_text() -> None:
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", PROGRAM],
             cwd=ROOT,
-            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"},
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": path},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
