@@ -48,59 +48,102 @@ def settled(process: psutil.Process, *, stopped: bool) -> None:
     wait_until(lambda: is_stopped(process) == stopped)
 
 
+def seconds_of(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
+
+
 def test_it_works_between_requests(other: psutil.Process) -> None:
     courtesy = Courtesy()
     assert not courtesy.waits
-    courtesy.begin()  # There is nobody to stop.
+    courtesy.begin(0.01)  # There is nobody to stop.
     with courtesy.watched(other.pid):
         assert courtesy.waits
         assert not is_stopped(other)
         for _ in range(2):
-            courtesy.begin()
+            courtesy.begin(0.01)
             settled(other, stopped=True)
             time.sleep(0.01)
             courtesy.end()
             settled(other, stopped=False)
             time.sleep(0.01)
-        courtesy.begin()
+        courtesy.begin(0.01)
     assert not courtesy.waits
     settled(other, stopped=False)
-    courtesy.begin()
+    courtesy.begin(0.01)
     assert not is_stopped(other)
 
 
-def test_where_requests_leave_no_time_it_works_during_some(
+def test_where_requests_leave_no_time_each_waits_a_little(
     other: psutil.Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_PAUSE_S", 60.0)
-    courtesy = Courtesy(every=5)
+    courtesy = Courtesy(share=0.05)
     with courtesy.watched(other.pid):
-        courtesy.begin()
+        courtesy.begin(1.0)
         courtesy.end()  # Nothing is known yet of the time between two requests.
-        for i in range(2, 16):
-            courtesy.begin()
-            settled(other, stopped=i % 5 != 0)
-            courtesy.end()
-            settled(other, stopped=i % 5 != 0)
-        courtesy.begin()
-        courtesy.end()
+        courtesy.begin(1.0)
         settled(other, stopped=True)
+        before_s = seconds_of(other)
+        waited_s = []
+        for _ in range(20):
+            courtesy._due_s = 0.0  # As long ago as a request takes.
+            begin_s = time.perf_counter()
+            courtesy.begin(1.0)
+            waited_s.append(time.perf_counter() - begin_s)
+            settled(other, stopped=True)
+            courtesy.end()
+            assert is_stopped(other)
+        assert min(waited_s) > 0.045
+        assert seconds_of(other) - before_s > 0.2
         courtesy.rest()
         settled(other, stopped=False)
 
 
-def test_it_goes_first_in_a_hurry(other: psutil.Process) -> None:
+def test_requests_that_overlap_do_not_all_wait(
+    other: psutil.Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PAUSE_S", 60.0)
+    resumed: list[float] = []
+    courtesy = Courtesy(share=0.001)
+    monkeypatch.setattr(courtesy, "_wait", resumed.append)
+    with courtesy.watched(other.pid):
+        courtesy.begin(60.0)
+        for _ in range(5):
+            courtesy.begin(60.0)
+    assert resumed == [pytest.approx(0.06)]
+
+
+@pytest.mark.parametrize(("latency_s", "slice_s"), [(0.001, 0.0001), (0.1, 0.003)])
+def test_a_slice_is_a_share_of_the_request_but_long_enough_to_begin(
+    other: psutil.Process, monkeypatch: pytest.MonkeyPatch, latency_s: float, slice_s: float
+) -> None:
+    waited: list[float] = []
+    courtesy = Courtesy(share=0.03, busy=lambda: True)
+    monkeypatch.setattr(courtesy, "_wait", waited.append)
+    with courtesy.watched(other.pid):
+        courtesy.begin(latency_s)
+    assert waited == [pytest.approx(slice_s)]
+
+
+def test_it_begins_stopped_where_requests_run(other: psutil.Process) -> None:
+    courtesy = Courtesy(busy=lambda: True)
+    with courtesy.watched(other.pid):
+        settled(other, stopped=True)
+    settled(other, stopped=False)
+
+
+def test_it_goes_first_where_somebody_waits_for_it(other: psutil.Process) -> None:
     courtesy = Courtesy()
     with courtesy.watched(other.pid):
-        courtesy.begin()
+        courtesy.begin(0.01)
         settled(other, stopped=True)
-        courtesy.hurried = True
-        settled(other, stopped=False)
-        courtesy.begin()
-        assert not courtesy.waits
-        assert not is_stopped(other)
-        courtesy.hurried = False
-        courtesy.begin()
+        with courtesy.hurry(), courtesy.hurry():
+            settled(other, stopped=False)
+            courtesy.begin(0.01)
+            assert not courtesy.waits
+            assert not is_stopped(other)
+        courtesy.begin(0.01)
         settled(other, stopped=True)
 
 
@@ -109,7 +152,7 @@ def test_a_process_that_has_gone_is_no_error() -> None:
     process.wait()
     courtesy = Courtesy()
     with courtesy.watched(process.pid):
-        courtesy.begin()
+        courtesy.begin(0.01)
         courtesy.end()
 
 
@@ -122,7 +165,7 @@ def test_nobody_to_stop_takes_no_time_elsewhere() -> None:
 
 def test_a_subnet_is_prepared_though_requests_never_rest(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle")
-    courtesy = Courtesy(every=3)
+    courtesy = Courtesy()
     preparation = Preparation(bundle.path, courtesy=courtesy)
     archs = list(bundle.space.sample(3, seed=0))
     preparation.file(archs[0])  # The process is there.
@@ -138,7 +181,7 @@ def test_a_subnet_is_prepared_though_requests_never_rest(tmp_path: Path) -> None
 
     def ask() -> None:
         while not stop:
-            courtesy.begin()
+            courtesy.begin(0.002)
             time.sleep(0.002)
             courtesy.end()
 

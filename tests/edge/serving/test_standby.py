@@ -15,16 +15,16 @@ def latencies(standby: Standby, current: int, budget_ms: float, limit_ms: float)
     return [step.latency_ms for step in steps]
 
 
-def test_more_load_comes_first_then_the_quickest_and_the_neighbours() -> None:
-    assert latencies(Standby(limit=9), 7, 20, 20) == [16, 12, 10, 6, 2]
+def test_the_quickest_comes_first_then_more_load_and_the_neighbours() -> None:
+    assert latencies(Standby(limit=9), 7, 20, 20) == [2, 16, 12, 10, 6]
 
 
-def test_under_load_what_serves_without_it_comes_first() -> None:
-    assert latencies(Standby(limit=9), 4, 20, 10)[:3] == [20, 8, 6]
+def test_under_load_what_serves_without_it_comes_next() -> None:
+    assert latencies(Standby(limit=9), 4, 20, 10)[:4] == [2, 20, 8, 6]
 
 
 def test_there_are_at_most_so_many() -> None:
-    assert latencies(Standby(limit=2), 7, 20, 20) == [16, 12]
+    assert latencies(Standby(limit=2), 7, 20, 20) == [2, 16]
     assert latencies(Standby(limit=0), 7, 20, 20) == []
 
 
@@ -33,10 +33,10 @@ def in_memory(*latencies_ms: float) -> set[Arch]:
 
 
 def test_what_is_in_memory_stays_while_it_serves_the_purpose() -> None:
-    standby = Standby(ratios=(1.5,), limit=2, slack=0.2)
+    standby = Standby(ratios=(1.5,), limit=3, slack=0.2)
 
     def under_load(limit_ms: float, here: set[Arch]) -> float:
-        return standby.steps(LADDER, LADDER.steps[-1], 16, limit_ms, here)[1].latency_ms
+        return standby.steps(LADDER, LADDER.steps[-1], 16, limit_ms, here)[-1].latency_ms
 
     assert under_load(18.5, set()) == 12
     assert under_load(18.5, in_memory(10, 12)) == 12

@@ -58,7 +58,7 @@ class Builder:
             events: Told what happens.
             clock: Tells the time, in s.
             on_change: Called after each subnet that was loaded or failed.
-            courtesy: Told whether requests wait for what is being loaded.
+            courtesy: Tells what loading took in another process.
         """
         self._residents = residents
         self._catalogue = catalogue
@@ -79,16 +79,14 @@ class Builder:
         """Begin to load."""
         self._thread.start()
 
-    def want(self, target: Step | None, standby: Sequence[Step], *, pressing: bool = False) -> None:
+    def want(self, target: Step | None, standby: Sequence[Step]) -> None:
         """Say what to load; replaces what was said before.
 
         Args:
             target: The subnet to switch to; may push out every other one that is not in use.
             standby: Subnets to have ready, the likeliest first.
-            pressing: The target is needed more than requests that nothing disturbs.
         """
         wanted = tuple(standby)
-        self._courtesy.hurried = pressing
         with self._condition:
             if (target, wanted) == (self._target, self._standby):
                 return

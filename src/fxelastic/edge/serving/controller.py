@@ -163,11 +163,10 @@ class Controller:
         if target.latency_ms >= current.latency_ms:
             self.builder.want(target, standby)
             return
-        # Until the target is there, the best of what is in memory keeps the budget.
+        # Until the target is there, the best of what is in memory and keeps the budget serves.
         here = situation.ladder.only(self.residents.archs)
-        interim = here.best_under(decision.limit_ms)
-        self.builder.want(target, standby, pressing=interim is None)
-        interim = interim or here.quickest
+        interim = here.best_under(decision.limit_ms) or here.quickest
+        self.builder.want(target, standby)
         if interim is not None and interim.latency_ms < current.latency_ms:
             self.switcher.switch(interim, f"{decision.reason}; until a better one is loaded")
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from fxelastic.edge.serving.catalogue import Catalogue
+from fxelastic.edge.serving.courtesy import Courtesy
 from fxelastic.edge.serving.events import EventLog, describe
 from fxelastic.edge.serving.executable import Array, all_finite
 from fxelastic.edge.serving.ladder import Step
@@ -51,6 +52,7 @@ class Recovery:
         switcher: Switcher,
         events: EventLog,
         clock: Callable[[], float],
+        courtesy: Courtesy,
     ) -> None:
         """Work on these parts of a runtime."""
         self._residents = residents
@@ -58,6 +60,7 @@ class Recovery:
         self._switcher = switcher
         self._events = events
         self._clock = clock
+        self._courtesy = courtesy
         self._blaming = threading.Lock()
         self._n_agreed = 0
 
@@ -137,7 +140,8 @@ class Recovery:
             if step.arch in tried:
                 continue
             try:
-                return self._residents.load_and_acquire(step)
+                with self._courtesy.hurry():
+                    return self._residents.load_and_acquire(step)
             except ClosedError:
                 raise
             except MemoryLimitError as e:

@@ -137,6 +137,7 @@ class Runtime:
         self._monitor = options.monitor()
         self._switcher = Switcher(self._residents, self._events, clock)
         self._courtesy = courtesy or Courtesy()
+        self._courtesy.busy = lambda: not self._residents.idle
         self._builder = Builder(
             *(self._residents, self._catalogue, self._events, clock, self._hurry), self._courtesy
         )
@@ -157,7 +158,7 @@ class Runtime:
             self._courtesy,
         )
         self._recovery = Recovery(
-            self._residents, self._catalogue, self._switcher, self._events, clock
+            self._residents, self._catalogue, self._switcher, self._events, clock, self._courtesy
         )
         self._research = (
             None
@@ -259,7 +260,7 @@ class Runtime:
         resident = residents.acquire()
         courtesy = self._courtesy
         if courtesy.waits:
-            courtesy.begin()
+            courtesy.begin(1e-3 * resident.step.latency_ms)
         # The estimate may be renewed while the request runs.
         step = resident.step
         error: Exception | None = None
@@ -347,10 +348,10 @@ class Runtime:
                 self._upkeep.close()
             self._controller.close()
             # No round of the control loop will let it go on after the last request.
-            self._courtesy.hurried = True
-            self._builder.close()
-            self._residents.close()
-            self._loader.close()
+            with self._courtesy.hurry():
+                self._builder.close()
+                self._residents.close()
+                self._loader.close()
             self._events.add("closed", f"after {self._residents.n_acquired:,} requests")
 
     def __enter__(self) -> Runtime:

@@ -13,6 +13,9 @@ from fxelastic.spec import Arch
 class Standby:
     """Names the subnets that the next changes of the load may ask for, the likeliest first.
 
+    The quickest comes before them: with it at hand, a load is answered at once as well as it can
+    be, and what is best under it can be loaded without disturbing the requests.
+
     What is in memory stays as long as it serves the purpose: the load is never the same twice, and
     loading another subnet for each of its readings would be a load itself.
 
@@ -45,13 +48,12 @@ class Standby:
             here: The subnets in memory.
 
         Returns:
-            What serves without a load, what serves under more of it, the quickest, the neighbours
+            The quickest, what serves without a load, what serves under more of it, the neighbours
             on the ladder, and what is in memory anyway; at most ``limit``.
         """
         resident = ladder.only(here)
-        found: list[Step | None] = [ladder.best_under(budget_ms)]
+        found: list[Step | None] = [ladder.quickest, ladder.best_under(budget_ms)]
         found += [self._under(limit_ms / ratio, ladder, resident) for ratio in self.ratios]
-        found.append(ladder.quickest)
         index = sum(step.latency_ms <= current.latency_ms for step in ladder.steps)
         found += ladder.steps[index : index + 1] + ladder.steps[max(index - 2, 0) : index]
         found += resident.steps
