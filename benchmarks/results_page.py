@@ -299,17 +299,13 @@ def serve(result: Any) -> Iterable[Row]:
         "≤ 10 ms",
         met=figures["met"],
     )
-    for name, barred in (
-        ("a core left", "95th percentile"),
-        ("no core left", "95th percentile"),
-        ("in a hurry", "median"),
-    ):
-        figures = result[f"cold, {name}"]
+    for name in (name for name in result if name.startswith("cold, ")):
+        figures, where = result[name], name.removeprefix("cold, ")
         yield Row(
-            f"slower requests while a subnet is prepared and loaded, {name}, "
-            f"{figures['threads']} threads: median, 95th, 99th percentile",
+            f"slower requests while a subnet is prepared and loaded ({where}, threads: "
+            f"{figures['threads']}): median, 95th, 99th percentile",
             ", ".join(f"{figures[key]:+.1%}" for key in ("added", "added_p95", "added_p99")),
-            f"≤ 5 % ({barred})",
+            "≤ 5 % each",
             met=figures["met"],
         )
     figures = result["memory"]

@@ -58,7 +58,7 @@ class Builder:
             events: Told what happens.
             clock: Tells the time, in s.
             on_change: Called after each subnet that was loaded or failed.
-            courtesy: Tells what loading took in another process.
+            courtesy: Tells how long loading did nothing in this process.
         """
         self._residents = residents
         self._catalogue = catalogue
@@ -113,9 +113,9 @@ class Builder:
                         self._trim()
                     self._condition.wait(self._rest_s() if job is not None else None)
                     job = self._next()
-            begin_s, elsewhere_s = time.monotonic(), self._courtesy.worked_s
+            begin_s, elsewhere_s = time.monotonic(), self._courtesy.elsewhere_s
             self._load(job)
-            end_s, elsewhere_s = time.monotonic(), self._courtesy.worked_s - elsewhere_s
+            end_s, elsewhere_s = time.monotonic(), self._courtesy.elsewhere_s - elsewhere_s
             self._leisure_s = end_s + _REST * (end_s - begin_s - elsewhere_s)
             self._on_change()
 

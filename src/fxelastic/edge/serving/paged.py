@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,10 +86,12 @@ class PagedLoader:
     Attributes:
         bundle: The bundle.
         open_session: Makes a session from the path of a branch's ONNX file.
+        pace: Called after each session with the seconds that it took: may wait. None not to.
     """
 
     bundle: Bundle
     open_session: Callable[[Path], Any]
+    pace: Callable[[float], None] | None = None
     _pages: dict[str, Page] = field(init=False, repr=False, default_factory=dict)
     _lock: threading.Lock = field(init=False, repr=False, default_factory=threading.Lock)
 
@@ -143,9 +146,12 @@ class PagedLoader:
                 page.users += 1
                 return page.session
         # One thread loads at a time: nobody else makes this page now.
+        begin_s = time.monotonic()
         session = self.open_session(self.bundle.model_path(branch))
         with self._lock:
             self._pages[branch] = Page(session, users=1)
+        if self.pace is not None:
+            self.pace(time.monotonic() - begin_s)
         return session
 
     def _page_out(self, branch: str) -> None:

@@ -260,7 +260,7 @@ class Runtime:
         resident = residents.acquire()
         courtesy = self._courtesy
         if courtesy.waits:
-            courtesy.begin(1e-3 * resident.step.latency_ms)
+            courtesy.begin(1e-3 * resident.step.latency_ms * (self._controller.load.ratio or 1.0))
         # The estimate may be renewed while the request runs.
         step = resident.step
         error: Exception | None = None

@@ -129,11 +129,12 @@ def loader_of(bundle: Bundle, mode: str, threads: int, courtesy: Courtesy | None
         bundle: The bundle.
         mode: ``assembled`` or ``paged``.
         threads: Threads to compute with; 0 for one for each core.
-        courtesy: Stops what prepares subnets while requests run; None not to.
+        courtesy: Lets requests go before what loads subnets; None not to.
     """
     sessions = SessionMaker(threads)
     if mode == "paged":
-        return PagedLoader(bundle, sessions.open_branch)
+        pace = None if courtesy is None else courtesy.pace
+        return PagedLoader(bundle, sessions.open_branch, pace)
     return AssembledLoader(
         bundle, Preparation(bundle.path, courtesy=courtesy), sessions.open_prepared
     )
