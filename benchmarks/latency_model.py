@@ -63,7 +63,7 @@ def measure(path: str, n_fitted: int, n_held_out: int, threads: int, seed: int) 
         timer = SubnetTimer(executor, inputs)
         for mode in MODES:
             times = timer.time(archs, mode, SessionMaker(threads))
-            measured = [Measured(arch, ms) for arch, ms in zip(archs, times, strict=True)]
+            measured = [Measured(arch, ms) for arch, ms in times.items()]
             held_out, fitted = split(measured, n_held_out)
             model = fit_mode(bundle.space, rows, fitted)
             actual = np.array([m.ms for m in held_out])

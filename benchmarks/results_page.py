@@ -266,11 +266,12 @@ KINDS = {
 def search_memory(result: Any) -> Iterable[Row]:
     """What processes grew by."""
     for row in result["rows"]:
-        allowed = row["memory_mib"] + row["cache_mib"]
+        allowed = row["memory_mib"] + row["cache_mib"] + row["batch_mib"]
         yield Row(
-            f"{row['what']}: growth of the resident memory after one batch, at its peak",
-            f"{row['grown_mib']:.0f} MiB",
-            bar=f"≤ {allowed} MiB: {row['memory_mib']} of weights, {row['cache_mib']} of features",
+            f"{row['what']}, {row['model']} model: growth of the resident memory at its peak",
+            f"{row['grown_mib']:.1f} MiB",
+            bar=f"≤ {allowed:.1f} MiB: memory {row['memory_mib']}, cache {row['cache_mib']}, "
+            f"one batch {row['batch_mib']:.1f}",
             met=row["met"],
         )
 

@@ -48,7 +48,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     ),
     "search_memory": (
         f"trained_bundle.py {WORK}/search --data {WORK}/data",
-        f"search_memory.py {WORK}/search --out {{out}}",
+        f"make_bundle.py mobilenet_v2 {WORK}/latency_model/mobilenet_v2",
+        f"search_memory.py {WORK}/search --larger {WORK}/latency_model/mobilenet_v2 --out {{out}}",
     ),
     "serve": (f"serve.py --out {WORK}/serve --json {{out}}",),
     "tradeoff": (

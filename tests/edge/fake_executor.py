@@ -26,6 +26,9 @@ class FakeExecutor:
         self._width = width
         self.executed = 0
 
+    def make_room(self, n_bytes: int) -> None:
+        assert n_bytes >= 0
+
     def start(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         return {"v": np.asarray(inputs["x"], np.float64)}
 

@@ -63,8 +63,10 @@ def join(bundle: Bundle, arch: Arch) -> onnx.ModelProto:
         if needed.intersection(segment.outputs):
             used.insert(0, spec.id)
             needed.update(segment.inputs)
-    graph = onnx.GraphProto(name=bundle.manifest.model.name or "subnet")
     model = onnx.ModelProto(producer_name=_PRODUCER, ir_version=1)
+    # In place: a copy would take the memory of all weights again.
+    graph = model.graph
+    graph.name = bundle.manifest.model.name or "subnet"
     names = _value_names(bundle)
     for branch_id in used:
         part = _load(bundle, branch_id)
@@ -86,7 +88,6 @@ def join(bundle: Bundle, arch: Arch) -> onnx.ModelProto:
         # Nothing but inputs and constants: the model computes nothing.
         model.opset_import.add(version=bundle.manifest.backend.opset)
         model.ir_version = helper.find_min_ir_version_for(list(model.opset_import))
-    model.graph.CopyFrom(graph)
     return model
 
 

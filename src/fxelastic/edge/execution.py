@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from fxelastic.edge.bundle import Bundle
+from fxelastic.edge.memory import GrowthLimit, resident_bytes
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.errors import BundleError, UsageError
 from fxelastic.spec import Arch
@@ -20,6 +22,14 @@ Array: TypeAlias = NDArray[Any]
 
 #: The named values that are there between two blocks. Nothing changes one: they are shared.
 State: TypeAlias = Mapping[str, Any]
+
+# While a session is made, its weights are there as a file's bytes, as a model's, and as its own.
+_OPENING = 3
+_OPENING_BYTES = 2**20
+#: Runs in which a session takes memory: by what the first one needed, the second is laid out anew.
+FIRST_RUNS = 2
+
+logger = logging.getLogger(__name__)
 
 
 class Executor:
@@ -34,6 +44,7 @@ class Executor:
         memory_bytes: Memory that the weights of sessions may take; without a bound where None. One
             session is always there, however large.
         n_loaded: How many sessions were made.
+        n_dropped: How many sessions had to go for others.
     """
 
     def __init__(
@@ -44,6 +55,7 @@ class Executor:
         providers: Sequence[str] = ("CPUExecutionProvider",),
         *,
         shared_arena: bool = False,
+        limit: GrowthLimit | None = None,
     ) -> None:
         """Prepare; no file is read before it is needed.
 
@@ -54,6 +66,8 @@ class Executor:
             providers: Onnxruntime's execution providers, the preferred one first.
             shared_arena: Whether the sessions compute in memory that they share. It takes less,
                 but times are not those of sessions that run by themselves.
+            limit: What the process may grow by: sessions go where it has grown by more, too. None
+                for no such limit.
 
         Raises:
             UsageError: A provider is not available here, or a number is out of range.
@@ -75,6 +89,11 @@ class Executor:
         self.bundle = bundle
         self.memory_bytes = memory_bytes
         self.n_loaded = 0
+        self.n_dropped = 0
+        self._limit = limit
+        # Where there is a limit, the first runs that sessions have yet to do.
+        self._fresh: dict[str, int] = {}
+        self._run_bytes = 0  # the most that a session was seen to take for one of them
         self._maker = SessionMaker(threads, tuple(providers), shared_arena)
         self._sessions: OrderedDict[str, tuple[Any, int]] = OrderedDict()
 
@@ -121,7 +140,10 @@ class Executor:
         session = self.session(branch)
         feeds = {name: values[name] for name in segment.inputs}
         try:
-            results = session.run_with_ort_values(list(segment.outputs), feeds)
+            if segment.sha256 in self._fresh:
+                results = self._first_run(session, segment, feeds)
+            else:
+                results = session.run_with_ort_values(list(segment.outputs), feeds)
         except Exception as e:
             raise BundleError(
                 f"branch {branch!r} ({segment.file}) can't be run",
@@ -167,11 +189,13 @@ class Executor:
         if key in self._sessions:
             self._sessions.move_to_end(key)
             return self._sessions[key][0]
-        self._make_room(segment.weight_bytes)
+        self._make_room_for(segment.weight_bytes)
         path = self.bundle.model_path(branch)
         session = self._open(path, branch)
         self.n_loaded += 1
         self._sessions[key] = (session, segment.weight_bytes)
+        if self._limit is not None:
+            self._fresh[key] = FIRST_RUNS
         return session
 
     def is_loaded(self, branch: str) -> bool:
@@ -186,6 +210,7 @@ class Executor:
     def close(self) -> None:
         """Let go of all sessions."""
         self._sessions.clear()
+        self._fresh.clear()
 
     def __enter__(self) -> Executor:
         return self
@@ -193,11 +218,46 @@ class Executor:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _make_room(self, n_bytes: int) -> None:
-        if self.memory_bytes is None:
-            return
-        while self._sessions and self.resident_bytes + n_bytes > self.memory_bytes:
-            self._sessions.popitem(last=False)
+    def make_room(self, n_bytes: int) -> None:
+        """Let sessions go, the longest unused first, until the process may grow by so much.
+
+        Nothing where the process has no limit.
+        """
+        while self._limit is not None and self._sessions and not self._limit.has_room(n_bytes):
+            # Each look may take some ms.
+            self._drop(1 + len(self._sessions) // 8)
+        if self._limit is not None and not self._sessions and not self._limit.has_room(n_bytes):
+            logger.warning(
+                "%.0f MiB of memory do not suffice: without any session the process takes more",
+                self._limit.n_bytes / 2**20,
+            )
+            # To open every session anew for each run would not change that.
+            self._limit.begin()
+
+    def _make_room_for(self, weight_bytes: int) -> None:
+        """Make room for a session."""
+        if self.memory_bytes is not None:
+            while self._sessions and self.resident_bytes + weight_bytes > self.memory_bytes:
+                self._drop(1)
+        self.make_room(_OPENING * weight_bytes + max(_OPENING_BYTES, self._run_bytes))
+
+    def _first_run(self, session: Any, segment: Any, feeds: State) -> Any:
+        """Run a session that allocates what it computes in, and keep the limit."""
+        self._fresh[segment.sha256] -= 1
+        if not self._fresh[segment.sha256]:
+            del self._fresh[segment.sha256]
+        before_bytes = resident_bytes()
+        results = session.run_with_ort_values(list(segment.outputs), feeds)
+        self._run_bytes = max(self._run_bytes, resident_bytes() - before_bytes)
+        self.make_room(0)
+        return results
+
+    def _drop(self, n: int) -> None:
+        """Let go of the sessions that have not been used for longest."""
+        for _ in range(n):
+            key, _ = self._sessions.popitem(last=False)
+            self._fresh.pop(key, None)
+        self.n_dropped += n
 
     def _open(self, path: Path, branch: str) -> Any:
         try:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from fxelastic.edge.arguments import refuse_paths
 from fxelastic.edge.branch_timing import BranchTiming
@@ -22,6 +21,7 @@ from fxelastic.edge.execution import Array, Executor, check_inputs
 from fxelastic.edge.fingerprint import fingerprint
 from fxelastic.edge.latency_model import Measured, fit_mode
 from fxelastic.edge.made_up_inputs import sound_inputs
+from fxelastic.edge.memory import GrowthLimit, resident_bytes
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.edge.subnet_timing import SubnetTimer
 from fxelastic.errors import UsageError
@@ -30,6 +30,8 @@ from fxelastic.spec import Arch
 from fxelastic.spec.latency_table import MODES, BranchLatency, LatencyTable
 
 PARTIAL = "fxelastic.latency-samples/1"
+# For choosing subnets of certain costs, and for solving for corrections.
+_COMPUTING_BYTES = 2**24
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +71,8 @@ def profile(
         n_subnets: Subnets that the sum is corrected by, for each mode; 0 for none.
         n_held_out: Subnets that the error is measured on, for each mode.
         time_budget_s: End earlier after this time; what has to be measured takes what it takes.
-        memory_bytes: Memory that the weights of sessions may take at once.
+        memory_bytes: What the process may grow by, besides what one batch takes. Where two
+            subnets do not fit into it, whole subnets are not measured.
         path: A file for what was measured so far. Where it is there, of the same bundle and
             settings, the measurement goes on from it; it is removed at the end.
         seed: Of the subnets and their order.
@@ -84,6 +87,7 @@ def profile(
         BundleError: A branch is missing or damaged, can't be run, or gives values that are not
             finite.
     """
+    limit = None if memory_bytes is None else GrowthLimit(memory_bytes)
     refuse_paths(bundle=bundle)
     _check(batch_size, n_samples, n_subnets, n_held_out, time_budget_s)
     begin_s = time.perf_counter()
@@ -103,7 +107,7 @@ def profile(
         "providers": list(providers),
         "inputs": "" if inputs is None else _digest(inputs),
     }
-    with Executor(bundle, threads, memory_bytes, providers) as executor:
+    with Executor(bundle, threads, memory_bytes, providers, limit=limit) as executor:
         sound = True
         if inputs is None:
             inputs, sound = sound_inputs(executor, batch_size, seed)
@@ -128,8 +132,9 @@ def profile(
             partial.save()
         rows = {spec.id: timing.row(spec.id) for spec in bundle.space.branches}
         rows = {k: _with_resident(row, resident.get(k)) for k, row in rows.items()}
+        executor.make_room(_COMPUTING_BYTES)
         archs = distinct_subnets(bundle, n_subnets + n_held_out, seed)
-        timer = SubnetTimer(executor, inputs, memory_bytes or 2**30)
+        timer = SubnetTimer(executor, inputs, limit)
         maker = SessionMaker(threads, tuple(providers))
         modes = {}
         for mode in MODES:
@@ -141,8 +146,12 @@ def profile(
             over = time.perf_counter() - begin_s > budget_s
             chosen = [] if over else archs
             times = timer.time(chosen, mode, maker, progress=told_subnets)
-            measured = [Measured(arch, ms) for arch, ms in zip(chosen, times, strict=True)]
-            held_out, fitted = split(measured, n_held_out)
+            measured = [Measured(arch, times[arch]) for arch in chosen if arch in times]
+            # Of fewer than were asked for, half at least are fitted to.
+            fewer = len(measured) < len(chosen) and n_subnets > 0
+            n_told = min(n_held_out, len(measured) // 2) if fewer else n_held_out
+            held_out, fitted = split(measured, n_told)
+            executor.make_room(_COMPUTING_BYTES)
             modes[mode] = fit_mode(bundle.space, rows, fitted if n_subnets else [], held_out)
     table = LatencyTable(
         bundle.digest, fingerprint(), batch_size, threads, providers[0], rows, modes
@@ -240,13 +249,12 @@ def _check(
 
 def _session_bytes(executor: Executor) -> dict[str, int]:
     """By how much each session raises the process's memory; also loads them all."""
-    process = psutil.Process()
     found: dict[str, int] = {}
-    before = process.memory_info().rss
+    before = resident_bytes()
     for spec in executor.bundle.space.branches:
         if executor.bundle.segment(spec.id).outputs and not executor.is_loaded(spec.id):
             executor.session(spec.id)
-        after = process.memory_info().rss
+        after = resident_bytes()
         found[spec.id] = max(0, after - before)
         before = after
     return found

@@ -20,8 +20,9 @@ Shapes: TypeAlias = tuple[tuple[Fraction | int, ...], ...]
 
 _SAMPLES = 50
 _BATCHES = 10  # at most: sessions that do not fit into memory together are opened for each
-#: Numbers of all branches' features that are looked at for one batch; 16 MiB of them.
-_NUMBERS = 2**22
+#: Numbers of all branches' features that are looked at for one batch; 4 MiB of them, and as many
+#: while they are compared.
+_NUMBERS = 2**20
 #: Times the median, beyond which a number is a fill of a mask, and tells nothing of the others.
 _FAR = 1e6
 _STILL = 1e-4  # spread, as a share of the size, below which features are constant but for rounding

@@ -50,6 +50,7 @@ class MarginModel:
     _LIMIT = 1.6  # margins beyond it are no surer
     _EDGE = 0.03  # margin from which a side is fairly sure
     _MOST = 500  # subnets to fit: the time grows with their number's cube
+    _AT_ONCE = 100  # subnets to predict at once, so that not much memory is taken
 
     def __init__(
         self,
@@ -69,38 +70,46 @@ class MarginModel:
         self._sum_root = prior.root(self._OWN, self._COMMON)
         self._far_root = prior.root(self._OWN_FAR, self._COMMON_FAR)
         lengths = np.array([len(m) for m in margins.values()])
-        values = np.zeros((len(margins), lengths.max()))
-        for row, found in zip(values, margins.values(), strict=True):
-            row[: len(found)] = found
-        weights = _weights(values, lengths, np.array([fits(arch) for arch in margins]))
+        right = np.zeros((len(margins), lengths.max()), bool)
+        for row, found in zip(right, margins.values(), strict=True):
+            row[: len(found)] = found > 0
+        weights = _weights(right, lengths, np.array([fits(arch) for arch in margins]))
         # One at least that was evaluated to its end.
         whole = np.where(lengths == lengths.max(), weights, -1.0).argmax()
         heaviest = np.argsort(-weights, kind="stable")[: self._MOST - 1]
         kept = np.unique([whole, *heaviest])
         all_archs = list(margins)
         archs = [all_archs[i] for i in kept]
-        values, lengths, weights = values[kept], lengths[kept], weights[kept]
+        lengths, weights = lengths[kept], weights[kept]
+        values = np.zeros((len(kept), lengths.max()))
+        for row, arch in zip(values, archs, strict=True):
+            row[: len(margins[arch])] = margins[arch]
         self._unit = _typical(values[weights.argmax(), : lengths[weights.argmax()]])
         values = np.clip(values / self._unit, -self._LIMIT, self._LIMIT)
         design = prior.of(archs)
         values -= self._expected(design)
         self._sums, self._places = design @ self._sum_root, design @ self._far_root
-        squares = _squares(self._places, self._places)[np.triu_indices(len(design), 1)]
-        self._typical_square = float(np.median(squares) if squares.size else 1.0) or 1.0
-        covariance = self._covariance(self._sums, self._places)
-        noise = self._NOISE / weights
+        self._typical_square = _typical_square(self._places)
+        # The first samples are those that all subnets were evaluated on.
+        known = self._covariance(self._sums, self._places)
+        known[np.diag_indices_from(known)] += self._NOISE / weights
         self._level = np.zeros(values.shape[1])
         self._found = np.zeros(values.shape)
         # Samples that the same subnets were evaluated on are fitted together.
         ends = np.unique(lengths).tolist()
         for start, end in zip([0, *ends], ends, strict=False):
             seen = np.flatnonzero(lengths >= end)
-            own = covariance[np.ix_(seen, seen)] + np.diag(noise[seen])
+            own = known[np.ix_(seen, seen)]
             level = weights[seen] @ values[seen, start:end] / weights[seen].sum()
             self._level[start:end] = level
             self._found[seen, start:end] = np.linalg.solve(own, values[seen, start:end] - level)
-        # The first samples are those that all subnets were evaluated on.
-        self._known = covariance + np.diag(noise)
+        self._precision = np.linalg.inv(known)
+
+    @classmethod
+    def needed_bytes(cls, n_subnets: int, n_samples: int) -> int:
+        """About what it takes to fit one, in bytes."""
+        n = min(n_subnets, cls._MOST)
+        return 8 * n * (5 * n + 3 * n_samples)
 
     def margins(self, archs: Sequence[Arch]) -> Matrix:
         """What is expected of each sample's margin, in typical ones: ``(subnets, samples)``."""
@@ -108,6 +117,13 @@ class MarginModel:
 
     def predict(self, archs: Sequence[Arch]) -> Prediction:
         """The accuracy of each subnet."""
+        parts = [self._predicted(part) for part in self._parts(archs)]
+        return Prediction(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+    def _parts(self, archs: Sequence[Arch]) -> list[Sequence[Arch]]:
+        return [archs[i : i + self._AT_ONCE] for i in range(0, len(archs), self._AT_ONCE)]
+
+    def _predicted(self, archs: Sequence[Arch]) -> Prediction:
         design = self._prior.of(archs)
         margins, covariance = self._margins(design)
         chances = self._chances(margins)
@@ -115,7 +131,7 @@ class MarginModel:
         deviation = np.sqrt((chances * (1 - chances)).sum(axis=1)) / n
         sums = design @ self._sum_root
         nothing = (sums * sums).sum(axis=1) + self._TOGETHER
-        told = (covariance * np.linalg.solve(self._known, covariance.T).T).sum(axis=1)
+        told = (covariance * (covariance @ self._precision)).sum(axis=1)
         unknown = np.sqrt(np.clip(1 - told / nothing, 1e-12, 1.0))
         return Prediction(chances.mean(axis=1), deviation, unknown)
 
@@ -125,14 +141,12 @@ class MarginModel:
         Args:
             margins: Of each subnet, for the first samples.
         """
-        if not margins:
-            return {}
         found = {}
-        for (arch, seen), expected in zip(
-            margins.items(), self.margins(list(margins)), strict=True
-        ):
-            rest = self._chances(expected[len(seen) :])
-            found[arch] = float(((seen > 0).sum() + rest.sum()) / len(expected))
+        for part in self._parts(list(margins)):
+            for arch, expected in zip(part, self.margins(part), strict=True):
+                seen = margins[arch]
+                rest = self._chances(expected[len(seen) :])
+                found[arch] = float(((seen > 0).sum() + rest.sum()) / len(expected))
         return found
 
     def _chances(self, margins: Matrix) -> Matrix:
@@ -147,9 +161,13 @@ class MarginModel:
 
     def _covariance(self, sums: Matrix, places: Matrix) -> Matrix:
         """Of subnets with those that are known, before anything is."""
-        squares = _squares(places, self._places) / (self._NEAR * self._typical_square)
-        covariance: Matrix = sums @ self._sums.T + self._TOGETHER * np.exp(-0.5 * squares)
-        return covariance
+        # In place: there are as many numbers as pairs of subnets.
+        found = _squares(places, self._places)
+        found *= -0.5 / (self._NEAR * self._typical_square)
+        np.exp(found, out=found)
+        found *= self._TOGETHER
+        found += sums @ self._sums.T
+        return found
 
     def _expected(self, design: Matrix) -> Matrix:
         """What subnets' margins change by before anything is known: ``(subnets, 1)``."""
@@ -157,16 +175,16 @@ class MarginModel:
         return expected
 
 
-def _weights(values: Matrix, lengths: NDArray[np.int64], fits: NDArray[np.bool_]) -> Matrix:
+def _weights(
+    right: NDArray[np.bool_], lengths: NDArray[np.int64], fits: NDArray[np.bool_]
+) -> Matrix:
     """How much each subnet counts: by its accuracy, relative to the best of those that fit.
 
     On samples that a subnet was not evaluated on it is taken for as good as the others.
     """
-    n = values.shape[1]
-    seen = np.arange(n) < lengths[:, None]
-    right = (values > 0) & seen
+    seen = np.arange(right.shape[1]) < lengths[:, None]
     share = right.sum(axis=0) / seen.sum(axis=0)
-    odds = logits((right + ~seen * share).mean(axis=1))
+    odds = logits((right.sum(axis=1) + ~seen @ share) / right.shape[1])
     best = odds[fits].max() if fits.any() else odds.max()
     weights: Matrix = np.exp(-np.minimum(np.abs(odds - best), 4.0))
     return weights
@@ -178,6 +196,15 @@ def _typical(margins: Matrix) -> float:
 
 def _squares(one: Matrix, other: Matrix) -> Matrix:
     """Squares of distances between rows."""
-    lengths = (one * one).sum(axis=1)[:, None] + (other * other).sum(axis=1)
-    squares: Matrix = np.maximum(lengths - 2 * one @ other.T, 0.0)
+    squares: Matrix = -2 * one @ other.T
+    squares += (one * one).sum(axis=1)[:, None]
+    squares += (other * other).sum(axis=1)
+    np.maximum(squares, 0.0, out=squares)
     return squares
+
+
+def _typical_square(places: Matrix) -> float:
+    """The median square of the distance between two; 1 where there is none."""
+    squares = _squares(places, places)
+    pairs = np.concatenate([squares[i, i + 1 :] for i in range(len(squares))])
+    return float(np.median(pairs) if pairs.size else 1.0) or 1.0

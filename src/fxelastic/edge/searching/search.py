@@ -15,6 +15,7 @@ from fxelastic.edge.arguments import refuse_paths
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.execution import Executor
 from fxelastic.edge.fingerprint import fingerprint
+from fxelastic.edge.memory import GrowthLimit
 from fxelastic.edge.pool import PoolEntry, SubnetPool
 from fxelastic.edge.searching.data import Dataset, batch_of, read_data
 from fxelastic.edge.searching.evaluation import Counts, Evaluator
@@ -108,7 +109,9 @@ def search(
         held_out: Share of the samples that no choice is made by; the best subnets' scores on it
             tell what the search's own scores, being the best of many, overstate.
         cache_bytes: What kept features may take; without a bound where None.
-        memory_bytes: What sessions' weights may take; without a bound where None.
+        memory_bytes: What sessions may take, and what is learned in between; without a bound where
+            None. Where both are bounded, the process does not grow by more than both together, and
+            what one batch takes.
         weight_bytes: The most that a subnet's weights may take.
         confidence: A candidate ends early when it can't be the best any more: for certain
             with 1, so that no winner is lost; otherwise with this probability, of 0.5 at least, by
@@ -128,6 +131,9 @@ def search(
             bundle, or no subnet keeps a budget; the message names the nearest.
         BundleError: A branch is missing or damaged, can't be run, or gives NaN.
     """
+    limit = None
+    if memory_bytes is not None and cache_bytes is not None:
+        limit = GrowthLimit(memory_bytes + cache_bytes)
     refuse_paths(bundle=bundle, table=table)
     if batch_size < 1:
         raise UsageError("batch_size is none", expected="at least 1", got=repr(batch_size))
@@ -140,7 +146,7 @@ def search(
     runner = _strategy(strategy)
     interrupted = False
     digest = samples.digest(measure.name)
-    with Executor(bundle, threads, memory_bytes, shared_arena=True) as executor:
+    with Executor(bundle, threads, memory_bytes, shared_arena=True, limit=limit) as executor:
         evaluator = Evaluator(
             executor,
             samples,

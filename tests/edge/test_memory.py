@@ -1,0 +1,192 @@
+"""What the process grows by is bounded, and results do not depend on the bound."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fxelastic import edge
+from fxelastic.edge import memory, subnet_timing
+from fxelastic.edge.memory import GrowthLimit, give_back, resident_bytes
+from fxelastic.edge.sessions import SessionMaker
+from fxelastic.edge.subnet_timing import SubnetTimer
+from tests.cli.commands import environment
+from tests.edge.serving.tiny_bundle import write_bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> edge.Bundle:
+    return write_bundle(tmp_path_factory.mktemp("memory") / "bundle")
+
+
+def image() -> dict[str, Any]:
+    return {"x": np.random.default_rng(0).standard_normal((1, 8, 8, 8)).astype(np.float32)}
+
+
+class Sessions:
+    """A limit that counts the sessions of an executor instead of bytes."""
+
+    n_bytes = 2**20
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.executor: edge.Executor | None = None
+        self.n_begun = 0
+
+    def begin(self) -> None:
+        self.n_begun += 1
+
+    def has_room(self, n_bytes: int = 0) -> bool:
+        assert self.executor is not None
+        return len(self.executor._sessions) + (n_bytes > 0) <= self.most
+
+
+def limited(bundle: edge.Bundle, most: int) -> tuple[edge.Executor, Sessions]:
+    limit = Sessions(most)
+    limit.executor = edge.Executor(bundle, limit=limit)  # type: ignore[arg-type]
+    return limit.executor, limit
+
+
+def test_growth_is_counted_from_the_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, freed = [1000], [0]
+    monkeypatch.setattr(memory, "resident_bytes", lambda: now[0])
+
+    def freeing() -> None:
+        now[0] -= freed[0]
+        freed[0] = 0
+
+    monkeypatch.setattr(memory, "give_back", freeing)
+    limit = GrowthLimit(100)
+    assert limit.has_room(100)
+    assert not limit.has_room(101)
+    now[0] = 1120
+    assert not limit.has_room()
+    freed[0] = 20
+    assert limit.has_room()
+    limit.begin()
+    assert limit.has_room(100)
+
+
+def test_memory_that_was_freed_is_given_back() -> None:
+    before = resident_bytes()
+    # Too small for maps of their own: the C library keeps what is freed, below what is not.
+    blocks = [np.ones(12_500) for _ in range(500)]
+    assert resident_bytes() - before > 40_000_000
+    del blocks[:-1]
+    give_back()
+    assert resident_bytes() - before < 20_000_000
+
+
+def test_sessions_go_where_the_process_has_grown_by_too_much(bundle: edge.Bundle) -> None:
+    executor, _ = limited(bundle, 3)
+    with executor, edge.Executor(bundle) as free:
+        for arch in bundle.space.sample(10, seed=2):
+            np.testing.assert_array_equal(
+                executor.run(arch, image())[0], free.run(arch, image())[0]
+            )
+            assert len(executor._sessions) <= 3
+        assert executor.n_dropped > 0
+        assert free.n_dropped == 0
+        executor.make_room(1)
+        assert len(executor._sessions) == 2
+
+
+def test_a_limit_that_nothing_keeps_is_told(
+    bundle: edge.Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    executor, limit = limited(bundle, 0)
+    with executor, edge.Executor(bundle) as free, caplog.at_level(logging.WARNING):
+        arch = bundle.space.original
+        np.testing.assert_array_equal(executor.run(arch, image())[0], free.run(arch, image())[0])
+    assert "1 MiB of memory do not suffice" in caplog.text
+    assert limit.n_begun > 0
+
+
+@pytest.mark.parametrize("mode", ["assembled", "paged"])
+def test_subnets_that_do_not_fit_are_not_timed(
+    bundle: edge.Bundle,
+    mode: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    archs = [a for a in bundle.space.sample(6, seed=0) if a != bundle.space.original][:4]
+
+    class Room(Sessions):
+        """Room for so many subnets."""
+
+        n_added = 0
+
+        def has_room(self, n_bytes: int = 0) -> bool:
+            if n_bytes and mode == "assembled":
+                self.n_added += 1
+            return mode == "paged" or self.n_added <= self.most
+
+    def timed(limit: Any, executor: edge.Executor) -> dict[Any, float]:
+        timer = SubnetTimer(executor, image(), limit)
+        return timer.time(archs, mode, SessionMaker(1), rounds=2)
+
+    with edge.Executor(bundle) as executor:
+        assert set(timed(Room(99), executor)) == set(archs)
+    assert not caplog.text
+    if mode == "assembled":
+        with edge.Executor(bundle) as executor:
+            assert set(timed(Room(2), executor)) == {archs[0]}
+        assert "3 of 4 assembled subnets were not measured" in caplog.text
+        return
+    n_original = len({bundle.segment(b).sha256 for b in bundle.space.original})
+    executor, limit = limited(bundle, n_original)
+    with executor:
+        # Those of the original's own branches would fit; there is none.
+        assert timed(limit, executor) == {}
+    assert "4 of 4 paged subnets were not measured" in caplog.text
+
+
+def test_groups_are_as_large_as_there_is_room(
+    bundle: edge.Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archs = [a for a in bundle.space.sample(20, seed=0) if a != bundle.space.original][:5]
+    sizes: list[int] = []
+    by_turns = subnet_timing.time_by_turns
+
+    def turns(runs: Any, rounds: int, rest_s: float = 0.0) -> list[float]:
+        sizes.append(len(runs))
+        return by_turns(runs, rounds, rest_s)
+
+    monkeypatch.setattr(subnet_timing, "time_by_turns", turns)
+    monkeypatch.setattr(subnet_timing, "_MOST", 2)
+    with edge.Executor(bundle) as executor:
+        found = SubnetTimer(executor, image()).time(archs, "paged", SessionMaker(1), rounds=2)
+    assert list(found) == archs
+    assert sizes == [3, 3, 2]
+
+
+_SEARCH = """
+import sys
+import numpy as np
+from fxelastic import edge
+from fxelastic.edge.memory import give_back, resident_bytes
+bundle = edge.load(sys.argv[1])
+with edge.Executor(bundle, 1) as executor:
+    executor.run(bundle.space.original, {"x": np.zeros((1, 8, 8, 8), np.float32)})
+profile = edge.profile
+give_back()
+before = resident_bytes()
+profile(bundle, threads=1, n_samples=3, n_subnets=4, n_held_out=2, memory_bytes=64 * 2**20)
+print(resident_bytes() - before)
+"""
+
+
+def test_a_profile_stays_within_what_it_was_allowed(bundle: edge.Bundle) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _SEARCH, str(bundle.path)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) <= 64 * 2**20
