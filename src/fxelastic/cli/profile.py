@@ -96,7 +96,7 @@ def add_parser(commands: Any) -> None:
         "--time-budget", metavar="SECONDS", type=float, help="end earlier, with fewer runs"
     )
     parser.add_argument(
-        "--memory-mb", metavar="MB", type=float, help="memory that weights may take at once"
+        "--memory-mb", metavar="MB", type=float, help="memory that the process may grow by"
     )
     options.add_output(parser)
     parser.set_defaults(run=run)

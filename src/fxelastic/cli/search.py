@@ -115,7 +115,7 @@ def add_parser(commands: Any) -> None:
         help="memory for features that subnets share (default: 256)",
     )
     parser.add_argument(
-        "--memory-mb", metavar="MB", type=float, help="memory that weights may take at once"
+        "--memory-mb", metavar="MB", type=float, help="memory for sessions and what is learned"
     )
     parser.add_argument(
         "--weight-mb", metavar="MB", type=float, help="the most that a subnet's weights may take"
