@@ -259,8 +259,11 @@ class Runtime:
         begin_s = clock()
         resident = residents.acquire()
         courtesy = self._courtesy
+        waited_s = 0.0
         if courtesy.waits:
-            courtesy.begin(1e-3 * resident.step.latency_ms * (self._controller.load.ratio or 1.0))
+            waited_s = courtesy.begin(
+                1e-3 * resident.step.latency_ms * (self._controller.load.ratio or 1.0)
+            )
         # The estimate may be renewed while the request runs.
         step = resident.step
         error: Exception | None = None
@@ -282,7 +285,9 @@ class Runtime:
             first = resident.n_first < FIRST
             if first:
                 resident.n_first += 1
-            self._monitor.record(Observation(end_s, step, latency_ms, first))
+            # What it was made to wait is no load.
+            actual_ms = latency_ms - 1e3 * waited_s
+            self._monitor.record(Observation(end_s, step, actual_ms, first))
             self._controller.wake()
             return Reply(self._signature.result(outputs), outputs, step.arch, latency_ms)
         # Answered by another subnet: nothing to learn about the load.

@@ -19,11 +19,13 @@ from typing import TextIO
 
 import onnxruntime as ort
 
-from fxelastic.edge.assembly import assemble
+from fxelastic.edge.assembly import assemble, join
 from fxelastic.edge.bundle import Bundle, load
 from fxelastic.spec import Arch
 
 _CHUNK_BYTES = 2**20
+# Protobuf has a limit of 2 GiB; graphs take some of it.
+_IN_MEMORY_BYTES = 2**30
 
 
 def work(bundle: Bundle, requests: TextIO, answers: TextIO) -> None:
@@ -54,19 +56,27 @@ def prepare(bundle: Bundle, arch: Arch, path: Path) -> str:
     Returns:
         Sha256 of the file.
     """
-    plain = assemble(bundle, arch, path.with_suffix(".plain.onnx"))
     options = ort.SessionOptions()
     # Warnings tell that the optimised model fits only this machine, which is where it stays.
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.optimized_model_filepath = os.fspath(path)
+    if sum(bundle.segment(branch).weight_bytes for branch in arch) < _IN_MEMORY_BYTES:
+        # Neither written nor checked: that took a third of the time, and onnxruntime checks, too.
+        _optimise(join(bundle, arch).SerializeToString(), options)
+        return digest(path)
+    plain = assemble(bundle, arch, path.with_suffix(".plain.onnx"))
     try:
-        ort.InferenceSession(os.fspath(plain), options, providers=["CPUExecutionProvider"])
+        _optimise(os.fspath(plain), options)
     finally:
         for file in plain.parent.glob(f"{plain.name}*"):
             file.unlink()
     return digest(path)
+
+
+def _optimise(model: str | bytes, options: ort.SessionOptions) -> None:
+    ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def digest(path: Path) -> str:
