@@ -14,7 +14,7 @@ import psutil
 
 # Where one request follows another there is no time between them: each is delayed for the other
 # process by this share of what it takes.
-_SHARE = 0.025
+_SHARE = 0.03
 # Of which this is for waking and stopping it, and for what it pushes out of the caches.
 _COST_S = 0.00005
 # In less than this it hardly begins.
@@ -40,7 +40,7 @@ class Courtesy:
     had to. It was seen to make one request in three half as slow again.
 
     Where requests leave no pause, they wait for the process a little before they begin: none is
-    delayed by more than 2.5 %, or by 0.12 ms and no more than once in 4 ms. To let the process work
+    delayed by more than 3 %, or by 0.12 ms and no more than once in 3 ms. To let the process work
     during one request in forty took as long, or twice as long beside competing processes, and
     slowed those down by forty percent.
 
