@@ -91,6 +91,7 @@ class Executor:
         self.n_loaded = 0
         self.n_dropped = 0
         self._limit = limit
+        self._warned = False
         # Where there is a limit, the first runs that sessions have yet to do.
         self._fresh: dict[str, int] = {}
         self._run_bytes = 0  # the most that a session was seen to take for one of them
@@ -227,10 +228,12 @@ class Executor:
             # Each look may take some ms.
             self._drop(1 + len(self._sessions) // 8)
         if self._limit is not None and not self._sessions and not self._limit.has_room(n_bytes):
-            logger.warning(
-                "%.0f MiB of memory do not suffice: without any session the process takes more",
-                self._limit.n_bytes / 2**20,
-            )
+            if not self._warned:
+                logger.warning(
+                    "%.0f MiB of memory do not suffice: without any session the process takes more",
+                    self._limit.n_bytes / 2**20,
+                )
+            self._warned = True
             # To open every session anew for each run would not change that.
             self._limit.begin()
 
