@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import pytest
 
 from fxelastic import edge
 from fxelastic.edge.serving import courtesy as module
-from fxelastic.edge.serving.courtesy import Courtesy
+from fxelastic.edge.serving.courtesy import RARELY, Courtesy
 from fxelastic.edge.serving.preparation import Preparation
 from fxelastic.edge.serving.upkeep import Restated
 from tests.cli.commands import environment
@@ -161,24 +162,44 @@ def test_it_goes_first_where_somebody_waits_for_it(other: psutil.Process) -> Non
         settled(other, stopped=True)
 
 
-def test_pieces_of_work_are_far_apart_while_requests_run() -> None:
-    busy = True
-    courtesy = Courtesy(busy=lambda: busy)
-    courtesy.pace(0.0005)
-    assert courtesy.elsewhere_s >= 0.1
+@pytest.mark.parametrize(("piece_s", "share", "apart_s"), [(3e-4, 0.03, 0.01), (5e-4, RARELY, 0.1)])
+def test_pieces_of_work_are_apart_while_requests_run(
+    piece_s: float, share: float, apart_s: float
+) -> None:
+    courtesy = Courtesy(busy=lambda: True)
+    courtesy.pace(piece_s, share)
+    assert courtesy.elsewhere_s >= apart_s
 
-    thread = threading.Thread(target=courtesy.pace, args=(60.0,))
+
+@pytest.mark.parametrize("what", ["pace", "hold"])
+def test_work_goes_on_where_somebody_waits_for_it(what: str) -> None:
+    courtesy = Courtesy(busy=lambda: True)
+    courtesy.hold(what == "hold")
+    waits = partial(courtesy.pace, 60.0) if what == "pace" else courtesy.await_pause
+    thread = threading.Thread(target=waits)
     thread.start()
-    thread.join(0.1)
+    thread.join(0.5)
     assert thread.is_alive()
     with courtesy.hurry():
         thread.join(20)
     assert not thread.is_alive()
 
-    busy = False
-    before_s = time.monotonic()
+
+def test_pieces_of_work_follow_each_other_while_no_request_runs() -> None:
+    courtesy = Courtesy(busy=lambda: False)
     courtesy.pace(60.0)
-    assert time.monotonic() - before_s < 60.0
+    assert courtesy.elsewhere_s < 60.0
+
+
+def test_a_pause_is_awaited_but_not_for_ever() -> None:
+    # Between two requests that follow each other, none runs either.
+    looks = [True] * 5 + [False, True] * 5 + [False] * 2
+    courtesy = Courtesy(busy=lambda: looks.pop(0))
+    courtesy.await_pause()
+    assert len(looks) <= 1
+    courtesy = Courtesy(busy=lambda: True)
+    courtesy.await_pause()
+    assert courtesy.elsewhere_s >= 0.25
 
 
 def test_a_process_that_has_gone_is_no_error() -> None:

@@ -126,13 +126,20 @@ def test_a_damaged_branch_leaves_nothing_in_memory(tmp_path: Path) -> None:
     assembled.close()
 
 
+@pytest.mark.parametrize("damage", ["changed", "cut off", "gone"])
+@pytest.mark.parametrize("suffix", [".onnx", ".weights"])
 def test_a_damaged_file_is_prepared_again(
-    archs: list[Arch], assembled: AssembledLoader, bundle: Bundle
+    archs: list[Arch], assembled: AssembledLoader, bundle: Bundle, suffix: str, damage: str
 ) -> None:
     path = assembled.preparation.file(archs[0])
-    path.write_bytes(path.read_bytes()[:-1] + b"!")
-    assert assembled.preparation.file(archs[0]) != path
+    file = path.with_suffix(suffix)
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-1] + b"!" * (damage == "changed"))
     executable = assembled.load(archs[0])
+    assert assembled.preparation.file(archs[0]) != path
+    assert not path.exists()
     expected = reference(bundle, archs[0], {"x": X})
     np.testing.assert_allclose(output(executable), expected, rtol=1e-4, atol=1e-4)
     executable.close()
@@ -142,7 +149,9 @@ def test_the_latest_files_are_kept(archs: list[Arch], assembled: AssembledLoader
     paths = [assembled.preparation.file(arch) for arch in archs[:2]]
     assert assembled.preparation.file(archs[0]) == paths[0]
     third = assembled.preparation.file(archs[2])
-    assert [path.exists() for path in (*paths, third)] == [True, False, True]
+    for suffix in (".onnx", ".weights"):
+        found = [path.with_suffix(suffix).exists() for path in (*paths, third)]
+        assert found == [True, False, True]
 
 
 def test_closing_deletes_the_files_and_ends_the_process(bundle: Bundle, archs: list[Arch]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fxelastic.edge.bundle import Bundle
+from fxelastic.edge.serving.courtesy import Courtesy
 from fxelastic.edge.serving.executable import Array
 from fxelastic.edge.serving.preparation import Preparation
 from fxelastic.spec import Arch
@@ -43,24 +44,27 @@ class AssembledExecutable:
 class AssembledLoader:
     """Loads each subnet as a session of its own.
 
-    A subnet is joined and optimised by another process, once; the session is then made from that
-    file in a fraction of the time, and without holding the interpreter's lock.
+    A subnet is joined and optimised by another process, once; the session is then made from its
+    files in a fraction of the time, and without holding the interpreter's lock.
 
     Attributes:
         bundle: The bundle.
         preparation: Makes the files.
         open_session: Makes a session from the path of a model that is already optimised.
+        courtesy: Lets requests go first.
     """
 
     bundle: Bundle
     preparation: Preparation
     open_session: Callable[[Path], Any]
+    courtesy: Courtesy = field(default_factory=Courtesy)
     _loaded_bytes: int = field(init=False, repr=False, default=0)
     _lock: threading.Lock = field(init=False, repr=False, default_factory=threading.Lock)
 
     def load(self, arch: Arch) -> AssembledExecutable:
         """Load a subnet; see `Loader`."""
         path = self.preparation.file(arch)
+        self.courtesy.await_pause()
         session = self.open_session(path)
         size_bytes = self.added_bytes(arch)
         self.account(size_bytes)

@@ -24,12 +24,15 @@ _SLEEP_S = 0.0005
 _WAKING_S = 0.0001
 # Time between two requests that is worth waking the other process for, in seconds.
 _PAUSE_S = 0.0005
-# What can't be stopped, since it is done in the serving process, is done in this share of the time:
-# too few requests meet it to be seen at their 99th percentile.
-_PIECES = 0.005
-# After so many looks at which no request ran, there are few.
-_QUIET_LOOKS = 3
+# What can neither be stopped nor divided, since it is done in the serving process, is done in
+# this share of the time: too few requests meet it to be seen at their 99th percentile.
+RARELY = 0.005
 _LOOK_S = 0.02
+# It waits so long for a pause between requests, which is as long as it may take itself.
+_PATIENCE_S = 0.25
+# Between requests that follow each other none runs, either, but not for so long.
+_QUIET_S = 0.001
+_QUIET_LOOKS = 2
 
 
 class Courtesy:
@@ -48,6 +51,7 @@ class Courtesy:
     any thread. Without signals that stop a process (Windows) it stops none.
 
     Work within this process can't be stopped; it is done piece by piece, with `pace` after each.
+    A piece that is not small begins in a pause, with `await_pause`, where there is one.
 
     Attributes:
         waits: Whether there is a process to stop; cheap to read.
@@ -115,20 +119,31 @@ class Courtesy:
                 self._n_hurrying -= 1
                 self._look()
 
-    def pace(self, piece_s: float) -> None:
+    def pace(self, piece_s: float, share: float = _SHARE) -> None:
         """Wait after a piece of work in this process, as long as requests run and nobody hurries.
 
         Args:
             piece_s: How long it took, in seconds.
+            share: Of the time, which work may take.
         """
-        begin_s = time.monotonic()
+        begin_s = now_s = time.monotonic()
+        until_s = begin_s + piece_s / share
+        while (self._held or (now_s < until_s and self.busy())) and not self._n_hurrying:
+            time.sleep(_LOOK_S if self._held else min(until_s - now_s, _LOOK_S))
+            now_s = time.monotonic()
+        self.elsewhere_s += now_s - begin_s
+
+    def await_pause(self) -> None:
+        """Wait until no request has run for a moment; not for long, and not if somebody hurries."""
+        begin_s = now_s = time.monotonic()
         n_quiet = 0
-        while n_quiet < _QUIET_LOOKS and not self._n_hurrying:
-            if time.monotonic() - begin_s >= piece_s / _PIECES and not self._held:
+        while self._held or (now_s < begin_s + _PATIENCE_S and n_quiet < _QUIET_LOOKS):
+            if self._n_hurrying:
                 break
+            time.sleep(_QUIET_S)
+            now_s = time.monotonic()
             n_quiet = 0 if self.busy() else n_quiet + 1
-            time.sleep(_LOOK_S)
-        self.elsewhere_s += time.monotonic() - begin_s
+        self.elsewhere_s += now_s - begin_s
 
     def hold(self, held: bool) -> None:
         """Have all work wait from the next request on, or not; to measure against."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fxelastic.edge.bundle import Bundle
+from fxelastic.edge.serving.courtesy import RARELY, Courtesy
 from fxelastic.edge.serving.executable import Array
 from fxelastic.spec import Arch
 
@@ -86,12 +87,12 @@ class PagedLoader:
     Attributes:
         bundle: The bundle.
         open_session: Makes a session from the path of a branch's ONNX file.
-        pace: Called after each session with the seconds that it took: may wait. None not to.
+        courtesy: Lets requests go first.
     """
 
     bundle: Bundle
     open_session: Callable[[Path], Any]
-    pace: Callable[[float], None] | None = None
+    courtesy: Courtesy = field(default_factory=Courtesy)
     _pages: dict[str, Page] = field(init=False, repr=False, default_factory=dict)
     _lock: threading.Lock = field(init=False, repr=False, default_factory=threading.Lock)
 
@@ -146,12 +147,13 @@ class PagedLoader:
                 page.users += 1
                 return page.session
         # One thread loads at a time: nobody else makes this page now.
+        path = self.bundle.model_path(branch)
+        self.courtesy.await_pause()
         begin_s = time.monotonic()
-        session = self.open_session(self.bundle.model_path(branch))
+        session = self.open_session(path)
         with self._lock:
             self._pages[branch] = Page(session, users=1)
-        if self.pace is not None:
-            self.pace(time.monotonic() - begin_s)
+        self.courtesy.pace(time.monotonic() - begin_s, RARELY)
         return session
 
     def _page_out(self, branch: str) -> None:

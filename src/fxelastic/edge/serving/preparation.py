@@ -11,9 +11,10 @@ import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from fxelastic.edge.serving.courtesy import Courtesy
-from fxelastic.edge.serving.worker import digest
+from fxelastic.edge.serving.digests import digest
 from fxelastic.errors import BundleError, ServingError
 from fxelastic.spec import Arch
 
@@ -50,7 +51,8 @@ class Preparation:
         self._folder = folder
         self._keep = keep
         self._scratch = tempfile.TemporaryDirectory(prefix="fxelastic-serving-", dir=scratch)
-        self._files: dict[Arch, tuple[Path, str]] = {}
+        # With the digest of each of its files, by name.
+        self._files: dict[Arch, tuple[Path, dict[str, str]]] = {}
         self._n_made = 0
         self._lock = threading.Lock()
         self._courtesy = courtesy or Courtesy()
@@ -66,24 +68,31 @@ class Preparation:
             ServingError: It can't be made.
         """
         known = self._files.pop(arch, None)
-        if known is not None:
-            try:
-                if digest(known[0]) == known[1]:
-                    # Last in order, so that it is the last to go.
-                    self._files[arch] = known
-                    return known[0]
-            except OSError:
-                pass  # The file is gone; another one is made below.
-        path = Path(self._scratch.name) / f"{self._n_made}.onnx"
-        self._n_made += 1
-        answer = self._ask({"arch": str(arch), "path": str(path)})
-        if "error" in answer:
-            raise BundleError(f"subnet {arch} can't be prepared", got=answer["error"])
-        self._files[arch] = path, answer["sha256"]
+        if known is None or not self._intact(*known):
+            if known is not None:
+                _delete(*known)
+            path = Path(self._scratch.name) / f"{self._n_made}.onnx"
+            self._n_made += 1
+            answer = self._ask({"arch": str(arch), "path": str(path)})
+            if "error" in answer:
+                raise BundleError(f"subnet {arch} can't be prepared", got=answer["error"])
+            known = path, answer["sha256"]
+        # Last in order, so that it is the last to go.
+        self._files[arch] = known
         while len(self._files) > self._keep:
             oldest = next(iter(self._files))
-            self._files.pop(oldest)[0].unlink(missing_ok=True)
-        return path
+            _delete(*self._files.pop(oldest))
+        return known[0]
+
+    def _intact(self, path: Path, digests: dict[str, str]) -> bool:
+        """Whether the files are as they were made; looked at little by little."""
+        try:
+            return all(
+                digest(path.with_name(name), self._courtesy.pace) == expected
+                for name, expected in digests.items()
+            )
+        except OSError:
+            return False
 
     def close(self) -> None:
         """End the process, even at work, and delete the files."""
@@ -99,7 +108,7 @@ class Preparation:
             self._timer.join()
         self._scratch.cleanup()
 
-    def _ask(self, request: dict[str, str]) -> dict[str, str]:
+    def _ask(self, request: dict[str, str]) -> dict[str, Any]:
         with self._lock:
             if self._closed:
                 raise ServingError("the runtime is closed")
@@ -130,7 +139,7 @@ class Preparation:
                 self._timer = threading.Timer(_IDLE_S, self._retire, (process,))
                 self._timer.daemon = True
                 self._timer.start()
-        answer: dict[str, str] = json.loads(line)
+        answer: dict[str, Any] = json.loads(line)
         return answer
 
     def _start(self) -> subprocess.Popen[str]:
@@ -156,6 +165,13 @@ class Preparation:
             if self._process is process:
                 self._process = None
                 _end(process)
+
+
+def _delete(path: Path, digests: dict[str, str]) -> None:
+    for name in digests:
+        # Some systems keep files that are mapped; they go with the folder.
+        with suppress(OSError):
+            path.with_name(name).unlink(missing_ok=True)
 
 
 def _end(process: subprocess.Popen[str]) -> None:

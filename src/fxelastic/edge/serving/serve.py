@@ -132,12 +132,11 @@ def loader_of(bundle: Bundle, mode: str, threads: int, courtesy: Courtesy | None
         courtesy: Lets requests go before what loads subnets; None not to.
     """
     sessions = SessionMaker(threads)
+    courtesy = courtesy or Courtesy()
     if mode == "paged":
-        pace = None if courtesy is None else courtesy.pace
-        return PagedLoader(bundle, sessions.open_branch, pace)
-    return AssembledLoader(
-        bundle, Preparation(bundle.path, courtesy=courtesy), sessions.open_prepared
-    )
+        return PagedLoader(bundle, sessions.open_branch, courtesy)
+    preparation = Preparation(bundle.path, courtesy=courtesy)
+    return AssembledLoader(bundle, preparation, sessions.open_prepared, courtesy)
 
 
 def _weight_bytes(bundle: Bundle, entry: Step) -> int:
