@@ -180,6 +180,7 @@ class Replay:
         self.known: dict[Arch, float] = {}
         self.margins = Margins(len(everything.data), BATCH, reorder=False)
         self.distortion = everything.distortion
+        self.make_room = everything.make_room
         self._everything = everything
 
     def scores(self, archs: Iterable[Arch], floors: Any = None) -> dict[Arch, float]:

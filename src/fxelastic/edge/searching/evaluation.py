@@ -129,6 +129,10 @@ class Evaluator:
             self._distortion = measure(self.executor, self.data, self._batch_size, stop=stop)
         return self._distortion
 
+    def make_room(self, n_bytes: int) -> None:
+        """Make room for other work in the memory that the executor may take."""
+        self.executor.make_room(n_bytes)
+
     def scores(
         self, archs: Iterable[Arch], floors: Mapping[Arch, float] | None = None
     ) -> dict[Arch, float]:

@@ -46,7 +46,7 @@ class Guide:
         early = [arch for arch in margins if arch not in evaluator.known]
         self._margins, self._estimates = None, {}
         longest = max(map(len, margins.values()), default=0)
-        evaluator.executor.make_room(MarginModel.needed_bytes(len(margins), longest))
+        evaluator.make_room(MarginModel.needed_bytes(len(margins), longest))
         if len(margins) >= _FEW:
             self._margins = MarginModel(self._prior, margins, self._study.fits)
             estimates = self._margins.completed({arch: margins[arch] for arch in early})
