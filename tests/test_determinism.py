@@ -12,28 +12,33 @@ PROGRAM = """
 from fxelastic.backends import fusion_rules
 from fxelastic.passes import capture, partition_graph
 from tests.models import CASES
-for name in ("resnet18", "densenet", "swin", "bert", "t5", "fpn_detector"):
-    traced = capture(CASES[name].build(), CASES[name].inputs(2))
-    for gamma in (0.02, 0.25):
-        partition = partition_graph(traced, gamma, fusion_rules("onnxruntime"))
-        print(partition.to_text(), partition.to_dot(), partition, sep="\\n")
+def texts():
+    for name in ("resnet18", "densenet", "swin", "bert", "t5", "fpn_detector"):
+        traced = capture(CASES[name].build(), CASES[name].inputs(2))
+        for gamma in (0.02, 0.25):
+            partition = partition_graph(traced, gamma, fusion_rules("onnxruntime"))
+            yield "\\n".join([partition.to_text(), partition.to_dot(), str(partition)])
 """
 
 
-def test_two_hash_seeds_give_the_same_text() -> None:
+def test_another_hash_seed_gives_the_same_text() -> None:
+    # Another than this process's, which is drawn at random where the environment has none.
+    for seed in ("1", "2"):
+        if os.environ.get("PYTHONHASHSEED") != seed:
+            break
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": path},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for seed in ("1", "2")
-    ]
-    (first, errors), (second, _) = (process.communicate() for process in processes)
-    assert processes[0].returncode == 0, errors
-    assert first.count("digraph") == 12
-    assert first == second
+    other = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM + "print(*texts(), sep='\\n')"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    here: dict[str, object] = {}
+    exec(PROGRAM, here)
+    expected = "\n".join(here["texts"]()) + "\n"  # type: ignore[operator]
+    found, errors = other.communicate()
+    assert other.returncode == 0, errors
+    assert found.count("digraph") == 12
+    assert found == expected
