@@ -115,9 +115,9 @@ def _convert_together(found: Sequence[Template], opset: int) -> dict[str, ir.Mod
     shapes = tuple(dict.fromkeys(dims, Dim.AUTO) for dims in dynamic)
     together = SideBySide(pieces)
     with quiet(), _paused_collector(), torch.no_grad():
-        program = torch.export.export(
-            together, examples, dynamic_shapes={"operands": shapes}, strict=False
-        )
+        # Pieces that read nothing have no dimensions to name: torch refuses to be told none.
+        named = {"operands": shapes} if examples else None
+        program = torch.export.export(together, examples, dynamic_shapes=named, strict=False)
         converted = torch.onnx.export(
             program, dynamo=True, opset_version=opset, verbose=False, optimize=False
         )
