@@ -54,7 +54,18 @@ def test_infinities_and_nan_have_to_stand_at_the_same_places() -> None:
 
 def test_zeros_are_compared_exactly() -> None:
     assert problem(np.float32([0.0]), torch.zeros(1)) is None
-    assert "inf of the largest value" in str(problem(np.float32([1e-9]), torch.zeros(1)))
+    assert "is allowed" in str(problem(np.float32([1e-9]), torch.zeros(1)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_numbers_too_small_for_all_their_digits_agree_as_far_as_they_have_them(
+    dtype: torch.dtype,
+) -> None:
+    least = torch.finfo(dtype).smallest_normal
+    faded = torch.tensor([0.3 * least, 0.01 * least], dtype=torch.float64).to(dtype)
+    neighbour = np.nextafter(faded.numpy(), np.inf, dtype=faded.numpy().dtype)
+    assert problem(neighbour, faded) is None
+    assert "is allowed" in str(problem(2 * faded.numpy(), faded))
 
 
 def test_empty_results_agree() -> None:

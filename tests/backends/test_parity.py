@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from torch import nn
 
 import fxelastic
 from fxelastic.backends.onnxruntime.parity import Parity
@@ -143,3 +144,20 @@ def test_an_export_that_computes_something_else_leaves_nothing(
     with pytest.raises(ExportError, match=r"operator aten\.relu\.default"):
         fxelastic.export(made, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
+
+
+class Noisy(nn.Module):
+    """A model that draws random numbers, as one with random masks does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*[nn.Linear(4, 4) for _ in range(3)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x + torch.rand_like(x)).argsort(-1)
+
+
+def test_random_numbers_are_named(tmp_path: Path) -> None:
+    supernet = fxelastic.expand(Noisy().eval(), 0.5, example_inputs=torch.randn(2, 4), kinds=())
+    with pytest.raises(ExportError, match=r"draws random numbers: aten\.rand"):
+        fxelastic.export(supernet, tmp_path / "bundle")

@@ -64,12 +64,12 @@ def compare(
     if not finite.any():
         return None
     error = float(np.abs(left[finite] - right[finite]).max())
-    scale = float(np.abs(right[finite]).max())
+    # Smaller numbers have fewer digits: activations of an untrained model may fade to 1e-40.
+    scale = max(float(np.abs(right[finite]).max()), float(np.finfo(dtype).tiny))
     if error <= tolerances[dtype] * scale:
         return None
-    share = error / scale if scale else float("inf")
     return Difference(
         name,
-        f"largest difference {error:.3g}, {share:.3g} of the largest value; "
+        f"largest difference {error:.3g}, {error / scale:.3g} of the largest value; "
         f"{tolerances[dtype]:g} is allowed",
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import fx, nn
 
 from fxelastic.backends import description
 from fxelastic.backends.onnxruntime.comparison import (
@@ -21,6 +22,7 @@ from fxelastic.backends.onnxruntime.divergence import diverging_operator
 from fxelastic.backends.onnxruntime.pieces import eval_module
 from fxelastic.backends.onnxruntime.running import open_session, run
 from fxelastic.errors import ExportError
+from fxelastic.ir import trees
 from fxelastic.ir.branch import Branch
 from fxelastic.ir.supernet import Supernet
 from fxelastic.spec.arch import Arch
@@ -130,5 +132,22 @@ class Parity:
 def _report(
     branch: Branch, difference: Difference, path: Path, operands: Mapping[str, torch.Tensor]
 ) -> str:
-    operator = diverging_operator(path, eval_module(branch), operands, TOLERANCES)
-    return f"branch {branch.id}, value {difference.name}: {difference.problem}; operator {operator}"
+    module = eval_module(branch)
+    found = f"branch {branch.id}, value {difference.name}: {difference.problem}"
+    if _is_random(module, list(operands.values())):
+        return f"{found}; it draws random numbers: {', '.join(_random_operators(module))}"
+    return f"{found}; operator {diverging_operator(path, module, operands, TOLERANCES)}"
+
+
+def _is_random(module: nn.Module, operands: Sequence[torch.Tensor]) -> bool:
+    """Whether a module gives other values each time."""
+    with torch.no_grad():
+        one, other = (trees.flatten(module(*operands))[0] for _ in range(2))
+    return any(not torch.allclose(a, b, equal_nan=True) for a, b in zip(one, other, strict=True))
+
+
+def _random_operators(module: nn.Module) -> list[str]:
+    """Operators that may draw random numbers."""
+    graphs = [part.graph for part in module.modules() if isinstance(part, fx.GraphModule)]
+    targets = {str(n.target): getattr(n.target, "tags", ()) for g in graphs for n in g.nodes}
+    return sorted(t for t, tags in targets.items() if torch.Tag.nondeterministic_seeded in tags)
