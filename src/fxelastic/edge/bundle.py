@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from fxelastic.edge.external_data import check_external_data
+from fxelastic.edge.digests import Pace, at_once, pieces
+from fxelastic.edge.external_data import REFERENCE, check_external_data
 from fxelastic.errors import BundleError, UsageError
 from fxelastic.spec import structure
 from fxelastic.spec.bundle_files import MANIFEST_NAME, FileInfo
@@ -24,7 +25,6 @@ from fxelastic.spec.segment import Segment
 from fxelastic.spec.value_info import ValueInfo
 
 _MAX_MANIFEST_BYTES = 2**28
-_CHUNK_BYTES = 2**20
 
 
 def load(path: str | os.PathLike[str]) -> Bundle:
@@ -57,6 +57,28 @@ def load(path: str | os.PathLike[str]) -> Bundle:
     for file in bundle.files.values():
         _stat(folder, file)
     return bundle
+
+
+def reopen(folder: Path, digest: str) -> Bundle:
+    """Open a bundle that another process has loaded; nothing but its manifest is looked at.
+
+    Args:
+        folder: The bundle's folder.
+        digest: The digest that it had.
+
+    Raises:
+        BundleError: Another bundle lies there now, or none.
+    """
+    data = _read(folder, FileInfo(MANIFEST_NAME, -1, ""))
+    found = hashlib.sha256(data).hexdigest()
+    if found != digest:
+        raise BundleError(
+            f"the bundle {folder} is another one than was loaded",
+            expected=f"sha256 {digest} of {MANIFEST_NAME}",
+            got=f"sha256 {found}",
+            fix="load the bundle again, with its table and pool; export to a folder of its own",
+        )
+    return Bundle(folder, Manifest.from_json(data), digest)
 
 
 class Bundle:
@@ -126,19 +148,23 @@ class Bundle:
         check_external_data(data, segment)
         return data
 
-    def model_path(self, branch_id: str) -> Path:
+    def model_path(self, branch_id: str, pace: Pace = at_once) -> Path:
         """Path of a branch's ONNX file; it and all files that it refers to are verified.
 
         A file is hashed again only when it has changed on disk.
+
+        Args:
+            branch_id: The branch.
+            pace: Called after each piece of work with the seconds that it took: may wait.
 
         Raises:
             UsageError: There is no such branch.
             BundleError: A file is missing or not what the manifest says.
         """
         segment = self.segment(branch_id)
-        self._verify_once(segment.model, segment)
+        self._verify_once(segment.model, segment, pace)
         for path in segment.data:
-            self._verify_once(self.files[path], None)
+            self._verify_once(self.files[path], None, pace)
         return self.path / segment.file
 
     def data_path(self, path: str) -> Path:
@@ -204,14 +230,13 @@ class Bundle:
         array = np.frombuffer(_read(self.path, file), dtype).reshape(shape)
         return array.astype(dtype.newbyteorder("="))
 
-    def _verify_once(self, file: FileInfo, segment: Segment | None) -> None:
+    def _verify_once(self, file: FileInfo, segment: Segment | None, pace: Pace = at_once) -> None:
         found = _stat(self.path, file)
         state = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
         if self._verified.get(file.path) == state:
             return
-        if segment is None:
-            _hash(self.path, file)
-        else:
+        refers = _hash(self.path, file, pace)
+        if segment is not None and (segment.data or refers):
             check_external_data(_read(self.path, file), segment)
         self._verified[file.path] = state
 
@@ -249,17 +274,25 @@ def _read(folder: Path, file: FileInfo) -> bytes:
     return data
 
 
-def _hash(folder: Path, file: FileInfo) -> None:
-    """Verify a file that need not fit into memory."""
+def _hash(folder: Path, file: FileInfo, pace: Pace = at_once) -> bool:
+    """Verify a file that need not fit into memory.
+
+    Returns:
+        Whether it may refer to other files.
+    """
     _stat(folder, file)
     digest = hashlib.sha256()
+    refers, last = False, b""
     try:
-        with (folder / file.path).open("rb") as stream:
-            while chunk := stream.read(_CHUNK_BYTES):
-                digest.update(chunk)
+        for piece in pieces(folder / file.path, pace):
+            digest.update(piece)
+            # The word may lie across a border.
+            refers = refers or REFERENCE in last[-len(REFERENCE) :] + piece
+            last = piece
     except OSError as e:
         raise _damaged(file, "can't be read", "a file", e.strerror or str(e)) from e
     _check_digest(file, digest.hexdigest())
+    return refers
 
 
 def _check_digest(file: FileInfo, digest: str) -> None:

@@ -9,6 +9,9 @@ from typing import Any
 from fxelastic.errors import BundleError
 from fxelastic.spec.segment import Segment
 
+#: The key of a reference. Most files have none, and need not be parsed.
+REFERENCE = b"location"
+
 
 def check_external_data(data: bytes, segment: Segment) -> None:
     """Refuse an ONNX file that reads other files than the manifest lists for it.
@@ -20,8 +23,7 @@ def check_external_data(data: bytes, segment: Segment) -> None:
     Raises:
         BundleError: The bytes are no ONNX model, or refer to other files.
     """
-    # A reference has the key "location". Most files have none, and are not parsed.
-    if not segment.data and b"location" not in data:
+    if not segment.data and REFERENCE not in data:
         return
     found = sorted(set(_references(data, segment)))
     if found != sorted(segment.data):

@@ -221,14 +221,15 @@ def test_nobody_to_stop_takes_no_time_elsewhere() -> None:
 def test_a_subnet_is_prepared_though_requests_never_rest(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle")
     courtesy = Courtesy()
-    preparation = Preparation(bundle.path, courtesy=courtesy)
+    preparation = Preparation(bundle, courtesy=courtesy)
     archs = list(bundle.space.sample(3, seed=0))
     preparation.file(archs[0])  # The process is there.
     seen: list[bool] = []
     watched = courtesy.watched
 
     def busy(pid: int | None) -> object:
-        seen.append(pid is not None and pid != preparation._process.pid)  # type: ignore[union-attr]
+        process = preparation._process
+        seen.append(process is not None and pid == process.worker != process._process.pid)
         return watched(pid)
 
     courtesy.watched = busy  # type: ignore[method-assign, assignment]
@@ -258,10 +259,11 @@ from pathlib import Path
 from fxelastic.edge import load
 from fxelastic.edge.serving.preparation import Preparation
 bundle = load(sys.argv[1])
-preparation = Preparation(Path(sys.argv[1]), scratch=Path(sys.argv[2]))
+preparation = Preparation(bundle, scratch=Path(sys.argv[2]))
 preparation.file(bundle.space.original)
-os.kill(preparation._worker, signal.SIGSTOP)
-print(json.dumps([preparation._process.pid, preparation._worker]), flush=True)
+process = preparation._process
+os.kill(process.worker, signal.SIGSTOP)
+print(json.dumps([process._process.pid, process.worker]), flush=True)
 time.sleep(600)
 """
 
@@ -285,10 +287,10 @@ def test_a_stopped_process_does_not_outlive_a_killed_runtime(tmp_path: Path) -> 
 
 def test_closing_ends_a_stopped_process(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle")
-    preparation = Preparation(bundle.path)
+    preparation = Preparation(bundle)
     preparation.file(bundle.space.original)
-    assert preparation._worker is not None
-    worker = psutil.Process(preparation._worker)
+    assert preparation._process is not None
+    worker = psutil.Process(preparation._process.worker)
     worker.send_signal(signal.SIGSTOP)
     settled(worker, stopped=True)
     preparation.close()

@@ -22,6 +22,7 @@ from fxelastic.edge.sessions import SessionMaker
 from fxelastic.errors import BundleError, ServingError
 from fxelastic.spec import Arch
 from tests.cli.commands import environment
+from tests.edge.serving.fakes import wait_until
 from tests.edge.serving.tiny_bundle import reference, write_bundle
 
 X = np.random.default_rng(0).standard_normal((2, 8, 8, 8)).astype(np.float32)
@@ -39,7 +40,7 @@ def archs(bundle: Bundle) -> list[Arch]:
 
 @pytest.fixture(scope="module")
 def assembled(bundle: Bundle) -> Iterator[AssembledLoader]:
-    loader = AssembledLoader(bundle, Preparation(bundle.path, keep=2), open_session)
+    loader = AssembledLoader(bundle, Preparation(bundle, keep=2), open_session)
     yield loader
     loader.close()
 
@@ -119,7 +120,7 @@ def test_a_damaged_branch_leaves_nothing_in_memory(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="other bytes"):
         loader.load(bundle.space.original)
     assert loader.resident_bytes == 0
-    assembled = AssembledLoader(bundle, Preparation(bundle.path), open_session)
+    assembled = AssembledLoader(bundle, Preparation(bundle), open_session)
     with pytest.raises(BundleError, match=r"can't be prepared[\s\S]*other bytes"):
         assembled.load(bundle.space.original)
     assert assembled.resident_bytes == 0
@@ -155,13 +156,13 @@ def test_the_latest_files_are_kept(archs: list[Arch], assembled: AssembledLoader
 
 
 def test_closing_deletes_the_files_and_ends_the_process(bundle: Bundle, archs: list[Arch]) -> None:
-    preparation = Preparation(bundle.path)
+    preparation = Preparation(bundle)
     path = preparation.file(archs[0])
     process = preparation._process
     assert process is not None
     before = threading.active_count()
     preparation.close()
-    assert process.poll() is not None
+    assert not process.running
     assert not path.parent.exists()
     assert threading.active_count() < before
     with pytest.raises(ServingError, match="closed"):
@@ -169,11 +170,11 @@ def test_closing_deletes_the_files_and_ends_the_process(bundle: Bundle, archs: l
 
 
 def test_a_process_that_is_killed_is_told_and_replaced(bundle: Bundle, archs: list[Arch]) -> None:
-    preparation = Preparation(bundle.path)
+    preparation = Preparation(bundle)
     preparation.file(archs[0])
     assert preparation._process is not None
     preparation._process.kill()
-    preparation._process.wait(10)
+    wait_until(lambda: preparation._process is not None and not preparation._process.running)
     assert preparation.file(archs[1]).exists()
     preparation.close()
 

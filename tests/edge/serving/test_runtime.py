@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from fxelastic.edge.serving.events import Event
@@ -345,6 +348,89 @@ def test_closing_twice_is_closing_once_and_later_requests_are_refused() -> None:
         runtime.close()
     assert kinds(runtime)[-1] == "closed"
     assert runtime.status().step is None
+
+
+def test_closing_goes_on_after_it_was_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(FakeLoader()) as runtime:
+        close = runtime._builder.close
+
+        def interrupted() -> None:
+            monkeypatch.setattr(runtime._builder, "close", close)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(runtime._builder, "close", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            runtime.close()
+        runtime.close()
+        with pytest.raises(ServingError, match="closed"):
+            runtime(X)
+    assert kinds(runtime).count("closed") == 1
+
+
+def test_a_listener_can_not_close_what_waits_for_it() -> None:
+    runtimes: list[Runtime] = []
+
+    def listener(event: Event) -> None:
+        if event.kind == "loaded":
+            runtimes[0].close()
+
+    policy = GoTo()
+    with serving(FakeLoader(), policy=policy, listener=listener) as runtime:
+        runtimes.append(runtime)
+        policy.arch = POOL[0].arch
+        wait_until(lambda: right(runtime) == policy.arch)
+        (told,) = [e for e in runtime.events if e.kind == "control_failed"]
+        assert "by its own threads" in told.message
+
+
+def test_an_interrupted_request_is_not_held_against_closing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ctrl-C may come while a request waits for what is prepared."""
+    with serving(FakeLoader()) as runtime:
+
+        def interrupted(latency_s: float) -> float:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(runtime._courtesy, "waits", True)
+        monkeypatch.setattr(runtime._courtesy, "begin", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            runtime(X)
+        monkeypatch.setattr(runtime._courtesy, "waits", False)
+        assert runtime._residents.idle
+        runtime._residents.close(timeout_s=5)
+
+
+class Bad:
+    """An input that every subnet raises on."""
+
+    def __mul__(self, other: object) -> object:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("last", ["raises everywhere", "gives NaN", "raises"])
+def test_after_a_request_that_failed_the_preparing_process_goes_on(last: str) -> None:
+    """It was stopped for the request, and no other request follows."""
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    process = psutil.Process(other.pid)
+    # Only what a request sets in motion counts.
+    loader = FakeLoader(run_s=lambda arch: 0.01)
+    with serving(loader, standby=Standby(ratios=(1.0, 2.0), limit=3), tick_s=0.05) as runtime:
+        wait_until(lambda: runtime.status().resident > 1)
+        current = runtime.status().step
+        assert current is not None
+        with runtime._courtesy.watched(other.pid):
+            for _ in range(4):
+                right(runtime)
+            if last == "gives NaN":
+                loader.nan.add(current.arch)
+            if last == "raises":
+                loader.raising.add(current.arch)
+            with suppress(ServingError):
+                runtime(Bad() if last == "raises everywhere" else X)
+            wait_until(lambda: process.status() != psutil.STATUS_STOPPED)
+    other.kill()
+    other.wait()
 
 
 def test_closing_waits_for_the_request_that_runs() -> None:

@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fxelastic.edge.serving.digests import digest
+from fxelastic.edge.digests import digest
 from fxelastic.edge.serving.worker import optimise
 from fxelastic.edge.sessions import SessionMaker
 

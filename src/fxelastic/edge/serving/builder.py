@@ -39,6 +39,9 @@ class Builder:
     A subnet that can't be loaded is barred for a while. What is on standby never pushes out a
     subnet that is wanted more, and is loaded at leisure: loading takes time from the requests, and
     if most of them were slowed down by it, the monitor would take it for a load.
+
+    Attributes:
+        thread: The thread that loads.
     """
 
     def __init__(
@@ -73,11 +76,11 @@ class Builder:
         # Not the runtime's clock: threads wait in real time.
         self._leisure_s = 0.0
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name="fxelastic-builder", daemon=True)
+        self.thread = threading.Thread(target=self._work, name="fxelastic-builder", daemon=True)
 
     def start(self) -> None:
         """Begin to load."""
-        self._thread.start()
+        self.thread.start()
 
     def want(self, target: Step | None, standby: Sequence[Step]) -> None:
         """Say what to load; replaces what was said before.
@@ -99,8 +102,8 @@ class Builder:
         with self._condition:
             self._closed = True
             self._condition.notify_all()
-        if self._thread.ident is not None:
-            self._thread.join()
+        if self.thread.ident is not None:
+            self.thread.join()
 
     def _work(self) -> None:
         while True:

@@ -39,6 +39,7 @@ class Controller:
         on_unmet: Called in each round in which no subnet keeps the budget, with ``T/r`` in ms.
         on_tick: Called after each round with what the policy saw and decided.
         courtesy: Told when no request runs.
+        thread: The thread that does the rounds; None before `start`.
     """
 
     monitor: Monitor
@@ -60,12 +61,12 @@ class Controller:
     _wake: threading.Event = field(init=False, repr=False, default_factory=threading.Event)
     _hurry: threading.Event = field(init=False, repr=False, default_factory=threading.Event)
     _closed: bool = field(init=False, repr=False, default=False)
-    _thread: threading.Thread | None = field(init=False, repr=False, default=None)
+    thread: threading.Thread | None = field(init=False, repr=False, default=None)
 
     def start(self) -> None:
         """Begin the rounds."""
-        self._thread = threading.Thread(target=self._work, name="fxelastic-control", daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._work, name="fxelastic-control", daemon=True)
+        self.thread.start()
 
     def wake(self) -> None:
         """There was a request: do a round within ``tick_s``. Cheap."""
@@ -81,8 +82,8 @@ class Controller:
         """Do no more rounds."""
         self._closed = True
         self.hurry()
-        if self._thread is not None:
-            self._thread.join()
+        if self.thread is not None:
+            self.thread.join()
 
     def _work(self) -> None:
         again_s: float | None = None

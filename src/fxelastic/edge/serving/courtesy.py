@@ -201,9 +201,10 @@ class Courtesy:
             time.sleep(slice_s)
 
     def _stop(self) -> None:
+        # What interrupts this thread in between must not leave one stopped that seems to run.
         if not self._stopped:
-            self._signal("SIGSTOP")
             self._stopped = True
+            self._signal("SIGSTOP")
 
     def _resume(self) -> None:
         if self._stopped:

@@ -147,7 +147,7 @@ class PagedLoader:
                 page.users += 1
                 return page.session
         # One thread loads at a time: nobody else makes this page now.
-        path = self.bundle.model_path(branch)
+        path = self.bundle.model_path(branch, self.courtesy.pace)
         self.courtesy.await_pause()
         begin_s = time.monotonic()
         session = self.open_session(path)

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
-import signal
-import subprocess
-import sys
-import tempfile
+import shutil
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+from fxelastic.edge.bundle import Bundle
+from fxelastic.edge.digests import digest
 from fxelastic.edge.serving.courtesy import Courtesy
-from fxelastic.edge.serving.digests import digest
+from fxelastic.edge.serving.scratch import Scratch
+from fxelastic.edge.serving.worker_process import WorkerProcess
 from fxelastic.errors import BundleError, ServingError
 from fxelastic.spec import Arch
 
 _IDLE_S = 20.0
-# Requests go first, from the process's first import on. But a subnet that a load calls for must not
-# take minutes beside that load either, as it would at the lowest priority.
-_NICENESS = 15
-_GUARDIAN = Path(__file__).with_name("guardian.py")
 
 
 class Preparation:
@@ -35,7 +29,7 @@ class Preparation:
 
     def __init__(
         self,
-        folder: Path,
+        bundle: Bundle,
         keep: int = 8,
         scratch: Path | None = None,
         courtesy: Courtesy | None = None,
@@ -43,46 +37,78 @@ class Preparation:
         """Prepare to prepare.
 
         Args:
-            folder: The bundle's folder.
-            keep: How many files to keep.
-            scratch: Where to put them; the system's folder for temporary files by default.
+            bundle: The bundle.
+            keep: How many subnets to keep.
+            scratch: Where to put their files; the system's folder for temporary files by default.
             courtesy: Stops the process while requests run; None not to.
         """
-        self._folder = folder
+        self._bundle = bundle
+        # The process may be started when this one works in another folder.
+        self._folder = bundle.path.absolute()
         self._keep = keep
-        self._scratch = tempfile.TemporaryDirectory(prefix="fxelastic-serving-", dir=scratch)
+        self._scratch = Scratch(scratch)
         # With the digest of each of its files, by name.
         self._files: dict[Arch, tuple[Path, dict[str, str]]] = {}
         self._n_made = 0
         self._lock = threading.Lock()
         self._courtesy = courtesy or Courtesy()
-        self._process: subprocess.Popen[str] | None = None
-        self._worker: int | None = None
+        self._process: WorkerProcess | None = None
         self._timer: threading.Timer | None = None
         self._closed = False
+        self._owner = os.getpid()
 
     def file(self, arch: Arch) -> Path:
         """A subnet's file; made where there is none. Called by one thread at a time.
 
         Raises:
-            ServingError: It can't be made.
+            BundleError: It can't be made, for example since a file of the bundle is damaged.
+            ServingError: The process has ended, or `close` was called.
         """
-        known = self._files.pop(arch, None)
-        if known is None or not self._intact(*known):
-            if known is not None:
-                _delete(*known)
-            path = Path(self._scratch.name) / f"{self._n_made}.onnx"
-            self._n_made += 1
-            answer = self._ask({"arch": str(arch), "path": str(path)})
-            if "error" in answer:
-                raise BundleError(f"subnet {arch} can't be prepared", got=answer["error"])
-            known = path, answer["sha256"]
+        path, digests = self._files.pop(arch, (None, {}))
+        if path is not None and not self._intact(path, digests):
+            _delete(path)
+            path = None
+        if path is None:
+            path, digests = self._made(arch)
         # Last in order, so that it is the last to go.
-        self._files[arch] = known
+        self._files[arch] = path, digests
         while len(self._files) > self._keep:
             oldest = next(iter(self._files))
-            _delete(*self._files.pop(oldest))
-        return known[0]
+            _delete(self._files.pop(oldest)[0])
+        return path
+
+    def close(self) -> None:
+        """End the process, even at work, and delete the files. May be called again."""
+        if os.getpid() != self._owner:
+            # A forked child: the process and the files are its parent's.
+            return
+        with self._lock:
+            self._closed = True
+            process, self._process = self._process, None
+            timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+        if process is not None:
+            process.kill()
+            process.end()
+        self._scratch.close()
+
+    def _made(self, arch: Arch) -> tuple[Path, dict[str, str]]:
+        try:
+            path = self._scratch.path() / f"{self._n_made}.onnx"
+        except OSError as e:
+            raise ServingError("there is no room for temporary files", got=str(e)) from e
+        self._n_made += 1
+        try:
+            answer = self._ready().ask(str(arch), path, self._courtesy)
+            if "error" in answer:
+                raise BundleError(f"subnet {arch} can't be prepared", got=answer["error"])
+        except BaseException:
+            _delete(path)
+            raise
+        finally:
+            self._rest()
+        return path, answer["sha256"]
 
     def _intact(self, path: Path, digests: dict[str, str]) -> bool:
         """Whether the files are as they were made; looked at little by little."""
@@ -94,91 +120,46 @@ class Preparation:
         except OSError:
             return False
 
-    def close(self) -> None:
-        """End the process, even at work, and delete the files."""
-        with self._lock:
-            self._closed = True
-            if self._timer is not None:
-                self._timer.cancel()
-            if self._process is not None:
-                self._kill(self._process)
-                _end(self._process)
-                self._process = None
-        if self._timer is not None and self._timer is not threading.current_thread():
-            self._timer.join()
-        self._scratch.cleanup()
-
-    def _ask(self, request: dict[str, str]) -> dict[str, Any]:
+    def _ready(self) -> WorkerProcess:
+        """The process; started where there is none."""
         with self._lock:
             if self._closed:
                 raise ServingError("the runtime is closed")
             if self._timer is not None:
                 self._timer.cancel()
-            if self._process is None or self._process.poll() is not None:
-                self._process, self._worker = self._start(), None
+                self._timer = None
+            gone = self._process
+            if gone is None or not gone.running:
+                self._process = WorkerProcess(self._folder, self._bundle)
+            else:
+                gone = None
             process = self._process
-        line = ""
-        try:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            if self._worker is None:
-                self._worker = int(process.stdout.readline())
-            with self._courtesy.watched(self._worker):
-                print(json.dumps(request), file=process.stdin, flush=True)
-                line = process.stdout.readline()
-        except (OSError, ValueError):
-            pass  # It is gone, or was ended by `close`: the line is missing.
-        if not line:
-            raise ServingError(
-                "the process that prepares subnets has ended",
-                got=f"exit code {process.wait()}",
-                fix="look at its messages on stderr; is there enough memory?",
-            )
+        if gone is not None:
+            gone.end()
+        assert process is not None
+        return process
+
+    def _rest(self) -> None:
+        """End the process when it has nothing to do for a while."""
         with self._lock:
-            if not self._closed:
-                self._timer = threading.Timer(_IDLE_S, self._retire, (process,))
+            if self._process is not None and self._timer is None:
+                self._timer = threading.Timer(_IDLE_S, self._retire, (self._process,))
                 self._timer.daemon = True
                 self._timer.start()
-        answer: dict[str, Any] = json.loads(line)
-        return answer
 
-    def _start(self) -> subprocess.Popen[str]:
-        folder, paths = str(self._folder.absolute()), "\n".join(sys.path)
-        return subprocess.Popen(
-            [sys.executable, str(_GUARDIAN), folder, str(_NICENESS), paths],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-        )
-
-    def _kill(self, process: subprocess.Popen[str]) -> None:
-        """End both processes, even at work."""
-        # The id is the worker's as long as the guardian has not seen it end.
-        if self._worker is not None and process.poll() is None:
-            with suppress(OSError):
-                os.kill(self._worker, getattr(signal, "SIGKILL", signal.SIGTERM))
-        process.kill()
-
-    def _retire(self, process: subprocess.Popen[str]) -> None:
+    def _retire(self, process: WorkerProcess) -> None:
         with self._lock:
-            if self._process is process:
-                self._process = None
-                _end(process)
+            # It may be asked again by now.
+            if self._process is not process or self._timer is not threading.current_thread():
+                return
+            self._process = self._timer = None
+        process.end()
 
 
-def _delete(path: Path, digests: dict[str, str]) -> None:
-    for name in digests:
-        # Some systems keep files that are mapped; they go with the folder.
-        with suppress(OSError):
-            path.with_name(name).unlink(missing_ok=True)
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    """Close the pipes, at which the process ends, and wait for that."""
-    for stream in (process.stdin, process.stdout):
-        if stream is not None:
-            # Its other end may be gone.
+def _delete(path: Path) -> None:
+    """Delete the files of a subnet, and what is left of one that was not done."""
+    for pattern in (f"{path.stem}.*", f".{path.stem}.*"):
+        for file in path.parent.glob(pattern):
+            # Some systems keep files that are mapped; they go with the folder.
             with suppress(OSError):
-                stream.close()
-    process.wait()
+                shutil.rmtree(file) if file.is_dir() else file.unlink()

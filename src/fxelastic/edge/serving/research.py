@@ -39,6 +39,9 @@ class Research:
     """Runs one search at a time, and adds what it finds to the catalogue (§5.3).
 
     A search that found nothing quick enough, or failed, is repeated after a wait that doubles.
+
+    Attributes:
+        thread: The thread of the latest search; None before the first.
     """
 
     def __init__(
@@ -68,14 +71,14 @@ class Research:
         self._wait_s = wait_s
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self.thread: threading.Thread | None = None
         self._not_before_s: float | None = None
         self._in_vain = 0
 
     @property
     def running(self) -> bool:
         """Whether a search goes on."""
-        thread = self._thread
+        thread = self.thread
         return thread is not None and thread.is_alive()
 
     def begin(self, limit_ms: float) -> bool:
@@ -95,17 +98,17 @@ class Research:
             self._events.add(
                 "research_started", f"for subnets of {limit_ms:.3g} ms", limit_ms=limit_ms
             )
-            self._thread = threading.Thread(
+            self.thread = threading.Thread(
                 target=self._work, args=(limit_ms,), name="fxelastic-research", daemon=True
             )
-            self._thread.start()
+            self.thread.start()
             return True
 
     def close(self) -> None:
         """End the search, and begin no other."""
         with self._lock:
             self._stop.set()
-            thread = self._thread
+            thread = self.thread
         if thread is not None:
             thread.join()
 

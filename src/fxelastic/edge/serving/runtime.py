@@ -122,7 +122,7 @@ class Runtime:
         self._clock = clock = options.clock
         self._started_s = clock()
         self._closing = threading.Lock()
-        self._closed = False
+        self._closed = self._freed = False
         self._events = EventLog(clock, listener=options.listener)
         self._catalogue = Catalogue(entries, options.retry_s)
         budget_ms = _checked_budget(budget_ms)
@@ -259,27 +259,27 @@ class Runtime:
         begin_s = clock()
         resident = residents.acquire()
         courtesy = self._courtesy
-        waited_s = 0.0
-        if courtesy.waits:
-            waited_s = courtesy.begin(
-                1e-3 * resident.step.latency_ms * (self._controller.load.ratio or 1.0)
-            )
         # The estimate may be renewed while the request runs.
         step = resident.step
+        waited_s = 0.0
         error: Exception | None = None
         try:
+            if courtesy.waits:
+                waited_s = courtesy.begin(
+                    1e-3 * step.latency_ms * (self._controller.load.ratio or 1.0)
+                )
             outputs = resident.executable.run(inputs)
         except Exception as e:  # noqa: BLE001 - recovery raises it again where nothing else helps
             error = e
+        except BaseException:
+            # What a round of the control loop lets go on must not wait for another request.
+            self._controller.wake()
+            raise
         finally:
             residents.release(resident)
             if courtesy.waits and residents.idle:
                 courtesy.end()
-        if error is not None:
-            outputs, step = self._recovery.after_error(inputs, step, error)
-        elif not (all_finite(outputs) or not self._recovery.checks_outputs):
-            outputs, step = self._recovery.after_non_finite(inputs, step, outputs)
-        else:
+        if error is None and (not self._recovery.checks_outputs or all_finite(outputs)):
             end_s = clock()
             latency_ms = 1e3 * (end_s - begin_s)
             first = resident.n_first < FIRST
@@ -290,6 +290,15 @@ class Runtime:
             self._monitor.record(Observation(end_s, step, actual_ms, first))
             self._controller.wake()
             return Reply(self._signature.result(outputs), outputs, step.arch, latency_ms)
+        try:
+            if error is not None:
+                outputs, step = self._recovery.after_error(inputs, step, error)
+            else:
+                outputs, step = self._recovery.after_non_finite(inputs, step, outputs)
+        finally:
+            if residents.idle:
+                courtesy.rest()
+            self._controller.wake()
         # Answered by another subnet: nothing to learn about the load.
         latency_ms = 1e3 * (clock() - begin_s)
         return Reply(self._signature.result(outputs), outputs, step.arch, latency_ms)
@@ -342,9 +351,23 @@ class Runtime:
         )
 
     def close(self) -> None:
-        """Let the running requests end, then free everything; later requests are refused."""
+        """Let the running requests end, then free everything; later requests are refused.
+
+        Where it was interrupted, by Ctrl-C for example, it goes on when it is called again.
+
+        Raises:
+            ServingError: A listener or a policy called it, in a thread that it waits for.
+        """
+        parts = (self._research, self._upkeep, self._controller, self._builder)
+        if any(part and part.thread is threading.current_thread() for part in parts):
+            raise ServingError(
+                "the runtime can't be closed by its own threads",
+                expected="a call in a thread of yours",
+                got=f"one in {threading.current_thread().name}, as of a listener or a policy",
+                fix="set a threading.Event there, and close where it is waited for",
+            )
         with self._closing:
-            if self._closed:
+            if self._freed:
                 return
             self._closed = True
             if self._research is not None:
@@ -357,7 +380,8 @@ class Runtime:
                 self._builder.close()
                 self._residents.close()
                 self._loader.close()
-            self._events.add("closed", f"after {self._residents.n_acquired:,} requests")
+            self._freed = True
+        self._events.add("closed", f"after {self._residents.n_acquired:,} requests")
 
     def __enter__(self) -> Runtime:
         return self

@@ -135,7 +135,7 @@ def loader_of(bundle: Bundle, mode: str, threads: int, courtesy: Courtesy | None
     courtesy = courtesy or Courtesy()
     if mode == "paged":
         return PagedLoader(bundle, sessions.open_branch, courtesy)
-    preparation = Preparation(bundle.path, courtesy=courtesy)
+    preparation = Preparation(bundle, courtesy=courtesy)
     return AssembledLoader(bundle, preparation, sessions.open_prepared, courtesy)
 
 

@@ -62,6 +62,9 @@ class Upkeep:
     """Measures the branches in use from time to time, and renews the table when it has drifted.
 
     One measurement may be unlucky: a drift must be seen twice in a row.
+
+    Attributes:
+        thread: The thread that measures.
     """
 
     def __init__(
@@ -97,17 +100,17 @@ class Upkeep:
         self._store = store
         self._suspected = False
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="fxelastic-upkeep", daemon=True)
+        self.thread = threading.Thread(target=self._work, name="fxelastic-upkeep", daemon=True)
 
     def start(self) -> None:
         """Begin to measure."""
-        self._thread.start()
+        self.thread.start()
 
     def close(self) -> None:
         """Measure no more."""
         self._stop.set()
-        if self._thread.ident is not None:
-            self._thread.join()
+        if self.thread.ident is not None:
+            self.thread.join()
 
     def check(self) -> Drift | None:
         """Measure once.

@@ -4,23 +4,22 @@ Joining ONNX files and optimising them keeps a processor busy for long, and much
 interpreter's lock: in the serving process it would delay requests. Here it runs at low priority.
 
 The process reads one JSON object a line, ``{"arch": text, "path": text}``, writes the subnet there,
-ready for onnxruntime on this machine, and answers ``{"sha256": {file: text, …}}`` or
-``{"error": …}``. It ends with its input.
+ready for onnxruntime on this machine, and answers ``{"path": text, "sha256": {file: text, …}}`` or
+``{"path": text, "error": text}``. It ends with its input.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any, TextIO
 
 import onnxruntime as ort
 
 from fxelastic.edge.assembly import assemble, join
-from fxelastic.edge.bundle import Bundle, load
-from fxelastic.edge.serving.digests import digest
+from fxelastic.edge.bundle import Bundle, reopen
+from fxelastic.edge.digests import digest as digest_of
 from fxelastic.spec import Arch
 
 # Protobuf has a limit of 2 GiB; graphs take some of it.
@@ -29,22 +28,25 @@ _IN_MEMORY_BYTES = 2**30
 _LEAST_BYTES = 1024
 
 
-def work(bundle: Bundle, requests: TextIO, answers: TextIO) -> None:
+def main(folder: str, digest: str, requests: TextIO, answers: TextIO) -> None:
     """Answer requests until there are no more.
 
     Args:
-        bundle: Whose subnets.
+        folder: The bundle's folder.
+        digest: The digest of the bundle that is served; another one may lie there by now.
         requests: Lines of JSON.
         answers: Where to write a line for each.
     """
+    bundle: Bundle | None = None
     for line in requests:
         request = json.loads(line)
         try:
+            bundle = bundle or reopen(Path(folder), digest)
             written = prepare(bundle, Arch.parse(request["arch"]), Path(request["path"]))
             answer: dict[str, Any] = {"sha256": written}
         except Exception as e:  # noqa: BLE001 - whatever it is, the other process reports it
             answer = {"error": f"{type(e).__name__}: {e}"}
-        print(json.dumps(answer), file=answers, flush=True)
+        print(json.dumps({"path": request["path"], **answer}), file=answers, flush=True)
 
 
 def prepare(bundle: Bundle, arch: Arch, path: Path) -> dict[str, str]:
@@ -61,9 +63,9 @@ def prepare(bundle: Bundle, arch: Arch, path: Path) -> dict[str, str]:
     if sum(bundle.segment(branch).weight_bytes for branch in arch) < _IN_MEMORY_BYTES:
         # Neither written nor checked: that took a third of the time, and onnxruntime checks, too.
         return optimise(join(bundle, arch).SerializeToString(), path)
-    plain = assemble(bundle, arch, path.with_suffix(".plain.onnx"))
+    plain = path.with_suffix(".plain.onnx")
     try:
-        return optimise(os.fspath(plain), path)
+        return optimise(os.fspath(assemble(bundle, arch, plain)), path)
     finally:
         for file in plain.parent.glob(f"{plain.name}*"):
             file.unlink()
@@ -95,16 +97,4 @@ def optimise(model: str | bytes, path: Path) -> dict[str, str]:
             f"session.optimized_model_external_initializers_{key}", value
         )
     ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return {file.name: digest(file) for file in (path, weights) if file.exists()}
-
-
-def main(folder: str) -> None:
-    """Serve on stdin and stdout.
-
-    Args:
-        folder: The bundle's folder.
-    """
-    # What a library prints must not get between the answers.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    work(load(folder), sys.stdin, answers)
+    return {file.name: digest_of(file) for file in (path, weights) if file.exists()}
