@@ -1,0 +1,162 @@
+"""Expand and export models of public libraries, one of each architecture.
+
+    python benchmarks/public_models.py transformers timm --out public_models.json
+
+The libraries are not installed with the package: `pip install timm transformers` first; a library
+that is not there is left out. Each model is made with random weights and goes through, in a process
+of its own: capture, partition and branches (`fxelastic.expand`), the supernet's original path
+against the model, and `fxelastic.export`, which runs every file in onnxruntime beside torch. Prints
+a line for each model and the shares that came through; there is no bar, the file says what did not
+and why. A model that is in the file already is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.public_model_cases import LIBRARIES
+
+GAMMA = 0.2
+STAGES = ("make", "call", "expand", "run", "export", "done")
+
+
+def measure(library: str, name: str) -> dict[str, Any]:
+    """Take one model as far as it goes.
+
+    Returns:
+        The stage in which it ended, ``done`` where none failed, with the reason and figures.
+    """
+    import torch
+
+    import fxelastic
+    from fxelastic.ir import trees
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    found: dict[str, Any] = {"library": library, "name": name, "stage": "make"}
+    try:
+        case = LIBRARIES[library][1](name)
+        found["n_params"] = sum(parameter.numel() for parameter in case.model.parameters())
+        found["stage"] = "call"
+        with torch.no_grad():
+            expected = trees.flatten(case.model(*case.args, **case.kwargs))[0]
+        found["stage"] = "expand"
+        begin_s = time.perf_counter()
+        supernet = fxelastic.expand(case.model, GAMMA, example_inputs=(case.args, case.kwargs))
+        found["expand_s"] = time.perf_counter() - begin_s
+        blocks = supernet.partition.blocks
+        found["blocks"] = len(blocks)
+        found["branches"] = len(supernet.space.branches)
+        found["subnets"] = supernet.space.count()
+        found["stage"] = "run"
+        with torch.no_grad():
+            results = trees.flatten(supernet(*case.args, **case.kwargs))[0]
+            supernet(*case.args, arch=supernet.space.sample(1, seed=0)[0], **case.kwargs)
+        # A model that draws random numbers gives other results each time.
+        found["same"] = len(results) == len(expected) and all(
+            torch.equal(a, b) or torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
+            for a, b in zip(results, expected, strict=True)
+            if isinstance(a, torch.Tensor)
+        )
+        found["stage"] = "export"
+        begin_s = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            fxelastic.export(supernet, Path(folder) / "bundle")
+        found["export_s"] = time.perf_counter() - begin_s
+        found["stage"] = "done"
+    except Exception as e:  # noqa: BLE001 - whatever it is, it is what is measured
+        lines = [line.strip() for line in str(e).splitlines() if line.strip()]
+        found["reason"] = f"{type(e).__name__}: {' '.join(lines)[:600]}"
+    return found
+
+
+def in_a_process(library: str, name: str, timeout_s: float) -> dict[str, Any]:
+    """The same, where neither a crash nor a model that takes for ever ends the others."""
+    command = [sys.executable, __file__, "--one", library, name]
+    ended: dict[str, Any] = {"library": library, "name": name, "stage": "make"}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return ended | {"reason": f"not done after {timeout_s:.0f} s"}
+    lines = done.stdout.splitlines()
+    if done.returncode or not lines:
+        return ended | {"reason": f"exit code {done.returncode}: {done.stderr[-300:]}"}
+    result: dict[str, Any] = json.loads(lines[-1])
+    return result
+
+
+def line(found: dict[str, Any]) -> str:
+    told = f"{found['library']:12}  {found['name']:32}  {found['stage']:6}"
+    if "blocks" in found:
+        told += f"  {found['blocks']:4} blocks  {found['branches']:4} branches"
+    return told + f"  {found.get('reason', '')[:150]}"
+
+
+def summary(models: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """How many of each library's models came how far."""
+    shares = {}
+    for library in dict.fromkeys(found["library"] for found in models):
+        # What can't be made or called by itself is no matter of ours.
+        own = [f for f in models if f["library"] == library and STAGES.index(f["stage"]) >= 2]
+        shares[library] = {
+            "models": len(own),
+            "expanded": sum(STAGES.index(f["stage"]) > 2 for f in own),
+            "same": sum(bool(f.get("same")) for f in own),
+            "exported": sum(f["stage"] == "done" for f in own),
+        }
+    return shares
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("libraries", nargs="*", default=list(LIBRARIES), help="default: all")
+    parser.add_argument("--only", help="names of models, with commas between them")
+    parser.add_argument("--timeout", type=float, default=600.0, help="for one model, in seconds")
+    parser.add_argument("--out", type=Path, default=Path("build/public_models.json"))
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.one:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            print(json.dumps(measure(*args.one)))
+        return 0
+    models = json.loads(args.out.read_text())["models"] if args.out.exists() else []
+    known = {(found["library"], found["name"]) for found in models}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    for library in args.libraries:
+        if find_spec(library) is None:
+            print(f"{library} is not installed: left out")
+            continue
+        for name in args.only.split(",") if args.only else LIBRARIES[library][0]():
+            if (library, name) in known:
+                continue
+            models.append(in_a_process(library, name, args.timeout))
+            print(line(models[-1]), flush=True)
+            result = {"gamma": GAMMA, "summary": summary(models), "models": models}
+            args.out.write_text(json.dumps(result, indent=1) + "\n")
+    for library, shares in summary(models).items():
+        print(
+            f"{library}: {shares['expanded']} of {shares['models']} models expanded, "
+            f"{shares['same']} compute the same, {shares['exported']} exported"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
