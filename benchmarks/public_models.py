@@ -20,6 +20,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.public_model_cases import LIBRARIES
+from fxelastic.files import replace_file
 
 GAMMA = 0.2
 STAGES = ("make", "call", "expand", "run", "export", "done")
@@ -121,6 +123,12 @@ def summary(models: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return shares
 
 
+def write(path: Path, models: Sequence[dict[str, Any]]) -> None:
+    ordered = sorted(models, key=lambda found: (found["library"], found["name"]))
+    result = {"gamma": GAMMA, "summary": summary(ordered), "models": ordered}
+    replace_file(path, (json.dumps(result, indent=1) + "\n").encode())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -128,6 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("libraries", nargs="*", default=list(LIBRARIES), help="default: all")
     parser.add_argument("--only", help="names of models, with commas between them")
     parser.add_argument("--timeout", type=float, default=600.0, help="for one model, in seconds")
+    parser.add_argument("--jobs", type=int, default=1, help="models at a time")
     parser.add_argument("--out", type=Path, default=Path("build/public_models.json"))
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -139,17 +148,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     models = json.loads(args.out.read_text())["models"] if args.out.exists() else []
     known = {(found["library"], found["name"]) for found in models}
     args.out.parent.mkdir(parents=True, exist_ok=True)
+    wanted: list[tuple[str, str]] = []
     for library in args.libraries:
         if find_spec(library) is None:
             print(f"{library} is not installed: left out")
             continue
-        for name in args.only.split(",") if args.only else LIBRARIES[library][0]():
-            if (library, name) in known:
-                continue
-            models.append(in_a_process(library, name, args.timeout))
+        names = args.only.split(",") if args.only else LIBRARIES[library][0]()
+        wanted += [(library, name) for name in names if (library, name) not in known]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        runs = [pool.submit(in_a_process, *one, args.timeout) for one in wanted]
+        for done in as_completed(runs):
+            models.append(done.result())
             print(line(models[-1]), flush=True)
-            result = {"gamma": GAMMA, "summary": summary(models), "models": models}
-            args.out.write_text(json.dumps(result, indent=1) + "\n")
+            write(args.out, models)
+    write(args.out, models)
     for library, shares in summary(models).items():
         print(
             f"{library}: {shares['expanded']} of {shares['models']} models expanded, "

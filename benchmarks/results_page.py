@@ -133,6 +133,21 @@ def export(result: Any) -> Iterable[Row]:
     yield Row("the bundle's size, of the model's", f"{result['size_ratio']:.2f}")
 
 
+def public_models(result: Any) -> Iterable[Row]:
+    """How far models of public libraries get, and why some do not."""
+    for library, shares in result["summary"].items():
+        n = shares["models"]
+        told = (
+            f"{shares['expanded']} expanded, {shares['same']} of them with the model's results, "
+            f"{shares['exported']} exported"
+        )
+        yield Row(f"{library}: {n} models, one of each architecture", told)
+    for found in result["models"]:
+        if found["stage"] not in ("done", "make", "call"):
+            reason = " ".join(found["reason"].split()).replace("|", "/")[:200]
+            yield Row(f"{found['library']} {found['name']}: ends at `{found['stage']}`", reason)
+
+
 def latency_model(result: Any) -> Iterable[Row]:
     """Errors of predicted latencies."""
     for row in result:
@@ -405,6 +420,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], Iterable[Row]]]] = {
     "partition": ("Partitions", partition),
     "expand": ("Supernets", expand),
     "export": ("Export", export),
+    "public_models": ("Models of public libraries", public_models),
     "train": ("Training", train),
     "latency_model": ("Latency model", latency_model),
     "search": ("Search", search),

@@ -58,6 +58,10 @@ CORES = os.cpu_count() or 1
 # Of the best subnet's latency. Shared machines change their speed for seconds at a time: without
 # any load the median of half a second was seen to be 0.92 to 1.24 times what was measured before.
 BUDGET = 1.3
+# Where the bar is read, and one beyond it: of some thousand requests those above it are a few, and
+# what the machine itself does counts for more there.
+QUANTILES = {"added": 0.5, "added_p95": 0.95, "added_p99": 0.99, "added_p999": 0.999}
+COLD_NAMES = ("added", "added_p95", "added_p99")
 STRETCH = 50  # requests for which a cold switch goes on, and then is held
 
 
@@ -218,16 +222,20 @@ def measure_cold(
                 if reply.arch == target.arch:
                     break
                 (held_ms if held else going_ms).append(reply.latency_ms)
+            # It may have been there just before the work was held again; the way back is to go on.
+            courtesy.hold(False)
     added = {
-        name: quantile(going_ms, q) / quantile(held_ms, q) - 1
-        for name, q in (("added", 0.5), ("added_p95", 0.95), ("added_p99", 0.99))
+        name: quantile(going_ms, q) / quantile(held_ms, q) - 1 for name, q in QUANTILES.items()
     }
     return {
         "threads": threads,
         "quiet_ms": statistics.median(held_ms),
         "n_loading": len(going_ms),
+        "n_held": len(held_ms),
+        "worst_ms": max(going_ms),
+        "worst_held_ms": max(held_ms),
         **added,
-        "met": max(added.values()) <= COLD_BAR,
+        "met": max(added[name] for name in COLD_NAMES) <= COLD_BAR,
     }
 
 

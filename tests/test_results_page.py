@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import results_page, run_all
+from benchmarks import public_models, results_page, run_all
 from tests.cli.commands import ROOT
 
 FOLDER = ROOT / "benchmarks"
@@ -48,6 +48,23 @@ def test_a_missed_bar_says_so() -> None:
     assert "| 2.60 | ≤ 2.5 |  | **missed** |" in page
     assert "python benchmarks/expand.py" in page
     assert "cores 2" in page
+
+
+def test_public_models_that_do_not_get_through_are_named_with_the_reason() -> None:
+    models = [
+        {"library": "timm", "name": "a", "stage": "done"},
+        {"library": "timm", "name": "b", "stage": "export", "reason": "E: no | such\noperator"},
+        {"library": "timm", "name": "c", "stage": "make", "reason": "not ours"},
+    ]
+    result = {"summary": public_models.summary(models), "models": models}
+    one, other = results_page.public_models(result)
+    assert "2 models" in one.what
+    assert one.measured.startswith("2 expanded")
+    assert one.measured.endswith("1 exported")
+    assert (other.what, other.measured) == (
+        "timm b: ends at `export`",
+        "E: no / such operator",
+    )
 
 
 def test_results_are_kept_with_their_commands() -> None:

@@ -31,7 +31,7 @@ _LOOK_S = 0.02
 # It waits so long for a pause between requests, which is as long as it may take itself.
 _PATIENCE_S = 0.25
 # Between requests that follow each other none runs, either, but not for so long.
-_QUIET_S = 0.001
+_QUIET_S = 0.002
 _QUIET_LOOKS = 2
 
 
