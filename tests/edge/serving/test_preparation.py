@@ -150,7 +150,6 @@ def test_what_was_not_done_leaves_no_files(bundle: Bundle, preparation: Preparat
     assert computes(preparation, bundle, second)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_forked_child_keeps_nothing_from_ending(bundle: Bundle, tmp_path: Path) -> None:
     program = f"""
 import os, sys, time

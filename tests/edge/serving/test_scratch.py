@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import stat
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 from fxelastic.edge.serving.scratch import Scratch
 from tests.cli.commands import environment
@@ -62,7 +59,6 @@ def test_a_folder_that_was_deleted_is_made_again(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_forked_child_does_not_delete_its_parent_s(tmp_path: Path) -> None:
     program = f"""
 import os, sys
