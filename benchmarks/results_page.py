@@ -324,6 +324,13 @@ def serve(result: Any) -> Iterable[Row]:
             "≤ 5 % each",
             met=figures["met"],
         )
+        if "worst_ms" in figures:
+            yield Row(
+                f"the slowest of {figures['n_loading']:,} such requests, and of "
+                f"{figures['n_held']:,} while that was held; 99.9th percentile",
+                f"{figures['worst_ms']:.1f} ms, {figures['worst_held_ms']:.1f} ms; "
+                f"{figures['added_p999']:+.1%}",
+            )
     figures = result["memory"]
     yield Row(
         "peak memory in paged mode, of the subnet's as one model",
