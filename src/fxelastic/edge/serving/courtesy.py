@@ -15,9 +15,8 @@ import psutil
 # Where one request follows another there is no time between them: each is delayed for the other
 # process by this share of what it takes.
 _SHARE = 0.03
-# Of which this is for waking and stopping it, until it has stopped.
+# Of which this is for waking and stopping it, and for what it pushes out of the caches.
 _COST_S = 0.00005
-_SETTLES_S = 0.00004
 # In less than this it hardly begins.
 _LEAST_S = 0.00007
 # A longer wait is slept through. A shorter one is not, for sleeping takes up to 0.1 ms more.
@@ -173,8 +172,6 @@ class Courtesy:
                 # Of requests that overlap one waits, and of those that are quicker than they should
                 # be each.
                 self._due_s = now_s + 0.8 * (slice_s + _COST_S) / self._share
-                self._stop()
-                self._settle()
             self._stop()
         return waited_s
 
@@ -202,16 +199,6 @@ class Courtesy:
                 pass
         else:
             time.sleep(slice_s)
-
-    def _settle(self) -> None:
-        """Until the process has left its processor.
-
-        A thread of the session that is woken before that goes to the processor of the request's own
-        thread, and may stay there: requests were seen to take 1.6 times as long for a second.
-        """
-        until_s = time.monotonic() + _SETTLES_S
-        while time.monotonic() < until_s:
-            pass
 
     def _stop(self) -> None:
         # What interrupts this thread in between must not leave one stopped that seems to run.
