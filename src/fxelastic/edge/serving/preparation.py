@@ -88,6 +88,8 @@ class Preparation:
             timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
+            if timer is not threading.current_thread():
+                timer.join()
         if process is not None:
             process.kill()
             process.end()
