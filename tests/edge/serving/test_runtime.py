@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -401,14 +401,7 @@ def test_an_interrupted_request_is_not_held_against_closing(
         runtime._residents.close(timeout_s=5)
 
 
-class Bad:
-    """An input that every subnet raises on."""
-
-    def __mul__(self, other: object) -> object:
-        raise ZeroDivisionError
-
-
-@pytest.mark.parametrize("last", ["raises everywhere", "gives NaN", "raises"])
+@pytest.mark.parametrize("last", ["gives NaN", "raises"])
 def test_after_a_request_that_failed_the_preparing_process_goes_on(last: str) -> None:
     """It was stopped for the request, and no other request follows."""
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -426,8 +419,9 @@ def test_after_a_request_that_failed_the_preparing_process_goes_on(last: str) ->
                 loader.nan.add(current.arch)
             if last == "raises":
                 loader.raising.add(current.arch)
-            with suppress(ServingError):
-                runtime(Bad() if last == "raises everywhere" else X)
+            # It still runs when the rounds that the others have asked for are over.
+            loader.run_s = lambda arch: 0.15
+            runtime(X)
             wait_until(lambda: process.status() != psutil.STATUS_STOPPED)
     other.kill()
     other.wait()
