@@ -12,7 +12,7 @@ import pytest
 
 from fxelastic import edge
 from fxelastic.edge import memory, subnet_timing
-from fxelastic.edge.memory import GrowthLimit, give_back, resident_bytes
+from fxelastic.edge.memory import GrowthLimit
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.edge.subnet_timing import SubnetTimer
 from tests.cli.commands import environment
@@ -72,14 +72,25 @@ def test_growth_is_counted_from_the_beginning(monkeypatch: pytest.MonkeyPatch) -
     assert limit.has_room(100)
 
 
+# In a process of its own: another one may hold so much free memory that it does not grow.
+_FREED = """
+import numpy as np
+from fxelastic.edge.memory import give_back, resident_bytes
+before = resident_bytes()
+# Too small for maps of their own: the C library keeps what is freed, below what is not.
+blocks = [np.ones(12_500) for _ in range(500)]
+print(resident_bytes() - before)
+del blocks[:-1]
+give_back()
+print(resident_bytes() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc keeps what is freed")
 def test_memory_that_was_freed_is_given_back() -> None:
-    before = resident_bytes()
-    # Too small for maps of their own: the C library keeps what is freed, below what is not.
-    blocks = [np.ones(12_500) for _ in range(500)]
-    assert resident_bytes() - before > 40_000_000
-    del blocks[:-1]
-    give_back()
-    assert resident_bytes() - before < 20_000_000
+    taken, kept = map(int, output_of(_FREED).split())
+    assert taken > 40_000_000
+    assert kept < 20_000_000
 
 
 def test_sessions_go_where_the_process_has_grown_by_too_much(bundle: edge.Bundle) -> None:
@@ -165,7 +176,7 @@ def test_groups_are_as_large_as_there_is_room(
     assert sizes == [3, 3, 2]
 
 
-_SEARCH = """
+_PROFILE = """
 import sys
 import numpy as np
 from fxelastic import edge
@@ -173,20 +184,22 @@ from fxelastic.edge.memory import give_back, resident_bytes
 bundle = edge.load(sys.argv[1])
 with edge.Executor(bundle, 1) as executor:
     executor.run(bundle.space.original, {"x": np.zeros((1, 8, 8, 8), np.float32)})
-profile = edge.profile
 give_back()
 before = resident_bytes()
-profile(bundle, threads=1, n_samples=3, n_subnets=4, n_held_out=2, memory_bytes=64 * 2**20)
+edge.profile(bundle, threads=1, n_samples=3, n_subnets=4, n_held_out=2, memory_bytes=64 * 2**20)
 print(resident_bytes() - before)
 """
 
 
-def test_a_profile_stays_within_what_it_was_allowed(bundle: edge.Bundle) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _SEARCH, str(bundle.path)],
+def output_of(code: str, *arguments: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
         env=environment(),
         capture_output=True,
         text=True,
         check=True,
-    )
-    assert int(done.stdout) <= 64 * 2**20
+    ).stdout
+
+
+def test_a_profile_stays_within_what_it_was_allowed(bundle: edge.Bundle) -> None:
+    assert int(output_of(_PROFILE, str(bundle.path))) <= 64 * 2**20
