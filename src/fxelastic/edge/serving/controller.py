@@ -15,6 +15,7 @@ from fxelastic.edge.serving.policy import Decision, Policy, Situation
 from fxelastic.edge.serving.residents import Residents
 from fxelastic.edge.serving.standby import Standby
 from fxelastic.edge.serving.switcher import Switcher
+from fxelastic.edge.serving.verdict import Verdict
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Controller:
         on_unmet: Called in each round in which no subnet keeps the budget, with ``T/r`` in ms.
         on_tick: Called after each round with what the policy saw and decided.
         courtesy: Told when no request runs.
+        verdict: Says whether the budget can be kept.
         thread: The thread that does the rounds; None before `start`.
     """
 
@@ -56,8 +58,8 @@ class Controller:
     on_unmet: Callable[[float], None] | None = None
     on_tick: Callable[[Situation, Decision], None] | None = None
     courtesy: Courtesy | None = None
+    verdict: Verdict = field(default_factory=Verdict)
     load: Load = field(init=False, default_factory=Load)
-    budget_met: bool = field(init=False, default=True)
     _wake: threading.Event = field(init=False, repr=False, default_factory=threading.Event)
     _hurry: threading.Event = field(init=False, repr=False, default_factory=threading.Event)
     _closed: bool = field(init=False, repr=False, default=False)
@@ -97,7 +99,9 @@ class Controller:
             again_s = None
             try:
                 decision = self.tick()
-                again_s = None if decision is None else decision.again_s
+                if decision is not None:
+                    waits = (decision.again_s, self.verdict.again_s)
+                    again_s = min((wait for wait in waits if wait is not None), default=None)
             except Exception as e:  # noqa: BLE001 - a policy is user code; serving goes on
                 self.events.add("control_failed", describe(e))
 
@@ -172,8 +176,7 @@ class Controller:
             self.switcher.switch(interim, f"{decision.reason}; until a better one is loaded")
 
     def _judge(self, decision: Decision, situation: Situation) -> None:
-        if decision.met != self.budget_met:
-            self.budget_met = decision.met
+        if self.verdict.hear(decision.met, situation.budget_ms, situation.now_s):
             r = situation.load.ratio
             at = "" if r is None else f" at r {r:.2f}"
             if decision.met:

@@ -120,7 +120,7 @@ class RatioPolicy:
     calm_rise: float = 12.0
     worth: float = 0.05
     max_calm_s: float = 120.0
-    failed_s: float = 10.0
+    failed_s: float = 30.0
     forget_s: float = 600.0
 
     def decide(self, situation: Situation) -> Decision:

@@ -338,7 +338,7 @@ class Runtime:
             uptime_s=self._clock() - self._started_s,
             step=step,
             budget_ms=self._controller.budget_ms,
-            budget_met=self._controller.budget_met,
+            budget_met=self._controller.verdict.met,
             ratio=load.ratio,
             n_requests=self._residents.n_acquired,
             n_failed=events.get("request_failed", 0),
