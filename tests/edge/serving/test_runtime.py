@@ -98,6 +98,25 @@ def test_a_budget_below_everything_begins_with_the_quickest() -> None:
         assert right(runtime) == POOL[0].arch
 
 
+def test_the_first_on_standby_is_there_before_the_first_request() -> None:
+    loader = FakeLoader()
+    with serving(loader, 9.0, standby=Standby(limit=1)) as runtime:
+        assert loader.loaded == [POOL[3].arch, POOL[0].arch]
+        assert [event.kind for event in runtime.events[:2]] == ["started", "loaded"]
+        wait_until(lambda: right(runtime) == POOL[3].arch and runtime.status().ratio is not None)
+        assert runtime.status().resident == 2
+
+
+@pytest.mark.parametrize("fault", ["broken", "bulky"])
+def test_serving_begins_where_it_can_t_be_had(fault: str) -> None:
+    loader = FakeLoader(broken={POOL[0].arch} if fault == "broken" else set())
+    loader.bulky[POOL[0].arch] = 10 if fault == "bulky" else 1
+    with serving(loader, 9.0, standby=Standby(limit=1), memory_bytes=5 * SIZE) as runtime:
+        assert right(runtime) == POOL[3].arch
+        assert runtime.status().resident == 1
+        assert ("load_failed" in kinds(runtime)) == (fault == "broken")
+
+
 def test_an_empty_pool_is_refused() -> None:
     with pytest.raises(UsageError, match="pool is empty"):
         Runtime(FakeLoader(), OneArray(), [], 5.0)
@@ -160,7 +179,7 @@ def test_a_budget_that_can_t_be_kept_is_told_once() -> None:
 def test_requests_go_on_while_the_target_is_loaded() -> None:
     policy = GoTo()
     gate = threading.Event()
-    loader = FakeLoader(before_load=lambda arch: arch == POOL[1].arch and gate.wait() and None)
+    loader = FakeLoader(before_load=lambda arch: arch == POOL[1].arch and gate.wait(20) and None)
     with serving(loader, policy=policy) as runtime:
         policy.arch = POOL[1].arch
         for _ in range(50):
@@ -172,7 +191,7 @@ def test_requests_go_on_while_the_target_is_loaded() -> None:
 def test_until_a_cold_target_is_there_the_best_in_memory_steps_in() -> None:
     policy = GoTo()
     gate = threading.Event()
-    loader = FakeLoader(before_load=lambda arch: arch == POOL[1].arch and gate.wait() and None)
+    loader = FakeLoader(before_load=lambda arch: arch == POOL[1].arch and gate.wait(20) and None)
     with serving(loader, policy=policy, standby=Standby(ratios=(), limit=3)) as runtime:
         wait_until(lambda: POOL[0].arch in loader.loaded)
         policy.arch = POOL[1].arch
@@ -432,7 +451,7 @@ def test_closing_waits_for_the_request_that_runs() -> None:
 
     def run_s(arch: Arch) -> float:
         entered.set()
-        gate.wait()
+        gate.wait(20)
         return 0.0
 
     answers: list[Any] = []

@@ -78,6 +78,11 @@ class Builder:
         self._closed = False
         self.thread = threading.Thread(target=self._work, name="fxelastic-builder", daemon=True)
 
+    def load_now(self, step: Step) -> None:
+        """Load one for standby in the caller's thread, before `start`; it may fail, as others."""
+        self._standby = (step,)
+        self._load(_Job(step, (), urgent=False))
+
     def start(self) -> None:
         """Begin to load."""
         self.thread.start()

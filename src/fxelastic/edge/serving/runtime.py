@@ -179,12 +179,16 @@ class Runtime:
             )
         )
         try:
-            step = self._load_first(budget_ms)
+            self._begin(self._load_first(budget_ms), budget_ms, options.standby)
         except BaseException:
             self._residents.close()
             loader.close()
             raise
-        self._begin(step, budget_ms)
+        self._builder.start()
+        self._controller.start()
+        if self._upkeep is not None:
+            self._upkeep.start()
+        self._hurry()
 
     def _load_first(self, budget_ms: float) -> Step:
         """Load the best subnet, else the next that can be had."""
@@ -207,7 +211,8 @@ class Runtime:
             else:
                 return step
 
-    def _begin(self, step: Step, budget_ms: float) -> None:
+    def _begin(self, step: Step, budget_ms: float, standby: Standby) -> None:
+        """Have it serve, and the first on standby ready: the load may come with the requests."""
         self._residents.use(step.arch)
         self._events.add(
             "started",
@@ -217,11 +222,8 @@ class Runtime:
             latency_ms=step.latency_ms,
             budget_ms=budget_ms,
         )
-        self._builder.start()
-        self._controller.start()
-        if self._upkeep is not None:
-            self._upkeep.start()
-        self._hurry()
+        for other in standby.steps(self._catalogue.ladder, step, budget_ms, budget_ms)[:1]:
+            self._builder.load_now(other)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Answer a request.
