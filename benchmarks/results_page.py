@@ -338,14 +338,21 @@ def serve(result: Any) -> Iterable[Row]:
         "≤ 1.10",
         met=figures["met"],
     )
-    runs = result["scenario"]["runs"]
+    for name in (name for name in result if name.startswith("scenario")):
+        yield from scenario(result[name], name)
+
+
+def scenario(result: Any, name: str) -> Iterable[Row]:
+    """Steps of the load, in all runs."""
+    where = f"{name}, threads: {result['threads']}"
+    runs = result["runs"]
     for i, steps in enumerate(zip(*(run["steps"] for run in runs), strict=True)):
         told = [step["told"] for step in steps]
         over = ", ".join(f"{step['over_s']:.2f}" + " (told)" * step["told"] for step in steps)
         yield Row(
-            f"step {i + 1}, {steps[0]['n_processes']} competing processes: longest time over the "
-            f"budget, and switches, of {len(runs)} runs ('told': the runtime said that the budget "
-            "can't be kept)",
+            f"{where}; step {i + 1}, {steps[0]['n_processes']} competing processes: longest time "
+            f"over the budget, and switches, of {len(runs)} runs ('told': the runtime said that the "
+            "budget can't be kept)",
             f"{over} s; {', '.join(str(step['n_switches']) for step in steps)}",
             "≤ 1 s or told, ≤ 2",
             "within 1 s",
@@ -359,21 +366,21 @@ def serve(result: Any) -> Iterable[Row]:
         for run in runs
     ]
     yield Row(
-        "of it, with no competing process: time for which the machine was slow by itself (requests "
-        "took over 1.25 times their usual processor time)",
+        f"{where}; time for which the machine was slow by itself, of the 30 s without a competing "
+        "process (requests took over 1.25 times their usual processor time)",
         f"{', '.join(f'{slow_s:.2f}' for slow_s in slow)} s",
     )
     returned = sum(run["best_returned"] for run in runs)
     times = [run["returned_s"] for run in runs]
     yield Row(
-        "the best subnet is back after the load has gone, in the step's 15 s: after",
+        f"{where}; the best subnet is back after the load has gone, within 15 s",
         ", ".join("not" if time_s is None else f"{time_s:.1f} s" for time_s in times),
         "in all runs",
         met=returned == len(runs),
     )
     failed = sum(run["failed_requests"] for run in runs)
     yield Row(
-        f"failed requests of {sum(run['n_requests'] for run in runs):,}",
+        f"{where}; failed requests of {sum(run['n_requests'] for run in runs):,}",
         str(failed),
         "0",
         met=failed == 0,

@@ -15,7 +15,8 @@ against its bar:
 - peak memory in paged mode against the subnet as one ONNX model (bar: 1.10);
 - a scenario of 0, 1, 2, 0 competing processes (bars: no failed request; over the budget for at
   most 1 s, or told so; at most 2 switches a step; the best subnet returns), some times over, with
-  plots.
+  plots; where requests use all cores but one and where they use all. The latter meet what the
+  machine does by itself, too, which is shown.
 
 The machine should be otherwise idle: the scenario reads absolute latencies.
 """
@@ -307,11 +308,13 @@ def serve(
     )
 
 
-def measured_pool(bundle: Any, args: Any, n: int = 12, rounds: int = 40) -> list[Restated]:
+def measured_pool(
+    bundle: Any, mode: str, threads: int, n: int = 12, rounds: int = 40
+) -> list[Restated]:
     """A stand-in for a pool: sampled subnets, timed here; the slower, the more "accurate"."""
     inputs = random_inputs(bundle, 1)
     archs = list(dict.fromkeys([bundle.space.original, *bundle.space.sample(n, seed=0)]))[:n]
-    loader = loader_of(bundle, args.mode, args.threads)
+    loader = loader_of(bundle, mode, threads)
     executables = [loader.load(arch) for arch in archs]
     milliseconds: list[list[float]] = [[] for _ in archs]
     # Round by round: what else the machine does slows all of them.
@@ -328,8 +331,8 @@ def measured_pool(bundle: Any, args: Any, n: int = 12, rounds: int = 40) -> list
     return [Restated(arch, ms, ms / most_ms) for arch, ms in zip(archs, medians, strict=True)]
 
 
-def load_inputs(args: Any) -> tuple[Any, Any, Sequence[Step]]:
-    """The bundle, its table and its pool, as far as they are given."""
+def load_inputs(args: Any) -> tuple[Any, Any]:
+    """The bundle, and its table if there is one."""
     bundle = edge.load(args.bundle)
     table = None
     if args.table:
@@ -337,11 +340,20 @@ def load_inputs(args: Any) -> tuple[Any, Any, Sequence[Step]]:
 
         table = LatencyTable.load(args.table)
     args.latencies = table
+    return bundle, table
+
+
+def pool_of(bundle: Any, args: Any, threads: int) -> Sequence[Step]:
+    """The pool that was given; else one that is measured with so many threads."""
     if args.pool:
         from fxelastic.edge.pool import SubnetPool
 
-        return bundle, table, Ladder.of(SubnetPool.load(args.pool).entries).steps
-    return bundle, table, Ladder.of(measured_pool(bundle, args)).steps
+        steps = Ladder.of(SubnetPool.load(args.pool).entries).steps
+    else:
+        steps = Ladder.of(measured_pool(bundle, args.mode, threads)).steps
+    told = ", ".join(f"{step.latency_ms:.2f}" for step in steps)
+    print(f"{bundle}, {threads} threads; pool: {told} ms")
+    return steps
 
 
 def report(name: str, figures: dict[str, Any]) -> None:
@@ -414,31 +426,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(args: Any) -> dict[str, dict[str, Any]]:
-    bundle, table, steps = load_inputs(args)
+    bundle, table = load_inputs(args)
     inputs = random_inputs(bundle, 1)
-    print(f"{bundle}; pool: {', '.join(f'{step.latency_ms:.2f}' for step in steps)} ms")
+    steps = pool_of(bundle, args, args.threads)
     results: dict[str, dict[str, Any]] = {}
     wanted = args.only.split(",") if args.only else None
 
     def part(name: str, function: Any) -> None:
         if wanted is None or name.split(",")[0] in wanted:
             results[name] = function()
-            report_scenario(results[name]) if name == "scenario" else report(name, results[name])
+            is_scenario = name.startswith("scenario")
+            report_scenario(results[name]) if is_scenario else report(name, results[name])
 
     def overhead() -> dict[str, Any]:
         with serve(bundle, steps[-1:], args, ServingOptions()) as runtime:
             return measure_overhead(runtime, inputs, args.requests)
 
-    def scenario() -> dict[str, Any]:
-        runs = [one_scenario(f"trace-{i + 1}") for i in range(args.scenarios)]
-        return {"runs": runs, "met": all(run["met"] for run in runs)}
+    def scenario(threads: int) -> dict[str, Any]:
+        pool = pool_of(bundle, args, threads)
+        names = [f"trace-{threads}-threads-{i + 1}" for i in range(args.scenarios)]
+        runs = [one_scenario(name, pool, threads) for name in names]
+        return {"threads": threads, "runs": runs, "met": all(run["met"] for run in runs)}
 
-    def one_scenario(name: str) -> dict[str, Any]:
+    def one_scenario(name: str, pool: Sequence[Step], threads: int) -> dict[str, Any]:
         found = run_scenario(
-            *(bundle, table, steps, inputs),
-            budget_ms=args.budget_ms or BUDGET * steps[-1].latency_ms,
+            *(bundle, table, pool, inputs),
+            budget_ms=args.budget_ms or BUDGET * pool[-1].latency_ms,
             **{"mode": args.mode, "steps": args.steps, "seconds": args.seconds},
-            **{"threads": args.threads, "out": args.out, "name": name},
+            **{"threads": threads, "out": args.out, "name": name},
         )
         return found | {
             "met": found["failed_requests"] == 0
@@ -453,12 +468,14 @@ def measure(args: Any) -> dict[str, dict[str, Any]]:
     part("queries", measure_queries)
     part("overhead", overhead)
     part("switches", lambda: measure_switches(bundle, steps, inputs, args))
+    shares = {"a core left": max(1, CORES - 1), "no core left": CORES}
     for mode in ("assembled", "paged"):
-        for name, threads in (("a core left", CORES - 1), ("no core left", CORES)):
-            cold = partial(measure_cold, bundle, steps, inputs, args, max(1, threads), mode)
+        for name, threads in shares.items():
+            cold = partial(measure_cold, bundle, steps, inputs, args, threads, mode)
             part(f"cold, {mode}, {name}", cold)
     part("memory", lambda: measure_memory(bundle, steps[-1], args))
-    part("scenario", scenario)
+    for name, threads in shares.items():
+        part(f"scenario, {name}", partial(scenario, threads))
     return results
 
 
