@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from statistics import median
 
 _BIN_S = 0.25
-_SLOW = 1.25
+# Of the usual processor time; above it the machine itself was slow.
+SLOW = 1.25
 
 
 @dataclass
@@ -40,4 +41,4 @@ class OwnSpeed:
         for end_s, ratio in self.rows:
             if begin_s <= end_s < stop_s:
                 bins[int((end_s - begin_s) / _BIN_S)].append(ratio)
-        return _BIN_S * sum(median(ratios) > _SLOW * usual for ratios in bins.values())
+        return _BIN_S * sum(median(ratios) > SLOW * usual for ratios in bins.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.own_speed import OwnSpeed
+from benchmarks.serve import slower
 from benchmarks.serve_scenario import _longest_excess, _returned, _told
 from fxelastic.report.trace import TraceData, TracedSubnet
 
@@ -54,3 +55,18 @@ def test_the_time_that_the_machine_was_slow_by_itself() -> None:
     assert usual == 2.0
     assert speed.slow_s(0, 10, usual) == 1.0
     assert speed.slow_s(5, 10, usual) == 0
+
+
+def test_what_waited_counts_and_what_the_machine_slowed_by_itself_does_not() -> None:
+    held = [(10.0, 0.010)] * 1000
+    waited = [(13.0, 0.010)] * 60
+    by_itself = [(16.0, 0.016)] * 60
+    found = slower([*held[60:], *waited], held)
+    assert found["added"] == 0
+    assert found["added_p95"] == pytest.approx(0.3)
+    assert not found["met"]
+    found = slower([*held[60:], *by_itself], held)
+    assert found["added_p95"] == 0
+    assert found["all_added_p95"] == pytest.approx(0.6)
+    assert (found["n_loading_slow"], found["n_held_slow"]) == (60, 0)
+    assert found["met"]
