@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -59,3 +60,9 @@ def expanded(name: str, **options: Any) -> Expanded:
     model = case.build()
     supernet = fxelastic.expand(model, 0.25, example_inputs=case.inputs(2), **options)
     return Expanded(case, model, supernet)
+
+
+@lru_cache(maxsize=1)
+def shared(name: str) -> Expanded:
+    """The same; for tests that leave a supernet as it was, and run one model after another."""
+    return expanded(name)

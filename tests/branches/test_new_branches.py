@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fxelastic.ir.branch import Crossings, FrozenGraphModule
 from fxelastic.ir.supernet import Supernet
-from tests.branches.expanded import LARGE, NAMES, Expanded, expanded
+from tests.branches.expanded import LARGE, NAMES, Expanded, expanded, shared
 from tests.models.compare import assert_same_output, tensors
 
 #: Models whose repeating units have interior channels.
@@ -49,7 +49,7 @@ PRUNED = [name for name in MERGED if name not in ("resnext_grouped",)]
 def case(request: pytest.FixtureRequest) -> Iterator[Expanded]:
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield expanded(request.param)
+    yield shared(request.param)
     torch.set_num_threads(n_threads)
 
 

@@ -15,7 +15,7 @@ from fxelastic.branches.pruning.selection import groups, kept
 from fxelastic.errors import UsageError
 from fxelastic.ir.branch import Branch, Crossings, Skip
 from fxelastic.ir.partition import Partition
-from tests.branches.expanded import LARGE, NAMES, Expanded, expanded
+from tests.branches.expanded import LARGE, NAMES, Expanded, expanded, shared
 from tests.branches.pruning_oracle import PrunedBlock, pruned_block
 
 RATIOS = (0.25, 0.5)
@@ -23,12 +23,13 @@ RATIOS = (0.25, 0.5)
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, marks=pytest.mark.xdist_group(f"pruned-{name}")) for name in NAMES],
+    # The group of `test_new_branches`, which has expanded the model.
+    params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in NAMES],
 )
 def case(request: pytest.FixtureRequest) -> Iterator[Expanded]:
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield expanded(request.param, kinds=())
+    yield shared(request.param)
     torch.set_num_threads(n_threads)
 
 

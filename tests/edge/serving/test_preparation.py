@@ -204,12 +204,13 @@ import os, signal, time
 from pathlib import Path
 from fxelastic.edge import load
 from fxelastic.edge.serving.preparation import Preparation
+signal.signal(signal.{name}, signal.SIG_DFL)  # under nohup, SIGHUP is ignored
 bundle = load({str(bundle.path)!r})
 preparation = Preparation(bundle, scratch=Path({str(tmp_path)!r}))
 preparation.file(bundle.space.original)
 os.kill(preparation._process.worker, signal.SIGSTOP)
 print(preparation._process.worker, flush=True)
-time.sleep(600)
+time.sleep(60)
 """
     server = subprocess.Popen(
         [sys.executable, "-c", program],
@@ -222,7 +223,7 @@ time.sleep(600)
     worker = psutil.Process(int(server.stdout.readline()))
     wait_until(lambda: worker.status() == psutil.STATUS_STOPPED)
     os.killpg(server.pid, getattr(signal, name))
-    server.wait()
+    assert server.wait(30) == -getattr(signal, name)
     wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
 
 
