@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 
+import pytest
+
 # Workers side by side keep all cores busy; torch is to compute with one thread in each of them, and
 # in the processes that they start. Threads that wait for each other took 8 % more time.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -14,3 +16,18 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # that interrupt a process need it to be as in a terminal.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuse to run where tests of a group would not stay together: that takes minutes more.
+
+    pytest-xdist marks groups in the ids of tests, which not every pytest lets it change.
+    """
+    if not getattr(session.config.option, "loadgroup", False):
+        return
+    grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]
+    if any("@" not in item.nodeid for item in grouped):
+        raise pytest.UsageError(
+            f"pytest {pytest.__version__} and this pytest-xdist do not keep groups together; "
+            "install the versions of constraints.txt"
+        )
