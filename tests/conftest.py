@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 
 import pytest
 
@@ -19,7 +20,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Refuse to run where tests of a group would not stay together: that takes minutes more.
+    """Warn where tests of a group will not stay together: that takes minutes more.
 
     pytest-xdist marks groups in the ids of tests, which not every pytest lets it change.
     """
@@ -27,7 +28,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         return
     grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]
     if any("@" not in item.nodeid for item in grouped):
-        raise pytest.UsageError(
+        warnings.warn(
             f"pytest {pytest.__version__} and this pytest-xdist do not keep groups together; "
-            "install the versions of constraints.txt"
+            "the versions of constraints.txt do",
+            pytest.PytestWarning,
+            stacklevel=1,
         )
