@@ -86,7 +86,6 @@ print(resident_bytes() - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only glibc keeps what is freed")
 def test_memory_that_was_freed_is_given_back() -> None:
     taken, kept = map(int, output_of(_FREED).split())
     assert taken > 40_000_000
