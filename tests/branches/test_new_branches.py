@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxelastic.ir.branch import Crossings, FrozenGraphModule
+from fxelastic.ir.movable import move_operators
 from fxelastic.ir.supernet import Supernet
+from tests.branches.elsewhere import ELSEWHERE, NOT_WITHOUT_DATA, Elsewhere, claim, named
 from tests.branches.expanded import LARGE, NAMES, Expanded, expanded, shared
 from tests.models.compare import assert_same_output, tensors
 
@@ -101,6 +105,23 @@ def test_a_subnet_alone_is_the_subnet(case: Expanded) -> None:
         of_the_path = sum(branch.n_params for branch in case.supernet.path(arch))
         shared = sum(p.numel() for p in {id(p): p for p in alone.parameters()}.values())
         assert shared <= of_the_path + _shared(case.supernet)
+
+
+def test_branches_compute_on_another_device(case: Expanded) -> None:
+    values, mode = case.values(2), FakeTensorMode()
+    for branch in case.supernet.branches.values():
+        module = copy.deepcopy(branch.module)
+        if not isinstance(module, fx.GraphModule):
+            assert branch.kind == "skip"
+            continue
+        move_operators(module, claim)
+        assert named(module) <= {ELSEWHERE}
+        if case.case.name in NOT_WITHOUT_DATA:
+            continue
+        with mode, torch.no_grad():
+            run = Elsewhere(module)
+            result = run.run(*(run.move(values[n]) for n in (*branch.inputs, *branch.context)))
+        assert {t.device for t in tensors(result)} == {ELSEWHERE}, branch.id
 
 
 def test_weights_are_the_branchs_own(case: Expanded) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxelastic.ir.branch import Crossings
+from fxelastic.ir.movable import MovableGraphModule
 from fxelastic.ir.operators import attribute
 from fxelastic.ir.partition import Partition
 
@@ -118,7 +119,7 @@ def _copied(
             copies[node].target = torch.ops.aten.reshape.default
     values = tuple(copies[node] for node in results)
     graph.output(values[0] if len(values) == 1 else values)
-    return fx.GraphModule(own.root, graph, class_name="Trainable").eval()
+    return MovableGraphModule(own.root, graph, class_name="Trainable").eval()
 
 
 class _OwnWeights:

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
+from fxelastic.ir.movable import MovableGraphModule
 from fxelastic.ir.operators import attribute
 from fxelastic.spec import BranchSpec
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from fxelastic.ir.partition import Partition
 
 
-class FrozenGraphModule(fx.GraphModule):
+class FrozenGraphModule(MovableGraphModule):
     """A graph module that never trains: it stays in eval mode, its parameters get no gradients.
 
     Called, it passes gradients on to its operands. That is not always what the model computes, bit

@@ -1,0 +1,60 @@
+"""Computing a graph on a device that need not be there.
+
+The graph runs on tensors without data that claim to be on a GPU, and torch refuses operands of two
+devices.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+ELSEWHERE = torch.device("cuda", 0)
+# torch has no implementation without data: of a GRU on this device, of a mask that is looked at.
+NOT_WITHOUT_DATA = (
+    "gru_tagger",
+    "gru_sequence_first",
+    "gru_cell_loop",
+    "transformer_detects_causal",
+)
+
+
+class Elsewhere(fx.Interpreter):
+    """Runs a graph in a `FakeTensorMode`, on tensors that claim to be on another device."""
+
+    def move(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return torch.empty(value.shape, dtype=value.dtype, device=ELSEWHERE)
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return pytree.tree_map(self.move, super().get_attr(target, args, kwargs))
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        module = self.fetch_attr(str(target))
+        tensors = dict((*module.named_parameters(), *module.named_buffers()))
+        moved = {name: self.move(value) for name, value in tensors.items()}
+        return torch.func.functional_call(module, moved, args, kwargs)
+
+
+def claim(value: Tensor) -> Tensor:
+    """What ``.to("cuda")`` gives, without a GPU."""
+    with FakeTensorMode():
+        return torch.empty(value.shape, dtype=value.dtype, device=ELSEWHERE)
+
+
+def named(module: fx.GraphModule) -> set[torch.device]:
+    """The devices that a graph names."""
+    found: set[torch.device] = set()
+    for node in module.graph.nodes:
+        found |= {v for v in pytree.tree_leaves(node.args) if isinstance(v, torch.device)}
+        found |= {v for v in pytree.tree_leaves(node.kwargs) if isinstance(v, torch.device)}
+    return found
+
+
+def graphs(module: nn.Module) -> list[fx.GraphModule]:
+    return [part for part in module.modules() if isinstance(part, fx.GraphModule)]
