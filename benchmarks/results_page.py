@@ -175,6 +175,31 @@ def latency_model(result: Any) -> Iterable[Row]:
         )
 
 
+def train_device(result: Any) -> Iterable[Row]:
+    """Times of training steps, by device."""
+    for row in result["rows"]:
+        if row["device"] == "cpu":
+            continue
+        names = {"model": "the model itself", "distill": "distillation", "tune": "tuning"}
+        case = f"{row['model']}, batch of {row['batch_size']}, {row['branches']} branches"
+        quicker = ", ".join(f"{row['quicker'][key]:.1f}" for key in names)
+        least = min(row["quicker"].values())
+        yield Row(
+            f"{case}, {row['precision']}: time of a step on the CPU (fp32) ÷ on the GPU: "
+            + ", ".join(names.values()),
+            quicker,
+            "> 1" if row["large"] else "",
+            met=least > 1 if row["large"] else None,
+        )
+        of_model = ", ".join(f"{row['of_model'][key]:.2f}" for key in ("distill", "tune"))
+        busy = ", ".join(f"{row['busy'][key]:.0%}" for key in ("distill", "tune"))
+        yield Row(
+            f"{case}, {row['precision']}: step of distillation, of tuning ÷ step of the model; "
+            "share of the time for which kernels run",
+            f"{of_model}; {busy}",
+        )
+
+
 def train(result: Any) -> Iterable[Row]:
     """Accuracies of ways of training."""
     points = {"resnet": (2, 5), "vit": (3, 7)}
@@ -453,6 +478,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], Iterable[Row]]]] = {
     "export": ("Export", export),
     "public_models": ("Models of public libraries", public_models),
     "train": ("Training", train),
+    "train_device": ("Training on a GPU", train_device),
     "latency_model": ("Latency model", latency_model),
     "search": ("Search", search),
     "search_memory": ("Memory of profiling and searching", search_memory),

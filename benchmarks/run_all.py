@@ -1,6 +1,7 @@
 """Run every benchmark and write benchmarks/RESULTS.md from what they print.
 
-    python benchmarks/run_all.py                    # all, some hours on 2 cores
+    python benchmarks/run_all.py                    # all that need no GPU, some hours on 2 cores
+    python benchmarks/run_all.py --only train_device    # on a machine with a GPU
     python benchmarks/run_all.py --only partition expand
     python benchmarks/run_all.py --page             # the page alone, from benchmarks/results
 
@@ -43,6 +44,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         " --out {out}",
     ),
     "train": (f"train.py --seeds 0 1 2 --data {WORK}/data --out {WORK}/train --summary {{out}}",),
+    "train_device": ("train_device.py --devices cpu cuda --out {out}",),
     "search": (
         f"trained_bundle.py {WORK}/search --data {WORK}/data",
         f"search.py {WORK}/search --threads 1 --out {{out}}",
@@ -57,12 +59,15 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         f"tradeoff.py --seeds 0 1 2 --data {WORK}/data --work {WORK}/tradeoff --out {{out}}",
     ),
 }
+# Run only where they are asked for by name.
+NEEDS_A_GPU = frozenset(("train_device",))
 
 
 def main() -> int:
     """Run what was asked for, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", nargs="+", choices=COMMANDS, default=list(COMMANDS))
+    usual = [name for name in COMMANDS if name not in NEEDS_A_GPU]
+    parser.add_argument("--only", nargs="+", choices=COMMANDS, default=usual)
     parser.add_argument("--fresh", action="store_true", help="forget a run that was interrupted")
     parser.add_argument("--page", action="store_true", help="run nothing")
     parser.add_argument(
@@ -130,11 +135,12 @@ def run(name: str) -> Any:
 
 
 def described(name: str, result: Any, note: str = "") -> dict[str, Any]:
-    """A result with its command, the commit and the machine's facts."""
+    """A result with its command, the commit and the facts of this machine or of its own."""
+    machine = result.pop("machine", None) if isinstance(result, dict) else None
     return {
         "commands": [f"python benchmarks/{c}".replace("{out}", "OUT") for c in COMMANDS[name]],
         "commit": commit(),
-        "machine": facts(),
+        "machine": machine or facts(),
         "note": note,
         "result": result,
     }

@@ -9,8 +9,10 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
+from fxelastic.ir.operators import operator_name
 from tests.branches.elsewhere import graphs, named
 from tests.branches.expanded import expanded
 from tests.models.compare import assert_same_output
@@ -41,6 +43,19 @@ def test_what_is_moved_moves_its_operators(what: str) -> None:
     if what != "supernet":
         with torch.no_grad():
             assert_same_output(supernet(*args), found.model(*args))
+
+
+def test_views_become_reshapes() -> None:
+    """Strides differ from device to device: those of attention on a GPU allow no view."""
+    subnet = expanded("vit").supernet.subnet()
+    counted = [count(subnet, name) for name in ("view", "reshape")]
+    assert counted[0] > 0
+    subnet.to("meta")
+    assert [count(subnet, name) for name in ("view", "reshape")] == [0, sum(counted)]
+
+
+def count(module: nn.Module, name: str) -> int:
+    return sum(operator_name(n) == f"aten.{name}" for g in graphs(module) for n in g.graph.nodes)
 
 
 def test_another_dtype_leaves_the_graph_as_it_is() -> None:

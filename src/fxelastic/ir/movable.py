@@ -1,8 +1,9 @@
 """Graph modules whose operators follow the weights to another device.
 
-Capture writes the model's device into every operator that makes a tensor from nothing
-(``arange(n, device=x.device)`` in the model is ``arange(n, device='cpu')`` in the graph). Moved to
-a GPU, the weights would be there and such values still on the CPU.
+Capture writes the model's device into its operators in two ways. One that makes a tensor from
+nothing names it: ``arange(n, device=x.device)`` in the model is ``arange(n, device='cpu')`` in the
+graph. And a ``reshape`` becomes a ``view`` where the strides that this device's operators give
+allow one: those of attention on a GPU do not.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.fx.node import map_aggregate
+
+_VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 
 
 class MovableGraphModule(fx.GraphModule):
@@ -25,12 +28,12 @@ class MovableGraphModule(fx.GraphModule):
 
 
 def move_operators(module: fx.GraphModule, fn: Callable[[Tensor], Tensor]) -> None:
-    """Have a graph's operators make their tensors where a function moves them.
+    """Have a graph's operators compute where a function moves its weights.
 
     Args:
         module: The graph module; changed in place. Its weights stay where they are.
         fn: What the weights are put through (`torch.nn.Module._apply`). It is tried on an empty
-            tensor on each device that the graph names.
+            tensor on each device of the graph.
     """
     moved: dict[torch.device, torch.device] = {}
 
@@ -41,7 +44,19 @@ def move_operators(module: fx.GraphModule, fn: Callable[[Tensor], Tensor]) -> No
             moved[value] = fn(torch.empty(0, device=value)).device
         return moved[value]
 
+    home = _home(module.graph)
+    leaves = home is not None and follow(home) != home
     for node in module.graph.nodes:
         node.args, node.kwargs = map_aggregate((node.args, node.kwargs), follow)
+        if leaves and node.target in _VIEWS:
+            node.target = torch.ops.aten.reshape.default
     if any(old != new for old, new in moved.items()):
         module.recompile()
+
+
+def _home(graph: fx.Graph) -> torch.device | None:
+    """The device that the graph was captured on; None where its values do not tell."""
+    values = (node.meta.get("val") for node in graph.nodes)
+    devices = (value.device for value in values if isinstance(value, Tensor))
+    # Values of new branches are worked out on tensors without data.
+    return next((device for device in devices if device.type != "meta"), None)

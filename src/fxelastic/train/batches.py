@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -179,9 +180,9 @@ def numbered(loader: Any, what: str) -> Iterator[tuple[int, Any]]:
 
 def device_of(supernet: Supernet) -> torch.device:
     """The device of the supernet's weights; the CPU where it has none."""
-    for value in (*supernet.parameters(), *supernet.buffers()):
-        return value.device
-    return torch.device("cpu")
+    # Each batch asks: no further than to the first one.
+    first = next(itertools.chain(supernet.parameters(), supernet.buffers()), None)
+    return torch.device("cpu") if first is None else first.device
 
 
 def _inputs(value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
