@@ -23,7 +23,7 @@ def timm_names() -> list[str]:
 
     names = []
     for module in timm.list_modules():
-        sizes = {name: _size(name) for name in timm.list_models(module=module)}
+        sizes = {name: _size("timm", name) for name in timm.list_models(module=module)}
         if sizes:
             names.append(min(sizes, key=lambda name: (sizes[name], name)))
     return names
@@ -37,12 +37,54 @@ def timm_case(name: str) -> Case:
     return Case(model, (torch.randn(2, *model.default_cfg["input_size"]),), {})
 
 
-def _size(name: str) -> float:
-    import timm
+def torchvision_names() -> list[str]:
+    """The smallest model of each of torchvision's modules, by its number of parameters.
 
+    Detection is left out: what it returns depends on the data.
+    """
+    import torchvision
+
+    families: dict[str, list[str]] = {}
+    for name in torchvision.models.list_models():
+        module = torchvision.models.get_model_builder(name).__module__
+        if not module.startswith(("torchvision.models.detection", "torchvision.models.quant")):
+            families.setdefault(module, []).append(name)
+    sizes = {name: _size("torchvision", name) for names in families.values() for name in names}
+    return [min(names, key=lambda name: (sizes[name], name)) for names in families.values()]
+
+
+def torchvision_case(name: str) -> Case:
+    """A model of torchvision; pictures, clips, or pairs of pictures."""
+    import torchvision
+
+    model = _of_torchvision(name).eval()
+    module = torchvision.models.get_model_builder(name).__module__
+    if ".video" in module:
+        side = 112 if "resnet" in module else 224
+        return Case(model, (torch.randn(2, 3, 16, side, side),), {})
+    if ".optical_flow" in module:
+        return Case(model, (torch.randn(2, 3, 128, 128), torch.randn(2, 3, 128, 128)), {})
+    side = 299 if "inception" in module else 224
+    return Case(model, (torch.randn(2, 3, side, side),), {})
+
+
+def _of_torchvision(name: str) -> nn.Module:
+    import torchvision
+
+    own = {"weights_backbone": None} if name.startswith(("deeplab", "fcn", "lraspp")) else {}
+    model: nn.Module = torchvision.models.get_model(name, weights=None, **own)
+    return model
+
+
+def _size(library: str, name: str) -> float:
     try:
         with torch.device("meta"):
-            model = timm.create_model(name, pretrained=False)
+            if library == "timm":
+                import timm
+
+                model = timm.create_model(name, pretrained=False)
+            else:
+                model = _of_torchvision(name)
     except Exception:  # noqa: BLE001 - some compute while they are made, which "meta" does not
         return float("inf")
     return sum(parameter.numel() for parameter in model.parameters())
@@ -344,5 +386,6 @@ def _resolved(library: Any, options: dict[str, Any]) -> Iterator[tuple[str, Any]
 #: By library: the names of its models, and what makes one.
 LIBRARIES: dict[str, tuple[Callable[[], list[str]], Callable[[str], Case]]] = {
     "timm": (timm_names, timm_case),
+    "torchvision": (torchvision_names, torchvision_case),
     "transformers": (transformers_names, transformers_case),
 }

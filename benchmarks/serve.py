@@ -11,7 +11,8 @@ against its bar:
 - the time from a decision to the next request on the new subnet, where it is in memory (bar: 10 ms
   at the 99th percentile);
 - how requests slow down while another subnet is prepared and loaded, where they use all cores but
-  one and where they use all, in either mode (bar: 5 % up to the 99th percentile);
+  one and where they use all, in either mode (bar: 5 % up to the 99th percentile), and by how much
+  the one that meets the making of a session does (`added_met`, no bar);
 - peak memory in paged mode against the subnet as one ONNX model (bar: 1.10);
 - a scenario of 0, 1, 2, 0 competing processes (bars: no failed request; over the budget for at
   most 1 s, or told so; at most 2 switches a step; the best subnet returns), some times over, with
@@ -36,7 +37,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -202,8 +203,9 @@ def measure_cold(
     policy = Told()
     options = ServingOptions(policy=policy, standby=Quickest(), tick_s=0.01)
     home, others = steps[0], steps[1:]
-    going: list[tuple[float, float]] = []
-    held: list[tuple[float, float]] = []
+    going: list[Request] = []
+    held: list[Request] = []
+    opened: list[tuple[float, float]] = []
 
     def ask() -> Any:
         return runtime.infer(**inputs)
@@ -214,6 +216,7 @@ def measure_cold(
 
     with serve(bundle, steps, args, options, threads, mode) as runtime:
         courtesy = runtime._courtesy
+        note_openings(runtime._residents._loader, opened)
         for i in range(args.cold):
             want(home)
             while ask().arch != home.arch:
@@ -228,25 +231,49 @@ def measure_cold(
                 if n % STRETCH == 0:
                     courtesy.hold(holds)
                 n += 1
-                begin_s = time.thread_time()
+                begin_s, taken_s = time.perf_counter(), time.thread_time()
                 reply = ask()
                 if reply.arch == target.arch:
                     break
-                taken_s = time.thread_time() - begin_s
-                (held if holds else going).append((reply.latency_ms, taken_s))
+                taken_s = time.thread_time() - taken_s
+                end_s = time.perf_counter()
+                request = Request(reply.latency_ms, taken_s, begin_s, end_s)
+                (held if holds else going).append(request)
             # It may have been there just before the work was held again; the way back is to go on.
             courtesy.hold(False)
-    return {"threads": threads} | slower(going, held)
+    return {"threads": threads} | slower(going, held, opened)
+
+
+class Request(NamedTuple):
+    """A request: its latency, its thread's processor time, and when it ran."""
+
+    latency_ms: float
+    taken_s: float
+    begin_s: float = 0.0
+    end_s: float = 0.0
+
+
+def note_openings(loader: Any, opened: list[tuple[float, float]]) -> None:
+    """Have a loader write down from when to when it makes sessions."""
+    open_session = loader.open_session
+
+    def noted(path: Path) -> Any:
+        begin_s = time.perf_counter()
+        session = open_session(path)
+        opened.append((begin_s, time.perf_counter()))
+        return session
+
+    loader.open_session = noted
 
 
 def slower(
-    going: Sequence[tuple[float, float]], held: Sequence[tuple[float, float]]
+    going: Sequence[Request], held: Sequence[Request], opened: Sequence[tuple[float, float]] = ()
 ) -> dict[str, Any]:
-    """How much slower requests were: ``(latency in ms, processor time of their thread in s)``."""
-    most_s = SLOW * statistics.median(taken_s for _, taken_s in [*going, *held])
+    """How much slower requests were for what went on, and those that met an opening."""
+    most_s = SLOW * statistics.median(request.taken_s for request in [*going, *held])
 
-    def latencies(rows: Sequence[tuple[float, float]], most_s: float = math.inf) -> list[float]:
-        return [latency_ms for latency_ms, taken_s in rows if taken_s <= most_s]
+    def latencies(rows: Sequence[Request], most_s: float = math.inf) -> list[float]:
+        return [row.latency_ms for row in rows if row.taken_s <= most_s]
 
     def added(going_ms: Sequence[float], held_ms: Sequence[float]) -> dict[str, float]:
         return {
@@ -263,10 +290,36 @@ def slower(
         "n_held_slow": len(held) - len(latencies(held, most_s)),
         "worst_ms": max(latencies(going, most_s)),
         "worst_held_ms": max(latencies(held, most_s)),
+        "openings": len(opened),
+        "opening_ms": 1e3 * statistics.median(end_s - begin_s for begin_s, end_s in opened)
+        if opened
+        else None,
+        **worst_met(going, held, opened),
         **usual,
         **{f"all_{name}": value for name, value in everything.items()},
         "met": max(usual[name] for name in COLD_NAMES) <= COLD_BAR,
     }
+
+
+def worst_met(
+    going: Sequence[Request], held: Sequence[Request], opened: Sequence[tuple[float, float]]
+) -> dict[str, Any]:
+    """How much slower the slowest request was of those that met a session being made.
+
+    Of each opening the slowest is compared with the slowest of as many that follow each other while
+    the work is held.
+    """
+    met = [
+        [row.latency_ms for row in going if begin_s < row.end_s and end_s > row.begin_s]
+        for begin_s, end_s in opened
+    ]
+    met = [values for values in met if values]
+    if not met:
+        return {"n_met": 0, "added_met": None}
+    n = round(statistics.median(map(len, met)))
+    others = [[row.latency_ms for row in held[i : i + n]] for i in range(0, len(held) - n, n)]
+    worst, usual = (statistics.median(map(max, groups)) for groups in (met, others))
+    return {"n_met": n, "worst_met_ms": worst, "added_met": worst / usual - 1}
 
 
 def measure_memory(bundle: Any, step: Step, args: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.own_speed import OwnSpeed
-from benchmarks.serve import slower
+from benchmarks.serve import Request, slower, worst_met
 from benchmarks.serve_scenario import _longest_excess, _returned, _told
 from fxelastic.report.trace import TraceData, TracedSubnet
 
@@ -58,9 +58,9 @@ def test_the_time_that_the_machine_was_slow_by_itself() -> None:
 
 
 def test_what_waited_counts_and_what_the_machine_slowed_by_itself_does_not() -> None:
-    held = [(10.0, 0.010)] * 1000
-    waited = [(13.0, 0.010)] * 60
-    by_itself = [(16.0, 0.016)] * 60
+    held = [Request(10.0, 0.010)] * 1000
+    waited = [Request(13.0, 0.010)] * 60
+    by_itself = [Request(16.0, 0.016)] * 60
     found = slower([*held[60:], *waited], held)
     assert found["added"] == 0
     assert found["added_p95"] == pytest.approx(0.3)
@@ -70,3 +70,17 @@ def test_what_waited_counts_and_what_the_machine_slowed_by_itself_does_not() -> 
     assert found["all_added_p95"] == pytest.approx(0.6)
     assert (found["n_loading_slow"], found["n_held_slow"]) == (60, 0)
     assert found["met"]
+
+
+def test_a_request_that_meets_the_making_of_a_session_is_shown() -> None:
+    """Of each opening the slowest request, against the slowest of as many others."""
+
+    def requests(latencies_ms: list[float]) -> list[Request]:
+        return [Request(ms, 0.01, i, i + 0.9) for i, ms in enumerate(latencies_ms)]
+
+    held = requests([10.0, 11.0] * 50)
+    going = requests([10.0, 10.0, 15.0, 10.0, 10.0, 15.0, 10.0, 10.0])
+    found = worst_met(going, held, [(1.5, 2.5), (4.5, 5.5)])
+    assert found["n_met"] == 2
+    assert found["added_met"] == pytest.approx(15 / 11 - 1)
+    assert worst_met(going, held, [])["added_met"] is None

@@ -280,3 +280,31 @@ def _assert_close(result: Tensor, wanted: Tensor, found: PrunedBlock) -> None:
     scale = max(1.0, float(wanted.abs().max()))
     block = found.partition.blocks[found.block].name
     assert error <= 1e-4 * scale, f"{block}: off by {error:.3g}, {found.lines}"
+
+
+class HeadsAsSamples(nn.Module):
+    """Attention whose heads are part of the batch, with a slice that takes all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(24, 72), nn.Linear(24, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, _ = x.shape
+        parts = self.qkv(x).reshape(n, length, 3, 4, 6).permute(2, 0, 3, 1, 4)
+        q, k, v = parts.reshape(3, n * 4, length, 6).unbind(0)
+        scores = (q @ k.transpose(1, 2))[:, :, None, :][:].squeeze(2)
+        y = scores.softmax(-1) @ v
+        return x + self.proj(y.reshape(n, 4, length, 6).transpose(1, 2).reshape(n, length, 24))
+
+
+def test_heads_that_are_counted_with_samples_go_in_every_batch() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*[HeadsAsSamples() for _ in range(3)]).eval()
+    supernet = fxelastic.expand(model, 0.5, example_inputs=torch.zeros(2, 5, 24), kinds=("pruned",))
+    pruned = [b for b in supernet.branches.values() if b.kind.startswith("pruned")]
+    assert pruned
+    for branch in pruned:
+        for n in (1, 2, 3, 4, 9):
+            with torch.no_grad():
+                assert branch.module(torch.randn(n, 5, 24)).shape == (n, 5, 24), branch.id

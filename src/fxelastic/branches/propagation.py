@@ -12,8 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from fxelastic.ir.flops import node_flops
 
-#: Batch sizes at which a changed graph is tried; the last one gives the costs of one sample.
-BATCH_SIZES = (3, 1)
+#: Batch sizes at which a changed graph is tried; the last one gives the costs of one sample. The
+#: first is above that at which pruning looks at a graph, 3, so that a size left from there shows.
+BATCH_SIZES = (5, 1)
 _ACTIVATIONS = frozenset(
     (
         torch.ops.aten.relu.default,

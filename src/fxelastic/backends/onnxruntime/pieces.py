@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxelastic.backends.onnxruntime.lowering import lowered
 from fxelastic.backends.onnxruntime.teacher import batch_dims
 from fxelastic.errors import ExportError
 from fxelastic.ir.branch import Branch
@@ -87,9 +88,9 @@ class SideBySide(nn.Module):
     """Pieces that share nothing but the call: operands one after the other in, results out."""
 
     def __init__(self, pieces: Sequence[Piece]) -> None:
-        """Hold the pieces' modules."""
+        """Hold the pieces' modules, of operators that can be converted."""
         super().__init__()
-        self.pieces = nn.ModuleList([piece.module for piece in pieces])
+        self.pieces = nn.ModuleList([lowered(piece.module) for piece in pieces])
         self._n_inputs = [len(piece.inputs) for piece in pieces]
         # Set as it is: .eval() would walk through modules that are in eval mode already.
         self.training = False

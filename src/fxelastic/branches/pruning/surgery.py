@@ -15,6 +15,7 @@ from fxelastic.branches.trainable import BatchNorm
 from fxelastic.ir.operators import attribute, operator_name
 
 _ATEN = torch.ops.aten
+_TO_THE_END = 2**63 - 1
 _SIZES = ("aten.view", "aten.reshape", "aten._unsafe_view", "aten.expand")
 
 
@@ -170,7 +171,9 @@ class Surgery:
         start, stop, _ = slice(arguments[2], arguments[3]).indices(size)
         before = sum(1 for i in range(start) if i in stay)
         inside = sum(1 for i in range(start, stop) if i in stay)
-        node.args, node.kwargs = (operand, d, before, before + inside, 1), {}
+        # What goes to the end does so for other batches, too: heads may be counted with samples.
+        end = before + inside if stop < size else _TO_THE_END
+        node.args, node.kwargs = (operand, d, before, end, 1), {}
 
     def _convolution(self, node: fx.Node) -> None:
         groups = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)

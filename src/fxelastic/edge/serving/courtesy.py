@@ -25,7 +25,9 @@ _WAKING_S = 0.0001
 # Time between two requests that is worth waking the other process for, in seconds.
 _PAUSE_S = 0.0005
 # What can neither be stopped nor divided, since it is done in the serving process, is done in
-# this share of the time: too few requests meet it to be seen at their 99th percentile.
+# this share of the time: too few requests meet it to be seen at their 99th percentile. A thread
+# that makes way (SCHED_IDLE) is no way out: the threads of the session that it makes are such, too,
+# which only a privileged process can change, and one request in two was as late as without.
 RARELY = 0.005
 _LOOK_S = 0.02
 # It waits so long for a pause between requests, which is as long as it may take itself.
