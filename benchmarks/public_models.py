@@ -1,13 +1,13 @@
 """Expand and export models of public libraries, one of each architecture.
 
-    python benchmarks/public_models.py transformers timm --out public_models.json
+    python benchmarks/public_models.py transformers timm torchvision --out public_models.json
 
-The libraries are not installed with the package: `pip install timm transformers` first; a library
-that is not there is left out. Each model is made with random weights and goes through, in a process
-of its own: capture, partition and branches (`fxelastic.expand`), the supernet's original path
-against the model, and `fxelastic.export`, which runs every file in onnxruntime beside torch. Prints
-a line for each model and the shares that came through; there is no bar, the file says what did not
-and why. A model that is in the file already is not run again.
+The libraries are not installed with the package: `pip install timm torchvision transformers` first;
+a library that is not there is left out. Each model is made with random weights and goes through, in
+a process of its own: capture, partition and branches (`fxelastic.expand`), the supernet's original
+path against the model, and `fxelastic.export`, which runs every file in onnxruntime beside torch.
+Prints a line for each model and the shares that came through; there is no bar, the file says what
+did not and why. A model that is in the file already is not run again.
 """
 
 from __future__ import annotations
@@ -47,14 +47,21 @@ def measure(library: str, name: str) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    found: dict[str, Any] = {"library": library, "name": name, "stage": "make"}
+    found: dict[str, Any] = {"library": library, "name": name}
+
+    def begin(stage: str) -> None:
+        """Go on to a stage, and say so: this process may be ended in it."""
+        found["stage"] = stage
+        print(json.dumps(found), flush=True)
+
+    begin("make")
     try:
         case = LIBRARIES[library][1](name)
         found["n_params"] = sum(parameter.numel() for parameter in case.model.parameters())
-        found["stage"] = "call"
+        begin("call")
         with torch.no_grad():
             expected = trees.flatten(case.model(*case.args, **case.kwargs))[0]
-        found["stage"] = "expand"
+        begin("expand")
         begin_s = time.perf_counter()
         supernet = fxelastic.expand(case.model, GAMMA, example_inputs=(case.args, case.kwargs))
         found["expand_s"] = time.perf_counter() - begin_s
@@ -62,7 +69,7 @@ def measure(library: str, name: str) -> dict[str, Any]:
         found["blocks"] = len(blocks)
         found["branches"] = len(supernet.space.branches)
         found["subnets"] = supernet.space.count()
-        found["stage"] = "run"
+        begin("run")
         with torch.no_grad():
             results = trees.flatten(supernet(*case.args, **case.kwargs))[0]
             supernet(*case.args, arch=supernet.space.sample(1, seed=0)[0], **case.kwargs)
@@ -72,7 +79,7 @@ def measure(library: str, name: str) -> dict[str, Any]:
             for a, b in zip(results, expected, strict=True)
             if isinstance(a, torch.Tensor)
         )
-        found["stage"] = "export"
+        begin("export")
         begin_s = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             fxelastic.export(supernet, Path(folder) / "bundle")
@@ -87,18 +94,28 @@ def measure(library: str, name: str) -> dict[str, Any]:
 def in_a_process(library: str, name: str, timeout_s: float) -> dict[str, Any]:
     """The same, where neither a crash nor a model that takes for ever ends the others."""
     command = [sys.executable, __file__, "--one", library, name]
-    ended: dict[str, Any] = {"library": library, "name": name, "stage": "make"}
+    reason = ""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=timeout_s, check=False
         )
-    except subprocess.TimeoutExpired:
-        return ended | {"reason": f"not done after {timeout_s:.0f} s"}
-    lines = done.stdout.splitlines()
-    if done.returncode or not lines:
-        return ended | {"reason": f"exit code {done.returncode}: {done.stderr[-300:]}"}
-    result: dict[str, Any] = json.loads(lines[-1])
-    return result
+        output = done.stdout
+        if done.returncode:
+            reason = f"exit code {done.returncode}: {done.stderr[-300:]}"
+    except subprocess.TimeoutExpired as e:
+        output = (e.stdout or b"").decode() if isinstance(e.stdout, bytes) else e.stdout or ""
+        reason = f"not done after {timeout_s:.0f} s"
+    found = last_of(output) or {"library": library, "name": name, "stage": "make"}
+    return found | {"reason": reason} if reason else found
+
+
+def last_of(output: str) -> dict[str, Any]:
+    """The last whole line of JSON that a process has printed; empty where there is none."""
+    for text in reversed(output.splitlines()):
+        if text.startswith("{") and text.endswith("}"):
+            result: dict[str, Any] = json.loads(text)
+            return result
+    return {}
 
 
 def line(found: dict[str, Any]) -> str:

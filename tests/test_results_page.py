@@ -122,3 +122,12 @@ def test_a_run_of_some_leaves_what_another_has_not_finished(folder: Path) -> Non
     (folder / "build/bench/second/seed-0.json").write_text("{}")
     run_all.run_all(["first"])
     assert (folder / "build/bench/second/seed-0.json").exists()
+
+
+def test_a_model_that_takes_too_long_is_said_to_be_where_it_was() -> None:
+    """Or it would count as one that can't be made."""
+    output = 'a warning\n{"stage": "make"}\n{"stage": "expand", "n_params": 3}\n{"stage": "ru'
+    assert public_models.last_of(output) == {"stage": "expand", "n_params": 3}
+    assert public_models.last_of("") == {}
+    cut_short = {"library": "timm", "name": "a", "stage": "expand", "reason": "not done after 9 s"}
+    assert public_models.summary([cut_short])["timm"]["models"] == 1
