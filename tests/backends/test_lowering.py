@@ -146,3 +146,31 @@ def test_windows_and_rounded_sizes_are_exported(tmp_path: Path) -> None:
     (found,) = session.run(None, {bundle.inputs[0].name: other.numpy()})
     with torch.no_grad():
         np.testing.assert_allclose(found, model(other).numpy(), rtol=1e-4, atol=1e-5)
+
+
+class Pairs(nn.Module):
+    """Two inputs as one batch, which is parted again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 1))
+        self.head = nn.Conv2d(4, 2, 1)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        first, second = self.encoder(torch.cat([a, b])).chunk(2)
+        return self.head(first * second)
+
+
+def test_a_batch_that_is_parted_is_exported(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, pair = Pairs().eval(), (torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8))
+    supernet = fxelastic.expand(model, 0.5, example_inputs=pair)
+    fxelastic.export(supernet, tmp_path / "bundle")
+    bundle = edge.load(tmp_path / "bundle")
+    edge.assemble(bundle, bundle.space.original, tmp_path / "model.onnx")
+    session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    a, b = torch.randn(3, 3, 8, 8), torch.randn(3, 3, 8, 8)
+    names = [value.name for value in bundle.inputs]
+    (found,) = session.run(None, dict(zip(names, (a.numpy(), b.numpy()), strict=True)))
+    with torch.no_grad():
+        np.testing.assert_allclose(found, model(a, b).numpy(), rtol=1e-4, atol=1e-5)

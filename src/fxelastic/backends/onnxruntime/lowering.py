@@ -1,9 +1,9 @@
 """Operators that the exporter refuses, or that onnxruntime rounds otherwise, by others.
 
-Attention over other than four dimensions (windows, or no heads) is refused. Nearest neighbours of n
-elements are not the same everywhere: torch takes element ``floor(i * (n / m))``, onnxruntime
-``floor(i / (m / n))``, each in 32-bit floating point. Of the sizes up to 64, 132 pairs differ, such
-as 14 to 8.
+Attention over other than four dimensions (windows, or no heads) is refused, and so are equal parts
+of a batch. Nearest neighbours of n elements are not the same everywhere: torch takes element
+``floor(i * (n / m))``, onnxruntime ``floor(i / (m / n))``, each in 32-bit floating point. Of the
+sizes up to 64, 132 pairs differ, such as 14 to 8.
 """
 
 from __future__ import annotations
@@ -107,6 +107,27 @@ def nearest(
     return value
 
 
+def chunk(value: Tensor, chunks: int, dim: int = 0) -> Sequence[Tensor]:
+    """Equal parts; by slices where the size is open, of which the exporter can't make parts.
+
+    Args:
+        value: Any tensor.
+        chunks: How many parts, the last of which may be smaller.
+        dim: The dimension to part.
+
+    Returns:
+        The parts.
+    """
+    size = value.shape[dim]
+    if isinstance(size, int):
+        parts: Sequence[Tensor] = _ATEN.chunk.default(value, chunks, dim)
+        return parts
+    step = (size + chunks - 1) // chunks
+    ends = [step * i for i in range(1, chunks)]
+    bounds = zip([0, *ends], [*ends, size], strict=True)
+    return [_ATEN.slice.Tensor(value, dim, start, end) for start, end in bounds]
+
+
 def _upsampled(value: Tensor, sizes: Any, factors: Any) -> Tensor:
     names = (_ATEN.upsample_nearest1d, _ATEN.upsample_nearest2d, _ATEN.upsample_nearest3d)
     result: Tensor = names[value.dim() - 3].vec(value, sizes, factors)
@@ -127,6 +148,7 @@ def _of_onnxruntime(n: int, m: int) -> list[int]:
 
 _LOWERED: Mapping[Any, Callable[..., Any]] = {
     _ATTENTION: attention,
+    _ATEN.chunk.default: chunk,
     _ATEN.upsample_nearest1d.vec: nearest,
     _ATEN.upsample_nearest2d.vec: nearest,
     _ATEN.upsample_nearest3d.vec: nearest,
