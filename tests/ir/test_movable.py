@@ -20,7 +20,9 @@ from tests.models.compare import assert_same_output
 
 def test_some_models_name_a_device() -> None:
     """Or the test above would show nothing."""
-    assert named(expanded("gpt2").supernet.partition.graph_module) == {torch.device("cpu")}
+    assert named(expanded("gpt2", kinds=()).supernet.partition.graph_module) == {
+        torch.device("cpu")
+    }
 
 
 @pytest.mark.parametrize("what", ["supernet", "subnet", "copy"])
@@ -47,7 +49,7 @@ def test_what_is_moved_moves_its_operators(what: str) -> None:
 
 def test_views_become_reshapes() -> None:
     """Strides differ from device to device: those of attention on a GPU allow no view."""
-    subnet = expanded("vit").supernet.subnet()
+    subnet = expanded("vit", kinds=()).supernet.subnet()
     counted = [count(subnet, name) for name in ("view", "reshape")]
     assert counted[0] > 0
     subnet.to("meta")
@@ -59,7 +61,7 @@ def count(module: nn.Module, name: str) -> int:
 
 
 def test_another_dtype_leaves_the_graph_as_it_is() -> None:
-    supernet = expanded("gpt2").supernet
+    supernet = expanded("gpt2", kinds=()).supernet
     codes = [graph.code for graph in graphs(supernet)]
     supernet.double()
     assert [graph.code for graph in graphs(supernet)] == codes
