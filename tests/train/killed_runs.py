@@ -36,6 +36,17 @@ class Kill(Callback):
             kill()
 
 
+class Stop(Callback):
+    """Interrupts a run in a step, as Ctrl-C does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step(self, report: StepReport) -> None:
+        if report.step == self.step:
+            raise KeyboardInterrupt
+
+
 def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 

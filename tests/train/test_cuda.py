@@ -16,27 +16,17 @@ from torch.utils import _pytree as pytree
 
 import fxelastic
 from fxelastic import Supernet, edge
-from fxelastic.train import Callback, Sandwich, StepReport
+from fxelastic.train import Sandwich
 from tests.branches.expanded import NAMES, Expanded, shared
 from tests.models import CASES
 from tests.models.compare import assert_same_output, tensors
+from tests.train.killed_runs import Stop
 from tests.train.supernets import conv_supernet, image_batches, moved, weights
 
 if not torch.cuda.is_available():
     pytest.skip("there is no GPU", allow_module_level=True)
 
 STAGES = ("teacher_forced", "chained", "tune")
-
-
-class Stop(Callback):
-    """Interrupts a run in a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step(self, report: StepReport) -> None:
-        if report.step == self.step:
-            raise KeyboardInterrupt
 
 
 def to(value: Any, device: str) -> Any:

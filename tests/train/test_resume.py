@@ -16,9 +16,9 @@ import torch
 
 import fxelastic
 from fxelastic import TrainingError, UsageError
-from fxelastic.train import Callback, StepReport
 from tests.cli.commands import ROOT
 from tests.models.compare import assert_same_output
+from tests.train.killed_runs import Stop
 from tests.train.supernets import linear_supernet, vector_batches, weights
 
 
@@ -57,15 +57,6 @@ def test_a_killed_run_ends_with_the_same_bits(killed_runs: dict[str, Any], stage
 def test_runs_were_resumed_at_several_points(killed_runs: dict[str, Any]) -> None:
     found = {run["resumed_at"] for stage in killed_runs.values() for run in stage["killed"]}
     assert {0, 2, 4, 6} <= found
-
-
-class Stop(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step(self, report: StepReport) -> None:
-        if report.step == self.step:
-            raise KeyboardInterrupt
 
 
 def run(folder: Path, *, stop: int | None = None, **options: Any) -> Any:
