@@ -5,7 +5,6 @@ All of them take ten minutes: they run where FXELASTIC_EXHAUSTIVE is set, else a
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -14,10 +13,11 @@ import fxelastic
 from fxelastic.errors import ExportError
 from tests.backends.exported import exporter_failure
 from tests.branches.expanded import LARGE, NAMES, expanded
+from tests.exhaustive import EXHAUSTIVE
 
-#: Masked attention, side exits, recurrence, shifted windows.
-FEW = ("bert", "fpn_detector", "gru_tagger", "swin")
-RUN = NAMES if os.environ.get("FXELASTIC_EXHAUSTIVE") else tuple(n for n in NAMES if n in FEW)
+#: Masked attention, side exits, recurrence.
+FEW = ("bert", "fpn_detector", "gru_tagger")
+RUN = NAMES if EXHAUSTIVE else tuple(n for n in NAMES if n in FEW)
 
 
 @pytest.mark.parametrize("name", RUN)

@@ -9,6 +9,9 @@ import pytest
 from benchmarks.fusion_probe import Cut, Measured, measure
 from fxelastic.backends.onnxruntime.fusion_rules import ONNXRUNTIME
 
+# One worker measures all chains.
+pytestmark = pytest.mark.xdist_group("fusion rules")
+
 # Rule → chains in which the framework fuses across the cut, each as (kind of value, chain).
 # See benchmarks/fusion_samples.py for the operators.
 FUSED: dict[str, tuple[tuple[str, str], ...]] = {
