@@ -25,8 +25,8 @@ def localise_sizes(graph: fx.Graph) -> None:
 
     Args:
         graph: A functional graph. Sizes that no operand can tell (they depend on data, or on a
-            form this pass doesn't know) keep their original producer, and the partitioner keeps
-            producer and reader together.
+            form this pass doesn't know) are computed for each reader from what they were computed
+            from before, and the partitioner keeps that and the reader together.
     """
     inputs = [node for node in graph.nodes if node.op == "placeholder" and is_tensor(node)]
     for node in list(graph.nodes):
@@ -108,6 +108,38 @@ def _rebind(graph: fx.Graph, node: fx.Node, number: fx.Node, inputs: list[fx.Nod
         if size is not None:
             node.replace_input_with(number, size)
             return
+    if node.op != "output":
+        with graph.inserting_before(node):
+            node.replace_input_with(number, _copy(graph, number))
+
+
+def _copy(graph: fx.Graph, number: fx.Node) -> fx.Node:
+    """Compute a number anew, from the same tensors, at the insertion point.
+
+    The length of an edge list plus the number of nodes, in each layer of a graph network: no tensor
+    has that size yet, and the number of nodes, which all layers read, would tie them together.
+    """
+    if not _from_shapes(number):
+        return number
+    operands = {n: _copy(graph, n) for n in number.all_input_nodes if is_number(n)}
+    return graph.node_copy(number, lambda n: operands.get(n, n))
+
+
+def _shared(number: fx.Node) -> bool:
+    """Whether something else reads a number, or one that it is computed from."""
+    return len(number.users) > 1 or any(_shared(n) for n in number.all_input_nodes if is_number(n))
+
+
+def _from_shapes(number: fx.Node) -> bool:
+    """Whether shapes alone tell a number.
+
+    One that is read from data is not computed twice: exporters can't tell that both are equal.
+    """
+    if number.op != "call_function":
+        return False
+    if operator_name(number) == "aten.sym_size":
+        return True
+    return all(is_number(n) and _from_shapes(n) for n in number.all_input_nodes)
 
 
 def size_from(

@@ -1,0 +1,45 @@
+"""Sizes that depend on inputs are computed in the block that needs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import fxelastic
+from tests.models.compare import assert_same_output
+
+
+class GraphConvolutions(nn.Module):
+    """Each layer drops edges from a node to itself and adds one for each node, as GCN does."""
+
+    def __init__(self, n_layers: int = 3) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(n_layers))
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        """Nodes (n, 8) and edges (2, m) to nodes."""
+        for layer in self.layers:
+            kept = edges[:, edges[0] != edges[1]]
+            loops = torch.arange(x.shape[0]).repeat(2, 1)
+            source, target = torch.cat([kept, loops], 1)
+            # As many as data tell, and the nodes: a size that no tensor here has.
+            weights = torch.ones(kept.shape[1] + x.shape[0], 1)
+            message = layer(x)[source] * weights
+            x = torch.relu(torch.zeros_like(x).index_add(0, target, message))
+        return x
+
+
+def test_a_size_that_data_and_an_input_tell_ties_no_layers_together(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = GraphConvolutions().eval()
+    x, edges = torch.randn(6, 8), torch.randint(0, 6, (2, 20))
+    supernet = fxelastic.expand(model, 0.4, example_inputs=(x, edges))
+    basic = [block for block in supernet.partition.blocks if block.kind == "basic"]
+    assert len(basic) == len(model.layers)
+    more = torch.randn(9, 8), torch.randint(0, 9, (2, 20))
+    for inputs in ((x, edges), more):
+        assert_same_output(supernet(*inputs), model(*inputs))
+    bundle = fxelastic.export(supernet, tmp_path / "bundle", n_subnets=2)
+    assert bundle.manifest.verification is not None
