@@ -17,7 +17,7 @@ from fxelastic.backends.onnxruntime.parity import Parity
 from fxelastic.backends.onnxruntime.teacher import batch_size, make_inputs, teacher_values
 from fxelastic.backends.staging import replace_folder
 from fxelastic.edge.assembly import assemble
-from fxelastic.edge.bundle import Bundle, load
+from fxelastic.edge.bundle import Bundle, files_in, load
 from fxelastic.errors import UsageError
 from fxelastic.files import write_durably
 from fxelastic.ir.supernet import Supernet
@@ -50,7 +50,7 @@ def export(
         opset: Version of the ONNX operator set.
         verify: Compare every file, the assembled model and some assembled subnets with torch at
             two batch sizes, and record which fusions the cuts cost.
-        force: Replace a bundle that is there.
+        force: Replace a bundle that is there, if its folder holds nothing else.
         jobs: How many files are compared at once.
         n_subnets: How many random subnets are assembled and compared, besides the model.
         seed: For the inputs and subnets of the comparison.
@@ -68,7 +68,7 @@ def export(
     """
     _check_arguments(supernet, opset, jobs, n_subnets)
     report = progress or (lambda _: None)
-    with replace_folder(Path(path), MANIFEST_NAME, force=force) as folder:
+    with replace_folder(Path(path), files_in, force=force) as folder:
         manifest = write_bundle(supernet, FileWriter(folder), opset, report)
         if verify:
             write_durably(folder / MANIFEST_NAME, manifest.to_json())

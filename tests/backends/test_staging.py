@@ -13,14 +13,19 @@ from pathlib import Path
 import pytest
 
 from fxelastic.backends.staging import replace_folder
+from fxelastic.edge.bundle import files_in
 from fxelastic.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
 MARKER = "manifest.json"
 
 
+def owned(folder: Path) -> set[str] | None:
+    return {MARKER, "inner/file"} if (folder / MARKER).is_file() else None
+
+
 def make(path: Path, text: str, *, force: bool = False) -> None:
-    with replace_folder(path, MARKER, force=force) as folder:
+    with replace_folder(path, owned, force=force) as folder:
         (folder / MARKER).write_text(text)
         (folder / "inner").mkdir()
         (folder / "inner" / "file").write_text(text)
@@ -32,7 +37,7 @@ def names(folder: Path) -> list[str]:
 
 def test_the_folder_appears_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "new" / "bundle"
-    with replace_folder(path, MARKER) as folder:
+    with replace_folder(path, owned) as folder:
         assert folder.parent == path.parent
         assert not path.exists()
         (folder / MARKER).write_text("1")
@@ -48,7 +53,7 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, error: BaseException, o
         make(path, "old")
 
     def fail() -> None:
-        with replace_folder(path, MARKER, force=True) as folder:
+        with replace_folder(path, owned, force=True) as folder:
             (folder / MARKER).write_text("half")
             raise error
 
@@ -66,7 +71,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, old: bool) -> None:
         make(path, "old")
 
     def fill() -> None:
-        with replace_folder(path, MARKER, force=True):
+        with replace_folder(path, owned, force=True):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.raises(UsageError, match="No space left") as caught:
@@ -121,11 +126,30 @@ def test_no_other_folder_is_ever_replaced(tmp_path: Path) -> None:
     assert (mine / "thesis.tex").exists()
 
 
+def test_what_an_export_did_not_write_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    make(path, "old")
+    (path / "inner" / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"inner/notes\.txt"):
+        make(path, "new", force=True)
+    assert (path / "inner" / "notes.txt").read_text() == "mine"
+    assert (path / MARKER).read_text() == "old"
+
+
+def test_a_folder_with_another_manifest_is_no_bundle(tmp_path: Path) -> None:
+    for number, text in enumerate(('{"manifest_version": 3}', "no json", "{}")):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / MARKER).write_text(text)
+        assert files_in(folder) is None
+    assert files_in(tmp_path / "none") is None
+
+
 def test_what_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "bundle"
 
     def race() -> None:
-        with replace_folder(path, MARKER) as folder:
+        with replace_folder(path, owned) as folder:
             (folder / MARKER).write_text("mine")
             make(path, "theirs")
 
@@ -145,7 +169,7 @@ import sys, time
 from pathlib import Path
 from fxelastic.backends.staging import replace_folder
 
-with replace_folder(Path(sys.argv[1]), "manifest.json", force=True) as folder:
+with replace_folder(Path(sys.argv[1]), lambda _: {"manifest.json", "inner/file"}, force=True) as folder:
     (folder / "manifest.json").write_text("half")
     print("writing", flush=True)
     time.sleep(600)

@@ -7,17 +7,23 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 from fxelastic.errors import UsageError
 from fxelastic.files import sync
 
 logger = logging.getLogger(__name__)
 
+Owned: TypeAlias = Callable[[Path], "Collection[str] | None"]
+"""Tells the files of a folder that are ours, relative to it; None of a folder that is not."""
+
+_SHOWN = 3
+
 
 @contextlib.contextmanager
-def replace_folder(path: Path, marker: str, *, force: bool = False) -> Iterator[Path]:
+def replace_folder(path: Path, owned: Owned, *, force: bool = False) -> Iterator[Path]:
     """Give a new folder to write into, which becomes ``path`` when the block ends well.
 
     Until then ``path`` is as it was. When the block fails, the new folder is removed; when the
@@ -25,7 +31,7 @@ def replace_folder(path: Path, marker: str, *, force: bool = False) -> Iterator[
 
     Args:
         path: The folder to make.
-        marker: A file that tells that a folder is one of ours: no other is ever replaced.
+        owned: Tells what may be replaced: a folder with any other file in it never is.
         force: Replace a folder that is there.
 
     Yields:
@@ -35,7 +41,7 @@ def replace_folder(path: Path, marker: str, *, force: bool = False) -> Iterator[
         UsageError: ``path`` is there and may not be replaced, or it can't be written.
     """
     path = Path(os.path.abspath(path))
-    check_target(path, marker, force=force)
+    check_target(path, owned, force=force)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         staging = _sibling(path, "new")
@@ -48,7 +54,7 @@ def replace_folder(path: Path, marker: str, *, force: bool = False) -> Iterator[
             logger.warning("%s was left by an interrupted export; delete it", stale)
     try:
         yield staging
-        check_target(path, marker, force=force)
+        check_target(path, owned, force=force)
         for folder, _, _ in os.walk(staging):
             sync(Path(folder))
         _swap(staging, path)
@@ -78,18 +84,20 @@ def _swap(staging: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def check_target(path: Path, marker: str, *, force: bool = False) -> None:
+def check_target(path: Path, owned: Owned, *, force: bool = False) -> None:
     """Refuse to write a folder over something.
 
     Raises:
-        UsageError: ``path`` is there, and it is no bundle or ``force`` is not set.
+        UsageError: ``path`` is there, and it is no bundle, holds other files too, or ``force`` is
+            not set.
     """
     if not os.path.lexists(path):
         return
     is_folder = path.is_dir() and not path.is_symlink()
     if is_folder and not any(path.iterdir()):
         return
-    if not is_folder or not (path / marker).is_file():
+    files = owned(path) if is_folder else None
+    if files is None:
         raise UsageError(
             f"{path} is there and is no bundle",
             expected="a folder that is not there yet, an empty one, or a bundle with force",
@@ -103,6 +111,23 @@ def check_target(path: Path, marker: str, *, force: bool = False) -> None:
             got="a bundle",
             fix="pass force=True (--force) to replace it",
         )
+    others = sorted(_files(path) - set(files))
+    if others:
+        raise UsageError(
+            f"{path} holds more than a bundle, which would be lost",
+            expected="a folder with nothing but the files that its manifest lists",
+            got=", ".join(others[:_SHOWN]) + (", …" if len(others) > _SHOWN else ""),
+            fix="move them elsewhere, or choose another path",
+        )
+
+
+def _files(folder: Path) -> set[str]:
+    """Everything in a folder that is no folder, by its path relative to it."""
+    return {
+        (Path(parent) / name).relative_to(folder).as_posix()
+        for parent, folders, names in os.walk(folder)
+        for name in [*names, *(n for n in folders if (Path(parent) / n).is_symlink())]
+    }
 
 
 def _sibling(path: Path, what: str) -> Path:

@@ -70,10 +70,10 @@ def run(args: argparse.Namespace) -> int:
         0; what fails raises.
     """
     from fxelastic.backends.staging import check_target
-    from fxelastic.spec.bundle_files import MANIFEST_NAME
+    from fxelastic.edge.bundle import files_in
 
     # Refused before a capture that takes a minute.
-    check_target(Path(args.out), MANIFEST_NAME, force=args.force)
+    check_target(Path(args.out), files_in, force=args.force)
     supernet = supernet_of(args)
     with contextlib.redirect_stdout(sys.stderr):
         import fxelastic

@@ -81,6 +81,23 @@ def reopen(folder: Path, digest: str) -> Bundle:
     return Bundle(folder, Manifest.from_json(data), digest)
 
 
+def files_in(folder: Path) -> frozenset[str] | None:
+    """The files that the manifest in a folder lists, and itself; none of them is looked at.
+
+    Args:
+        folder: Any folder.
+
+    Returns:
+        Their paths relative to it, or None where it has no manifest that can be read.
+    """
+    try:
+        data = _read(folder, FileInfo(MANIFEST_NAME, -1, ""))
+        bundle = Bundle(folder, Manifest.from_json(data), "")
+    except BundleError:
+        return None
+    return frozenset((MANIFEST_NAME, *bundle.files))
+
+
 class Bundle:
     """A model's branches as files, ready to be run without torch.
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from fxelastic.errors import UsageError
 from fxelastic.files import replace_file
+from fxelastic.ir.text import TITLE
 
 
 def read_golden(path: Path) -> str | None:
@@ -51,7 +52,7 @@ def write_golden(path: Path, text: str) -> Literal["created", "updated", "unchan
         What happened.
 
     Raises:
-        UsageError: It can't be written; the old file is as it was.
+        UsageError: It can't be written, or holds something else; the old file is as it was.
     """
     target = Path(os.path.realpath(path))
     try:
@@ -60,6 +61,14 @@ def write_golden(path: Path, text: str) -> Literal["created", "updated", "unchan
         data = text.encode("utf-8")
         if before == data:
             return "unchanged"
+        # Anywhere: a file with the marks of a merge in it is to be written anew, too.
+        if before and TITLE.encode() not in before:
+            raise UsageError(
+                f"{path} is no golden file, and would be lost",
+                expected=f"a file with a line that begins with {TITLE.strip()!r}, or none",
+                got=f"{len(before):,} bytes of something else",
+                fix="name another file, or delete this one",
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         replace_file(target, data)
     except OSError as e:
