@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fxelastic.backends.onnxruntime.comparison import SUBNET_TOLERANCES, TOLERANCES
 from fxelastic.backends.onnxruntime.conversion import DEFAULT_OPSET
@@ -23,6 +25,8 @@ from fxelastic.files import write_durably
 from fxelastic.ir.supernet import Supernet
 from fxelastic.spec.bundle_files import MANIFEST_NAME
 from fxelastic.spec.verification import SoftFusionInfo, Verification
+
+logger = logging.getLogger(__name__)
 
 _MIN_OPSET, _MAX_OPSET = 18, 25
 
@@ -49,7 +53,7 @@ def export(
         path: The folder to write.
         opset: Version of the ONNX operator set.
         verify: Compare every file, the assembled model and some assembled subnets with torch at
-            two batch sizes, and record which fusions the cuts cost.
+            two batch sizes where it takes any, and record which fusions the cuts cost.
         force: Replace a bundle that is there, if its folder holds nothing else.
         jobs: How many files are compared at once.
         n_subnets: How many random subnets are assembled and compared, besides the model.
@@ -86,12 +90,7 @@ def _verify(
     seed: int,
     report: Callable[[str], None],
 ) -> Verification:
-    n_samples = batch_size(supernet.partition)
-    sizes = (n_samples, n_samples + 1) if supernet.partition.dynamic_batch else (n_samples,)
-    samples = [
-        teacher_values(supernet, make_inputs(supernet.partition, size, seed + i))
-        for i, size in enumerate(sizes)
-    ]
+    sizes, samples = _samples(supernet, seed)
     parity = Parity(supernet, samples, jobs)
     paths = {segment.id: bundle.model_path(segment.id) for segment in bundle.manifest.segments}
     report(f"comparing {len(paths)} files with torch")
@@ -123,6 +122,25 @@ def _verify(
             for soft in supernet.partition.soft_fusions
         ),
     )
+
+
+def _samples(supernet: Supernet, seed: int) -> tuple[tuple[int, ...], list[dict[str, Any]]]:
+    """Values at the example's batch size and, where that may differ, at another one."""
+    partition = supernet.partition
+    size = batch_size(partition)
+    sizes = [size]
+    samples = [teacher_values(supernet, make_inputs(partition, size, seed))]
+    # A model that takes frames by fours runs at 8 and 16 of them, but not at 9.
+    for other in (size + 1, 2 * size, 3 * size) if partition.dynamic_batch else ():
+        inputs = make_inputs(partition, other, seed + 1)
+        try:
+            samples.append(teacher_values(supernet, inputs))
+        except RuntimeError as e:
+            logger.debug("the model does not run at batch size %d: %s", other, e)
+            continue
+        sizes.append(other)
+        break
+    return tuple(sizes), samples
 
 
 def _check_arguments(supernet: Supernet, opset: int, jobs: int, n_subnets: int) -> None:

@@ -169,7 +169,8 @@ import sys, time
 from pathlib import Path
 from fxelastic.backends.staging import replace_folder
 
-with replace_folder(Path(sys.argv[1]), lambda _: {"manifest.json", "inner/file"}, force=True) as folder:
+files = {"manifest.json", "inner/file"}
+with replace_folder(Path(sys.argv[1]), lambda _: files, force=True) as folder:
     (folder / "manifest.json").write_text("half")
     print("writing", flush=True)
     time.sleep(600)

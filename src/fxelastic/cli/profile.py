@@ -55,7 +55,10 @@ def add_parser(commands: Any) -> None:
         "--force", action="store_true", help="replace a table of another bundle or device"
     )
     parser.add_argument(
-        "--batch-size", metavar="N", type=int, default=1, help="samples of a run (default: 1)"
+        "--batch-size",
+        metavar="N",
+        type=int,
+        help="samples of a run (default: 1, or what the model is fixed to)",
     )
     options.add_threads(parser)
     parser.add_argument(
@@ -144,18 +147,19 @@ def _inputs(bundle: Bundle, args: argparse.Namespace) -> dict[str, Any] | None:
     Raises:
         UsageError: There are too few, or they do not fit the model.
     """
-    from fxelastic.edge.searching.data import read_data
+    from fxelastic.edge.searching.data import batch_of, read_data
 
     if args.data is None:
         return None
     data = read_data(bundle, args.data)
-    if len(data) < args.batch_size:
+    size = batch_of(bundle, args.batch_size or 1)
+    if len(data) < size:
         raise UsageError(
             f"{args.data} has too few samples",
-            expected=f"at least {args.batch_size}, as --batch-size says",
+            expected=f"at least {size}, which a batch has",
             got=str(len(data)),
         )
-    inputs, _ = next(data.batches(args.batch_size))
+    inputs, _ = next(data.batches(size))
     return inputs
 
 

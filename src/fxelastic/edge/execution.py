@@ -284,6 +284,13 @@ def check_inputs(bundle: Bundle, inputs: Mapping[str, Array]) -> int:
         UsageError: An input is missing, unknown, or of another dtype or shape.
     """
     names = [info.name for info in bundle.inputs]
+    if not isinstance(inputs, Mapping):
+        raise UsageError(
+            "the inputs have no names",
+            expected=f"a mapping with {', '.join(map(str, bundle.inputs)) or 'nothing'}",
+            got=type(inputs).__name__,
+            fix="pass {name: array, …}",
+        )
     if sorted(inputs) != sorted(names):
         raise UsageError(
             "the inputs are not those of the model",

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 def profile(
     bundle: Bundle,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     threads: int = 0,
     providers: Sequence[str] = ("CPUExecutionProvider",),
     *,
@@ -62,7 +62,7 @@ def profile(
 
     Args:
         bundle: The bundle.
-        batch_size: Samples of a run.
+        batch_size: Samples of a run; by default 1, or what the model's batch size is fixed to.
         threads: Threads to compute with; 0 for one for each core.
         providers: Onnxruntime's execution providers, the preferred one first.
         inputs: What to run on: ``batch_size`` samples for each of the bundle's inputs, by name.
@@ -89,15 +89,18 @@ def profile(
     """
     limit = None if memory_bytes is None else GrowthLimit(memory_bytes)
     refuse_paths(bundle=bundle)
+    batch_size = _batch_size(bundle, batch_size)
     _check(batch_size, n_samples, n_subnets, n_held_out, time_budget_s)
     begin_s = time.perf_counter()
     budget_s = float("inf") if time_budget_s is None else time_budget_s
-    if inputs is not None and check_inputs(bundle, inputs) != batch_size:
-        raise UsageError(
-            "the inputs have another batch size",
-            expected=f"{batch_size}, as batch_size says",
-            got=str(check_inputs(bundle, inputs)),
-        )
+    if inputs is not None:
+        found = check_inputs(bundle, inputs)
+        if found != batch_size and bundle.manifest.model.dynamic_batch:
+            raise UsageError(
+                "the inputs have another batch size",
+                expected=f"{batch_size}, as batch_size says",
+                got=str(found),
+            )
     settings: dict[str, Any] = {
         "schema": PARTIAL,
         "bundle": bundle.digest,
@@ -229,6 +232,21 @@ def _digest(inputs: Mapping[str, Array]) -> str:
     for name, array in sorted(inputs.items()):
         digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def _batch_size(bundle: Bundle, wanted: int | None) -> int:
+    """Samples of a run; refuses another number than the model's where that is fixed."""
+    model = bundle.manifest.model
+    if model.dynamic_batch:
+        return 1 if wanted is None else wanted
+    if wanted not in (None, model.batch_size):
+        raise UsageError(
+            "the model can't be run at this batch size",
+            expected=f"{model.batch_size}, which it was captured with and is fixed to",
+            got=f"batch_size={wanted!r}",
+            fix="leave it out, or export the model from example inputs of that size",
+        )
+    return model.batch_size
 
 
 def _check(

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -17,6 +17,8 @@ from fxelastic.ir.traced import Traced
 from fxelastic.passes.batch import batch_leaves, with_batch_size
 
 logger = logging.getLogger(__name__)
+
+_Results: TypeAlias = "tuple[list[Any], trees.Tree]"
 
 #: Largest relative difference that rounding explains.
 _TOLERANCE = 1e-3
@@ -46,18 +48,22 @@ def check_capture(
     """
     leaves, tree = trees.flatten((args, kwargs))
     found = list(traced.warnings)
+    expected = _results(model, tree, leaves)
     try:
-        worst = _difference(traced, model, tree, leaves)
+        worst = _difference(traced, expected, tree, leaves)
     except RuntimeError as e:
-        raise _mismatch(traced, f"{type(e).__name__}: {e}") from e
-    if worst > _TOLERANCE:
+        raise _unlike(traced, f"{type(e).__name__}: {e}") from e
+    if _farthest(expected, _results(model, tree, leaves)) > _TOLERANCE:
         _refuse_state(traced, model, tree, leaves)
-        if _deterministic(model, tree, leaves):
-            raise _mismatch(traced, f"a relative difference of {worst:.1e}")
-        found.append("the model is random in eval mode: its capture can't be compared")
+        found.append(
+            "the model is random in eval mode, or keeps state: its capture can't be compared"
+        )
         return dataclasses.replace(traced, warnings=tuple(found))
+    if worst > _TOLERANCE:
+        raise _unlike(traced, f"a relative difference of {worst:.1e}")
     if traced.dynamic_batch:
         worst = max(worst, _worst_at_other_sizes(traced, model, tree, leaves))
+        found += _alone(traced, model, tree, leaves)
     if worst:
         found.append(f"the capture agrees with the model to {worst:.0e}, not bit for bit")
     return dataclasses.replace(traced, warnings=tuple(found))
@@ -72,14 +78,11 @@ def _worst_at_other_sizes(
     # One sample more, and a number with other divisors: graphs may have guessed at either.
     for other in (size + 1, size + 4):
         example = with_batch_size(leaves, batched, other)
-        try:
-            args, kwargs = trees.unflatten(tree, _copies(example))
-            _run(model, args, kwargs)
-        except Exception as e:  # noqa: BLE001  # the user's own code
-            logger.debug("the model itself does not run at batch size %d: %s", other, e)
+        expected = _results_if_any(model, tree, example)
+        if expected is None:
             continue
         try:
-            difference = _difference(traced, model, tree, example)
+            difference = _difference(traced, expected, tree, example)
         except RuntimeError as e:
             raise BatchFixedError(f"at batch size {other}, {type(e).__name__}: {e}") from e
         if difference > _TOLERANCE:
@@ -88,7 +91,37 @@ def _worst_at_other_sizes(
     return worst
 
 
-def _mismatch(traced: Traced, got: str) -> CaptureError:
+def _alone(traced: Traced, model: nn.Module, tree: trees.Tree, leaves: list[Any]) -> list[str]:
+    """What to warn of where a single sample is treated unlike a batch.
+
+    A model that squeezes all dimensions of size 1 does so; its other batch sizes are as useful.
+    """
+    example = with_batch_size(leaves, batch_leaves(leaves), 1)
+    expected = _results_if_any(model, tree, example)
+    if expected is None:
+        return []
+    try:
+        difference = _difference(traced, expected, tree, example)
+    except RuntimeError as e:
+        return [f"at batch size 1 the capture can't be run, but the model can: {e}"]
+    if difference > _TOLERANCE:
+        return ["at batch size 1 the capture computes something else than the model"]
+    return []
+
+
+def _results_if_any(model: nn.Module, tree: trees.Tree, leaves: list[Any]) -> _Results | None:
+    """The model's results; None where it does not run on these inputs."""
+    try:
+        return _results(model, tree, leaves)
+    except Exception as e:  # noqa: BLE001  # the user's own code
+        logger.debug("the model itself does not run on other inputs: %s", e)
+        return None
+
+
+def _unlike(traced: Traced, got: str) -> Exception:
+    if traced.dynamic_batch:
+        # A model may treat a single sample unlike a batch, which it was captured with.
+        return BatchFixedError(f"at the example's batch size, {got}")
     return CaptureError(
         f"the captured graph of {traced.model_name} computes something else",
         expected="the model's own result on the example inputs",
@@ -99,8 +132,7 @@ def _mismatch(traced: Traced, got: str) -> CaptureError:
 
 def _refuse_state(traced: Traced, model: nn.Module, tree: trees.Tree, leaves: list[Any]) -> None:
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    args, kwargs = trees.unflatten(tree, _copies(leaves))
-    _run(model, args, kwargs)
+    _results(model, tree, leaves)
     after = dict(model.named_buffers())
     changed = [
         name
@@ -116,25 +148,23 @@ def _refuse_state(traced: Traced, model: nn.Module, tree: trees.Tree, leaves: li
         )
 
 
-def _difference(traced: Traced, model: nn.Module, tree: trees.Tree, leaves: list[Any]) -> float:
+def _results(function: Any, tree: trees.Tree, leaves: list[Any]) -> _Results:
     args, kwargs = trees.unflatten(tree, _copies(leaves))
-    expected, shape = _run(model, args, kwargs)
-    args, kwargs = trees.unflatten(tree, _copies(leaves))
-    got, other = _run(traced, args, kwargs)
-    if shape != other:
+    return _run(function, args, kwargs)
+
+
+def _difference(traced: Traced, expected: _Results, tree: trees.Tree, leaves: list[Any]) -> float:
+    return _farthest(expected, _results(traced, tree, leaves))
+
+
+def _farthest(a: _Results, b: _Results) -> float:
+    """The largest relative difference of any result."""
+    if a[1] != b[1]:
         return float("inf")
-    return max((_relative(a, b) for a, b in zip(expected, got, strict=True)), default=0.0)
+    return max((_relative(x, y) for x, y in zip(a[0], b[0], strict=True)), default=0.0)
 
 
-def _deterministic(model: nn.Module, tree: trees.Tree, leaves: list[Any]) -> bool:
-    results = []
-    for _ in range(2):
-        args, kwargs = trees.unflatten(tree, _copies(leaves))
-        results.append(_run(model, args, kwargs)[0])
-    return all(_relative(a, b) <= _TOLERANCE for a, b in zip(*results, strict=True))
-
-
-def _run(function: Any, args: Any, kwargs: Any) -> tuple[list[Any], trees.Tree]:
+def _run(function: Any, args: Any, kwargs: Any) -> _Results:
     with torch.no_grad(), torch.random.fork_rng(devices=[]), _slow_attention():
         return trees.flatten(function(*args, **kwargs))
 

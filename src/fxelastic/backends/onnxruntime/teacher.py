@@ -14,11 +14,17 @@ from fxelastic.ir.supernet import Supernet
 
 
 def batch_size(partition: Partition) -> int:
-    """The example inputs' batch size; 1 where no size of them depends on the batch."""
+    """The example inputs' batch size; 1 where no size of them depends on the batch.
+
+    Where the model fixes it no size tells, and it is the first one of the first input.
+    """
     for node, example in zip(_placeholders(partition), partition.example, strict=True):
         for dim in batch_dims(node.meta.get("val")):
             return int(example.shape[dim])
-    return 1
+    if partition.dynamic_batch:
+        return 1
+    tensors = (value for value in partition.example if isinstance(value, torch.Tensor))
+    return next((int(value.shape[0]) for value in tensors if value.dim() and value.numel()), 1)
 
 
 def batch_dims(value: Any) -> tuple[int, ...]:

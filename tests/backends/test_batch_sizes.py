@@ -1,0 +1,71 @@
+"""Bundles of models that do not take every batch size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxelastic
+from fxelastic import edge
+from fxelastic.errors import UsageError
+
+
+class Clips(nn.Module):
+    """Takes frames by fours, and gives the mean of each four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Frames (4n, 6) to clips (n, 3)."""
+        return self.layers(x).reshape(-1, 4, 3).mean(1)
+
+
+class Fixed(nn.Module):
+    """Takes four samples, no more and no fewer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
+        self.register_buffer("offsets", torch.arange(4.0)[:, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Samples (4, 6) to (4, 3)."""
+        return self.layers(x + self.offsets)
+
+
+def exported(model: nn.Module, n_samples: int, path: Path) -> edge.Bundle:
+    x = torch.randn(n_samples, 6)
+    supernet = fxelastic.expand(model.eval(), 0.6, example_inputs=x, kinds=("skip",))
+    return fxelastic.export(supernet, path, n_subnets=1)
+
+
+def test_a_model_that_groups_its_batch_is_compared_at_sizes_that_it_takes(tmp_path: Path) -> None:
+    bundle = exported(Clips(), 8, tmp_path / "bundle")
+    assert bundle.manifest.model.dynamic_batch
+    assert bundle.manifest.verification is not None
+    assert bundle.manifest.verification.batch_sizes == (8, 16)
+
+
+def test_a_fixed_batch_size_is_kept_to_everywhere(tmp_path: Path) -> None:
+    bundle = exported(Fixed(), 4, tmp_path / "bundle")
+    model, verification = bundle.manifest.model, bundle.manifest.verification
+    assert (model.dynamic_batch, model.batch_size) == (False, 4)
+    assert verification is not None
+    assert verification.batch_sizes == (4,)
+    table = edge.profile(bundle, n_samples=3, n_subnets=0, n_held_out=0)
+    assert table.batch_size == 4
+    inputs = {bundle.inputs[0].name: np.ones((4, 6), np.float32)}
+    again = edge.profile(bundle, 4, inputs=inputs, n_samples=3, n_subnets=0, n_held_out=0)
+    assert again.batch_size == 4
+    with pytest.raises(UsageError, match="fixed to"):
+        edge.profile(bundle, 8)
+    x = np.random.default_rng(0).normal(size=(12, 6)).astype(np.float32)
+    data = x, np.zeros(12, np.int64)
+    found = edge.search(bundle, table, data, budget_ms=1e3, max_subnets=3)
+    assert found.pool.entries

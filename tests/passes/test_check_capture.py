@@ -1,0 +1,71 @@
+"""What a capture can't hold is refused or told, not recorded silently."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fxelastic.errors import CaptureError
+from fxelastic.passes import capture
+
+
+class Model(nn.Module):
+    """A layer whose results go through a function of the module, its input and the results."""
+
+    def __init__(self, ends: Callable[[Model, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.register_buffer("count", torch.zeros(()))
+        self.number = 0
+        self.ends = ends
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Samples (n, 4)."""
+        return self.ends(self, x, self.layer(x))
+
+
+def assigned(model: Model, x: Tensor, y: Tensor) -> Tensor:
+    model.count = model.count + 1
+    return y * model.count
+
+
+def counted(model: Model, x: Tensor, y: Tensor) -> Tensor:
+    model.number += 1
+    return y * model.number
+
+
+def alone(model: Model, x: Tensor, y: Tensor) -> Tensor:
+    return 2 * y if x.shape[0] == 1 else y
+
+
+@pytest.mark.parametrize("n_samples", [1, 2])
+def test_a_buffer_that_is_assigned_is_refused(n_samples: int) -> None:
+    with pytest.raises(CaptureError, match="writes to its own state in forward: count"):
+        capture(Model(assigned).eval(), torch.randn(n_samples, 4))
+
+
+def test_a_number_that_is_counted_up_is_told() -> None:
+    traced = capture(Model(counted).eval(), torch.randn(2, 4))
+    (warning,) = traced.warnings
+    assert "keeps state" in warning
+
+
+def test_a_sample_that_is_treated_unlike_a_batch_is_told() -> None:
+    model = Model(alone).eval()
+    traced = capture(model, torch.randn(3, 4))
+    assert traced.dynamic_batch
+    assert traced.warnings == (
+        "at batch size 1 the capture computes something else than the model",
+    )
+
+
+def test_given_one_sample_the_capture_holds_for_one() -> None:
+    model, x = Model(alone).eval(), torch.randn(1, 4)
+    traced = capture(model, x)
+    assert not traced.dynamic_batch
+    assert torch.equal(traced(x), model(x))
+    (warning,) = traced.warnings
+    assert warning.startswith("the batch size is fixed to the example's")
