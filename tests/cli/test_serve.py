@@ -88,6 +88,43 @@ def test_what_is_refused_is_named_and_the_rest_is_answered(
     assert "bad.npy is refused" in err
     assert "mind the batch dimension" in err
     assert "1 requests" in err
+    assert main(arguments(bundle, "--inputs", str(tmp_path), "--mode", "paged", "--quiet")) == 1
+    err = capsys.readouterr().err
+    assert "bad.npy is refused" in err
+    assert "requests" not in err
+
+
+@pytest.mark.parametrize("other", [".", "../in", "link"])
+def test_results_do_not_replace_requests(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], other: str
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    np.save(folder / "a.npy", image())
+    before = (folder / "a.npy").read_bytes()
+    (folder / "link").symlink_to(folder)
+    folders = ("--inputs", str(folder), "--outputs", str(folder / other))
+    assert main(arguments(bundle, *folders, "--mode", "paged")) == 2
+    assert "would replace the requests" in capsys.readouterr().err
+    assert (folder / "a.npy").read_bytes() == before
+
+
+def test_metrics_replace_nothing_else(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    np.save(tmp_path / "in" / "a.npy", image())
+    metrics = tmp_path / "data.npz"
+    metrics.write_bytes(b"PK, samples")
+    command = arguments(bundle, "--inputs", str(tmp_path / "in"), "--metrics", str(metrics))
+    assert main([*command, "--mode", "paged"]) == 2
+    assert "holds no metrics" in capsys.readouterr().err
+    assert metrics.read_bytes() == b"PK, samples"
+    for text in ("", None):
+        if text is not None:
+            metrics.write_text(text)
+        assert main([*command, "--mode", "paged"]) == 0
+        assert metrics.read_text().startswith("# HELP")
 
 
 def test_frames_on_stdin_are_answered_on_stdout(
@@ -160,7 +197,9 @@ def test_a_port_in_use_is_told(bundle: Bundle, capsys: pytest.CaptureFixture[str
         taken.listen()
         port = taken.getsockname()[1]
         assert main(arguments(bundle, "--http", str(port), "--mode", "paged")) == 2
-    assert "can't listen" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "can't listen" in err
+    assert "choose another port" in err
 
 
 _CHILD = """

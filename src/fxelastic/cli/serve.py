@@ -175,7 +175,7 @@ def run(args: argparse.Namespace) -> int:
         monitor = stack.enter_context(
             ServeMonitor(runtime, latencies, args.metrics, quiet=args.quiet)
         )
-        failed = _serve(args, bundle, runtime, latencies, monitor.note)
+        failed = _serve(args, bundle, runtime, latencies, monitor)
         status = runtime.status()
     if trace is not None and trace.error:
         options.progress(args, f"warning: the trace is incomplete: {trace.error}")
@@ -206,7 +206,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 def _serve(
-    args: argparse.Namespace, bundle: Bundle, runtime: Runtime, latencies: Any, note: Any
+    args: argparse.Namespace, bundle: Bundle, runtime: Runtime, latencies: Any, monitor: Any
 ) -> int:
     """Serve one source to its end; returns how many requests were refused."""
     from fxelastic.cli import serve_sources
@@ -217,11 +217,11 @@ def _serve(
     if args.inputs is not None:
         outputs = None if args.outputs is None else Path(args.outputs)
         return serve_sources.serve_folder(
-            runtime, Path(args.inputs), outputs, names, results, args.repeat, note
+            runtime, Path(args.inputs), outputs, names, results, args.repeat, monitor.complain
         )
     if args.stdin:
         return serve_sources.serve_stdin(runtime, names, max_bytes)
-    serve_sources.serve_http(runtime, names, results, latencies, args.http, max_bytes, note)
+    serve_sources.serve_http(runtime, names, results, latencies, args.http, max_bytes, monitor.note)
     return 0
 
 

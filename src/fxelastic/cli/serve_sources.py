@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from fxelastic.edge.serving.frames import read_arrays, read_npy, write_arrays, write_npy
 from fxelastic.errors import UsageError
+from fxelastic.files import replace_file
 
 if TYPE_CHECKING:
     from fxelastic.edge.serving.executable import Array
@@ -29,7 +29,7 @@ def serve_folder(
     names: Sequence[str],
     results: Sequence[str],
     repeat: int,
-    note: Callable[[str], None],
+    complain: Callable[[str], None],
 ) -> int:
     """Answer a request for each file of a folder, in the order of their names.
 
@@ -40,14 +40,21 @@ def serve_folder(
         names: Names of the model's inputs.
         results: Names of its flat results.
         repeat: How many times to go through the folder.
-        note: Tells a person of what was refused.
+        complain: Tells a person of what was refused.
 
     Returns:
         How many files were refused.
 
     Raises:
-        UsageError: There is no such folder, or nothing in it; results can't be written.
+        UsageError: There is no such folder, or nothing in it; results would replace requests, or
+            can't be written.
     """
+    if outputs is not None and os.path.realpath(outputs) == os.path.realpath(folder):
+        raise UsageError(
+            "the results would replace the requests",
+            expected="another folder for --outputs than for --inputs",
+            got=f"{folder} for both",
+        )
     files = []
     if folder.is_dir():
         files = sorted(path for path in folder.iterdir() if path.suffix in (".npy", ".npz"))
@@ -65,7 +72,7 @@ def serve_folder(
                 reply = runtime.infer(**inputs)
             except UsageError as e:
                 refused += 1
-                note(f"{path.name} is refused: {e}")
+                complain(f"{path.name} is refused: {e}")
                 continue
             if outputs is not None and turn == repeat - 1:
                 _write(reply, outputs / path.stem, results)
@@ -149,8 +156,9 @@ def serve_http(
     except SystemExit as e:
         raise UsageError(
             f"can't listen on {address}",
-            expected="a free port of this machine",
-            got="see above",
+            expected="a free port, and an address of this machine",
+            got="one that is in use or not to be had; the line above says which",
+            fix="choose another port, or end what listens there",
         ) from e
     with socket:
         # From here on connections wait, also before the server takes them.
@@ -196,16 +204,7 @@ def _write(reply: Reply, stem: Path, results: Sequence[str]) -> None:
         target, data = stem.with_name(stem.name + ".npz"), write_arrays(named)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=target.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            Path(temporary).replace(target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        replace_file(target, data)
     except OSError as e:
         raise UsageError(
             f"the result can't be written to {target}", got=e.strerror or str(e)

@@ -84,6 +84,9 @@ def serve(
         raise UsageError("there is no such mode", expected=", ".join(MODES), got=repr(mode))
     if memory_bytes is not None and memory_bytes <= 0:
         raise UsageError("memory_bytes is too small", expected="above 0", got=str(memory_bytes))
+    if isinstance(data, (str, os.PathLike)) and not os.path.isfile(data):
+        # It is read when no subnet keeps the budget, which is a bad time to learn of it.
+        raise UsageError(f"there is no file {os.fspath(data)}", expected="an .npz file of samples")
     if table is not None:
         table.check_bundle(bundle.digest)
     if isinstance(pool, SubnetPool):
