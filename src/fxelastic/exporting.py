@@ -72,6 +72,7 @@ def export(
     """
     _check_arguments(supernet, opset, jobs, n_subnets)
     report = progress or (lambda _: None)
+    _warn_of_nan(supernet)
     with replace_folder(Path(path), files_in, force=force) as folder:
         manifest = write_bundle(supernet, FileWriter(folder), opset, report)
         if verify:
@@ -122,6 +123,13 @@ def _verify(
             for soft in supernet.partition.soft_fusions
         ),
     )
+
+
+def _warn_of_nan(supernet: Supernet) -> None:
+    """Files with NaN agree with a model that has it, so no comparison would tell."""
+    names = [name for name, value in supernet.named_parameters() if value.isnan().any()]
+    if names:
+        logger.warning("weights hold NaN: %s", ", ".join(names[:3]) + (", …" * (len(names) > 3)))
 
 
 def _samples(supernet: Supernet, seed: int) -> tuple[tuple[int, ...], list[dict[str, Any]]]:

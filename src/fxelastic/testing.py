@@ -46,6 +46,10 @@ def assert_partition(
         CaptureError: The model can't be captured.
     """
     __tracebackhide__ = True
+    if not isinstance(golden, (str, os.PathLike)):
+        raise UsageError(
+            "the golden is none", expected="a text, or the path of a file", got=repr(golden)
+        )
     text = golden if isinstance(golden, str) and "\n" in golden else None
     if text is not None and update:
         raise UsageError(

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
+import fxelastic
+from fxelastic.errors import ExportError
 from tests.backends.exported import bundle, flat_result, inputs, run_chain
 
 # One of each: residual convolutions, fused pairs, side exits and many results, a context, shared
@@ -29,3 +36,51 @@ def test_a_chain_of_files_computes_what_torch_does(name: str, n_samples: int) ->
         for info, expected in zip(made.outputs, flat_result(name, arch, n_samples), strict=True):
             actual = {**made.constants, **values}[info.name]
             np.testing.assert_allclose(actual, expected.numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_weights_with_nan_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
+    supernet = fxelastic.expand(model, 1.0, example_inputs=torch.zeros(2, 4), kinds=())
+    fxelastic.export(supernet, tmp_path / "one", n_subnets=0)
+    assert "hold NaN" not in caplog.text
+    with torch.no_grad():
+        for parameter in supernet.parameters():
+            parameter.fill_(float("nan"))
+    fxelastic.export(supernet, tmp_path / "other", n_subnets=0)
+    assert "weights hold NaN" in caplog.text
+
+
+def test_an_opaque_module_is_named_as_the_reason(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), Decides(), nn.Linear(4, 3))
+    supernet = fxelastic.expand(model, 1.0, example_inputs=torch.zeros(2, 4), kinds=())
+    assert supernet.partition.opaque
+    with pytest.raises(ExportError, match=r"partition\.opaque"):
+        fxelastic.export(supernet, tmp_path / "bundle")
+
+
+class Decides(nn.Module):
+    """Computes one of two things, by the values that come."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Samples (n, 4)."""
+        return x.relu() if x.sum() > 0 else -x
+
+
+class Twice(nn.Module):
+    """Results under keys that are the same text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> dict[Any, Tensor]:
+        """Samples (n, 4)."""
+        y = self.layer(x)
+        return {0: y, "0": y + 1}
+
+
+def test_keys_that_are_the_same_text_are_refused(tmp_path: Path) -> None:
+    supernet = fxelastic.expand(Twice(), 1.0, example_inputs=torch.zeros(2, 4), kinds=())
+    with pytest.raises(ExportError, match="keys that JSON can't tell apart"):
+        fxelastic.export(supernet, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()

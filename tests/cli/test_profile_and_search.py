@@ -117,6 +117,7 @@ def test_a_search_needs_a_table(
         ("--budget", "100%", "--score", "beauty"),
         ("--budget", "100%", "--score", "none.py:score"),
         ("--budget", "100%", "--cache-mb", "0"),
+        ("--budget", "100%", "--max-subnets", "0"),
         ("--budget", "100%", "--memory-mb", "-1"),
         ("--budget", "100%", "--held-out", "1"),
         ("--budget", "100%", "--confidence", "2"),

@@ -92,7 +92,7 @@ def test_trains_both_stages_from_a_file(data: Path, capsys: pytest.CaptureFixtur
     assert f"wrote {Path('out') / 'supernet.safetensors'}" in out
     assert "printed on import" in err
     names = sorted(path.name for path in (data / "out").iterdir())
-    assert names == ["checkpoints", "log.jsonl", "supernet.safetensors"]
+    assert names == ["checkpoints", "data.sha256", "log.jsonl", "supernet.safetensors"]
     events = [json.loads(line) for line in (data / "out" / "log.jsonl").read_text().splitlines()]
     assert [e["stage"] for e in events if e["event"] == "epoch"] == ["distill", "tune"]
 
@@ -139,6 +139,18 @@ def test_the_same_command_goes_on(data: Path, capsys: pytest.CaptureFixture[str]
     for a, b in zip(first["stages"], second["stages"], strict=True):
         assert a["coverage"] == b["coverage"]
         assert a["epochs"] == b["epochs"]
+
+
+def test_a_run_keeps_to_its_data(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ("--data", "images.npz", "--quiet")
+    assert train(*command, epochs=(1, 0)) == 0
+    weights = (data / "out" / "supernet.safetensors").read_bytes()
+    arrays = dict(np.load(data / "images.npz"))
+    np.savez(data / "images.npz", **{**arrays, "y": arrays["y"][::-1]})
+    capsys.readouterr()
+    assert train(*command, epochs=(1, 0)) == 2
+    assert "begun with other data" in capsys.readouterr().err
+    assert (data / "out" / "supernet.safetensors").read_bytes() == weights
 
 
 def test_options_reach_the_stages(
@@ -190,6 +202,8 @@ def test_labels_are_not_needed(data: Path, capsys: pytest.CaptureFixture[str]) -
         (["--data", "images.npz", "--batch-size", "0"], "--batch-size is no count"),
         (["--data", "images.npz", "--tune-epochs", "-1"], "--tune-epochs is no count"),
         (["--data", "images.npz", "--device", "toaster"], "--device toaster can't be used"),
+        (["--data", "none.npz"], "holds no samples"),
+        (["--data", "images.npz", "--out", "model.py"], "--out model.py is a file"),
         (["--data", "images.npz", "--distributed"], "finds no other processes"),
     ],
 )
@@ -204,6 +218,7 @@ def test_bad_arguments_are_usage_errors(
         monkeypatch.delenv(name, raising=False)
     (data / "text.npz").write_text("no arrays")
     np.savez(data / "uneven.npz", x=np.zeros((3, 1)), y=np.zeros(2))
+    np.savez(data / "none.npz", x=np.zeros((0, 1)))
     np.savez(data / "empty.npz", val_x=np.zeros((3, 1)))
     assert train(*argv, "--quiet") == 2
     assert expected in capsys.readouterr().err

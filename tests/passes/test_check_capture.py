@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxelastic.errors import CaptureError
+from fxelastic.errors import CaptureError, UsageError
 from fxelastic.passes import capture
 
 
@@ -69,3 +69,38 @@ def test_given_one_sample_the_capture_holds_for_one() -> None:
     assert torch.equal(traced(x), model(x))
     (warning,) = traced.warnings
     assert warning.startswith("the batch size is fixed to the example's")
+
+
+def nothing(model: Model, x: Tensor, y: Tensor) -> None:
+    return None
+
+
+def a_set(model: Model, x: Tensor, y: Tensor) -> object:
+    return {y}
+
+
+@pytest.mark.parametrize("ends", [nothing, a_set])
+def test_a_model_without_results_is_refused(ends: Callable[..., Tensor]) -> None:
+    with pytest.raises(CaptureError, match="returns no tensor"):
+        capture(Model(ends), torch.randn(2, 4))
+
+
+def with_sizes(model: Model, x: Tensor, y: Tensor) -> object:
+    return y, x.shape
+
+
+def test_results_of_another_structure_are_shown() -> None:
+    with pytest.raises(CaptureError, match=r"Size\(2, 4\)"):
+        capture(Model(with_sizes), torch.randn(2, 4))  # type: ignore[arg-type]
+
+
+def test_an_example_without_samples_is_refused() -> None:
+    with pytest.raises(UsageError, match="hold no samples"):
+        capture(nn.Linear(4, 3), torch.zeros(0, 4))
+
+
+def test_sparse_weights_are_refused() -> None:
+    model = nn.Linear(4, 3)
+    model.register_buffer("edges", torch.eye(4).to_sparse())
+    with pytest.raises(CaptureError, match=r"'edges' can't be captured(.|\n)*to_dense"):
+        capture(model, torch.randn(2, 4))

@@ -92,6 +92,14 @@ def test_a_loss_that_is_not_finite_is_named() -> None:
         fxelastic.tune(linear_supernet(), vector_batches(), loss=loss)
 
 
+def test_a_loss_that_takes_something_else_is_told() -> None:
+    def loss(output: Tensor) -> Tensor:
+        return output.sum()
+
+    with pytest.raises(TrainingError, match=r"the loss can't be computed(.|\n)*takes 1 positional"):
+        fxelastic.tune(linear_supernet(), vector_batches(), loss=loss)
+
+
 def test_gradients_that_are_not_finite_move_nothing() -> None:
     def loss(output: Tensor, target: Tensor) -> Tensor:
         # Its value is 0 and its gradient infinite.

@@ -107,6 +107,13 @@ def _structure(tree: trees.Tree, indices: Iterator[int]) -> dict[str, Any]:
     children = [_structure(child, indices) for child in tree.children]
     if tree.kind in ("tuple", "list"):
         return {tree.kind: children}
+    if len({str(key) for key in tree.keys}) < len(tree.keys):
+        raise ExportError(
+            "a result has keys that JSON can't tell apart",
+            expected="keys that are different texts",
+            got=", ".join(map(repr, tree.keys)),
+            fix="name the results of the model differently",
+        )
     return {"dict": dict(zip(tree.keys, children, strict=True)), "type": tree.kind}
 
 

@@ -92,11 +92,19 @@ def _tensor(dtype: str, shape: str, text: str) -> torch.Tensor:
 
     sizes = [int(size) for size in shape.split("x")]
     kind: torch.dtype = getattr(torch, dtype)
-    if kind.is_floating_point or kind.is_complex:
-        generator = torch.Generator().manual_seed(_SEED)
-        return torch.randn(sizes, generator=generator).to(kind)
-    # Ones are valid as token ids and as a mask that hides nothing.
-    return torch.ones(sizes, dtype=kind)
+    try:
+        if kind.is_floating_point or kind.is_complex:
+            generator = torch.Generator().manual_seed(_SEED)
+            return torch.randn(sizes, generator=generator).to(kind)
+        # Ones are valid as token ids and as a mask that hides nothing.
+        return torch.ones(sizes, dtype=kind)
+    except (RuntimeError, MemoryError) as e:
+        raise UsageError(
+            f"--example-input {text} can't be made",
+            expected="a tensor that fits into memory",
+            got=str(e).splitlines()[0],
+            fix="name smaller sizes",
+        ) from e
 
 
 def _is_reference(text: str) -> bool:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from fxelastic.cli import options
 from fxelastic.cli.options import DEFAULT_FUSION, DEFAULT_GAMMA, HelpFormatter
 from fxelastic.cli.supernet import add_expansion, supernet_of
+from fxelastic.edge.digests import digest
 from fxelastic.errors import UsageError
+from fxelastic.files import replace_file
 
 if TYPE_CHECKING:
     from fxelastic.ir.supernet import Supernet
@@ -145,11 +147,19 @@ def _train(args: argparse.Namespace, first: bool) -> tuple[Supernet, list[Histor
     from fxelastic.cli.reference import load_reference
     from fxelastic.cli.training_data import load_data
 
+    out = Path(args.out)
+    if out.exists() and not out.is_dir():
+        raise UsageError(
+            f"--out {out} is a file",
+            expected="a folder, which is made where there is none",
+            got="something else of that name",
+            fix="choose another path",
+        )
     training, validation = load_data(args.data, args.batch_size, args.distributed)
     loss = None if args.loss is None else load_reference(args.loss, "--loss")
     supernet = supernet_of(args)
     _move(supernet, args.device)
-    out = Path(args.out)
+    _keep_to_data(args.data, out, first)
     common: dict[str, Any] = {
         "checkpoints": out / "checkpoints",
         "checkpoint_every": args.checkpoint_every,
@@ -167,6 +177,29 @@ def _train(args: argparse.Namespace, first: bool) -> tuple[Supernet, list[Histor
         out.mkdir(parents=True, exist_ok=True)
         supernet.save(_weights(args))
     return supernet, histories
+
+
+def _keep_to_data(data: str, out: Path, first: bool) -> None:
+    """Refuse to go on with a run of other data, as if it had been trained with these.
+
+    What a reference makes is not looked at: it may be random, or without an end.
+    """
+    if not data.endswith(".npz"):
+        return
+    record = out / "data.sha256"
+    found = digest(Path(data))
+    begun = any((out / "checkpoints").glob("*"))
+    known = record.read_text().strip() if begun and record.is_file() else found
+    if known != found:
+        raise UsageError(
+            f"the run in {out} was begun with other data",
+            expected=f"the file that it was begun with, of sha256 {known[:16]}…",
+            got=f"{data}, of sha256 {found[:16]}…",
+            fix="choose another --out, or delete the folder to begin anew",
+        )
+    if first:
+        out.mkdir(parents=True, exist_ok=True)
+        replace_file(record, f"{found}\n".encode())
 
 
 def _stages(

@@ -101,6 +101,12 @@ def _loader(
             expected="one entry of each for each sample",
             got=", ".join(f"{name}: {size}" for name, size in sizes.items()),
         )
+    if not all(sizes.values()):
+        raise UsageError(
+            f"--data {path} holds no samples",
+            expected="at least one entry in each array",
+            got=", ".join(f"{name}: {size}" for name, size in sizes.items()),
+        )
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     target = tensors.pop("y", None)
     inputs = tensors["x"] if list(tensors) == ["x"] else tensors

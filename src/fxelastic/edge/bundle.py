@@ -44,6 +44,8 @@ def load(path: str | os.PathLike[str]) -> Bundle:
         BundleError: The folder holds no bundle, or a damaged one; the message names the file and
             the field.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise UsageError("a bundle is loaded by its path", expected="a path", got=repr(path))
     folder = Path(path)
     if not folder.is_dir():
         raise UsageError(

@@ -60,7 +60,7 @@ def load(supernet: Supernet, path: str | os.PathLike[str]) -> None:
         raise _refused(
             path,
             "the branches of this supernet",
-            f"those of another one: {differences}",
+            f"those of another one: {differences or 'the same names, computed otherwise'}",
             "expand the same model with the gamma, kinds, spans and ratios of then",
         )
     differences = _differences(own, tensors)

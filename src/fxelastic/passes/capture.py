@@ -55,6 +55,7 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Traced:
     clone = clone_for_capture(model)
     args, kwargs = _in_order(clone, *resolve_arguments(clone, example_inputs))
     check_input_types(args, kwargs)
+    _check_inputs(args, kwargs)
     args, kwargs = copies(args, kwargs)  # a model may write to its inputs
     _check_runs(clone, *copies(args, kwargs))
     traced = _trace(model, clone, args, kwargs, dynamic=True)
@@ -111,6 +112,14 @@ def _check_model(model: Any) -> None:
             got=type(model).__name__,
             fix="wrap a plain function in a Module with a forward method",
         )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.layout != torch.strided:
+            raise CaptureError(
+                f"{name!r} can't be captured",
+                expected="parameters and buffers that are dense",
+                got=f"a tensor of layout {tensor.layout}",
+                fix="convert it with to_dense()",
+            )
     if isinstance(model, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
         raise UsageError(
             "a scripted model cannot be captured",
@@ -144,7 +153,7 @@ def _forward_parameters(model: nn.Module) -> tuple[str, ...]:
 def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            model(*args, **kwargs)
+            result = model(*args, **kwargs)
     except Exception as e:  # the user's own code
         shown = trees.describe(trees.flatten((args, kwargs))[1])
         raise CaptureError(
@@ -153,6 +162,26 @@ def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
             got=f"{_shapes(args, kwargs) or shown}, and {type(e).__name__}: {e}",
             fix="pass example_inputs= of the shapes and dtypes the model is used with",
         ) from e
+    leaves, shape = trees.flatten(result)
+    if not any(isinstance(leaf, torch.Tensor) for leaf in leaves):
+        raise CaptureError(
+            f"{type(model).__name__} returns no tensor",
+            expected="a tensor, or tuples, lists, dicts or dataclasses with tensors in them",
+            got=f"{type(result).__name__}: {trees.describe(shape)}",
+            fix="return the results from forward",
+        )
+
+
+def _check_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse an example without samples: no size of it can be told from a size that is 0."""
+    leaves, _ = trees.flatten((args, kwargs))
+    sizes = (leaf.shape[0] for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.dim())
+    if next(sizes, 1) == 0:
+        raise UsageError(
+            "the example inputs hold no samples",
+            expected="at least one sample",
+            got=_shapes(args, kwargs),
+        )
 
 
 def _shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

@@ -50,7 +50,8 @@ def check_capture(
     found = list(traced.warnings)
     expected = _results(model, tree, leaves)
     try:
-        worst = _difference(traced, expected, tree, leaves)
+        captured = _results(traced, tree, leaves)
+        worst = _farthest(expected, captured)
     except RuntimeError as e:
         raise _unlike(traced, f"{type(e).__name__}: {e}") from e
     if _farthest(expected, _results(model, tree, leaves)) > _TOLERANCE:
@@ -60,7 +61,7 @@ def check_capture(
         )
         return dataclasses.replace(traced, warnings=tuple(found))
     if worst > _TOLERANCE:
-        raise _unlike(traced, f"a relative difference of {worst:.1e}")
+        raise _unlike(traced, _told(expected, captured, worst))
     if traced.dynamic_batch:
         worst = max(worst, _worst_at_other_sizes(traced, model, tree, leaves))
         found += _alone(traced, model, tree, leaves)
@@ -162,6 +163,13 @@ def _farthest(a: _Results, b: _Results) -> float:
     if a[1] != b[1]:
         return float("inf")
     return max((_relative(x, y) for x, y in zip(a[0], b[0], strict=True)), default=0.0)
+
+
+def _told(expected: _Results, found: _Results, worst: float) -> str:
+    if expected[1] == found[1]:
+        return f"a relative difference of {worst:.1e}"
+    shapes = [trees.describe(tree) for _, tree in (found, expected)]
+    return f"{shapes[0]} in place of {shapes[1]}" if shapes[0] != shapes[1] else "other constants"
 
 
 def _run(function: Any, args: Any, kwargs: Any) -> _Results:

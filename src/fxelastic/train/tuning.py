@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxelastic.errors import UsageError
+from fxelastic.errors import TrainingError, UsageError
 from fxelastic.train.batches import Batch
 from fxelastic.train.execution import Execution
 from fxelastic.train.losses import cross_entropy, soft_cross_entropy
@@ -79,7 +79,7 @@ class Tuning:
             result = self.execution.result(arch, values)
             loss: Tensor | float = 0.0
             if soft < 1:
-                loss = (1 - soft) * _scalar(self.loss(result, batch.target))
+                loss = (1 - soft) * _scalar(self._hard(result, batch.target))
             if soft:
                 loss = loss + soft * _scalar(self.soft_loss(result, teacher))
             assert isinstance(loss, Tensor)
@@ -88,6 +88,17 @@ class Tuning:
                 if name in self.new.branches:
                     found.setdefault(name, []).append(loss.detach())
         return {name: torch.stack(losses).mean() for name, losses in found.items()}
+
+    def _hard(self, result: Any, target: Any) -> object:
+        try:
+            return self.loss(result, target)
+        except TypeError as e:
+            raise TrainingError(
+                "the loss can't be computed",
+                expected="a function of (results, targets), as the data gives them",
+                got=f"{type(e).__name__}: {e}",
+                fix="pass a loss that takes what the model returns and what the data holds",
+            ) from e
 
     def numerics(self) -> dict[str, str]:
         """See `Objective.numerics`."""

@@ -79,6 +79,7 @@ def convert(
         logger.warning("the branches can't be converted at once (%s); converting each", reason)
     models: dict[str, ir.Model] = {}
     failures: list[str] = []
+    opaque = False
     for template in found:
         names = ", ".join(piece.name for piece in template.pieces)
         progress(f"converting {names} ({len(models) + 1} of {len(pieces)})")
@@ -86,6 +87,14 @@ def convert(
             models |= _convert_together([template], opset)
         except Exception as e:  # noqa: BLE001 - as above; all that fail are reported together
             failures += [f"{piece.name}: {exporter_reason(e)}" for piece in template.pieces]
+            opaque |= any("_opaque_" in name for name, _ in template.first.module.named_modules())
+    if failures and opaque:
+        raise ExportError(
+            f"the ONNX exporter can't convert {len(failures)} of {len(pieces)} branches",
+            expected="modules that decide nothing by the values of data",
+            got="\n".join(failures),
+            fix="rewrite the modules that partition.opaque lists, for example with torch.where",
+        )
     if failures:
         raise ExportError(
             f"the ONNX exporter can't convert {len(failures)} of {len(pieces)} branches",

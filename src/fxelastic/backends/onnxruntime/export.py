@@ -43,6 +43,7 @@ def write_bundle(
     # What can't be described is refused before the conversion, which takes a while.
     values = description.describe_values(partition)
     results = description.describe_results(partition)
+    structure = description.describe_structure(partition.signature.result)
     n_samples = batch_size(partition)
     if partition.dynamic_batch:
         n_samples = max(n_samples, _MIN_DYNAMIC_BATCH)
@@ -70,6 +71,6 @@ def write_bundle(
         values,
         partition.signature.inputs,
         results,
-        description.describe_structure(partition.signature.result),
+        structure,
         tuple(data),
     )

@@ -137,6 +137,8 @@ def search(
     refuse_paths(bundle=bundle, table=table)
     if batch_size < 1:
         raise UsageError("batch_size is none", expected="at least 1", got=repr(batch_size))
+    if max_subnets < 1:
+        raise UsageError("max_subnets is none", expected="at least 1", got=repr(max_subnets))
     table.check_bundle(bundle.digest)
     _warn(table, mode)
     measure, samples, rest = _metric_and_data(bundle, data, score, held_out)
@@ -374,7 +376,14 @@ def _least(study: Study) -> Arch:
 
 
 def _strategy(given: str | Strategy) -> Strategy:
-    return strategy(given)() if isinstance(given, str) else given
+    found = strategy(given)() if isinstance(given, str) else given
+    if not callable(getattr(found, "run", None)):
+        raise UsageError(
+            "the strategy is none",
+            expected="the name of one, or an object with its method run",
+            got=repr(given),
+        )
+    return found
 
 
 def _check_feasible(study: Study) -> None:
