@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import fxelastic as package
+from fxelastic.cli import inspect as inspect_command
 from fxelastic.cli import main
 from fxelastic.cli.app import COMMANDS
 from fxelastic.errors import CaptureError, InternalError, PartitionError, UsageError
@@ -160,6 +162,21 @@ def test_interruption_is_one_line_and_130(
     partitioner.error = KeyboardInterrupt()
     assert main(["explain", "model.py:build", "--quiet"]) == 130
     assert capsys.readouterr().err.strip().splitlines()[-1] == "fxelastic: interrupted"
+
+
+def test_ctrl_c_that_an_import_swallows_is_one_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(args: object) -> int:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise AttributeError("module 'numpy' has no attribute 'nonzero'")
+
+    monkeypatch.setattr(inspect_command, "run", run)
+    before = signal.getsignal(signal.SIGINT)
+    assert main(["inspect", "bundle"]) == 130
+    assert capsys.readouterr().err == "\nfxelastic: interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_ctrl_c_of_a_real_process(folder: Path) -> None:

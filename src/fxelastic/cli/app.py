@@ -6,9 +6,13 @@ import argparse
 import io
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 from fxelastic import __version__
 from fxelastic.cli import assemble, check, explain, inspect, profile, report, search, serve, train
@@ -93,21 +97,52 @@ def _run(args: argparse.Namespace) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that can't show a module's name gets it escaped, not a failure.
         sys.stdout.reconfigure(errors="backslashreplace")
+    interrupts: list[int] = []
     try:
-        code = args.run(args)
+        with _noted(interrupts):
+            code = args.run(args)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print("\nfxelastic: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return _interrupted()
     except BrokenPipeError:
         # Python flushes stdout once more when it ends, and would complain there.
         _discard_stdout()
         return EXIT_BROKEN_PIPE
     except Exception as e:  # noqa: BLE001 - the outermost frame: every error becomes a message
+        if interrupts and not isinstance(e, FxElasticError):
+            # Modules in C that are interrupted while they import others swallow it, and lack those.
+            return _interrupted()
         return _fail(e, args)
     finally:
         sys.path[:] = import_path
     return int(code)
+
+
+@contextmanager
+def _noted(interrupts: list[int]) -> Iterator[None]:
+    """Note each Ctrl-C, which is then what it is otherwise."""
+    usual = signal.default_int_handler
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not usual
+    ):
+        yield
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        usual(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+def _interrupted() -> int:
+    print("\nfxelastic: interrupted", file=sys.stderr)
+    return EXIT_INTERRUPTED
 
 
 def _fail(error: Exception, args: argparse.Namespace) -> int:
