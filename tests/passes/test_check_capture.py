@@ -71,6 +71,24 @@ def test_given_one_sample_the_capture_holds_for_one() -> None:
     assert warning.startswith("the batch size is fixed to the example's")
 
 
+def squeezed(model: Model, x: Tensor, y: Tensor) -> Tensor:
+    return y[:, :, None].squeeze()
+
+
+def test_the_batch_is_not_squeezed() -> None:
+    model = Model(squeezed).eval()
+    traced = capture(model, torch.randn(3, 4))
+    assert traced.dynamic_batch
+    assert traced(torch.randn(1, 4)).shape == (1, 3)
+    (warning,) = traced.warnings
+    assert warning.startswith("at batch size 1")
+    traced = capture(model, torch.randn(1, 4))
+    assert not traced.dynamic_batch
+    assert traced(torch.randn(1, 4)).shape == (3,)
+    (warning,) = traced.warnings
+    assert "shape (1, 3) in place of (3,)" in warning
+
+
 def nothing(model: Model, x: Tensor, y: Tensor) -> None:
     return None
 

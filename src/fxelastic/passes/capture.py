@@ -29,6 +29,7 @@ from fxelastic.passes.input_types import check_input_types
 from fxelastic.passes.normalise import normalise
 from fxelastic.passes.opaque import export_with_opaque, restore_opaque
 from fxelastic.passes.sizes import localise_sizes
+from fxelastic.passes.squeezes import name_squeezed_dimensions
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ def _trace(
     signature = dataclasses.replace(signature, inputs=_placeholders(graph_module))
     restore_opaque(graph_module, opaque)
     drop_idle_casts(graph_module.graph)
+    name_squeezed_dimensions(graph_module.graph)
     localise_sizes(graph_module.graph)
     graph_module.recompile()
     return Traced(

@@ -167,6 +167,9 @@ def _farthest(a: _Results, b: _Results) -> float:
 
 def _told(expected: _Results, found: _Results, worst: float) -> str:
     if expected[1] == found[1]:
+        for a, b in zip(expected[0], found[0], strict=True):
+            if isinstance(a, torch.Tensor) and a.shape != b.shape:
+                return f"a result of shape {tuple(b.shape)} in place of {tuple(a.shape)}"
         return f"a relative difference of {worst:.1e}"
     shapes = [trees.describe(tree) for _, tree in (found, expected)]
     return f"{shapes[0]} in place of {shapes[1]}" if shapes[0] != shapes[1] else "other constants"
