@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from torch import nn
+from torch import Tensor, nn
 
 import fxelastic
 from fxelastic.backends.onnxruntime.parity import Parity
@@ -155,6 +155,35 @@ class Noisy(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.layers(x + torch.rand_like(x)).argsort(-1)
+
+
+class Unlikely(nn.Module):
+    """Probabilities that are all small, as those of a detector that has not seen a thing."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 400)
+        self.factor = factor
+        torch.nn.init.constant_(self.layer.bias, -11.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Samples (n, 8) to probabilities (n, 400)."""
+        return self.factor * torch.sigmoid(self.layer(x))
+
+
+def test_small_probabilities_are_compared_as_a_sigmoid_is_right(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(16, 8)
+    supernet = fxelastic.expand(Unlikely(), 1.0, example_inputs=x, kinds=())
+    fxelastic.export(supernet, tmp_path / "bundle")
+    (original,) = supernet.branches.values()
+    wrong = fxelastic.expand(Unlikely(1.1), 1.0, example_inputs=x, kinds=())
+    (other,) = wrong.branches.values()
+    other.module.load_state_dict(original.module.state_dict())
+    bundle = fxelastic.export(wrong, tmp_path / "wrong", verify=False)
+    values = teacher_values(supernet, make_inputs(supernet.partition, 16, 0))
+    with pytest.raises(ExportError, match="compute something else"):
+        Parity(supernet, [values], 1).check_files({original.id: bundle.model_path(other.id)})
 
 
 def test_random_numbers_are_named(tmp_path: Path) -> None:
