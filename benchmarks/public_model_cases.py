@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from benchmarks.public_model_samples import SAMPLES
+
 
 class Case(NamedTuple):
     """A model and a batch of two samples for it."""
@@ -383,9 +385,21 @@ def _resolved(library: Any, options: dict[str, Any]) -> Iterator[tuple[str, Any]
             yield key, value
 
 
+def _of_samples(library: str) -> tuple[Callable[[], list[str]], Callable[[str], Case]]:
+    samples = SAMPLES[library]
+
+    def case(name: str) -> Case:
+        make, inputs = samples()[name]
+        made, model = inputs(), make().eval()
+        return Case(model, (), made) if isinstance(made, dict) else Case(model, made, {})
+
+    return lambda: list(samples()), case
+
+
 #: By library: the names of its models, and what makes one.
 LIBRARIES: dict[str, tuple[Callable[[], list[str]], Callable[[str], Case]]] = {
     "timm": (timm_names, timm_case),
     "torchvision": (torchvision_names, torchvision_case),
     "transformers": (transformers_names, transformers_case),
+    **{library: _of_samples(library) for library in SAMPLES},
 }

@@ -2,12 +2,13 @@
 
     python benchmarks/public_models.py transformers timm torchvision --out public_models.json
 
-The libraries are not installed with the package: `pip install timm torchvision transformers` first;
-a library that is not there is left out. Each model is made with random weights and goes through, in
-a process of its own: capture, partition and branches (`fxelastic.expand`), the supernet's original
-path against the model, and `fxelastic.export`, which runs every file in onnxruntime beside torch.
-Prints a line for each model and the shares that came through; there is no bar, the file says what
-did not and why. A model that is in the file already is not run again.
+The libraries are not installed with the package: `pip install timm torchvision transformers` first,
+and those that public_model_samples.py has; one that is not there is left out. Each model is made
+with random weights and goes through, in a process of its own: capture, partition and branches
+(`fxelastic.expand`), the supernet's original path against the model, and `fxelastic.export`, which
+runs every file in onnxruntime beside torch. Prints a line for each model and the shares that came
+through; there is no bar, the file says what did not and why. A model that is in the file already is
+not run again.
 """
 
 from __future__ import annotations
