@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx
 
 from fxelastic.branches.projection import obstacle, project
-from fxelastic.branches.propagation import graph_flops, misfit, same_kind
+from fxelastic.branches.propagation import graph_flops, is_feature, misfit, same_kind
 from fxelastic.branches.retarget import retarget
 from fxelastic.branches.trainable import Trainable, trainable
 from fxelastic.errors import UsageError
@@ -191,6 +191,10 @@ class _Run:
         copied = trainable(self.partition, i, i + 1, self.crossings)
         if len(copied.inputs) != 1 or len(copied.outputs) != 1:
             return "it has not one input and one output"
+        (ended,) = self._ends()[1]
+        for there, here in ((copied.inputs[0], name), (copied.outputs[0], ended)):
+            if there != here and not is_feature(values[here]):
+                return f"{there} and {here} are indices or flags, and mean different things"
         source, target = values[copied.inputs[0]], values[copied.outputs[0]]
         if same_kind(source, operand) and same_kind(target, result):
             return copied, f"a copy of {block.name}"

@@ -98,6 +98,14 @@ def same_kind(one: Any, other: Any) -> bool:
     )
 
 
+def is_feature(value: Any) -> bool:
+    """Whether another value of its shape may stand for it: indices and flags mean something.
+
+    An index into 8,400 boxes is none into 300, though both are numbers of one shape.
+    """
+    return isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
+
+
 def sizes(value: torch.Tensor) -> tuple[int | str, ...]:
     """The sizes of a fake tensor; symbolic ones as texts, which compare without a guard."""
     return tuple(

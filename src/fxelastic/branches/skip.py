@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from fxelastic.branches.propagation import same_kind
+from fxelastic.branches.propagation import is_feature, same_kind
 from fxelastic.ir.branch import Branch, Crossings, Skip
 from fxelastic.ir.partition import Partition
 from fxelastic.spec import BranchSpec, branch_id
@@ -50,6 +50,8 @@ class Identities:
                 yield Skip("the block has not one input and one output", KIND, i, i + 1)
             elif not same_kind(values[block.input], values[outputs[0]]):
                 yield Skip("input and output differ in shape or dtype", KIND, i, i + 1)
+            elif not is_feature(values[outputs[0]]):
+                yield Skip("input and output are indices or flags", KIND, i, i + 1)
             else:
                 spec = BranchSpec(branch_id(KIND, i, i + 1), KIND, i, i + 1, 0, 0)
                 yield Branch(spec, Identity(), (block.input,), outputs)

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxelastic.ir.branch import Crossings
-from fxelastic.ir.movable import MovableGraphModule
+from fxelastic.ir.movable import VIEWS, MovableGraphModule
 from fxelastic.ir.operators import attribute
 from fxelastic.ir.partition import Partition
 
 _BATCH_NORM = torch.ops.aten.batch_norm.default
 _DROPOUTS = (torch.ops.aten.dropout.default, torch.ops.aten.feature_dropout.default)
-_VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -115,7 +114,7 @@ def _copied(
         if node.op == "call_module":
             own.take(str(node.target))
         copies[node] = graph.node_copy(node, copies.__getitem__)
-        if node.target in _VIEWS:
+        if node.target in VIEWS:
             copies[node].target = torch.ops.aten.reshape.default
     values = tuple(copies[node] for node in results)
     graph.output(values[0] if len(values) == 1 else values)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
-_VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
+#: Operators that need strides as they were captured; `aten.reshape` takes any.
+VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 
 
 class MovableGraphModule(fx.GraphModule):
@@ -48,7 +49,7 @@ def move_operators(module: fx.GraphModule, fn: Callable[[Tensor], Tensor]) -> No
     leaves = home is not None and follow(home) != home
     for node in module.graph.nodes:
         node.args, node.kwargs = map_aggregate((node.args, node.kwargs), follow)
-        if leaves and node.target in _VIEWS:
+        if leaves and node.target in VIEWS:
             node.target = torch.ops.aten.reshape.default
     if any(old != new for old, new in moved.items()):
         module.recompile()
