@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import fxelastic
 from fxelastic.errors import CaptureError, UsageError
 from fxelastic.passes import capture
 
@@ -87,6 +89,21 @@ def test_the_batch_is_not_squeezed() -> None:
     assert traced(torch.randn(1, 4)).shape == (3,)
     (warning,) = traced.warnings
     assert "shape (1, 3) in place of (3,)" in warning
+
+
+def squeezed_in_vain(model: Model, x: Tensor, y: Tensor) -> Tensor:
+    return y[:, None].squeeze(2).squeeze(1).squeeze(0)
+
+
+def test_what_is_not_of_size_1_is_not_squeezed(tmp_path: Path) -> None:
+    """ONNX refuses to squeeze it."""
+    model, x = Model(squeezed_in_vain).eval(), torch.randn(2, 4)
+    traced = capture(model, x)
+    names = [node.target for node in traced.graph.nodes if "squeeze" in node.name]
+    assert names.count(torch.ops.aten.squeeze.dim) == 1
+    supernet = fxelastic.expand(model, 1.0, example_inputs=x, kinds=())
+    assert torch.equal(supernet(x), model(x))
+    fxelastic.export(supernet, tmp_path / "bundle", n_subnets=0)
 
 
 def nothing(model: Model, x: Tensor, y: Tensor) -> None:
