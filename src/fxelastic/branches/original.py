@@ -13,8 +13,7 @@ from torch import fx, nn
 from fxelastic.errors import UsageError
 from fxelastic.ir.branch import Branch, FrozenGraphModule, Skip
 from fxelastic.ir.extract import extract
-from fxelastic.ir.movable import VIEWS
-from fxelastic.ir.operators import attribute
+from fxelastic.ir.operators import VIEWS, attribute
 from fxelastic.ir.partition import Partition
 from fxelastic.spec import ORIGINAL, BranchSpec, branch_id
 
@@ -72,7 +71,6 @@ def _freeze(block: fx.GraphModule, frozen: dict[int, Any]) -> FrozenGraphModule:
         elif isinstance(value, nn.Module):
             setattr(block.get_submodule(path), name, _frozen_module(value, frozen))
     for node in block.graph.nodes:
-        # What comes before it may be another branch, whose results lie otherwise in memory.
         if node.target in VIEWS:
             node.target = torch.ops.aten.reshape.default
     result = FrozenGraphModule(block, block.graph, class_name="Original")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxelastic.ir.branch import Crossings
-from fxelastic.ir.movable import VIEWS, MovableGraphModule
-from fxelastic.ir.operators import attribute
+from fxelastic.ir.movable import MovableGraphModule
+from fxelastic.ir.operators import VIEWS, attribute
 from fxelastic.ir.partition import Partition
 
 _BATCH_NORM = torch.ops.aten.batch_norm.default

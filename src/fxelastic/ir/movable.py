@@ -1,9 +1,7 @@
 """Graph modules whose operators follow the weights to another device.
 
-Capture writes the model's device into its operators in two ways. One that makes a tensor from
-nothing names it: ``arange(n, device=x.device)`` in the model is ``arange(n, device='cpu')`` in the
-graph. And a ``reshape`` becomes a ``view`` where the strides that this device's operators give
-allow one: those of attention on a GPU do not.
+Capture writes the model's device into operators that make a tensor from nothing:
+``arange(n, device=x.device)`` in the model is ``arange(n, device='cpu')`` in the graph.
 """
 
 from __future__ import annotations
@@ -14,9 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.fx.node import map_aggregate
-
-#: Operators that need strides as they were captured; `aten.reshape` takes any.
-VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 
 
 class MovableGraphModule(fx.GraphModule):
@@ -45,19 +40,7 @@ def move_operators(module: fx.GraphModule, fn: Callable[[Tensor], Tensor]) -> No
             moved[value] = fn(torch.empty(0, device=value)).device
         return moved[value]
 
-    home = _home(module.graph)
-    leaves = home is not None and follow(home) != home
     for node in module.graph.nodes:
         node.args, node.kwargs = map_aggregate((node.args, node.kwargs), follow)
-        if leaves and node.target in VIEWS:
-            node.target = torch.ops.aten.reshape.default
     if any(old != new for old, new in moved.items()):
         module.recompile()
-
-
-def _home(graph: fx.Graph) -> torch.device | None:
-    """The device that the graph was captured on; None where its values do not tell."""
-    values = (node.meta.get("val") for node in graph.nodes)
-    devices = (value.device for value in values if isinstance(value, Tensor))
-    # Values of new branches are worked out on tensors without data.
-    return next((device for device in devices if device.type != "meta"), None)

@@ -8,6 +8,11 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import fx
 
+#: Operators that need strides as they were when captured, where `aten.reshape` takes any. A graph
+#: module that stands for a part of the model reshapes: what comes before it may be another branch,
+#: or run on another device, and its results lie otherwise in memory.
+VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
+
 OPERATORS = ("call_function", "call_module", "call_method")
 
 
