@@ -14,9 +14,11 @@ import fxelastic
 from fxelastic.errors import ExportError
 from tests.backends.exported import bundle, flat_result, inputs, run_chain
 
-# One of each: residual convolutions, fused pairs, side exits and many results, a context, shared
-# weights, token ids, several inputs, several names of one result, recurrence, attention masks.
-NAMES = ("resnet18", "mobilenet_v2")
+# Their exports are made once, by one worker each.
+NAMES = tuple(
+    pytest.param(name, marks=pytest.mark.xdist_group(f"export of {name}"))
+    for name in ("resnet18", "mobilenet_v2")
+)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -106,8 +106,8 @@ def test_what_a_linear_map_can_do_is_found() -> None:
 
 
 def test_originals_stay_and_the_result_is_reproducible() -> None:
-    supernet, data = expanded("resnet18")
-    other, _ = expanded("resnet18")
+    supernet, data = expanded("wide_resnet")
+    other, _ = expanded("wide_resnet")
     before = {b.id: state(b.module) for b in other.path()}
     for net in (supernet, other):
         calibrate(net, data)
