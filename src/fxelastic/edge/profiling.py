@@ -22,6 +22,7 @@ from fxelastic.edge.fingerprint import fingerprint
 from fxelastic.edge.latency_model import Measured, fit_mode
 from fxelastic.edge.made_up_inputs import sound_inputs
 from fxelastic.edge.memory import GrowthLimit, resident_bytes
+from fxelastic.edge.searching.data import batch_of
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.edge.subnet_timing import SubnetTimer
 from fxelastic.errors import UsageError
@@ -236,17 +237,15 @@ def _digest(inputs: Mapping[str, Array]) -> str:
 
 def _batch_size(bundle: Bundle, wanted: int | None) -> int:
     """Samples of a run; refuses another number than the model's where that is fixed."""
-    model = bundle.manifest.model
-    if model.dynamic_batch:
-        return 1 if wanted is None else wanted
-    if wanted not in (None, model.batch_size):
+    size = batch_of(bundle, 1 if wanted is None else wanted)
+    if wanted not in (None, size):
         raise UsageError(
             "the model can't be run at this batch size",
-            expected=f"{model.batch_size}, which it was captured with and is fixed to",
+            expected=f"{size}, which it was captured with and is fixed to",
             got=f"batch_size={wanted!r}",
             fix="leave it out, or export the model from example inputs of that size",
         )
-    return model.batch_size
+    return size
 
 
 def _check(

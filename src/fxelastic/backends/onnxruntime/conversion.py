@@ -88,19 +88,13 @@ def convert(
         except Exception as e:  # noqa: BLE001 - as above; all that fail are reported together
             failures += [f"{piece.name}: {exporter_reason(e)}" for piece in template.pieces]
             opaque |= any("_opaque_" in name for name, _ in template.first.module.named_modules())
-    if failures and opaque:
-        raise ExportError(
-            f"the ONNX exporter can't convert {len(failures)} of {len(pieces)} branches",
-            expected="modules that decide nothing by the values of data",
-            got="\n".join(failures),
-            fix="rewrite the modules that partition.opaque lists, for example with torch.where",
-        )
     if failures:
+        rewrite = "rewrite the modules that partition.opaque lists, for example with torch.where; "
         raise ExportError(
             f"the ONNX exporter can't convert {len(failures)} of {len(pieces)} branches",
             expected="operators that torch.onnx.export knows",
             got="\n".join(failures),
-            fix="replace the operators named, or try another opset",
+            fix=f"{rewrite if opaque else ''}replace the operators named, or try another opset",
         )
     return Conversion(models, reason)
 
