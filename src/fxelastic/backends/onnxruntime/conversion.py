@@ -24,9 +24,11 @@ from onnx_ir.passes.common import InlinePass
 from torch import nn
 from torch.export import Dim
 
+from fxelastic.backends.onnxruntime.padding import keep_padding
 from fxelastic.backends.onnxruntime.pieces import Piece, SideBySide
 from fxelastic.backends.onnxruntime.slicing import Cutter, finish
 from fxelastic.backends.onnxruntime.templates import Template, templates
+from fxelastic.backends.onnxruntime.translations import translations
 from fxelastic.errors import ExportError
 from fxelastic.ir.operators import attribute
 
@@ -122,7 +124,12 @@ def _convert_together(found: Sequence[Template], opset: int) -> dict[str, ir.Mod
         named = {"operands": shapes} if examples else None
         program = torch.export.export(together, examples, dynamic_shapes=named, strict=False)
         converted = torch.onnx.export(
-            program, dynamo=True, opset_version=opset, verbose=False, optimize=False
+            program,
+            dynamo=True,
+            opset_version=opset,
+            verbose=False,
+            optimize=False,
+            custom_translation_table=translations(),
         )
         assert converted is not None
         InlinePass()(converted.model)
@@ -140,6 +147,7 @@ def _convert_together(found: Sequence[Template], opset: int) -> dict[str, ir.Mod
                 model = cutter.cut(reads, gives)
                 _fill(model.graph, piece.module, {k: names[slot] for k, slot in slots.items()})
                 torch.onnx.ONNXProgram(model, None).optimize()
+                keep_padding(model.graph)
                 finish(model, piece.inputs, piece.outputs)
                 models[piece.name] = model
     return models

@@ -1,0 +1,82 @@
+"""Operators that the exporter does not know, in ONNX.
+
+Mixtures of experts multiply each token by the matrix of its expert, with tokens in the order of
+their experts. transformers has an operator of its own for it; torch's can be traced for bfloat16
+alone, which onnxruntime does not multiply. And of torch's sorts the exporter knows only the one
+that may give equal elements in any order, though ONNX's keeps theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from onnxscript import opset18
+
+# Its types are for functions that are compiled; these are traced.
+op: Any = opset18
+
+
+def translations() -> dict[Any, Callable[..., Any]]:
+    """What to give to torch.onnx.export, for the operators that are there: libraries bring some."""
+    found = {}
+    for (namespace, name, overload), function in _TRANSLATIONS.items():
+        packet = getattr(getattr(torch.ops, namespace), name, None)
+        if packet is not None:
+            found[getattr(packet, overload)] = function
+    return found
+
+
+def grouped_matmul(rows: Any, matrices: Any, ends: Any) -> Any:
+    """Rows times the matrix of their group, a product for each group.
+
+    Args:
+        rows: ``(S, K)``, those of one group beside each other.
+        matrices: ``(groups, K, N)``.
+        ends: ``(groups,)``: where each group's rows end. Those behind the last give 0.
+
+    Returns:
+        ``(S, N)``.
+    """
+    n_groups, _, width = map(int, matrices.shape)
+    first = op.Constant(value_ints=[0])
+    stops = op.Cast(ends, to=7)
+    products = []
+    start = first
+    for i in range(n_groups):
+        stop = op.Slice(stops, op.Constant(value_ints=[i]), op.Constant(value_ints=[i + 1]))
+        own = op.Slice(rows, start, stop, first)
+        matrix = op.Gather(matrices, op.Constant(value_int=i), axis=0)
+        products.append(op.MatMul(own, matrix))
+        start = stop
+    n_rows = op.Shape(rows, start=0, end=1)
+    rest = op.Concat(op.Sub(n_rows, start), op.Constant(value_ints=[width]), axis=0)
+    zero = op.CastLike(op.Constant(value_floats=[0.0]), rows)
+    return op.Concat(*products, op.Expand(zero, rest), axis=0)
+
+
+def stable_sort(
+    value: Any, stable: bool | None = None, dim: int = -1, descending: bool = False
+) -> tuple[Any, Any]:
+    """A sort after which equal elements are in the order that they were in.
+
+    Args:
+        value: Any tensor.
+        stable: Whether they are in torch.
+        dim: The dimension to sort along.
+        descending: Whether the largest comes first.
+
+    Returns:
+        The elements, and where they were.
+    """
+    axis = dim % max(len(value.shape), 1)
+    length = op.Shape(value, start=axis, end=axis + 1)
+    result: tuple[Any, Any] = op.TopK(value, length, axis=axis, largest=int(descending), sorted=1)
+    return result
+
+
+_TRANSLATIONS: Mapping[tuple[str, str, str], Callable[..., Any]] = {
+    ("aten", "sort", "stable"): stable_sort,
+    ("transformers", "grouped_mm_fallback", "default"): grouped_matmul,
+}
