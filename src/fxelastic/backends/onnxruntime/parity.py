@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import fx, nn
 
 from fxelastic.backends import description
+from fxelastic.backends.onnxruntime.choices import Choices, OtherChoiceError, choices_of, chooses
 from fxelastic.backends.onnxruntime.comparison import (
     SIGMOID_SCALES,
     SUBNET_TOLERANCES,
@@ -30,8 +33,25 @@ from fxelastic.ir.supernet import Supernet
 from fxelastic.spec.arch import Arch
 from fxelastic.spec.manifest import Result
 
+logger = logging.getLogger(__name__)
+
+#: What runs a module on operands.
+Run = Callable[..., Any]
+
 # Enough to see a pattern; a report of every branch would bury it.
 _MAX_REPORTED = 8
+
+
+class _Problem(NamedTuple):
+    """What is wrong with a file.
+
+    Attributes:
+        told: The branch, and what it is.
+        runs: Whether onnxruntime runs it at all.
+    """
+
+    told: str
+    runs: bool
 
 
 @dataclass(frozen=True)
@@ -56,11 +76,11 @@ class Parity:
             paths: The branches' ONNX files, by id.
 
         Raises:
-            ExportError: Some compute something else; the message names the branches and, for
-                each, the value and the operator.
+            ExportError: Some compute something else, or can't be run; the message names the
+                branches and, for each, the value and the operator.
         """
 
-        def check(branch: Branch) -> str | None:
+        def check(branch: Branch) -> _Problem | None:
             return self._check_file(branch, paths[branch.id])
 
         with ThreadPoolExecutor(self.jobs) as pool:
@@ -68,11 +88,20 @@ class Parity:
         if problems:
             hidden = len(problems) - _MAX_REPORTED
             more = [f"and {hidden} more"] if hidden > 0 else []
+            told = "\n".join([problem.told for problem in problems[:_MAX_REPORTED]] + more)
+            count = f"{len(problems)} of {len(paths)} files"
+            if any(problem.runs for problem in problems):
+                raise ExportError(
+                    f"{count} compute something else than torch",
+                    expected="the same within the tolerance of the dtype",
+                    got=told,
+                    fix="please report the operators named, or replace them",
+                )
             raise ExportError(
-                f"{len(problems)} of {len(paths)} files compute something else than torch",
-                expected="the same within the tolerance of the dtype",
-                got="\n".join(problems[:_MAX_REPORTED] + more),
-                fix="please report the operators named, or replace them",
+                f"onnxruntime can't run {count}",
+                expected="operators and dtypes that it has kernels for",
+                got=told,
+                fix="for a dtype, convert the model first, e.g. with model.float()",
             )
 
     def check_subnet(self, arch: Arch, path: Path, results: Sequence[Result]) -> None:
@@ -86,15 +115,19 @@ class Parity:
         Raises:
             ExportError: It computes something else; the message names the result.
         """
+        branches = self.supernet.path(arch)
+        modules = [eval_module(branch) for branch in branches]
         try:
             session = open_session(path, self.jobs)
-            scales = _scales(branch.module for branch in self.supernet.path(arch))
             for sample in self.samples:
+
+                def compute(run_module: Run, sample: Mapping[str, Any] = sample) -> dict[str, Any]:
+                    return self._results(branches, modules, sample, results, run_module)
+
                 actual = run(session, sample)
-                for name, expected in self._expected(arch, sample, results).items():
-                    difference = compare(name, actual[name], expected, SUBNET_TOLERANCES, scales)
-                    if difference is not None:
-                        raise ExportError(f"the result {name!r}: {difference.problem}")
+                difference = _difference(path, sample, actual, modules, compute, SUBNET_TOLERANCES)
+                if difference is not None:
+                    raise ExportError(f"the result {difference.name!r}: {difference.problem}")
         except ExportError as e:
             raise ExportError(
                 f"an assembled subnet computes something else than torch: {arch}",
@@ -103,34 +136,83 @@ class Parity:
                 fix="export with fewer kinds of branches to find the one at fault",
             ) from e
 
-    def _check_file(self, branch: Branch, path: Path) -> str | None:
+    def _check_file(self, branch: Branch, path: Path) -> _Problem | None:
         module = eval_module(branch)
-        scales = _scales([module])
         try:
             session = open_session(path)
             for sample in self.samples:
                 operands = {name: sample[name] for name in (*branch.inputs, *branch.context)}
-                with torch.no_grad():
-                    result = module(*operands.values())
-                expected = (result,) if len(branch.outputs) == 1 else result
+
+                def compute(run_module: Run, given: Iterable[Any] = operands.values()) -> Any:
+                    return _named(branch, run_module(module, *given))
+
                 actual = run(session, sample)
-                for name, tensor in zip(branch.outputs, expected, strict=True):
-                    difference = compare(name, actual[name], tensor, TOLERANCES, scales)
-                    if difference is not None:
-                        return _report(branch, difference, path, operands)
+                difference = _difference(path, sample, actual, [module], compute, TOLERANCES)
+                if difference is not None:
+                    return _Problem(_report(branch, difference, path, operands), runs=True)
         except ExportError as e:
-            return f"branch {branch.id}: {e.what}: {e.got}"
+            return _Problem(f"branch {branch.id}: {e.what}: {e.got}", runs=False)
         return None
 
-    def _expected(
-        self, arch: Arch, sample: Mapping[str, Any], results: Sequence[Result]
-    ) -> dict[str, torch.Tensor]:
+    def _results(
+        self,
+        branches: Sequence[Branch],
+        modules: Sequence[nn.Module],
+        sample: Mapping[str, Any],
+        results: Sequence[Result],
+        run_module: Run,
+    ) -> dict[str, Any]:
+        """What a subnet's branches compute."""
         values = {name: sample[name] for name in self.supernet.partition.signature.inputs}
-        with torch.no_grad():
-            for branch in self.supernet.path(arch):
-                self.supernet.run_branch(branch, values)
+        for branch, module in zip(branches, modules, strict=True):
+            operands = [values[name] for name in (*branch.inputs, *branch.context)]
+            values |= _named(branch, run_module(module, *operands))
         values |= description.constant_results(self.supernet.partition)
         return {result.name: values[result.value] for result in results}
+
+
+def _named(branch: Branch, result: Any) -> dict[str, Any]:
+    """A branch's outputs by name."""
+    results = (result,) if len(branch.outputs) == 1 else result
+    return dict(zip(branch.outputs, results, strict=True))
+
+
+def _difference(
+    path: Path,
+    sample: Mapping[str, Any],
+    actual: Mapping[str, np.ndarray[Any, Any]],
+    modules: Sequence[nn.Module],
+    compute: Callable[[Run], Mapping[str, torch.Tensor]],
+    tolerances: Mapping[str, float],
+) -> Difference | None:
+    """Where what a file gives differs from what torch does, with its own and the file's choices.
+
+    Args:
+        path: The file.
+        sample: Its inputs by name.
+        actual: What it gives for them.
+        modules: What it was made from, in order.
+        compute: What torch gives, when the modules are run in a certain way.
+        tolerances: By dtype.
+    """
+    scales = _scales(modules)
+
+    def first(expected: Mapping[str, torch.Tensor]) -> Difference | None:
+        found = (compare(n, actual[n], t, tolerances, scales) for n, t in expected.items())
+        return next(filter(None, found), None)
+
+    with torch.no_grad():
+        difference = first(compute(lambda module, *operands: module(*operands)))
+        if difference is None or not any(map(chooses, modules)):
+            return difference
+        try:
+            choices = Choices(choices_of(path, sample), tolerances, scales)
+            other = first(compute(choices.run))
+            choices.end()
+        except OtherChoiceError as e:
+            logger.debug("%s: its choices can't be taken over: %s", path.name, e)
+            return difference
+    return difference if other is not None else None
 
 
 def _scales(modules: Iterable[nn.Module]) -> Mapping[str, float]:

@@ -1,0 +1,176 @@
+"""Choices between elements that are as good as equal.
+
+Which of two elements comes first in a sort, or makes it into the best ten, is left to rounding
+where they differ by no more than that, and all that is computed from there on differs. A detector's
+300 best of some thousand places, most of which show nothing, end among such elements; so do the
+experts of a router that was not trained. A file's choices are therefore taken over where each is as
+good as torch's own, and the rest is compared with what torch computes from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, fx, nn
+
+from fxelastic.backends.onnxruntime.comparison import compare
+from fxelastic.backends.onnxruntime.running import open_session, run
+
+Array = np.ndarray[Any, Any]
+
+# Where each operator has its dimension, and which one it takes where none is given.
+_CHOOSING: Mapping[str, tuple[int, int | None]] = {
+    "aten.topk.default": (2, -1),
+    "aten.sort.default": (1, -1),
+    "aten.sort.stable": (1, -1),
+    "aten.argsort.default": (1, -1),
+    "aten.argsort.stable": (1, -1),
+    "aten.argmax.default": (1, None),
+    "aten.argmin.default": (1, None),
+    "aten.max.dim": (1, None),
+    "aten.min.dim": (1, None),
+}
+# And where their nodes in a file have the indices.
+_INDICES: Mapping[str, int] = {"TopK": 1, "ArgMax": 0, "ArgMin": 0}
+_PROTOBUF_LIMIT_BYTES = 2**31 - 2**20
+
+
+class OtherChoiceError(Exception):
+    """A file's choices can't be taken over: one is worse than torch's, or they are not the same."""
+
+
+class Choices:
+    """Runs modules with what a file chose for the same inputs."""
+
+    def __init__(
+        self,
+        indices: Sequence[Array],
+        tolerances: Mapping[str, float],
+        scales: Mapping[str, float],
+    ) -> None:
+        """Take over a file's choices.
+
+        Args:
+            indices: From `choices_of`.
+            tolerances: By dtype, by how much a choice may be worse, as for `compare`.
+            scales: The same.
+        """
+        self._rest = list(indices)
+        self._tolerances = tolerances
+        self._scales = scales
+
+    def run(self, module: nn.Module, *operands: Any) -> Any:
+        """Run a module, the next one in the file's order.
+
+        Raises:
+            OtherChoiceError: A choice is worse than torch's own, or there is none left.
+        """
+        if not isinstance(module, fx.GraphModule):
+            return module(*operands)
+        return _Interpreter(module, self._chosen).run(*operands)
+
+    def end(self) -> None:
+        """Say that no module follows.
+
+        Raises:
+            OtherChoiceError: The file has more choices than torch.
+        """
+        if self._rest:
+            raise OtherChoiceError(f"{len(self._rest)} more in the file")
+
+    def _chosen(self, values: Tensor, dim: int | None, ordered: bool, own: Tensor) -> Tensor:
+        """The file's next choice, as torch would give it.
+
+        Args:
+            values: What it is made among.
+            dim: Along which dimension; None for all of them.
+            ordered: Whether the order of what was chosen matters.
+            own: Torch's choice.
+        """
+        if not self._rest:
+            raise OtherChoiceError("more in torch than in the file")
+        found = torch.from_numpy(self._rest.pop(0).astype(np.int64)).to(own.device)
+        if found.numel() != own.numel():
+            raise OtherChoiceError(f"shape {tuple(found.shape)} against {tuple(own.shape)}")
+        found = found.reshape(own.shape)
+        if torch.equal(found, own):
+            return own
+        if dim is None:
+            values, dim = values.flatten(), 0
+        kept = own.dim() == values.dim() and own.dim() > 0
+        indices = [i.reshape(1) if values.dim() == 1 and not kept else i for i in (found, own)]
+        if values.dim() > 1 and not kept:
+            indices = [i.unsqueeze(dim) for i in (found, own)]
+        size = values.shape[dim]
+        if bool(((indices[0] < 0) | (indices[0] >= size)).any()):
+            raise OtherChoiceError(f"an index out of {size}")
+        if bool((indices[0].sort(dim).values.diff(dim=dim) == 0).any()):
+            raise OtherChoiceError("an element twice")
+        chosen, best = (values.gather(dim, i) for i in indices)
+        if not ordered:
+            chosen, best = chosen.sort(dim).values, best.sort(dim).values
+        array = chosen.detach().cpu().numpy()
+        worse = compare("choice", array, best, self._tolerances, self._scales)
+        if worse is not None:
+            raise OtherChoiceError(worse.problem)
+        return found
+
+
+class _Interpreter(fx.Interpreter):
+    def __init__(
+        self, module: fx.GraphModule, choose: Callable[[Tensor, int | None, bool, Tensor], Tensor]
+    ) -> None:
+        super().__init__(module)
+        self._choose = choose
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        result = super().call_function(target, args, kwargs)
+        place = _CHOOSING.get(str(target))
+        if place is None:
+            return result
+        position, default = place
+        dim = args[position] if len(args) > position else kwargs.get("dim", default)
+        in_order = args[4] if len(args) > 4 else kwargs.get("sorted", True)
+        own = result if isinstance(result, Tensor) else result[1]
+        found = self._choose(args[0], dim, in_order, own)
+        if found is own:
+            return result
+        if isinstance(result, Tensor):
+            return found
+        kept = own.dim() == args[0].dim()
+        values = args[0].gather(dim, found if kept else found.unsqueeze(dim))
+        return (values if kept else values.squeeze(dim)), found
+
+
+def chooses(module: nn.Module) -> bool:
+    """Whether a module has an operator that chooses among elements."""
+    graphs = [part.graph for part in module.modules() if isinstance(part, fx.GraphModule)]
+    return any(str(node.target) in _CHOOSING for graph in graphs for node in graph.nodes)
+
+
+def choices_of(path: Path, sample: Mapping[str, Any]) -> list[Array]:
+    """What a file chooses, in the order of its nodes.
+
+    Args:
+        path: The ONNX file.
+        sample: Its inputs by name.
+
+    Raises:
+        ExportError: onnxruntime can't run it.
+        OtherChoiceError: It is too large to be looked at.
+    """
+    model = onnx.load(str(path))
+    if model.ByteSize() >= _PROTOBUF_LIMIT_BYTES:
+        raise OtherChoiceError("too large to be looked at")
+    outputs = {value.name for value in model.graph.output}
+    names = [n.output[_INDICES[n.op_type]] for n in model.graph.node if n.op_type in _INDICES]
+    for name in names:
+        if name not in outputs:
+            model.graph.output.append(onnx.ValueInfoProto(name=name))
+    found = run(open_session(model.SerializeToString()), sample)
+    return [found[name] for name in names]
