@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.public_model_samples import SAMPLES
+from benchmarks.public_transformers import smallest, types
 
 
 class Case(NamedTuple):
@@ -141,6 +142,9 @@ def _backbone(**more: Any) -> dict[str, Any]:
     """A small ResNet as a part of another model."""
     return {"embedding_size": 16, **_STAGES, "layer_type": "basic", **more}
 
+
+# Before the name of a type of model.
+_BARE = "bare:"
 
 #: Class, class of its configuration, configuration, inputs.
 _TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any], Callable[[], dict[str, Tensor]]]] = {
@@ -362,17 +366,21 @@ _TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any], Callable[[], dict[str, 
 
 
 def transformers_names() -> list[str]:
-    """The models of transformers that there are cases of."""
-    return list(_TRANSFORMERS)
+    """Models of transformers with heads and masks, and of every other type the bare model."""
+    return [*_TRANSFORMERS, *(_BARE + name for name in types() if name not in _TRANSFORMERS)]
 
 
 def transformers_case(name: str) -> Case:
     """A model of transformers."""
     import transformers
 
+    if name.startswith(_BARE):
+        instance, made = smallest(name.removeprefix(_BARE))
+        return Case(instance, (), made)
+
     model, config, options, inputs = _TRANSFORMERS[name]
-    made = dict(_resolved(transformers, options))
-    instance = getattr(transformers, model)(getattr(transformers, config)(**made)).eval()
+    options = dict(_resolved(transformers, options))
+    instance = getattr(transformers, model)(getattr(transformers, config)(**options)).eval()
     return Case(instance, (), inputs())
 
 

@@ -34,7 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +49,7 @@ from benchmarks.serve_scenario import run_scenario
 from fxelastic import edge
 from fxelastic.edge.made_up_inputs import random_inputs
 from fxelastic.edge.serving.ladder import Ladder, Step
+from fxelastic.edge.serving.paged import PagedLoader
 from fxelastic.edge.serving.policy import Decision, Situation
 from fxelastic.edge.serving.runtime import Runtime, ServingOptions
 from fxelastic.edge.serving.serve import loader_of
@@ -216,7 +217,11 @@ def measure_cold(
 
     with serve(bundle, steps, args, options, threads, mode) as runtime:
         courtesy = runtime._courtesy
-        note_openings(runtime._residents._loader, opened)
+        loader = runtime._residents._loader
+        note_openings(loader, opened)
+        if isinstance(loader, PagedLoader) and loader.pages is not None:
+            # As a runtime has it that has served for a minute.
+            loader.pages.wait()
         for i in range(args.cold):
             want(home)
             while ask().arch != home.arch:
@@ -255,15 +260,16 @@ class Request(NamedTuple):
 
 def note_openings(loader: Any, opened: list[tuple[float, float]]) -> None:
     """Have a loader write down from when to when it makes sessions."""
-    open_session = loader.open_session
 
-    def noted(path: Path) -> Any:
+    def noted(open_session: Callable[[Path], Any], path: Path) -> Any:
         begin_s = time.perf_counter()
         session = open_session(path)
         opened.append((begin_s, time.perf_counter()))
         return session
 
-    loader.open_session = noted
+    for name in ("open_session", "open_prepared"):
+        if getattr(loader, name, None) is not None:
+            setattr(loader, name, partial(noted, getattr(loader, name)))
 
 
 def slower(

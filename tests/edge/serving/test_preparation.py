@@ -136,12 +136,12 @@ def test_what_was_not_done_leaves_no_files(bundle: Bundle, preparation: Preparat
     assert process is not None
     ask = process.ask
 
-    def killed(arch: str, path: Path, *rest: Any) -> dict[str, Any]:
+    def killed(kind: str, name: str, path: Path, *rest: Any) -> dict[str, Any]:
         path.write_bytes(b"half of it")
         path.with_suffix(".weights").write_bytes(b"half of it")
         (path.parent / f".{path.stem}.plain.onnx.abc").mkdir()
         process.kill()
-        return ask(arch, path, *rest)
+        return ask(kind, name, path, *rest)
 
     process.ask = killed  # type: ignore[method-assign]
     with pytest.raises(ServingError, match="has ended"):

@@ -7,8 +7,12 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
-from fxelastic.edge.serving.scratch import Scratch
+import psutil
+import pytest
+
+from fxelastic.edge.serving.scratch import Scratch, on_disk
 from tests.cli.commands import environment
 
 _LIVES = """
@@ -30,6 +34,27 @@ def test_it_is_this_user_s_alone_and_goes_with_close(tmp_path: Path) -> None:
     scratch.close()
     scratch.close()
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(FileNotFoundError, match="was closed"):
+        scratch.path()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_that_are_not_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a file system is, the innermost mount says."""
+    in_memory, on_disc = tmp_path / "memory", tmp_path / "memory" / "disc"
+    (on_disc / "inner").mkdir(parents=True)
+
+    def partitions(**_: object) -> list[SimpleNamespace]:
+        return [
+            SimpleNamespace(mountpoint="/", fstype="ext4"),
+            SimpleNamespace(mountpoint=str(in_memory), fstype="tmpfs"),
+            SimpleNamespace(mountpoint=str(on_disc), fstype="ext4"),
+        ]
+
+    monkeypatch.setattr(psutil, "disk_partitions", partitions)
+    assert on_disk([str(in_memory), str(tmp_path)]) == tmp_path
+    assert on_disk([str(on_disc / "inner")]) == on_disc / "inner"
+    assert on_disk([str(in_memory), str(tmp_path / "none")]) is None
 
 
 def test_what_a_killed_process_left_behind_goes_and_what_others_have_stays(tmp_path: Path) -> None:

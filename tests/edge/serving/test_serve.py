@@ -13,6 +13,7 @@ import pytest
 
 from fxelastic import edge
 from fxelastic.edge.bundle import Bundle
+from fxelastic.edge.serving.paged import PagedLoader
 from fxelastic.edge.serving.policy import Decision, RatioPolicy, Situation
 from fxelastic.edge.serving.runtime import Runtime, ServingOptions
 from fxelastic.edge.serving.standby import Standby
@@ -158,3 +159,19 @@ def test_bad_arguments_are_refused(
     arguments: dict[str, Any] = {"pool": pool, "budget_ms": 10, "mode": "paged", **changes}
     with pytest.raises(UsageError, match=message):
         edge.serve(bundle, None, arguments.pop("pool"), **arguments)
+
+
+def test_paged_subnets_are_prepared_on_disk_alone(
+    bundle: Bundle, pool: list[Entry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with edge.serve(bundle, None, pool, budget_ms=1000, mode="paged") as runtime:
+        loader = runtime._residents._loader
+        assert isinstance(loader, PagedLoader)
+        assert loader.pages is not None
+        assert loader.pages.wait(60)
+        assert all(loader.pages.path(branch) for entry in pool for branch in entry.arch)
+    monkeypatch.setattr("fxelastic.edge.serving.serve.on_disk", lambda: None)
+    with edge.serve(bundle, None, pool, budget_ms=1000, mode="paged") as runtime:
+        loader = runtime._residents._loader
+        assert isinstance(loader, PagedLoader)
+        assert loader.pages is None

@@ -124,7 +124,8 @@ class Builder:
             begin_s, elsewhere_s = time.monotonic(), self._courtesy.elsewhere_s
             self._load(job)
             end_s, elsewhere_s = time.monotonic(), self._courtesy.elsewhere_s - elsewhere_s
-            self._leisure_s = end_s + _REST * (end_s - begin_s - elsewhere_s)
+            # Branches are prepared meanwhile, which is elsewhere, too.
+            self._leisure_s = end_s + _REST * max(end_s - begin_s - elsewhere_s, 0.0)
             self._on_change()
 
     def _trim(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.serving.courtesy import RARELY, Courtesy
 from fxelastic.edge.serving.executable import Array
+from fxelastic.edge.serving.prepared_pages import PreparedPages
 from fxelastic.spec import Arch
 
 
@@ -88,11 +89,17 @@ class PagedLoader:
         bundle: The bundle.
         open_session: Makes a session from the path of a branch's ONNX file.
         courtesy: Lets requests go first.
+        open_prepared: Makes one from the path of a file that is already optimised.
+        pages: Has such files made; None to open the bundle's own.
+        ahead: The branches to begin with, the likeliest first.
     """
 
     bundle: Bundle
     open_session: Callable[[Path], Any]
     courtesy: Courtesy = field(default_factory=Courtesy)
+    open_prepared: Callable[[Path], Any] | None = None
+    pages: PreparedPages | None = None
+    ahead: Sequence[str] = ()
     _pages: dict[str, Page] = field(init=False, repr=False, default_factory=dict)
     _lock: threading.Lock = field(init=False, repr=False, default_factory=threading.Lock)
 
@@ -117,6 +124,9 @@ class PagedLoader:
             for branch in taken:
                 self._page_out(branch)
             raise
+        if self.pages is not None:
+            # Not before the first subnet serves.
+            self.pages.want((*self.ahead, *arch))
         outputs = tuple(value.name for value in self.bundle.outputs)
         return PagedExecutable(arch, calls, outputs, self.bundle.constants, self)
 
@@ -138,7 +148,9 @@ class PagedLoader:
             return sum(self.bundle.segment(branch).weight_bytes for branch in self._pages)
 
     def close(self) -> None:
-        """Nothing is left to free: branches leave with the last subnet."""
+        """End what prepares branches; they themselves have left with the last subnet."""
+        if self.pages is not None:
+            self.pages.close()
 
     def _page_in(self, branch: str) -> Any:
         with self._lock:
@@ -148,9 +160,13 @@ class PagedLoader:
                 return page.session
         # One thread loads at a time: nobody else makes this page now.
         path = self.bundle.model_path(branch, self.courtesy.pace)
+        prepared = None if self.pages is None else self.pages.path(branch)
         self.courtesy.await_pause()
         begin_s = time.monotonic()
-        session = self.open_session(path)
+        if prepared is None or self.open_prepared is None:
+            session = self.open_session(path)
+        else:
+            session = self.open_prepared(prepared)
         with self._lock:
             self._pages[branch] = Page(session, users=1)
         self.courtesy.pace(time.monotonic() - begin_s, RARELY)

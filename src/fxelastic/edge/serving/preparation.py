@@ -1,12 +1,14 @@
-"""Subnets as files that load quickly, made by a process of their own."""
+"""Subnets and branches as files that load quickly, made by a process of their own."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import threading
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.digests import digest
@@ -18,9 +20,25 @@ from fxelastic.spec import Arch
 
 _IDLE_S = 20.0
 
+_State: TypeAlias = tuple[int, ...]
+
+
+class _Prepared(NamedTuple):
+    """What was prepared.
+
+    Attributes:
+        path: Its ONNX file.
+        digests: Sha256 of each of its files, by name.
+        states: How they were when they had these digests; they need not be read again.
+    """
+
+    path: Path
+    digests: dict[str, str]
+    states: dict[str, _State]
+
 
 class Preparation:
-    """Has subnets assembled and optimised, and keeps the latest files.
+    """Has subnets assembled and optimised, or branches optimised, and keeps the latest files.
 
     The files are in a temporary folder of their own, which ends with `close`; their digests are
     kept in memory and checked each time a file is used. The process is started when it is needed
@@ -38,7 +56,7 @@ class Preparation:
 
         Args:
             bundle: The bundle.
-            keep: How many subnets to keep.
+            keep: How many subnets or branches to keep.
             scratch: Where to put their files; the system's folder for temporary files by default.
             courtesy: Stops the process while requests run; None not to.
         """
@@ -47,8 +65,8 @@ class Preparation:
         self._folder = bundle.path.absolute()
         self._keep = keep
         self._scratch = Scratch(scratch)
-        # With the digest of each of its files, by name.
-        self._files: dict[Arch, tuple[Path, dict[str, str]]] = {}
+        # By kind and name.
+        self._files: dict[tuple[str, str], _Prepared] = {}
         self._n_made = 0
         self._lock = threading.Lock()
         self._courtesy = courtesy or Courtesy()
@@ -64,18 +82,30 @@ class Preparation:
             BundleError: It can't be made, for example since a file of the bundle is damaged.
             ServingError: The process has ended, or `close` was called.
         """
-        path, digests = self._files.pop(arch, (None, {}))
-        if path is not None and not self._intact(path, digests):
-            _delete(path)
-            path = None
-        if path is None:
-            path, digests = self._made(arch)
+        return self._file("arch", str(arch))
+
+    def branch_file(self, branch: str) -> Path:
+        """The same for a branch."""
+        return self._file("branch", branch)
+
+    def ready_branch(self, branch: str) -> Path | None:
+        """A branch's file; None where it was not made, or is damaged. In any thread."""
+        found = self._files.get(("branch", branch))
+        return found.path if found is not None and self._intact(found) else None
+
+    def _file(self, kind: str, name: str) -> Path:
+        found = self._files.pop((kind, name), None)
+        if found is not None and not self._intact(found):
+            _delete(found.path)
+            found = None
+        if found is None:
+            found = self._made(kind, name)
         # Last in order, so that it is the last to go.
-        self._files[arch] = path, digests
+        self._files[kind, name] = found
         while len(self._files) > self._keep:
             oldest = next(iter(self._files))
-            _delete(self._files.pop(oldest)[0])
-        return path
+            _delete(self._files.pop(oldest).path)
+        return found.path
 
     def close(self) -> None:
         """End the process, even at work, and delete the files. May be called again."""
@@ -95,29 +125,33 @@ class Preparation:
             process.end()
         self._scratch.close()
 
-    def _made(self, arch: Arch) -> tuple[Path, dict[str, str]]:
+    def _made(self, kind: str, name: str) -> _Prepared:
         try:
             path = self._scratch.path() / f"{self._n_made}.onnx"
         except OSError as e:
             raise ServingError("there is no room for temporary files", got=str(e)) from e
         self._n_made += 1
         try:
-            answer = self._ready().ask(str(arch), path, self._courtesy)
+            answer = self._ready().ask(kind, name, path, self._courtesy)
             if "error" in answer:
-                raise BundleError(f"subnet {arch} can't be prepared", got=answer["error"])
+                what = "subnet" if kind == "arch" else kind
+                raise BundleError(f"{what} {name} can't be prepared", got=answer["error"])
+            digests: dict[str, str] = answer["sha256"]
+            return _Prepared(path, digests, _states(path, digests))
         except BaseException:
             _delete(path)
             raise
         finally:
             self._rest()
-        return path, answer["sha256"]
 
-    def _intact(self, path: Path, digests: dict[str, str]) -> bool:
-        """Whether the files are as they were made; looked at little by little."""
+    def _intact(self, found: _Prepared) -> bool:
+        """Whether the files are as they were made; read, little by little, if they changed."""
         try:
+            if _states(found.path, found.digests) == found.states:
+                return True
             return all(
-                digest(path.with_name(name), self._courtesy.pace) == expected
-                for name, expected in digests.items()
+                digest(found.path.with_name(name), self._courtesy.pace) == expected
+                for name, expected in found.digests.items()
             )
         except OSError:
             return False
@@ -156,6 +190,16 @@ class Preparation:
                 return
             self._process = self._timer = None
         process.end()
+
+
+def _states(path: Path, names: Iterable[str]) -> dict[str, _State]:
+    """How files beside a path are, by name.
+
+    Raises:
+        OSError: One is gone.
+    """
+    found = {name: path.with_name(name).stat() for name in names}
+    return {k: (v.st_ino, v.st_size, v.st_mtime_ns, v.st_ctime_ns) for k, v in found.items()}
 
 
 def _delete(path: Path) -> None:

@@ -6,17 +6,44 @@ import os
 import shutil
 import tempfile
 import weakref
+from collections.abc import Sequence
 from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
+
+import psutil
 
 try:
     import fcntl
 except ImportError:  # Windows has none; there, what a killed process leaves behind stays.
     fcntl = None  # type: ignore[assignment]
 
+# File systems that hold their files in memory.
+_IN_MEMORY = ("tmpfs", "ramfs")
 _PREFIX = "fxelastic-serving-"
 _LOCK = "lock"
+
+
+def on_disk(folders: Sequence[str] | None = None) -> Path | None:
+    """A folder for temporary files that are not held in memory; None where there is none.
+
+    Args:
+        folders: Those to choose from; by default the system's for temporary files, and the one for
+            those that outlast a start.
+    """
+    for folder in map(Path, folders or (tempfile.gettempdir(), "/var/tmp")):
+        if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK) and not _in_memory(folder):
+            return folder
+    return None
+
+
+def _in_memory(folder: Path) -> bool:
+    try:
+        mounts = {mount.mountpoint: mount.fstype for mount in psutil.disk_partitions(all=True)}
+    except (OSError, RuntimeError):
+        return False
+    parents = (str(parent) for parent in (folder.resolve(), *folder.resolve().parents))
+    return mounts.get(next((p for p in parents if p in mounts), "")) in _IN_MEMORY
 
 
 class Scratch:
@@ -36,21 +63,25 @@ class Scratch:
             OSError: It can't be made.
         """
         self._parent = Path(parent or tempfile.gettempdir())
+        self._closed = False
         self._make()
 
     def path(self) -> Path:
         """The folder; another one where it has been deleted, as some systems do with old files.
 
         Raises:
-            OSError: It can't be made.
+            OSError: It can't be made, or was closed.
         """
+        if self._closed:
+            raise FileNotFoundError("the folder for temporary files was closed")
         if not self._folder.is_dir():
             self._end()
             self._make()
         return self._folder
 
     def close(self) -> None:
-        """Delete the folder and what is in it."""
+        """Delete the folder and what is in it, for good."""
+        self._closed = True
         self._end()
 
     def _make(self) -> None:

@@ -19,9 +19,11 @@ from fxelastic.edge.serving.ladder import Ladder, Step
 from fxelastic.edge.serving.local_search import LocalSearch
 from fxelastic.edge.serving.paged import PagedLoader
 from fxelastic.edge.serving.preparation import Preparation
+from fxelastic.edge.serving.prepared_pages import PreparedPages
 from fxelastic.edge.serving.probe import BranchTimer
 from fxelastic.edge.serving.research import Researcher
 from fxelastic.edge.serving.runtime import Runtime, ServingOptions
+from fxelastic.edge.serving.scratch import on_disk
 from fxelastic.edge.serving.signature import BundleSignature
 from fxelastic.edge.serving.standby import Standby
 from fxelastic.edge.serving.table_probe import TableProbe
@@ -114,7 +116,7 @@ def serve(
         )
     courtesy = Courtesy()
     return Runtime(
-        loader_of(bundle, mode, threads, courtesy),
+        loader_of(bundle, mode, threads, courtesy, entries),
         BundleSignature(bundle),
         entries,
         budget_ms,
@@ -125,7 +127,13 @@ def serve(
     )
 
 
-def loader_of(bundle: Bundle, mode: str, threads: int, courtesy: Courtesy | None = None) -> Loader:
+def loader_of(
+    bundle: Bundle,
+    mode: str,
+    threads: int,
+    courtesy: Courtesy | None = None,
+    entries: Iterable[Step] = (),
+) -> Loader:
     """The loader of a mode.
 
     Args:
@@ -133,13 +141,22 @@ def loader_of(bundle: Bundle, mode: str, threads: int, courtesy: Courtesy | None
         mode: ``assembled`` or ``paged``.
         threads: Threads to compute with; 0 for one for each core.
         courtesy: Lets requests go before what loads subnets; None not to.
+        entries: The subnets that may be served.
     """
     sessions = SessionMaker(threads)
     courtesy = courtesy or Courtesy()
-    if mode == "paged":
-        return PagedLoader(bundle, sessions.open_branch, courtesy)
-    preparation = Preparation(bundle, courtesy=courtesy)
-    return AssembledLoader(bundle, preparation, sessions.open_prepared, courtesy)
+    if mode == "assembled":
+        preparation = Preparation(bundle, courtesy=courtesy)
+        return AssembledLoader(bundle, preparation, sessions.open_prepared, courtesy)
+    loader = PagedLoader(bundle, sessions.open_branch, courtesy, sessions.open_prepared)
+    # What is prepared must not take the memory that this mode is to save.
+    scratch = on_disk()
+    if scratch is not None:
+        keep = len(bundle.manifest.segments)
+        loader.pages = PreparedPages(Preparation(bundle, keep, scratch, courtesy))
+        steps = Ladder.of(entries).steps
+        loader.ahead = tuple(dict.fromkeys(branch for step in steps for branch in step.arch))
+    return loader
 
 
 def _weight_bytes(bundle: Bundle, entry: Step) -> int:

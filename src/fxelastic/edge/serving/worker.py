@@ -1,11 +1,12 @@
-"""A process of its own that assembles and optimises subnets.
+"""A process of its own that assembles and optimises subnets, and optimises branches.
 
 Joining ONNX files and optimising them keeps a processor busy for long, and much of it holds the
 interpreter's lock: in the serving process it would delay requests. Here it runs at low priority.
 
-The process reads one JSON object a line, ``{"arch": text, "path": text}``, writes the subnet there,
-ready for onnxruntime on this machine, and answers ``{"path": text, "sha256": {file: text, …}}`` or
-``{"path": text, "error": text}``. It ends with its input.
+The process reads one JSON object a line, ``{"arch": text, "path": text}`` for a subnet or
+``{"branch": text, "path": text}``, writes it there, ready for onnxruntime on this machine, and
+answers ``{"path": text, "sha256": {file: text, …}}`` or ``{"path": text, "error": text}``. It ends
+with its input.
 """
 
 from __future__ import annotations
@@ -42,7 +43,11 @@ def main(folder: str, digest: str, requests: TextIO, answers: TextIO) -> None:
         request = json.loads(line)
         try:
             bundle = bundle or reopen(Path(folder), digest)
-            written = prepare(bundle, Arch.parse(request["arch"]), Path(request["path"]))
+            path = Path(request["path"])
+            if "branch" in request:
+                written = optimise(os.fspath(bundle.model_path(request["branch"])), path)
+            else:
+                written = prepare(bundle, Arch.parse(request["arch"]), path)
             answer: dict[str, Any] = {"sha256": written}
         except Exception as e:  # noqa: BLE001 - whatever it is, the other process reports it
             answer = {"error": f"{type(e).__name__}: {e}"}

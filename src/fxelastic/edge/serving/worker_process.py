@@ -54,11 +54,12 @@ class WorkerProcess:
         """Whether it can be asked."""
         return self._process.poll() is None
 
-    def ask(self, arch: str, path: Path, courtesy: Courtesy) -> dict[str, Any]:
-        """Have a subnet prepared.
+    def ask(self, kind: str, name: str, path: Path, courtesy: Courtesy) -> dict[str, Any]:
+        """Have a subnet or a branch prepared.
 
         Args:
-            arch: The subnet.
+            kind: ``arch`` or ``branch``.
+            name: Which one.
             path: The file to write.
             courtesy: Stops the process while requests run.
 
@@ -68,7 +69,7 @@ class WorkerProcess:
         Raises:
             ServingError: The process has ended.
         """
-        request = {"arch": arch, "path": str(path)}
+        request = {kind: name, "path": str(path)}
         try:
             if self.worker is None:
                 self.worker = int(self._read("worker")["worker"])
