@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fxelastic import edge
-from fxelastic.cli import main
+from fxelastic.cli import main, options
 from fxelastic.spec.latency_table import LatencyTable
 from tests.edge.serving.tiny_bundle import CLASSES, write_bundle
 
@@ -146,3 +146,21 @@ def test_a_score_of_ones_own(bundle: edge.Bundle, table: Path, data: Path, tmp_p
     out = tmp_path / "pool.json"
     assert main(["search", str(bundle.path), "--data", str(data), "-o", str(out), *arguments]) == 0
     assert len(edge.SubnetPool.load(out)) > 1
+
+
+@pytest.mark.parametrize("name", [".", "../bundle", "..//bundle/."])
+def test_files_go_beside_the_bundle_however_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "bundle").mkdir()
+    monkeypatch.chdir(tmp_path / "bundle")
+    assert options.beside(name, "pool").resolve() == tmp_path / "bundle.pool.json"
+
+
+def test_a_batch_of_none_is_refused_with_data_too(
+    bundle: edge.Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data.npz"
+    np.savez(data, x=np.zeros((4, 8, 8, 8), np.float32), targets=np.zeros(4, np.int64))
+    assert main(["profile", str(bundle.path), "--batch-size", "-1", "--data", str(data)]) == 2
+    assert "at least 1" in capsys.readouterr().err

@@ -24,7 +24,8 @@ from fxelastic.cli.serve_sources import parse_address
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.pool import PoolEntry, SubnetPool
 from fxelastic.edge.serving.frames import write_arrays, write_npy
-from fxelastic.errors import UsageError
+from fxelastic.edge.serving.runtime import Runtime
+from fxelastic.errors import ServingError, UsageError
 from fxelastic.report.trace import read_trace
 from tests.cli.commands import ROOT, environment
 from tests.edge.serving.tiny_bundle import reference, write_bundle
@@ -92,6 +93,53 @@ def test_what_is_refused_is_named_and_the_rest_is_answered(
     err = capsys.readouterr().err
     assert "bad.npy is refused" in err
     assert "requests" not in err
+
+
+def test_a_request_that_no_subnet_answers_does_not_end_the_others(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    for name in "abc":
+        np.save(tmp_path / f"{name}.npy", image())
+    infer = Runtime.infer
+    n_calls = [0]
+
+    def sometimes(self: Runtime, /, *args: Any, **kwargs: Any) -> Any:
+        n_calls[0] += 1
+        if n_calls[0] == 2:
+            raise ServingError("no subnet could answer")
+        return infer(self, *args, **kwargs)
+
+    monkeypatch.setattr(Runtime, "infer", sometimes)
+    out = tmp_path / "out"
+    main(arguments(bundle, "--inputs", str(tmp_path), "--outputs", str(out), "--mode", "paged"))
+    assert "b.npy is not answered" in capsys.readouterr().err
+    assert sorted(path.name for path in out.iterdir()) == ["a.npy", "c.npy"]
+
+
+def test_two_results_do_not_go_to_one_file(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "a.npy", image())
+    (tmp_path / "a.npz").write_bytes(write_arrays({"x": image()}))
+    folders = ("--inputs", str(tmp_path), "--outputs", str(tmp_path / "out"))
+    assert main(arguments(bundle, *folders, "--mode", "paged")) == 2
+    assert "a.npy and a.npz" in capsys.readouterr().err
+    assert main(arguments(bundle, *folders[:2], "--mode", "paged", "--quiet")) == 0
+
+
+def test_the_trace_and_the_metrics_have_the_last_requests(bundle: Bundle, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", image())
+    trace, metrics = tmp_path / "t.jsonl", tmp_path / "m.prom"
+    files = ("--trace", str(trace), "--metrics", str(metrics), "--quiet")
+    assert main(arguments(bundle, "--inputs", str(tmp_path), *files, "--memory-mb", "nan")) == 2
+    # What failed at the start does not stand in the way.
+    code = main(arguments(bundle, "--inputs", str(tmp_path), *files, "--repeat", "20"))
+    assert code == 0
+    rows = [json.loads(line) for line in trace.read_text().splitlines()]
+    assert sum(row["type"] == "request" for row in rows) == 20
+    text = metrics.read_text()
+    assert re.search(r"^fxelastic_up 0", text, re.MULTILINE)
+    assert re.search(r"^fxelastic_request_seconds_count 20", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("other", [".", "../in", "link"])

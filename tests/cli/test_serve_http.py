@@ -220,3 +220,23 @@ def test_malformed_requests_are_refused_and_the_next_one_is_answered(port: int) 
     assert_answers(port)
     assert codes["400"] > 600, codes
     assert codes.get("200", 0) < 100, codes
+
+
+def test_a_connection_that_sends_nothing_is_closed(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with a half of a head, and after a request on the same connection."""
+    monkeypatch.setattr("fxelastic.cli.serve_http._Impatient.head_timeout_s", 0.3)
+    made, thread, port = started(endpoint)
+    request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+    try:
+        for sent in (b"", request, request + b"\r\n", request + b"\r\n" + request):
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+                connection.sendall(sent)
+                received = b""
+                while chunk := connection.recv(4096):
+                    received += chunk
+                assert received.count(b"200 OK") == sent.count(b"\r\n\r\n")
+    finally:
+        made.should_exit = True
+        thread.join(10)

@@ -183,3 +183,14 @@ def poison(folder: Path, branch: str) -> None:
     (manifest,) = folder.glob("*.json")
     text = manifest.read_text().replace(before, hashlib.sha256(data).hexdigest())
     manifest.write_text(text)
+
+
+def test_of_few_subnets_half_are_fitted_to(tmp_path: Path) -> None:
+    """A space of five has fewer than the twelve that are told from usually."""
+    bundle = write_bundle(tmp_path / "bundle", depth=2)
+    assert bundle.space.count() == 5
+    found = edge.profile(bundle, n_samples=3)
+    rows = {branch: row.ms for branch, row in found.rows.items()}
+    for mode in found.modes.values():
+        assert dict(mode.costs) != rows
+        assert mode.error is not None

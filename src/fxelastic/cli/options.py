@@ -95,10 +95,42 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_score(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how subnets are scored."""
+    parser.add_argument(
+        "--score",
+        metavar="NAME",
+        default="top1",
+        help="top1, miou, negative_loss, or package.module:name or path/file.py:name of a function "
+        "of the flat results and the targets of a batch that gives a sum and a count "
+        "(default: top1)",
+    )
+    parser.add_argument(
+        "--held-out",
+        metavar="SHARE",
+        type=float,
+        default=0.2,
+        help="share of the samples that no choice is made by (default: 0.2)",
+    )
+
+
+def score(name: str) -> Any:
+    """What ``--score`` names."""
+    from fxelastic.edge.searching.scores import METRICS
+
+    if name in METRICS or ":" not in name:
+        return name
+    from fxelastic.cli.reference import load_reference
+
+    return load_reference(name, "--score")
+
+
 def beside(bundle: str, kind: str) -> Path:
     """Where a file about a bundle is unless another place is named: beside its folder."""
     folder = Path(bundle)
-    return folder.with_name(f"{folder.resolve().name}.{kind}.json")
+    resolved = folder.resolve()
+    named = folder.name not in ("", "..")
+    return (folder if named else resolved).with_name(f"{resolved.name}.{kind}.json")
 
 
 def megabytes(number: float | None) -> int | None:

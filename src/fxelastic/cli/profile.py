@@ -151,8 +151,11 @@ def _inputs(bundle: Bundle, args: argparse.Namespace) -> dict[str, Any] | None:
 
     if args.data is None:
         return None
+    wanted = 1 if args.batch_size is None else args.batch_size
+    if wanted < 1:
+        raise UsageError("--batch-size is none", expected="at least 1", got=str(wanted))
     data = read_data(bundle, args.data)
-    size = batch_of(bundle, args.batch_size or 1)
+    size = batch_of(bundle, wanted)
     if len(data) < size:
         raise UsageError(
             f"{args.data} has too few samples",

@@ -79,14 +79,7 @@ def add_parser(commands: Any) -> None:
         default="assembled",
         help="how subnets will be run: assembled or paged (default: assembled)",
     )
-    parser.add_argument(
-        "--score",
-        metavar="NAME",
-        default="top1",
-        help="top1, miou, negative_loss, or package.module:name or path/file.py:name of a function "
-        "of the flat results and the targets of a batch that gives a sum and a count "
-        "(default: top1)",
-    )
+    options.add_score(parser)
     parser.add_argument(
         "--max-subnets",
         metavar="N",
@@ -99,13 +92,6 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--batch-size", metavar="N", type=int, default=50, help="samples of a batch (default: 50)"
-    )
-    parser.add_argument(
-        "--held-out",
-        metavar="SHARE",
-        type=float,
-        default=0.2,
-        help="share of the samples that no choice is made by (default: 0.2)",
     )
     parser.add_argument(
         "--cache-mb",
@@ -141,16 +127,11 @@ def run(args: argparse.Namespace) -> int:
         0, or 130 where Ctrl-C ended the search: what it found is written and printed.
     """
     from fxelastic import edge
-    from fxelastic.edge.searching.scores import METRICS
 
     bundle = edge.load(args.bundle)
     table = read_table(args.table, args.bundle, bundle)
     out = Path(args.out) if args.out is not None else options.beside(args.bundle, "pool")
-    score: Any = args.score
-    if score not in METRICS and ":" in score:
-        from fxelastic.cli.reference import load_reference
-
-        score = load_reference(score, "--score")
+    score = options.score(args.score)
     with progress_line(quiet=args.quiet) as line:
 
         def told(budget_ms: float, study: Study) -> None:

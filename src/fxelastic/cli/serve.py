@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxelastic.cli import options
+from fxelastic.cli.interrupts import Interrupts
 from fxelastic.cli.options import HelpFormatter
 from fxelastic.errors import UsageError
 
@@ -68,6 +66,7 @@ def add_parser(commands: Any) -> None:
         help="an .npz file of samples and targets, to search for quicker subnets on when none of "
         "the pool keeps the budget; needs --table, and adds to the pool what it finds",
     )
+    options.add_score(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--inputs", metavar="DIR", help="a request for each .npy and .npz file of a folder"
@@ -144,7 +143,15 @@ def run(args: argparse.Namespace) -> int:
     table = read_table(args.table, bundle)
     latencies = LatencyHistogram(args.budget_ms)
     with ExitStack() as stack:
-        stack.enter_context(_ended_by_sigterm())
+        interrupts = stack.enter_context(Interrupts())
+        monitors: list[ServeMonitor] = []
+
+        def show() -> None:
+            """Once more when the runtime is closed, with its last requests."""
+            for monitor in monitors:
+                monitor.show()
+
+        stack.callback(show)
         trace = None
         if args.trace is not None:
             trace = stack.enter_context(Trace(args.trace, args.budget_ms, time.perf_counter()))
@@ -162,9 +169,11 @@ def run(args: argparse.Namespace) -> int:
                 pool,
                 budget_ms=args.budget_ms,
                 mode=args.mode,
-                memory_bytes=None if args.memory_mb is None else int(args.memory_mb * 2**20),
+                memory_bytes=options.megabytes(args.memory_mb),
                 threads=args.threads,
                 data=None if args.data is None else Path(args.data),
+                score=options.score(args.score),
+                held_out=args.held_out,
                 table_path=args.table,
                 pool_path=args.pool,
                 options=ServingOptions(
@@ -175,7 +184,8 @@ def run(args: argparse.Namespace) -> int:
         monitor = stack.enter_context(
             ServeMonitor(runtime, latencies, args.metrics, quiet=args.quiet)
         )
-        failed = _serve(args, bundle, runtime, latencies, monitor)
+        monitors.append(monitor)
+        failed = _serve(args, bundle, runtime, latencies, monitor, interrupts)
         status = runtime.status()
     if trace is not None and trace.error:
         options.progress(args, f"warning: the trace is incomplete: {trace.error}")
@@ -188,25 +198,13 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let a polite request to end do what Ctrl-C does: close everything."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _serve(
-    args: argparse.Namespace, bundle: Bundle, runtime: Runtime, latencies: Any, monitor: Any
+    args: argparse.Namespace,
+    bundle: Bundle,
+    runtime: Runtime,
+    latencies: Any,
+    monitor: Any,
+    interrupts: Interrupts,
 ) -> int:
     """Serve one source to its end; returns how many requests were refused."""
     from fxelastic.cli import serve_sources
@@ -217,10 +215,11 @@ def _serve(
     if args.inputs is not None:
         outputs = None if args.outputs is None else Path(args.outputs)
         return serve_sources.serve_folder(
-            runtime, Path(args.inputs), outputs, names, results, args.repeat, monitor.complain
+            *(runtime, Path(args.inputs), outputs, names, results, args.repeat),
+            *(monitor.complain, interrupts),
         )
     if args.stdin:
-        return serve_sources.serve_stdin(runtime, names, max_bytes)
+        return serve_sources.serve_stdin(runtime, names, max_bytes, interrupts)
     serve_sources.serve_http(runtime, names, results, latencies, args.http, max_bytes, monitor.note)
     return 0
 

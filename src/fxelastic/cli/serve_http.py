@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fxelastic.edge.serving.frames import read_arrays, write_arrays, write_npy
 from fxelastic.edge.serving.metrics import CONTENT_TYPE, LatencyHistogram, prometheus
@@ -137,6 +139,52 @@ def _error(code: int, what: str, headers: Mapping[str, str] | None = None) -> Re
     return JSONResponse({"error": what}, status_code=code, headers=headers)
 
 
+class _Impatient(H11Protocol):
+    """Closes a connection that does not send the head of a request in time.
+
+    It would be counted as one that is served for as long as it stays open.
+    """
+
+    head_timeout_s = 10.0
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch()
+
+    def _watch(self) -> None:
+        if not self._waits():
+            self._forget()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(self.head_timeout_s, self._give_up)
+
+    def _waits(self) -> bool:
+        """Whether no request has begun, or the last one is answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _forget(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _give_up(self) -> None:
+        self._timer = None
+        if self._waits() and not self.transport.is_closing():
+            self.transport.close()
+
+
 def server(endpoint: Endpoint, host: str, port: int, max_waiting: int = 64) -> uvicorn.Server:
     """A server for an endpoint; ``run`` serves until it is told to stop.
 
@@ -152,7 +200,7 @@ def server(endpoint: Endpoint, host: str, port: int, max_waiting: int = 64) -> u
             host=host,
             port=port,
             # h11 is written in Python and strict about what it accepts.
-            http="h11",
+            http=_Impatient,
             h11_max_incomplete_event_size=16 * 1024,
             ws="none",
             lifespan="off",

@@ -70,7 +70,6 @@ class ServeMonitor:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        self.show()
         if self._terminal and not self._quiet:
             print(file=sys.stderr)
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fxelastic.edge.serving.frames import read_arrays, read_npy, write_arrays, write_npy
-from fxelastic.errors import UsageError
+from fxelastic.errors import ServingError, UsageError
 from fxelastic.files import replace_file
 
 if TYPE_CHECKING:
+    from fxelastic.cli.interrupts import Interrupts
     from fxelastic.edge.serving.executable import Array
     from fxelastic.edge.serving.metrics import LatencyHistogram
     from fxelastic.edge.serving.runtime import Reply, Runtime
@@ -30,6 +31,7 @@ def serve_folder(
     results: Sequence[str],
     repeat: int,
     complain: Callable[[str], None],
+    interrupts: Interrupts,
 ) -> int:
     """Answer a request for each file of a folder, in the order of their names.
 
@@ -41,9 +43,10 @@ def serve_folder(
         results: Names of its flat results.
         repeat: How many times to go through the folder.
         complain: Tells a person of what was refused.
+        interrupts: Come between requests.
 
     Returns:
-        How many files were refused.
+        How many files were refused; those that no subnet could answer are not among them.
 
     Raises:
         UsageError: There is no such folder, or nothing in it; results would replace requests, or
@@ -64,22 +67,37 @@ def serve_folder(
             expected="a folder with .npy or .npz files",
             got="no such file" if folder.is_dir() else "no folder",
         )
+    if outputs is not None and len({path.stem for path in files}) < len(files):
+        twice = next(p for p in files if p.suffix == ".npz" and p.with_suffix(".npy") in files)
+        raise UsageError(
+            f"the results of two files in {folder} would go to one",
+            expected="files of different names, apart from .npy and .npz",
+            got=f"{twice.stem}.npy and {twice.name}",
+        )
     refused = 0
     for turn in range(repeat):
         for path in files:
             try:
                 inputs = read_arrays(_bytes(path), names, _MAX_FILE_BYTES)
-                reply = runtime.infer(**inputs)
+                with interrupts.request():
+                    reply = runtime.infer(**inputs)
             except UsageError as e:
                 refused += 1
                 complain(f"{path.name} is refused: {e}")
+                continue
+            except ServingError as e:
+                if runtime.status().state != "serving":
+                    raise
+                complain(f"{path.name} is not answered: {e}")
                 continue
             if outputs is not None and turn == repeat - 1:
                 _write(reply, outputs / path.stem, results)
     return refused
 
 
-def serve_stdin(runtime: Runtime, names: Sequence[str], max_bytes: int) -> int:
+def serve_stdin(
+    runtime: Runtime, names: Sequence[str], max_bytes: int, interrupts: Interrupts
+) -> int:
     """Answer requests of .npy arrays, one for each input, until stdin ends.
 
     The results' arrays follow one another on stdout in the same way.
@@ -88,6 +106,7 @@ def serve_stdin(runtime: Runtime, names: Sequence[str], max_bytes: int) -> int:
         runtime: Answers.
         names: Names of the model's inputs.
         max_bytes: Most bytes of an array.
+        interrupts: Come between requests.
 
     Returns:
         0: a request that is refused ends the stream, as what follows can't be told apart.
@@ -108,7 +127,9 @@ def serve_stdin(runtime: Runtime, names: Sequence[str], max_bytes: int) -> int:
                     got=", ".join(inputs),
                 )
             inputs[name] = array
-        for output in runtime.infer(**inputs).outputs:
+        with interrupts.request():
+            reply = runtime.infer(**inputs)
+        for output in reply.outputs:
             sys.stdout.buffer.write(write_npy(output))
         # Whoever sends one frame at a time waits for its result.
         sys.stdout.buffer.flush()

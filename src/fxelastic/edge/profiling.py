@@ -151,8 +151,8 @@ def profile(
             chosen = [] if over else archs
             times = timer.time(chosen, mode, maker, progress=told_subnets)
             measured = [Measured(arch, times[arch]) for arch in chosen if arch in times]
-            # Of fewer than were asked for, half at least are fitted to.
-            fewer = len(measured) < len(chosen) and n_subnets > 0
+            # Of fewer than were asked for, or than there are, half at least are fitted to.
+            fewer = len(measured) < n_subnets + n_held_out and n_subnets > 0
             n_told = min(n_held_out, len(measured) // 2) if fewer else n_held_out
             held_out, fitted = split(measured, n_told)
             executor.make_room(_COMPUTING_BYTES)

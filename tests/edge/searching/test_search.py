@@ -99,6 +99,28 @@ def test_each_budget_has_the_best_of_all_that_fits_it(
             assert best.accuracy == max(fitting)
 
 
+def test_scores_on_held_out_data_outlast_a_later_search(
+    bundle: edge.Bundle, table: LatencyTable, data: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "pool.json"
+    first = edge.search(bundle, table, data, budget="100%", path=path, max_subnets=10)
+    before = {e.arch: e.held_out_accuracy for e in first.pool if e.held_out_accuracy is not None}
+    assert before
+    assert {e.arch for e in first.pool.pareto} <= before.keys()
+    meanwhile: list[dict[Any, Any]] = []
+
+    def look(budget_ms: float, study: Study) -> None:
+        meanwhile.append({e.arch: e.held_out_accuracy for e in edge.SubnetPool.load(path)})
+
+    edge.search(
+        *(bundle, table, data),
+        **{"budget": "80%", "path": path, "max_subnets": 20, "seed": 1, "progress": look},
+    )
+    meanwhile.append({e.arch: e.held_out_accuracy for e in edge.SubnetPool.load(path)})
+    for known in meanwhile:
+        assert {arch: known[arch] for arch in before} == before
+
+
 @pytest.mark.parametrize("mode", ["assembled", "paged"])
 def test_the_same_seed_gives_the_same_result(
     bundle: edge.Bundle, table: LatencyTable, data: Any, mode: str

@@ -47,10 +47,10 @@ def run(name: str, given: Study) -> Study:
 @pytest.mark.parametrize("name", strategy_names())
 @pytest.mark.parametrize("share", [0.45, 0.8, 1.5])
 def test_subnets_keep_the_budget_and_the_count(name: str, share: float) -> None:
-    space = SMALL if name == "exhaustive" else LARGE
-    found = run(name, study(space, share, 60))
+    space, count = (SMALL, 120) if name == "exhaustive" else (LARGE, 60)
+    found = run(name, study(space, share, count))
     assert found.scores
-    assert found.tried <= 60
+    assert found.tried <= count
     assert all(found.overhead_ms + found.cost(arch) <= found.budget_ms for arch in found.scores)
     for arch in found.scores:
         space.validate(arch)
@@ -61,7 +61,8 @@ def test_subnets_keep_the_budget_and_the_count(name: str, share: float) -> None:
 @pytest.mark.parametrize("name", strategy_names())
 def test_the_same_seed_gives_the_same_subnets(name: str) -> None:
     space = SMALL if name == "exhaustive" else LARGE
-    one, other = (run(name, study(space, 0.7, 50, seed=3)) for _ in range(2))
+    count = 120 if name == "exhaustive" else 50
+    one, other = (run(name, study(space, 0.7, count, seed=3)) for _ in range(2))
     assert one.scores == other.scores
     assert one.best == other.best
     assert [s.accuracy for s in one.history] == [s.accuracy for s in other.history]
@@ -69,7 +70,7 @@ def test_the_same_seed_gives_the_same_subnets(name: str) -> None:
 
 @pytest.mark.parametrize("name", strategy_names())
 def test_other_limits_are_kept(name: str) -> None:
-    given = study(SMALL, 1.0, 40)
+    given = study(SMALL, 1.0, 120 if name == "exhaustive" else 40)
     given.allowed = lambda arch: "merged@0-2" not in arch.branches
     run(name, given)
     assert given.scores
@@ -167,6 +168,38 @@ def test_every_subnet_is_enumerated() -> None:
 def test_large_spaces_are_not_enumerated() -> None:
     with pytest.raises(UsageError, match="at most 10"):
         Exhaustive(limit=10).run(study(LARGE, 1.0, 10))
+
+
+def test_all_is_not_a_part_of_it() -> None:
+    with pytest.raises(UsageError, match="more subnets fit than may be evaluated") as caught:
+        run("exhaustive", study(SMALL, 1.5, 60))
+    assert "max_subnets=115" in str(caught.value)
+
+
+def test_annealing_begins_with_a_subnet_that_keeps_all_limits() -> None:
+    """Of those just below the budget hardly any does, nor does the first one drawn."""
+    for seed in range(3):
+        given = study(LARGE, 1.0, 20, seed)
+        given.allowed = lambda arch: sum("merged" in branch for branch in arch) >= 3
+        run("annealing", given)
+        assert given.tried > 10
+
+
+@pytest.mark.parametrize("name", ["evolutionary", "exhaustive"])
+def test_the_time_is_kept_within_a_group_and_what_was_done_is_kept(name: str) -> None:
+    given = study(SMALL, 1.5, 120)
+    run(name, given)
+    whole = given.evaluator.counts.executed
+    n_subnets = len(given.scores)
+    given = study(SMALL, 1.5, 120)
+    counts = given.evaluator.counts
+    given.clock = lambda: float(counts.executed)
+    given.begin(0.6 * whole)
+    run(name, given)
+    assert counts.executed <= 0.6 * whole + 1
+    assert len(given.scores) < n_subnets
+    if name == "evolutionary":
+        assert len(given.scores) == 50
 
 
 def test_unknown_strategies() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from fxelastic.edge.serving.drift import DriftRule
 from fxelastic.edge.serving.events import EventLog
 from fxelastic.edge.serving.residents import Residents
 from fxelastic.edge.serving.upkeep import Upkeep
+from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
 from tests.edge.serving.fakes import FakeLoader, wait_until
 from tests.edge.serving.simulation import Entry
@@ -147,3 +149,12 @@ def test_the_thread_measures_and_ends() -> None:
     n = probe.n_measured
     made.close()
     assert probe.n_measured == n
+
+
+def test_estimates_that_can_t_be_ranked_change_nothing() -> None:
+    catalogue = Catalogue([FIRST, SECOND])
+    with pytest.raises(UsageError, match="ranked"):
+        catalogue.update(lambda entries: [*entries, Entry(Arch(("x",)), math.nan, 0.5)])
+    assert catalogue.entries == (FIRST, SECOND)
+    catalogue.bar(FIRST.arch)
+    assert [step.arch for step in catalogue.ladder.steps] == [SECOND.arch]

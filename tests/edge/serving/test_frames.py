@@ -38,6 +38,13 @@ ARRAYS = [
 ]
 
 
+@pytest.mark.parametrize("shape", [f"({'1, ' * 65})", f"(0, {2**62}, {2**62})"])
+def test_shapes_that_numpy_does_not_have_are_refused(shape: str) -> None:
+    data = header(shape) + b"\0" * 4
+    with pytest.raises(UsageError, match=r"no array has the shape|too large"):
+        read_npy(io.BytesIO(data), MAX)
+
+
 @pytest.mark.parametrize("array", ARRAYS)
 def test_an_array_survives(array: np.ndarray[Any, Any]) -> None:
     read = read_npy(io.BytesIO(write_npy(array)), MAX)

@@ -45,7 +45,7 @@ def test_quicker_subnets_are_found_and_kept(
 ) -> None:
     path = tmp_path / "pool.json"
     limit_ms = 0.8 * table.predict_ms(bundle.space.original)
-    found = LocalSearch(bundle, table, DATA, path).search(limit_ms, threading.Event())
+    found = LocalSearch(bundle, lambda: table, DATA, path).search(limit_ms, threading.Event())
     assert any(step.latency_ms <= limit_ms for step in found)
     assert {e.arch for e in edge.SubnetPool.load(path)} == {step.arch for step in found}
 
@@ -56,7 +56,7 @@ def test_a_search_that_is_told_to_stop_stops(bundle: edge.Bundle, table: Latency
     space_size = bundle.space.count()
     options: dict[str, Any] = {"strategy": "annealing", "max_subnets": space_size}
     limit_ms = table.predict_ms(bundle.space.original)
-    found = LocalSearch(bundle, table, DATA, None, options).search(limit_ms, stop)
+    found = LocalSearch(bundle, lambda: table, DATA, None, options).search(limit_ms, stop)
     assert len(found) < space_size / 4
 
 
@@ -122,3 +122,38 @@ def test_files_of_another_bundle_are_refused(
     given = replace(table, bundle_digest=digest) if which == "table" else table
     with pytest.raises(UsageError, match=f"{which} is of another bundle"):
         edge.serve(bundle, given, pool, budget_ms=1.0)
+
+
+def test_a_table_that_somebody_else_has_written_is_kept(
+    bundle: edge.Bundle, table: LatencyTable, tmp_path: Path
+) -> None:
+    path = tmp_path / "table.json"
+    table.save(path)
+    made = probe(bundle, table, path)
+    made.renew({"original@0": 2.0})
+    made.save()
+    corrected = path.read_bytes()
+    assert LatencyTable.load(path).rows["original@0"].ms == 2 * table.rows["original@0"].ms
+    made.renew({"original@0": 2.0})
+    made.save()
+    assert path.read_bytes() != corrected
+    table.save(path)
+    made.renew({"original@0": 2.0})
+    with pytest.raises(UsageError, match="another table by now"):
+        made.save()
+    assert LatencyTable.load(path).rows == table.rows
+
+
+def test_a_pool_is_served_with_what_the_table_says(
+    bundle: edge.Bundle, table: LatencyTable
+) -> None:
+    """It was corrected since the search, or the search was for another mode."""
+    original = bundle.space.original
+    pool = edge.SubnetPool.of(bundle.digest, [edge.PoolEntry(original, 1.0, 0.9)])
+    corrected = renewed(table, {"original@0": 3.0})
+    for mode in ("assembled", "paged"):
+        with edge.serve(bundle, corrected, pool, budget_ms=1e3, mode=mode, threads=1) as runtime:
+            (entry,) = runtime.entries
+            assert entry.latency_ms == corrected.predict_ms(original, mode)
+    with edge.serve(bundle, corrected, pool.entries, budget_ms=1e3, threads=1) as runtime:
+        assert runtime.entries[0].latency_ms == 1.0

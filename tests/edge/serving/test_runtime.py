@@ -540,3 +540,44 @@ def test_a_status_reads_well_and_is_plain_data() -> None:
         assert data["arch"] == str(POOL[3].arch)
         assert data["n_requests"] == 20
         assert data["events"]["started"] == 1
+
+
+def test_the_last_requests_are_told_when_it_closes() -> None:
+    told: list[int] = []
+
+    def on_tick(situation: Situation, decision: Decision) -> None:
+        told.append(len(situation.load.fresh))
+
+    with serving(FakeLoader(), tick_s=1e6, on_tick=on_tick) as runtime:
+        for _ in range(20):
+            runtime(X)
+    assert sum(told) == 20
+
+
+def test_closing_between_a_look_and_a_sleep_is_heard() -> None:
+    """What wakes the control loop must not be forgotten just as it comes."""
+    with serving(FakeLoader()) as runtime:
+        controller = runtime._controller
+        clear = controller._wake.clear
+
+        def closed_meanwhile() -> None:
+            controller._closed = True
+            controller._hurry.set()
+            controller._wake.set()
+            clear()
+
+        controller._wake.clear = closed_meanwhile  # type: ignore[method-assign]
+        runtime(X)
+        assert controller.thread is not None
+        controller.thread.join(20)
+        assert not controller.thread.is_alive()
+
+
+def test_inputs_may_have_any_name() -> None:
+    class Selfish(OneArray):
+        def bind(self, args: Any, kwargs: Any) -> Any:
+            return {"x": kwargs["self"]}
+
+    options = ServingOptions(policy=Stay(), standby=Standby(limit=0))
+    with Runtime(FakeLoader(), Selfish(), POOL, 10.0, options) as runtime:
+        assert np.array_equal(runtime(**{"self": X}), X * factor(POOL[-1].arch))

@@ -76,4 +76,8 @@ def test_nothing_is_written_after_the_end(tmp_path: Path) -> None:
     trace.close()
     trace.close()
     trace.on_event(Event(1.0, "closed", "end"))
-    assert len(rows(tmp_path / "t.jsonl")) == 1
+    assert rows(tmp_path / "t.jsonl") == []
+    # Of nothing, nothing is lost.
+    with Trace(tmp_path / "t.jsonl", 12.0, 0.0) as again:
+        again.on_event(Event(1.0, "started", "begin"))
+    assert len(rows(tmp_path / "t.jsonl")) == 2

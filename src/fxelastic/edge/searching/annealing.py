@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fxelastic.edge.searching.evolutionary import plain_mutation, window_below
+from fxelastic.edge.searching.evolutionary import plain_mutation, seeds, window_below
 from fxelastic.edge.searching.mutation import Mutations
 from fxelastic.edge.searching.study import Study
 from fxelastic.spec import Arch
@@ -33,9 +33,23 @@ class Annealing:
     def run(self, study: Study) -> None:
         """Search; see `Strategy`."""
         window, low = window_below(study, self.width)
-        here = window.sample(1, study.rng.getrandbits(32))[0]
+        drawn = window.sample(_ATTEMPTS, study.rng.getrandbits(32))
+        here = next(filter(study.fits, drawn), None) or next(iter(seeds(study, 1)), drawn[0])
         mutations = Mutations(study.space, study.costs, low, study.high)
-        _anneal(study, here, lambda arch: mutations.mutate(arch, study.rng), self.start, self.end)
+        below = Mutations(study.space, study.costs, 0.0, study.high)
+
+        def neighbour(arch: Arch) -> Arch | None:
+            """One in the window; where that breaks other limits, one below the window."""
+            child = mutations.mutate(arch, study.rng)
+            if child is None or study.fits(child):
+                return child
+            for _ in range(_ATTEMPTS):
+                other = below.nearby(arch, study.rng)
+                if other is not None and study.fits(other):
+                    return other
+            return child
+
+        _anneal(study, here, neighbour, self.start, self.end)
 
 
 @dataclass(frozen=True)

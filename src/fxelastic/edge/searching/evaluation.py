@@ -134,7 +134,10 @@ class Evaluator:
         self.executor.make_room(n_bytes)
 
     def scores(
-        self, archs: Iterable[Arch], floors: Mapping[Arch, float] | None = None
+        self,
+        archs: Iterable[Arch],
+        floors: Mapping[Arch, float] | None = None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> dict[Arch, float]:
         """The scores of subnets.
 
@@ -142,6 +145,7 @@ class Evaluator:
             archs: The subnets; one may come twice.
             floors: For each a score: where it can't be reached any more, the subnet ends early
                 and has no score. The others' scores are those they have without this.
+            stop: Asked before each branch whether to end; what was not done has no score then.
 
         Returns:
             The scores, of those that were evaluated to their end.
@@ -152,10 +156,14 @@ class Evaluator:
         wanted = list(dict.fromkeys(archs))
         fresh = [arch for arch in wanted if arch not in self.known]
         for group in [fresh] if self._reuse else [[arch] for arch in fresh]:
-            self._evaluate(group, floors or {})
+            if not self._evaluate(group, floors or {}, stop):
+                break
         return {arch: self.known[arch] for arch in wanted if arch in self.known}
 
-    def _evaluate(self, archs: list[Arch], floors: Mapping[Arch, float]) -> None:
+    def _evaluate(
+        self, archs: list[Arch], floors: Mapping[Arch, float], stop: Callable[[], bool]
+    ) -> bool:
+        """Evaluate a group; returns whether that was not stopped."""
         sums: dict[Arch, Any] = dict.fromkeys(archs, 0.0)
         totals: dict[Arch, Any] = dict.fromkeys(archs, 0.0)
         margins: dict[Arch, list[Array]] = {arch: [] for arch in archs}
@@ -165,7 +173,9 @@ class Evaluator:
                 break
             root = _tree(alive)
             state = self.executor.start(inputs)
-            for arch, outputs in self._walk(root, state):
+            for arch, outputs in self._walk(root, state, stop):
+                if arch is None:
+                    return False
                 total, count = self.metric.score(outputs, targets)
                 # Neither argmax nor a comparison notices: NaN would get some score or other.
                 if not (np.isfinite(total).all() and all(map(_has_no_nan, outputs))):
@@ -195,6 +205,7 @@ class Evaluator:
         for arch in alive:
             self.known[arch] = mean(sums[arch], totals[arch])
         self.margins.add(margins)
+        return True
 
     def _at_most(self, most: float, total: float, count: float, left: int) -> float:
         """The most that a score can still be, or is with the confidence asked for."""
@@ -206,8 +217,10 @@ class Evaluator:
         margin = math.sqrt(unseen * -math.log(1 - self._confidence) / (2 * count))
         return min(certain, total / count + most * margin)
 
-    def _walk(self, root: _Node, state: State) -> Iterable[tuple[Arch, Sequence[Any]]]:
-        """Every subnet of the tree with its outputs, depth first."""
+    def _walk(
+        self, root: _Node, state: State, stop: Callable[[], bool]
+    ) -> Iterable[tuple[Arch | None, Sequence[Any]]]:
+        """Every subnet of the tree with its outputs, depth first; None when it was stopped."""
         self.cache.clear()
         start = state
         stack: list[tuple[int, _Node]] = [(0, child) for child in reversed(_ordered(root))]
@@ -216,6 +229,10 @@ class Evaluator:
         if len(root.children) > 1:
             self._keep(0, state, root, path)
         while stack:
+            if stop():
+                self.cache.clear()
+                yield None, ()
+                return
             depth, node = stack.pop()
             del path[depth:]
             if depth_here != depth:

@@ -15,6 +15,8 @@ from fxelastic.spec import Arch
 from fxelastic.spec.cost_window import CostWindow
 
 _ATTEMPTS = 200
+# Subnets that are evaluated together where all are: what was done when a search ends is kept.
+_GROUP = 50
 _FRUITLESS = 20  # generations without a subnet not tried before: there seem to be no more
 
 
@@ -64,7 +66,8 @@ class Evolutionary:
         """Search; see `Strategy`."""
         fitting = few_fitting(study)
         if fitting is not None:
-            study.score(fitting)
+            for start in range(0, len(fitting), _GROUP):
+                study.score(fitting[start : start + _GROUP])
             return
         guide = Guide(study)
         group = guide.solutions(self.first, self.boldness)
@@ -151,13 +154,13 @@ class PlainEvolutionary:
 
 
 def few_fitting(study: Study) -> list[Arch] | None:
-    """The subnets that fit, slowest first; None where more do than may be evaluated."""
+    """The subnets that fit, those with common branches beside each other; None where too many."""
     if study.space.count() > max(10_000, 4 * study.max_subnets):
         return None
     fitting = [arch for arch in all_subnets(study.space) if study.fits(arch)]
     if len(fitting) > study.max_subnets:
         return None
-    return sorted(fitting, key=lambda arch: (-study.cost(arch), arch.branches))
+    return fitting
 
 
 def window_below(study: Study, width: float) -> tuple[CostWindow, float]:

@@ -26,7 +26,7 @@ class Exhaustive:
         """Search; see `Strategy`.
 
         Raises:
-            UsageError: There are more subnets than the limit.
+            UsageError: There are more subnets than the limit, or more fit than may be evaluated.
         """
         count = study.space.count()
         if count > self.limit:
@@ -37,6 +37,14 @@ class Exhaustive:
                 fix="search by another strategy, such as evolutionary",
             )
         fitting = [arch for arch in all_subnets(study.space) if study.fits(arch)]
+        if len(fitting) > study.max_subnets:
+            # Some of them alone would be no answer to what is asked.
+            raise UsageError(
+                "more subnets fit than may be evaluated",
+                expected=f"max_subnets of at least {len(fitting)}, or another strategy",
+                got=str(study.max_subnets),
+                fix=f"pass max_subnets={len(fitting)}, or --max-subnets on the command line",
+            )
         for start in range(0, len(fitting), self.group):
             study.score(fitting[start : start + self.group])
 

@@ -21,7 +21,7 @@ from fxelastic.edge.searching.data import Dataset, batch_of, read_data
 from fxelastic.edge.searching.evaluation import Counts, Evaluator
 from fxelastic.edge.searching.registry import Strategy, strategy
 from fxelastic.edge.searching.scores import Metric, Score, metric
-from fxelastic.edge.searching.study import SearchEndedError, Step, Study
+from fxelastic.edge.searching.study import SearchAbortedError, SearchEndedError, Step, Study
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
 from fxelastic.spec.latency_table import LatencyTable
@@ -146,7 +146,7 @@ def search(
     budgets_ms = _budgets(table, bundle, mode, budget, budget_ms)
     allowed, anchors = _weight_limit(bundle, weight_bytes)
     runner = _strategy(strategy)
-    interrupted = False
+    interrupted = aborted = False
     digest = samples.digest(measure.name)
     with Executor(bundle, threads, memory_bytes, shared_arena=True, limit=limit) as executor:
         evaluator = Evaluator(
@@ -176,24 +176,33 @@ def search(
             study.scores.update({a: s for a, s in evaluator.known.items() if study.fits(a)})
             try:
                 runner.run(study)
+            except SearchAbortedError:
+                aborted = True
             except SearchEndedError:
                 pass
             except KeyboardInterrupt:
                 interrupted = True
-            if not study.scores:
+            if not study.scores and not aborted:
                 # It ended before the first group: the least subnet is an answer, too.
                 study.scores.update(evaluator.scores([_least(study)]))
-            if interrupted:
+            if interrupted or aborted:
                 del studies[i + 1 :]
                 break
         for study in studies:
             # What later budgets evaluated may fit this one, too.
             study.scores.update({a: s for a, s in evaluator.known.items() if study.fits(a)})
         bests = [study.best for study in studies]
-        held = _held_out(executor, rest, measure, batch_size, store.pool(), bests)
-        pool = store.pool(held)
-        if path is not None:
-            pool.save(path)
+        wanted = {best: None for best in bests if best is not None}
+        if not (interrupted or any(study.clock() >= study.until_s for study in studies)):
+            wanted |= dict.fromkeys(entry.arch for entry in store.pool().pareto)
+        if len(rest) and not aborted:
+            outside = Evaluator(executor, rest, measure, batch_size=batch_size)
+            try:
+                store.held_out |= outside.scores(a for a in wanted if a not in store.held_out)
+            except KeyboardInterrupt:
+                interrupted = True
+        pool = store.pool()
+        store.save()
     entries = {entry.arch: entry for entry in pool.entries}
     return SearchResult(
         tuple(study.budget_ms for study in studies),
@@ -223,7 +232,7 @@ class _Store:
         self._data_digest = data_digest
         self._path = path
         self._evaluator = evaluator
-        self._held_out: dict[Arch, float] = {}
+        self.held_out: dict[Arch, float] = {}
 
     def resume(self) -> None:
         """Take over what a pool on disk knows, where it is of the same bundle and data."""
@@ -236,16 +245,18 @@ class _Store:
                 expected="a pool of this bundle, these samples and this score",
                 got="one of another bundle"
                 if pool.bundle_digest != self._bundle.digest
-                else "one of other data, or of another score",
-                fix="name another file, or move this one away",
+                else "one of other data, of another score, or with another share held out",
+                fix="name another file, or search with the score and held_out of that one",
             )
         for entry in pool.entries:
             self._bundle.space.validate(entry.arch)
             self._evaluator.known[entry.arch] = entry.accuracy
+            if entry.held_out_accuracy is not None:
+                self.held_out[entry.arch] = entry.held_out_accuracy
 
-    def pool(self, held_out: dict[Arch, float] | None = None) -> SubnetPool:
+    def pool(self) -> SubnetPool:
         """Everything that was evaluated."""
-        found = held_out or {}
+        found = self.held_out
         return SubnetPool.of(
             self._bundle.digest,
             (
@@ -398,19 +409,3 @@ def _check_feasible(study: Study) -> None:
             "original), which the quickest subnet takes",
             got=f"{study.budget_ms:.4g} ms",
         )
-
-
-def _held_out(
-    executor: Executor,
-    rest: Dataset,
-    measure: Metric,
-    batch_size: int,
-    pool: SubnetPool,
-    bests: Sequence[Arch | None],
-) -> dict[Arch, float]:
-    """Scores of the best subnets on data that no choice was made by."""
-    if not len(rest):
-        return {}
-    archs = {arch: None for arch in bests if arch is not None}
-    archs.update(dict.fromkeys(entry.arch for entry in pool.pareto[:50]))
-    return Evaluator(executor, rest, measure, batch_size=batch_size).scores(archs)

@@ -18,6 +18,10 @@ class SearchEndedError(Exception):
     """Raised inside a strategy when it may evaluate nothing more."""
 
 
+class SearchAbortedError(SearchEndedError):
+    """Raised by a progress when nobody waits for the result any more."""
+
+
 @dataclass(frozen=True)
 class Step:
     """A point of a search's history.
@@ -138,8 +142,9 @@ class Study:
             for arch in wanted
             if arch in chosen or (arch in self._tried and self._lost.get(arch, math.inf) > floor)
         ]
-        found = self.evaluator.scores(group, dict.fromkeys(group, floor))
-        self._lost.update(dict.fromkeys((arch for arch in group if arch not in found), floor))
+        found = self.evaluator.scores(group, dict.fromkeys(group, floor), self.is_over)
+        if self.clock() < self.until_s:
+            self._lost.update(dict.fromkeys((arch for arch in group if arch not in found), floor))
         self._end_group(found, complete)
         return found
 
@@ -152,7 +157,7 @@ class Study:
             SearchEndedError: No more may be evaluated; what was scored is kept.
         """
         chosen, _ = self._admitted(list(dict.fromkeys(archs)))
-        found = self.evaluator.scores(chosen)
+        found = self.evaluator.scores(chosen, stop=self.is_over)
         self._end_group({a: score for a, score in found.items() if self.fits(a)}, complete=True)
         return found
 
@@ -169,7 +174,8 @@ class Study:
             self._note(arch, score)
         if self.progress is not None:
             self.progress(self)
-        if not complete or len(self._tried) >= self.max_subnets:
+        over = self.clock() >= self.until_s
+        if over or not complete or len(self._tried) >= self.max_subnets:
             raise SearchEndedError
 
     def _note(self, arch: Arch, score: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from fxelastic.edge.serving.ladder import Ladder, Step
 from fxelastic.spec import Arch
@@ -77,11 +77,17 @@ class Catalogue:
             if over:
                 self._rebuild()
 
-    def replace(self, entries: Iterable[Step]) -> None:
-        """Take other entries; bans stay."""
+    def update(self, change: Callable[[Sequence[Step]], Iterable[Step]]) -> None:
+        """Replace the entries by others made of them; bans stay.
+
+        Args:
+            change: Makes them. Two changes follow each other, and one that raises, or gives what
+                can't be ranked, changes nothing.
+        """
         with self._lock:
-            self._entries = tuple(entries)
-            self._rebuild()
+            entries = tuple(change(self._entries))
+            ladder = Ladder.of(entries, self._barred.keys())
+            self._entries, self._ladder = entries, ladder
 
     def _rebuild(self) -> None:
         # One assignment: readers see the old ladder or the new one.

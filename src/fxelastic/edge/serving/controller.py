@@ -10,6 +10,7 @@ from fxelastic.edge.serving.builder import Builder
 from fxelastic.edge.serving.catalogue import Catalogue
 from fxelastic.edge.serving.courtesy import Courtesy
 from fxelastic.edge.serving.events import EventLog, describe
+from fxelastic.edge.serving.ladder import Step
 from fxelastic.edge.serving.monitor import Load, Monitor
 from fxelastic.edge.serving.policy import Decision, Policy, Situation
 from fxelastic.edge.serving.residents import Residents
@@ -92,10 +93,11 @@ class Controller:
         while True:
             if self._wake.wait(again_s):
                 self._hurry.wait(self.tick_s)
-            if self._closed:
-                return
             self._wake.clear()
             self._hurry.clear()
+            # Looked at last: what `close` has set by now is cleared, what it sets later wakes.
+            if self._closed:
+                return
             again_s = None
             try:
                 decision = self.tick()
@@ -129,6 +131,22 @@ class Controller:
         if self.on_tick is not None:
             self.on_tick(situation, decision)
         return decision
+
+    def finish(self, last: Step | None) -> None:
+        """Tell of the requests since the last round; nothing is decided any more.
+
+        Args:
+            last: The subnet that was in use; None for none.
+        """
+        if self.on_tick is None or last is None:
+            return
+        now_s, ladder = self.clock(), self.catalogue.ladder
+        load = self.load = self.monitor.read(now_s)
+        situation = Situation(now_s, self.budget_ms, load, last, ladder, self.switcher.history)
+        try:
+            self.on_tick(situation, Decision(last, self.verdict.met, self.budget_ms, "closed"))
+        except Exception as e:  # noqa: BLE001 - it is user code; what is left is freed all the same
+            self.events.add("control_failed", describe(e))
 
     def _tell(self, load: Load) -> None:
         if load.clock_jumped:

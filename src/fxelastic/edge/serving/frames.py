@@ -66,9 +66,15 @@ def read_npy(stream: BinaryIO, max_bytes: int) -> Array | None:
         raise UsageError(
             "the array ends too early", expected=f"{n_bytes:,} bytes", got=f"{len(data):,}"
         )
-    array = np.frombuffer(data, dtype)
-    ordered = array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape)
-    return np.ascontiguousarray(ordered, dtype.newbyteorder("="))
+    try:
+        array = np.frombuffer(data, dtype)
+        ordered = array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape)
+        return np.ascontiguousarray(ordered, dtype.newbyteorder("="))
+    except ValueError as e:
+        # More dimensions than numpy has, or sizes beyond the largest integer beside a 0.
+        raise UsageError(
+            "no array has the shape of this one", expected="at most 64 dimensions", got=str(e)
+        ) from e
 
 
 def write_npy(array: Array) -> bytes:

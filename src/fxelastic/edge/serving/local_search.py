@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.searching.search import search
-from fxelastic.edge.searching.study import SearchEndedError, Study
+from fxelastic.edge.searching.study import SearchAbortedError, Study
 from fxelastic.edge.serving.ladder import Step
 from fxelastic.spec.latency_table import LatencyTable
 
@@ -24,14 +24,14 @@ class LocalSearch:
 
     Attributes:
         bundle: The bundle.
-        table: The device's latencies.
+        table: Gives the device's latencies as they are known by then.
         data: Samples, in any of the forms that `edge.search` takes.
         path: The pool's file; what is found is added to it. None to keep it in memory only.
         options: Other arguments of `edge.search`, such as ``max_subnets`` and ``score``.
     """
 
     bundle: Bundle
-    table: LatencyTable
+    table: Callable[[], LatencyTable]
     data: Any
     path: str | os.PathLike[str] | None = None
     options: dict[str, Any] = field(default_factory=dict)
@@ -42,11 +42,11 @@ class LocalSearch:
 
         def end_if_stopped(budget_ms: float, study: Study) -> None:
             if stop.is_set():
-                raise SearchEndedError
+                raise SearchAbortedError
 
         result = search(
             self.bundle,
-            self.table,
+            self.table(),
             self.data,
             budget_ms=limit_ms,
             threads=1,

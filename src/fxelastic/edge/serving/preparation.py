@@ -59,12 +59,23 @@ class Preparation:
             keep: How many subnets or branches to keep.
             scratch: Where to put their files; the system's folder for temporary files by default.
             courtesy: Stops the process while requests run; None not to.
+
+        Raises:
+            ServingError: There is no folder for temporary files.
         """
         self._bundle = bundle
         # The process may be started when this one works in another folder.
         self._folder = bundle.path.absolute()
         self._keep = keep
-        self._scratch = Scratch(scratch)
+        try:
+            self._scratch = Scratch(scratch)
+        except OSError as e:
+            raise ServingError(
+                "there is no folder for temporary files",
+                expected="one that can be written",
+                got=str(e),
+                fix="name one in the variable TMPDIR, or serve in paged mode",
+            ) from e
         # By kind and name.
         self._files: dict[tuple[str, str], _Prepared] = {}
         self._n_made = 0

@@ -116,10 +116,15 @@ class Research:
         begin_s = self._clock()
         try:
             found = self._researcher.search(limit_ms, self._stop)
-            known = {entry.arch for entry in self._catalogue.entries}
-            fresh = [step for step in found if step.arch not in known]
-            if not self._stop.is_set() and fresh:
-                self._catalogue.replace((*self._catalogue.entries, *fresh))
+            fresh: list[Step] = []
+
+            def added(entries: Sequence[Step]) -> Sequence[Step]:
+                known = {entry.arch for entry in entries}
+                fresh[:] = [step for step in found if step.arch not in known]
+                return (*entries, *fresh)
+
+            if not self._stop.is_set():
+                self._catalogue.update(added)
         except Exception as e:  # noqa: BLE001 - the search is a help; serving goes on without it
             self._pause()
             self._events.add("research_failed", describe(e), limit_ms=limit_ms)

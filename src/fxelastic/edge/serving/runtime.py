@@ -225,7 +225,7 @@ class Runtime:
         for other in standby.steps(self._catalogue.ladder, step, budget_ms, budget_ms)[:1]:
             self._builder.load_now(other)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Answer a request.
 
         Args:
@@ -241,7 +241,7 @@ class Runtime:
         """
         return self.infer(*args, **kwargs).value
 
-    def infer(self, *args: Any, **kwargs: Any) -> Reply:
+    def infer(self, /, *args: Any, **kwargs: Any) -> Reply:
         """Answer a request, and say which subnet did.
 
         Args:
@@ -377,11 +377,13 @@ class Runtime:
             if self._upkeep is not None:
                 self._upkeep.close()
             self._controller.close()
+            last = self._residents.current
             # No round of the control loop will let it go on after the last request.
             with self._courtesy.hurry():
                 self._builder.close()
                 self._residents.close()
                 self._loader.close()
+            self._controller.finish(last)
             self._freed = True
         self._events.add("closed", f"after {self._residents.n_acquired:,} requests")
 

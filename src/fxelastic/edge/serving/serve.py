@@ -12,6 +12,7 @@ import psutil
 from fxelastic.edge.arguments import refuse_paths
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.pool import SubnetPool
+from fxelastic.edge.searching.scores import Score
 from fxelastic.edge.serving.assembled import AssembledLoader
 from fxelastic.edge.serving.courtesy import Courtesy
 from fxelastic.edge.serving.executable import Loader
@@ -27,6 +28,7 @@ from fxelastic.edge.serving.scratch import on_disk
 from fxelastic.edge.serving.signature import BundleSignature
 from fxelastic.edge.serving.standby import Standby
 from fxelastic.edge.serving.table_probe import TableProbe
+from fxelastic.edge.serving.upkeep import Restated
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.errors import UsageError
 from fxelastic.spec.latency_table import LatencyTable
@@ -44,6 +46,8 @@ def serve(
     memory_bytes: int | None = None,
     threads: int = 0,
     data: Any = None,
+    score: str | Score = "top1",
+    held_out: float = 0.2,
     table_path: str | os.PathLike[str] | None = None,
     pool_path: str | os.PathLike[str] | None = None,
     researcher: Researcher | None = None,
@@ -56,7 +60,8 @@ def serve(
         table: The device's latencies, from `edge.profile`. The branches in use are measured
             from time to time; where some have become slower and others not, the table and the
             pool's latencies are corrected. Without a table this is not done.
-        pool: Subnets with latency and accuracy: ``result.pool`` of `edge.search`.
+        pool: Subnets with latency and accuracy: ``result.pool`` of `edge.search`, whose latencies
+            are those of the table where there is one; or such steps of your own, as they are.
         budget_ms: What a request may take, in ms.
         mode: ``assembled`` runs each subnet as one model, which is quickest, and holds a few of
             them ready. ``paged`` runs branch after branch and holds only the branches of the
@@ -68,6 +73,8 @@ def serve(
         threads: Threads to compute with; 0 for one for each core.
         data: Samples, in any of the forms that `edge.search` takes, to search for quicker
             subnets in the background when none of the pool keeps the budget.
+        score: The score of the pool's accuracies, as `edge.search` was told.
+        held_out: The same for the share of the samples.
         table_path: Where the corrected table goes; None for nowhere.
         pool_path: Where a pool with what was found goes; None for nowhere.
         researcher: Searches in place of `edge.search` with ``data``.
@@ -98,6 +105,12 @@ def serve(
         bundle.space.validate(entry.arch)
     if mode == "auto":
         mode = "assembled" if _room_for_assembled(bundle, entries, memory_bytes) else "paged"
+    if table is not None and isinstance(pool, SubnetPool):
+        # The table may have been corrected since, and the pool searched for another mode.
+        entries = tuple(
+            Restated(entry.arch, table.predict_ms(entry.arch, mode), entry.accuracy)
+            for entry in entries
+        )
     entries = _fitting(bundle, entries, memory_bytes)
     options = replace(options or ServingOptions(), memory_bytes=memory_bytes)
     if mode == "paged" and memory_bytes is None:
@@ -107,7 +120,8 @@ def serve(
         timer = BranchTimer(bundle, SessionMaker(threads).open_branch, table.batch_size)
         probe = TableProbe(table, timer, mode, table_path)
         if data is not None and researcher is None:
-            researcher = LocalSearch(bundle, table, data, pool_path, {"mode": mode})
+            known, how = probe, {"mode": mode, "score": score, "held_out": held_out}
+            researcher = LocalSearch(bundle, lambda: known.table, data, pool_path, how)
     elif data is not None and researcher is None:
         raise UsageError(
             "a search while serving needs a latency table",

@@ -6,8 +6,10 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from fxelastic.edge.serving.probe import BranchTimer
+from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
 from fxelastic.spec.latency_table import LatencyTable
 
@@ -33,7 +35,9 @@ class TableProbe:
         self.table = table
         self._timer = timer
         self._mode = mode
-        self._path = path
+        self._path = None if path is None else Path(path)
+        # What is in the file as far as this process knows.
+        self._known = self._bytes()
 
     def expected_ms(self, arch: Arch) -> Mapping[str, float]:
         """What the table says of a subnet's branches; see `Probe`."""
@@ -53,10 +57,25 @@ class TableProbe:
         """Write the table, if it goes to a file.
 
         Raises:
-            UsageError: The file can't be written; an old one is as it was.
+            UsageError: The file can't be written, or somebody else has; it is as it was.
         """
-        if self._path is not None:
-            self.table.save(self._path)
+        if self._path is None:
+            return
+        if self._bytes() != self._known:
+            raise UsageError(
+                f"{self._path} is another table by now, and is kept",
+                expected="the one that serving began with",
+                got="one that was written since",
+                fix="serve again, to use that one",
+            )
+        self.table.save(self._path)
+        self._known = self._bytes()
+
+    def _bytes(self) -> bytes | None:
+        try:
+            return None if self._path is None else self._path.read_bytes()
+        except FileNotFoundError:
+            return None
 
 
 def renewed(table: LatencyTable, factors: Mapping[str, float]) -> LatencyTable:

@@ -39,7 +39,7 @@ class Trace:
     """
 
     def __init__(self, path: str | os.PathLike[str], budget_ms: float, start_s: float) -> None:
-        """Begin a new file.
+        """Begin a new file; it is empty until there is something to note.
 
         Args:
             path: The file; it must not exist, or be empty.
@@ -64,7 +64,8 @@ class Trace:
                 expected="a file that is not there yet",
                 got=describe(e),
             ) from e
-        self._write([{"type": "start", "schema": SCHEMA, "budget_ms": budget_ms}])
+        # Not written yet: a start that fails leaves a file that the next one may use.
+        self._first = [{"type": "start", "schema": SCHEMA, "budget_ms": budget_ms}]
 
     def on_tick(self, situation: Situation, decision: Decision) -> None:
         """Note what a round of the control loop saw."""
@@ -145,7 +146,9 @@ class Trace:
                 return
             try:
                 # One write for whole lines: a reader never sees half of one.
-                self._file.write("".join(json.dumps(row) + "\n" for row in rows))
+                lines = [json.dumps(row) + "\n" for row in (*self._first, *rows)]
+                self._file.write("".join(lines))
                 self._file.flush()
+                self._first = []
             except OSError as e:
                 self.error = describe(e)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -149,11 +149,15 @@ class Upkeep:
             factors={name: drift.factors[name] for name in drift.uneven},
         )
         change = self._probe.renew({name: drift.factors[name] for name in drift.uneven})
-        entries: list[Step] = [
-            Restated(entry.arch, entry.latency_ms * change(entry.arch), entry.accuracy)
-            for entry in self._catalogue.entries
-        ]
-        self._catalogue.replace(entries)
+
+        def restated(entries: Sequence[Step]) -> Sequence[Step]:
+            return [
+                Restated(entry.arch, entry.latency_ms * change(entry.arch), entry.accuracy)
+                for entry in entries
+            ]
+
+        self._catalogue.update(restated)
+        entries = self._catalogue.entries
         for entry in entries:
             self._residents.restate(entry)
         self._events.add(

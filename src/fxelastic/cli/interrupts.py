@@ -1,0 +1,64 @@
+"""Ctrl-C and a polite request to end, between requests and not within one."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupts:
+    """Makes both a KeyboardInterrupt in the main thread; while a request runs, after its end.
+
+    Within a request one may come anywhere in its bookkeeping, and the runtime would wait for ever
+    for a request that has ended. A second one does not wait: what runs may never end.
+    """
+
+    def __init__(self) -> None:
+        """Do nothing yet; to be used in a ``with`` statement."""
+        self._before: dict[signal.Signals, Any] = {}
+        self._held = False
+        self._pending: tuple[int, FrameType | None] | None = None
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """A request runs until the block ends."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+            pending, self._pending = self._pending, None
+            if pending is not None:
+                self._interrupt(*pending)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._held and self._pending is None:
+            self._pending = number, frame
+        else:
+            self._interrupt(number, frame)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        before = self._before[signal.Signals(number)]
+        if number == signal.SIGINT and callable(before):
+            before(number, frame)
+        raise KeyboardInterrupt
