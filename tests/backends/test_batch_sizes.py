@@ -69,3 +69,31 @@ def test_a_fixed_batch_size_is_kept_to_everywhere(tmp_path: Path) -> None:
     data = x, np.zeros(12, np.int64)
     found = edge.search(bundle, table, data, budget_ms=1e3, max_subnets=3)
     assert found.pool.entries
+
+
+class Timed(nn.Module):
+    """Takes a number besides a batch, and gives it back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.time = nn.Linear(4, 8)
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        waves = (step[None].expand(x.shape[0])[:, None] * torch.arange(4.0)).sin()
+        for layer in self.layers:
+            x = x + torch.tanh(layer(x) + self.time(waves))
+        return x, step * 2
+
+
+def test_a_number_stays_a_number_on_the_device(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, step = Timed().eval(), torch.tensor(7.0)
+    supernet = fxelastic.expand(model, 0.3, example_inputs=(torch.randn(2, 8), step))
+    bundle = fxelastic.export(supernet, tmp_path / "bundle")
+    x = torch.randn(3, 8)
+    with edge.Executor(bundle) as executor, torch.no_grad():
+        found = executor.run(bundle.space.original, {"x": x.numpy(), "step": step.numpy()})
+        for array, tensor in zip(found, model(x, step), strict=True):
+            assert array.shape == tensor.shape
+            np.testing.assert_allclose(array, tensor.numpy(), rtol=1e-4, atol=1e-5)

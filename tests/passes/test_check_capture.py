@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import fxelastic
 from fxelastic.errors import CaptureError, UsageError
@@ -139,3 +141,48 @@ def test_sparse_weights_are_refused() -> None:
     model.register_buffer("edges", torch.eye(4).to_sparse())
     with pytest.raises(CaptureError, match=r"'edges' can't be captured(.|\n)*to_dense"):
         capture(model, torch.randn(2, 4))
+
+
+class Rounded(torch.autograd.Function):
+    """Rounds; gradients pass as if it did not."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient
+
+
+class Odd(nn.Module):
+    """Does something between two layers."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.between(self.first(x)))
+
+
+@pytest.mark.parametrize(
+    ("between", "told"),
+    [
+        (lambda x: Rounded.apply(4 * x) / 4, "backward of Rounded is not captured"),
+        (lambda x: x + torch.randn_like(x), "draws random numbers"),
+        (lambda x: checkpoint(torch.relu, x, use_reentrant=True), ""),
+    ],
+)
+def test_what_a_capture_can_t_hold_is_told(between: Callable[[Tensor], Tensor], told: str) -> None:
+    apply = vars(torch.autograd.Function)["apply"]
+    warnings = capture(Odd(between).eval(), torch.randn(2, 8)).warnings
+    assert vars(torch.autograd.Function)["apply"] is apply
+    assert [told in warning for warning in warnings] == [True] * bool(told)
+
+
+def test_a_scripted_part_is_named() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), torch.jit.script(nn.Linear(8, 8))).eval()
+    with pytest.raises(UsageError, match="scripted module cannot be captured: 1"):
+        capture(model, torch.randn(2, 8))

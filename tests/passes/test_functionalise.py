@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import fxelastic
 from fxelastic.ir.operators import mutated_operands
 from fxelastic.passes import capture
 
@@ -90,3 +92,41 @@ def test_an_input_that_the_model_writes_to_is_not_the_users() -> None:
     x = torch.zeros(2, 4)
     capture(Writes(4, 4), x)
     assert torch.equal(x, torch.zeros(2, 4))
+
+
+class Mapped(nn.Module):
+    """Uses torch.func.vmap, whose tensors have no memory of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.func.vmap(lambda row: row * row.sum())(self.first(x)))
+
+
+class Counted(nn.Module):
+    """Divides by how many values are above zero, which is a result like any other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU())
+        self.middle = nn.Linear(8, 8)
+        self.last = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x)
+        return self.last(self.middle(x) / ((x > 0).nonzero().shape[0] + 1))
+
+
+@pytest.mark.parametrize("kind", [Mapped, Counted])
+def test_odd_values_are_captured(kind: type[nn.Module], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = kind().eval()
+    supernet = fxelastic.expand(model, 0.2, example_inputs=torch.randn(2, 8))
+    x = torch.randn(5, 8)
+    with torch.no_grad():
+        assert torch.equal(supernet(x), model(x))
+        for arch in supernet.space.sample(3, seed=0):
+            assert supernet(x, arch=arch).isfinite().all()
+    fxelastic.export(supernet, tmp_path / "bundle")

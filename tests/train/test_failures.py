@@ -230,3 +230,17 @@ def test_what_a_callback_raises_ends_the_run_and_closes_the_observers() -> None:
         fxelastic.tune(supernet, image_batches(), callbacks=[Raises()])
     assert ends == [None]
     assert not any(module.training for module in supernet.modules())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_half_weights_are_refused_before_they_move(stage: str) -> None:
+    """Their steps round to nothing, and the optimiser's small numbers to 0."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8)]
+    model = nn.Sequential(*layers).eval().half()
+    supernet = fxelastic.expand(model, 0.5, example_inputs=torch.randn(4, 8).half())
+    before = weights(supernet)
+    data = [(torch.randn(8, 8).half(), torch.zeros(8, dtype=torch.long)) for _ in range(3)]
+    with pytest.raises(UsageError, match="float16 can't be trained"):
+        STAGES[stage](supernet, data)
+    assert not moved(supernet, before)

@@ -109,7 +109,7 @@ class Executor:
         """
         check_inputs(self.bundle, inputs)
         constants = self.bundle.constants
-        given = {info.name: np.ascontiguousarray(inputs[info.name]) for info in self.bundle.inputs}
+        given = {info.name: np.asarray(inputs[info.name], order="C") for info in self.bundle.inputs}
         return {k: ort.OrtValue.ortvalue_from_numpy(v) for k, v in {**constants, **given}.items()}
 
     def advance(self, branch: str, state: State) -> State:

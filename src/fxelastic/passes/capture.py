@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import keyword
 import logging
 import re
 from collections.abc import Iterable
@@ -32,6 +33,9 @@ from fxelastic.passes.sizes import localise_sizes
 from fxelastic.passes.squeezes import name_squeezed_dimensions
 
 logger = logging.getLogger(__name__)
+
+# Names that the code of a graph has for something else.
+_TAKEN = frozenset({"torch", "self", "device", "inf", "nan", "NoneType", "fx_pytree", "pytree"})
 
 
 def capture(model: nn.Module, example_inputs: Any = None) -> Traced:
@@ -122,13 +126,16 @@ def _check_model(model: Any) -> None:
                 got=f"a tensor of layout {tensor.layout}",
                 fix="convert it with to_dense()",
             )
-    if isinstance(model, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
-        raise UsageError(
-            "a scripted model cannot be captured",
-            expected="the nn.Module it was scripted from",
-            got=type(model).__name__,
-            fix="pass the original Python module",
-        )
+    for name, module in model.named_modules():
+        if isinstance(module, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
+            raise UsageError(
+                f"a scripted module cannot be captured: {name}"
+                if name
+                else "a scripted model cannot be captured",
+                expected="the nn.Module it was scripted from",
+                got=type(module).__name__,
+                fix="pass the original Python module",
+            )
 
 
 def _in_order(
@@ -214,6 +221,7 @@ def _identifiers(names: list[str]) -> list[str]:
     for name in names:
         base = re.sub(r"\W", "_", name) or "input"
         base = f"_{base}" if base[0].isdigit() else base
+        base = f"{base}_" if base in _TAKEN or keyword.iskeyword(base) else base
         unique, n = base, 1
         while unique in result:
             unique, n = f"{base}_{n}", n + 1

@@ -48,7 +48,9 @@ def check_capture(
     """
     leaves, tree = trees.flatten((args, kwargs))
     found = list(traced.warnings)
-    expected = _results(model, tree, leaves)
+    functions: set[str] = set()
+    with _noted_functions(functions):
+        expected = _results(model, tree, leaves)
     try:
         captured = _results(traced, tree, leaves)
         worst = _farthest(expected, captured)
@@ -65,6 +67,13 @@ def check_capture(
     if traced.dynamic_batch:
         worst = max(worst, _worst_at_other_sizes(traced, model, tree, leaves))
         found += _alone(traced, model, tree, leaves)
+    if _farthest(expected, _results(model, tree, leaves, seed=1)) > _TOLERANCE:
+        found.append("the model draws random numbers in eval mode: an export can't be compared")
+    if functions:
+        found.append(
+            f"the backward of {', '.join(sorted(functions))} is not captured: training takes the "
+            "gradients of the operators in forward"
+        )
     if worst:
         found.append(f"the capture agrees with the model to {worst:.0e}, not bit for bit")
     return dataclasses.replace(traced, warnings=tuple(found))
@@ -149,9 +158,11 @@ def _refuse_state(traced: Traced, model: nn.Module, tree: trees.Tree, leaves: li
         )
 
 
-def _results(function: Any, tree: trees.Tree, leaves: list[Any]) -> _Results:
+def _results(
+    function: Any, tree: trees.Tree, leaves: list[Any], seed: int | None = None
+) -> _Results:
     args, kwargs = trees.unflatten(tree, _copies(leaves))
-    return _run(function, args, kwargs)
+    return _run(function, args, kwargs, seed)
 
 
 def _difference(traced: Traced, expected: _Results, tree: trees.Tree, leaves: list[Any]) -> float:
@@ -175,9 +186,29 @@ def _told(expected: _Results, found: _Results, worst: float) -> str:
     return f"{shapes[0]} in place of {shapes[1]}" if shapes[0] != shapes[1] else "other constants"
 
 
-def _run(function: Any, args: Any, kwargs: Any) -> _Results:
+def _run(function: Any, args: Any, kwargs: Any, seed: int | None) -> _Results:
+    """Run with the random numbers that are next, or those of a seed."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]), _slow_attention():
+        if seed is not None:
+            torch.manual_seed(seed)
         return trees.flatten(function(*args, **kwargs))
+
+
+@contextlib.contextmanager
+def _noted_functions(names: set[str]) -> Iterator[None]:
+    """Note the functions with a backward of their own that are called, but for torch's."""
+    usual = vars(torch.autograd.Function)["apply"]
+
+    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+        if not cls.__module__.startswith("torch."):
+            names.add(cls.__name__)
+        return usual.__get__(None, cls)(*args, **kwargs)
+
+    setattr(torch.autograd.Function, "apply", classmethod(apply))  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(torch.autograd.Function, "apply", usual)  # noqa: B010
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fxelastic.errors import CaptureError
+from fxelastic.passes.closures import close_over_copy
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +19,7 @@ def clone_for_capture(model: nn.Module) -> nn.Module:
     """Copy the module tree so that tracing can't touch the user's model.
 
     Parameters are shared by reference. Everything a forward pass may write to (flags, buffers,
-    plain attributes) is a copy, and the copy is in eval mode.
+    plain attributes) is a copy, which functions close over too, and the copy is in eval mode.
 
     Args:
         model: The user's model, in any mode.
@@ -40,10 +41,13 @@ def clone_for_capture(model: nn.Module) -> nn.Module:
     memo: dict[int, object] = {id(tensor): tensor for tensor in _shared_tensors(model)}
     try:
         clone: nn.Module = copy.deepcopy(model, memo)
+        close_over_copy(clone, memo, deep=True)
     except Exception as e:  # noqa: BLE001  # any attribute of any class may refuse to be copied
         logger.debug("deepcopy of %s failed (%s); copying module by module", type(model), e)
         try:
-            clone = _clone_structure(model, {})
+            done: dict[int, nn.Module] = {}
+            clone = _clone_structure(model, done)
+            close_over_copy(clone, done, deep=False)
         except Exception as again:
             raise CaptureError(
                 f"the modules of {type(model).__name__} cannot be copied",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from fxelastic.ir.operators import (
     attribute,
@@ -114,7 +115,8 @@ class _Analysis:
             self._learned.add(node)
 
     def _is_size(self, node: fx.Node, operands: list[fx.Node]) -> bool:
-        if not is_number(node):
+        if not is_number(node) or free_unbacked_symbols(node.meta["val"]):
+            # How many elements are not zero is a result like any other.
             return False
         return node.target is torch.ops.aten.sym_size.int or (
             bool(operands) and all(operand in self._sizes for operand in operands)

@@ -26,7 +26,11 @@ def functionalise_simple(graph: fx.Graph) -> bool:
         Whether the graph is functional now.
     """
     position = {node: i for i, node in enumerate(graph.nodes)}
-    memory = _memory(graph)
+    try:
+        memory = _memory(graph)
+    except NotImplementedError:
+        # What torch.func.vmap computes is no tensor with a memory; torch traces it anew.
+        return False
     sharers = _sharers(memory)
     for node in list(graph.nodes):
         written = list(mutated_operands(node))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from typing import Any
 
@@ -102,11 +103,22 @@ class _Builder:
         if name is None:
             name = f"_constants.c{self._n_constants}"
             self._n_constants += 1
+        name = self._writable(name)
         self._attach(name, tensor)
         new = self._graph.get_attr(name)
         new.meta = {"val": node.meta.get("val"), "nn_module_stack": {}}
         self._by_tensor[id(tensor)] = new
         return new
+
+    def _writable(self, name: str) -> str:
+        """A name as the code of a graph can have it: a head that is called ``class`` is not."""
+        if not any(map(keyword.iskeyword, name.split("."))):
+            return name
+        taken = set(self._names.values())
+        while name in taken or any(map(keyword.iskeyword, name.split("."))):
+            name = ".".join(f"{p}_" if keyword.iskeyword(p) else p for p in name.split("."))
+            name = f"{name}_" if name in taken else name
+        return name
 
     def _lookup(self, spec: Any, target: str) -> Any:
         constants = self._program.constants

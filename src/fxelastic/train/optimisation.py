@@ -43,8 +43,17 @@ class Optimisation:
             clip_each: Clip the gradients of each branch alone: they are of independent losses.
 
         Raises:
-            UsageError: The user's optimiser is none, or holds other parameters.
+            UsageError: The user's optimiser is none, or holds other parameters; or weights have
+                too few bits to be trained.
         """
+        half = [name for name, p in new.parameters.items() if p.dtype is torch.float16]
+        if half:
+            raise UsageError(
+                "weights of float16 can't be trained: their steps round to nothing or to infinity",
+                expected="float32 or bfloat16",
+                got=f"float16, as in {half[0]}",
+                fix="expand model.float(), and train with precision='fp16'",
+            )
         self._new = new
         self._training = training
         self._processes = processes

@@ -49,6 +49,7 @@ def test_shapes_that_numpy_does_not_have_are_refused(shape: str) -> None:
 def test_an_array_survives(array: np.ndarray[Any, Any]) -> None:
     read = read_npy(io.BytesIO(write_npy(array)), MAX)
     assert read is not None
+    assert read.shape == array.shape
     np.testing.assert_array_equal(read, array)
     assert read.dtype == array.dtype.newbyteorder("=")
     assert read.flags.c_contiguous

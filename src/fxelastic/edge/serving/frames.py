@@ -69,7 +69,7 @@ def read_npy(stream: BinaryIO, max_bytes: int) -> Array | None:
     try:
         array = np.frombuffer(data, dtype)
         ordered = array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape)
-        return np.ascontiguousarray(ordered, dtype.newbyteorder("="))
+        return np.asarray(ordered, dtype.newbyteorder("="), order="C")
     except ValueError as e:
         # More dimensions than numpy has, or sizes beyond the largest integer beside a 0.
         raise UsageError(
