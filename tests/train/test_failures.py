@@ -243,4 +243,4 @@ def test_half_weights_are_refused_before_they_move(stage: str) -> None:
     data = [(torch.randn(8, 8).half(), torch.zeros(8, dtype=torch.long)) for _ in range(3)]
     with pytest.raises(UsageError, match="float16 can't be trained"):
         STAGES[stage](supernet, data)
-    assert not moved(supernet, before)
+    assert not moved(before, supernet)
