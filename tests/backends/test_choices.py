@@ -192,3 +192,11 @@ def test_a_file_that_chooses_wrongly_is_found(tmp_path: Path, kind: Any) -> None
     with pytest.raises(ExportError, match=r"1 of \d+ files compute something else") as caught:
         parity.check_files(files)
     assert f"branch {chooser}" in str(caught.value)
+
+
+def test_a_maximum_without_its_place_is_no_choice() -> None:
+    """A file has no node for it."""
+    x = torch.ones(2, 5, 3)
+    module = traced(lambda x: x.max(dim=2).values.topk(2, dim=1), x)
+    found = ran(module, x, [[4, 2], [0, 3]])
+    assert torch.equal(found[1], torch.tensor([[4, 2], [0, 3]]))

@@ -174,3 +174,23 @@ def test_a_batch_that_is_parted_is_exported(tmp_path: Path) -> None:
     (found,) = session.run(None, dict(zip(names, (a.numpy(), b.numpy()), strict=True)))
     with torch.no_grad():
         np.testing.assert_allclose(found, model(a, b).numpy(), rtol=1e-4, atol=1e-5)
+
+
+class Masked(nn.Module):
+    """Makes a mask of integers by taking them from a fraction, as attention masks often are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        hidden = self.first(x).relu()
+        return self.last(hidden * (1.0 - mask)[:, None] - torch.rsub(mask, 0.5, alpha=2)[:, None])
+
+
+def test_integers_are_taken_from_a_fraction(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, mask = Masked().eval(), torch.tensor([0, 1, 1])
+    supernet = fxelastic.expand(model, 0.6, example_inputs=(torch.randn(3, 4), mask))
+    # Verifies each file against torch.
+    fxelastic.export(supernet, tmp_path / "bundle")

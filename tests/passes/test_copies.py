@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -62,3 +65,40 @@ def test_writes_have_gradients(form: str) -> None:
     assert one.grad is not None
     assert other.grad is not None
     assert torch.allclose(one.grad, other.grad, rtol=1e-5, atol=1e-6)
+
+
+class Joined(nn.Module):
+    """Writes two results into memory that it took as it came, with layers in between."""
+
+    def __init__(self, take: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(8, 3), nn.Linear(8, 5), nn.Linear(8, 2)
+        self.take = take
+
+    def forward(self, x: Tensor) -> Tensor:
+        joined = self.take(x)
+        joined[:, :3] = self.first(x).relu()
+        joined[:, 3:] = self.second(x).relu()
+        return self.last(joined)
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda x: x.new_empty(x.shape[0], 8),
+        torch.empty_like,
+        lambda x: torch.empty(x.shape[0], 8),
+        lambda x: torch.empty_like(x, memory_format=torch.contiguous_format),
+    ],
+)
+def test_memory_that_is_filled_in_parts(take: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
+    """A cut between two writes hands on what is not written yet: zeros, each time."""
+    torch.manual_seed(0)
+    model = Joined(take).eval()
+    supernet = fxelastic.expand(model, 0.5, example_inputs=torch.randn(2, 8))
+    targets = {str(node.target) for node in supernet.partition.graph.nodes}
+    assert not any("empty" in target for target in targets)
+    x = torch.randn(5, 8)
+    with torch.no_grad():
+        assert torch.equal(supernet(x), model(x))
+    fxelastic.export(supernet, tmp_path / "bundle")

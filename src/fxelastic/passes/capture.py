@@ -24,6 +24,7 @@ from fxelastic.passes.casts import drop_idle_casts
 from fxelastic.passes.check_capture import BatchFixedError, check_capture
 from fxelastic.passes.clone import clone_for_capture
 from fxelastic.passes.copies import replace_copies
+from fxelastic.passes.empties import fill_empty
 from fxelastic.passes.export import WRAPPED, Exported, quiet
 from fxelastic.passes.functionalise import functionalise_simple
 from fxelastic.passes.input_types import check_input_types
@@ -253,6 +254,7 @@ def _functional_graph(exported: Exported, model: nn.Module, signature: Signature
 
 def _without_copies(graph_module: fx.GraphModule) -> fx.GraphModule:
     replace_copies(graph_module.graph)
+    fill_empty(graph_module.graph)
     graph_module.recompile()
     return graph_module
 

@@ -128,11 +128,12 @@ class _Interpreter(fx.Interpreter):
         super().__init__(module)
         self._choose = choose
 
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        result = super().call_function(target, args, kwargs)
-        place = _CHOOSING.get(str(target))
-        if place is None:
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        place = _CHOOSING.get(str(n.target))
+        if place is None or _without_indices(n):
             return result
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
         position, default = place
         dim = args[position] if len(args) > position else kwargs.get("dim", default)
         in_order = args[4] if len(args) > 4 else kwargs.get("sorted", True)
@@ -142,9 +143,18 @@ class _Interpreter(fx.Interpreter):
             return result
         if isinstance(result, Tensor):
             return found
+        # Of all dimensions at once there are no values to give beside the places.
+        assert dim is not None
         kept = own.dim() == args[0].dim()
         values = args[0].gather(dim, found if kept else found.unsqueeze(dim))
         return (values if kept else values.squeeze(dim)), found
+
+
+def _without_indices(node: fx.Node) -> bool:
+    """Whether a maximum's place is not asked for, which a file does not have then."""
+    return str(node.target) in ("aten.max.dim", "aten.min.dim") and not any(
+        user.args[1] == 1 and user.users for user in node.users
+    )
 
 
 def chooses(module: nn.Module) -> bool:

@@ -1,9 +1,9 @@
 """Operators that the exporter refuses, or that onnxruntime rounds otherwise, by others.
 
 Attention over other than four dimensions (windows, or no heads) is refused, and so are equal parts
-of a batch. Nearest neighbours of n elements are not the same everywhere: torch takes element
-``floor(i * (n / m))``, onnxruntime ``floor(i / (m / n))``, each in 32-bit floating point. Of the
-sizes up to 64, 132 pairs differ, such as 14 to 8.
+of a batch, and integers that are taken from a fraction. Nearest neighbours of n elements are not
+the same everywhere: torch takes element ``floor(i * (n / m))``, onnxruntime ``floor(i / (m / n))``,
+each in 32-bit floating point. Of the sizes up to 64, 132 pairs differ, such as 14 to 8.
 """
 
 from __future__ import annotations
@@ -128,6 +128,22 @@ def chunk(value: Tensor, chunks: int, dim: int = 0) -> Sequence[Tensor]:
     return [_ATEN.slice.Tensor(value, dim, start, end) for start, end in bounds]
 
 
+def subtracted_from(value: Tensor, other: float, alpha: float = 1) -> Tensor:
+    """A number less a tensor, which is given the result's dtype first.
+
+    Args:
+        value: Any tensor.
+        other: The number.
+        alpha: How many times it is subtracted.
+
+    Returns:
+        ``other - alpha * value``.
+    """
+    dtype = torch.result_type(value, other)
+    result: Tensor = _ATEN.rsub.Scalar(value.to(dtype), other, alpha)
+    return result
+
+
 def _upsampled(value: Tensor, sizes: Any, factors: Any) -> Tensor:
     names = (_ATEN.upsample_nearest1d, _ATEN.upsample_nearest2d, _ATEN.upsample_nearest3d)
     result: Tensor = names[value.dim() - 3].vec(value, sizes, factors)
@@ -149,6 +165,7 @@ def _of_onnxruntime(n: int, m: int) -> list[int]:
 _LOWERED: Mapping[Any, Callable[..., Any]] = {
     _ATTENTION: attention,
     _ATEN.chunk.default: chunk,
+    _ATEN.rsub.Scalar: subtracted_from,
     _ATEN.upsample_nearest1d.vec: nearest,
     _ATEN.upsample_nearest2d.vec: nearest,
     _ATEN.upsample_nearest3d.vec: nearest,
