@@ -183,7 +183,9 @@ class Replay:
         self.make_room = everything.make_room
         self._everything = everything
 
-    def scores(self, archs: Iterable[Arch], floors: Any = None) -> dict[Arch, float]:
+    def scores(
+        self, archs: Iterable[Arch], floors: Any = None, stop: Any = None
+    ) -> dict[Arch, float]:
         """The scores of subnets."""
         found = self._everything.scores(archs)
         self.known.update(found)

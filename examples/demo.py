@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -28,10 +29,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import fxelastic
+from fxelastic import edge
+from fxelastic.spec.latency_table import LatencyTable
 
 HERE = Path(__file__).resolve().parent
 GAMMA = 0.3
-BUDGETS = tuple(f"{share}%" for share in range(35, 85, 5))
+N_BUDGETS, LEAST, STEP = 10, 35, 5  # budgets, in percent of the original's latency
 THREADS = 1
 TRIES = 6  # to measure a device that changes its speed meanwhile
 COMMAND = [sys.executable, "-m", "fxelastic.cli"]
@@ -173,11 +176,11 @@ class Demo:
             "bundle.latency.json",
             lambda: run([*COMMAND, "profile", bundle, *threads, *quick]),
         )
-        budgets = [part for budget in BUDGETS for part in ("--budget", budget)]
+        budgets = [part for budget in self.budgets() for part in ("--budget", budget)]
         options = ["--data", str(self.out / "search.npz"), "--held-out", "0", *threads]
         n_subnets = "20" if self.quick else "60"
         self.stage(
-            f"search at {len(BUDGETS)} budgets",
+            f"search at {N_BUDGETS} budgets",
             "search.json",
             lambda: run(
                 [*COMMAND, "search", bundle, *options, *budgets, "--json"]
@@ -187,6 +190,16 @@ class Demo:
         )
         device = [sys.executable, str(HERE / "demo_device.py"), str(self.out), "measure"]
         self.stage("run the winners", "measured.json", lambda: run(device))
+
+    def budgets(self) -> list[str]:
+        """Shares of the original's latency; on no device less than the quickest subnet takes."""
+        bundle = edge.load(self.out / "bundle")
+        table = LatencyTable.load(self.out / "bundle.latency.json")
+        quickest = bundle.space.min_cost_arch(table.costs("assembled"))
+        share = table.predict_ms(quickest) / table.predict_ms(bundle.space.original)
+        least = max(LEAST, STEP * math.ceil(100 * share / STEP))
+        shares = (min(least + STEP * i, 100) for i in range(N_BUDGETS))
+        return [f"{share}%" for share in dict.fromkeys(shares)]
 
     def speed(self) -> float:
         """What the original took with the winners, as a share of what it took at first.
