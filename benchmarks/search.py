@@ -297,7 +297,7 @@ def drawn(
     groups: list[list[Arch]] = []
     scores = evaluator.scores
 
-    def noted(archs: Iterable[Arch], floors: Any = None) -> dict[Arch, float]:
+    def noted(archs: Iterable[Arch], floors: Any = None, stop: Any = None) -> dict[Arch, float]:
         groups.append(list(archs))
         return scores(groups[-1], floors)
 
