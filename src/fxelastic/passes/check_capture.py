@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import threading
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
@@ -19,6 +20,8 @@ from fxelastic.passes.batch import batch_leaves, with_batch_size
 logger = logging.getLogger(__name__)
 
 _Results: TypeAlias = "tuple[list[Any], trees.Tree]"
+
+_watching = threading.RLock()
 
 #: Largest relative difference that rounding explains.
 _TOLERANCE = 1e-3
@@ -197,18 +200,20 @@ def _run(function: Any, args: Any, kwargs: Any, seed: int | None) -> _Results:
 @contextlib.contextmanager
 def _noted_functions(names: set[str]) -> Iterator[None]:
     """Note the functions with a backward of their own that are called, but for torch's."""
-    usual = vars(torch.autograd.Function)["apply"]
+    # One at a time: two threads would take each other's for the usual one.
+    with _watching:
+        usual = vars(torch.autograd.Function)["apply"]
 
-    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
-        if not cls.__module__.startswith("torch."):
-            names.add(cls.__name__)
-        return usual.__get__(None, cls)(*args, **kwargs)
+        def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+            if not cls.__module__.startswith("torch."):
+                names.add(cls.__name__)
+            return usual.__get__(None, cls)(*args, **kwargs)
 
-    setattr(torch.autograd.Function, "apply", classmethod(apply))  # noqa: B010
-    try:
-        yield
-    finally:
-        setattr(torch.autograd.Function, "apply", usual)  # noqa: B010
+        setattr(torch.autograd.Function, "apply", classmethod(apply))  # noqa: B010
+        try:
+            yield
+        finally:
+            setattr(torch.autograd.Function, "apply", usual)  # noqa: B010
 
 
 @contextlib.contextmanager
