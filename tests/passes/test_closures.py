@@ -78,6 +78,13 @@ def by_default(model: nn.Module) -> Callable[[Tensor], Tensor]:
     return activation
 
 
+def by_named_default(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    def activation(x: Tensor, *, owner: nn.Module = model) -> Tensor:
+        return dropped(owner, x)
+
+    return activation
+
+
 def nested(model: nn.Module) -> Callable[[Tensor], Tensor]:
     def inner(x: Tensor) -> Tensor:
         return dropped(model, x)
@@ -90,6 +97,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "lambda": lambda: Activated(lambda model: lambda x: dropped(model, x)),
     "partial": lambda: Activated(lambda model: functools.partial(dropped, model)),
     "default": lambda: Activated(by_default),
+    "named default": lambda: Activated(by_named_default),
     "nested": lambda: Activated(nested),
     "not copied as a whole": lambda: Uncopied(lambda model: lambda x: dropped(model, x)),
     "patched forward": patched,

@@ -78,10 +78,13 @@ class _Rebinder:
             return self._done[id(function)]
         self._done[id(function)] = function
         defaults = self.rebound(function.__defaults__, depth - 1)
+        named = function.__kwdefaults__ or {}
+        new_named = {name: self.rebound(value, depth - 1) for name, value in named.items()}
         cells = function.__closure__ or ()
         contents = [_content(cell) for cell in cells]
         rebound = [self.rebound(content, depth - 1) for content in contents]
         changed = any(a is not b for a, b in zip(contents, rebound, strict=True))
+        changed = changed or any(new_named[name] is not value for name, value in named.items())
         if not changed and defaults is function.__defaults__:
             return function
         new_cells = tuple(
@@ -91,7 +94,7 @@ class _Rebinder:
         new = types.FunctionType(
             function.__code__, function.__globals__, function.__name__, defaults, new_cells
         )
-        new.__kwdefaults__ = function.__kwdefaults__
+        new.__kwdefaults__ = new_named or None
         new.__dict__.update(function.__dict__)
         new.__qualname__, new.__module__ = function.__qualname__, function.__module__
         self._done[id(function)] = new

@@ -17,7 +17,7 @@ from fxelastic.edge.serving.paged import PagedLoader
 from fxelastic.edge.serving.policy import Decision, RatioPolicy, Situation
 from fxelastic.edge.serving.runtime import Runtime, ServingOptions
 from fxelastic.edge.serving.standby import Standby
-from fxelastic.errors import UsageError
+from fxelastic.errors import ServingError, UsageError
 from fxelastic.spec import Arch
 from tests.edge.serving.fakes import wait_until
 from tests.edge.serving.simulation import Entry
@@ -175,3 +175,17 @@ def test_paged_subnets_are_prepared_on_disk_alone(
         loader = runtime._residents._loader
         assert isinstance(loader, PagedLoader)
         assert loader.pages is None
+
+
+def test_without_room_for_temporary_files_paged_subnets_are_served(
+    bundle: Bundle, pool: list[Entry], expected: dict[Arch, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(prefix: str, dir: Path) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fxelastic.edge.serving.scratch.tempfile.mkdtemp", full)
+    with edge.serve(bundle, None, pool, budget_ms=1000, mode="paged") as runtime:
+        reply = runtime.infer(X)
+        np.testing.assert_allclose(reply.value, expected[reply.arch], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ServingError, match="no folder for temporary files"):
+        edge.serve(bundle, None, pool, budget_ms=1000, mode="assembled")

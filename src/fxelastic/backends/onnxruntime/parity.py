@@ -209,7 +209,7 @@ def _difference(
             choices = Choices(choices_of(path, sample), tolerances, scales)
             other = first(compute(choices.run))
             choices.end()
-        except OtherChoiceError as e:
+        except (OtherChoiceError, ExportError) as e:
             logger.debug("%s: its choices can't be taken over: %s", path.name, e)
             return difference
     return difference if other is not None else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +31,7 @@ from fxelastic.edge.serving.standby import Standby
 from fxelastic.edge.serving.table_probe import TableProbe
 from fxelastic.edge.serving.upkeep import Restated
 from fxelastic.edge.sessions import SessionMaker
-from fxelastic.errors import UsageError
+from fxelastic.errors import ServingError, UsageError
 from fxelastic.spec.latency_table import LatencyTable
 
 MODES = ("auto", "assembled", "paged")
@@ -167,9 +168,11 @@ def loader_of(
     scratch = on_disk()
     if scratch is not None:
         keep = len(bundle.manifest.segments)
-        loader.pages = PreparedPages(Preparation(bundle, keep, scratch, courtesy))
         steps = Ladder.of(entries).steps
         loader.ahead = tuple(dict.fromkeys(branch for step in steps for branch in step.arch))
+        # A folder that can't be had after all is no reason not to serve.
+        with suppress(ServingError):
+            loader.pages = PreparedPages(Preparation(bundle, keep, scratch, courtesy))
     return loader
 
 
