@@ -258,7 +258,8 @@ def _check_replaced(out: Path, bundle: Bundle, *, force: bool) -> None:
 
     try:
         old = LatencyTable.load(out)
-        other = "the table of another bundle" if old.bundle_digest != bundle.digest else ""
+        same = old.fits(bundle.digest, lambda: bundle.structure_digest)
+        other = "" if same else "the table of another bundle"
         other = other or ("one of another device" if old.different_device(fingerprint()) else "")
     except UsageError:
         other = "another file"

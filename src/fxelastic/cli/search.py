@@ -189,7 +189,7 @@ def read_table(path: str | None, folder: str, bundle: Bundle) -> LatencyTable:
             fix=f"measure this device: fxelastic profile {folder}",
         )
     table = LatencyTable.load(file)
-    table.check_bundle(bundle.digest)
+    table.check_bundle(bundle.digest, lambda: bundle.structure_digest)
     return table
 
 

@@ -219,6 +219,19 @@ class Bundle:
             if value.constant is not None
         }
 
+    @cached_property
+    def structure_digest(self) -> str:
+        """Digest of what decides latencies: equal for bundles that differ in weights alone.
+
+        Reads every ONNX file when it is first asked for; see `fxelastic.edge.structure_digest`.
+
+        Raises:
+            BundleError: A file is missing or damaged.
+        """
+        from fxelastic.edge.structure_digest import structure_digest
+
+        return structure_digest(self)
+
     def result(self, values: Mapping[str, Any]) -> Any:
         """What the model returns, from the values after the last branch.
 

@@ -88,7 +88,6 @@ def profile(
         BundleError: A branch is missing or damaged, can't be run, or gives values that are not
             finite.
     """
-    limit = None if memory_bytes is None else GrowthLimit(memory_bytes)
     refuse_paths(bundle=bundle)
     batch_size = _batch_size(bundle, batch_size)
     _check(batch_size, n_samples, n_subnets, n_held_out, time_budget_s)
@@ -111,6 +110,9 @@ def profile(
         "providers": list(providers),
         "inputs": "" if inputs is None else _digest(inputs),
     }
+    # Reads all files, which is no part of what is measured.
+    structure = bundle.structure_digest
+    limit = None if memory_bytes is None else GrowthLimit(memory_bytes)
     with Executor(bundle, threads, memory_bytes, providers, limit=limit) as executor:
         sound = True
         if inputs is None:
@@ -158,7 +160,7 @@ def profile(
             executor.make_room(_COMPUTING_BYTES)
             modes[mode] = fit_mode(bundle.space, rows, fitted if n_subnets else [], held_out)
     table = LatencyTable(
-        bundle.digest, fingerprint(), batch_size, threads, providers[0], rows, modes
+        bundle.digest, fingerprint(), batch_size, threads, providers[0], rows, modes, structure
     )
     partial.remove()
     for mode in MODES:

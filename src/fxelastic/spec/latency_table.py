@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -85,13 +85,15 @@ class LatencyTable:
     """The latencies of a bundle's branches on one device.
 
     Attributes:
-        bundle_digest: The bundle's.
+        bundle_digest: Digest of the bundle that was measured, weights included.
         device: What tells the device: processor, cores, operating system, onnxruntime.
         batch_size: Samples of a run.
         threads: Threads computed with; 0 for one for each core.
         provider: Onnxruntime's execution provider.
         rows: What was measured of each branch, by id.
         modes: The costs by mode.
+        structure_digest: Digest of that bundle without its weights; empty in tables that were
+            written before it was recorded, which go with that bundle alone.
     """
 
     bundle_digest: str
@@ -101,6 +103,7 @@ class LatencyTable:
     provider: str
     rows: Mapping[str, BranchLatency]
     modes: Mapping[str, ModeLatency]
+    structure_digest: str = ""
 
     def costs(self, mode: str = "assembled") -> Mapping[str, float]:
         """What each branch adds to a run, in ms; never below 0.
@@ -154,19 +157,44 @@ class LatencyTable:
         error = self.error(mode)
         return error is not None and error.median <= median and error.p90 <= p90
 
-    def check_bundle(self, digest: str) -> None:
-        """Refuse to be used with another bundle.
+    def fits(self, digest: str, structure: Callable[[], str] = lambda: "") -> bool:
+        """Whether the table's latencies are also those of a bundle.
+
+        They are where it is the bundle that was measured, or differs from it in weights alone.
+
+        Args:
+            digest: The bundle's digest.
+            structure: Gives the digest of the bundle's structure; called where ``digest`` does not
+                decide, since it reads all files of the bundle.
+        """
+        if digest == self.bundle_digest:
+            return True
+        return bool(self.structure_digest) and structure() == self.structure_digest
+
+    def check_bundle(self, digest: str, structure: Callable[[], str] = lambda: "") -> None:
+        """Refuse to be used with a bundle of another structure: see `fits`.
+
+        Args:
+            digest: The bundle's digest.
+            structure: Gives the digest of the bundle's structure.
 
         Raises:
             UsageError: The table is of another one.
         """
-        if digest != self.bundle_digest:
-            raise UsageError(
-                "the latency table is of another bundle",
-                expected=f"a table of the bundle {digest[:12]}…",
-                got=f"one of {self.bundle_digest[:12]}…",
-                fix="measure this bundle: fxelastic profile BUNDLE",
-            )
+        if self.fits(digest, structure):
+            return
+        if self.structure_digest:
+            expected = "a table of a bundle with the same branches, shapes and operators"
+            got = "one of other branches, shapes or operators"
+        else:
+            expected = f"a table of the bundle {digest[:12]}…, or one that records a structure"
+            got = f"one of {self.bundle_digest[:12]}…, without its structure"
+        raise UsageError(
+            "the latency table is of another bundle",
+            expected=expected,
+            got=got,
+            fix="measure this bundle: fxelastic profile BUNDLE",
+        )
 
     def different_device(self, device: Mapping[str, str]) -> tuple[str, ...]:
         """In what another device differs from the one measured; empty where in nothing."""
@@ -209,6 +237,7 @@ class LatencyTable:
         value = {
             "schema": SCHEMA,
             "bundle_digest": self.bundle_digest,
+            "structure_digest": self.structure_digest,
             "device": dict(self.device),
             "batch_size": self.batch_size,
             "threads": self.threads,
@@ -251,6 +280,7 @@ class LatencyTable:
                 str(value["provider"]),
                 rows,
                 modes,
+                str(value.get("structure_digest", "")),
             )
             _check(table)
         except (KeyError, TypeError, ValueError, AttributeError) as e:

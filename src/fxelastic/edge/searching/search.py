@@ -139,7 +139,7 @@ def search(
         raise UsageError("batch_size is none", expected="at least 1", got=repr(batch_size))
     if max_subnets < 1:
         raise UsageError("max_subnets is none", expected="at least 1", got=repr(max_subnets))
-    table.check_bundle(bundle.digest)
+    table.check_bundle(bundle.digest, lambda: bundle.structure_digest)
     _warn(table, mode)
     measure, samples, rest = _metric_and_data(bundle, data, score, held_out)
     costs, overhead_ms = table.costs(mode), table.overhead_ms(mode)

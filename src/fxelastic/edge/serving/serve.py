@@ -98,7 +98,7 @@ def serve(
         # It is read when no subnet keeps the budget, which is a bad time to learn of it.
         raise UsageError(f"there is no file {os.fspath(data)}", expected="an .npz file of samples")
     if table is not None:
-        table.check_bundle(bundle.digest)
+        table.check_bundle(bundle.digest, lambda: bundle.structure_digest)
     if isinstance(pool, SubnetPool):
         pool.check_bundle(bundle.digest)
     entries: tuple[Step, ...] = tuple(pool.entries if isinstance(pool, SubnetPool) else pool)
