@@ -18,6 +18,7 @@ was expected, what came and how to fix it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from textwrap import indent
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "ServingError",
     "TrainingError",
     "UsageError",
+    "listed",
 ]
 
 
@@ -138,3 +140,18 @@ class InternalError(FxElasticError):
             got=got,
             fix="please report it, with the model and the call" if fix is None else fix,
         )
+
+
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """Names for a message, ``a, b, c and 57 more``.
+
+    Args:
+        names: What to list, in order.
+        most: How many to write out.
+
+    Returns:
+        The first names, and how many follow.
+    """
+    found = list(names)
+    hidden = len(found) - most
+    return ", ".join(found[:most]) + (f" and {hidden} more" if hidden > 0 else "")

@@ -128,7 +128,7 @@ WRONG: dict[str, tuple[Callable[[], Any], dict[str, Any], type[FxElasticError], 
         lambda: nn.LazyLinear(4),
         {"example_inputs": X},
         CaptureError,
-        "has no shape yet",
+        "no shape yet",
         "call model(example) once",
     ),
     "a scripted model": (

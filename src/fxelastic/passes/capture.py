@@ -7,13 +7,12 @@ import inspect
 import keyword
 import logging
 import re
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from fxelastic.errors import CaptureError, UsageError
+from fxelastic.errors import CaptureError, InternalError, UsageError
 from fxelastic.ir import trees
 from fxelastic.ir.operators import node_parameters
 from fxelastic.ir.signature import Signature, normalise_arguments
@@ -22,16 +21,18 @@ from fxelastic.passes.arguments import resolve_arguments
 from fxelastic.passes.batch import copies
 from fxelastic.passes.casts import drop_idle_casts
 from fxelastic.passes.check_capture import BatchFixedError, check_capture
+from fxelastic.passes.check_weights import check_weights
 from fxelastic.passes.clone import clone_for_capture
 from fxelastic.passes.copies import replace_copies
 from fxelastic.passes.empties import fill_empty
-from fxelastic.passes.export import WRAPPED, Exported, quiet
+from fxelastic.passes.export import Exported, quiet
 from fxelastic.passes.functionalise import functionalise_simple
 from fxelastic.passes.input_types import check_input_types
 from fxelastic.passes.normalise import normalise
 from fxelastic.passes.opaque import export_with_opaque, restore_opaque
 from fxelastic.passes.sizes import localise_sizes
 from fxelastic.passes.squeezes import name_squeezed_dimensions
+from fxelastic.passes.state import refuse_state
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Traced:
     Source: AdaptiveNet, section 6, which traces models with torch.fx.
     """
     _check_model(model)
+    check_weights(model)
     clone = clone_for_capture(model)
     args, kwargs = _in_order(clone, *resolve_arguments(clone, example_inputs))
     check_input_types(args, kwargs)
@@ -84,7 +86,7 @@ def _trace(
 ) -> Traced:
     exported, opaque = export_with_opaque(clone, args, kwargs, dynamic)
     signature = _signature(model, args, kwargs, exported)
-    graph_module = _functional_graph(exported, model, signature)
+    graph_module = _functional_graph(exported, model, clone, args, kwargs, signature)
     signature = dataclasses.replace(signature, inputs=_placeholders(graph_module))
     restore_opaque(graph_module, opaque)
     drop_idle_casts(graph_module.graph)
@@ -97,7 +99,7 @@ def _trace(
         model_name=type(model).__name__,
         method="export+opaque" if opaque else "export",
         dynamic_batch=exported.dynamic_batch,
-        opaque=tuple((module.path, module.reason) for module in opaque),
+        opaque=tuple((module.path, module.cause.reason) for module in opaque),
         unused_params=_unused(model, graph_module),
         warnings=_warnings(exported),
         example=tuple(trees.flatten(signature.normalise(args, kwargs))[0]),
@@ -119,14 +121,6 @@ def _check_model(model: Any) -> None:
             got=type(model).__name__,
             fix="wrap a plain function in a Module with a forward method",
         )
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.layout != torch.strided:
-            raise CaptureError(
-                f"{name!r} can't be captured",
-                expected="parameters and buffers that are dense",
-                got=f"a tensor of layout {tensor.layout}",
-                fix="convert it with to_dense()",
-            )
     for name, module in model.named_modules():
         if isinstance(module, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
             raise UsageError(
@@ -183,14 +177,22 @@ def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 def _check_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse an example without samples: no size of it can be told from a size that is 0."""
+    """Refuse inputs without values, and without samples: no size can be told from a size of 0."""
     leaves, _ = trees.flatten((args, kwargs))
-    sizes = (leaf.shape[0] for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.dim())
-    if next(sizes, 1) == 0:
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    if any(tensor.is_meta for tensor in tensors):
+        raise UsageError(
+            "the example inputs hold no values",
+            expected="tensors in memory",
+            got="a tensor on the meta device",
+            fix="make the example inputs on the device of the model's weights",
+        )
+    if next((tensor.shape[0] for tensor in tensors if tensor.dim()), 1) == 0:
         raise UsageError(
             "the example inputs hold no samples",
             expected="at least one sample",
             got=_shapes(args, kwargs),
+            fix="pass example inputs of at least one sample",
         )
 
 
@@ -212,7 +214,7 @@ def _signature(
     count = len(trees.leaf_names(flat, ""))
     names = _identifiers(trees.leaf_names(named, ""))
     if len(names) != count:
-        raise CaptureError("the example inputs could not be bound to the model's arguments")
+        raise InternalError("the example inputs could not be bound to the model's arguments")
     return Signature(named, exported.result, tuple(names), parameters)
 
 
@@ -230,7 +232,14 @@ def _identifiers(names: list[str]) -> list[str]:
     return result
 
 
-def _functional_graph(exported: Exported, model: nn.Module, signature: Signature) -> fx.GraphModule:
+def _functional_graph(
+    exported: Exported,
+    model: nn.Module,
+    clone: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    signature: Signature,
+) -> fx.GraphModule:
     names: dict[int, str] = {}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         names.setdefault(id(tensor), name)
@@ -240,15 +249,8 @@ def _functional_graph(exported: Exported, model: nn.Module, signature: Signature
     logger.info("in-place writes through views: re-tracing with torch's functionalisation")
     with quiet():
         functional = exported.program.run_decompositions({})
-    written = functional.graph_signature.buffers_to_mutate
-    if written:
-        buffers = ", ".join(_user_names(written.values()))
-        raise CaptureError(
-            f"the model writes to its own state in forward: {buffers}",
-            expected="a model whose output depends on its inputs and weights alone",
-            got="a buffer that changes with every call",
-            fix="disable that bookkeeping (a counter, a cache) for inference",
-        )
+    if functional.graph_signature.buffers_to_mutate:
+        refuse_state(clone, args, kwargs)
     return _without_copies(normalise(functional, model, signature.inputs, names))
 
 
@@ -262,10 +264,6 @@ def _without_copies(graph_module: fx.GraphModule) -> fx.GraphModule:
 def _placeholders(graph_module: fx.GraphModule) -> tuple[str, ...]:
     """The inputs' names as fx has them: a name like ``input`` gets a number."""
     return tuple(node.name for node in graph_module.graph.nodes if node.op == "placeholder")
-
-
-def _user_names(names: Iterable[str]) -> list[str]:
-    return [name.removeprefix(f"{WRAPPED}.") for name in names]
 
 
 def _unused(model: nn.Module, graph_module: fx.GraphModule) -> tuple[str, ...]:

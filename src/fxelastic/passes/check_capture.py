@@ -16,6 +16,7 @@ from fxelastic.errors import CaptureError
 from fxelastic.ir import trees
 from fxelastic.ir.traced import Traced
 from fxelastic.passes.batch import batch_leaves, with_batch_size
+from fxelastic.passes.state import refuse_state
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def check_capture(
     except RuntimeError as e:
         raise _unlike(traced, f"{type(e).__name__}: {e}") from e
     if _farthest(expected, _results(model, tree, leaves)) > _TOLERANCE:
-        _refuse_state(traced, model, tree, leaves)
+        refuse_state(model, args, kwargs)
         found.append(
             "the model is random in eval mode, or keeps state: its capture can't be compared"
         )
@@ -141,24 +142,6 @@ def _unlike(traced: Traced, got: str) -> Exception:
         got=got,
         fix="look for state that forward() changes, or Python code that depends on values",
     )
-
-
-def _refuse_state(traced: Traced, model: nn.Module, tree: trees.Tree, leaves: list[Any]) -> None:
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    _results(model, tree, leaves)
-    after = dict(model.named_buffers())
-    changed = [
-        name
-        for name, buffer in before.items()
-        if name not in after or not torch.equal(buffer, after[name])
-    ]
-    if changed:
-        raise CaptureError(
-            f"{traced.model_name} writes to its own state in forward: {', '.join(changed)}",
-            expected="a model whose output depends on its inputs and weights alone",
-            got="a buffer that changes with every call",
-            fix="disable that bookkeeping (a counter, a cache) for inference",
-        )
 
 
 def _results(

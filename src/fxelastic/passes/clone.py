@@ -28,16 +28,8 @@ def clone_for_capture(model: nn.Module) -> nn.Module:
         A module tree of the same classes with the same parameters.
 
     Raises:
-        CaptureError: The model has uninitialised (lazy) parameters, or cannot be copied.
+        CaptureError: The model cannot be copied.
     """
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise CaptureError(
-                f"parameter {name!r} has no shape yet",
-                expected="a model whose lazy modules have been run once",
-                got="an uninitialised parameter",
-                fix="call model(example) once, then pass the model",
-            )
     memo: dict[int, object] = {id(tensor): tensor for tensor in _shared_tensors(model)}
     try:
         clone: nn.Module = copy.deepcopy(model, memo)

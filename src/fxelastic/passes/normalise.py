@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
-from fxelastic.errors import CaptureError
+from fxelastic.errors import InternalError
 from fxelastic.ir.operators import attribute, is_operator, mutated_operands
 from fxelastic.passes.export import WRAPPED
 
@@ -39,9 +39,6 @@ def normalise(
 
     Returns:
         The graph module.
-
-    Raises:
-        CaptureError: The model writes to its own buffers in ``forward``.
     """
     builder = _Builder(program, model, inputs, names)
     return builder.build()
@@ -183,7 +180,7 @@ class _Builder:
             new.meta = {key: node.meta[key] for key in _META if key in node.meta}
             new.meta["nn_module_stack"] = user_stack(node.meta.get("nn_module_stack"))
             env[node] = new
-        raise CaptureError("the exported graph has no output node")
+        raise InternalError("the exported graph has no output node")
 
     def _submodule(self, module: fx.GraphModule, node: fx.Node) -> Any:
         value = attribute(module, str(node.target))

@@ -19,6 +19,7 @@ from torch import fx, nn
 
 from fxelastic.errors import CaptureError
 from fxelastic.ir import trees
+from fxelastic.ir.causes import Cause, cause_of
 from fxelastic.passes.batch import batch_leaves, with_batch_size
 from fxelastic.passes.export import Exported, Flat, export
 
@@ -34,14 +35,14 @@ class OpaqueModule:
     Attributes:
         path: Its path in the user's model.
         module: The module itself.
-        reason: Why it could not be captured.
+        cause: Why it could not be captured.
         calls: Tensors in, tensors out of each call seen, by batch size.
         result: Structure of its result.
     """
 
     path: str
     module: nn.Module
-    reason: str
+    cause: Cause
     calls: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = field(default_factory=list)
     arguments: trees.Tree | None = None
     result: trees.Tree | None = None
@@ -69,14 +70,16 @@ def export_with_opaque(
         try:
             with _operator(opaque), _replaced(model, opaque):
                 return export(model, args, kwargs, dynamic), opaque
+        except CaptureError:
+            raise
         except Exception as e:  # torch.export raises dozens of types
             culprit = _innermost_module(e, model, opaque)
             if culprit is None or len(opaque) >= _MAX_OPAQUE:
                 raise _failure(model, e) from e
             path, module = culprit
             logger.info("keeping %s as an opaque leaf: %s", path, e)
-            leaf = OpaqueModule(path, module, _reason(e))
-            _record(leaf, model, args, kwargs, e)
+            leaf = OpaqueModule(path, module, cause_of(e, module))
+            _record(leaf, model, args, kwargs)
             opaque.append(leaf)
 
 
@@ -174,7 +177,7 @@ def _tied(leaf: OpaqueModule, inputs: list[torch.Tensor], sizes: list[int]) -> A
         f"the output shape of the opaque module {leaf.path} follows no input's",
         expected="output sizes that are fixed or a multiple of an input's size",
         got=f"sizes {sizes} for different batches",
-        fix="make the module traceable by torch.export",
+        fix=leaf.cause.fix,
     )
 
 
@@ -183,7 +186,6 @@ def _record(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    cause: Exception,
 ) -> None:
     """Run the model at two batch sizes and note what goes in and out of the leaf."""
     leaves, tree = trees.flatten((args, kwargs))
@@ -205,11 +207,11 @@ def _record(
                 model(*a, **k)
             del leaf.calls[before + 1 :]
     except Exception as e:
-        raise _failure(model, cause) from e
+        raise _not_whole(model, leaf, f"run at another batch size, {type(e).__name__}: {e}") from e
     finally:
         handle.remove()
     if not leaf.calls or not leaf.calls[0][0]:
-        raise _failure(model, cause)
+        raise _not_whole(model, leaf, "it takes no tensors")
 
 
 def _innermost_module(
@@ -254,16 +256,23 @@ def _replaced(model: nn.Module, opaque: list[OpaqueModule]) -> Iterator[None]:
             modules[key] = child
 
 
-def _reason(e: Exception) -> str:
-    lines = [line.strip() for line in str(e).splitlines() if line.strip()]
-    return f"{type(e).__name__}: {lines[0][:200] if lines else ''}"
-
-
 def _failure(model: nn.Module, e: Exception) -> CaptureError:
+    cause = cause_of(e, model)
+    fix = cause.fix
+    if cause.separable:
+        fix = f"{fix}, or move it into a submodule of its own, which is kept whole"
     return CaptureError(
         f"{type(model).__name__} cannot be captured",
-        expected="a model that torch.export accepts, or one whose failing part is a submodule",
-        got=_reason(e),
-        fix="move control flow that depends on values into a submodule of its own, or write it "
-        "with torch.where or torch.cond",
+        expected="a forward that torch.export can record",
+        got=cause.reason,
+        fix=fix,
+    )
+
+
+def _not_whole(model: nn.Module, leaf: OpaqueModule, why: str) -> CaptureError:
+    return CaptureError(
+        f"{type(model).__name__} cannot be captured: {leaf.path!r} can't be kept whole",
+        expected="a module that torch.export can record",
+        got=f"{leaf.cause.reason}; {why}",
+        fix=leaf.cause.fix,
     )

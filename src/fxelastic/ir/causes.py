@@ -1,0 +1,232 @@
+"""Why torch can't record a module, and one step that helps.
+
+``torch.export`` raises dozens of types for a handful of causes, and its texts speak of its own
+symbols. The cause is read from what is certain: the error's type and text, the functions that were
+running, and the modules of the model. Where none of that tells, the result has no advice.
+"""
+
+from __future__ import annotations
+
+import linecache
+import os
+import re
+import sysconfig
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType, TracebackType
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.rnn import PackedSequence
+
+_MAX_SAID = 160
+
+_QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
+
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
+_OURS = f"{Path(__file__).parents[1]}{os.sep}"
+_STANDARD = f"{sysconfig.get_path('stdlib')}{os.sep}"
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why a module can't be recorded.
+
+    Attributes:
+        reason: What is known, in one line: what the module does, where, and what torch said.
+        fix: One step that helps; None where the cause is not known.
+        separable: Whether the part that fails can be a submodule of its own, which is kept whole.
+    """
+
+    reason: str
+    fix: str | None = None
+    separable: bool = True
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error of torch's tracing, taken apart.
+
+    Attributes:
+        model: The module that was being recorded.
+        texts: ``TypeName: first line`` of the error and of those it came from.
+        frames: Every frame that was running, outermost first.
+    """
+
+    model: nn.Module
+    texts: tuple[str, ...]
+    frames: tuple[FrameType, ...]
+
+    def says(self, pattern: str) -> re.Match[str] | None:
+        """The first match in what torch said."""
+        return next(filter(None, (re.search(pattern, text) for text in self.texts)), None)
+
+
+def cause_of(error: BaseException, model: nn.Module) -> Cause:
+    """Find out why torch could not record a module.
+
+    Args:
+        error: What ``torch.export`` raised.
+        model: The module that was being recorded, with its submodules.
+
+    Returns:
+        The reason, and advice where the cause is known.
+    """
+    errors = list(_chain(error))
+    texts = tuple(_said(e) for e in errors)
+    frames = tuple(call.tb_frame for e in reversed(errors) for call in _calls(e))
+    failure = _Failure(model, texts, frames)
+    said = f"{_place(errors)}{texts[0]}"
+    for find in _CAUSES:
+        found = find(failure)
+        if found is not None:
+            return replace(found, reason=f"{found.reason} ({said})")
+    return Cause(said, separable=False)
+
+
+def _packed(failure: _Failure) -> Cause | None:
+    running = any(frame.f_code.co_filename.endswith("utils/rnn.py") for frame in failure.frames)
+    held = any(
+        isinstance(value, PackedSequence)
+        for frame in failure.frames
+        if frame.f_code.co_name == "forward"
+        for value in frame.f_locals.values()
+    )
+    if not (running or held):
+        return None
+    return Cause(
+        "it uses packed sequences, whose sizes depend on the lengths",
+        "give the recurrent layer padded sequences without pack_padded_sequence, and mask the "
+        "results behind each length",
+    )
+
+
+def _quantised(failure: _Failure) -> Cause | None:
+    running = any(_is_quantised(frame.f_locals.get("self")) for frame in failure.frames)
+    if not (running or failure.says(r"PackedParams|quantized::")):
+        return None
+    path = next((path for path, m in failure.model.named_modules() if _is_quantised(m)), "")
+    return Cause(
+        f"{path!r} is a quantised module" if path else "it holds quantised weights",
+        "pass the floating-point model, as it was before torch.ao.quantization.convert or "
+        "quantize_dynamic",
+        separable=False,
+    )
+
+
+def _is_quantised(module: object) -> bool:
+    return isinstance(module, nn.Module) and type(module).__module__.startswith(_QUANTISED)
+
+
+def _parametrised(failure: _Failure) -> Cause | None:
+    running = (frame.f_locals.get("self") for frame in failure.frames)
+    if not any(isinstance(owner, parametrize.ParametrizationList) for owner in running):
+        return None
+    return Cause(
+        "the parametrisation of a weight can't be recorded",
+        "compute it once with torch.nn.utils.parametrize.remove_parametrizations",
+        separable=False,
+    )
+
+
+def _numpy(failure: _Failure) -> Cause | None:
+    if not failure.says(r"\.numpy\(\)|numpy\.ndarray|__array__"):
+        return None
+    return Cause(
+        "it computes with numpy, which torch can't record",
+        "use torch functions in the place of numpy's",
+    )
+
+
+def _decides(failure: _Failure) -> Cause | None:
+    if not failure.says("Could not guard on data-dependent"):
+        return None
+    return Cause(
+        "its control flow depends on the values of a tensor",
+        "write it with torch.where or torch.cond",
+    )
+
+
+def _takes_numbers(failure: _Failure) -> Cause | None:
+    if not failure.says(
+        "Could not extract specialized|GuardOnDataDependent|DataDependentOutput|_local_scalar_dense"
+    ):
+        return None
+    return Cause(
+        "it takes a number out of a tensor, as .item(), int() and float() do",
+        "leave the number a tensor",
+    )
+
+
+def _operator(failure: _Failure) -> Cause | None:
+    pattern = r"(?:UnsupportedOperatorException|DynamicOutputShapeException): ([\w.:]+)"
+    found = failure.says(pattern) or failure.says(
+        r"(?:no fake impl|Missing Meta|no kernel|fake implementation)\D*?([a-z_]\w*(?:::|\.)\w+)"
+    )
+    if found is None:
+        return None
+    operator = found[1].replace("::", ".")
+    known = operator.startswith(("aten.", "prims.", "prim."))
+    fix = f"replace {operator}" if known else "register one with torch.library.register_fake"
+    return Cause(f"the operator {operator} has no implementation for tracing", fix)
+
+
+#: What is asked in turn; the first that knows its cause is taken.
+_CAUSES: tuple[Callable[[_Failure], Cause | None], ...] = (
+    _packed,
+    _quantised,
+    _parametrised,
+    _numpy,
+    _decides,
+    _takes_numbers,
+    _operator,
+)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and those that it came from, in this order."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__ or found.__context__
+
+
+def _calls(error: BaseException) -> list[TracebackType]:
+    """The calls that an error passed through, outermost first."""
+    calls = []
+    trace = error.__traceback__
+    while trace is not None:
+        calls.append(trace)
+        trace = trace.tb_next
+    return calls
+
+
+def _said(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = re.sub(r"\s*\((?:unhinted|Size-like).*", "", lines[0]) if lines else ""
+    return f"{type(error).__name__}: {_shortened(text)}"
+
+
+def _shortened(text: str) -> str:
+    return f"{text[: _MAX_SAID - 1]}…" if len(text) > _MAX_SAID else text
+
+
+def _place(errors: Sequence[BaseException]) -> str:
+    """The innermost line of the model's own code: ``net.py:12: if x.sum() > 0: ``."""
+    for error in reversed(errors):
+        calls = _calls(error)
+        files = [call.tb_frame.f_code.co_filename for call in calls]
+        # What is before this package's last call is the code that called it.
+        inside = max((i + 1 for i, file in enumerate(files) if file.startswith(_OURS)), default=0)
+        for call, file in reversed(list(zip(calls, files, strict=True))[inside:]):
+            if not _is_library(file):
+                line = linecache.getline(file, call.tb_lineno).strip()
+                return f"{Path(file).name}:{call.tb_lineno}: {_shortened(line)}; "
+    return ""
+
+
+def _is_library(file: str) -> bool:
+    standard = file.startswith(_STANDARD) and "-packages" not in file
+    return standard or file.startswith((_TORCH, "<"))
