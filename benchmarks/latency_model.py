@@ -54,7 +54,7 @@ def measure(path: str, n_fitted: int, n_held_out: int, threads: int, seed: int) 
     inputs = random_inputs(bundle, 1, seed)
     begin_s = time.perf_counter()
     result: dict[str, Any] = {"bundle": Path(path).name, "branches": len(bundle.space.branches)}
-    with Executor(bundle, threads) as executor:
+    with Executor(bundle, threads, None, shared_arena=False) as executor:
         timing = BranchTiming(executor, inputs, seed)
         timing.run(20, 0.02, begin_s + 120)
         rows = {spec.id: timing.row(spec.id) for spec in bundle.space.branches}

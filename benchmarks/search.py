@@ -79,7 +79,7 @@ def main() -> int:
     table = _table(bundle, args.folder / "latency.json", args.threads)
     data = read_data(bundle, args.folder / "search.npz")
     before = psutil.Process().memory_info().rss
-    with Executor(bundle, args.threads) as executor:
+    with Executor(bundle, args.threads, None) as executor:
         result: dict[str, Any] = {
             "space": str(bundle.space),
             "images": len(data),

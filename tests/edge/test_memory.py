@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from fxelastic import edge
-from fxelastic.edge import memory, subnet_timing
+from fxelastic.edge import execution, memory, subnet_timing
 from fxelastic.edge.memory import GrowthLimit
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.edge.subnet_timing import SubnetTimer
@@ -188,6 +189,106 @@ before = resident_bytes()
 edge.profile(bundle, threads=1, n_samples=3, n_subnets=4, n_held_out=2, memory_bytes=64 * 2**20)
 print(resident_bytes() - before)
 """
+
+
+# --- The bound of an executor whose caller sets none ------------------------------------------
+
+
+def weighty(
+    monkeypatch: pytest.MonkeyPatch, bundle: edge.Bundle, session_bytes: int
+) -> edge.Executor:
+    """An executor of which each session seems to take so much."""
+    made: list[edge.Executor] = []
+
+    def grown() -> int:
+        return session_bytes * sum(len(executor._sessions) for executor in made)
+
+    for module in (memory, execution):
+        monkeypatch.setattr(module, "resident_bytes", grown)
+    monkeypatch.setattr(memory, "give_back", lambda: None)
+    made.append(edge.Executor(bundle))
+    return made[0]
+
+
+def test_an_executor_does_not_keep_the_sessions_of_every_subnet_that_it_ran(
+    bundle: edge.Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = weighty(monkeypatch, bundle, 40 * 2**20)
+    with executor, edge.Executor(bundle, memory_bytes=None) as free:
+        for arch in bundle.space.sample(12, seed=2):
+            np.testing.assert_array_equal(
+                executor.run(arch, image())[0], free.run(arch, image())[0]
+            )
+            assert len(executor._sessions) <= 256 // 40
+        assert executor.n_dropped > 0
+        assert len(free._sessions) > 256 // 40
+        assert free.n_dropped == 0
+
+
+def test_what_the_running_subnet_needs_stays(
+    bundle: edge.Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However large: to make its sessions anew for each run would take far longer."""
+    with weighty(monkeypatch, bundle, 2**30) as executor:
+        for arch in (bundle.space.original, *bundle.space.sample(6, seed=0)):
+            executor.run(arch, image())
+            n_loaded = executor.n_loaded
+            for _ in range(3):
+                executor.run(arch, image())
+            assert executor.n_loaded == n_loaded
+            assert len(executor._sessions) <= bundle.space.n_blocks + 1
+
+
+def test_the_default_bound_follows_the_original(
+    bundle: edge.Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = sum(bundle.segment(branch).weight_bytes for branch in bundle.space.original)
+    assert execution.default_bytes(bundle) == 2**28
+    monkeypatch.setattr(execution, "_LEAST_BYTES", 1)
+    assert execution.default_bytes(bundle) == 4 * weights
+
+
+_RUN = """
+import sys
+import numpy as np
+from fxelastic import edge
+from fxelastic.edge import execution
+from fxelastic.edge.memory import give_back, resident_bytes
+path, kind, least = sys.argv[1:]
+bundle = edge.load(path)
+execution._LEAST_BYTES, execution._TIMES_ORIGINAL = int(least), 0
+(info,) = bundle.inputs
+def image(n):
+    return {"x": np.zeros((n, *info.shape[1:]), np.float32)}
+archs = bundle.space.sample(12, seed=1)
+with edge.Executor(bundle, 1) as executor:
+    executor.run(archs[0], image(1))
+    before = resident_bytes()
+    if kind == "large batch":
+        executor.run(archs[0], image(60))
+        for _ in range(3):
+            executor.run(archs[0], image(1))
+    else:
+        for arch in archs:
+            executor.run(arch, image(20))
+    give_back()
+    print(resident_bytes() - before)
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("large") / "b", depth=10, width=32, size=48).path
+
+
+def test_many_subnets_at_a_large_batch_take_little_memory(large: Path) -> None:
+    """Each session used to keep what its largest batch took: 600 MiB here."""
+    assert int(output_of(_RUN, str(large), "batch", str(2**28))) < 2**28
+
+
+def test_memory_of_one_large_batch_is_returned(large: Path) -> None:
+    bound = 2**25
+    assert int(output_of(_RUN, str(large), "large batch", str(bound))) < bound
 
 
 def output_of(code: str, *arguments: str) -> str:

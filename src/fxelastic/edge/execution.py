@@ -6,7 +6,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import onnxruntime as ort
@@ -28,6 +28,10 @@ _OPENING = 3
 _OPENING_BYTES = 2**20
 #: Runs in which a session takes memory: by what the first one needed, the second is laid out anew.
 FIRST_RUNS = 2
+# By how much the process may grow where the caller sets no bound: this, or some times the
+# original's weights. A session takes up to three times its weights.
+_LEAST_BYTES = 2**28
+_TIMES_ORIGINAL = 4
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +40,19 @@ class Executor:
     """Runs any subnet of a bundle, branch after branch.
 
     Values stay in onnxruntime's own memory between branches. Sessions are made when they are
-    first needed and kept, the last used ones, as long as their weights fit in the memory allowed;
-    branches whose files are equal share one. For one thread.
+    first needed and kept, the last used ones, as long as the memory allows it; branches whose
+    files are equal share one. For one thread.
+
+    By default, the process grows by 256 MiB at most, or by four times the original's weights where
+    that is more, counted from when the executor is made: beyond that, the sessions that have not
+    been used for longest are closed, and memory that computations took is returned. As many
+    sessions as the model has blocks always stay, so that a subnet that runs again and again keeps
+    all of its sessions, however large they are.
 
     Attributes:
         bundle: The bundle.
-        memory_bytes: Memory that the weights of sessions may take; without a bound where None. One
-            session is always there, however large.
+        memory_bytes: Memory that the weights of sessions may take; None where no such number was
+            given. One session is always there, however large.
         n_loaded: How many sessions were made.
         n_dropped: How many sessions had to go for others.
     """
@@ -51,10 +61,10 @@ class Executor:
         self,
         bundle: Bundle,
         threads: int = 0,
-        memory_bytes: int | None = None,
+        memory_bytes: int | Literal["auto"] | None = "auto",
         providers: Sequence[str] = ("CPUExecutionProvider",),
         *,
-        shared_arena: bool = False,
+        shared_arena: bool = True,
         limit: GrowthLimit | None = None,
     ) -> None:
         """Prepare; no file is read before it is needed.
@@ -62,20 +72,23 @@ class Executor:
         Args:
             bundle: The bundle.
             threads: Threads to compute with; 0 for one for each core.
-            memory_bytes: See the attribute.
+            memory_bytes: Memory that the weights of sessions may take. ``"auto"`` bounds what the
+                process grows by, see above; None for no bound.
             providers: Onnxruntime's execution providers, the preferred one first.
-            shared_arena: Whether the sessions compute in memory that they share. It takes less,
-                but times are not those of sessions that run by themselves.
+            shared_arena: Whether the sessions compute in memory that they share. Otherwise each
+                keeps what its largest batch took, which is far more together; times are then those
+                of sessions that run by themselves.
             limit: What the process may grow by: sessions go where it has grown by more, too. None
-                for no such limit.
+                for no such limit, or the default one where ``memory_bytes`` is ``"auto"``.
 
         Raises:
             UsageError: A provider is not available here, or a number is out of range.
         """
-        if threads < 0 or (memory_bytes is not None and memory_bytes <= 0):
+        bound = None if memory_bytes == "auto" else memory_bytes
+        if threads < 0 or isinstance(bound, str) or (bound is not None and bound <= 0):
             raise UsageError(
                 "the executor can't be made",
-                expected="threads of at least 0 and memory_bytes above 0",
+                expected='threads of at least 0, and memory_bytes above 0, "auto" or None',
                 got=f"threads={threads!r}, memory_bytes={memory_bytes!r}",
             )
         available = ort.get_available_providers()
@@ -87,10 +100,15 @@ class Executor:
                 got=", ".join(providers) or "none",
             )
         self.bundle = bundle
-        self.memory_bytes = memory_bytes
+        self.memory_bytes = bound
         self.n_loaded = 0
         self.n_dropped = 0
+        # A limit of the caller's is kept even if each run has to make its sessions anew.
+        self._n_kept = 0
+        if memory_bytes == "auto" and limit is None:
+            limit, self._n_kept = GrowthLimit(default_bytes(bundle)), bundle.space.n_blocks
         self._limit = limit
+        self._shrink = self._has_shrunk = False
         self._warned = False
         # Where there is a limit, the first runs that sessions have yet to do.
         self._fresh: dict[str, int] = {}
@@ -108,6 +126,7 @@ class Executor:
             UsageError: An input is missing, unknown, or of another dtype or shape.
         """
         check_inputs(self.bundle, inputs)
+        self._look_at_growth()
         constants = self.bundle.constants
         given = {info.name: np.asarray(inputs[info.name], order="C") for info in self.bundle.inputs}
         return {k: ort.OrtValue.ortvalue_from_numpy(v) for k, v in {**constants, **given}.items()}
@@ -144,7 +163,7 @@ class Executor:
             if segment.sha256 in self._fresh:
                 results = self._first_run(session, segment, feeds)
             else:
-                results = session.run_with_ort_values(list(segment.outputs), feeds)
+                results = self._run(session, segment, feeds)
         except Exception as e:
             raise BundleError(
                 f"branch {branch!r} ({segment.file}) can't be run",
@@ -209,7 +228,7 @@ class Executor:
         return sum(n_bytes for _, n_bytes in self._sessions.values())
 
     def close(self) -> None:
-        """Let go of all sessions."""
+        """Let go of all sessions. A shared arena stays, for the process's other sessions."""
         self._sessions.clear()
         self._fresh.clear()
 
@@ -222,12 +241,16 @@ class Executor:
     def make_room(self, n_bytes: int) -> None:
         """Let sessions go, the longest unused first, until the process may grow by so much.
 
-        Nothing where the process has no limit.
+        Nothing where the process has no limit. By the default limit, the last ones stay.
         """
-        while self._limit is not None and self._sessions and not self._limit.has_room(n_bytes):
-            # Each look may take some ms.
-            self._drop(1 + len(self._sessions) // 8)
-        if self._limit is not None and not self._sessions and not self._limit.has_room(n_bytes):
+        while self._limit is not None and not self._limit.has_room(n_bytes):
+            n_spare = len(self._sessions) - self._n_kept
+            if n_spare > 0:
+                # Each look may take some ms.
+                self._drop(min(1 + len(self._sessions) // 8, n_spare))
+                continue
+            if self._n_kept:
+                return
             if not self._warned:
                 logger.warning(
                     "%.0f MiB of memory do not suffice: without any session the process takes more",
@@ -236,6 +259,28 @@ class Executor:
             self._warned = True
             # To open every session anew for each run would not change that.
             self._limit.begin()
+            return
+
+    def _look_at_growth(self) -> None:
+        """Have memory that former runs took returned, where they took too much by default."""
+        if not self._n_kept or self._limit is None:
+            return
+        if self._limit.has_room():
+            self._has_shrunk = False
+        elif not self._has_shrunk:
+            self._shrink = self._has_shrunk = True
+        else:
+            # What was returned has been taken again, or is not the executor's.
+            self._limit.begin()
+
+    def _run(self, session: Any, segment: Any, feeds: State) -> Any:
+        """Run a session; memory that is free then is returned, if that is wanted."""
+        if not self._shrink:
+            return session.run_with_ort_values(list(segment.outputs), feeds)
+        self._shrink = False
+        options = ort.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        return session.run_with_ort_values(list(segment.outputs), feeds, options)
 
     def _make_room_for(self, weight_bytes: int) -> None:
         """Make room for a session."""
@@ -250,7 +295,7 @@ class Executor:
         if not self._fresh[segment.sha256]:
             del self._fresh[segment.sha256]
         before_bytes = resident_bytes()
-        results = session.run_with_ort_values(list(segment.outputs), feeds)
+        results = self._run(session, segment, feeds)
         self._run_bytes = max(self._run_bytes, resident_bytes() - before_bytes)
         self.make_room(0)
         return results
@@ -272,6 +317,12 @@ class Executor:
                 got=str(e).strip().splitlines()[-1] if str(e).strip() else type(e).__name__,
                 fix="export the bundle again, or use a newer onnxruntime",
             ) from e
+
+
+def default_bytes(bundle: Bundle) -> int:
+    """By how much a process may grow for an executor whose caller sets no bound."""
+    original = sum(bundle.segment(branch).weight_bytes for branch in bundle.space.original)
+    return max(_LEAST_BYTES, _TIMES_ORIGINAL * original)
 
 
 def check_inputs(bundle: Bundle, inputs: Mapping[str, Array]) -> int:

@@ -113,7 +113,9 @@ def profile(
     # Reads all files, which is no part of what is measured.
     structure = bundle.structure_digest
     limit = None if memory_bytes is None else GrowthLimit(memory_bytes)
-    with Executor(bundle, threads, memory_bytes, providers, limit=limit) as executor:
+    with Executor(
+        bundle, threads, memory_bytes, providers, shared_arena=False, limit=limit
+    ) as executor:
         sound = True
         if inputs is None:
             inputs, sound = sound_inputs(executor, batch_size, seed)

@@ -26,8 +26,9 @@ class SessionMaker:
         threads: Threads to compute with; 0 for one for each core.
         providers: Onnxruntime's execution providers, the preferred one first.
         shared_arena: Whether sessions take the memory that they compute in from one arena of the
-            process. By default each has its own and keeps what its largest batch took: of 87
-            sessions of a small residual network that was 120 MiB, and 7 in one arena.
+            process. Otherwise each has its own and keeps what its largest batch took: of 87
+            sessions of a small residual network that was 120 MiB, and 7 in one arena; of 58 of a
+            larger one at batch size 20 it was 1,287 MiB, and 53.
     """
 
     threads: int = 0
