@@ -198,6 +198,7 @@ class _Fit:
     _variance: float = 0.0
     _gram: Tensor | None = None
     _right: Tensor | None = None
+    _statistics: list[dict[str, Tensor]] = field(default_factory=list)
 
     @property
     def n_inputs(self) -> int:
@@ -235,14 +236,19 @@ class _Fit:
 
     def begin_statistics(self) -> None:
         """Have the norms take the mean statistics over batches."""
+        self._statistics = [
+            {name: value.clone() for name, value in norm.named_buffers()} for norm in self.norms
+        ]
         for norm in self.norms:
             norm.reset_running_stats()
             norm.momentum = None
             norm.train()
 
     def end_statistics(self) -> None:
-        """Have the norms use their statistics."""
-        for norm, momentum in zip(self.norms, self._momenta, strict=True):
+        """Have the norms use their statistics; the old ones where no batch had any."""
+        for norm, momentum, old in zip(self.norms, self._momenta, self._statistics, strict=True):
+            if not norm.num_batches_tracked:
+                norm.load_state_dict(old, strict=False)
             norm.momentum = momentum
             norm.eval()
 

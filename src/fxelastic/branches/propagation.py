@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from fxelastic.ir.flops import node_flops
 
@@ -46,36 +47,37 @@ def misfit(
         result: Fake tensor of the result wanted.
         batch_sizes: What to try; the nodes keep the values of the last one.
     """
-    dynamic = any(isinstance(n, torch.SymInt) for v in (*operands, result) for n in v.shape)
-    for batch_size in batch_sizes if dynamic else (0,):
+    symbols = _symbols((*operands, result))
+    for batch_size in batch_sizes if symbols else (0,):
+        numbers = _Sizes(symbols, batch_size)
         try:
-            found = _on_meta(module, operands, batch_size)
+            found = _on_meta(module, operands, numbers)
         except Exception:  # noqa: BLE001  # what fails on that device may do on fakes of the real one
             try:
-                found = _on_fakes(module, operands, batch_size)
+                found = _on_fakes(module, operands, numbers)
             except Exception as e:  # noqa: BLE001  # operators refuse shapes with errors of all types
                 return f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
         if not isinstance(found, torch.Tensor):
             return f"it gives a {type(found).__name__}"
-        wanted = list(_numbers(result.shape, batch_size))
+        wanted = numbers.of(result.shape)
         if found.dtype != result.dtype or list(found.shape) != wanted:
             kinds = _kind(found.dtype, found.shape), _kind(result.dtype, wanted)
             return "it gives {} instead of {}".format(*kinds)
     return ""
 
 
-def _on_meta(module: fx.GraphModule, operands: Sequence[Any], batch_size: int) -> Any:
+def _on_meta(module: fx.GraphModule, operands: Sequence[Any], numbers: _Sizes) -> Any:
     """Run on tensors without storage: ten times as fast as on fakes, for most operators."""
     with torch.no_grad():
-        given = [_concrete(value, batch_size, torch.device("meta")) for value in operands]
+        given = [_concrete(value, numbers, torch.device("meta")) for value in operands]
         return _MetaRun(module).run(*given)
 
 
-def _on_fakes(module: fx.GraphModule, operands: Sequence[Any], batch_size: int) -> Any:
+def _on_fakes(module: fx.GraphModule, operands: Sequence[Any], numbers: _Sizes) -> Any:
     """Run on fakes, which know the device that they stand for."""
     mode = FakeTensorMode()
     with mode, torch.no_grad():
-        given = [_concrete(value, batch_size) for value in operands]
+        given = [_concrete(value, numbers) for value in operands]
         return _FakeRun(module, mode).run(*given)
 
 
@@ -113,21 +115,39 @@ def sizes(value: torch.Tensor) -> tuple[int | str, ...]:
     )
 
 
-def _concrete(value: Any, batch_size: int, device: torch.device | None = None) -> Any:
-    """A tensor of the same shape and dtype for one batch size."""
+def _concrete(value: Any, numbers: _Sizes, device: torch.device | None = None) -> Any:
+    """A tensor of the same shape and dtype with numbers for its sizes."""
     if not isinstance(value, torch.Tensor):
         return value
-    shape = list(_numbers(value.shape, batch_size))
-    return torch.empty(shape, dtype=value.dtype, device=device or value.device)
+    return torch.empty(numbers.of(value.shape), dtype=value.dtype, device=device or value.device)
 
 
-def _numbers(shape: Sequence[int | torch.SymInt], batch_size: int) -> Iterator[int]:
-    for size in shape:
-        if isinstance(size, torch.SymInt):
-            expression = size.node.expr
-            yield int(expression.subs(dict.fromkeys(expression.free_symbols, batch_size)))
-        else:
-            yield int(size)
+def _symbols(values: Sequence[Any]) -> list[Any]:
+    """The symbols in the sizes of fake tensors: the batch first, then those that data choose."""
+    found: set[Any] = set()
+    for value in values:
+        shape: Sequence[Any] = value.shape if isinstance(value, torch.Tensor) else ()
+        for size in shape:
+            found |= size.node.expr.free_symbols if isinstance(size, torch.SymInt) else set()
+    return sorted(
+        found, key=lambda symbol: (symbol_is_type(symbol, SymT.UNBACKED_INT), str(symbol))
+    )
+
+
+class _Sizes:
+    """Numbers for symbolic sizes: another one for each symbol, except in a batch of 1.
+
+    The rows that data choose are not the samples of the batch, though they may be as many.
+    """
+
+    def __init__(self, symbols: Sequence[Any], batch_size: int) -> None:
+        self._numbers = {s: batch_size + i * (batch_size - 1) for i, s in enumerate(symbols)}
+
+    def of(self, shape: Sequence[int | torch.SymInt]) -> list[int]:
+        return [
+            int(size.node.expr.subs(self._numbers)) if isinstance(size, torch.SymInt) else int(size)
+            for size in shape
+        ]
 
 
 class _ShapeRun(fx.Interpreter, ABC):

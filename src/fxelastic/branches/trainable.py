@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from fxelastic.ir.branch import Crossings
 from fxelastic.ir.movable import MovableGraphModule
@@ -20,7 +21,21 @@ _DROPOUTS = (torch.ops.aten.dropout.default, torch.ops.aten.feature_dropout.defa
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
-    """A batch norm over any number of dimensions that obeys ``train()`` and ``eval()``."""
+    """A batch norm over any number of dimensions that obeys ``train()`` and ``eval()``.
+
+    A batch with fewer than two values a channel has no statistics: in training, too, it is
+    normalised with the running ones, which stay as they are.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise ``(N, C, ...)``."""
+        if self.training and self.track_running_stats and input.numel() <= input.shape[1]:
+            return F.batch_norm(
+                *(input, self.running_mean, self.running_var, self.weight, self.bias),
+                eps=self.eps,
+            )
+        normalised: Tensor = super().forward(input)
+        return normalised
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Accept what the captured operator accepted."""

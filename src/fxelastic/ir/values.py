@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from fxelastic.ir.operators import is_operator, operator_name
 
@@ -126,6 +127,14 @@ def stream_inputs(block: Block) -> tuple[str, ...]:
 def block_outputs(block: Block) -> tuple[str, ...]:
     """Names of the values that a block computes for others."""
     return block.outputs or (block.output,)
+
+
+def data_dims(value: Any) -> tuple[int, ...]:
+    """Dimensions of a captured value whose size data choose, as the rows of an expert."""
+    if not isinstance(value, torch.Tensor):
+        return ()
+    sizes: tuple[Any, ...] = tuple(value.shape)
+    return tuple(i for i, size in enumerate(sizes) if free_unbacked_symbols(size))
 
 
 def one_line(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from fxelastic.errors import UsageError
 from fxelastic.ir.branch import Branch
+from fxelastic.ir.values import data_dims
 from fxelastic.train.batches import Batch
 from fxelastic.train.execution import Execution
-from fxelastic.train.losses import normalised_error
+from fxelastic.train.losses import is_empty, normalised_error
 from fxelastic.train.new_branches import NewBranches
 from fxelastic.train.objective import Backward, Plan
 from fxelastic.train.planning import sampled_plan
@@ -98,9 +100,11 @@ class TeacherForced:
             for branch, operands in [w for w in waiting if w[0].stop == original.stop]:
                 outputs = as_tuple(branch, branch.module(*operands))
                 targets = tuple(current[name] for name in branch.outputs)
+                # Called in any case: in other processes the targets may not be empty.
                 loss = self.loss(outputs, targets)
-                losses[branch.id] = loss.detach()
-                backward(loss)
+                if not is_empty(targets):
+                    losses[branch.id] = loss.detach()
+                    backward(loss)
             waiting = [w for w in waiting if w[0].stop != original.stop]
         return losses
 
@@ -115,7 +119,9 @@ class Chained:
     """The branches of a sampled subnet learn together, each from what the one before computes.
 
     The loss is the mean over the subnet's new branches of the distance between a branch's output
-    and the teacher's value at that cut. Gradients go back through the whole chain.
+    and the teacher's value at that cut. Gradients go back through the whole chain. Where data
+    choose how many rows the output has, the chain may choose other rows than the teacher: the
+    target is what the blocks that the branch replaces compute from the chain's own values.
 
     Attributes:
         execution: Runs the branches.
@@ -150,13 +156,33 @@ class Chained:
             current = dict(values)
             errors: list[Tensor] = []
             for branch in self.execution.path(arch):
+                wanted = targets.get(branch.id, ())
+                if branch.id in self.new.branches and not self._chosen.isdisjoint(branch.outputs):
+                    wanted = self._replaced(branch, current)
                 self.execution.run(branch, current)
                 if branch.id in self.new.branches:
                     outputs = tuple(current[name] for name in branch.outputs)
-                    errors.append(self.loss(outputs, targets[branch.id]))
-                    found.setdefault(branch.id, []).append(errors[-1].detach())
-            backward(torch.stack(errors).mean() / len(plan.archs))
+                    error = self.loss(outputs, wanted)
+                    if not is_empty(wanted):
+                        errors.append(error)
+                        found.setdefault(branch.id, []).append(error.detach())
+            if errors:
+                backward(torch.stack(errors).mean() / len(plan.archs))
         return {name: torch.stack(values).mean() for name, values in found.items()}
+
+    @cached_property
+    def _chosen(self) -> frozenset[str]:
+        """Names of the values whose sizes data choose."""
+        nodes = self.execution.supernet.partition.graph.nodes
+        return frozenset(node.name for node in nodes if data_dims(node.meta.get("val")))
+
+    def _replaced(self, branch: Branch, values: Mapping[str, Any]) -> tuple[Any, ...]:
+        """What the blocks that a branch replaces compute from values of the chain."""
+        current = dict(values)
+        with torch.no_grad():
+            for original in self.execution.originals[branch.start : branch.stop]:
+                self.execution.run(original, current)
+        return tuple(current[name] for name in branch.outputs)
 
     def _targets(self, values: Mapping[str, Any], plan: Plan) -> dict[str, tuple[Any, ...]]:
         """The teacher's values at the end of each branch of the plan."""

@@ -12,7 +12,7 @@ from fxelastic.ir.supernet import Supernet
 from fxelastic.spec import Arch
 from fxelastic.train.batches import BatchReader, Split, numbered
 from fxelastic.train.execution import Execution
-from fxelastic.train.metrics import accuracy, agreement
+from fxelastic.train.metrics import accuracy, agreement, counts
 from fxelastic.train.prefixes import Prefix
 
 #: Scores a batch: a function of a subnet's result and the target, higher is better.
@@ -41,10 +41,12 @@ def evaluate(
         split: Takes a batch apart.
 
     Returns:
-        The mean score of each subnet over all samples, in the order given.
+        The mean score of each subnet over all samples, in the order given. Without ``metric``,
+        a batch in which no element counts is left out.
 
     Raises:
-        UsageError: There is no subnet, the loader is empty, or a batch is not understood.
+        UsageError: There is no subnet, the loader is empty, a batch is not understood, or no
+            batch has an element to score.
 
     Source: AdaptiveNet, section 5.2.
     """
@@ -67,9 +69,18 @@ def evaluate(
             if target is None:
                 target = execution.result(supernet.space.original, values)
                 score = metric or agreement
+            if metric is None and not counts(target):
+                continue
             for arch, result in _results(tree, execution, values):
                 totals[arch] += float(score(result, target)) * batch.size
             n_samples += batch.size
+    if not n_samples:
+        raise UsageError(
+            "no batch of the loader has an element to score",
+            expected="at least one target that counts, or one result with elements",
+            got="only empty or ignored ones",
+            fix="check the targets, or pass metric= to score such batches",
+        )
     return {arch: total / n_samples for arch, total in totals.items()}
 
 

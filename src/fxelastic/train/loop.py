@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -146,18 +146,16 @@ class Loop:
                 for name, loss in found.items():
                     losses.setdefault(name, []).append(loss)
                 self._check(found, batch, plan, where)
-        means = {name: torch.stack(values).mean() for name, values in losses.items()}
-        self._processes.average(means.values())
+        values = self._means(losses, plan)
         grad_norm = optimisation.step(plan.branches, where)
         optimisation.clear()
-        values = dict(zip(means, _to_floats(means.values()), strict=True))
         position.advance(len(group), values)
         report = StepReport(
             stage=objective.stage,
             step=position.step,
             epoch=position.epoch,
             batch=position.batch,
-            loss=sum(values.values()) / len(values),
+            loss=sum(values.values()) / max(len(values), 1),
             losses=values,
             archs=plan.archs,
             lr=optimisation.rate,
@@ -166,6 +164,18 @@ class Loop:
             seconds=time.perf_counter() - self._started,
         )
         self._tell("on_step", report)
+
+    def _means(self, losses: Mapping[str, Sequence[Tensor]], plan: Plan) -> dict[str, float]:
+        """The mean loss of each branch over the batches of all processes that gave it one."""
+        sums = [
+            sum(losses.get(name, ()), torch.zeros((), device=self._device)).float()
+            for name in plan.branches
+        ]
+        counts = [float(len(losses.get(name, ()))) for name in plan.branches]
+        table = torch.stack([torch.stack(sums), torch.tensor(counts, device=self._device)])
+        self._processes.average([table])
+        rows = zip(plan.branches, *table.tolist(), strict=True)
+        return {name: total / count for name, total, count in rows if count}
 
     def _backward(self, batch: Batch, plan: Plan, share: float) -> dict[str, Tensor]:
         values = self._reader.bind(batch)

@@ -23,7 +23,8 @@ def normalised_error(output: Any, target: Any, processes: Processes = ALONE) -> 
     """The squared error as a share of the target's variance, averaged over the tensors.
 
     It is 1 for an output that is always the target's mean, whatever the scale, so that branches
-    anywhere in a network have losses of the same size.
+    anywhere in a network have losses of the same size. A tensor without elements counts for
+    nothing, as the rows of an expert to which the batch sends none.
 
     Args:
         output: A tensor, or any structure of tensors.
@@ -31,7 +32,7 @@ def normalised_error(output: Any, target: Any, processes: Processes = ALONE) -> 
         processes: Those that hold the other shares of the batch: the variance is that of all.
 
     Returns:
-        A scalar; it requires no gradient where there is no floating-point tensor.
+        A scalar; 0, which requires no gradient, where no floating-point tensor has elements.
 
     Raises:
         UsageError: The shapes differ.
@@ -39,22 +40,31 @@ def normalised_error(output: Any, target: Any, processes: Processes = ALONE) -> 
     Source: AdaptiveNet, Eq. 1, normalised.
     """
     pairs = zip(_floats(output), _floats(target), strict=True)
-    errors = [_normalised(a.float(), b.float(), processes) for a, b in pairs]
+    found = (_normalised(a.float(), b.float(), processes) for a, b in pairs)
+    errors = [error for error in found if error is not None]
     return torch.stack(errors).mean() if errors else torch.zeros(())
 
 
-def _normalised(output: Tensor, target: Tensor, processes: Processes) -> Tensor:
+def _normalised(output: Tensor, target: Tensor, processes: Processes) -> Tensor | None:
     if output.shape != target.shape:  # Broadcasting would compare what does not belong together.
         raise UsageError(
             "what is compared has different shapes",
             expected=f"the target's shape {tuple(target.shape)}",
             got=str(tuple(output.shape)),
         )
-    variance, mean = torch.var_mean(target.detach(), correction=0)
+    n = target.numel()
+    if n:
+        variance, mean = torch.var_mean(target.detach(), correction=0)
+    else:
+        variance = mean = target.new_zeros(())
     if processes.world_size > 1:
-        moments = torch.stack([mean, variance + mean.square()]).double()
+        # Without elements here, this process takes part all the same: the others wait for it.
+        moments = torch.stack([mean, variance + mean.square(), torch.ones_like(mean)]).double() * n
         processes.average([moments])
+        moments = moments / moments[2].clamp_min(1e-9)
         mean, variance = moments[0].float(), (moments[1] - moments[0].square()).float()
+    if not n:
+        return None
     # A constant target, as that of a dead unit, has no variance to be a share of.
     scale = torch.maximum(variance, _NEARLY_CONSTANT * mean.square())
     return F.mse_loss(output, target) / torch.where(scale > 0, scale, torch.ones_like(scale))
@@ -69,14 +79,19 @@ def cross_entropy(output: Any, target: Tensor) -> Tensor:
         target: Class numbers ``(N, ...)``; -100 leaves an element out. Or probabilities of the
             logits' shape.
 
+    Returns:
+        A scalar; 0, which requires no gradient, where no element is left.
+
     Raises:
         UsageError: There are no logits, the shapes do not go together, or a class is out of range.
     """
     logits = logits_of(output).float()
     if isinstance(target, Tensor) and target.is_floating_point() and target.shape == logits.shape:
-        return F.cross_entropy(logits, target)
+        return F.cross_entropy(logits, target) if target.numel() else logits.new_zeros(())
     dim = class_dim(logits, target)
     _check_classes(target, logits.shape[dim])
+    if not bool((target != IGNORED).any()):
+        return logits.new_zeros(())
     return F.cross_entropy(logits.movedim(dim, 1), target.long(), ignore_index=IGNORED)
 
 
@@ -91,12 +106,13 @@ def soft_cross_entropy(output: Any, teacher: Any) -> Tensor:
         teacher: The model's result on the same inputs.
 
     Returns:
-        A scalar, 0 where they are equal.
+        A scalar, 0 where they are equal; 0, which requires no gradient, where they are empty.
     """
     try:
-        return _divergences(output, teacher).mean()
+        found = _divergences(output, teacher)
     except UsageError:
         return normalised_error(output, teacher)
+    return found.mean() if found.numel() else found.new_zeros(())
 
 
 def soft_cross_entropies(output: Any, teacher: Any) -> Tensor:
@@ -110,9 +126,10 @@ def soft_cross_entropies(output: Any, teacher: Any) -> Tensor:
         ``(N,)`` where both have logits; ``(1,)``, of all samples, otherwise.
     """
     try:
-        return _divergences(output, teacher).flatten(1).mean(1)
+        found = _divergences(output, teacher).flatten(1)
     except UsageError:
         return normalised_error(output, teacher)[None]
+    return found.mean(1) if found.numel() else found.new_zeros(len(found))
 
 
 def _divergences(output: Any, teacher: Any) -> Tensor:
@@ -122,6 +139,12 @@ def _divergences(output: Any, teacher: Any) -> Tensor:
     student, expected = logits.log_softmax(dim), like.log_softmax(dim)
     found = F.kl_div(student, expected, reduction="none", log_target=True).sum(dim)
     return found[:, None] if found.dim() == 1 else found
+
+
+def is_empty(value: Any) -> bool:
+    """Whether there are floating-point tensors in a structure, and none of them has elements."""
+    found = _floats(value)
+    return bool(found) and not any(tensor.numel() for tensor in found)
 
 
 def logits_of(output: Any) -> Tensor:

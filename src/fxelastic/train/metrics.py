@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fxelastic.train.losses import IGNORED, class_dim, logits_of
+from fxelastic.train.losses import IGNORED, class_dim, is_empty, logits_of
 
 
 def accuracy(output: Any, target: Tensor) -> float:
@@ -29,6 +29,13 @@ def accuracy(output: Any, target: Tensor) -> float:
     return int(((found == target) & counted).sum()) / n if n else 0.0
 
 
+def counts(target: Any) -> bool:
+    """Whether a target, class numbers or the original's result, has an element to be scored."""
+    if isinstance(target, Tensor) and not target.is_floating_point():
+        return bool((target != IGNORED).any())
+    return not is_empty(target)
+
+
 def agreement(output: Any, teacher: Any) -> float:
     """The share of elements for which a subnet and the original choose the same class.
 
@@ -37,11 +44,12 @@ def agreement(output: Any, teacher: Any) -> float:
         teacher: The original's result on the same inputs.
 
     Returns:
-        A number from 0 to 1.
+        A number from 0 to 1; 0 where there are no elements.
 
     Raises:
         UsageError: There are no logits.
     """
     logits, like = logits_of(output), logits_of(teacher)
     dim = 2 if logits.dim() == 3 else 1
-    return float((logits.argmax(dim) == like.argmax(dim)).float().mean())
+    same = logits.argmax(dim) == like.argmax(dim)
+    return float(same.float().mean()) if same.numel() else 0.0

@@ -59,7 +59,8 @@ class Objective(Protocol):
             backward: Called with each loss that is to be minimised.
 
         Returns:
-            The loss of each branch of the plan, detached.
+            The loss of each branch of the plan, detached; without those that the batch gave
+            nothing to learn from, as an expert to which it sends no row.
         """
         ...  # pragma: no cover
 

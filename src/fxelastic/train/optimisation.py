@@ -112,6 +112,8 @@ class Optimisation:
         groups = {name: self._new.of(name) for name in branches}
         parameters = list({id(p): p for group in groups.values() for p in group}.values())
         self._processes.average_gradients(parameters)
+        if all(parameter.grad is None for parameter in parameters):
+            return 0.0  # a loss scaler refuses a step without gradients
         self._scaler.unscale_(self.optimizer)
         largest = self._clip(groups if self._clip_each else {"the subnet": parameters}, where)
         self._scaler.step(self.optimizer)

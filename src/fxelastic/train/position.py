@@ -43,8 +43,9 @@ class Position:
         """
         self.step += 1
         self.batch += n_batches
-        self._steps += 1
-        self._loss += sum(losses.values()) / len(losses)
+        if losses:
+            self._steps += 1
+            self._loss += sum(losses.values()) / len(losses)
         for name, loss in losses.items():
             self.coverage[name] += 1
             self._sums[name] = self._sums.get(name, 0.0) + loss
@@ -52,7 +53,7 @@ class Position:
 
     @property
     def mean_loss(self) -> float:
-        """The mean loss of this epoch's steps; NaN before the first."""
+        """The mean loss of this epoch's steps; NaN before the first that had one."""
         return self._loss / self._steps if self._steps else float("nan")
 
     def mean_losses(self) -> dict[str, float]:

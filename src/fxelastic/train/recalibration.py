@@ -95,7 +95,7 @@ class _Statistics:
 
     def chosen(self, old: Sequence[Tensor], *, compare: bool) -> Sequence[Tensor]:
         share = self._best_share(old) if compare else 1.0
-        return _mixed(old, self._measured(self.batches), share) if share else old
+        return _mixed(old, self._measured(self.batches, old), share) if share else old
 
     def _best_share(self, old: Sequence[Tensor]) -> float:
         """The share of new statistics with which the results are surely nearer to the original's.
@@ -105,7 +105,7 @@ class _Statistics:
         halves = (
             [self.batches[::2], self.batches[1::2]] if len(self.batches) > 1 else [self.batches]
         )
-        others = [self._measured(half) for half in reversed(halves)]
+        others = [self._measured(half, old) for half in reversed(halves)]
         original = self.execution.supernet.space.original
         wanted = [[self.execution.result(original, values) for values in half] for half in halves]
 
@@ -125,8 +125,8 @@ class _Statistics:
                 best, nearest = share, float(after.mean())
         return best
 
-    def _measured(self, batches: Sequence[Any]) -> list[Tensor]:
-        """The plain mean over batches."""
+    def _measured(self, batches: Sequence[Any], old: Sequence[Tensor]) -> list[Tensor]:
+        """The plain mean over batches; the old statistics of layers that no batch reaches."""
         momenta = [layer.momentum for layer in self.layers]
         try:
             for layer in self.layers:
@@ -139,7 +139,9 @@ class _Statistics:
             for layer, momentum in zip(self.layers, momenta, strict=True):
                 layer.momentum = momentum
                 layer.eval()
-        return _statistics(self.layers)
+        reached = [bool(layer.num_batches_tracked) for layer in self.layers for _ in range(2)]
+        found = zip(_statistics(self.layers), old, reached, strict=True)
+        return [new if is_reached else kept for new, kept, is_reached in found]
 
     def _distances(
         self, statistics: Sequence[Tensor], batches: Sequence[Any], wanted: Sequence[Any]

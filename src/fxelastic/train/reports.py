@@ -18,7 +18,7 @@ class StepReport:
         step: Steps made, from 1.
         epoch: The pass over the loader, from 0.
         batch: Batches of the epoch consumed.
-        loss: The mean loss.
+        loss: The mean loss; 0 where no branch had anything to learn from.
         losses: The loss of each branch that learned; in tuning, of the subnets it was in.
         archs: The subnets of the step; empty in teacher-forced distillation.
         lr: The learning rate of the first parameter group.

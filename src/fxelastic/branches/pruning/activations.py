@@ -76,7 +76,8 @@ class _Recorder(fx.Interpreter):
         # Weights are no activations; and a value that some product reads is counted once for each.
         reads = sum(_is_product(user) for user in n.users)
         flows = isinstance(result, Tensor) and n not in self._analysis.held
-        if reads and flows and result.is_floating_point():
+        # Rows that data choose may be none, whose mean would be NaN.
+        if reads and flows and result.is_floating_point() and result.numel():
             self._add(self._analysis.dims.get(n, ()), result, reads)
         return result
 
