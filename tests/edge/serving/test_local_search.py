@@ -119,7 +119,8 @@ def test_files_of_another_bundle_are_refused(
         digest if which == "pool" else bundle.digest,
         [edge.PoolEntry(bundle.space.original, 1.0, 0.9)],
     )
-    given = replace(table, bundle_digest=digest) if which == "table" else table
+    other = replace(table, bundle_digest=digest, structure_digest=digest)
+    given = other if which == "table" else table
     with pytest.raises(UsageError, match=f"{which} is of another bundle"):
         edge.serve(bundle, given, pool, budget_ms=1.0)
 
