@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -16,6 +17,7 @@ def partition(
     gamma: float = 0.1,
     example_inputs: Any = None,
     *,
+    batched: str | Sequence[str] | None = None,
     fusion: str = "onnxruntime",
 ) -> Partition:
     """Capture a model and cut it into basic blocks.
@@ -25,6 +27,10 @@ def partition(
         gamma: Most parameters of a basic block, as a share of the model's, in (0, 1].
         example_inputs: A tensor, a tuple of positional inputs, a dict of keyword inputs or a
             pair ``(tuple, dict)``. Inferred from the model where None.
+        batched: Names of the inputs that hold samples in their first dimension, for example
+            ``("x", "mask")``; every other input keeps the example's shape and is passed whole. By
+            default those are found whose first sizes the model ties to each other; the partition's
+            ``batched`` lists them.
         fusion: Whose fused kernels no cut may separate: ``"onnxruntime"``, ``"none"``, or a name
             registered under the entry-point group ``fxelastic.fusion_rules``.
 
@@ -40,4 +46,4 @@ def partition(
     """
     check_gamma(gamma)
     rules = fusion_rules(fusion)
-    return partition_graph(capture(model, example_inputs), gamma, rules)
+    return partition_graph(capture(model, example_inputs, batched), gamma, rules)

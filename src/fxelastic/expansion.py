@@ -23,6 +23,7 @@ def expand(
     gamma: float = 0.1,
     *,
     example_inputs: Any = None,
+    batched: str | Sequence[str] | None = None,
     kinds: Sequence[str] = DEFAULT_KINDS,
     spans: Sequence[int] = (1, 2),
     prune: Sequence[float] = (0.25, 0.5),
@@ -38,6 +39,7 @@ def expand(
         gamma: Most parameters of a basic block, as a share of the model's, in (0, 1].
         example_inputs: A tensor, a tuple of positional inputs, a dict of keyword inputs or a
             pair ``(tuple, dict)``. Inferred from the model where None.
+        batched: As in `fxelastic.partition`.
         kinds: Kinds of branches to make beside the originals, which are always there. ``()``
             for the originals alone; another package's kinds are named here.
         spans: How many further blocks a merged branch replaces beside its first.
@@ -78,7 +80,7 @@ def expand(
     makers: list[BranchMaker] = [
         branch_maker(kind)(**options.get(kind, {})) for kind in dict.fromkeys((ORIGINAL, *kinds))
     ]
-    blocks = partition(model, gamma, example_inputs, fusion=fusion)
+    blocks = partition(model, gamma, example_inputs, batched=batched, fusion=fusion)
     branches, skips = [], []
     # Shown on terminals only, and only where it takes long.
     with tqdm(desc="branches", unit="", delay=3, leave=False, disable=None) as progress:

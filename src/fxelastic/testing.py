@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ def assert_partition(
     *,
     gamma: float = 0.1,
     example_inputs: Any = None,
+    batched: str | Sequence[str] | None = None,
     fusion: str = "onnxruntime",
     update: bool = False,
 ) -> Partition:
@@ -33,6 +35,7 @@ def assert_partition(
         golden: Path of the golden file, or the golden text itself (a string with a line break).
         gamma: Largest share of the parameters in a block.
         example_inputs: As for `fxelastic.partition`.
+        batched: As for `fxelastic.partition`.
         fusion: Name of the fusion rules.
         update: Write the golden file instead of comparing with it.
 
@@ -70,7 +73,7 @@ def assert_partition(
                 f"there is no golden file {path}; write it with update=True, look at it, commit it"
             )
     partition = fxelastic.partition(
-        model, gamma=gamma, example_inputs=example_inputs, fusion=fusion
+        model, gamma=gamma, example_inputs=example_inputs, batched=batched, fusion=fusion
     )
     partition.verify()
     actual = partition.to_text()

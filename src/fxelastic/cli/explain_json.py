@@ -28,6 +28,7 @@ def report(partition: Partition) -> dict[str, Any]:
         "gamma": partition.gamma,
         "fusion": partition.fusion.name,
         "dynamic_batch": partition.dynamic_batch,
+        "batched": list(partition.batched),
         "n_params": partition.n_params,
         "max_block_params": int(partition.max_block_params),
         "flops": sum(block.flops for block in partition.blocks),

@@ -74,6 +74,19 @@ def add_model(parser: argparse.ArgumentParser, *, gamma: str, fusion: str) -> No
         "(default: found out from the model)",
     )
 
+    parser.add_argument(
+        "--batched",
+        type=words,
+        metavar="NAME,…",
+        help="the inputs that hold samples in their first dimension (default: found out from "
+        "the model)",
+    )
+
+
+def words(text: str) -> tuple[str, ...]:
+    """The words of a text with commas between them."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
 
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Add the options of how a command reports."""
@@ -158,7 +171,7 @@ def partition_of(args: argparse.Namespace, gamma: float, fusion: str) -> Partiti
     Whatever the model's code prints goes to stderr: stdout is the command's own.
 
     Args:
-        args: With ``model``, ``model_arg``, ``example_input`` and ``quiet``.
+        args: With ``model``, ``model_arg``, ``example_input``, ``batched`` and ``quiet``.
         gamma: Largest share of P0 in a block.
         fusion: Name of the fusion rules.
 
@@ -180,7 +193,11 @@ def partition_of(args: argparse.Namespace, gamma: float, fusion: str) -> Partiti
         progress(args, f"partitioning {type(model).__name__} ({size:,} parameters)")
         start = time.perf_counter()
         partition = fxelastic.partition(
-            model, gamma=gamma, example_inputs=example_inputs, fusion=fusion
+            model,
+            gamma=gamma,
+            example_inputs=example_inputs,
+            batched=args.batched,
+            fusion=fusion,
         )
         progress(args, f"{len(partition.blocks)} blocks after {time.perf_counter() - start:.1f} s")
     for warning in partition.warnings:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fxelastic.cli.options import DEFAULT_FUSION, DEFAULT_GAMMA, progress
+from fxelastic.cli.options import DEFAULT_FUSION, DEFAULT_GAMMA, progress, words
 from fxelastic.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def add_expansion(parser: argparse.ArgumentParser) -> None:
     """Add the options of what a supernet is made of, and of its weights."""
     parser.add_argument(
         "--kinds",
-        type=_words,
+        type=words,
         metavar="KIND,…",
         help="kinds of branches besides the originals; an empty text for none "
         "(default: merged,pruned,skip)",
@@ -87,6 +87,7 @@ def supernet_of(args: argparse.Namespace) -> Supernet:
             model,
             DEFAULT_GAMMA if args.gamma is None else args.gamma,
             example_inputs=example_inputs,
+            batched=args.batched,
             fusion=args.fusion or DEFAULT_FUSION,
             **chosen,
         )
@@ -119,13 +120,9 @@ def _load_weights(model: torch.nn.Module, path: Path) -> None:
         ) from e
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
 def _numbers(kind: Any) -> Any:
     def parse(text: str) -> tuple[Any, ...]:
-        return tuple(kind(word) for word in _words(text))
+        return tuple(kind(word) for word in words(text))
 
     # argparse names the type in its message: "invalid int values value".
     parse.__name__ = f"{kind.__name__} values"

@@ -155,9 +155,12 @@ def _train(args: argparse.Namespace, first: bool) -> tuple[Supernet, list[Histor
             got="something else of that name",
             fix="choose another path",
         )
-    training, validation = load_data(args.data, args.batch_size, args.distributed)
+    loaders = load_data(args.data, args.batch_size, args.distributed)
     loss = None if args.loss is None else load_reference(args.loss, "--loss")
     supernet = supernet_of(args)
+    partition = supernet.partition
+    whole = [name for name in partition.signature.inputs if name not in partition.batched]
+    training, validation = loaders(whole)
     _move(supernet, args.device)
     _keep_to_data(args.data, out, first)
     common: dict[str, Any] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,13 @@ if TYPE_CHECKING:
 _VALIDATION = "val_"
 
 
-def load_data(text: str, batch_size: int, distributed: bool) -> tuple[Any, Any]:
-    """Make the loaders that ``--data`` names.
+#: Gives batches to train on, and batches to validate on or None, for the names of the inputs that
+#: hold no samples.
+Loaders = Callable[[Collection[str]], tuple[Any, Any]]
+
+
+def load_data(text: str, batch_size: int, distributed: bool) -> Loaders:
+    """Read what ``--data`` names.
 
     Args:
         text: An ``.npz`` file, or a reference.
@@ -24,7 +29,7 @@ def load_data(text: str, batch_size: int, distributed: bool) -> tuple[Any, Any]:
         distributed: Give each process its share, for an ``.npz`` file.
 
     Returns:
-        Batches to train on, and batches to validate on or None.
+        Makes the loaders, once the model's inputs are known.
 
     Raises:
         UsageError: It names no data.
@@ -43,7 +48,8 @@ def load_data(text: str, batch_size: int, distributed: bool) -> tuple[Any, Any]:
                 fix="correct it; --debug shows the traceback",
             ) from e
     if isinstance(found, Mapping) and "train" in found:
-        return found["train"], found.get("validation")
+        training, validation = found["train"], found.get("validation")
+        return lambda _: (training, validation)
     # A list of batches is a loader, and a pair is two of them.
     if isinstance(found, tuple):
         if len(found) != 2:
@@ -52,11 +58,11 @@ def load_data(text: str, batch_size: int, distributed: bool) -> tuple[Any, Any]:
                 expected="a loader, (training, validation) or {'train': …, 'validation': …}",
                 got=f"a tuple of {len(found)}",
             )
-        return found
-    return found, None
+        return lambda _: found
+    return lambda _: (found, None)
 
 
-def _from_file(path: Path, batch_size: int, distributed: bool) -> tuple[Any, Any]:
+def _from_file(path: Path, batch_size: int, distributed: bool) -> Loaders:
     from fxelastic.edge.npz_files import read_npz
 
     if batch_size < 1:
@@ -68,40 +74,48 @@ def _from_file(path: Path, batch_size: int, distributed: bool) -> tuple[Any, Any
     validation = {
         k.removeprefix(_VALIDATION): v for k, v in arrays.items() if k.startswith(_VALIDATION)
     }
-    loaders = [
-        _loader(path, part, batch_size, shuffle=part is training, distributed=distributed)
-        if part
-        else None
-        for part in (training, validation)
-    ]
-    if loaders[0] is None:
+    if not training:
         raise UsageError(
             f"--data {path} holds nothing to train on",
             expected="an array x, or one for each of the model's inputs, and y",
             got=", ".join(arrays) or "no array",
         )
-    return loaders[0], loaders[1]
+
+    def loaders(whole: Collection[str]) -> tuple[Any, Any]:
+        # Inputs that hold no samples need not be in both parts.
+        shared = {name: array for name, array in training.items() if name in whole}
+        first = _loader(path, training, whole, batch_size, True, distributed)
+        if not validation:
+            return first, None
+        held_out = shared | validation
+        return first, _loader(path, held_out, whole, batch_size, False, distributed)
+
+    return loaders
 
 
 def _loader(
     path: Path,
     arrays: dict[str, np.ndarray[Any, Any]],
+    whole: Collection[str],
     batch_size: int,
-    *,
     shuffle: bool,
     distributed: bool,
 ) -> Any:
     import torch
     from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-    sizes = {name: array.shape[0] if array.ndim else 0 for name, array in arrays.items()}
+    sizes = {
+        name: array.shape[0] if array.ndim else 0
+        for name, array in arrays.items()
+        if name not in whole
+    }
     if len(set(sizes.values())) != 1:
         raise UsageError(
             f"--data {path}: the arrays have different lengths",
             expected="one entry of each for each sample",
             got=", ".join(f"{name}: {size}" for name, size in sizes.items()),
         )
-    if not all(sizes.values()):
+    if not all(sizes.values()) or not sizes:
         raise UsageError(
             f"--data {path} holds no samples",
             expected="at least one entry in each array",
@@ -122,7 +136,7 @@ def _loader(
     def batch(indices: list[int]) -> Any:
         # All of a batch at once: picking samples one by one takes longer than a small network.
         chosen = (
-            {name: tensor[indices] for name, tensor in inputs.items()}
+            {name: t if name in whole else t[indices] for name, t in inputs.items()}
             if isinstance(inputs, dict)
             else inputs[indices]
         )

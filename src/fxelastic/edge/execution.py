@@ -17,6 +17,7 @@ from fxelastic.edge.memory import GrowthLimit, resident_bytes
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.errors import BundleError, UsageError
 from fxelastic.spec import Arch
+from fxelastic.spec.value_info import ValueInfo
 
 Array: TypeAlias = NDArray[Any]
 
@@ -348,27 +349,34 @@ def check_inputs(bundle: Bundle, inputs: Mapping[str, Array]) -> int:
             expected=", ".join(map(str, bundle.inputs)),
             got=", ".join(inputs) or "none",
         )
-    sizes: set[int] = set()
+    sizes: dict[int, str] = {}
     for info in bundle.inputs:
         array = inputs[info.name]
         shape = getattr(array, "shape", None)
         if shape is None or str(array.dtype) != info.dtype or len(shape) != len(info.shape):
-            raise _unfit(str(info), array)
+            raise _unfit(bundle, info, array)
         for size, dim, fixed in zip(shape, info.dims, info.shape, strict=True):
             if fixed is None and dim == "N":
-                sizes.add(int(size))
+                sizes.setdefault(int(size), info.name)
             elif fixed is not None and fixed != size:
-                raise _unfit(str(info), array)
+                raise _unfit(bundle, info, array)
     if len(sizes) > 1:
+        (first, name), (second, other) = list(sizes.items())[:2]
         raise UsageError(
-            "the inputs have different batch sizes",
-            expected="one size N",
-            got=", ".join(map(str, sorted(sizes))),
+            f"inputs {name!r} and {other!r} hold different numbers of samples",
+            expected="the same batch size N in both",
+            got=f"{first} in {name!r}, {second} in {other!r}",
         )
     return next(iter(sizes), 1)
 
 
-def _unfit(expected: str, array: Any) -> UsageError:
+def _unfit(bundle: Bundle, info: ValueInfo, array: Any) -> UsageError:
     shape = getattr(array, "shape", None)
     got = type(array).__name__ if shape is None else f"{array.dtype}{list(shape)}"
-    return UsageError("an input is not what the model takes", expected=expected, got=got)
+    whole = info.name not in bundle.manifest.sample_inputs
+    return UsageError(
+        f"input {info.name!r} is not what the model takes",
+        expected=str(info),
+        got=got,
+        fix="this input holds no samples: pass one array of that shape for all" if whole else None,
+    )

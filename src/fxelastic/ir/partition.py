@@ -30,6 +30,8 @@ class Partition:
         untaken_cuts: Cuts that were possible and not taken, each with its reason.
         unused_params: Parameters of the model that the graph never reads; not in P0.
         dynamic_batch: Whether the batch size may differ from the example's.
+        batched: Names of the inputs that hold samples in their first dimension. The others are
+            passed whole.
         model_name: The model's class name.
         opaque: Modules that could not be captured, kept as single nodes: (path, reason).
         warnings: What the user should know, one sentence each.
@@ -46,6 +48,7 @@ class Partition:
     untaken_cuts: tuple[UntakenCut, ...] = ()
     unused_params: tuple[str, ...] = ()
     dynamic_batch: bool = True
+    batched: tuple[str, ...] = ()
     model_name: str = ""
     opaque: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()

@@ -77,6 +77,19 @@ def normalise_arguments(
     return {name: bound[name] for name in ordered + rest}
 
 
+def batch_dims(value: Any) -> tuple[int, ...]:
+    """Dimensions of a captured value whose size depends on the batch."""
+    if not isinstance(value, torch.Tensor):
+        return ()
+    sizes: Sequence[Any] = value.shape
+    # A size that turned out to be fixed is a SymInt too, of a constant.
+    return tuple(
+        i
+        for i, size in enumerate(sizes)
+        if isinstance(size, torch.SymInt) and not size.node.expr.is_number
+    )
+
+
 def check_tensors(captured: Sequence[fx.Node], values: list[Any]) -> None:
     """Refuse inputs that differ from the captured ones in more than the batch size.
 
@@ -85,8 +98,10 @@ def check_tensors(captured: Sequence[fx.Node], values: list[Any]) -> None:
         values: The inputs of a call, in the same order.
 
     Raises:
-        UsageError: One is no tensor, or has another dtype or another fixed size.
+        UsageError: One is no tensor, or has another dtype or another fixed size, or two have
+            different batch sizes.
     """
+    batch: tuple[str, int] | None = None
     for node, value in zip(captured, values, strict=True):
         like = node.meta["val"]
         if not isinstance(value, torch.Tensor):
@@ -96,9 +111,9 @@ def check_tensors(captured: Sequence[fx.Node], values: list[Any]) -> None:
                 got=type(value).__name__,
                 fix="convert it with torch.as_tensor(...)",
             )
-        sizes = zip(like.shape, value.shape, strict=False)
+        free = batch_dims(like)
         fits = like.dim() == value.dim() and all(
-            isinstance(expected, torch.SymInt) or expected == size for expected, size in sizes
+            i in free or like.shape[i] == size for i, size in enumerate(value.shape)
         )
         if not fits or value.dtype != like.dtype:
             raise UsageError(
@@ -107,8 +122,21 @@ def check_tensors(captured: Sequence[fx.Node], values: list[Any]) -> None:
                 got=_describe(value),
                 fix="capture again with example_inputs like these",
             )
+        for dim in free:
+            size = value.shape[dim]
+            if batch is None:
+                batch = node.name, size
+            elif size != batch[1]:
+                raise UsageError(
+                    f"inputs {batch[0]!r} and {node.name!r} hold different numbers of samples",
+                    expected="the same batch size N in both",
+                    got=f"{batch[1]} in {batch[0]!r}, {size} in {node.name!r}",
+                    fix="pass as many samples in each; if one of them holds none, capture again "
+                    "with batched= naming the inputs that do",
+                )
 
 
 def _describe(value: torch.Tensor) -> str:
-    sizes = ["N" if isinstance(size, torch.SymInt) else str(size) for size in value.shape]
+    free = batch_dims(value)
+    sizes = ["N" if i in free else str(size) for i, size in enumerate(value.shape)]
     return f"{str(value.dtype).removeprefix('torch.')}[{', '.join(sizes)}]"

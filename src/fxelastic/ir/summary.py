@@ -10,6 +10,7 @@ from fxelastic.ir.table import aligned, engineering
 
 if TYPE_CHECKING:
     from fxelastic.ir.branch import Skip
+    from fxelastic.ir.partition import Partition
     from fxelastic.ir.supernet import Supernet
 
 
@@ -41,11 +42,21 @@ def summary(supernet: Supernet) -> str:
         *aligned(rows, right={1, 2, 3, 4}),
         "",
         f"{supernet.n_params:,} parameters, {ratio} × the model's {base:,}",
+        *_inputs(supernet.partition),
     ]
     if supernet.skips:
         lines += ["", f"{len(supernet.skips)} branches not made:"]
         lines += _reasons(supernet.skips)
     return "\n".join(lines)
+
+
+def _inputs(partition: Partition) -> list[str]:
+    """Which inputs hold samples, where there are several."""
+    if len(partition.signature.inputs) < 2:
+        return []
+    whole = [name for name in partition.signature.inputs if name not in partition.batched]
+    lines = [f"inputs that hold samples: {', '.join(partition.batched) or 'none'}"]
+    return lines + [f"inputs that are passed whole: {', '.join(whole)}"] * bool(whole)
 
 
 def _count(n: int) -> str:

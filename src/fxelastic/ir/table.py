@@ -45,6 +45,8 @@ def block_table(partition: Partition) -> str:
 
 def _title(partition: Partition) -> str:
     batch = "dynamic batch N" if partition.dynamic_batch else "static batch"
+    if len(partition.signature.inputs) > 1:
+        batch += f" of {', '.join(partition.batched) or 'no input'}"
     return (
         f"{partition.model_name}: {partition.n_params:,} parameters (P0), "
         f"gamma {partition.gamma:g}: at most {int(partition.max_block_params):,} in a block; "

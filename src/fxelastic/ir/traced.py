@@ -31,6 +31,8 @@ class Traced:
         method: How it was captured: ``export``, or ``export+opaque`` when some modules could
             not be looked into and are single nodes.
         dynamic_batch: Whether the batch size may differ from the example's.
+        batched: Names of the inputs that hold samples in their first dimension. The others are
+            passed whole.
         opaque: Paths of modules kept as single nodes, each with its reason.
         unused_params: Parameters of the model that the graph never reads.
         warnings: What the user should know, one sentence each.
@@ -43,6 +45,7 @@ class Traced:
     model_name: str
     method: Literal["export", "export+opaque"]
     dynamic_batch: bool
+    batched: tuple[str, ...] = ()
     opaque: tuple[tuple[str, str], ...] = ()
     unused_params: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

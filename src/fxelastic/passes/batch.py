@@ -2,33 +2,146 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
+from fxelastic.errors import UsageError
 from fxelastic.ir import trees
 
+logger = logging.getLogger(__name__)
 
-def batch_leaves(leaves: list[Any]) -> list[int]:
-    """Positions of the inputs whose first dimension is the batch.
 
-    The batch size is the first dimension of the first tensor that has one; every input with the
-    same first dimension is taken to be batched.
+@dataclass(frozen=True)
+class Batch:
+    """Which inputs hold samples in their first dimension.
+
+    Attributes:
+        positions: Where they stand among the flat inputs.
+        rows: Inputs that have as many rows as there are samples, but whose number of rows the
+            model does not tie to the samples.
+        untied: Whether inputs in ``positions`` have sizes that the model does not tie.
     """
-    size = next(
-        (leaf.shape[0] for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.dim() > 0),
-        None,
-    )
-    if not size:
-        return []
-    return [
-        i
-        for i, leaf in enumerate(leaves)
-        if isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and leaf.shape[0] == size
+
+    positions: tuple[int, ...] = ()
+    rows: tuple[int, ...] = ()
+    untied: bool = False
+
+
+def batch_candidates(leaves: Sequence[Any], results: Sequence[Any] = ()) -> Batch:
+    """Inputs whose first dimension may be the batch, going by the sizes of one call.
+
+    The batch size is the first size of the first input that a result has as its first size, too;
+    where no result has one, that of the first input. Every input with that first size may hold
+    samples.
+
+    Args:
+        leaves: The flat inputs of the call.
+        results: Its flat results.
+    """
+    sizes = [
+        leaf.shape[0] if isinstance(leaf, torch.Tensor) and leaf.dim() else None for leaf in leaves
     ]
+    returned = {leaf.shape[0] for leaf in results if isinstance(leaf, torch.Tensor) and leaf.dim()}
+    given = [size for size in sizes if size]
+    size = next((size for size in given if size in returned), given[0] if given else None)
+    return Batch(tuple(i for i, n in enumerate(sizes) if n == size) if size else ())
 
 
-def with_batch_size(leaves: list[Any], batched: list[int], size: int) -> list[Any]:
+def batch_by_name(
+    batched: str | Sequence[str], names: Sequence[str], leaves: Sequence[Any]
+) -> Batch:
+    """The inputs that a user says hold samples.
+
+    Args:
+        batched: Names of inputs; the name of an argument of several tensors stands for all.
+        names: The names of the flat inputs.
+        leaves: The flat inputs.
+
+    Raises:
+        UsageError: There is no such input, it has no first dimension, or two of them hold
+            different numbers of samples.
+    """
+    given = [batched] if isinstance(batched, str) else batched
+    if not isinstance(given, Sequence) or not all(isinstance(name, str) for name in given):
+        raise UsageError(
+            "batched must be names of inputs",
+            expected="a sequence of names, such as batched=('x', 'mask')",
+            got=repr(batched),
+        )
+    found: set[int] = set()
+    for name in given:
+        exact = [i for i, own in enumerate(names) if own == name]
+        inside = exact or [i for i, own in enumerate(names) if own.startswith(f"{name}_")]
+        if not inside:
+            raise UsageError(
+                f"batched names {name!r}, which is not an input of the model",
+                expected=f"names among {', '.join(names) or 'no inputs'}",
+                got=repr(name),
+            )
+        found.update(inside)
+    positions = sorted(found)
+    for i in positions:
+        if not isinstance(leaves[i], torch.Tensor) or not leaves[i].dim():
+            raise UsageError(
+                f"batched names {names[i]!r}, which has no dimension for samples",
+                expected="tensors with at least one dimension",
+                got="a tensor without dimensions",
+                fix=f"leave {names[i]!r} out; every call passes it whole",
+            )
+        size, first = leaves[i].shape[0], leaves[positions[0]].shape[0]
+        if size != first:
+            raise UsageError(
+                "the inputs that batched names hold different numbers of samples",
+                expected=f"{first} in each, as in {names[positions[0]]!r}",
+                got=f"{size} in {names[i]!r}",
+                fix="pass example inputs with equally many samples",
+            )
+    return Batch(tuple(positions))
+
+
+def rows_of_one(model: nn.Module, args: Any, kwargs: Any, batch: Batch) -> Batch:
+    """The candidates, for an example of one sample, that can have two rows.
+
+    With one sample, whatever has one row may hold it: a bias, positions, one class. A single input
+    that the model takes one row of only is found by running the model with two of all the others.
+
+    Args:
+        model: The model, safe to run.
+        args: Positional example inputs.
+        kwargs: Keyword example inputs.
+        batch: Inputs that may hold samples.
+    """
+    leaves, tree = trees.flatten((args, kwargs))
+    positions = batch.positions
+    if len(positions) < 2 or leaves[positions[0]].shape[0] != 1:
+        return batch
+    if runs(model, tree, with_batch_size(leaves, positions, 2)):
+        return batch
+    for row in positions:
+        others = tuple(i for i in positions if i != row)
+        if runs(model, tree, with_batch_size(leaves, others, 2)):
+            return Batch(others, (row,))
+    return batch
+
+
+def runs(model: nn.Module, tree: trees.Tree, leaves: list[Any]) -> bool:
+    """Whether a model runs on flat inputs."""
+    args, kwargs = trees.unflatten(tree, leaves)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            model(*args, **kwargs)
+    except Exception as e:  # noqa: BLE001  # the user's own code
+        logger.debug("the model does not run: %s", e)
+        return False
+    return True
+
+
+def with_batch_size(leaves: list[Any], batched: Sequence[int], size: int) -> list[Any]:
     """The same inputs with another batch size: samples are repeated in turn, or dropped.
 
     ``torch.export`` specialises a dimension of size 1, so an example of one sample is captured

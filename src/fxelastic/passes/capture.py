@@ -7,6 +7,7 @@ import inspect
 import keyword
 import logging
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from fxelastic.ir.operators import node_parameters
 from fxelastic.ir.signature import Signature, normalise_arguments
 from fxelastic.ir.traced import Traced
 from fxelastic.passes.arguments import resolve_arguments
-from fxelastic.passes.batch import copies
+from fxelastic.passes.batch import Batch, batch_by_name, batch_candidates, copies, rows_of_one
 from fxelastic.passes.casts import drop_idle_casts
 from fxelastic.passes.check_capture import BatchFixedError, check_capture
 from fxelastic.passes.check_weights import check_weights
@@ -40,13 +41,17 @@ logger = logging.getLogger(__name__)
 _TAKEN = frozenset({"torch", "self", "device", "inf", "nan", "NoneType", "fx_pytree", "pytree"})
 
 
-def capture(model: nn.Module, example_inputs: Any = None) -> Traced:
+def capture(
+    model: nn.Module, example_inputs: Any = None, batched: str | Sequence[str] | None = None
+) -> Traced:
     """Capture a model as one functional graph over its own weights.
 
     Args:
         model: Any module, in any mode; it is not changed.
         example_inputs: A tensor, a tuple of positional inputs, a dict of keyword inputs or a
             pair ``(tuple, dict)``. Inferred from the model where None.
+        batched: Names of the inputs that hold samples in their first dimension. Found out where
+            None (see `fxelastic.passes.export.export`).
 
     Returns:
         The captured model.
@@ -65,13 +70,19 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Traced:
     check_input_types(args, kwargs)
     _check_inputs(args, kwargs)
     args, kwargs = copies(args, kwargs)  # a model may write to its inputs
-    _check_runs(clone, *copies(args, kwargs))
-    traced = _trace(model, clone, args, kwargs, dynamic=True)
+    results = _check_runs(clone, *copies(args, kwargs))
+    leaves, _ = trees.flatten((args, kwargs))
+    if batched is None:
+        batch = rows_of_one(clone, args, kwargs, batch_candidates(leaves, results))
+    else:
+        batch = batch_by_name(batched, _input_names(model, args, kwargs), leaves)
+    decided = batched is not None
+    traced = _trace(model, clone, args, kwargs, batch, decided=decided, dynamic=True)
     try:
         return check_capture(traced, clone, args, kwargs)
     except BatchFixedError as e:
         logger.info("the capture with a dynamic batch does not hold (%s)", e)
-        static = _trace(model, clone, args, kwargs, dynamic=False)
+        static = _trace(model, clone, args, kwargs, batch, decided=decided, dynamic=False)
         warning = f"the batch size is fixed to the example's: {e}"
         static = dataclasses.replace(static, warnings=(warning,))
         return check_capture(static, clone, args, kwargs)
@@ -82,9 +93,14 @@ def _trace(
     clone: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    batch: Batch,
+    *,
+    decided: bool,
     dynamic: bool,
 ) -> Traced:
-    exported, opaque = export_with_opaque(clone, args, kwargs, dynamic)
+    exported, opaque = export_with_opaque(
+        clone, args, kwargs, batch, decided=decided, dynamic=dynamic
+    )
     signature = _signature(model, args, kwargs, exported)
     graph_module = _functional_graph(exported, model, clone, args, kwargs, signature)
     signature = dataclasses.replace(signature, inputs=_placeholders(graph_module))
@@ -99,9 +115,10 @@ def _trace(
         model_name=type(model).__name__,
         method="export+opaque" if opaque else "export",
         dynamic_batch=exported.dynamic_batch,
+        batched=tuple(signature.inputs[i] for i in exported.batch.positions),
         opaque=tuple((module.path, module.cause.reason) for module in opaque),
         unused_params=_unused(model, graph_module),
-        warnings=_warnings(exported),
+        warnings=_warnings(exported, signature.inputs),
         example=tuple(trees.flatten(signature.normalise(args, kwargs))[0]),
     )
 
@@ -154,7 +171,8 @@ def _forward_parameters(model: nn.Module) -> tuple[str, ...]:
         return ()
 
 
-def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """The model's flat results on the example inputs."""
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             result = model(*args, **kwargs)
@@ -174,6 +192,7 @@ def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
             got=f"{type(result).__name__}: {trees.describe(shape)}",
             fix="return the results from forward",
         )
+    return leaves
 
 
 def _check_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -209,13 +228,19 @@ def _signature(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], exported: Exported
 ) -> Signature:
     parameters = _forward_parameters(model)
-    _, flat = trees.flatten((args, kwargs))
     _, named = trees.flatten(normalise_arguments(parameters, args, kwargs))
-    count = len(trees.leaf_names(flat, ""))
-    names = _identifiers(trees.leaf_names(named, ""))
-    if len(names) != count:
-        raise InternalError("the example inputs could not be bound to the model's arguments")
+    names = _identifiers(_input_names(model, args, kwargs))
     return Signature(named, exported.result, tuple(names), parameters)
+
+
+def _input_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+    """The user's names of the flat inputs."""
+    _, flat = trees.flatten((args, kwargs))
+    _, named = trees.flatten(normalise_arguments(_forward_parameters(model), args, kwargs))
+    names = trees.leaf_names(named, "")
+    if len(names) != len(trees.leaf_names(flat, "")):
+        raise InternalError("the example inputs could not be bound to the model's arguments")
+    return names
 
 
 def _identifiers(names: list[str]) -> list[str]:
@@ -275,7 +300,20 @@ def _unused(model: nn.Module, graph_module: fx.GraphModule) -> tuple[str, ...]:
     return tuple(name for name, p in model.named_parameters() if id(p) not in used)
 
 
-def _warnings(exported: Exported) -> tuple[str, ...]:
-    if exported.dynamic_batch:
-        return ()
-    return (f"the batch size is fixed to the example's: {exported.why_static}",)
+def _warnings(exported: Exported, inputs: tuple[str, ...]) -> tuple[str, ...]:
+    if not exported.dynamic_batch:
+        return (f"the batch size is fixed to the example's: {exported.why_static}",)
+    batch = exported.batch
+    names = ", ".join(repr(inputs[i]) for i in batch.positions)
+    found = [
+        f"input {inputs[i]!r} has as many rows as the example has samples, but its rows are not "
+        f"tied to the samples of {names}: it keeps its shape; if it holds samples, name it in "
+        "batched="
+        for i in batch.rows
+    ]
+    if batch.untied:
+        found.append(
+            f"inputs {names} are taken to hold as many samples each, which the model does not "
+            "need: where only some of them hold samples, name those in batched="
+        )
+    return tuple(found)

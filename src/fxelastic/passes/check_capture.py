@@ -15,7 +15,7 @@ from torch import nn
 from fxelastic.errors import CaptureError
 from fxelastic.ir import trees
 from fxelastic.ir.traced import Traced
-from fxelastic.passes.batch import batch_leaves, with_batch_size
+from fxelastic.passes.batch import with_batch_size
 from fxelastic.passes.state import refuse_state
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def check_capture(
 def _worst_at_other_sizes(
     traced: Traced, model: nn.Module, tree: trees.Tree, leaves: list[Any]
 ) -> float:
-    batched = batch_leaves(leaves)
+    batched = _batched(traced)
     size = leaves[batched[0]].shape[0]
     worst = 0.0
     # One sample more, and a number with other divisors: graphs may have guessed at either.
@@ -110,7 +110,7 @@ def _alone(traced: Traced, model: nn.Module, tree: trees.Tree, leaves: list[Any]
 
     A model that squeezes all dimensions of size 1 does so; its other batch sizes are as useful.
     """
-    example = with_batch_size(leaves, batch_leaves(leaves), 1)
+    example = with_batch_size(leaves, _batched(traced), 1)
     expected = _results_if_any(model, tree, example)
     if expected is None:
         return []
@@ -121,6 +121,10 @@ def _alone(traced: Traced, model: nn.Module, tree: trees.Tree, leaves: list[Any]
     if difference > _TOLERANCE:
         return ["at batch size 1 the capture computes something else than the model"]
     return []
+
+
+def _batched(traced: Traced) -> list[int]:
+    return [traced.signature.inputs.index(name) for name in traced.batched]
 
 
 def _results_if_any(model: nn.Module, tree: trees.Tree, leaves: list[Any]) -> _Results | None:

@@ -6,16 +6,17 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
 
 from fxelastic.ir import trees
-from fxelastic.passes.batch import batch_leaves, with_batch_size
+from fxelastic.passes.batch import Batch, runs, with_batch_size
 
 logger = logging.getLogger(__name__)
 
@@ -57,28 +58,39 @@ class Exported:
     Attributes:
         program: The exported program.
         result: Structure of the model's result.
+        batch: The inputs that hold samples.
         dynamic_batch: Whether the batch is dynamic.
         why_static: Why the batch is not dynamic, if it is not.
     """
 
     program: ExportedProgram
     result: trees.Tree
+    batch: Batch
     dynamic_batch: bool
     why_static: str = ""
 
 
 def export(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool = True
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    batch: Batch,
+    *,
+    decided: bool = False,
+    dynamic: bool = True,
 ) -> Exported:
     """Export with the strictest batch handling that the model supports.
 
-    Tried in turn: a proven dynamic batch, an inferred one (some reshapes leave guards that the
-    solver can't prove), a static batch.
+    Several inputs that may hold samples are exported with a size each, which shows what the model
+    ties to what. Then are tried in turn: a proven dynamic batch, an inferred one (some reshapes
+    leave guards that the solver can't prove), a static batch.
 
     Args:
         model: The model, safe to run.
         args: Positional example inputs.
         kwargs: Keyword example inputs.
+        batch: Inputs that may hold samples.
+        decided: Whether they do, whatever the model ties.
         dynamic: Whether to try for a dynamic batch.
 
     Returns:
@@ -88,24 +100,102 @@ def export(
         Exception: Whatever ``torch.export`` raised for the static batch.
     """
     leaves, tree = trees.flatten((args, kwargs))
-    batched = batch_leaves(leaves)
     why_static = "no input has a batch dimension"
-    if batched and dynamic:
-        size = leaves[batched[0]].shape[0]
-        example = with_batch_size(leaves, batched, size) if size > 1 else None
-        example = example or with_batch_size(leaves, batched, 2)
-        for dimension in (Dim("batch"), Dim.AUTO):
+    if batch.positions and dynamic:
+        size = leaves[batch.positions[0]].shape[0]
+        example = with_batch_size(leaves, batch.positions, max(size, 2))
+
+        def run(dimension: Any, batch: Batch) -> Exported:
+            given = [
+                new if i in batch.positions else leaf
+                for i, (new, leaf) in enumerate(zip(example, leaves, strict=True))
+            ]
+            program, result = _export(model, tree, len(args), given, batch.positions, dimension)
+            return Exported(program, result, batch, len(_batch_symbols(program)) == 1)
+
+        tries: list[Any] = [Dim("batch"), Dim.AUTO]
+        if len(batch.positions) > 1 and not decided:
             try:
-                program, result = _export(model, tree, len(args), example, batched, dimension)
+                apart = run(Dim.AUTO, batch)
+            except Exception as e:  # noqa: BLE001  # torch.export raises dozens of types
+                logger.debug("export with a size for each input failed: %s", e)
+            else:
+                if apart.dynamic_batch and _ties_all(apart):
+                    return apart
+                if not _batch_symbols(apart.program):
+                    tries.remove(Dim.AUTO)
+                found = batch_of_sizes(batch, apart.program)
+                # A stand-in for an opaque module ties nothing: the model itself has the last word.
+                more = with_batch_size(leaves, found.positions, size + 1)
+                if not found.rows or runs(model, tree, more):
+                    batch = found
+        for dimension in tries:
+            try:
+                exported = run(dimension, batch)
             except Exception as e:  # noqa: BLE001  # torch.export raises dozens of types
                 why_static = _reason(e)
                 logger.debug("export with batch %s failed: %s", dimension, e)
                 continue
-            if _is_dynamic(program):
-                return Exported(program, result, dynamic_batch=True)
+            if exported.dynamic_batch:
+                return exported
             why_static = "the model fixes the batch size"
-    program, result = _export(model, tree, len(args), leaves, [], None)
-    return Exported(program, result, dynamic_batch=False, why_static=why_static)
+    program, result = _export(model, tree, len(args), leaves, (), None)
+    return Exported(program, result, batch, dynamic_batch=False, why_static=why_static)
+
+
+def batch_of_sizes(candidates: Batch, program: ExportedProgram) -> Batch:
+    """Which of the candidates hold samples, going by an export in which each has its own size.
+
+    Sizes that the model needs to be equal have become one symbol. Where several are left, the batch
+    is the one that results have as their first size. A result of two of them, such as scores of
+    images for each of some texts, is not one of pairs: there the first symbol is the batch, and the
+    other inputs keep the rows of the example. Results of one symbol each may be those of pairs.
+
+    Args:
+        candidates: Inputs that may hold samples.
+        program: The export.
+    """
+    inputs, outputs = _user_values(program)
+    groups: dict[Any, list[int]] = {}
+    for i in candidates.positions:
+        for symbol in _symbols(inputs[i].meta["val"].shape[0]):
+            groups.setdefault(symbol, []).append(i)
+    unread = [s for s, group in groups.items() if not any(inputs[i].users for i in group)]
+    read = [symbol for symbol in groups if symbol not in unread]
+    if not read:
+        return candidates
+    shapes = [[_symbols(size) for size in value.shape] for value in outputs]
+    leading = [s for s in read if any(shape and s in shape[0] for shape in shapes)] or read[:1]
+    crossed = any(shape and (set(read) & set().union(*shape[1:])) - shape[0] for shape in shapes)
+    # What nothing reads may as well have a row for each sample.
+    chosen = [*(leading[:1] if crossed else leading), *unread]
+    positions = sorted(i for symbol in chosen for i in groups[symbol])
+    rows = tuple(i for i in candidates.positions if i not in positions)
+    rows = tuple(sorted({*candidates.rows, *rows}))
+    return Batch(tuple(positions), rows, untied=len(chosen) - len(unread) > 1)
+
+
+def _ties_all(exported: Exported) -> bool:
+    """Whether every candidate's size is the one symbol."""
+    inputs, _ = _user_values(exported.program)
+    return all(_symbols(inputs[i].meta["val"].shape[0]) for i in exported.batch.positions)
+
+
+def _user_values(program: ExportedProgram) -> tuple[list[fx.Node], list[torch.Tensor]]:
+    """The placeholders of the inputs, and the tensors among the results."""
+    nodes = {node.name: node for node in program.graph.nodes}
+    signature = program.graph_signature
+    inputs = [
+        nodes[spec.arg.name] for spec in signature.input_specs if spec.kind == InputKind.USER_INPUT
+    ]
+    (output,) = (node for node in program.graph.nodes if node.op == "output")
+    values = [node.meta.get("val") for node in output.args[0] if isinstance(node, fx.Node)]
+    return inputs, [value for value in values if isinstance(value, torch.Tensor)]
+
+
+def _symbols(size: Any) -> set[Any]:
+    # A size that the model turned out to fix is a SymInt too, of a constant.
+    return set(size.node.expr.free_symbols) if isinstance(size, torch.SymInt) else set()
 
 
 def _export(
@@ -113,7 +203,7 @@ def _export(
     tree: trees.Tree,
     n_positional: int,
     leaves: list[Any],
-    batched: list[int],
+    batched: Sequence[int],
     dimension: Any,
 ) -> tuple[ExportedProgram, trees.Tree]:
     flat = Flat(model, tree, n_positional)
@@ -126,17 +216,12 @@ def _export(
     return program, flat.seen.result
 
 
-def _is_dynamic(program: ExportedProgram) -> bool:
-    return any(
-        isinstance(node.meta.get("val"), torch.Tensor)
-        # A size that the model turned out to fix is a SymInt too, of a constant.
-        and any(
-            isinstance(size, torch.SymInt) and not size.node.expr.is_number
-            for size in node.meta["val"].shape
-        )
-        for node in program.graph.nodes
-        if node.op == "placeholder"
-    )
+def _batch_symbols(program: ExportedProgram) -> set[Any]:
+    """The symbols that sizes of the inputs depend on; a size that the model fixes has none."""
+    inputs, _ = _user_values(program)
+    values = [node.meta.get("val") for node in inputs]
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    return set().union(*(_symbols(size) for value in tensors for size in value.shape))
 
 
 @contextlib.contextmanager

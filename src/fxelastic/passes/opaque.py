@@ -20,7 +20,7 @@ from torch import fx, nn
 from fxelastic.errors import CaptureError
 from fxelastic.ir import trees
 from fxelastic.ir.causes import Cause, cause_of
-from fxelastic.passes.batch import batch_leaves, with_batch_size
+from fxelastic.passes.batch import Batch, with_batch_size
 from fxelastic.passes.export import Exported, Flat, export
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,13 @@ class OpaqueModule:
 
 
 def export_with_opaque(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool = True
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    batch: Batch,
+    *,
+    decided: bool = False,
+    dynamic: bool = True,
 ) -> tuple[Exported, list[OpaqueModule]]:
     """Export, keeping what cannot be exported as opaque leaves.
 
@@ -57,6 +63,8 @@ def export_with_opaque(
         model: A clone of the user's model; its submodules are replaced during the call.
         args: Positional example inputs.
         kwargs: Keyword example inputs.
+        batch: Inputs that may hold samples.
+        decided: Whether they do, whatever the model ties.
         dynamic: Whether to try for a dynamic batch.
 
     Returns:
@@ -69,7 +77,8 @@ def export_with_opaque(
     while True:
         try:
             with _operator(opaque), _replaced(model, opaque):
-                return export(model, args, kwargs, dynamic), opaque
+                exported = export(model, args, kwargs, batch, decided=decided, dynamic=dynamic)
+                return exported, opaque
         except CaptureError:
             raise
         except Exception as e:  # torch.export raises dozens of types
@@ -79,7 +88,7 @@ def export_with_opaque(
             path, module = culprit
             logger.info("keeping %s as an opaque leaf: %s", path, e)
             leaf = OpaqueModule(path, module, cause_of(e, module))
-            _record(leaf, model, args, kwargs)
+            _record(leaf, model, args, kwargs, batch)
             opaque.append(leaf)
 
 
@@ -186,10 +195,11 @@ def _record(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    batch: Batch,
 ) -> None:
     """Run the model at two batch sizes and note what goes in and out of the leaf."""
     leaves, tree = trees.flatten((args, kwargs))
-    batched = batch_leaves(leaves)
+    batched = batch.positions
     size = leaves[batched[0]].shape[0] if batched else 0
     examples = [with_batch_size(leaves, batched, n) for n in (size, size + 1)] if size else [leaves]
 

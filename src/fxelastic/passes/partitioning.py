@@ -119,6 +119,7 @@ def _partition(traced: Traced, gamma: float, fusion: FusionRules) -> Partition:
         untaken_cuts=result.untaken_cuts,
         unused_params=traced.unused_params,
         dynamic_batch=traced.dynamic_batch,
+        batched=traced.batched,
         model_name=traced.model_name,
         opaque=traced.opaque,
         warnings=traced.warnings,

@@ -107,6 +107,8 @@ class Manifest:
         structure: How the results stand in what the model returns; see `fxelastic.spec.structure`.
         data: Files other than ONNX files.
         verification: What was checked at the export; None when nothing was.
+        batched: Names of the inputs that hold samples in their first dimension; every other input
+            is passed whole. None where the release that wrote the bundle did not say.
         schema_version: Version of the format.
     """
 
@@ -120,6 +122,7 @@ class Manifest:
     structure: Mapping[str, Any]
     data: tuple[FileInfo, ...] = ()
     verification: Verification | None = None
+    batched: tuple[str, ...] | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -135,6 +138,16 @@ class Manifest:
         """The search space."""
         return search_space(self)
 
+    @cached_property
+    def sample_inputs(self) -> tuple[str, ...]:
+        """Names of the inputs that hold samples in their first dimension."""
+        if self.batched is not None:
+            return self.batched
+        infos = [value for value in self.values if value.name in self.inputs and value.dims]
+        size: object = None if self.model.dynamic_batch else self.model.batch_size
+        found = {info.name for info in infos if info.shape[0] == size}
+        return tuple(name for name in self.inputs if name in found)
+
     def to_json(self) -> bytes:
         """The bytes of ``manifest.json``: equal for equal manifests."""
         verification = self.verification
@@ -146,6 +159,7 @@ class Manifest:
             "branches": [segment.to_json() for segment in self.segments],
             "values": [info.to_json() for info in self.values],
             "inputs": list(self.inputs),
+            "batched": list(self.sample_inputs),
             "results": [{"name": result.name, "value": result.value} for result in self.results],
             "structure": self.structure,
             "data": [file.to_json() for file in self.data],
@@ -182,6 +196,7 @@ class Manifest:
             _structure(fields),
             fields.objects("data", FileInfo.from_json),
             None if verification is None else Verification.from_json(fields.object("verification")),
+            fields.texts("batched", NAME, "a value's name") if "batched" in fields.value else None,
         )
         fields.end()
         return manifest

@@ -98,6 +98,7 @@ def _check_interface(manifest: Manifest, values: dict[str, ValueInfo]) -> None:
         _refuse(
             "inputs", "are not the values that no block computes", str(given), str(manifest.inputs)
         )
+    _check_batched(manifest, values)
     n_blocks = len(manifest.blocks)
     results = {result.value for result in manifest.results}
     for i, result in enumerate(manifest.results):
@@ -114,6 +115,18 @@ def _check_interface(manifest: Manifest, values: dict[str, ValueInfo]) -> None:
     clashes = [r.name for r in manifest.results if r.name in manifest.inputs]
     if clashes:
         _refuse("results", "have the name of an input", "other names", clashes[0])
+
+
+def _check_batched(manifest: Manifest, values: dict[str, ValueInfo]) -> None:
+    for name in manifest.batched or ():
+        dims = values[name].dims if name in manifest.inputs else ()
+        if not dims or isinstance(dims[0], int) == manifest.model.dynamic_batch:
+            _refuse(
+                "batched",
+                f"names an input that can't hold samples: {name!r}",
+                "inputs whose first size is the batch size",
+                str(values.get(name)),
+            )
 
 
 def _check_last_reads(manifest: Manifest) -> None:

@@ -30,18 +30,14 @@ class Batch:
         kwargs: Keyword arguments.
         target: What the loss compares the result with; None in a batch without labels.
         number: Which batch of the epoch it is, from 0.
+        size: Samples.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     target: Any
     number: int
-
-    @property
-    def size(self) -> int:
-        """Samples: the first dimension of the first tensor; 1 where there is none."""
-        leaves, _ = trees.flatten((self.args, self.kwargs))
-        return int(leaves[0].shape[0]) if leaves and leaves[0].dim() else 1
+    size: int = 1
 
     def not_finite(self, *, masks: bool = True) -> str:
         """Where the batch holds NaN or infinity: ``batch 2 holds …``; empty where it does not.
@@ -106,7 +102,17 @@ class BatchReader:
         parts = self.split(raw) if self.split is not None else self._parts(raw, number)
         device = device_of(self.supernet)
         args, kwargs, target = (_move(part, device) for part in parts)
-        return Batch(args, kwargs, target, number)
+        return Batch(args, kwargs, target, number, self._size(args, kwargs))
+
+    def _size(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        """Samples of a batch: the first size of the first input that holds samples; else 1."""
+        partition = self.supernet.partition
+        leaves, _ = trees.flatten(partition.signature.normalise(args, kwargs))
+        names = partition.signature.inputs
+        if not partition.batched or len(names) != len(leaves):
+            return 1
+        first = leaves[names.index(partition.batched[0])]
+        return int(first.shape[0]) if isinstance(first, torch.Tensor) and first.dim() else 1
 
     def bind(self, batch: Batch) -> dict[str, Any]:
         """The named values that a pass through the supernet begins with.

@@ -53,7 +53,7 @@ def test_what_is_no_array_becomes_one() -> None:
         ((image()[0], np.zeros((2, 5), np.int64)), {}, "mind the batch"),
         ((image()[:, :2], np.zeros((2, 5), np.int64)), {}, r"\[2, 2, 8, 8\]"),
         ((image(0), np.zeros((0, 5), np.int64)), {}, "at least 1"),
-        ((image(2), np.zeros((3, 5), np.int64)), {}, "the same everywhere"),
+        ((image(2), np.zeros((3, 5), np.int64)), {}, "'x' and 'ids' hold different numbers"),
     ],
 )
 def test_what_the_model_does_not_take_is_refused(args: Any, kwargs: Any, message: str) -> None:
@@ -64,8 +64,8 @@ def test_what_the_model_does_not_take_is_refused(args: Any, kwargs: Any, message
 def test_a_multiple_of_the_batch_size_counts() -> None:
     both = signature(IMAGE, FLAT)
     both.bind((image(2), np.zeros(8, np.float32)), {})
-    for size in (9, 12):
-        with pytest.raises(UsageError, match="N is at least 1"):
+    for size, message in ((9, "N is at least 1"), (12, "2 in 'x', 3 in 'flat'")):
+        with pytest.raises(UsageError, match=message):
             both.bind((image(2), np.zeros(size, np.float32)), {})
 
 

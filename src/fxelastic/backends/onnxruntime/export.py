@@ -73,4 +73,5 @@ def write_bundle(
         results,
         structure,
         tuple(data),
+        batched=partition.batched,
     )

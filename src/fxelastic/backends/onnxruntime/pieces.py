@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from fxelastic.backends.onnxruntime.lowering import lowered
-from fxelastic.backends.onnxruntime.teacher import batch_dims
 from fxelastic.errors import ExportError
 from fxelastic.ir.branch import Branch
+from fxelastic.ir.signature import batch_dims
 from fxelastic.ir.supernet import Supernet
 
 

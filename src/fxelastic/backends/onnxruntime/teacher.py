@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,34 +10,22 @@ from torch import fx
 
 from fxelastic.errors import ExportError
 from fxelastic.ir.partition import Partition
+from fxelastic.ir.signature import batch_dims
 from fxelastic.ir.supernet import Supernet
 
 
 def batch_size(partition: Partition) -> int:
     """The example inputs' batch size; 1 where no size of them depends on the batch.
 
-    Where the model fixes it no size tells, and it is the first one of the first input.
+    Where the model fixes it, it is the first size of the first input that holds samples.
     """
     for node, example in zip(_placeholders(partition), partition.example, strict=True):
         for dim in batch_dims(node.meta.get("val")):
             return int(example.shape[dim])
-    if partition.dynamic_batch:
+    if partition.dynamic_batch or not partition.batched:
         return 1
-    tensors = (value for value in partition.example if isinstance(value, torch.Tensor))
-    return next((int(value.shape[0]) for value in tensors if value.dim() and value.numel()), 1)
-
-
-def batch_dims(value: Any) -> tuple[int, ...]:
-    """Dimensions of a captured value whose size depends on the batch."""
-    if not isinstance(value, torch.Tensor):
-        return ()
-    sizes: Sequence[Any] = value.shape
-    # A size that turned out to be fixed is a SymInt too, of a constant.
-    return tuple(
-        i
-        for i, size in enumerate(sizes)
-        if isinstance(size, torch.SymInt) and not size.node.expr.is_number
-    )
+    first = partition.example[partition.signature.inputs.index(partition.batched[0])]
+    return int(first.shape[0])
 
 
 def make_inputs(partition: Partition, n_samples: int, seed: int) -> dict[str, Any]:

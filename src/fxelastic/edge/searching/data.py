@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,15 @@ class Dataset:
     """Samples with their targets.
 
     Attributes:
-        inputs: An array for each of the model's inputs, by name; sample by sample in dimension 0.
+        inputs: An array for each of the model's inputs that hold samples, by name; sample by
+            sample in dimension 0.
         targets: An array, sample by sample.
+        shared: An array for each of the other inputs, by name: every batch has it as it is.
     """
 
     inputs: Mapping[str, Array]
     targets: Array
+    shared: Mapping[str, Array] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -48,7 +51,8 @@ class Dataset:
             stretch: Any = slice(start, start + size)
             if order is not None:
                 stretch = order[stretch]
-            yield {k: v[stretch] for k, v in self.inputs.items()}, self.targets[stretch]
+            samples = {k: v[stretch] for k, v in self.inputs.items()}
+            yield {**samples, **self.shared}, self.targets[stretch]
 
     def split(self, share: float, seed: int) -> tuple[Dataset, Dataset]:
         """Two parts, each in random order: the rest, and ``share`` of the samples."""
@@ -63,13 +67,15 @@ class Dataset:
     def digest(self, score: str = "") -> str:
         """Sha256 of the samples and the name of a score."""
         digest = hashlib.sha256(score.encode())
-        for name, array in (*sorted(self.inputs.items()), ("", self.targets)):
+        arrays = {**self.inputs, **self.shared}
+        for name, array in (*sorted(arrays.items()), ("", self.targets)):
             digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
     def _take(self, index: Array) -> Dataset:
-        return Dataset({k: v[index] for k, v in self.inputs.items()}, self.targets[index])
+        inputs = {k: v[index] for k, v in self.inputs.items()}
+        return Dataset(inputs, self.targets[index], self.shared)
 
 
 def batch_of(bundle: Bundle, wanted: int) -> int:
@@ -85,7 +91,7 @@ def read_data(bundle: Bundle, data: Any) -> Dataset:
         bundle: Says what the model takes.
         data: A pair ``(x, targets)`` for a model of one input; a dict of arrays, the targets under
             ``targets`` or ``y``; or the path of an ``.npz`` file with such arrays. For a model of
-            one input, ``x`` stands for it.
+            one input, ``x`` stands for it. An input that holds no samples is one array for all.
 
     Raises:
         UsageError: It is none of these, empty, or does not fit the model.
@@ -109,7 +115,9 @@ def read_data(bundle: Bundle, data: Any) -> Dataset:
             expected=expected,
             got=", ".join(arrays) or "no arrays",
         )
-    inputs = {name: arrays[name] for name in names}
+    batched = bundle.manifest.sample_inputs
+    inputs = {name: arrays[name] for name in names if name in batched}
+    whole = {name: arrays[name] for name in names if name not in batched}
     lengths = {name: len(a) if a.ndim else 0 for name, a in {**inputs, key: arrays[key]}.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise UsageError(
@@ -118,5 +126,6 @@ def read_data(bundle: Bundle, data: Any) -> Dataset:
             got=", ".join(f"{k}: {n}" for k, n in lengths.items()),
         )
     n_checked = batch_of(bundle, 1)
-    check_inputs(bundle, {name: array[:n_checked] for name, array in inputs.items()})
-    return Dataset(inputs, arrays[key])
+    first = {name: array[:n_checked] for name, array in inputs.items()}
+    check_inputs(bundle, {**first, **whole})
+    return Dataset(inputs, arrays[key], whole)

@@ -59,7 +59,7 @@ class BundleSignature:
                 size than the model's.
         """
         given = self._given(args, kwargs)
-        batch_size: int | None = None
+        batch: tuple[str, int] | None = None
         for info, dtype, dims in self._checks:
             value = given[info.name]
             if value.dtype != dtype:
@@ -72,9 +72,17 @@ class BundleSignature:
                         raise self._refused(info, value, "only the batch size N is free")
                     continue
                 n = _batch_size(dim, size)
-                if n == 0 or (n is not None and batch_size not in (None, n)):
-                    raise self._refused(info, value, "N is at least 1, and the same everywhere")
-                batch_size = batch_size if n is None else n
+                if n == 0:
+                    raise self._refused(info, value, "N is at least 1, and a whole number")
+                if n is None:
+                    continue
+                if batch is not None and n != batch[1]:
+                    raise UsageError(
+                        f"inputs {batch[0]!r} and {info.name!r} hold different numbers of samples",
+                        expected=f"the same batch size N in both: {self.describe()}",
+                        got=f"{batch[1]} in {batch[0]!r}, {n} in {info.name!r}",
+                    )
+                batch = batch or (info.name, n)
         return given
 
     def result(self, outputs: Sequence[Array]) -> Any:
