@@ -31,7 +31,6 @@ __all__ = [
     "ServingError",
     "TrainingError",
     "UsageError",
-    "listed",
 ]
 
 
