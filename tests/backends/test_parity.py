@@ -66,6 +66,24 @@ def no_kernel(model: onnx.ModelProto) -> None:
     model.opset_import.add(domain="nowhere", version=1)
 
 
+def other_sizes(model: onnx.ModelProto) -> None:
+    """Broadcast the first input to 7 columns, which it does not have and no check of types sees."""
+    name, make = model.graph.node[0].input[0], onnx.helper.make_node
+    model.graph.initializer.append(numpy_helper.from_array(np.float32([1, 7]), "ones_and_sevens"))
+    for node in model.graph.node:
+        node.input[:] = ["wide" if read == name else read for read in node.input]
+    nodes = [
+        make("ReduceSum", [name], ["sum"], keepdims=0),
+        make("Sub", ["sum", "sum"], ["zero"]),
+        make("Add", ["zero", "ones_and_sevens"], ["sums"]),
+        make("Cast", ["sums"], ["sizes"], to=onnx.TensorProto.INT64),
+        make("Expand", [name, "sizes"], ["wide"]),
+        *model.graph.node,
+    ]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
 def test_a_wrong_operator_is_named(tmp_path: Path) -> None:
     """Not the linear layer before it, which is right, nor what is behind it."""
     layers = [torch.nn.Linear(4, 4), torch.nn.GELU(), torch.nn.Linear(4, 4), torch.nn.Tanh()]
@@ -77,7 +95,8 @@ def test_a_wrong_operator_is_named(tmp_path: Path) -> None:
     with pytest.raises(ExportError) as caught:
         Parity(made, samples).check_files(files)
     assert caught.value.what.startswith("1 of 1 files")
-    assert "branch original@0, value " in str(caught.value)
+    assert "branch original@0 (" in str(caught.value)
+    assert "), value " in str(caught.value)
     assert "operator aten.gelu.default" in str(caught.value)
 
 
@@ -85,8 +104,10 @@ def test_a_wrong_operator_is_named(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (other_weight, "operator aten."),
-        (no_kernel, "onnxruntime can't run 1 of"),
-        (no_kernel, "onnxruntime can't run a converted model"),
+        (no_kernel, "files can't be loaded by onnxruntime"),
+        (no_kernel, "onnxruntime doesn't load it"),
+        (other_sizes, "files can't be run by onnxruntime"),
+        (other_sizes, "replace what becomes Expand"),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path: Path, change: Any, message: str) -> None:
@@ -104,6 +125,10 @@ def test_a_wrong_subnet_is_found(tmp_path: Path) -> None:
     parity().check_subnet(arch, path, made.manifest.results)
     with pytest.raises(ExportError, match="the result 'output'"):
         parity().check_subnet(arch, spoil(path, tmp_path, other_weight), made.manifest.results)
+    with pytest.raises(ExportError, match="an assembled subnet can't be loaded by onnxruntime"):
+        parity().check_subnet(arch, spoil(path, tmp_path, no_kernel), made.manifest.results)
+    with pytest.raises(ExportError, match="an assembled subnet can't be run by onnxruntime"):
+        parity().check_subnet(arch, spoil(path, tmp_path, other_sizes), made.manifest.results)
 
 
 def test_inputs_are_seeded_and_of_the_batch_size_asked_for() -> None:

@@ -13,6 +13,7 @@ import contextlib
 import gc
 import io
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,13 +30,19 @@ from fxelastic.backends.onnxruntime.pieces import Piece, SideBySide
 from fxelastic.backends.onnxruntime.slicing import Cutter, finish
 from fxelastic.backends.onnxruntime.templates import Template, templates
 from fxelastic.backends.onnxruntime.translations import translations
-from fxelastic.errors import ExportError
+from fxelastic.errors import ExportError, listed
+from fxelastic.ir.causes import Cause, cause_of
 from fxelastic.ir.operators import attribute
 
 logger = logging.getLogger(__name__)
 
 #: The operator set that the exporter writes without a version conversion.
 DEFAULT_OPSET = 20
+
+# Enough to see a pattern.
+_MAX_REPORTED = 3
+
+_COMPLEX = " of complex numbers"
 
 _QUIET = ("torch.onnx", "torch.export", "torch.fx.experimental", "onnxscript", "onnx_ir")
 
@@ -80,25 +87,53 @@ def convert(
         reason = exporter_reason(e)
         logger.warning("the branches can't be converted at once (%s); converting each", reason)
     models: dict[str, ir.Model] = {}
-    failures: list[str] = []
-    opaque = False
+    failures: list[tuple[Template, Cause]] = []
     for template in found:
         names = ", ".join(piece.name for piece in template.pieces)
         progress(f"converting {names} ({len(models) + 1} of {len(pieces)})")
         try:
             models |= _convert_together([template], opset)
         except Exception as e:  # noqa: BLE001 - as above; all that fail are reported together
-            failures += [f"{piece.name}: {exporter_reason(e)}" for piece in template.pieces]
-            opaque |= any("_opaque_" in name for name, _ in template.first.module.named_modules())
+            failures.append((template, _cause(e, template.first.module)))
     if failures:
-        rewrite = "rewrite the modules that partition.opaque lists, for example with torch.where; "
+        n_failed = sum(len(template.pieces) for template, _ in failures)
         raise ExportError(
-            f"the ONNX exporter can't convert {len(failures)} of {len(pieces)} branches",
+            f"the ONNX exporter can't convert {n_failed} of {len(pieces)} branches",
             expected="operators that torch.onnx.export knows",
-            got="\n".join(failures),
-            fix=f"{rewrite if opaque else ''}replace the operators named, or try another opset",
+            got="\n".join(_told(failures)),
+            fix=next(
+                (cause.fix for _, cause in failures if cause.fix), "report it, with the model"
+            ),
         )
     return Conversion(models, reason)
+
+
+def _told(failures: Sequence[tuple[Template, Cause]]) -> list[str]:
+    """A line for each reason, with the branches that fail for it."""
+    by_reason: dict[str, list[str]] = {}
+    for template, cause in failures:
+        names = by_reason.setdefault(cause.reason, [])
+        names += [piece.name for piece in template.pieces]
+    lines = [f"{listed(names)}: {reason}" for reason, names in by_reason.items()]
+    hidden = len(lines) - _MAX_REPORTED
+    return lines[:_MAX_REPORTED] + ([f"and {hidden} more reasons"] if hidden > 0 else [])
+
+
+def _cause(error: Exception, module: nn.Module) -> Cause:
+    """Why a branch can't be converted, and one step that helps."""
+    parts = dict(module.named_modules())
+    whole = next((part for name, part in parts.items() if name.endswith(".module")), None)
+    whole = whole if any("_opaque_" in name for name in parts) else None
+    if whole is not None:
+        cause = cause_of(error, whole)
+        reason = f"{type(whole).__name__} is kept whole: {cause.reason}"
+        rewrite = cause.fix or "rewrite it so that torch.export can record it"
+        return Cause(reason, f"{rewrite}; partition.opaque lists the modules that are kept whole")
+    reason = exporter_reason(error)
+    operator = re.search(r"(?:has no conversion for|^at) ([\w.]+)", reason)
+    if reason.endswith(_COMPLEX):
+        return Cause(reason, "compute with the real and the imaginary parts apart")
+    return Cause(reason, f"replace {operator[1].removesuffix('.default')}" if operator else None)
 
 
 def exporter_reason(error: BaseException) -> str:
@@ -106,11 +141,23 @@ def exporter_reason(error: BaseException) -> str:
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)
-    for e in reversed(chain):
-        lines = [line.strip() for line in str(e).splitlines() if line.strip()]
-        if lines:
-            return f"{type(e).__name__}: {lines[0][:300]}"
-    return type(error).__name__
+    said = [(type(e).__name__, line) for e in reversed(chain) if (line := _first_line(e))]
+    text = "; ".join(line for _, line in said)
+    unknown = re.search(
+        r"No ONNX function found for <OpOverload\(op='(.+?)', overload='(.+?)'", text
+    )
+    if unknown is not None:
+        of = _COMPLEX if "complex-valued" in text else ""
+        return f"torch.onnx has no conversion for {unknown[1]}.{unknown[2]}{of}"
+    if not said:
+        return type(error).__name__
+    operator = re.search(r"target=torch\.ops\.([\w.]+)", "; ".join(map(str, chain)))
+    at = f"at {operator[1]}, " if operator else ""
+    return f"{at}{said[0][0]}: {said[0][1][:300]}"
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
 
 
 def _convert_together(found: Sequence[Template], opset: int) -> dict[str, ir.Model]:
@@ -195,6 +242,7 @@ def _check_dynamic(pieces: Sequence[Piece], model: ir.Model) -> None:
                     f"branch {piece.name!r} fixes the batch size of its input {name!r}",
                     expected=f"dimension {fixed[0]} of any size",
                     got=str(value.shape),
+                    fix="report it, with the model",
                 )
 
 

@@ -1,9 +1,10 @@
 """Operators that the exporter refuses, or that onnxruntime rounds otherwise, by others.
 
 Attention over other than four dimensions (windows, or no heads) is refused, and so are equal parts
-of a batch, and integers that are taken from a fraction. Nearest neighbours of n elements are not
-the same everywhere: torch takes element ``floor(i * (n / m))``, onnxruntime ``floor(i / (m / n))``,
-each in 32-bit floating point. Of the sizes up to 64, 132 pairs differ, such as 14 to 8.
+of a batch, and integers that are taken from a fraction. The projection of an LSTM is left out.
+Nearest neighbours of n elements are not the same everywhere: torch takes element
+``floor(i * (n / m))``, onnxruntime ``floor(i / (m / n))``, each in 32-bit floating point. Of the
+sizes up to 64, 132 pairs differ, such as 14 to 8.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+
+from fxelastic.backends.onnxruntime.projected_lstm import lstm
 
 _ATEN = torch.ops.aten
 _ATTENTION: Any = _ATEN.scaled_dot_product_attention.default
@@ -165,6 +168,7 @@ def _of_onnxruntime(n: int, m: int) -> list[int]:
 _LOWERED: Mapping[Any, Callable[..., Any]] = {
     _ATTENTION: attention,
     _ATEN.chunk.default: chunk,
+    _ATEN.lstm.input: lstm,
     _ATEN.rsub.Scalar: subtracted_from,
     _ATEN.upsample_nearest1d.vec: nearest,
     _ATEN.upsample_nearest2d.vec: nearest,

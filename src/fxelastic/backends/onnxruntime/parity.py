@@ -24,8 +24,8 @@ from fxelastic.backends.onnxruntime.comparison import (
 )
 from fxelastic.backends.onnxruntime.divergence import diverging_operator
 from fxelastic.backends.onnxruntime.pieces import eval_module
-from fxelastic.backends.onnxruntime.running import open_session, run
-from fxelastic.errors import ExportError
+from fxelastic.backends.onnxruntime.running import RefusedError, open_session, run
+from fxelastic.errors import ExportError, listed
 from fxelastic.ir import trees
 from fxelastic.ir.branch import Branch
 from fxelastic.ir.fusion import canonical_operator
@@ -39,19 +39,34 @@ logger = logging.getLogger(__name__)
 Run = Callable[..., Any]
 
 # Enough to see a pattern; a report of every branch would bury it.
-_MAX_REPORTED = 8
+_MAX_REPORTED = 3
 
 
 class _Problem(NamedTuple):
     """What is wrong with a file.
 
     Attributes:
-        told: The branch, and what it is.
-        runs: Whether onnxruntime runs it at all.
+        kind: A key of `_KINDS`.
+        told: The branch, its blocks and what is known.
+        expected: What would have been right.
+        fix: One step that helps.
     """
 
+    kind: str
     told: str
-    runs: bool
+    expected: str
+    fix: str
+
+
+#: What is wrong with files, by kind, after their count.
+_KINDS: Mapping[str, str] = {
+    "load": "can't be loaded by onnxruntime",
+    "run": "can't be run by onnxruntime",
+    "differ": "compute something else than torch",
+    "random": "draw random numbers, so that they can't be compared with torch",
+}
+
+_CLOSE = "the same within the tolerance of the dtype"
 
 
 @dataclass(frozen=True)
@@ -86,22 +101,15 @@ class Parity:
         with ThreadPoolExecutor(self.jobs) as pool:
             problems = [p for p in pool.map(check, self.supernet.branches.values()) if p]
         if problems:
+            kinds = dict.fromkeys(problem.kind for problem in problems)
+            wrong = _KINDS[problems[0].kind] if len(kinds) == 1 else "can't be used"
             hidden = len(problems) - _MAX_REPORTED
             more = [f"and {hidden} more"] if hidden > 0 else []
-            told = "\n".join([problem.told for problem in problems[:_MAX_REPORTED]] + more)
-            count = f"{len(problems)} of {len(paths)} files"
-            if any(problem.runs for problem in problems):
-                raise ExportError(
-                    f"{count} compute something else than torch",
-                    expected="the same within the tolerance of the dtype",
-                    got=told,
-                    fix="please report the operators named, or replace them",
-                )
             raise ExportError(
-                f"onnxruntime can't run {count}",
-                expected="operators and dtypes that it has kernels for",
-                got=told,
-                fix="for a dtype, convert the model first, e.g. with model.float()",
+                f"{len(problems)} of {len(paths)} files {wrong}",
+                expected=problems[0].expected,
+                got="\n".join([problem.told for problem in problems[:_MAX_REPORTED]] + more),
+                fix=problems[0].fix,
             )
 
     def check_subnet(self, arch: Arch, path: Path, results: Sequence[Result]) -> None:
@@ -127,13 +135,19 @@ class Parity:
                 actual = run(session, sample)
                 difference = _difference(path, sample, actual, modules, compute, SUBNET_TOLERANCES)
                 if difference is not None:
-                    raise ExportError(f"the result {difference.name!r}: {difference.problem}")
-        except ExportError as e:
+                    raise ExportError(
+                        f"an assembled subnet computes something else than torch: {arch}",
+                        expected=_CLOSE,
+                        got=f"the result {difference.name!r}: {difference.problem}",
+                        fix="export with fewer kinds of branches to find the one at fault",
+                    )
+        except RefusedError as e:
+            wrong = "run" if e.loads else "loaded"
             raise ExportError(
-                f"an assembled subnet computes something else than torch: {arch}",
-                expected="the same within the tolerance of the dtype",
-                got=": ".join(filter(None, (e.what, e.got))),
-                fix="export with fewer kinds of branches to find the one at fault",
+                f"an assembled subnet can't be {wrong} by onnxruntime: {arch}",
+                expected=e.expected,
+                got=e.got,
+                fix=e.fix,
             ) from e
 
     def _check_file(self, branch: Branch, path: Path) -> _Problem | None:
@@ -149,10 +163,37 @@ class Parity:
                 actual = run(session, sample)
                 difference = _difference(path, sample, actual, [module], compute, TOLERANCES)
                 if difference is not None:
-                    return _Problem(_report(branch, difference, path, operands), runs=True)
-        except ExportError as e:
-            return _Problem(f"branch {branch.id}: {e.what}: {e.got}", runs=False)
+                    return self._differing(branch, difference, path, operands)
+        except RefusedError as e:
+            kind = "run" if e.loads else "load"
+            told = f"{self._where(branch)}: {e.what}: {e.got}"
+            return _Problem(kind, told, str(e.expected), str(e.fix))
         return None
+
+    def _where(self, branch: Branch) -> str:
+        """A branch with the blocks that it stands for."""
+        blocks = self.supernet.partition.blocks[branch.start : branch.stop]
+        return f"branch {branch.id} ({listed(block.name for block in blocks)})"
+
+    def _differing(
+        self,
+        branch: Branch,
+        difference: Difference,
+        path: Path,
+        operands: Mapping[str, torch.Tensor],
+    ) -> _Problem:
+        module = eval_module(branch)
+        found = f"{self._where(branch)}, value {difference.name}: {difference.problem}"
+        if _is_random(module, list(operands.values())):
+            names = ", ".join(_random_operators(module))
+            told = f"{found}; it draws random numbers: {names}"
+            fix = "switch its random numbers off in eval mode, or export with verify=False"
+            return _Problem("random", told, "the same results at every call", fix)
+        operator = diverging_operator(path, module, operands, TOLERANCES)
+        if operator is None:
+            return _Problem("differ", found, _CLOSE, "report it, with the model")
+        fix = f"replace {operator}, and report its conversion"
+        return _Problem("differ", f"{found}; operator {operator}", _CLOSE, fix)
 
     def _results(
         self,
@@ -221,16 +262,6 @@ def _scales(modules: Iterable[nn.Module]) -> Mapping[str, float]:
     graphs = (part.graph for part in parts if isinstance(part, fx.GraphModule))
     computed = (canonical_operator(node.target) for graph in graphs for node in graph.nodes)
     return SIGMOID_SCALES if "aten.sigmoid" in computed else {}
-
-
-def _report(
-    branch: Branch, difference: Difference, path: Path, operands: Mapping[str, torch.Tensor]
-) -> str:
-    module = eval_module(branch)
-    found = f"branch {branch.id}, value {difference.name}: {difference.problem}"
-    if _is_random(module, list(operands.values())):
-        return f"{found}; it draws random numbers: {', '.join(_random_operators(module))}"
-    return f"{found}; operator {diverging_operator(path, module, operands, TOLERANCES)}"
 
 
 def _is_random(module: nn.Module, operands: Sequence[torch.Tensor]) -> bool:

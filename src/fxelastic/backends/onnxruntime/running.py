@@ -2,22 +2,47 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 
 from fxelastic.errors import ExportError
+
+# What onnxruntime writes before it says anything.
+_PREAMBLE = re.compile(
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed:\s*|"
+    r"Non-zero status code returned while |This is an invalid model\. "
+)
+
+
+# What onnxruntime calls 32-bit floating point, in which it has all operators.
+_COMMON = ("float", "float32")
+
+
+class RefusedError(ExportError):
+    """onnxruntime doesn't load a converted file, or fails while it runs it.
+
+    Attributes:
+        loads: Whether the file could be loaded.
+    """
+
+    def __init__(self, what: str, *, loads: bool = False, **parts: str | None) -> None:
+        """Build the error from the parts of its message, and from how far onnxruntime came."""
+        super().__init__(what, **parts)
+        self.loads = loads
 
 
 def open_session(model: Path | bytes, threads: int = 1) -> onnxruntime.InferenceSession:
     """A session on CPU that writes nothing to stderr.
 
     Raises:
-        ExportError: onnxruntime refuses the model; the message has its reason.
+        RefusedError: onnxruntime refuses the model; the message has its reason.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -26,12 +51,7 @@ def open_session(model: Path | bytes, threads: int = 1) -> onnxruntime.Inference
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as e:  # its error types derive from Exception one by one
-        raise ExportError(
-            "onnxruntime can't run a converted model",
-            expected="operators and dtypes that it has kernels for",
-            got=_first_line(e),
-            fix="for a dtype, convert the model first, e.g. with model.float()",
-        ) from e
+        raise _refused(model, e, loads=False) from e
 
 
 def run(
@@ -47,19 +67,70 @@ def run(
         Its outputs by name.
 
     Raises:
-        ExportError: onnxruntime fails.
+        RefusedError: onnxruntime fails.
     """
     names = [output.name for output in session.get_outputs()]
+    feeds = {info.name: _array(values[info.name]) for info in session.get_inputs()}
     try:
-        feeds = {info.name: _array(values[info.name]) for info in session.get_inputs()}
         return dict(zip(names, session.run(names, feeds), strict=True))
     except Exception as e:  # as above
-        raise ExportError("onnxruntime fails on a converted model", got=_first_line(e)) from e
+        raise _refused(None, e, loads=True) from e
 
 
 def _array(value: torch.Tensor) -> np.ndarray[Any, Any]:
-    return value.detach().cpu().resolve_conj().numpy()
+    try:
+        return value.detach().cpu().resolve_conj().numpy()
+    except TypeError as e:  # bfloat16 and narrower
+        raise RefusedError(
+            "its inputs can't be handed over",
+            loads=True,
+            expected="dtypes that numpy has",
+            got=str(value.dtype),
+            fix="compute it in float32, e.g. after model.float()",
+        ) from e
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:500]}"
+def _refused(model: Path | bytes | None, error: Exception, loads: bool) -> RefusedError:
+    """What onnxruntime said, with the operator and its dtypes where it names a node."""
+    said = _PREAMBLE.sub("", str(error).strip().splitlines()[0])
+    what = "onnxruntime fails on it" if loads else "onnxruntime doesn't load it"
+    kernel = re.search(r"Could not find an implementation for (\w+)\(\d+\) .*'(.*)'", said)
+    typed = re.search(r"Type '(?:tensor\()?(\w+)\)?' of input .* of operator \((\w+)\)", said)
+    named = re.search(r"Op \((\w+)\)|running (\w+) node", said)
+    if kernel is not None:
+        operator, dtypes = kernel[1], _dtypes(model, kernel[2])
+        said = f"it has no kernel for {operator}" + (f" of {' and '.join(dtypes)}" * bool(dtypes))
+    elif typed is not None:
+        operator, dtypes = typed[2], [typed[1]]
+    else:
+        operator, dtypes = (named[1] or named[2]) if named else "", []
+    if any("float" in dtype or dtype == "double" for dtype in dtypes if dtype not in _COMMON):
+        fix = f"compute what becomes {operator} in float32, e.g. after model.float()"
+    elif dtypes:
+        fix = f"replace what becomes {operator}, or compute it in another dtype"
+    elif operator:
+        fix = f"replace what becomes {operator}, and report its conversion"
+    else:
+        fix = "report it, with the model"
+    expected = "operators and dtypes that it has kernels for"
+    return RefusedError(what, loads=loads, expected=expected, got=said[:300], fix=fix)
+
+
+def _dtypes(model: Path | bytes | None, node_name: str) -> list[str]:
+    """The dtypes that a node reads, or the model, where the node is part of a function."""
+    try:
+        proto = (
+            onnx.load_model_from_string(model)
+            if isinstance(model, bytes)
+            else onnx.load(str(model), load_external_data=False)
+        )
+        graph = onnx.shape_inference.infer_shapes(proto).graph
+    except Exception:  # noqa: BLE001 - this explains a failure; it must not hide it
+        return []
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        types[value.name] = value.type.tensor_type.elem_type
+    reads = [node.input for node in graph.node if node.name == node_name]
+    reads = reads or [[value.name for value in graph.input]]
+    found = [types[name] for names in reads for name in names if types.get(name)]
+    return [onnx.helper.tensor_dtype_to_np_dtype(kind).name for kind in dict.fromkeys(found)]
