@@ -235,12 +235,19 @@ def prunable(partition: Partition, crossings: Crossings, i: int) -> Prunable | s
 
     A policy that changes no norm's statistics is preferred.
     """
+    copied = trainable(partition, i, i + 1, crossings, share=True)
+    if len(copied.inputs) != 1 or len(copied.outputs) != 1:
+        return "the block has not one input and one output"
+    # At a batch of 3, which few other sizes are taken for; of 1, batch and broadcast look alike.
+    problem = misfit(copied.module, *_ends(partition, copied), batch_sizes=(3,))
+    if problem:
+        return f"its shapes cannot be derived: {problem}"
     reason = ""
     for approximate in (False, True):
         best: Prunable | None = None
         share = -1
         for policy in _policies(partition, i):
-            read = _read(partition, crossings, i, replace(policy, approximate=approximate))
+            read = _read(copied, replace(policy, approximate=approximate))
             if isinstance(read, str):
                 reason = reason or read
                 continue
@@ -278,14 +285,7 @@ def _policies(partition: Partition, i: int) -> tuple[Policy, ...]:
     )
 
 
-def _read(partition: Partition, crossings: Crossings, i: int, policy: Policy) -> Prunable | str:
-    copied = trainable(partition, i, i + 1, crossings, share=True)
-    if len(copied.inputs) != 1 or len(copied.outputs) != 1:
-        return "the block has not one input and one output"
-    # At a batch of 3, which few other sizes are taken for; of 1, batch and broadcast look alike.
-    problem = misfit(copied.module, *_ends(partition, copied), batch_sizes=(3,))
-    if problem:
-        return f"its shapes cannot be derived: {problem}"
+def _read(copied: Trainable, policy: Policy) -> Prunable | str:
     analysis = analysed(copied.module, frozenset(copied.inputs), policy)
     found = [group for group in groups(analysis) if len(group.labels) > 1]
     if not found:

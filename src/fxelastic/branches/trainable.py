@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from fxelastic.branches.folding import Folded, folded_weights
 from fxelastic.ir.branch import Crossings
 from fxelastic.ir.movable import MovableGraphModule
 from fxelastic.ir.operators import VIEWS, attribute
@@ -70,7 +71,8 @@ def trainable(
     """Copy an interval of blocks as a module with weights of its own.
 
     A captured graph has eval mode and the example's strides baked in. In the copy, batch norms are
-    modules that obey ``train()``, dropout that is off is gone, and views are reshapes.
+    modules that obey ``train()``, dropout that is off is gone, and views are reshapes. Weights that
+    the blocks compute from parameters alone are parameters (`fxelastic.branches.folding`).
 
     Args:
         partition: The blocks.
@@ -107,59 +109,117 @@ def _copied(
     results: Sequence[fx.Node],
     share: bool,
 ) -> fx.GraphModule:
-    graph, own = fx.Graph(), _OwnWeights(source, share)
+    folded = folded_weights(source, operators)
+    operators = _read(operators, results, folded)
+    graph, own = fx.Graph(), _OwnWeights(source, share, folded, operators)
     copies: dict[fx.Node, fx.Node] = {}
     for node in operands:
         copies[node] = graph.placeholder(node.name)
         copies[node].meta = dict(node.meta)
+
+    def take_weights(nodes: Sequence[fx.Node]) -> None:
+        for node in nodes:
+            if node not in copies and (node.op == "get_attr" or node in folded):
+                copies[node] = graph.get_attr(own.take(node))
+                copies[node].meta = dict(node.meta)
+
     for node in operators:
+        if node in folded:
+            continue
         read: Any = node.args[0] if node.args else None
         norm = own.batch_norm(node) if node.target is _BATCH_NORM else None
         if node.target in _DROPOUTS and not node.args[2]:
+            take_weights([read])
             copies[node] = copies[read]
             continue
         if norm is not None:
+            take_weights([read])
             copies[node] = graph.create_node("call_module", norm, (copies[read],), name=node.name)
             copies[node].meta = dict(node.meta)
             continue
-        for operand in node.all_input_nodes:
-            if operand.op == "get_attr" and operand not in copies:
-                own.take(str(operand.target))
-                copies[operand] = graph.node_copy(operand)
+        take_weights(node.all_input_nodes)
         if node.op == "call_module":
-            own.take(str(node.target))
+            own.take(node)
         copies[node] = graph.node_copy(node, copies.__getitem__)
         if node.target in VIEWS:
             copies[node].target = torch.ops.aten.reshape.default
+    take_weights(results)
     values = tuple(copies[node] for node in results)
     graph.output(values[0] if len(values) == 1 else values)
     return MovableGraphModule(own.root, graph, class_name="Trainable").eval()
 
 
-class _OwnWeights:
-    """Copies of a model's weights, under the model's own names."""
+def _read(
+    operators: Sequence[fx.Node], results: Sequence[fx.Node], folded: Mapping[fx.Node, Folded]
+) -> list[fx.Node]:
+    """The operators without those that only the folded weights were computed by."""
+    read = set(results)
+    for node in reversed(operators):
+        if node in read and node not in folded:
+            read.update(node.all_input_nodes)
+    return [node for node in operators if node in read]
 
-    def __init__(self, source: fx.GraphModule, share: bool) -> None:
+
+def _distinct(folded: Mapping[fx.Node, Folded], operators: Sequence[fx.Node]) -> dict[fx.Node, str]:
+    """Names for the folded weights, beside those that the operators read."""
+    names: dict[fx.Node, str] = {}
+    taken = [
+        str(node.target)
+        for reader in operators
+        if reader not in folded
+        for node in (reader, *reader.all_input_nodes)
+        if node.op in ("get_attr", "call_module")
+    ]
+    for node, weight in folded.items():
+        name, n = weight.target, 1
+        while any(f"{other}.".startswith(f"{name}.") for other in taken):
+            name, n = f"{weight.target}_{n}", n + 1
+        names[node] = name
+        taken.append(name)
+    return names
+
+
+class _OwnWeights:
+    """Copies of a model's weights, under the model's own names, and weights that were computed."""
+
+    def __init__(
+        self,
+        source: fx.GraphModule,
+        share: bool,
+        folded: Mapping[fx.Node, Folded],
+        operators: Sequence[fx.Node],
+    ) -> None:
         self.root = nn.Module()
         self._source = source
         self._share = share
+        self._folded = folded
+        self._names = _distinct(folded, operators)
 
     def _copy(self, value: Tensor) -> Tensor:
         return value.detach() if self._share else value.detach().clone()
 
-    def take(self, target: str) -> None:
-        """Copy a parameter, buffer, constant or opaque module."""
-        value = attribute(self._source, target)
+    def take(self, node: fx.Node) -> str:
+        """Copy a parameter, buffer, constant or opaque module, or hold a folded weight.
+
+        Returns:
+            Its name.
+        """
+        folded = self._folded.get(node)
+        target = self._names[node] if folded is not None else str(node.target)
         owner, name = self._owner(target)
-        if isinstance(value, nn.Parameter):
+        value = attribute(self._source, target) if folded is None else folded.value
+        if folded is not None and isinstance(value, nn.Parameter):
+            owner.register_parameter(name, value)
+        elif isinstance(value, nn.Parameter):
             learns = value.is_floating_point() or value.is_complex()
             owner.register_parameter(name, nn.Parameter(self._copy(value), learns))
         elif isinstance(value, Tensor):
-            owner.register_buffer(name, self._copy(value))
+            owner.register_buffer(name, value if folded is not None else self._copy(value))
         elif isinstance(value, nn.Module):
             owner.add_module(name, copy.deepcopy(value).requires_grad_())
         else:
             setattr(owner, name, value)
+        return target
 
     def batch_norm(self, node: fx.Node) -> str | None:
         """The name of a module that does what a captured batch norm does.
@@ -167,6 +227,8 @@ class _OwnWeights:
         None where it has no statistics, or where they or the weights are computed.
         """
         _, weight, bias, mean, variance, training, momentum, eps, *_ = node.args
+        if not isinstance(mean, fx.Node) or mean.op != "get_attr":
+            return None
         tensors = [self._tensor(value) for value in (weight, bias, mean, variance)]
         computed = any(
             value is not None and tensor is None
@@ -182,7 +244,6 @@ class _OwnWeights:
                 norm.register_parameter(name, nn.Parameter(self._copy(value)))
         for name, value in zip(("running_mean", "running_var"), tensors[2:], strict=True):
             norm.register_buffer(name, self._copy(value) if value is not None else None)
-        assert isinstance(mean, fx.Node)
         path = str(mean.target).rpartition(".")[0]
         target = f"{path}.{node.name}" if path else node.name
         owner, name = self._owner(target)
@@ -190,6 +251,8 @@ class _OwnWeights:
         return target
 
     def _tensor(self, value: object) -> Tensor | None:
+        if isinstance(value, fx.Node) and value in self._folded:
+            return self._folded[value].value
         if not isinstance(value, fx.Node) or value.op != "get_attr":
             return None
         result = attribute(self._source, str(value.target))
