@@ -12,8 +12,9 @@ from tqdm import tqdm
 from fxelastic.api import partition
 from fxelastic.branches import DEFAULT_KINDS, BranchMaker, branch_maker
 from fxelastic.branches.calibration import as_batches, calibrate
+from fxelastic.branches.twins import without_twins
 from fxelastic.errors import UsageError
-from fxelastic.ir.branch import Branch
+from fxelastic.ir.branch import Branch, Skip
 from fxelastic.ir.supernet import Supernet
 from fxelastic.spec import ORIGINAL
 
@@ -53,7 +54,9 @@ def expand(
         seed: For what branches start at random; the same seed gives the same weights.
 
     Returns:
-        The supernet, in eval mode. Its original path computes what the model computes.
+        The supernet, in eval mode. Its original path computes what the model computes. A branch
+        that is the same as an earlier one of its interval, bit for bit, is not in it; its
+        ``skips`` name both.
 
     Raises:
         UsageError: An argument has the wrong type or value, or a kind is not known.
@@ -81,7 +84,8 @@ def expand(
         branch_maker(kind)(**options.get(kind, {})) for kind in dict.fromkeys((ORIGINAL, *kinds))
     ]
     blocks = partition(model, gamma, example_inputs, batched=batched, fusion=fusion)
-    branches, skips = [], []
+    branches: list[Branch] = []
+    skips: list[Skip] = []
     # Shown on terminals only, and only where it takes long.
     with tqdm(desc="branches", unit="", delay=3, leave=False, disable=None) as progress:
         for maker in makers:
@@ -91,7 +95,8 @@ def expand(
                 else:
                     skips.append(made)
                 progress.update()
-    supernet = Supernet(blocks, branches, skips)
+    branches, twins = without_twins(branches)
+    supernet = Supernet(blocks, branches, (*skips, *twins))
     if batches:
         calibrate(supernet, batches)
     return supernet

@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from torch import Tensor, fx
 
 from fxelastic.branches.projection import obstacle, project
-from fxelastic.branches.propagation import graph_flops, is_feature, misfit, same_kind
+from fxelastic.branches.propagation import (
+    computes_nothing,
+    graph_flops,
+    is_feature,
+    misfit,
+    same_kind,
+)
 from fxelastic.branches.retarget import retarget
 from fxelastic.branches.trainable import Trainable, trainable
 from fxelastic.errors import UsageError
@@ -141,10 +147,13 @@ class _Run:
         reasons: list[str] = []
         for i in self._candidates(values, operand, result):
             made = self._made(i, values, inputs[0], operand, result)
-            if not isinstance(made, str):
+            if isinstance(made, str):
+                reasons.append(f"{self.partition.blocks[i].name}: {made}")
+            elif computes_nothing(made[0].module):
+                reasons.append("nothing would be left to compute: 0 FLOPs")
+            else:
                 copied, note = made
                 return self._finished(copied, inputs, outputs, note)
-            reasons.append(f"{self.partition.blocks[i].name}: {made}")
         return self.skip("; ".join(dict.fromkeys(reasons)) or "no block of the run has weights")
 
     def has_one_input_and_output(self) -> bool:

@@ -90,6 +90,20 @@ def graph_flops(module: fx.GraphModule) -> int:
     return sum(node_flops(node) for node in module.graph.nodes)
 
 
+def computes_nothing(module: fx.GraphModule) -> bool:
+    """Whether nothing that is counted is left in a branch: at most norms, activations and views.
+
+    What an opaque module computes is not known, so that it counts as something.
+    """
+    called = (
+        module.get_submodule(str(node.target))
+        for node in module.graph.nodes
+        if node.op == "call_module"
+    )
+    opaque = any(not isinstance(part, nn.modules.batchnorm._BatchNorm) for part in called)
+    return not opaque and not graph_flops(module)
+
+
 def same_kind(one: Any, other: Any) -> bool:
     """Whether two fake tensors have the same shape, symbolic sizes included, and dtype."""
     return (

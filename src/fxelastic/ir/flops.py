@@ -80,6 +80,10 @@ def _attention(node: fx.Node) -> int:
     return 2 * math.prod(batch) * queries * keys * (width + value_width)
 
 
+def _bilinear(node: fx.Node) -> int:
+    return 2 * _numel(node) * math.prod(_shape(node.args[2])[1:])
+
+
 def _einsum(node: fx.Node) -> int:
     equation, operands = node.args
     sizes: dict[str, int] = {}
@@ -108,6 +112,7 @@ _COUNTERS: dict[str, Callable[[fx.Node], int]] = {
     "aten.bmm": _product,
     "aten.addmm": _added_product,
     "aten.baddbmm": _added_product,
+    "aten.bilinear": _bilinear,
     "aten.einsum": _einsum,
     "aten.scaled_dot_product_attention": _attention,
     "aten.lstm": _recurrent,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from fxelastic.ir.branch import Skip
     from fxelastic.ir.partition import Partition
     from fxelastic.ir.supernet import Supernet
+
+# What a branch's id says of its blocks: pruned25@3, merged@3-5.
+_PLACE = re.compile(r"(?<=\w)@\d+(-\d+)?\b")
 
 
 def summary(supernet: Supernet) -> str:
@@ -64,8 +68,11 @@ def _count(n: int) -> str:
 
 
 def _reasons(skips: Iterable[Skip]) -> list[str]:
-    """A line for each kind and reason, the most frequent first."""
-    counts = Counter((skip.kind, skip.reason) for skip in skips)
+    """A line for each kind and reason, the most frequent first.
+
+    Reasons that differ in the blocks of the branches that they name are one.
+    """
+    counts = Counter((skip.kind, _PLACE.sub("", skip.reason)) for skip in skips)
     order = sorted(counts, key=lambda key: -counts[key])
     return [
         f"{counts[key]:4} × {key[0]}: {key[1]}" if key[0] else f"{counts[key]:4} × {key[1]}"

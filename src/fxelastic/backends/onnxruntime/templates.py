@@ -6,26 +6,14 @@ graphs are the same. The conversion, whose price is that of the graph, is done f
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from types import BuiltinFunctionType, FunctionType, MappingProxyType
 
-import torch
-from torch import fx, nn
+from torch import fx
 
 from fxelastic.backends.onnxruntime.pieces import Piece
-from fxelastic.ir.operators import attribute
-
-_PLAIN = (
-    *(type(None), bool, int, float, complex, str),
-    *(torch.dtype, torch.device, torch.layout, torch.memory_format),
-    # Operators, and functions such as operator.add; two functions are alike only if they are one.
-    *(torch._ops.OpOverload, FunctionType, BuiltinFunctionType),
-)
-_REGISTRIES = vars(nn.Module()).keys() - {"training"}
-_HOOKS = tuple(name for name in _REGISTRIES if name.endswith("_hooks"))
+from fxelastic.ir.description import describe
 
 
 @dataclass(frozen=True)
@@ -60,111 +48,15 @@ def templates(pieces: Sequence[Piece]) -> list[Template]:
     """
     groups: dict[Hashable, list[tuple[Piece, tuple[str, ...]]]] = defaultdict(list)
     for i, piece in enumerate(pieces):
-        description = _Description(piece.module)
-        try:
-            key: Hashable = (description.graph(piece.module), _operands(piece))
-        except _UnknownError:
-            key = i
-        groups[key].append((piece, tuple(description.weights)))
+        # A graph may be converted once for all; of another module the exporter makes its own.
+        graph = isinstance(piece.module, fx.GraphModule)
+        description = describe(piece.module) if graph else None
+        key: Hashable = (description.key, _operands(piece)) if description else i
+        groups[key].append((piece, description.weights if description else ()))
     return [
         Template(tuple(piece for piece, _ in group), tuple(names for _, names in group))
         for group in groups.values()
     ]
-
-
-class _UnknownError(Exception):
-    """Something that can't be compared."""
-
-
-class _Description:
-    """What a module computes, whatever its weights are; its weights' names on the way."""
-
-    def __init__(self, root: nn.Module) -> None:
-        self.weights: list[str] = []
-        self._root = root
-        self._slots: dict[int, int] = {}
-        # These become inputs of a captured graph. Other tensors are constants in it.
-        self._state = {
-            **dict(root.named_parameters(remove_duplicate=False)),
-            **dict(root.named_buffers(remove_duplicate=False)),
-        }
-
-    def graph(self, module: nn.Module) -> Hashable:
-        if not isinstance(module, fx.GraphModule) or _hooked(module):
-            raise _UnknownError
-        position = {node: i for i, node in enumerate(module.graph.nodes)}
-        return tuple(self._node(node, position) for node in position)
-
-    def _node(self, node: fx.Node, position: Mapping[fx.Node, int]) -> Hashable:
-        if node.op == "placeholder":
-            return node.op
-        if node.op in ("get_attr", "call_module"):
-            target = self._attribute(str(node.target))
-        else:
-            target = _plain(node.target)
-        return node.op, target, _plain((node.args, node.kwargs), position)
-
-    def _attribute(self, name: str) -> Hashable:
-        value = attribute(self._root, name)
-        if isinstance(value, torch.Tensor):
-            return self._tensor(name, value)
-        if isinstance(value, nn.Module):
-            return self._module(name, value)
-        raise _UnknownError
-
-    def _tensor(self, name: str, tensor: torch.Tensor) -> Hashable:
-        """A weight by its place among the weights; any other tensor by its elements."""
-        if tensor.layout is not torch.strided or type(tensor) not in (torch.Tensor, nn.Parameter):
-            raise _UnknownError
-        kind = (tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.requires_grad)
-        if name not in self._state:
-            elements = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            return kind, hashlib.sha256(elements.numpy().tobytes()).digest()
-        if id(tensor) not in self._slots:
-            self._slots[id(tensor)] = len(self.weights)
-            self.weights.append(name)
-        return kind, self._slots[id(tensor)]
-
-    def _module(self, name: str, module: nn.Module) -> Hashable:
-        if _hooked(module):
-            raise _UnknownError
-        own = {key: value for key, value in vars(module).items() if key not in _REGISTRIES}
-        tensors = [
-            (key, value if value is None else self._tensor(f"{name}.{key}", value))
-            for key, value in (*module._parameters.items(), *module._buffers.items())
-        ]
-        parts = [
-            (key, part if part is None else self._module(f"{name}.{key}", part))
-            for key, part in module._modules.items()
-        ]
-        return type(module), _plain(own), tuple(tensors), tuple(parts)
-
-
-def _hooked(module: nn.Module) -> bool:
-    return any(getattr(module, name) for name in _HOOKS)
-
-
-def _plain(value: object, position: Mapping[fx.Node, int] = MappingProxyType({})) -> Hashable:
-    """A value of constants and nodes in a form that compares by type too: 1, 1.0 and True differ.
-
-    Args:
-        value: The value.
-        position: What stands for each node.
-    """
-    if isinstance(value, (tuple, list)):
-        return tuple(_plain(item, position) for item in value)
-    if isinstance(value, dict):
-        return tuple((_plain(key), _plain(item, position)) for key, item in value.items())
-    if isinstance(value, slice):
-        return slice, _plain((value.start, value.stop, value.step), position)
-    if isinstance(value, fx.Node):
-        return fx.Node, position[value]
-    if isinstance(value, float):
-        # By its digits: nan is unlike itself, and -0.0 like 0.0.
-        return float, repr(value)
-    if isinstance(value, _PLAIN):
-        return type(value), value
-    raise _UnknownError
 
 
 def _operands(piece: Piece) -> Hashable:

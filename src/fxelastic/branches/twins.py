@@ -1,0 +1,109 @@
+"""Branches that are the same as another one: trained, exported and timed for nothing."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import fx, nn
+
+from fxelastic.branches.skip import Identity
+from fxelastic.ir.branch import Branch, Skip
+from fxelastic.ir.description import Description, describe
+from fxelastic.ir.operators import attribute, operator_name
+
+#: Operators that return what they read.
+_SAME = frozenset(f"aten.{name}" for name in ("alias", "clone", "contiguous", "detach"))
+
+
+def without_twins(branches: Sequence[Branch]) -> tuple[list[Branch], list[Skip]]:
+    """Drop the branches that compute what an earlier one does, with the same weights.
+
+    Two branches are twins if they stand for the same interval, read and give the same values, and
+    have the same graph (or the same class and attributes) with equal weights, of which the same
+    ones learn. What is not known to be equal is kept. A frozen original is no twin of a copy that
+    learns.
+
+    Args:
+        branches: In order of preference, the originals first.
+
+    Returns:
+        The branches that are left, in order, and a reason for each that is not.
+    """
+    kept: list[Branch] = []
+    skips: list[Skip] = []
+    alike: dict[Hashable, list[tuple[Branch, nn.Module, tuple[str, ...]]]] = defaultdict(list)
+    several = _intervals_with_several(branches)
+    for branch in branches:
+        ends = (branch.start, branch.stop, branch.outputs)
+        found = _described(branch) if (branch.start, branch.stop) in several else None
+        if found is None:
+            kept.append(branch)
+            continue
+        others = alike[ends, found.key]
+        twin = next(
+            (
+                other
+                for other, module, names in others
+                if _same_weights(branch.module, found.weights, module, names)
+            ),
+            None,
+        )
+        if twin is None:
+            kept.append(branch)
+            others.append((branch, branch.module, found.weights))
+        else:
+            reason = f"{branch.id} is the same as {twin.id}, bit for bit"
+            skips.append(Skip(reason, branch.kind, branch.start, branch.stop))
+    return kept, skips
+
+
+def _intervals_with_several(branches: Sequence[Branch]) -> set[tuple[int, int]]:
+    seen: set[tuple[int, int]] = set()
+    again: set[tuple[int, int]] = set()
+    for branch in branches:
+        interval = (branch.start, branch.stop)
+        (again if interval in seen else seen).add(interval)
+    return again
+
+
+def _described(branch: Branch) -> Description | None:
+    """A description of the branch's module and what it reads; None where it can't be compared."""
+    operands = (*branch.inputs, *branch.context)
+    returned = _returned(branch.module, operands)
+    if returned is not None:
+        return Description(("returns", returned), ())
+    found = describe(branch.module)
+    return None if found is None else Description((operands, found.key), found.weights)
+
+
+def _returned(module: nn.Module, operands: Sequence[str]) -> str | None:
+    """The operand that a module returns as it is."""
+    if isinstance(module, (Identity, nn.Identity)):
+        return operands[0]
+    if not isinstance(module, fx.GraphModule):
+        return None
+    (output,) = (node for node in module.graph.nodes if node.op == "output")
+    value = output.args[0]
+    while isinstance(value, fx.Node) and operator_name(value) in _SAME:
+        value = value.args[0]
+    if not isinstance(value, fx.Node) or value.op != "placeholder":
+        return None
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    return operands[placeholders.index(value)]
+
+
+def _same_weights(
+    module: nn.Module, names: Sequence[str], other: nn.Module, others: Sequence[str]
+) -> bool:
+    return all(
+        torch.equal(_weight(module, name), _weight(other, again))
+        for name, again in zip(names, others, strict=True)
+    )
+
+
+def _weight(module: nn.Module, name: str) -> torch.Tensor:
+    value = attribute(module, name)
+    assert isinstance(value, torch.Tensor)
+    return value
