@@ -20,6 +20,7 @@ from fxelastic.ir.signature import Signature, normalise_arguments
 from fxelastic.ir.traced import Traced
 from fxelastic.passes.arguments import resolve_arguments
 from fxelastic.passes.batch import Batch, batch_by_name, batch_candidates, copies, rows_of_one
+from fxelastic.passes.batch_dimension import batch_elsewhere
 from fxelastic.passes.casts import drop_idle_casts
 from fxelastic.passes.check_capture import BatchFixedError, check_capture
 from fxelastic.passes.check_weights import check_weights
@@ -36,6 +37,8 @@ from fxelastic.passes.squeezes import name_squeezed_dimensions
 from fxelastic.passes.state import refuse_state
 
 logger = logging.getLogger(__name__)
+
+_FIXED = "the batch size is fixed to the example's"
 
 # Names that the code of a graph has for something else.
 _TAKEN = frozenset({"torch", "self", "device", "inf", "nan", "NoneType", "fx_pytree", "pytree"})
@@ -79,13 +82,27 @@ def capture(
     decided = batched is not None
     traced = _trace(model, clone, args, kwargs, batch, decided=decided, dynamic=True)
     try:
-        return check_capture(traced, clone, args, kwargs)
+        traced = check_capture(traced, clone, args, kwargs)
     except BatchFixedError as e:
         logger.info("the capture with a dynamic batch does not hold (%s)", e)
         static = _trace(model, clone, args, kwargs, batch, decided=decided, dynamic=False)
-        warning = f"the batch size is fixed to the example's: {e}"
-        static = dataclasses.replace(static, warnings=(warning,))
-        return check_capture(static, clone, args, kwargs)
+        static = dataclasses.replace(static, warnings=(f"{_FIXED}: {e}",))
+        traced = check_capture(static, clone, args, kwargs)
+    return traced if decided else _with_dimension(traced, clone, args, kwargs)
+
+
+def _with_dimension(
+    traced: Traced, clone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Traced:
+    """The capture with a warning where the batch is in another dimension than the first."""
+    inputs = traced.signature.inputs
+    batched = [inputs.index(name) for name in traced.batched]
+    warning = batch_elsewhere(clone, args, kwargs, inputs, batched)
+    if warning is None:
+        return traced
+    # That the first dimension is fixed says nothing of the batch then.
+    others = (other for other in traced.warnings if not other.startswith(_FIXED))
+    return dataclasses.replace(traced, warnings=(warning, *others))
 
 
 def _trace(
@@ -302,7 +319,7 @@ def _unused(model: nn.Module, graph_module: fx.GraphModule) -> tuple[str, ...]:
 
 def _warnings(exported: Exported, inputs: tuple[str, ...]) -> tuple[str, ...]:
     if not exported.dynamic_batch:
-        return (f"the batch size is fixed to the example's: {exported.why_static}",)
+        return (f"{_FIXED}: {exported.why_static}",)
     batch = exported.batch
     names = ", ".join(repr(inputs[i]) for i in batch.positions)
     found = [
