@@ -108,15 +108,20 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_score(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how subnets are scored."""
+def add_score(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add the options that say how subnets are scored.
+
+    Args:
+        parser: The command's parser.
+        default: What happens without ``--score``.
+    """
     parser.add_argument(
         "--score",
         metavar="NAME",
-        default="top1",
-        help="top1, miou, negative_loss, or package.module:name or path/file.py:name of a function "
-        "of the flat results and the targets of a batch that gives a sum and a count "
-        "(default: top1)",
+        help="top1, agreement, cosine, spearman, miou, negative_loss, or package.module:name or "
+        "path/file.py:name of a function of the flat results and the targets of a batch that gives "
+        "a sum and a count; cosine:RESULT for one of several results "
+        f"(default: {default})",
     )
     parser.add_argument(
         "--held-out",
@@ -127,11 +132,11 @@ def add_score(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def score(name: str) -> Any:
-    """What ``--score`` names."""
+def score(name: str | None) -> Any:
+    """What ``--score`` names; None where it is left out."""
     from fxelastic.edge.searching.scores import METRICS
 
-    if name in METRICS or ":" not in name:
+    if name is None or ":" not in name or name.partition(":")[0] in METRICS:
         return name
     from fxelastic.cli.reference import load_reference
 

@@ -32,6 +32,7 @@ examples:
   fxelastic search bundle/ --data local.npz --budget 12.5 --score negative_loss --mode paged
 
 local.npz holds an array for each input (x stands for a single one) and targets.
+Without targets, subnets are compared with the original's own results.
 Ctrl-C ends the search with the best so far; with the same pool a later search
 goes on from there.
 
@@ -49,7 +50,10 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="the folder of a bundle")
     parser.add_argument(
-        "--data", metavar="FILE", required=True, help="an .npz file of samples and targets"
+        "--data",
+        metavar="FILE",
+        required=True,
+        help="an .npz file of samples, with targets or without",
     )
     parser.add_argument(
         "--budget",
@@ -79,7 +83,7 @@ def add_parser(commands: Any) -> None:
         default="assembled",
         help="how subnets will be run: assembled or paged (default: assembled)",
     )
-    options.add_score(parser)
+    options.add_score(parser, "top1; without targets agreement for class scores, else cosine")
     parser.add_argument(
         "--max-subnets",
         metavar="N",
@@ -112,7 +116,7 @@ def add_parser(commands: Any) -> None:
         type=float,
         default=1.0,
         help="end a candidate early when it can't be the best with this probability, from 0.5 to "
-        "1; 1 loses no winner; for top1 (default: 1)",
+        "1; 1 loses no winner; for top1, agreement, cosine and spearman (default: 1)",
     )
     options.add_threads(parser)
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the search")
@@ -201,6 +205,8 @@ def report(bundle: Bundle, result: SearchResult, out: Path, code: int) -> dict[s
         "bundle": str(bundle.path),
         "pool": str(out),
         "interrupted": result.interrupted,
+        "score": result.pool.score,
+        "targets": result.pool.targets,
         "n_subnets": len(result.pool),
         "evaluations": {**vars(result.counts), "saved": result.counts.saved},
         "budgets": [
@@ -249,6 +255,8 @@ def sections(bundle: Bundle, table: LatencyTable, result: SearchResult, mode: st
         *lines[1:],
         "",
         f"{counts.subnets} subnets evaluated{saved}; {len(result.pool)} in the pool",
+        f"score: {result.pool.score}"
+        + (" with the original's own results" if result.pool.targets == "original" else ""),
         *(["interrupted: these are the best so far"] if result.interrupted else []),
     ]
 

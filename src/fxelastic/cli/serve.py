@@ -63,10 +63,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--data",
         metavar="FILE",
-        help="an .npz file of samples and targets, to search for quicker subnets on when none of "
-        "the pool keeps the budget; needs --table, and adds to the pool what it finds",
+        help="an .npz file of samples, with targets where the pool was searched with some, to "
+        "search for quicker subnets on when none of the pool keeps the budget; needs --table, and "
+        "adds to the pool what it finds",
     )
-    options.add_score(parser)
+    options.add_score(parser, "the pool's")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--inputs", metavar="DIR", help="a request for each .npy and .npz file of a folder"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
 from fxelastic.edge.execution import Array
 from fxelastic.errors import UsageError
+
+T = TypeVar("T")
 
 
 def read_npz(path: Path) -> dict[str, Array]:
@@ -16,9 +20,22 @@ def read_npz(path: Path) -> dict[str, Array]:
     Raises:
         UsageError: It can't be read, or is no such file.
     """
+    return _read(path, lambda file: {name: file[name] for name in file.files})
+
+
+def names_in_npz(path: Path) -> list[str]:
+    """The names of a file's arrays.
+
+    Raises:
+        UsageError: It can't be read, or is no such file.
+    """
+    return _read(path, lambda file: list(file.files))
+
+
+def _read(path: Path, reading: Callable[[Any], T]) -> T:
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            return reading(file)
     except MemoryError:
         raise
     except Exception as e:

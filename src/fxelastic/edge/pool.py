@@ -18,6 +18,9 @@ from fxelastic.spec import Arch
 
 SCHEMA = "fxelastic.pool/1"
 
+#: What accuracies are on: targets of the data, or the original's own results.
+TARGETS = ("given", "original")
+
 
 @dataclass(frozen=True)
 class PoolEntry:
@@ -44,15 +47,24 @@ class SubnetPool:
         bundle_digest: The bundle's.
         entries: The subnets, each once, by latency.
         data_digest: Of the data that accuracies are on; pools of other data can't be merged.
+        score: The name of the score; empty where it is not known.
+        targets: One of `TARGETS`; empty where that is not known.
     """
 
     bundle_digest: str
     entries: tuple[PoolEntry, ...]
     data_digest: str = ""
+    score: str = ""
+    targets: str = ""
 
     @classmethod
     def of(
-        cls, bundle_digest: str, entries: Iterable[PoolEntry], data_digest: str = ""
+        cls,
+        bundle_digest: str,
+        entries: Iterable[PoolEntry],
+        data_digest: str = "",
+        score: str = "",
+        targets: str = "",
     ) -> SubnetPool:
         """Put entries in order; of several of one subnet the last counts.
 
@@ -68,7 +80,7 @@ class SubnetPool:
                     got=f"{entry.latency_ms!r} ms, accuracy {entry.accuracy!r}",
                 )
         ordered = sorted(by_arch.values(), key=lambda e: (e.latency_ms, e.arch.branches))
-        return cls(bundle_digest, tuple(ordered), data_digest)
+        return cls(bundle_digest, tuple(ordered), data_digest, score, targets)
 
     def check_bundle(self, digest: str) -> None:
         """Refuse to be used with another bundle.
@@ -114,7 +126,10 @@ class SubnetPool:
                     expected=getattr(self, name)[:12],
                     got=getattr(other, name)[:12],
                 )
-        return SubnetPool.of(self.bundle_digest, (*self.entries, *other.entries), self.data_digest)
+        entries = (*self.entries, *other.entries)
+        return SubnetPool.of(
+            self.bundle_digest, entries, self.data_digest, self.score, self.targets
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the pool as JSON, in one step.
@@ -150,6 +165,8 @@ class SubnetPool:
             "schema": SCHEMA,
             "bundle_digest": self.bundle_digest,
             "data_digest": self.data_digest,
+            "score": self.score,
+            "targets": self.targets,
             "entries": [
                 {
                     "arch": str(entry.arch),
@@ -175,7 +192,9 @@ class SubnetPool:
             if schema != SCHEMA:
                 raise ValueError(f"schema {schema!r}")
             entries = [_entry(item) for item in value["entries"]]
-            pool = cls.of(str(value["bundle_digest"]), entries, str(value["data_digest"]))
+            digests = str(value["bundle_digest"]), str(value["data_digest"])
+            score, targets = str(value.get("score", "")), str(value.get("targets", ""))
+            pool = cls.of(digests[0], entries, digests[1], score, targets)
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise _no_pool(where, f"{type(e).__name__}: {e}") from e
         return pool

@@ -240,7 +240,7 @@ def test_miou_adds_up_over_batches() -> None:
     assert mean(*METRICS["miou"].score([perfect], targets)) == 1.0
 
 
-@pytest.mark.parametrize("name", list(METRICS))
+@pytest.mark.parametrize("name", ["top1", "negative_loss", "miou", "agreement"])
 def test_targets_that_are_no_classes(name: str) -> None:
     shape = (2, 3, 4, 4) if name == "miou" else (2, 3)
     targets = np.full((2, 4, 4) if name == "miou" else (2,), 3)

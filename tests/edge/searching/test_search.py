@@ -291,7 +291,7 @@ def test_an_unmet_budget_names_the_nearest(
         ((X, np.full(60, CLASSES)), "no class of the model"),
         ((X, np.full(60, -1)), "no class of the model"),
         ((X, np.zeros((60, 2), np.int64)), "top1 can't compare"),
-        ({"x": X}, "lacks the targets"),
+        ({"x": X, "labels": np.zeros(60)}, "labels, which is neither an input nor targets"),
         ({"targets": np.zeros(60)}, "lacks x"),
         (7, "the data is none"),
         ("none.npz", "can't be read"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.execution import Array, check_inputs
-from fxelastic.edge.npz_files import read_npz
+from fxelastic.edge.npz_files import names_in_npz, read_npz
 from fxelastic.errors import UsageError
 
 _TARGETS = ("targets", "y")
@@ -27,13 +27,16 @@ class Dataset:
     Attributes:
         inputs: An array for each of the model's inputs that hold samples, by name; sample by
             sample in dimension 0.
-        targets: An array, sample by sample.
+        targets: An array, sample by sample. The samples' numbers where there are no targets: the
+            original's own results stand for them then.
         shared: An array for each of the other inputs, by name: every batch has it as it is.
+        labelled: Whether there are targets.
     """
 
     inputs: Mapping[str, Array]
     targets: Array
     shared: Mapping[str, Array] = field(default_factory=dict)
+    labelled: bool = True
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -66,7 +69,7 @@ class Dataset:
 
     def digest(self, score: str = "") -> str:
         """Sha256 of the samples and the name of a score."""
-        digest = hashlib.sha256(score.encode())
+        digest = hashlib.sha256(score.encode() + (b"" if self.labelled else b" without targets"))
         arrays = {**self.inputs, **self.shared}
         for name, array in (*sorted(arrays.items()), ("", self.targets)):
             digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
@@ -75,13 +78,29 @@ class Dataset:
 
     def _take(self, index: Array) -> Dataset:
         inputs = {k: v[index] for k, v in self.inputs.items()}
-        return Dataset(inputs, self.targets[index], self.shared)
+        return replace(self, inputs=inputs, targets=self.targets[index])
 
 
 def batch_of(bundle: Bundle, wanted: int) -> int:
     """The samples of a batch: what is wanted, or what the model was exported for and no other."""
     model = bundle.manifest.model
     return wanted if model.dynamic_batch else model.batch_size
+
+
+def has_targets(bundle: Bundle, data: Any) -> bool:
+    """Whether data in any of the forms that `read_data` takes has targets.
+
+    Of a file only the names of the arrays are read.
+
+    Raises:
+        UsageError: The file can't be read.
+    """
+    if isinstance(data, (str, os.PathLike)):
+        data = dict.fromkeys(names_in_npz(Path(data)))
+    if not isinstance(data, Mapping):
+        return isinstance(data, tuple) and len(data) == 2
+    inputs = [info.name for info in bundle.inputs]
+    return any(key in data and key not in inputs for key in _TARGETS)
 
 
 def read_data(bundle: Bundle, data: Any) -> Dataset:
@@ -92,16 +111,20 @@ def read_data(bundle: Bundle, data: Any) -> Dataset:
         data: A pair ``(x, targets)`` for a model of one input; a dict of arrays, the targets under
             ``targets`` or ``y``; or the path of an ``.npz`` file with such arrays. For a model of
             one input, ``x`` stands for it. An input that holds no samples is one array for all.
+            Targets may be left out; an array by itself is the model's only input.
 
     Raises:
         UsageError: It is none of these, empty, or does not fit the model.
     """
     names = [info.name for info in bundle.inputs]
-    expected = f"(x, targets), a dict with {', '.join(names)} and targets, or an .npz file of it"
+    expected = f"(x, targets), a dict with {', '.join(names)} and targets, or an .npz file of it; "
+    expected += "targets may be left out"
     if isinstance(data, (str, os.PathLike)):
         data = read_npz(Path(data))
     if isinstance(data, tuple) and len(data) == 2 and len(names) == 1:
         data = {names[0]: data[0], "targets": data[1]}
+    elif len(names) == 1 and hasattr(data, "__array__"):
+        data = {names[0]: data}
     if not isinstance(data, Mapping):
         raise UsageError("the data is none", expected=expected, got=type(data).__name__)
     arrays = {str(key): np.asarray(value) for key, value in data.items()}
@@ -109,16 +132,24 @@ def read_data(bundle: Bundle, data: Any) -> Dataset:
         arrays[names[0]] = arrays.pop(_INPUT)
     key = next((k for k in _TARGETS if k in arrays and k not in names), None)
     missing = [name for name in names if name not in arrays]
-    if key is None or missing:
+    if missing:
         raise UsageError(
-            "the data lacks " + ("the targets" if key is None else missing[0]),
-            expected=expected,
-            got=", ".join(arrays) or "no arrays",
+            f"the data lacks {missing[0]}", expected=expected, got=", ".join(arrays) or "no arrays"
         )
     batched = bundle.manifest.sample_inputs
     inputs = {name: arrays[name] for name in names if name in batched}
     whole = {name: arrays[name] for name in names if name not in batched}
-    lengths = {name: len(a) if a.ndim else 0 for name, a in {**inputs, key: arrays[key]}.items()}
+    other = [name for name in arrays if name not in names]
+    if key is None and other:
+        # Targets by another name would be passed over without a word.
+        raise UsageError(
+            f"the data has {other[0]}, which is neither an input nor targets",
+            expected=expected,
+            got=", ".join(arrays),
+            fix="name targets 'targets', and leave out what is not for the model",
+        )
+    given = {} if key is None else {key: arrays[key]}
+    lengths = {name: len(a) if a.ndim else 0 for name, a in {**inputs, **given}.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise UsageError(
             "the data has no samples, or not equally many",
@@ -128,4 +159,5 @@ def read_data(bundle: Bundle, data: Any) -> Dataset:
     n_checked = batch_of(bundle, 1)
     first = {name: array[:n_checked] for name, array in inputs.items()}
     check_inputs(bundle, {**first, **whole})
-    return Dataset(inputs, arrays[key], whole)
+    targets = np.arange(next(iter(lengths.values()))) if key is None else arrays[key]
+    return Dataset(inputs, targets, whole, labelled=key is not None)

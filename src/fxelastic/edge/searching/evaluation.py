@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from fxelastic.edge.execution import Array, Executor, State
+from fxelastic.edge.searching.answers import Answers
 from fxelastic.edge.searching.data import Dataset, batch_of
 from fxelastic.edge.searching.distortion import Distortion, measure
 from fxelastic.edge.searching.margins import Margins
@@ -17,6 +18,9 @@ from fxelastic.edge.searching.prefix_cache import PrefixCache
 from fxelastic.edge.searching.scores import Metric, mean
 from fxelastic.errors import BundleError, UsageError
 from fxelastic.spec import Arch
+
+# Sums of the same numbers in another order differ by less.
+_ROUNDING = 1e-9
 
 
 @dataclass
@@ -56,7 +60,8 @@ class Evaluator:
 
     A group's subnets form a tree of prefixes, which is walked depth first for one batch after the
     other. Where it forks, the state is kept until the last fork is taken. Scores do not depend on
-    what is kept: the same branches run on the same values.
+    what is kept: the same branches run on the same values. Where the data has no targets, they are
+    the original's own results.
 
     Attributes:
         executor: Runs branches.
@@ -94,8 +99,8 @@ class Evaluator:
             costs: The latency of each branch, for what is kept; all alike where None.
             watch: Told the bytes kept after every change.
             confidence: A subnet ends early when its floor is out of reach: for certain with 1,
-                otherwise with this probability, given samples in random order and scores of at
-                least 0.
+                otherwise with this probability, given samples in random order and scores between
+                the metric's ``least`` and ``most``.
 
         Raises:
             UsageError: The confidence is none.
@@ -103,8 +108,10 @@ class Evaluator:
         if not 0.5 <= confidence <= 1:
             raise UsageError("the confidence is none", expected="[0.5, 1]", got=repr(confidence))
         self.executor = executor
-        self.data = data
+        # The original's answers are kept by the samples' places in this data.
+        self.data = data if data.labelled else replace(data, targets=np.arange(len(data)))
         self.metric = metric
+        self._answers = None if data.labelled else Answers(executor, metric, len(data))
         self.counts = Counts()
         self.known: dict[Arch, float] = {}
         self.cache = PrefixCache(cache_bytes, watch)
@@ -168,9 +175,15 @@ class Evaluator:
         totals: dict[Arch, Any] = dict.fromkeys(archs, 0.0)
         margins: dict[Arch, list[Array]] = {arch: [] for arch in archs}
         alive, seen = list(archs), 0
-        for inputs, targets in self.data.batches(self._batch_size, self.margins.order):
+        for inputs, given in self.data.batches(self._batch_size, self.margins.order):
             if not alive:
                 break
+            targets = given
+            if self._answers is not None:
+                answers = self._answers.targets(inputs, given, stop)
+                if answers is None:
+                    return False
+                targets = answers
             root = _tree(alive)
             state = self.executor.start(inputs)
             for arch, outputs in self._walk(root, state, stop):
@@ -196,7 +209,7 @@ class Evaluator:
                 going = [
                     arch
                     for arch in alive
-                    if self._at_most(self.metric.most, sums[arch], totals[arch], left)
+                    if self._at_most(self.metric.most, sums[arch], totals[arch], left) + _ROUNDING
                     >= floors.get(arch, -math.inf)
                 ]
                 self.counts.ended_early += len(alive) - len(going)
@@ -215,7 +228,7 @@ class Evaluator:
         # Serfling, 1974: the mean of a finite population, by samples drawn without replacement.
         unseen = 1 - (count - 1) / (count + left)
         margin = math.sqrt(unseen * -math.log(1 - self._confidence) / (2 * count))
-        return min(certain, total / count + most * margin)
+        return min(certain, total / count + (most - self.metric.least) * margin)
 
     def _walk(
         self, root: _Node, state: State, stop: Callable[[], bool]

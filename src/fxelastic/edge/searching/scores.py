@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from fxelastic.edge.searching.similarity import cosines, rank_correlations
 from fxelastic.errors import UsageError
 
 Array: TypeAlias = NDArray[Any]
@@ -34,12 +35,16 @@ class Metric:
         margins: How far each sample is on the right side, above 0, or on the wrong one; from
             results and targets, as `score`, which must then be the share of samples above 0.
             With it, searches learn from each sample.
+        least: The least that a sample can add to ``sum``, where ``most`` is known.
+        answers: The targets that follow from the original's flat results, for data that has none.
     """
 
     name: str
     score: Score
     most: float | None = None
     margins: Callable[[Sequence[Array], Array], Array] | None = None
+    least: float = 0.0
+    answers: Callable[[Sequence[Array]], Array] = lambda outputs: outputs[0]
 
 
 def top1(outputs: Sequence[Array], targets: Array) -> tuple[float, float]:
@@ -54,6 +59,54 @@ def top1(outputs: Sequence[Array], targets: Array) -> tuple[float, float]:
         )
     wanted = _classes(targets, logits.shape[1])
     return float((logits.argmax(1) == wanted).sum()), float(len(wanted))
+
+
+def agreement(outputs: Sequence[Array], targets: Array) -> tuple[float, float]:
+    """Samples whose top class is the target's; of several places in a sample, the share of them.
+
+    Logits ``(N, C)`` and targets ``(N,)``; logits ``(N, C, …)`` or ``(N, …, C)`` and targets
+    ``(N, …)``; or results that are classes themselves, of the targets' shape. Of equal logits the
+    first counts.
+    """
+    results = outputs[0]
+    if results.dtype.kind in "biu":
+        found, n_classes = results, None
+    else:
+        dim = _class_dim(results.shape, targets.shape)
+        found, n_classes = results.argmax(dim), results.shape[dim]
+    if found.ndim == 0 or found.shape != targets.shape:
+        raise _can_not_agree(results.shape, targets.shape)
+    wanted = targets if n_classes is None else _classes(targets, n_classes)
+    if len(wanted) == 0:
+        return 0.0, 0.0
+    return float((found == wanted).reshape(len(wanted), -1).mean(1).sum()), float(len(wanted))
+
+
+def top_classes(outputs: Sequence[Array]) -> Array:
+    """The classes that `agreement` compares: over dimension 1, or over the last of three."""
+    results = outputs[0]
+    if results.dtype.kind in "biu":
+        return results
+    if results.ndim < 2:
+        raise _can_not_agree(results.shape, ("N",))
+    return np.asarray(results.argmax(_class_dims(results.ndim)[0]))
+
+
+def first_classes(outputs: Sequence[Array]) -> Array:
+    """The classes that losses over dimension 1 compare."""
+    if outputs[0].ndim < 2:
+        raise _can_not_agree(outputs[0].shape, ("N",))
+    return np.asarray(outputs[0].argmax(1))
+
+
+def cosine(outputs: Sequence[Array], targets: Array) -> tuple[float, float]:
+    """The cosines of each sample's result with its target, both as flat vectors: see `cosines`."""
+    return float(cosines(outputs[0], targets).sum()), float(len(targets))
+
+
+def spearman(outputs: Sequence[Array], targets: Array) -> tuple[float, float]:
+    """Rank correlations of each sample's result with its target: see `rank_correlations`."""
+    return float(rank_correlations(outputs[0], targets).sum()), float(len(targets))
 
 
 def top1_margins(outputs: Sequence[Array], targets: Array) -> Array:
@@ -107,9 +160,12 @@ def miou(outputs: Sequence[Array], targets: Array) -> tuple[Array, Array]:
 
 
 METRICS = {
-    "top1": Metric("top1", top1, 1.0, top1_margins),
-    "negative_loss": Metric("negative_loss", negative_loss),
-    "miou": Metric("miou", miou),
+    "top1": Metric("top1", top1, 1.0, top1_margins, answers=top_classes),
+    "negative_loss": Metric("negative_loss", negative_loss, answers=first_classes),
+    "miou": Metric("miou", miou, answers=first_classes),
+    "agreement": Metric("agreement", agreement, 1.0, top1_margins, answers=top_classes),
+    "cosine": Metric("cosine", cosine, 1.0, least=-1.0),
+    "spearman": Metric("spearman", spearman, 1.0, least=-1.0),
 }
 
 
@@ -138,6 +194,27 @@ def mean(total: Any, count: Any) -> float:
     )
     occurs = counts > 0
     return float((totals[occurs] / counts[occurs]).mean()) if occurs.any() else 0.0
+
+
+def _class_dims(n_dims: int) -> tuple[int, ...]:
+    """Where classes may be in logits; the likeliest first, as in training without labels."""
+    return (2, 1) if n_dims == 3 else tuple(dict.fromkeys((1, n_dims - 1)))
+
+
+def _class_dim(shape: tuple[int, ...], targets: tuple[int, ...]) -> int:
+    for dim in _class_dims(len(shape)) if len(shape) > 1 else ():
+        if targets == (*shape[:dim], *shape[dim + 1 :]):
+            return dim
+    raise _can_not_agree(shape, targets)
+
+
+def _can_not_agree(results: tuple[Any, ...], targets: tuple[Any, ...]) -> UsageError:
+    return UsageError(
+        "agreement can't compare these",
+        expected="logits (N, C, …) and classes (N, …), or classes of one shape",
+        got=f"{results} and {targets}",
+        fix="pass score='cosine' or another one for results that are not classes",
+    )
 
 
 def _classes(targets: Array, n_classes: int) -> Array:

@@ -16,11 +16,12 @@ from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.execution import Executor
 from fxelastic.edge.fingerprint import fingerprint
 from fxelastic.edge.memory import GrowthLimit
-from fxelastic.edge.pool import PoolEntry, SubnetPool
+from fxelastic.edge.pool import TARGETS, PoolEntry, SubnetPool
+from fxelastic.edge.searching.choice import chosen_metric
 from fxelastic.edge.searching.data import Dataset, batch_of, read_data
 from fxelastic.edge.searching.evaluation import Counts, Evaluator
 from fxelastic.edge.searching.registry import Strategy, strategy
-from fxelastic.edge.searching.scores import Metric, Score, metric
+from fxelastic.edge.searching.scores import Metric, Score
 from fxelastic.edge.searching.study import SearchAbortedError, SearchEndedError, Step, Study
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
@@ -43,6 +44,9 @@ class SearchResult:
         histories: For each budget a step for each improvement.
         counts: What the evaluations took.
         interrupted: Whether it was ended by Ctrl-C: the subnets are the best so far.
+
+    The pool names the score, and says whether it is on targets of the data or on the original's
+    own results.
     """
 
     budgets_ms: tuple[float, ...]
@@ -72,7 +76,7 @@ def search(
     budget_ms: float | Sequence[float] | None = None,
     strategy: str | Strategy = "evolutionary",
     mode: str = "assembled",
-    score: str | Score = "top1",
+    score: str | Score | None = None,
     max_subnets: int = 400,
     time_budget_s: float | None = None,
     batch_size: int = 50,
@@ -95,13 +99,17 @@ def search(
     Args:
         bundle: The bundle.
         table: Its latencies, from `edge.profile`.
-        data: Samples: see `read_data`.
+        data: Samples, with targets or without: see `read_data`. Without, the original's own
+            results are the targets, computed once on this device.
         budget: Latency budgets: numbers in ms, or shares of the original's latency like ``"60%"``.
         budget_ms: The same in ms.
         strategy: A name of `strategy_names`, or a strategy.
         mode: How subnets will be run, ``assembled`` or ``paged``.
-        score: ``top1``, ``miou``, ``negative_loss``, or a function of the flat results and the
-            targets of a batch that gives a sum and a count.
+        score: ``top1``, ``agreement``, ``cosine``, ``spearman``, ``miou``, ``negative_loss``, or a
+            function of the flat results and the targets of a batch that gives a sum and a count.
+            ``cosine:NAME`` looks at the result of that name, or of that number from 0. By default
+            ``top1`` with targets; without, ``agreement`` for class scores, the share of samples
+            whose top class is the original's, and ``cosine`` for other results.
         max_subnets: Subnets to try for each budget.
         time_budget_s: End earlier after this time, for all budgets.
         batch_size: Samples of a batch. A model of a fixed batch size has that; what fills no batch
@@ -115,8 +123,8 @@ def search(
         weight_bytes: The most that a subnet's weights may take.
         confidence: A candidate ends early when it can't be the best any more: for certain
             with 1, so that no winner is lost; otherwise with this probability, of 0.5 at least, by
-            the Hoeffding-Serfling inequality on scores in [0, 1]. Only for scores with an upper
-            limit, as ``top1`` has.
+            the Hoeffding-Serfling inequality. Only for scores with limits: ``top1``,
+            ``agreement``, ``cosine`` and ``spearman``.
         threads: Threads to compute with; 0 for one for each core.
         seed: Of the search; the same seed gives the same subnets.
         path: A file for the pool, written as the search goes on. Where it is there, of the same
@@ -158,7 +166,7 @@ def search(
             costs=costs,
             confidence=confidence,
         )
-        store = _Store(bundle, table, mode, digest, path, evaluator)
+        store = _Store(bundle, table, mode, digest, path, evaluator, samples.labelled)
         store.resume()
         studies: list[Study] = []
         for i, limit_ms in enumerate(budgets_ms):
@@ -225,7 +233,9 @@ class _Store:
         data_digest: str,
         path: str | os.PathLike[str] | None,
         evaluator: Evaluator,
+        labelled: bool,
     ) -> None:
+        self._targets = TARGETS[0] if labelled else TARGETS[1]
         self._bundle = bundle
         self._table = table
         self._mode = mode
@@ -264,6 +274,8 @@ class _Store:
                 for arch, score in self._evaluator.known.items()
             ),
             self._data_digest,
+            self._evaluator.metric.name,
+            self._targets,
         )
 
     def save(self) -> None:
@@ -300,12 +312,14 @@ def _warn(table: LatencyTable, mode: str) -> None:
 
 
 def _metric_and_data(
-    bundle: Bundle, data: Any, score: str | Score, held_out: float
+    bundle: Bundle, data: Any, score: str | Score | None, held_out: float
 ) -> tuple[Metric, Dataset, Dataset]:
     if not 0 <= held_out < 1:
         raise UsageError("held_out is no share", expected="[0, 1)", got=repr(held_out))
-    measure = metric(score)
     given = read_data(bundle, data)
+    measure = chosen_metric(bundle, score, labelled=given.labelled)
+    if not given.labelled:
+        logger.info("the data has no targets: %s with the original's own results", measure.name)
     size = batch_of(bundle, 1)
     samples, rest = (part.whole(size) for part in given.split(held_out, seed=0))
     if not len(samples):

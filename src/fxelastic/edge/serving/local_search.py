@@ -10,9 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fxelastic.edge.bundle import Bundle
+from fxelastic.edge.pool import TARGETS, SubnetPool
+from fxelastic.edge.searching.choice import chosen_metric
+from fxelastic.edge.searching.data import has_targets
+from fxelastic.edge.searching.scores import METRICS, Score
 from fxelastic.edge.searching.search import search
 from fxelastic.edge.searching.study import SearchAbortedError, Study
 from fxelastic.edge.serving.ladder import Step
+from fxelastic.errors import UsageError
 from fxelastic.spec.latency_table import LatencyTable
 
 _NICENESS = 15
@@ -55,6 +60,49 @@ class LocalSearch:
             **self.options,
         )
         return result.pool.entries
+
+
+def local_score(
+    bundle: Bundle, data: Any, pool: object, score: str | Score | None
+) -> str | Score | None:
+    """The score of a search whose subnets are to be compared with those of a pool.
+
+    Args:
+        bundle: The bundle.
+        data: What to search on.
+        pool: The pool, or subnets of which no score is known.
+        score: What the caller wants; None for the pool's.
+
+    Raises:
+        UsageError: The pool's accuracies are of another score or of other targets.
+    """
+    known = pool.score if isinstance(pool, SubnetPool) else ""
+    if not isinstance(pool, SubnetPool) or not known:
+        return score
+    if score is None:
+        if known.partition(":")[0] not in METRICS:
+            raise UsageError(
+                "the pool's score is a function that is not known here",
+                expected=f"score={known}, to search on data while serving",
+                got="no score",
+                fix="pass the function that the pool was searched with, or no data",
+            )
+        score = known
+    labelled = has_targets(bundle, data)
+    name = chosen_metric(bundle, score, labelled=labelled).name
+    found = TARGETS[0] if labelled else TARGETS[1]
+    if name != known or pool.targets not in ("", found):
+        raise UsageError(
+            "a search while serving would score subnets otherwise than the pool",
+            expected=f"{known}, on {_on(pool.targets)}",
+            got=f"{name}, on {_on(found)}",
+            fix="search a pool on this data first: edge.search(bundle, table, data, …)",
+        )
+    return score
+
+
+def _on(targets: str) -> str:
+    return {"given": "targets", "original": "the original's results"}.get(targets, "its data")
 
 
 def _lower_priority() -> None:

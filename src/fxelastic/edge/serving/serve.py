@@ -18,7 +18,7 @@ from fxelastic.edge.serving.assembled import AssembledLoader
 from fxelastic.edge.serving.courtesy import Courtesy
 from fxelastic.edge.serving.executable import Loader
 from fxelastic.edge.serving.ladder import Ladder, Step
-from fxelastic.edge.serving.local_search import LocalSearch
+from fxelastic.edge.serving.local_search import LocalSearch, local_score
 from fxelastic.edge.serving.paged import PagedLoader
 from fxelastic.edge.serving.preparation import Preparation
 from fxelastic.edge.serving.prepared_pages import PreparedPages
@@ -47,7 +47,7 @@ def serve(
     memory_bytes: int | None = None,
     threads: int = 0,
     data: Any = None,
-    score: str | Score = "top1",
+    score: str | Score | None = None,
     held_out: float = 0.2,
     table_path: str | os.PathLike[str] | None = None,
     pool_path: str | os.PathLike[str] | None = None,
@@ -73,8 +73,10 @@ def serve(
             those and the next one.
         threads: Threads to compute with; 0 for one for each core.
         data: Samples, in any of the forms that `edge.search` takes, to search for quicker
-            subnets in the background when none of the pool keeps the budget.
-        score: The score of the pool's accuracies, as `edge.search` was told.
+            subnets in the background when none of the pool keeps the budget. Without targets,
+            the original's own results are the targets.
+        score: The score of the pool's accuracies, as `edge.search` takes it. By default the one
+            that the pool names; a function has to be passed.
         held_out: The same for the share of the samples.
         table_path: Where the corrected table goes; None for nowhere.
         pool_path: Where a pool with what was found goes; None for nowhere.
@@ -86,7 +88,8 @@ def serve(
 
     Raises:
         UsageError: The pool or the table is of another bundle, the pool is empty, an argument is
-            out of range, or the memory is too small for any subnet.
+            out of range, the data would be scored otherwise than the pool, or the memory is too
+            small for any subnet.
         ServingError: No subnet of the pool can be loaded.
     """
     refuse_paths(bundle=bundle, table=table, pool=pool)
@@ -121,6 +124,7 @@ def serve(
         timer = BranchTimer(bundle, SessionMaker(threads).open_branch, table.batch_size)
         probe = TableProbe(table, timer, mode, table_path)
         if data is not None and researcher is None:
+            score = local_score(bundle, data, pool, score)
             known, how = probe, {"mode": mode, "score": score, "held_out": held_out}
             researcher = LocalSearch(bundle, lambda: known.table, data, pool_path, how)
     elif data is not None and researcher is None:

@@ -1,0 +1,146 @@
+"""Which score a search goes by: the caller's, or the one that fits the model and the data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import onnx
+
+from fxelastic.edge.bundle import Bundle
+from fxelastic.edge.searching.scores import METRICS, Metric, Score, metric
+from fxelastic.errors import UsageError
+from fxelastic.spec.value_info import ValueInfo
+
+_LOGITS = "logits"
+_COMPARED = ("agreement", "cosine", "spearman")
+#: What a layer of class scores ends with.
+_LINEAR = (
+    *("Gemm", "MatMul", "Conv", "MatMulNBits"),
+    *("QGemm", "QLinearMatMul", "QLinearConv", "MatMulInteger", "ConvInteger"),
+)
+#: What keeps the order of class scores, or moves them.
+_AFTER = (
+    *("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Softmax", "LogSoftmax"),
+    *("Sigmoid", "Add", "Sub", "Mul", "Div", "QuantizeLinear", "DequantizeLinear"),
+)
+
+
+def chosen_metric(bundle: Bundle, score: str | Score | None, *, labelled: bool) -> Metric:
+    """The metric of a search.
+
+    Args:
+        bundle: Says what the model gives.
+        score: A function; the name of a built-in score, with ``:RESULT`` behind it to choose one
+            of several results by name or number; None for what fits: ``top1`` with targets, and
+            otherwise ``agreement`` for class scores and ``cosine`` for other results.
+        labelled: Whether the data has targets.
+
+    Returns:
+        The metric. It takes all flat results of the model.
+
+    Raises:
+        UsageError: There is no such score or result, or none fits.
+    """
+    if score is None:
+        score = "top1" if labelled else _fitting(bundle)
+    if callable(score):
+        return metric(score)
+    name, _, result = str(score).partition(":")
+    found = metric(name)
+    if name == "top1" and not labelled:
+        found = METRICS["agreement"]
+    if result:
+        index = _index(bundle, result)
+        found = replace(found, name=f"{found.name}:{result}")
+    else:
+        index = default_result(bundle) if found.name in _COMPARED else 0
+    if index >= len(bundle.outputs):
+        raise UsageError("the model gives no results", expected="a result to score", got="none")
+    return _of_result(found, index, bundle.outputs[index])
+
+
+def default_result(bundle: Bundle) -> int:
+    """The flat result that ``agreement``, ``cosine`` and ``spearman`` compare.
+
+    The one named ``logits``, or the first.
+    """
+    names = [result.name for result in bundle.manifest.results]
+    return names.index(_LOGITS) if _LOGITS in names else 0
+
+
+def _index(bundle: Bundle, result: str) -> int:
+    names = [found.name for found in bundle.manifest.results]
+    if result in names:
+        return names.index(result)
+    if result.isdecimal() and int(result) < len(names):
+        return int(result)
+    raise UsageError(
+        f"the model has no result {result!r}",
+        expected="one of " + (", ".join(names) or "none") + ", or its number from 0",
+        got=repr(result),
+    )
+
+
+def _of_result(found: Metric, index: int, info: ValueInfo) -> Metric:
+    """A metric that looks at one of the results."""
+    # Margins are those of one choice for each sample.
+    plain = info.dtype.startswith("float") and len(info.dims) == 2
+    margins = found.margins if plain or found.name == "top1" else None
+    if index == 0:
+        return replace(found, margins=margins)
+    score, answers = found.score, found.answers
+    return replace(
+        found,
+        score=lambda outputs, targets: score(outputs[index:], targets),
+        margins=margins and (lambda outputs, targets: margins(outputs[index:], targets)),
+        answers=lambda outputs: answers(outputs[index:]),
+    )
+
+
+def _fitting(bundle: Bundle) -> str:
+    """The name of the score that compares a model's results with the original's own."""
+    if not bundle.outputs:
+        raise UsageError("the model gives no results", expected="a result to score", got="none")
+    index = default_result(bundle)
+    info = bundle.outputs[index]
+    if not info.dtype.startswith("float"):
+        return "agreement"
+    if len(info.dims) > 1 and bundle.manifest.results[index].name == _LOGITS:
+        return "agreement"
+    if len(info.dims) == 2 and info.dims[1] != 1 and _is_linear(bundle, info):
+        return "agreement"
+    if all(dim == 1 for dim in info.dims[1:]):
+        raise UsageError(
+            "no score fits results of one number for each sample",
+            expected="targets, or a score of your own",
+            got=str(info),
+            fix="pass score=function of (outputs, targets); the targets are then the original's "
+            "own results",
+        )
+    return "cosine"
+
+
+def _is_linear(bundle: Bundle, info: ValueInfo) -> bool:
+    """Whether a value is computed as class scores are: by a linear layer, at most scaled since.
+
+    Embeddings are, as a rule, means or normalised: their largest element says nothing.
+    """
+    name, block = info.name, info.produced
+    while block >= 0:
+        branch = bundle.space.original.branches[block]
+        graph = onnx.load(bundle.model_path(branch), load_external_data=False).graph
+        made = {output: node for node in graph.node for output in node.output}
+        weights = {tensor.name for tensor in graph.initializer}
+        weights |= {o for node in graph.node if node.op_type == "Constant" for o in node.output}
+        while name in made:
+            node = made[name]
+            if node.op_type in _LINEAR:
+                return True
+            read = [value for value in node.input if value and value not in weights]
+            if node.op_type not in _AFTER or len(read) != 1:
+                return False
+            name = read[0]
+        if name not in bundle.values or bundle.values[name].produced >= block:
+            return False
+        block = bundle.values[name].produced
+    return False
