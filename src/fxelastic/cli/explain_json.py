@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from fxelastic.ir.operators import operator_name
@@ -48,6 +49,7 @@ def report(partition: Partition) -> dict[str, Any]:
             {"value": cut.value, "block": cut.block, "reason": cut.reason}
             for cut in partition.untaken_cuts
         ],
+        "opened_modules": [asdict(note) for note in partition.opened_modules],
         "unused_params": list(partition.unused_params),
         "opaque": [{"path": path, "reason": reason} for path, reason in partition.opaque],
         "warnings": list(partition.warnings),

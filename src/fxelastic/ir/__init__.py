@@ -1,9 +1,18 @@
 """The stages' types: what capture, partition and branching produce."""
 
 from fxelastic.ir.block import Block, BlockKind
-from fxelastic.ir.notes import SoftFusion, UntakenCut
+from fxelastic.ir.notes import OpenedModule, SoftFusion, UntakenCut
 from fxelastic.ir.partition import Partition
 from fxelastic.ir.signature import Signature
 from fxelastic.ir.traced import Traced
 
-__all__ = ["Block", "BlockKind", "Partition", "Signature", "SoftFusion", "Traced", "UntakenCut"]
+__all__ = [
+    "Block",
+    "BlockKind",
+    "OpenedModule",
+    "Partition",
+    "Signature",
+    "SoftFusion",
+    "Traced",
+    "UntakenCut",
+]

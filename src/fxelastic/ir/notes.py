@@ -1,7 +1,8 @@
-"""What a partition says about the cuts it did not take and the fusions it paid for."""
+"""What a partition says about the cuts it did not take, and what the others cost."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -35,3 +36,43 @@ class SoftFusion:
     producer: str
     consumer: str
     reason: str
+
+
+@dataclass(frozen=True)
+class OpenedModule:
+    """A repeating module that was cut for being a little over the cap.
+
+    Attributes:
+        path: The module's path; ``path@n`` for its n-th further call.
+        n_params: Its parameters.
+        over: By which share of the cap it exceeds the cap.
+        gamma: The smallest gamma that keeps it whole, rounded up to three digits.
+    """
+
+    path: str
+    n_params: int
+    over: float
+    gamma: float
+
+
+def opened_lines(opened: Sequence[OpenedModule], most: int = 3) -> list[str]:
+    """A line for each gamma that keeps modules whole, the smallest first.
+
+    Args:
+        opened: The notes of a partition.
+        most: How many modules a line names; the others are counted.
+    """
+    by_gamma: dict[float, list[OpenedModule]] = {}
+    for note in sorted(opened, key=lambda note: note.gamma):
+        by_gamma.setdefault(note.gamma, []).append(note)
+    lines = []
+    for gamma, notes in by_gamma.items():
+        names = [note.path for note in notes]
+        rest = len(names) - most
+        shown = ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+        verb, over = ("is", "it") if len(names) == 1 else ("are", "them")
+        share = f"{100 * max(note.over for note in notes):.2g} %"
+        lines.append(
+            f"{shown} {verb} cut, {share} over the cap: gamma={gamma:g} keeps {over} whole"
+        )
+    return lines

@@ -11,7 +11,7 @@ from torch import fx
 
 from fxelastic.ir.block import Block
 from fxelastic.ir.fusion import FusionRules
-from fxelastic.ir.notes import SoftFusion, UntakenCut
+from fxelastic.ir.notes import OpenedModule, SoftFusion, UntakenCut
 from fxelastic.ir.signature import Signature, check_tensors
 
 
@@ -28,6 +28,8 @@ class Partition:
         fusion: The inference framework's fusion rules that the cuts respect.
         soft_fusions: Fused pairs that a boundary separates because nothing else was possible.
         untaken_cuts: Cuts that were possible and not taken, each with its reason.
+        opened_modules: Repeating modules that were cut for being a little over the cap, each with
+            the gamma that keeps it whole.
         unused_params: Parameters of the model that the graph never reads; not in P0.
         dynamic_batch: Whether the batch size may differ from the example's.
         batched: Names of the inputs that hold samples in their first dimension. The others are
@@ -46,6 +48,7 @@ class Partition:
     fusion: FusionRules
     soft_fusions: tuple[SoftFusion, ...] = ()
     untaken_cuts: tuple[UntakenCut, ...] = ()
+    opened_modules: tuple[OpenedModule, ...] = ()
     unused_params: tuple[str, ...] = ()
     dynamic_batch: bool = True
     batched: tuple[str, ...] = ()

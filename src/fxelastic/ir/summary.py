@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from fxelastic.ir.notes import opened_lines
 from fxelastic.ir.table import aligned, engineering
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def summary(supernet: Supernet) -> str:
         "",
         f"{supernet.n_params:,} parameters, {ratio} × the model's {base:,}",
         *_inputs(supernet.partition),
+        *opened_lines(supernet.partition.opened_modules),
     ]
     if supernet.skips:
         lines += ["", f"{len(supernet.skips)} branches not made:"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from fxelastic.ir.notes import opened_lines
 from fxelastic.ir.values import (
     Values,
     ValueType,
@@ -40,7 +41,8 @@ def block_table(partition: Partition) -> str:
     lines = aligned([*rows, total], right={2, 3, 4})
     rule = "-" * max(len(line) for line in lines)
     table = [lines[0], rule, *lines[1:-1], rule, lines[-1]]
-    return "\n".join([_title(partition), "", *table, "", summary(partition)])
+    lines = [_title(partition), "", *table, "", summary(partition)]
+    return "\n".join([*lines, *map(one_line, opened_lines(partition.opened_modules))])
 
 
 def _title(partition: Partition) -> str:

@@ -17,8 +17,9 @@ from fxelastic.ir.traced import Traced
 from fxelastic.passes.assemble import assemble
 from fxelastic.passes.flow import Flow, analyse_flow
 from fxelastic.passes.mixtures import separate_mixtures
+from fxelastic.passes.nearly_whole import opened_modules
 from fxelastic.passes.packing import FindRule, Pack, pack_units
-from fxelastic.passes.regions import find_units
+from fxelastic.passes.regions import Unit, find_units
 from fxelastic.passes.repeats import repeating_units
 from fxelastic.passes.splits import expand_splits
 
@@ -92,7 +93,7 @@ def _partition(traced: Traced, gamma: float, fusion: FusionRules) -> Partition:
             got="a graph without any",
             fix="partition the part of the system that has weights",
         )
-    cap = gamma * n_params * (1 + 1e-9)
+    cap = _cap(gamma, n_params)
     repeating = repeating_units(flow.operands, flow.parameters)
     units = find_units(flow, cap, repeating)
     expanded = expand_splits(traced, flow, units)
@@ -102,12 +103,12 @@ def _partition(traced: Traced, gamma: float, fusion: FusionRules) -> Partition:
         flow = analyse_flow(traced.graph_module)
         units = find_units(flow, cap, repeating)
     find_rule = _rule_finder(fusion, flow)
-    packs = pack_units(units, flow, cap, repeating, find_rule)
-    opened: frozenset[fx.Node] = frozenset()
-    while more := _to_open(packs, cap) - opened:
-        opened |= more
-        units = find_units(flow, cap, repeating, opened)
-        packs = pack_units(units, flow, cap, repeating, find_rule)
+    packs = _packs(units, flow, cap, repeating, find_rule)
+
+    def pack_at(gamma: float) -> list[Pack]:
+        larger = _cap(gamma, n_params)
+        return _packs(find_units(flow, larger, repeating), flow, larger, repeating, find_rule)
+
     result = assemble(traced, flow, packs, cap, find_rule)
     return Partition(
         graph_module=result.graph_module,
@@ -117,6 +118,7 @@ def _partition(traced: Traced, gamma: float, fusion: FusionRules) -> Partition:
         fusion=fusion,
         soft_fusions=result.soft_fusions,
         untaken_cuts=result.untaken_cuts,
+        opened_modules=opened_modules(flow, packs, gamma, n_params, repeating, pack_at),
         unused_params=traced.unused_params,
         dynamic_batch=traced.dynamic_batch,
         batched=traced.batched,
@@ -125,6 +127,27 @@ def _partition(traced: Traced, gamma: float, fusion: FusionRules) -> Partition:
         warnings=traced.warnings,
         example=traced.example,
     )
+
+
+def _cap(gamma: float, n_params: int) -> float:
+    return gamma * n_params * (1 + 1e-9)
+
+
+def _packs(
+    units: Sequence[Unit],
+    flow: Flow,
+    cap: float,
+    repeating: frozenset[str],
+    find_rule: FindRule,
+) -> list[Pack]:
+    """The stream's blocks for a cap."""
+    packs = pack_units(units, flow, cap, repeating, find_rule)
+    opened: frozenset[fx.Node] = frozenset()
+    while more := _to_open(packs, cap) - opened:
+        opened |= more
+        units = find_units(flow, cap, repeating, opened)
+        packs = pack_units(units, flow, cap, repeating, find_rule)
+    return packs
 
 
 def _to_open(packs: Sequence[Pack], cap: float) -> frozenset[fx.Node]:
