@@ -9,7 +9,7 @@ from fxelastic.train.callbacks import Callback
 from fxelastic.train.evaluation import evaluate
 from fxelastic.train.logs import Csv, JsonLines, TensorBoard
 from fxelastic.train.losses import cross_entropy, normalised_error, soft_cross_entropy
-from fxelastic.train.metrics import accuracy, agreement
+from fxelastic.train.metrics import accuracy, agreement, cosine, spearman
 from fxelastic.train.progress_bar import ProgressBar
 from fxelastic.train.range_accuracy import range_accuracy
 from fxelastic.train.recalibration import recalibrate
@@ -36,6 +36,7 @@ __all__ = [
     "Uniform",
     "accuracy",
     "agreement",
+    "cosine",
     "cross_entropy",
     "distill",
     "evaluate",
@@ -43,5 +44,6 @@ __all__ = [
     "range_accuracy",
     "recalibrate",
     "soft_cross_entropy",
+    "spearman",
     "tune",
 ]

@@ -12,7 +12,7 @@ from fxelastic.ir.supernet import Supernet
 from fxelastic.spec import Arch
 from fxelastic.train.batches import BatchReader, Split, numbered
 from fxelastic.train.execution import Execution
-from fxelastic.train.metrics import accuracy, agreement, counts
+from fxelastic.train.metrics import accuracy, counts, likeness
 from fxelastic.train.prefixes import Prefix
 
 #: Scores a batch: a function of a subnet's result and the target, higher is better.
@@ -37,7 +37,9 @@ def evaluate(
         archs: The subnets; one that comes twice is scored once.
         loader: Any iterable of batches, in the forms that `BatchReader` reads.
         metric: Scores a batch, as a mean over its samples. Accuracy where None, or for a batch
-            without a target the share of samples on which a subnet agrees with the original.
+            without a target `agreement` with the original, or `cosine` where its result holds no
+            logits. A metric of your own then gets the original's result as the target:
+            ``metric=fxelastic.train.spearman``.
         split: Takes a batch apart.
 
     Returns:
@@ -68,7 +70,7 @@ def evaluate(
             target, score = batch.target, metric or accuracy
             if target is None:
                 target = execution.result(supernet.space.original, values)
-                score = metric or agreement
+                score = metric or likeness
             if metric is None and not counts(target):
                 continue
             for arch, result in _results(tree, execution, values):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from fxelastic.errors import UsageError
+from fxelastic.ir import trees
 from fxelastic.train.losses import IGNORED, class_dim, is_empty, logits_of
 
 
@@ -53,3 +56,126 @@ def agreement(output: Any, teacher: Any) -> float:
     dim = 2 if logits.dim() == 3 else 1
     same = logits.argmax(dim) == like.argmax(dim)
     return float(same.float().mean()) if same.numel() else 0.0
+
+
+def likeness(output: Any, teacher: Any) -> float:
+    """What compares a subnet's result with the original's: `agreement`, or `cosine` without logits.
+
+    Args:
+        output: A subnet's result.
+        teacher: The original's result on the same inputs.
+
+    Returns:
+        A number of at most 1.
+
+    Raises:
+        UsageError: There is no floating-point tensor.
+    """
+    try:
+        logits_of(teacher)
+    except UsageError:
+        return cosine(output, teacher)
+    return agreement(output, teacher)
+
+
+def cosine(output: Any, teacher: Any) -> float:
+    """The mean over samples of the cosine between a subnet's result and the original's, both flat.
+
+    A sample counts as 1 where both are zero and as 0 where one is, or where there is a NaN.
+
+    Args:
+        output: A tensor ``(N, ...)``, or a structure, of which the logits or the first
+            floating-point tensor count.
+        teacher: The original's result on the same inputs.
+
+    Returns:
+        From -1 to 1; 0 where there are no samples.
+
+    Raises:
+        UsageError: There is no floating-point tensor, or the shapes differ.
+    """
+    return _mean_correlation(*_vectors(output, teacher))
+
+
+def spearman(output: Any, teacher: Any) -> float:
+    """The mean over samples of the rank correlation between a subnet's result and the original's.
+
+    It ranks the elements of one sample's result; equal ones have the mean of their ranks. A sample
+    counts as 1 where neither result varies and as 0 where one does not, or where there is a NaN.
+
+    Args:
+        output: A tensor ``(N, ...)``, or a structure, of which the logits or the first
+            floating-point tensor count.
+        teacher: The original's result on the same inputs.
+
+    Returns:
+        From -1 to 1; 0 where there are no samples.
+
+    Raises:
+        UsageError: There is no floating-point tensor, the shapes differ, or a sample has less than
+            two elements.
+    """
+    ours, theirs = _vectors(output, teacher)
+    if ours.shape[1] < 2:
+        raise UsageError(
+            "spearman can't rank these",
+            expected="results of two numbers or more for each sample",
+            got=str(tuple(ours.shape)),
+            fix="pass another metric",
+        )
+    return _mean_correlation(_ranks(ours), _ranks(theirs))
+
+
+def _vectors(output: Any, teacher: Any) -> tuple[Tensor, Tensor]:
+    ours, theirs = _main(output), _main(teacher)
+    if ours.shape != theirs.shape:
+        raise UsageError(
+            "the results can't be compared",
+            expected=f"a tensor of the original's shape {tuple(theirs.shape)}",
+            got=str(tuple(ours.shape)),
+        )
+    # On the CPU, for not every device has numbers of this precision.
+    n = len(ours)
+    width = ours.numel() // n if n else 0
+    return ours.cpu().double().reshape(n, width), theirs.cpu().double().reshape(n, width)
+
+
+def _main(value: Any) -> Tensor:
+    """The logits, or the first floating-point tensor that has samples."""
+    try:
+        return logits_of(value)
+    except UsageError:
+        leaves, _ = trees.flatten(value)
+    for leaf in leaves:
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim():
+            return leaf
+    raise UsageError(
+        "the model's result holds no vectors to compare",
+        expected="a floating-point tensor (N, ...)",
+        got=type(value).__name__,
+        fix="pass a metric of your own: metric=function of (result, target)",
+    )
+
+
+def _ranks(rows: Tensor) -> Tensor:
+    """Ranks less their mean; NaN in rows that hold one."""
+    found = torch.empty_like(rows)
+    for ranks, row in zip(found, rows, strict=True):
+        _, place, n = row.unique(return_inverse=True, return_counts=True)
+        ranks[:] = (n.cumsum(0) - (n - 1) / 2)[place] - (len(row) + 1) / 2
+    return found.masked_fill(rows.isnan().any(1, keepdim=True), float("nan"))
+
+
+def _mean_correlation(ours: Tensor, theirs: Tensor) -> float:
+    if not len(ours):
+        return 0.0
+    scales = [rows.abs().amax(1, keepdim=True) for rows in (ours, theirs)]
+    ours, theirs = (
+        rows / scale.masked_fill(scale == 0, 1.0)
+        for rows, scale in zip((ours, theirs), scales, strict=True)
+    )
+    squares = ours.square().sum(1), theirs.square().sum(1)
+    size = (squares[0] * squares[1]).sqrt()
+    found = (ours * theirs).sum(1) / size.masked_fill(size == 0, 1.0)
+    found = found.masked_fill((squares[0] == 0) & (squares[1] == 0), 1.0)
+    return float(found.clamp(-1, 1).nan_to_num(0.0).mean())
