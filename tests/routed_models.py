@@ -110,6 +110,19 @@ class Convolved(nn.Module):
         return self.head(x.index_add(0, rows, given))
 
 
+class Grouped(nn.Module):
+    """Rows that a mask selects, through a norm of groups of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = nn.Sequential(nn.Conv1d(WIDTH, WIDTH, 1), nn.GroupNorm(2, WIDTH), nn.ReLU())
+        self.head = nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        rows = (x[:, 0] > 0).nonzero()[:, 0]
+        return self.head(x.index_add(0, rows, self.part(x[rows][:, :, None]).sum(2)))
+
+
 class Unique(nn.Module):
     """A row of a table for each class among the samples, pooled."""
 
@@ -131,6 +144,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "filtered": Filtered,
     "selected": Selected,
     "convolved": Convolved,
+    "grouped": Grouped,
     "unique": Unique,
 }
 

@@ -12,11 +12,12 @@ from typing import Any
 
 from fxelastic.backends.onnxruntime.comparison import SUBNET_TOLERANCES, TOLERANCES
 from fxelastic.backends.onnxruntime.conversion import DEFAULT_OPSET
+from fxelastic.backends.onnxruntime.data_sizes import inputs_with_rows
 from fxelastic.backends.onnxruntime.export import write_bundle
 from fxelastic.backends.onnxruntime.files import FileWriter
 from fxelastic.backends.onnxruntime.kernels import compare_kernels, optimised_kernels
 from fxelastic.backends.onnxruntime.parity import Parity
-from fxelastic.backends.onnxruntime.teacher import batch_size, make_inputs, teacher_values
+from fxelastic.backends.onnxruntime.teacher import batch_size, teacher_values
 from fxelastic.backends.staging import replace_folder
 from fxelastic.edge.assembly import assemble
 from fxelastic.edge.bundle import Bundle, files_in, load
@@ -57,7 +58,8 @@ def export(
         force: Replace a bundle that is there, if its folder holds nothing else.
         jobs: How many files are compared at once.
         n_subnets: How many random subnets are assembled and compared, besides the model.
-        seed: For the inputs and subnets of the comparison.
+        seed: Of everything that is drawn: inputs of the conversion and of the comparison, and the
+            subnets compared.
         progress: Told what is being done, in short texts.
 
     Returns:
@@ -74,7 +76,7 @@ def export(
     report = progress or (lambda _: None)
     _warn_of_nan(supernet)
     with replace_folder(Path(path), files_in, force=force) as folder:
-        manifest = write_bundle(supernet, FileWriter(folder), opset, report)
+        manifest = write_bundle(supernet, FileWriter(folder), opset, seed, report)
         if verify:
             write_durably(folder / MANIFEST_NAME, manifest.to_json())
             record = _verify(supernet, load(folder), jobs, n_subnets, seed, report)
@@ -137,11 +139,11 @@ def _samples(supernet: Supernet, seed: int) -> tuple[tuple[int, ...], list[dict[
     partition = supernet.partition
     size = batch_size(partition)
     sizes = [size]
-    samples = [teacher_values(supernet, make_inputs(partition, size, seed))]
+    samples = [teacher_values(supernet, inputs_with_rows(partition, size, seed))]
     # A model that takes frames by fours runs at 8 and 16 of them, but not at 9.
     for other in (size + 1, 2 * size, 3 * size) if partition.dynamic_batch else ():
-        inputs = make_inputs(partition, other, seed + 1)
         try:
+            inputs = inputs_with_rows(partition, other, seed + 1)
             samples.append(teacher_values(supernet, inputs))
         except RuntimeError as e:
             logger.debug("the model does not run at batch size %d: %s", other, e)

@@ -57,6 +57,13 @@ def build_export_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--jobs", type=int, metavar="N", default=1, help="files compared at once (default: 1)"
     )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        metavar="N",
+        default=0,
+        help="of the inputs and subnets that files are compared on (default: 0)",
+    )
     parser.add_argument("--force", action="store_true", help="replace a bundle that is at OUT")
     options.add_output(parser)
     parser.set_defaults(run=run)
@@ -85,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
             verify=args.verify,
             force=args.force,
             jobs=args.jobs,
+            seed=args.seed,
             progress=lambda message: options.progress(args, message),
             **chosen,
         )

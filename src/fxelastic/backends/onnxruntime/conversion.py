@@ -27,6 +27,7 @@ from torch.export import Dim
 
 from fxelastic.backends.onnxruntime.padding import keep_padding
 from fxelastic.backends.onnxruntime.pieces import Piece, SideBySide
+from fxelastic.backends.onnxruntime.reshaping import keep_empty_reshapes
 from fxelastic.backends.onnxruntime.slicing import Cutter, finish
 from fxelastic.backends.onnxruntime.templates import Template, templates
 from fxelastic.backends.onnxruntime.translations import translations
@@ -195,6 +196,7 @@ def _convert_together(found: Sequence[Template], opset: int) -> dict[str, ir.Mod
                 _fill(model.graph, piece.module, {k: names[slot] for k, slot in slots.items()})
                 torch.onnx.ONNXProgram(model, None).optimize()
                 keep_padding(model.graph)
+                keep_empty_reshapes(model.graph)
                 finish(model, piece.inputs, piece.outputs)
                 models[piece.name] = model
     return models

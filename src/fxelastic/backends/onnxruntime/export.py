@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from fxelastic.backends import description
 from fxelastic.backends.onnxruntime.conversion import DEFAULT_OPSET, convert, tool_versions
+from fxelastic.backends.onnxruntime.data_sizes import without_special_sizes
 from fxelastic.backends.onnxruntime.files import FileWriter
 from fxelastic.backends.onnxruntime.pieces import branch_pieces
 from fxelastic.backends.onnxruntime.teacher import batch_size, make_inputs, teacher_values
@@ -22,6 +23,7 @@ def write_bundle(
     supernet: Supernet,
     writer: FileWriter,
     opset: int = DEFAULT_OPSET,
+    seed: int = 0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Manifest:
     """Convert every branch and write the files of a bundle; ``manifest.json`` is the caller's.
@@ -30,6 +32,7 @@ def write_bundle(
         supernet: The supernet; it does not change, nor do the modes of its modules.
         writer: Writes into the bundle's folder.
         opset: Version of the ONNX operator set.
+        seed: Of the inputs that the conversion follows.
         progress: Told what is being done.
 
     Returns:
@@ -47,8 +50,9 @@ def write_bundle(
     n_samples = batch_size(partition)
     if partition.dynamic_batch:
         n_samples = max(n_samples, _MIN_DYNAMIC_BATCH)
-    inputs = make_inputs(partition, n_samples, seed=0)
-    pieces = branch_pieces(supernet, teacher_values(supernet, inputs))
+    inputs = make_inputs(partition, n_samples, seed)
+    crossing = teacher_values(supernet, inputs)
+    pieces = branch_pieces(supernet, without_special_sizes(partition, crossing))
     conversion = convert(pieces, opset, progress)
     progress("writing the files")
     infos = {value.name: value for value in values}

@@ -131,6 +131,20 @@ def chunk(value: Tensor, chunks: int, dim: int = 0) -> Sequence[Tensor]:
     return [_ATEN.slice.Tensor(value, dim, start, end) for start, end in bounds]
 
 
+def masked_select(value: Tensor, mask: Tensor) -> Tensor:
+    """The elements under a mask, which the exporter takes by index.
+
+    Args:
+        value: Any tensor.
+        mask: Which elements; broadcast with ``value``.
+
+    Returns:
+        One dimension, in order.
+    """
+    value, mask = torch.broadcast_tensors(value, mask)
+    return value[mask]
+
+
 def subtracted_from(value: Tensor, other: float, alpha: float = 1) -> Tensor:
     """A number less a tensor, which is given the result's dtype first.
 
@@ -169,6 +183,7 @@ _LOWERED: Mapping[Any, Callable[..., Any]] = {
     _ATTENTION: attention,
     _ATEN.chunk.default: chunk,
     _ATEN.lstm.input: lstm,
+    _ATEN.masked_select.default: masked_select,
     _ATEN.rsub.Scalar: subtracted_from,
     _ATEN.upsample_nearest1d.vec: nearest,
     _ATEN.upsample_nearest2d.vec: nearest,

@@ -98,6 +98,7 @@ class Parity:
         def check(branch: Branch) -> _Problem | None:
             return self._check_file(branch, paths[branch.id])
 
+        self._warn_of_nothing()
         with ThreadPoolExecutor(self.jobs) as pool:
             problems = [p for p in pool.map(check, self.supernet.branches.values()) if p]
         if problems:
@@ -110,6 +111,23 @@ class Parity:
                 expected=problems[0].expected,
                 got="\n".join([problem.told for problem in problems[:_MAX_REPORTED]] + more),
                 fix=problems[0].fix,
+            )
+
+    def _warn_of_nothing(self) -> None:
+        """Name the branches whose outputs are empty in every sample: any file agrees on those."""
+        unseen = [
+            branch.id
+            for branch in self.supernet.branches.values()
+            if branch.outputs
+            and not any(sample[name].numel() for sample in self.samples for name in branch.outputs)
+        ]
+        if unseen:
+            more = f" and {len(unseen) - _MAX_REPORTED} more" * (len(unseen) > _MAX_REPORTED)
+            logger.warning(
+                "not compared, for no row reaches them with the inputs that were made up: %s%s; "
+                "capture with example inputs that send rows there, or pass another seed",
+                ", ".join(unseen[:_MAX_REPORTED]),
+                more,
             )
 
     def check_subnet(self, arch: Arch, path: Path, results: Sequence[Result]) -> None:

@@ -28,7 +28,9 @@ def batch_size(partition: Partition) -> int:
     return int(first.shape[0])
 
 
-def make_inputs(partition: Partition, n_samples: int, seed: int) -> dict[str, Any]:
+def make_inputs(
+    partition: Partition, n_samples: int, seed: int, *, own: bool = False
+) -> dict[str, Any]:
     """Random inputs like the example's.
 
     Floating-point inputs get the example's mean and spread. Others (token ids, masks) can't be
@@ -38,6 +40,7 @@ def make_inputs(partition: Partition, n_samples: int, seed: int) -> dict[str, An
         partition: The model.
         n_samples: The batch size; that of the example where the model fixes it.
         seed: The same seed gives the same inputs.
+        own: Take the example's own samples, in turn, for floating-point inputs too.
 
     Returns:
         The model's inputs by name.
@@ -57,7 +60,7 @@ def make_inputs(partition: Partition, n_samples: int, seed: int) -> dict[str, An
             for dim in batch_dims(node.meta.get("val")):
                 rows = torch.arange(n_samples, device=value.device) % value.shape[dim]
                 value = value.index_select(dim, rows)
-            if value.is_floating_point() and bool(value.isfinite().all()):
+            if not own and value.is_floating_point() and bool(value.isfinite().all()):
                 value = _like(value, generator)
         inputs[node.name] = value
     return inputs
