@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -62,6 +63,28 @@ def describe_values(partition: Partition) -> tuple[ValueInfo, ...]:
         file = f"{DATA_FOLDER}/{name}.bin"
         values.append(_describe(name, types, -1, n_blocks, file))
     return tuple(values)
+
+
+def with_ranges(described: Sequence[ValueInfo], values: Mapping[str, Any]) -> tuple[ValueInfo, ...]:
+    """Descriptions with the range of integers and truth values.
+
+    Args:
+        described: From `describe_values`.
+        values: What the values were for the example inputs, by name.
+    """
+    return tuple(
+        replace(info, range=_range(values[info.name])) if info.name in values else info
+        for info in described
+    )
+
+
+def _range(value: Any) -> tuple[int, int] | None:
+    if not isinstance(value, torch.Tensor) or not value.numel():
+        return None
+    if value.is_floating_point() or value.is_complex():
+        return None
+    array = value.detach().cpu().numpy()
+    return int(array.min()), int(array.max())
 
 
 def constant_results(partition: Partition) -> dict[str, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,17 +10,36 @@ import numpy as np
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.execution import Array, Executor
 from fxelastic.errors import BundleError
+from fxelastic.spec.value_info import ValueInfo
+
+#: How integers and truth values are made up, in the order in which that is tried: drawn from the
+#: range that the export saw, all the highest or all the lowest of it, or all 0.
+CHOICES = ("drawn", "highest", "lowest", "zero")
 
 
-def made_up(dtype: str, shape: Sequence[int], random: np.random.Generator, whole: int = 1) -> Array:
-    """An array: normal for floats; ``whole`` everywhere for integers and truth values."""
-    real = dtype.startswith("float")
-    array: Any = random.standard_normal(shape) if real else np.full(shape, whole)
-    return np.asarray(array.astype(dtype))
+def made_up(
+    info: ValueInfo, shape: Sequence[int], random: np.random.Generator, choice: str = CHOICES[0]
+) -> Array:
+    """An array that may stand for a value.
+
+    Args:
+        info: The value. Where the range of its integers is not known, it is 0 to 1, and they are
+            1 instead of drawn.
+        shape: Its sizes.
+        random: Draws floating-point numbers, which are normal, and integers.
+        choice: One of `CHOICES`.
+    """
+    if info.dtype.startswith("float"):
+        return np.asarray(random.standard_normal(shape).astype(info.dtype))
+    low, high = info.range or (0, 1)
+    if choice == "drawn" and info.range is not None:
+        dtype: Any = np.dtype(info.dtype)
+        return np.asarray(random.integers(low, high, shape, dtype=dtype, endpoint=True))
+    return np.full(shape, {"lowest": low, "zero": 0}.get(choice, high)).astype(info.dtype)
 
 
 def random_inputs(
-    bundle: Bundle, batch_size: int, seed: int = 0, whole: int = 1
+    bundle: Bundle, batch_size: int, seed: int = 0, choice: str = CHOICES[0]
 ) -> dict[str, Array]:
     """Inputs of a model.
 
@@ -28,14 +47,14 @@ def random_inputs(
         bundle: The bundle.
         batch_size: Samples.
         seed: Of what is random.
-        whole: What integers and truth values are.
+        choice: How integers and truth values are chosen, one of `CHOICES`.
 
     Raises:
         UsageError: A size is not known from the batch size.
     """
     random = np.random.default_rng(seed)
     return {
-        info.name: made_up(info.dtype, info.shape_at(batch_size), random, whole)
+        info.name: made_up(info, info.shape_at(batch_size), random, choice)
         for info in bundle.inputs
     }
 
@@ -45,7 +64,9 @@ def sound_inputs(
 ) -> tuple[dict[str, Array], bool]:
     """Inputs for which the original gives finite values, and whether there are any.
 
-    Ones come first: a mask of zeros may leave attention nothing to look at, and give NaN. Zeros
+    Integers are drawn from the example's range first. A mask that is drawn may leave attention
+    nothing to look at, and give NaN: the highest values come next. In a smaller batch than the
+    example's, indices of samples may be out of range: the lowest come then, and last zeros, which
     are an index of everything.
 
     Raises:
@@ -55,8 +76,7 @@ def sound_inputs(
     bundle = executor.bundle
     runs: dict[str, Array] | None = None
     error: BundleError | None = None
-    for whole in (1, 0):
-        inputs = random_inputs(bundle, batch_size, seed, whole)
+    for inputs in _different(bundle, batch_size, seed):
         try:
             results = executor.run(bundle.space.original, inputs)
         except BundleError as e:
@@ -69,3 +89,13 @@ def sound_inputs(
         assert error is not None
         raise error
     return runs, False
+
+
+def _different(bundle: Bundle, batch_size: int, seed: int) -> Iterator[dict[str, Array]]:
+    """The inputs of each choice that differ from those before."""
+    seen: list[dict[str, Array]] = []
+    for choice in CHOICES:
+        inputs = random_inputs(bundle, batch_size, seed, choice)
+        if not any(all(np.array_equal(a[n], inputs[n]) for n in inputs) for a in seen):
+            seen.append(inputs)
+            yield inputs

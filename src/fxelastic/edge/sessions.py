@@ -58,7 +58,8 @@ class SessionMaker:
     def _session(self, path: Path, level: ort.GraphOptimizationLevel) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.graph_optimization_level = level
-        options.log_severity_level = 3
+        # Errors are raised, too; on stderr they would look like failures where a run is retried.
+        options.log_severity_level = 4
         if self._process_wide:
             options.use_per_session_threads = False
         else:

@@ -40,6 +40,8 @@ class ValueInfo:
             -1 for an input that nothing reads.
         constant: For a result that depends on no input, the file with its elements (little
             endian, in C order); else None.
+        range: For integers and truth values, the lowest and the highest that the example inputs
+            had or gave; None where it is not known, as in bundles of earlier releases.
     """
 
     name: str
@@ -48,6 +50,7 @@ class ValueInfo:
     produced: int = -1
     last_read: int = -1
     constant: str | None = None
+    range: tuple[int, int] | None = None
 
     @property
     def shape(self) -> tuple[int | None, ...]:
@@ -80,6 +83,7 @@ class ValueInfo:
 
     def to_json(self) -> dict[str, object]:
         """The value as an object for ``json.dumps``."""
+        known = {} if self.range is None else {"range": list(self.range)}
         return {
             "name": self.name,
             "dtype": self.dtype,
@@ -87,6 +91,7 @@ class ValueInfo:
             "produced": self.produced,
             "last_read": self.last_read,
             "constant": self.constant,
+            **known,
         }
 
     @classmethod
@@ -106,6 +111,7 @@ class ValueInfo:
             fields.count("produced", -1, n_blocks - 1),
             fields.count("last_read", -1, n_blocks),
             fields.optional_text("constant"),
+            _range(fields, dtype) if "range" in fields.value else None,
         )
         if value.constant is not None and (value.produced != -1 or None in value.shape):
             raise fields.error(
@@ -115,6 +121,30 @@ class ValueInfo:
                 got=str(value),
             )
         return value
+
+
+def _range(fields: Fields, dtype: str) -> tuple[int, int]:
+    found = fields.array("range")
+    low, high = (0, 1) if dtype == "bool" else _limits(dtype)
+    if len(found) != 2 or not all(type(n) is int and low <= n <= high for n in found):
+        raise fields.error(
+            "range",
+            f"is not a range of {dtype}",
+            expected=f"two integers from {low} to {high}" if low < high else "no range",
+            got=show(found),
+        )
+    if found[0] > found[1]:
+        raise fields.error("range", "is empty", expected="the lowest first", got=show(found))
+    return found[0], found[1]
+
+
+def _limits(dtype: str) -> tuple[int, int]:
+    """The lowest and the highest integer of a dtype; none of others than integers."""
+    integer = re.fullmatch(r"(u?)int(\d+)", dtype)
+    if integer is None:
+        return 0, -1
+    bits = int(integer[2])
+    return (0, 2**bits - 1) if integer[1] else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
 def _dims(fields: Fields) -> tuple[int | str, ...]:

@@ -53,6 +53,7 @@ def write_bundle(
     inputs = make_inputs(partition, n_samples, seed)
     crossing = teacher_values(supernet, inputs)
     pieces = branch_pieces(supernet, without_special_sizes(partition, crossing))
+    values = description.with_ranges(values, crossing)
     conversion = convert(pieces, opset, progress)
     progress("writing the files")
     infos = {value.name: value for value in values}
