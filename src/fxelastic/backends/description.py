@@ -160,11 +160,10 @@ def _results(partition: Partition) -> tuple[fx.Node, ...]:
     nodes: tuple[Any, ...] = tuple(output.args[0])
     for node in nodes:
         if not isinstance(node, fx.Node):
-            raise ExportError(
-                "a result of the model is no tensor",
-                expected="tensors",
+            raise InternalError(
+                "a result of the captured graph is not computed by it",
+                expected="the result of a node",
                 got=repr(node),
-                fix="return tensors only",
             )
     return nodes
 

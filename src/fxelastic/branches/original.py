@@ -97,8 +97,10 @@ def _frozen_module(module: nn.Module, frozen: dict[int, Any]) -> nn.Module:
     try:
         return copy.deepcopy(module, frozen | shared)
     except Exception as e:
+        # The user's module is the one part of what stands for it in the graph.
+        own = next(module.children(), module)
         raise UsageError(
-            f"the opaque module {type(module).__name__} cannot be copied",
+            f"the opaque module {type(own).__name__} cannot be copied",
             expected="a module that copy.deepcopy accepts",
             got=f"{type(e).__name__}: {e}",
             fix="drop locks, files and other handles from its attributes",

@@ -73,6 +73,9 @@ def _check_crosses(partition: Partition, layout: Layout, value: fx.Node, reader:
             "not a tensor",
             expected="one tensor",
             got=f"a {type(value.meta['val']).__name__}, read by {reader}",
+            fix="leave the numbers that the model takes out of tensors (.item(), float()) tensors"
+            if isinstance(value.meta["val"], (torch.SymInt, torch.SymFloat, torch.SymBool))
+            else None,
         )
 
 

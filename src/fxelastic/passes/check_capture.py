@@ -24,6 +24,9 @@ _Results: TypeAlias = "tuple[list[Any], trees.Tree]"
 
 _watching = threading.RLock()
 
+# What the operators of a graph raise on sizes that they don't take.
+_FAILURES = (RuntimeError, IndexError, ValueError)
+
 #: Largest relative difference that rounding explains.
 _TOLERANCE = 1e-3
 
@@ -58,7 +61,7 @@ def check_capture(
     try:
         captured = _results(traced, tree, leaves)
         worst = _farthest(expected, captured)
-    except RuntimeError as e:
+    except _FAILURES as e:
         raise _unlike(traced, f"{type(e).__name__}: {e}") from e
     if _farthest(expected, _results(model, tree, leaves)) > _TOLERANCE:
         refuse_state(model, args, kwargs)
@@ -97,7 +100,7 @@ def _worst_at_other_sizes(
             continue
         try:
             difference = _difference(traced, expected, tree, example)
-        except RuntimeError as e:
+        except _FAILURES as e:
             raise BatchFixedError(f"at batch size {other}, {type(e).__name__}: {e}") from e
         if difference > _TOLERANCE:
             raise BatchFixedError(f"at batch size {other} the capture computes something else")
@@ -116,7 +119,7 @@ def _alone(traced: Traced, model: nn.Module, tree: trees.Tree, leaves: list[Any]
         return []
     try:
         difference = _difference(traced, expected, tree, example)
-    except RuntimeError as e:
+    except _FAILURES as e:
         return [f"at batch size 1 the capture can't be run, but the model can: {e}"]
     if difference > _TOLERANCE:
         return ["at batch size 1 the capture computes something else than the model"]
@@ -144,7 +147,8 @@ def _unlike(traced: Traced, got: str) -> Exception:
         f"the captured graph of {traced.model_name} computes something else",
         expected="the model's own result on the example inputs",
         got=got,
-        fix="look for state that forward() changes, or Python code that depends on values",
+        fix="look for Python code in forward() that depends on values, on state, or on whether "
+        "torch compiles it (torch.compiler.is_compiling)",
     )
 
 
@@ -227,6 +231,8 @@ def _relative(a: Any, b: Any) -> float:
         return 0.0
     if not (a.is_floating_point() or a.is_complex()):
         return float("inf")
+    if a.dtype.itemsize == 1:  # torch computes nothing with 8 bits
+        a, b = a.float(), b.float()
     if a.isnan().any() or b.isnan().any():
         same = torch.equal(a.isnan(), b.isnan())
         a, b = a.nan_to_num(), b.nan_to_num()

@@ -172,7 +172,10 @@ def _annotate(branch_id: str, graph: ir.Graph, values: Mapping[str, ValueInfo]) 
             raise ExportError(
                 f"the exporter gives {info.name!r} of branch {branch_id!r} another dtype",
                 expected=info.dtype,
-                got=str(value.dtype),
+                got="no dtype" if value.dtype is None else _dtype_name(value.dtype),
+                fix="compute with the real and the imaginary parts apart"
+                if info.dtype.startswith("complex")
+                else "report it, with the model",
             )
         value.shape = ir.Shape(list(info.dims))
 

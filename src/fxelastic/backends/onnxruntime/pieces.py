@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fxelastic.backends.onnxruntime.lowering import lowered
-from fxelastic.errors import ExportError
+from fxelastic.errors import InternalError
 from fxelastic.ir.branch import Branch
 from fxelastic.ir.signature import batch_dims
 from fxelastic.ir.supernet import Supernet
@@ -47,7 +47,7 @@ def branch_pieces(supernet: Supernet, values: Mapping[str, Any]) -> list[Piece]:
         values: Every value that crosses a cut, by name.
 
     Raises:
-        ExportError: A branch reads something else than a tensor.
+        InternalError: A branch reads something else than a tensor.
     """
     nodes = {node.name: node for node in supernet.partition.graph.nodes}
     pieces = []
@@ -55,11 +55,10 @@ def branch_pieces(supernet: Supernet, values: Mapping[str, Any]) -> list[Piece]:
         names = (*branch.inputs, *branch.context)
         for name in names:
             if not isinstance(values[name], torch.Tensor):
-                raise ExportError(
-                    f"branch {branch.id!r} reads {name!r}, which is no tensor",
+                raise InternalError(
+                    f"branch {branch.id!r} reads {name!r}, which is not a tensor",
                     expected="tensors between blocks",
                     got=type(values[name]).__name__,
-                    fix="raise gamma, so that one block computes and reads it",
                 )
         pieces.append(
             Piece(
