@@ -154,3 +154,18 @@ def listed(names: Iterable[str], most: int = 3) -> str:
     found = list(names)
     hidden = len(found) - most
     return ", ".join(found[:most]) + (f" and {hidden} more" if hidden > 0 else "")
+
+
+def said(error: BaseException, most: int = 200) -> str:
+    """What another library's error says, short enough for a message: ``TypeError: not a number``.
+
+    Args:
+        error: The error.
+        most: How many characters of its first line to keep.
+
+    Returns:
+        Its type and the first line of its text.
+    """
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    first = f"{first[: most - 1]}…" if len(first) > most else first
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__

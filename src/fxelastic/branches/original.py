@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxelastic.errors import UsageError
+from fxelastic.errors import UsageError, said
 from fxelastic.ir.branch import Branch, FrozenGraphModule, Skip
 from fxelastic.ir.extract import extract
 from fxelastic.ir.operators import VIEWS, attribute
@@ -102,6 +102,6 @@ def _frozen_module(module: nn.Module, frozen: dict[int, Any]) -> nn.Module:
         raise UsageError(
             f"the opaque module {type(own).__name__} cannot be copied",
             expected="a module that copy.deepcopy accepts",
-            got=f"{type(e).__name__}: {e}",
+            got=said(e),
             fix="drop locks, files and other handles from its attributes",
         ) from e

@@ -21,6 +21,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
+from fxelastic.errors import said
+
 _MAX_SAID = 160
 
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
@@ -204,9 +206,8 @@ def _calls(error: BaseException) -> list[TracebackType]:
 
 
 def _said(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = re.sub(r"\s*\((?:unhinted|Size-like).*", "", lines[0]) if lines else ""
-    return f"{type(error).__name__}: {_shortened(text)}"
+    # Torch's own symbols, and the same expression once more, say nothing to a user.
+    return re.sub(r"\s*\((?:unhinted|Size-like).*", "", said(error, 2 * _MAX_SAID))[:_MAX_SAID]
 
 
 def _shortened(text: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxelastic.errors import CaptureError, InternalError, UsageError
+from fxelastic.errors import CaptureError, InternalError, UsageError, listed, said
 from fxelastic.ir import trees
 from fxelastic.ir.operators import node_parameters
 from fxelastic.ir.signature import Signature, normalise_arguments
@@ -198,7 +198,7 @@ def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
         raise CaptureError(
             f"{type(model).__name__} does not run on the example inputs",
             expected="inputs that model(*args, **kwargs) accepts",
-            got=f"{_shapes(args, kwargs) or shown}, and {type(e).__name__}: {e}",
+            got=f"{_shapes(args, kwargs) or shown}, and {said(e)}",
             fix="pass example_inputs= of the shapes and dtypes the model is used with",
         ) from e
     leaves, shape = trees.flatten(result)
@@ -234,11 +234,12 @@ def _check_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
 
 def _shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     leaves, _ = trees.flatten((args, kwargs))
-    return ", ".join(
+    shapes = (
         f"{str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}"
         for leaf in leaves
         if isinstance(leaf, torch.Tensor)
     )
+    return listed(shapes, 8)
 
 
 def _signature(

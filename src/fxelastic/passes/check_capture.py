@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from fxelastic.errors import CaptureError
+from fxelastic.errors import CaptureError, listed, said
 from fxelastic.ir import trees
 from fxelastic.ir.traced import Traced
 from fxelastic.passes.batch import with_batch_size
@@ -62,7 +62,7 @@ def check_capture(
         captured = _results(traced, tree, leaves)
         worst = _farthest(expected, captured)
     except _FAILURES as e:
-        raise _unlike(traced, f"{type(e).__name__}: {e}") from e
+        raise _unlike(traced, said(e)) from e
     if _farthest(expected, _results(model, tree, leaves)) > _TOLERANCE:
         refuse_state(model, args, kwargs)
         found.append(
@@ -78,7 +78,7 @@ def check_capture(
         found.append("the model draws random numbers in eval mode: an export can't be compared")
     if functions:
         found.append(
-            f"the backward of {', '.join(sorted(functions))} is not captured: training takes the "
+            f"the backward of {listed(sorted(functions))} is not captured: training takes the "
             "gradients of the operators in forward"
         )
     if worst:
@@ -101,7 +101,7 @@ def _worst_at_other_sizes(
         try:
             difference = _difference(traced, expected, tree, example)
         except _FAILURES as e:
-            raise BatchFixedError(f"at batch size {other}, {type(e).__name__}: {e}") from e
+            raise BatchFixedError(f"at batch size {other}, {said(e)}") from e
         if difference > _TOLERANCE:
             raise BatchFixedError(f"at batch size {other} the capture computes something else")
         worst = max(worst, difference)
@@ -120,7 +120,7 @@ def _alone(traced: Traced, model: nn.Module, tree: trees.Tree, leaves: list[Any]
     try:
         difference = _difference(traced, expected, tree, example)
     except _FAILURES as e:
-        return [f"at batch size 1 the capture can't be run, but the model can: {e}"]
+        return [f"at batch size 1 the capture can't be run, but the model can: {said(e)}"]
     if difference > _TOLERANCE:
         return ["at batch size 1 the capture computes something else than the model"]
     return []

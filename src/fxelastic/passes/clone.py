@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from fxelastic.errors import CaptureError
+from fxelastic.errors import CaptureError, said
 from fxelastic.passes.closures import close_over_copy
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def clone_for_capture(model: nn.Module) -> nn.Module:
             raise CaptureError(
                 f"the modules of {type(model).__name__} cannot be copied",
                 expected="a model that copy.deepcopy accepts",
-                got=f"{type(again).__name__}: {again}",
+                got=said(again),
                 fix="drop locks, files and other handles from the model's attributes",
             ) from again
     return clone.eval()

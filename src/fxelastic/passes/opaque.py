@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxelastic.errors import CaptureError
+from fxelastic.errors import CaptureError, said
 from fxelastic.ir import trees
 from fxelastic.ir.causes import Cause, cause_of
 from fxelastic.passes.batch import Batch, with_batch_size
@@ -217,7 +217,7 @@ def _record(
                 model(*a, **k)
             del leaf.calls[before + 1 :]
     except Exception as e:
-        raise _not_whole(model, leaf, f"run at another batch size, {type(e).__name__}: {e}") from e
+        raise _not_whole(model, leaf, f"run at another batch size, {said(e)}") from e
     finally:
         handle.remove()
     if not leaf.calls or not leaf.calls[0][0]:
