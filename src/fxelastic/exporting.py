@@ -23,6 +23,7 @@ from fxelastic.edge.assembly import assemble
 from fxelastic.edge.bundle import Bundle, files_in, load
 from fxelastic.errors import UsageError
 from fxelastic.files import write_durably
+from fxelastic.ir.part_names import name_of
 from fxelastic.ir.supernet import Supernet
 from fxelastic.spec.bundle_files import MANIFEST_NAME
 from fxelastic.spec.verification import SoftFusionInfo, Verification
@@ -129,7 +130,7 @@ def _verify(
 
 def _warn_of_nan(supernet: Supernet) -> None:
     """Files with NaN agree with a model that has it, so no comparison would tell."""
-    names = [name for name, value in supernet.named_parameters() if value.isnan().any()]
+    names = [name_of(name) for name, value in supernet.named_parameters() if value.isnan().any()]
     if names:
         logger.warning("weights hold NaN: %s", ", ".join(names[:3]) + (", …" * (len(names) > 3)))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,6 +15,7 @@ from fxelastic.ir import trees
 from fxelastic.ir.branch import Crossings
 from fxelastic.ir.operators import attribute
 from fxelastic.ir.partition import Partition
+from fxelastic.ir.value_names import value_names
 from fxelastic.ir.values import Values, one_line
 from fxelastic.spec.bundle_files import DATA_FOLDER
 from fxelastic.spec.manifest import BlockInfo, ModelInfo, Result
@@ -46,11 +46,12 @@ def describe_values(partition: Partition) -> tuple[ValueInfo, ...]:
         ExportError: One is no tensor, or of a dtype that no device knows.
     """
     crossings, types = Crossings(partition), Values(partition)
+    names = device_names(partition)
     values = []
     for name, produced in crossings.produced.items():
         last_read = crossings.last_read.get(name, -1)
         if produced < 0 or last_read > produced:
-            values.append(_describe(name, types, produced, last_read))
+            values.append(_describe(name, names, types, produced, last_read))
     inputs = [value for value in values if value.produced < 0]
     if partition.dynamic_batch and not any(None in value.shape for value in inputs):
         raise InternalError(
@@ -61,7 +62,7 @@ def describe_values(partition: Partition) -> tuple[ValueInfo, ...]:
     n_blocks = len(partition.blocks)
     for name in constant_results(partition):
         file = f"{DATA_FOLDER}/{name}.bin"
-        values.append(_describe(name, types, -1, n_blocks, file))
+        values.append(_describe(name, names, types, -1, n_blocks, file))
     return tuple(values)
 
 
@@ -70,7 +71,7 @@ def with_ranges(described: Sequence[ValueInfo], values: Mapping[str, Any]) -> tu
 
     Args:
         described: From `describe_values`.
-        values: What the values were for the example inputs, by name.
+        values: What the values were for the example inputs, by their names on the device.
     """
     return tuple(
         replace(info, range=_range(values[info.name])) if info.name in values else info
@@ -87,8 +88,26 @@ def _range(value: Any) -> tuple[int, int] | None:
     return int(array.min()), int(array.max())
 
 
+def device_names(partition: Partition) -> dict[str, str]:
+    """Names of the graph's values on a device: the user's own for the inputs, others as they are.
+
+    A value that is called as an input is called there gets a number.
+    """
+    inputs = partition.signature.names
+    names = dict(zip(partition.signature.inputs, inputs, strict=True))
+    others = [node.name for node in partition.graph.nodes if node.name not in names]
+    taken = {*inputs, *others}
+    for value in others:
+        name, n = value, 2
+        while value in inputs and name in taken:
+            name, n = f"{value}_{n}", n + 1
+        taken.add(name)
+        names[value] = name
+    return names
+
+
 def constant_results(partition: Partition) -> dict[str, torch.Tensor]:
-    """Results of the model that depend on none of its inputs, by name."""
+    """Results of the model that depend on none of its inputs, by their names in the graph."""
     found: dict[str, torch.Tensor] = {}
     for node in _results(partition):
         if node.op == "get_attr":
@@ -100,19 +119,10 @@ def constant_results(partition: Partition) -> dict[str, torch.Tensor]:
 
 def describe_results(partition: Partition) -> tuple[Result, ...]:
     """The flat results, each with a name of its own: ``logits``, ``boxes_0``, ``output``."""
-    tree = partition.signature.result
-    names = ["output"] if isinstance(tree, trees.Leaf) else trees.leaf_names(tree, "")
-    taken = set(partition.signature.inputs)
-    results = []
-    for node, name in zip(_results(partition), names, strict=True):
-        base = re.sub(r"[^A-Za-z0-9_]", "_", name)[:200]
-        base = base if re.match(r"[A-Za-z_]", base) else f"output_{base}"
-        unique, n = base, 2
-        while unique in taken:
-            unique, n = f"{base}_{n}", n + 1
-        taken.add(unique)
-        results.append(Result(unique, node.name))
-    return tuple(results)
+    signature, values = partition.signature, device_names(partition)
+    names = value_names(signature.result, signature.names, "output")
+    nodes = _results(partition)
+    return tuple(Result(n, values[node.name]) for n, node in zip(names, nodes, strict=True))
 
 
 def describe_structure(tree: trees.Tree) -> dict[str, Any]:
@@ -141,18 +151,23 @@ def _structure(tree: trees.Tree, indices: Iterator[int]) -> dict[str, Any]:
 
 
 def _describe(
-    name: str, types: Values, produced: int, last_read: int, constant: str | None = None
+    name: str,
+    names: Mapping[str, str],
+    types: Values,
+    produced: int,
+    last_read: int,
+    constant: str | None = None,
 ) -> ValueInfo:
     kind = types.type(name)
     if kind.dtype not in DTYPES:
         raise ExportError(
-            f"the value {name!r} can't cross a cut or be a result on a device",
+            f"the value {names[name]!r} can't cross a cut or be a result on a device",
             expected="a tensor of one of " + ", ".join(DTYPES),
             got=str(kind),
             fix="return tensors only; a value between blocks goes away with a larger gamma",
         )
     dims = tuple(int(size) if size.isdigit() else size for size in kind.shape)
-    return ValueInfo(name, kind.dtype, dims, produced, last_read, constant)
+    return ValueInfo(names[name], kind.dtype, dims, produced, last_read, constant)
 
 
 def _results(partition: Partition) -> tuple[fx.Node, ...]:

@@ -258,7 +258,7 @@ def _weights(partition: Partition, i: int) -> int:
     """Parameters that a copy of a block has, shared ones included."""
     block = partition.blocks[i]
     names = (*block.params, *block.shared_params)
-    return sum(partition.graph_module.get_parameter(name).numel() for name in names)
+    return sum(partition.parameters[name].numel() for name in names)
 
 
 def _wrap(

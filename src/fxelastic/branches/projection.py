@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxelastic.branches.propagation import sizes
+from fxelastic.ir.part_names import free_name
 
 _ATEN = torch.ops.aten
 _CONVOLUTIONS = {1: _ATEN.conv1d.default, 2: _ATEN.conv2d.default, 3: _ATEN.conv3d.default}
@@ -55,7 +56,7 @@ def project(
         source: Fake tensor of its shape.
         target: Fake tensor of the shape wanted.
         channel: The dimension of the channels.
-        name: Name of the new weight in the module.
+        name: Name of the new weight in the module; another one where the module has it already.
 
     Returns:
         The projected value.
@@ -66,8 +67,8 @@ def project(
     last = channel == len(start) - 1 and channel != 1
     if last:
         if start[channel] != end[channel]:
-            _weight(module, name, source, (end[channel], start[channel]))
-            value = graph.call_function(_ATEN.linear.default, (value, graph.get_attr(name)))
+            weight = _weight(module, name, source, (end[channel], start[channel]))
+            value = graph.call_function(_ATEN.linear.default, (value, weight))
         if [start[d] for d in spatial] == [end[d] for d in spatial]:
             return value
         order = (0, channel, *spatial)
@@ -78,8 +79,8 @@ def project(
     before, after = [start[d] for d in spatial], [end[d] for d in spatial]
     if start[channel] != end[channel]:
         strides = [max(1, a // b) for a, b in zip(before, after, strict=True)]
-        _weight(module, name, source, (end[channel], start[channel], *(1 for _ in spatial)))
-        weight = graph.get_attr(name)
+        shape = (end[channel], start[channel], *(1 for _ in spatial))
+        weight = _weight(module, name, source, shape)
         if spatial:
             convolution = _CONVOLUTIONS[len(spatial)]
             value = graph.call_function(convolution, (value, weight, None, strides))
@@ -106,12 +107,14 @@ def _resize(
     return graph.call_function(_UPSAMPLINGS[n], (value, list(after), None))
 
 
-def _weight(module: fx.GraphModule, name: str, like: Tensor, shape: Sequence[int]) -> None:
+def _weight(module: fx.GraphModule, name: str, like: Tensor, shape: Sequence[int]) -> fx.Node:
     """A weight that copies channels: channel i of the output is channel i, again and again."""
     weight = torch.zeros(*shape, dtype=like.dtype, device=like.device)
     rows = torch.arange(shape[0])
     weight[rows, rows % shape[1]] = 1.0
+    name = free_name(module, name)
     module.register_parameter(name, nn.Parameter(weight))
+    return module.graph.get_attr(name)
 
 
 def _fixed(value: Tensor) -> list[int]:

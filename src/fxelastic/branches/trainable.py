@@ -15,6 +15,7 @@ from fxelastic.branches.folding import Folded, folded_weights
 from fxelastic.ir.branch import Crossings
 from fxelastic.ir.movable import MovableGraphModule
 from fxelastic.ir.operators import VIEWS, attribute
+from fxelastic.ir.part_names import free_name
 from fxelastic.ir.partition import Partition
 
 _BATCH_NORM = torch.ops.aten.batch_norm.default
@@ -245,7 +246,9 @@ class _OwnWeights:
         for name, value in zip(("running_mean", "running_var"), tensors[2:], strict=True):
             norm.register_buffer(name, self._copy(value) if value is not None else None)
         path = str(mean.target).rpartition(".")[0]
-        target = f"{path}.{node.name}" if path else node.name
+        # Free in the source too: its own part of that name may be copied later.
+        name = free_name(self._source.get_submodule(path), node.name)
+        target = f"{path}.{name}" if path else name
         owner, name = self._owner(target)
         owner.add_module(name, norm)
         return target

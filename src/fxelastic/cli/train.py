@@ -159,7 +159,7 @@ def _train(args: argparse.Namespace, first: bool) -> tuple[Supernet, list[Histor
     loss = None if args.loss is None else load_reference(args.loss, "--loss")
     supernet = supernet_of(args)
     partition = supernet.partition
-    whole = [name for name in partition.signature.inputs if name not in partition.batched]
+    whole = [name for name in partition.signature.names if name not in partition.batched]
     training, validation = loaders(whole)
     _move(supernet, args.device)
     _keep_to_data(args.data, out, first)

@@ -70,14 +70,17 @@ def _from_file(path: Path, batch_size: int, distributed: bool) -> Loaders:
             "--batch-size is no count", expected="an integer above 0", got=str(batch_size)
         )
     arrays = read_npz(path)
-    training = {k: v for k, v in arrays.items() if not k.startswith(_VALIDATION)}
-    validation = {
-        k.removeprefix(_VALIDATION): v for k, v in arrays.items() if k.startswith(_VALIDATION)
+    # An input may be called val_mask: it is the validation's mask only where there is a mask.
+    plain = {k for k in arrays if not k.startswith(_VALIDATION)}
+    held_out = {
+        k for k in arrays.keys() - plain if not plain or k.removeprefix(_VALIDATION) in arrays
     }
+    training = {k: v for k, v in arrays.items() if k not in held_out}
+    validation = {k.removeprefix(_VALIDATION): v for k, v in arrays.items() if k in held_out}
     if not training:
         raise UsageError(
             f"--data {path} holds nothing to train on",
-            expected="an array x, or one for each of the model's inputs, and y",
+            expected="an array x, or one for each of the model's inputs, and targets (or y)",
             got=", ".join(arrays) or "no array",
         )
 
@@ -122,7 +125,7 @@ def _loader(
             got=", ".join(f"{name}: {size}" for name, size in sizes.items()),
         )
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    target = tensors.pop("y", None)
+    target = tensors.pop("targets" if "targets" in tensors else "y", None)
     inputs = tensors["x"] if list(tensors) == ["x"] else tensors
     length = next(iter(sizes.values()))
 

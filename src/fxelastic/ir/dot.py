@@ -43,7 +43,7 @@ def to_dot(partition: Partition) -> str:
         '  node [fontname="Helvetica", shape="box", style="filled,rounded"];',
         '  edge [fontname="Helvetica", fontsize="10"];',
     ]
-    for name in partition.signature.inputs:
+    for name in partition.signature.names:
         lines.append(_node(f"input {name}", name, shape="ellipse", fillcolor="white"))
     for block in partition.blocks:
         label = "\n".join(_label(block, partition.n_params))
@@ -51,7 +51,7 @@ def to_dot(partition: Partition) -> str:
     results = values.results()
     if results:
         lines.append(_node("result", "result", shape="ellipse", fillcolor="white"))
-    origin = {name: f"input {name}" for name in partition.signature.inputs}
+    origin = {name: values.source(name) for name in partition.signature.inputs}
     for block in partition.blocks:
         origin.update((name, f"block {block.name}") for name in block_outputs(block))
     for block in partition.blocks:

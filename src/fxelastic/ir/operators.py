@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import fx
 
+from fxelastic.ir.part_names import name_of
+
 #: Operators that need strides as they were when captured, where `aten.reshape` takes any. A graph
 #: module that stands for a part of the model reshapes: what comes before it may be another branch,
 #: or run on another device, and its results lie otherwise in memory.
@@ -61,7 +63,7 @@ def mutated_operands(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def node_parameters(node: fx.Node, module: torch.nn.Module) -> Mapping[str, torch.nn.Parameter]:
-    """Parameters that an operator reads directly, by name.
+    """Parameters that an operator reads directly, by the user's own names.
 
     Args:
         node: A node of the graph of ``module``.
@@ -75,15 +77,15 @@ def node_parameters(node: fx.Node, module: torch.nn.Module) -> Mapping[str, torc
     if node.op == "call_module":
         prefix = str(node.target)
         for name, parameter in module.get_submodule(prefix).named_parameters():
-            found[f"{prefix}.{name}"] = parameter
+            found[f"{name_of(prefix)}.{name}"] = parameter
     for operand in node.all_input_nodes:
         if operand.op == "get_attr":
             value = attribute(module, str(operand.target))
             if isinstance(value, torch.nn.Parameter):
-                found[str(operand.target)] = value
+                found[name_of(str(operand.target))] = value
             elif isinstance(value, torch.nn.Module):
                 for name, parameter in value.named_parameters():
-                    found[f"{operand.target}.{name}"] = parameter
+                    found[f"{name_of(str(operand.target))}.{name}"] = parameter
     return found
 
 

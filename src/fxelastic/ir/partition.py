@@ -7,16 +7,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from fxelastic.ir.block import Block
+from fxelastic.ir.copyable import Copyable
 from fxelastic.ir.fusion import FusionRules
 from fxelastic.ir.notes import OpenedModule, SoftFusion, UntakenCut
 from fxelastic.ir.signature import Signature, check_tensors
 
 
 @dataclass(frozen=True)
-class Partition:
+class Partition(Copyable):
     """A model as basic blocks in execution order (AdaptiveNet §4.1).
 
     Attributes:
@@ -57,6 +58,9 @@ class Partition:
     warnings: tuple[str, ...] = ()
     example: tuple[Any, ...] = field(default=(), compare=False, repr=False)
 
+    def _modules_to_copy(self) -> tuple[nn.Module, ...]:
+        return (self.graph_module,)
+
     @property
     def graph(self) -> fx.Graph:
         """The graph that the blocks' node names refer to; every node has ``meta["val"]``."""
@@ -71,6 +75,17 @@ class Partition:
     def max_block_params(self) -> float:
         """The cap ``gamma * P0`` on the parameters of a basic block."""
         return self.gamma * self.n_params
+
+    @cached_property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """The parameters that the graph reads, by the user's own names."""
+        from fxelastic.ir.operators import node_parameters
+
+        return {
+            name: parameter
+            for node in self.graph.nodes
+            for name, parameter in node_parameters(node, self.graph_module).items()
+        }
 
     @cached_property
     def _by_name(self) -> dict[str, Block]:
@@ -105,7 +120,7 @@ class Partition:
 
         return {block.name: extract(self, block) for block in self.blocks}
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the blocks in order: the model's own arguments in, its own result out.
 
         Raises:
@@ -113,7 +128,8 @@ class Partition:
                 dtypes that were not captured.
         """
         leaves = self.signature.flatten_arguments(args, kwargs)
-        check_tensors([n for n in self.graph.nodes if n.op == "placeholder"], leaves)
+        placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
+        check_tensors(self.signature.names, placeholders, leaves)
         values: dict[str, Any] = dict(zip(self.signature.inputs, leaves, strict=True))
         for block in self.blocks:
             operands = [values[name] for name in (*block.inputs, *block.context)]

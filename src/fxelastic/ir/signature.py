@@ -11,24 +11,47 @@ from torch import fx
 
 from fxelastic.errors import UsageError
 from fxelastic.ir import trees
+from fxelastic.ir.copyable import Copyable
 
 
 @dataclass(frozen=True)
-class Signature:
+class Signature(Copyable):
     """The calling convention of the captured model.
 
     Attributes:
         arguments: Structure of ``(args, kwargs)``.
         result: Structure of the result.
         inputs: Names of the graph's placeholders, one for each tensor of the arguments.
-        parameters: Names of the model's own parameters of ``forward``, in order, so that an
-            argument may be passed by position or by name.
+        parameters: Names of the parameters of the model's ``forward`` that may be passed by
+            position, in order.
+        names: Names of the same tensors for people and devices: the user's own, where a graph may
+            need another (``input`` is ``input_1`` there). Those of the graph where left out.
     """
 
     arguments: trees.Tree
     result: trees.Tree
     inputs: tuple[str, ...]
     parameters: tuple[str, ...] = field(default=())
+    names: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        """Fill in the names."""
+        if not self.names:
+            object.__setattr__(self, "names", self.inputs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Signature:
+        """The signature itself: it never changes, and constants in it compare as objects do."""
+        return self
+
+    @property
+    def captured(self) -> tuple[str, ...]:
+        """Names of the arguments that the model was captured with."""
+        return self.arguments.keys if isinstance(self.arguments, trees.Node) else ()
+
+    @property
+    def keywords(self) -> tuple[str, ...]:
+        """Names that an argument may be passed by, as far as they are known."""
+        return tuple(dict.fromkeys((*self.parameters, *self.captured)))
 
     def flatten_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """The tensors of a call, in the order of ``inputs``.
@@ -47,8 +70,10 @@ class Signature:
         return leaves
 
     def normalise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Arguments by name: one form for positional and keyword calls."""
-        return normalise_arguments(self.parameters, args, kwargs)
+        """Arguments by name: one form for positional and keyword calls, in any order."""
+        bound = normalise_arguments(self.parameters, args, kwargs)
+        ordered = [name for name in self.captured if name in bound]
+        return {name: bound[name] for name in dict.fromkeys((*ordered, *bound))}
 
     def unflatten_result(self, outputs: list[Any]) -> Any:
         """The model's own result structure from the graph's flat outputs."""
@@ -59,10 +84,12 @@ def normalise_arguments(
     parameters: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
     """Bind a call's arguments to names; positional ones beyond the names get a number."""
-    named = {
-        parameters[i] if i < len(parameters) else f"args_{i - len(parameters)}": value
-        for i, value in enumerate(args)
-    }
+    named = dict(zip(parameters, args, strict=False))
+    for i, value in enumerate(args[len(parameters) :]):
+        name = f"args_{i}"
+        while name in named or name in kwargs:
+            name = f"{name}_"
+        named[name] = value
     for name in kwargs:
         if name in named:
             raise UsageError(
@@ -90,10 +117,11 @@ def batch_dims(value: Any) -> tuple[int, ...]:
     )
 
 
-def check_tensors(captured: Sequence[fx.Node], values: list[Any]) -> None:
+def check_tensors(names: Sequence[str], captured: Sequence[fx.Node], values: Sequence[Any]) -> None:
     """Refuse inputs that differ from the captured ones in more than the batch size.
 
     Args:
+        names: The user's names of the inputs.
         captured: The graph's placeholders, with ``meta["val"]``.
         values: The inputs of a call, in the same order.
 
@@ -102,11 +130,11 @@ def check_tensors(captured: Sequence[fx.Node], values: list[Any]) -> None:
             different batch sizes.
     """
     batch: tuple[str, int] | None = None
-    for node, value in zip(captured, values, strict=True):
+    for name, node, value in zip(names, captured, values, strict=True):
         like = node.meta["val"]
         if not isinstance(value, torch.Tensor):
             raise UsageError(
-                f"input {node.name!r} is not a tensor",
+                f"input {name!r} is not a tensor",
                 expected="a torch.Tensor",
                 got=type(value).__name__,
                 fix="convert it with torch.as_tensor(...)",
@@ -117,7 +145,7 @@ def check_tensors(captured: Sequence[fx.Node], values: list[Any]) -> None:
         )
         if not fits or value.dtype != like.dtype:
             raise UsageError(
-                f"input {node.name!r} has another shape or dtype than the one captured",
+                f"input {name!r} has another shape or dtype than the one captured",
                 expected=_describe(like),
                 got=_describe(value),
                 fix="capture again with example_inputs like these",
@@ -125,12 +153,12 @@ def check_tensors(captured: Sequence[fx.Node], values: list[Any]) -> None:
         for dim in free:
             size = value.shape[dim]
             if batch is None:
-                batch = node.name, size
+                batch = name, size
             elif size != batch[1]:
                 raise UsageError(
-                    f"inputs {batch[0]!r} and {node.name!r} hold different numbers of samples",
+                    f"inputs {batch[0]!r} and {name!r} hold different numbers of samples",
                     expected="the same batch size N in both",
-                    got=f"{batch[1]} in {batch[0]!r}, {size} in {node.name!r}",
+                    got=f"{batch[1]} in {batch[0]!r}, {size} in {name!r}",
                     fix="pass as many samples in each; if one of them holds none, capture again "
                     "with batched= naming the inputs that do",
                 )

@@ -104,7 +104,7 @@ class _Arguments(nn.Module):
     def forward(self, args: Any, kwargs: Any) -> list[Any]:
         # fx.Interpreter passes all that is left for a starred placeholder: an empty list here.
         leaves = self._signature.flatten_arguments(tuple(args), dict(kwargs))
-        check_tensors(list(self._captured.nodes), leaves)
+        check_tensors(self._signature.names, list(self._captured.nodes), leaves)
         return leaves
 
 

@@ -60,7 +60,7 @@ def _inputs(partition: Partition) -> list[str]:
     """Which inputs hold samples, where there are several."""
     if len(partition.signature.inputs) < 2:
         return []
-    whole = [name for name in partition.signature.inputs if name not in partition.batched]
+    whole = [name for name in partition.signature.names if name not in partition.batched]
     lines = [f"inputs that hold samples: {', '.join(partition.batched) or 'none'}"]
     return lines + [f"inputs that are passed whole: {', '.join(whole)}"] * bool(whole)
 

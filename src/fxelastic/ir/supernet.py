@@ -13,6 +13,7 @@ from torch import fx, nn
 from fxelastic.errors import UsageError
 from fxelastic.ir import supernet_file
 from fxelastic.ir.branch import Branch, Crossings, FrozenGraphModule, Skip
+from fxelastic.ir.copyable import Copyable
 from fxelastic.ir.operators import attribute
 from fxelastic.ir.partition import Partition
 from fxelastic.ir.signature import check_tensors
@@ -21,11 +22,14 @@ from fxelastic.ir.summary import summary
 from fxelastic.spec import Arch, SearchSpace
 
 
-class Supernet(nn.Module):
+class Supernet(Copyable, nn.Module):
     """A model as a multi-path network (AdaptiveNet §4.1).
 
     It is called as the model is, and returns what the model returns; a keyword ``arch`` chooses
-    the subnet. A model whose own ``forward`` has a parameter ``arch`` takes that by position.
+    the subnet. Where the model takes an argument ``arch`` of its own, an `Arch` chooses the subnet
+    and anything else is the model's; a call that needs both passes the model's by position.
+
+    ``copy.deepcopy`` gives an independent supernet; pickling is refused (see `save`).
 
     A subnet runs over named values: each branch reads the values that it names and adds its
     outputs, so that any branches that tile the blocks run after one another, whatever their kind.
@@ -71,7 +75,7 @@ class Supernet(nn.Module):
         self.skips = tuple(skips)
         self._crossings = Crossings(partition)
         self.branch_modules = nn.Module()
-        names: set[str] = set(dir(self.branch_modules))
+        names = set(dir(self.branch_modules))
         for branch in self.branches.values():
             _check_values(branch, self._crossings)
             self.branch_modules.add_module(identifier(branch.id, names), branch.module)
@@ -79,12 +83,16 @@ class Supernet(nn.Module):
         self._results = tuple(self._result(node) for node in self._output_nodes())
         self.eval()
 
-    def forward(self, *args: Any, arch: Arch | None = None, **kwargs: Any) -> Any:
+    def _modules_to_copy(self) -> tuple[nn.Module, ...]:
+        return self.partition.graph_module, self.branch_modules
+
+    def forward(self, /, *args: Any, arch: Arch | None = None, **kwargs: Any) -> Any:
         """Run a subnet.
 
         Args:
             args: The model's own positional arguments.
-            arch: The subnet; the model itself where None.
+            arch: The subnet; the model itself where None. What is no `Arch` is the model's own
+                argument, where it has one of that name.
             kwargs: The model's own keyword arguments.
 
         Returns:
@@ -95,12 +103,21 @@ class Supernet(nn.Module):
             UsageError: The arch is none of this search space, or the arguments do not have the
                 structure that the model was captured with.
         """
+        if self._is_models_own(arch, args):
+            kwargs, arch = {**kwargs, "arch": arch}, None
         values = self.bind(args, kwargs)
         branches = self.path(arch)
         as_model = all(branch.frozen for branch in branches)
         for branch in branches:
             self.run_branch(branch, values, as_model=as_model)
         return self.result(values)
+
+    def _is_models_own(self, arch: Any, args: tuple[Any, ...]) -> bool:
+        """Whether what was passed by the name ``arch`` is an argument of the model."""
+        signature = self.partition.signature
+        if isinstance(arch, Arch) or "arch" in signature.parameters[: len(args)]:
+            return False
+        return "arch" in (signature.captured if arch is None else signature.keywords)
 
     def path(self, arch: Arch | None = None) -> tuple[Branch, ...]:
         """The branches of a subnet in execution order; the originals where None.
@@ -124,7 +141,7 @@ class Supernet(nn.Module):
         """
         signature = self.partition.signature
         leaves = signature.flatten_arguments(args, kwargs)
-        check_tensors(self._placeholders, leaves)
+        check_tensors(signature.names, self._placeholders, leaves)
         return dict(zip(signature.inputs, leaves, strict=True))
 
     @cached_property

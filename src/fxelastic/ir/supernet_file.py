@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fxelastic.errors import UsageError
 from fxelastic.files import replace_file
+from fxelastic.ir.part_names import name_of
 
 if TYPE_CHECKING:
     from fxelastic.ir.supernet import Supernet
@@ -87,7 +88,7 @@ def structure_digest(supernet: Supernet) -> str:
 def _tensors(supernet: Supernet) -> dict[str, Tensor]:
     """The parameters and buffers of the new branches, by branch and name."""
     return {
-        f"{branch.id}/{name}": value
+        f"{branch.id}/{name_of(name)}": value
         for branch in supernet.branches.values()
         if not branch.frozen
         for name, value in branch.module.state_dict(keep_vars=True).items()

@@ -62,8 +62,9 @@ def _header(partition: Partition, values: Values) -> list[str]:
         _entry("fusion", partition.fusion.name),
         _entry("batch", "dynamic" if partition.dynamic_batch else "static"),
     ]
-    for name in partition.signature.inputs:
-        lines.append(_entry("input", f"{values.type(name)} {name}"))
+    signature = partition.signature
+    for name, own in zip(signature.inputs, signature.names, strict=True):
+        lines.append(_entry("input", f"{values.type(name)} {own}"))
     for name in values.results():
         lines.append(_entry("result", f"{values.type(name)} from {values.source(name)}"))
     lines += [_entry("opaque", path) for path, _ in partition.opaque]

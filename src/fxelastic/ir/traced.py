@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from torch import fx
+from torch import fx, nn
 
+from fxelastic.ir.copyable import Copyable
 from fxelastic.ir.signature import Signature
 
 
 @dataclass(frozen=True)
-class Traced:
+class Traced(Copyable):
     """A captured model: one functional graph over the user's own weights.
 
     What holds for the graph, and what every later stage relies on:
@@ -51,12 +52,15 @@ class Traced:
     warnings: tuple[str, ...] = ()
     example: tuple[Any, ...] = field(default=(), compare=False, repr=False)
 
+    def _modules_to_copy(self) -> tuple[nn.Module, ...]:
+        return (self.graph_module,)
+
     @property
     def graph(self) -> fx.Graph:
         """The captured graph."""
         return self.graph_module.graph
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the captured graph as the model would be run."""
         leaves = self.signature.flatten_arguments(args, kwargs)
         outputs = self.graph_module(*leaves)

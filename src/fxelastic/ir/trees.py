@@ -80,9 +80,18 @@ def unflatten(tree: Tree, leaves: list[Any]) -> Any:
 
 def leaf_names(tree: Tree, prefix: str) -> list[str]:
     """Names for the leaves of a structure, from its keys: ``["boxes_0", "boxes_1", "scores"]``."""
-    names: list[str] = []
-    _name(tree, prefix, names)
-    return names
+    start = (prefix,) if prefix else ()
+    return ["_".join((*start, *path)) for path in leaf_paths(tree)]
+
+
+def leaf_paths(tree: Tree) -> list[tuple[str, ...]]:
+    """The keys on the way to each leaf."""
+    if isinstance(tree, Leaf):
+        return [()]
+    if not isinstance(tree, Node):
+        return []
+    pairs = zip(tree.keys, tree.children, strict=True)
+    return [(key, *path) for key, child in pairs for path in leaf_paths(child)]
 
 
 def describe(tree: Tree) -> str:
@@ -132,14 +141,6 @@ def _unflatten(tree: Tree, rest: Any) -> Any:
         return tree.value
     assert isinstance(tree, Node)
     return tree.build([_unflatten(child, rest) for child in tree.children])
-
-
-def _name(tree: Tree, prefix: str, names: list[str]) -> None:
-    if isinstance(tree, Leaf):
-        names.append(prefix)
-    elif isinstance(tree, Node):
-        for key, child in zip(tree.keys, tree.children, strict=True):
-            _name(child, f"{prefix}_{key}" if prefix else key, names)
 
 
 _Parts = tuple[tuple[str, ...], list[Any], Callable[[list[Any]], Any]]

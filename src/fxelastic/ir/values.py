@@ -17,6 +17,7 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from fxelastic.ir.operators import is_operator, operator_name
+from fxelastic.ir.part_names import name_of
 
 if TYPE_CHECKING:
     from fxelastic.ir.block import Block
@@ -57,9 +58,8 @@ class Values:
             if is_operator(node)
         }
         self._sources: dict[str, str] = {
-            node.name: f"input {node.name}"
-            for node in self._nodes.values()
-            if node.op == "placeholder"
+            name: f"input {own}"
+            for name, own in zip(partition.signature.inputs, partition.signature.names, strict=True)
         }
         for block in partition.blocks:
             outputs = block_outputs(block)
@@ -80,7 +80,7 @@ class Values:
             return self._sources[name]
         node = self._nodes.get(name)
         if node is not None and node.op == "get_attr":
-            return f"parameter {node.target}"
+            return f"parameter {name_of(str(node.target))}"
         return f"value {name}"
 
     def type(self, name: str) -> ValueType:

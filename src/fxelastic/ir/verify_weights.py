@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
+from fxelastic.ir.part_names import name_of
 from fxelastic.ir.verify_layout import Layout
 
 if TYPE_CHECKING:
@@ -57,6 +58,6 @@ def _parameters(root: torch.nn.Module, target: str) -> Iterator[tuple[str, torch
     for name in target.split("."):
         value = getattr(value, name)
     if isinstance(value, torch.nn.Parameter):
-        yield target, value
+        yield name_of(target), value
     elif isinstance(value, torch.nn.Module):
-        yield from value.named_parameters(prefix=target, remove_duplicate=False)
+        yield from value.named_parameters(prefix=name_of(target), remove_duplicate=False)

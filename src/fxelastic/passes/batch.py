@@ -12,6 +12,7 @@ from torch import nn
 
 from fxelastic.errors import UsageError
 from fxelastic.ir import trees
+from fxelastic.ir.value_names import value_names
 
 logger = logging.getLogger(__name__)
 
@@ -53,13 +54,13 @@ def batch_candidates(leaves: Sequence[Any], results: Sequence[Any] = ()) -> Batc
 
 
 def batch_by_name(
-    batched: str | Sequence[str], names: Sequence[str], leaves: Sequence[Any]
+    batched: str | Sequence[str], arguments: trees.Tree, leaves: Sequence[Any]
 ) -> Batch:
     """The inputs that a user says hold samples.
 
     Args:
         batched: Names of inputs; the name of an argument of several tensors stands for all.
-        names: The names of the flat inputs.
+        arguments: Structure of the arguments by name.
         leaves: The flat inputs.
 
     Raises:
@@ -73,10 +74,11 @@ def batch_by_name(
             expected="a sequence of names, such as batched=('x', 'mask')",
             got=repr(batched),
         )
+    names, paths = value_names(arguments), trees.leaf_paths(arguments)
     found: set[int] = set()
     for name in given:
         exact = [i for i, own in enumerate(names) if own == name]
-        inside = exact or [i for i, own in enumerate(names) if own.startswith(f"{name}_")]
+        inside = exact or [i for i, path in enumerate(paths) if _stands_for(name, path)]
         if not inside:
             raise UsageError(
                 f"batched names {name!r}, which is not an input of the model",
@@ -102,6 +104,11 @@ def batch_by_name(
                 fix="pass example inputs with equally many samples",
             )
     return Batch(tuple(positions))
+
+
+def _stands_for(name: str, path: tuple[str, ...]) -> bool:
+    """Whether a name is that of a container on the way to a tensor: ``b`` or ``b_c``."""
+    return name in ("_".join(path[:depth]) for depth in range(1, len(path)))
 
 
 def rows_of_one(model: nn.Module, args: Any, kwargs: Any, batch: Batch) -> Batch:

@@ -18,6 +18,7 @@ from fxelastic.ir import trees
 from fxelastic.ir.operators import node_parameters
 from fxelastic.ir.signature import Signature, normalise_arguments
 from fxelastic.ir.traced import Traced
+from fxelastic.ir.value_names import value_names
 from fxelastic.passes.arguments import resolve_arguments
 from fxelastic.passes.batch import Batch, batch_by_name, batch_candidates, copies, rows_of_one
 from fxelastic.passes.batch_dimension import batch_elsewhere
@@ -78,7 +79,7 @@ def capture(
     if batched is None:
         batch = rows_of_one(clone, args, kwargs, batch_candidates(leaves, results))
     else:
-        batch = batch_by_name(batched, _input_names(model, args, kwargs), leaves)
+        batch = batch_by_name(batched, _named(model, args, kwargs), leaves)
     decided = batched is not None
     traced = _trace(model, clone, args, kwargs, batch, decided=decided, dynamic=True)
     try:
@@ -95,7 +96,7 @@ def _with_dimension(
     traced: Traced, clone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Traced:
     """The capture with a warning where the batch is in another dimension than the first."""
-    inputs = traced.signature.inputs
+    inputs = traced.signature.names
     batched = [inputs.index(name) for name in traced.batched]
     warning = batch_elsewhere(clone, args, kwargs, inputs, batched)
     if warning is None:
@@ -132,10 +133,10 @@ def _trace(
         model_name=type(model).__name__,
         method="export+opaque" if opaque else "export",
         dynamic_batch=exported.dynamic_batch,
-        batched=tuple(signature.inputs[i] for i in exported.batch.positions),
+        batched=tuple(signature.names[i] for i in exported.batch.positions),
         opaque=tuple((module.path, module.cause.reason) for module in opaque),
         unused_params=_unused(model, graph_module),
-        warnings=_warnings(exported, signature.inputs),
+        warnings=_warnings(exported, signature.names),
         example=tuple(trees.flatten(signature.normalise(args, kwargs))[0]),
     )
 
@@ -177,12 +178,13 @@ def _in_order(
     return args, {name: kwargs[name] for name in ordered}
 
 
-def _forward_parameters(model: nn.Module) -> tuple[str, ...]:
+def _forward_parameters(model: nn.Module, by_position: bool = False) -> tuple[str, ...]:
     try:
         return tuple(
             parameter.name
             for parameter in inspect.signature(model.forward).parameters.values()
             if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            and not (by_position and parameter.kind is parameter.KEYWORD_ONLY)
         )
     except (TypeError, ValueError):
         return ()
@@ -245,20 +247,20 @@ def _shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
 def _signature(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], exported: Exported
 ) -> Signature:
-    parameters = _forward_parameters(model)
-    _, named = trees.flatten(normalise_arguments(parameters, args, kwargs))
-    names = _identifiers(_input_names(model, args, kwargs))
-    return Signature(named, exported.result, tuple(names), parameters)
+    named = _named(model, args, kwargs)
+    names = _identifiers(trees.leaf_names(named, ""))
+    parameters = _forward_parameters(model, by_position=True)
+    return Signature(named, exported.result, tuple(names), parameters, value_names(named))
 
 
-def _input_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
-    """The user's names of the flat inputs."""
+def _named(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> trees.Tree:
+    """The structure of the arguments by name."""
     _, flat = trees.flatten((args, kwargs))
-    _, named = trees.flatten(normalise_arguments(_forward_parameters(model), args, kwargs))
-    names = trees.leaf_names(named, "")
-    if len(names) != len(trees.leaf_names(flat, "")):
+    parameters = _forward_parameters(model, by_position=True)
+    _, named = trees.flatten(normalise_arguments(parameters, args, kwargs))
+    if len(trees.leaf_names(named, "")) != len(trees.leaf_names(flat, "")):
         raise InternalError("the example inputs could not be bound to the model's arguments")
-    return names
+    return named
 
 
 def _identifiers(names: list[str]) -> list[str]:

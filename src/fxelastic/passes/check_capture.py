@@ -127,7 +127,7 @@ def _alone(traced: Traced, model: nn.Module, tree: trees.Tree, leaves: list[Any]
 
 
 def _batched(traced: Traced) -> list[int]:
-    return [traced.signature.inputs.index(name) for name in traced.batched]
+    return [traced.signature.names.index(name) for name in traced.batched]
 
 
 def _results_if_any(model: nn.Module, tree: trees.Tree, leaves: list[Any]) -> _Results | None:

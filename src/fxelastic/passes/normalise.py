@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import keyword
 import re
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from fxelastic.errors import InternalError
 from fxelastic.ir.operators import attribute, is_operator, mutated_operands
+from fxelastic.ir.part_names import target_of
 from fxelastic.passes.export import WRAPPED
 
 _CHECKS = re.compile(
@@ -59,6 +59,11 @@ class _Builder:
         self._graph = fx.Graph()
         self._root = nn.Module()
         self._by_tensor: dict[int, fx.Node] = {}
+        self._own = {
+            **dict(model.named_parameters(remove_duplicate=False)),
+            **dict(model.named_buffers(remove_duplicate=False)),
+        }
+        self._constants = _free("_constants", {name.partition(".")[0] for name in self._own})
         self._n_constants = 0
 
     def build(self) -> fx.GraphModule:
@@ -70,6 +75,8 @@ class _Builder:
         for node, spec in zip(placeholders, signature.input_specs, strict=True):
             if spec.kind == InputKind.USER_INPUT:
                 env[node] = self._graph.placeholder(next(user))
+                # Its target is the parameter's name in the code, where another node may have that.
+                env[node].target = env[node].name
                 env[node].meta = {"val": node.meta["val"], "nn_module_stack": {}}
             else:
                 lifted.append((node, spec))
@@ -97,34 +104,25 @@ class _Builder:
         name = self._names.get(id(tensor))
         if name is None and spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
             name = target
-        if name is None:
-            name = f"_constants.c{self._n_constants}"
-            self._n_constants += 1
-        name = self._writable(name)
-        self._attach(name, tensor)
-        new = self._graph.get_attr(name)
+        held = self._constant() if name is None else target_of(name)
+        self._attach(held, tensor)
+        new = self._graph.get_attr(held)
         new.meta = {"val": node.meta.get("val"), "nn_module_stack": {}}
         self._by_tensor[id(tensor)] = new
         return new
 
-    def _writable(self, name: str) -> str:
-        """A name as the code of a graph can have it: a head that is called ``class`` is not."""
-        if not any(map(keyword.iskeyword, name.split("."))):
-            return name
-        taken = set(self._names.values())
-        while name in taken or any(map(keyword.iskeyword, name.split("."))):
-            name = ".".join(f"{p}_" if keyword.iskeyword(p) else p for p in name.split("."))
-            name = f"{name}_" if name in taken else name
-        return name
+    def _constant(self) -> str:
+        """A path for a tensor or a graph that the user has no name for."""
+        self._n_constants += 1
+        return f"{self._constants}.c{self._n_constants - 1}"
 
     def _lookup(self, spec: Any, target: str) -> Any:
         constants = self._program.constants
         traced = constants if spec.target in constants else self._program.state_dict
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-            try:
-                own = attribute(self._model, target)
-            except AttributeError:
+            if target not in self._own:
                 return traced[spec.target]
+            own = self._own[target]
             # The user's own tensor, not the clone's; but for a buffer that the first forward fills.
             if spec.kind == InputKind.PARAMETER or _equal(own, traced.get(spec.target)):
                 return own
@@ -186,8 +184,7 @@ class _Builder:
         value = attribute(module, str(node.target))
         if isinstance(value, nn.Module) and all(_switched_off(u, module) for u in node.users):
             return None
-        name = f"_constants.c{self._n_constants}"
-        self._n_constants += 1
+        name = self._constant()
         self._attach(name, value)
         new = self._graph.get_attr(name)
         new.meta = {"val": node.meta.get("val"), "nn_module_stack": {}}
@@ -219,6 +216,12 @@ def remove_unused(graph: fx.Graph) -> None:
             continue
         if next(mutated_operands(node), None) is None:
             graph.erase_node(node)
+
+
+def _free(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name = f"{name}_"
+    return name
 
 
 def _equal(own: Any, traced: Any) -> bool:

@@ -20,6 +20,7 @@ from torch import fx, nn
 from fxelastic.errors import CaptureError, said
 from fxelastic.ir import trees
 from fxelastic.ir.causes import Cause, cause_of
+from fxelastic.ir.part_names import free_name
 from fxelastic.passes.batch import Batch, with_batch_size
 from fxelastic.passes.export import Exported, Flat, export
 
@@ -95,15 +96,18 @@ def export_with_opaque(
 def restore_opaque(graph_module: fx.GraphModule, opaque: list[OpaqueModule]) -> None:
     """Turn the stand-in operators of a captured graph back into ``call_module`` nodes."""
     graph = graph_module.graph
+    names: dict[int, str] = {}
     for node in list(graph.nodes):
         if node.op != "call_function" or "fxelastic_opaque" not in str(node.target):
             continue
-        leaf = opaque[node.args[1]]
+        index = node.args[1]
+        leaf = opaque[index]
         assert leaf.result is not None
-        if not hasattr(graph_module, f"_opaque_{node.args[1]}"):
-            graph_module.add_module(f"_opaque_{node.args[1]}", _Leaf(leaf))
+        if index not in names:
+            names[index] = free_name(graph_module, f"_opaque_{index}")
+            graph_module.add_module(names[index], _Leaf(leaf))
         with graph.inserting_before(node):
-            new = graph.call_module(f"_opaque_{node.args[1]}", tuple(node.args[0]))
+            new = graph.call_module(names[index], tuple(node.args[0]))
         new.meta = dict(node.meta)
         node.replace_all_uses_with(new)
         graph.erase_node(node)

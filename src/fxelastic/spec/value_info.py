@@ -16,7 +16,7 @@ DTYPES: tuple[str, ...] = (
 )
 
 #: Pattern of the names of values, of results and of a model's inputs.
-NAME = r"[A-Za-z_][A-Za-z0-9_]{0,999}"
+NAME = r"[^\W\d]\w{0,999}"
 
 #: Most elements of a value at batch size 1; a declaration beyond it is no description of a tensor.
 MAX_ELEMENTS = 2**40

@@ -108,7 +108,7 @@ class BatchReader:
         """Samples of a batch: the first size of the first input that holds samples; else 1."""
         partition = self.supernet.partition
         leaves, _ = trees.flatten(partition.signature.normalise(args, kwargs))
-        names = partition.signature.inputs
+        names = partition.signature.names
         if not partition.batched or len(names) != len(leaves):
             return 1
         first = leaves[names.index(partition.batched[0])]
@@ -134,7 +134,7 @@ class BatchReader:
         if isinstance(raw, (torch.Tensor, np.ndarray)):
             return (raw,), {}, None
         if isinstance(raw, Mapping):
-            names = self.supernet.partition.signature.parameters
+            names = self.supernet.partition.signature.keywords
             keys = [key for key in TARGET_KEYS if key in raw and key not in names]
             kwargs = {key: value for key, value in raw.items() if key not in keys}
             return (), kwargs, raw[keys[0]] if keys else None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fxelastic.errors import UsageError
 from fxelastic.ir.branch import Branch
+from fxelastic.ir.part_names import name_of
 from fxelastic.ir.supernet import Supernet
 
 
@@ -36,8 +37,8 @@ class NewBranches:
         for name, module in self._modules.items():
             for inner, parameter in module.named_parameters():
                 if parameter.requires_grad and id(parameter) not in names:
-                    names[id(parameter)] = f"{name}/{inner}"
-                    self.parameters[f"{name}/{inner}"] = parameter
+                    names[id(parameter)] = f"{name}/{name_of(inner)}"
+                    self.parameters[names[id(parameter)]] = parameter
             own = (names[id(p)] for p in module.parameters() if p.requires_grad)
             self._own[name] = tuple(dict.fromkeys(own))
         self.branches: dict[str, Branch] = {
@@ -73,7 +74,7 @@ class NewBranches:
         state: dict[str, Tensor] = {}
         for name, module in self._modules.items():
             for inner, value in (*module.named_parameters(), *module.named_buffers()):
-                state[f"{name}/{inner}"] = value.detach()
+                state[f"{name}/{name_of(inner)}"] = value.detach()
         return state
 
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -115,7 +116,7 @@ class NewBranches:
             for inner, part in module.named_modules():
                 mean = getattr(part, "running_mean", None)
                 if isinstance(mean, Tensor):
-                    written[f"{name}/{inner}.running_mean"] = mean  # type: ignore[assignment]
+                    written[f"{name}/{name_of(inner)}.running_mean"] = mean  # type: ignore[assignment]
         for name, value in written.items():
             owner = frozen.get(value.untyped_storage().data_ptr()) if value.numel() else None
             if owner is not None:

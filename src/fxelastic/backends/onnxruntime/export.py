@@ -53,13 +53,14 @@ def write_bundle(
     inputs = make_inputs(partition, n_samples, seed)
     crossing = teacher_values(supernet, inputs)
     pieces = branch_pieces(supernet, without_special_sizes(partition, crossing))
-    values = description.with_ranges(values, crossing)
+    names = description.device_names(partition)
+    values = description.with_ranges(values, {names[k]: value for k, value in crossing.items()})
     conversion = convert(pieces, opset, progress)
     progress("writing the files")
     infos = {value.name: value for value in values}
     segments, data = writer.write(supernet.branches.values(), conversion.models, infos)
     for name, tensor in description.constant_results(partition).items():
-        path = infos[name].constant
+        path = infos[names[name]].constant
         assert path is not None
         data.append(writer.write_constant(path, description.tensor_bytes(tensor)))
     return Manifest(
@@ -74,7 +75,7 @@ def write_bundle(
         description.describe_blocks(partition),
         tuple(segments),
         values,
-        partition.signature.inputs,
+        partition.signature.names,
         results,
         structure,
         tuple(data),

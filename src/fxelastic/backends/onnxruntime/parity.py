@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,8 +76,8 @@ class Parity:
 
     Attributes:
         supernet: The supernet that was exported.
-        samples: For each batch size, every value that crosses a cut, by name: the model's inputs
-            and what its own blocks compute for them.
+        samples: For each batch size, every value that crosses a cut, by its name in the graph:
+            the model's inputs and what its own blocks compute for them.
         jobs: How many files are run at once.
     """
 
@@ -145,7 +146,7 @@ class Parity:
         modules = [eval_module(branch) for branch in branches]
         try:
             session = open_session(path, self.jobs)
-            for sample in self.samples:
+            for sample in self._samples_on_device():
 
                 def compute(run_module: Run, sample: Mapping[str, Any] = sample) -> dict[str, Any]:
                     return self._results(branches, modules, sample, results, run_module)
@@ -170,13 +171,14 @@ class Parity:
 
     def _check_file(self, branch: Branch, path: Path) -> _Problem | None:
         module = eval_module(branch)
+        names = [self._names[name] for name in (*branch.inputs, *branch.context)]
         try:
             session = open_session(path)
-            for sample in self.samples:
-                operands = {name: sample[name] for name in (*branch.inputs, *branch.context)}
+            for sample in self._samples_on_device():
+                operands = {name: sample[name] for name in names}
 
                 def compute(run_module: Run, given: Iterable[Any] = operands.values()) -> Any:
-                    return _named(branch, run_module(module, *given))
+                    return self._named(branch, run_module(module, *given))
 
                 actual = run(session, sample)
                 difference = _difference(path, sample, actual, [module], compute, TOLERANCES)
@@ -222,18 +224,28 @@ class Parity:
         run_module: Run,
     ) -> dict[str, Any]:
         """What a subnet's branches compute."""
-        values = {name: sample[name] for name in self.supernet.partition.signature.inputs}
+        partition, names = self.supernet.partition, self._names
+        values = {name: sample[name] for name in partition.signature.names}
         for branch, module in zip(branches, modules, strict=True):
-            operands = [values[name] for name in (*branch.inputs, *branch.context)]
-            values |= _named(branch, run_module(module, *operands))
-        values |= description.constant_results(self.supernet.partition)
+            operands = [values[names[name]] for name in (*branch.inputs, *branch.context)]
+            values |= self._named(branch, run_module(module, *operands))
+        constants = description.constant_results(partition)
+        values |= {names[name]: value for name, value in constants.items()}
         return {result.name: values[result.value] for result in results}
 
+    def _named(self, branch: Branch, result: Any) -> dict[str, Any]:
+        """A branch's outputs by name."""
+        results = (result,) if len(branch.outputs) == 1 else result
+        names = (self._names[name] for name in branch.outputs)
+        return dict(zip(names, results, strict=True))
 
-def _named(branch: Branch, result: Any) -> dict[str, Any]:
-    """A branch's outputs by name."""
-    results = (result,) if len(branch.outputs) == 1 else result
-    return dict(zip(branch.outputs, results, strict=True))
+    @cached_property
+    def _names(self) -> Mapping[str, str]:
+        """Names on the device by those in the graph."""
+        return description.device_names(self.supernet.partition)
+
+    def _samples_on_device(self) -> list[Mapping[str, Any]]:
+        return [{self._names[k]: v for k, v in sample.items()} for sample in self.samples]
 
 
 def _difference(

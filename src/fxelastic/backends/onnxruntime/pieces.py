@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxelastic.backends.description import device_names
 from fxelastic.backends.onnxruntime.lowering import lowered
 from fxelastic.errors import InternalError
 from fxelastic.ir.branch import Branch
@@ -44,12 +45,16 @@ def branch_pieces(supernet: Supernet, values: Mapping[str, Any]) -> list[Piece]:
 
     Args:
         supernet: The branches; neither they nor their modes change.
-        values: Every value that crosses a cut, by name.
+        values: Every value that crosses a cut, by its name in the graph.
+
+    Returns:
+        A piece for each branch; its inputs and outputs have their names on a device.
 
     Raises:
         InternalError: A branch reads something else than a tensor.
     """
     nodes = {node.name: node for node in supernet.partition.graph.nodes}
+    on_device = device_names(supernet.partition)
     pieces = []
     for branch in supernet.branches.values():
         names = (*branch.inputs, *branch.context)
@@ -64,8 +69,8 @@ def branch_pieces(supernet: Supernet, values: Mapping[str, Any]) -> list[Piece]:
             Piece(
                 branch.id,
                 eval_module(branch),
-                names,
-                branch.outputs,
+                tuple(on_device[name] for name in names),
+                tuple(on_device[name] for name in branch.outputs),
                 # The exporter would make one input of a tensor that is passed twice.
                 tuple(values[name].detach().clone() for name in names),
                 tuple(batch_dims(nodes[name].meta.get("val")) for name in names),

@@ -24,7 +24,7 @@ def batch_size(partition: Partition) -> int:
             return int(example.shape[dim])
     if partition.dynamic_batch or not partition.batched:
         return 1
-    first = partition.example[partition.signature.inputs.index(partition.batched[0])]
+    first = partition.example[partition.signature.names.index(partition.batched[0])]
     return int(first.shape[0])
 
 

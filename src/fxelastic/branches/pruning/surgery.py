@@ -13,6 +13,7 @@ from fxelastic.branches.pruning.labels import Dims, Labels
 from fxelastic.branches.pruning.rules.products import loses_groups
 from fxelastic.branches.trainable import BatchNorm
 from fxelastic.ir.operators import attribute, operator_name
+from fxelastic.ir.part_names import free_name
 
 _ATEN = torch.ops.aten
 _TO_THE_END = 2**63 - 1
@@ -96,7 +97,7 @@ class Surgery:
         """Take the remaining heads of a context, which other blocks read whole."""
         value: fx.Node = node
         for d, index in self._lost(self._analysis.dims.get(node, ())):
-            name = f"kept_{node.name}_{d}"
+            name = free_name(self._module, f"kept_{node.name}_{d}")
             self._module.register_buffer(name, index.to(self._device()))
             readers = list(value.users)
             first = min(readers, key=list(self._module.graph.nodes).index)

@@ -122,7 +122,7 @@ def read_data(bundle: Bundle, data: Any) -> Dataset:
     if isinstance(data, (str, os.PathLike)):
         data = read_npz(Path(data))
     if isinstance(data, tuple) and len(data) == 2 and len(names) == 1:
-        data = {names[0]: data[0], "targets": data[1]}
+        data = {names[0]: data[0], next(k for k in _TARGETS if k not in names): data[1]}
     elif len(names) == 1 and hasattr(data, "__array__"):
         data = {names[0]: data}
     if not isinstance(data, Mapping):

@@ -1,0 +1,46 @@
+"""Names of a call's tensors for people and devices: the user's own wherever there is one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+from fxelastic.ir import trees
+
+_MAX_LENGTH = 200
+
+
+def value_names(
+    tree: trees.Tree, taken: Collection[str] = (), nameless: str = "input"
+) -> tuple[str, ...]:
+    """A name for each tensor of a structure.
+
+    Args:
+        tree: The arguments by name, or a result.
+        taken: Names that none of them may have.
+        nameless: Goes before the number of a tensor that has no name, as in a tuple.
+
+    Returns:
+        Distinct names in the order of the tensors. A tensor that is an argument, an entry of a
+        dictionary or a field has that name; one inside another container is called after the path
+        to it (``boxes_0``), with a number where that is the name of another. What a name can't have
+        (a blank, a dash) is ``_``.
+    """
+    paths = trees.leaf_paths(tree)
+    cleaned = [_clean("_".join(path), nameless) for path in paths]
+    own = [path == (name,) for path, name in zip(paths, cleaned, strict=True)]
+    result = ["" for _ in paths]
+    used = set(taken)
+    # The user's own names first: a list `a` and a tensor `a_0` both have an `a_0`.
+    for i in sorted(range(len(paths)), key=lambda i: not own[i] or cleaned[i] in taken):
+        name, n = cleaned[i], 2
+        while name in used:
+            name, n = f"{cleaned[i]}_{n}", n + 1
+        used.add(name)
+        result[i] = name
+    return tuple(result)
+
+
+def _clean(path: str, nameless: str) -> str:
+    name = re.sub(r"\W", "_", path)[:_MAX_LENGTH]
+    return name if name and not name[0].isdigit() else f"{nameless}_{name}".rstrip("_")
