@@ -184,6 +184,7 @@ def test_a_models_own_arch_is_passed_by_name_or_by_position() -> None:
     assert torch.equal(supernet(x, arch=arch), expected)
     assert torch.equal(supernet(x, arch), expected)
     assert torch.equal(supernet(x, arch, arch=chosen), supernet.subnet(chosen)(x=x, arch=arch))
+    fxelastic.distill(supernet, [{"x": x, "arch": arch}], steps=1)
     with pytest.raises(UsageError, match="structure"):
         supernet(x)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -17,7 +18,7 @@ from tests.exhaustive import EXHAUSTIVE
 
 # Whatever a graph module has besides what every module has, on the class and on the instance.
 _TAKEN = sorted(set(dir(FrozenGraphModule(nn.Module(), fx.Graph()))) - set(dir(nn.Module())))
-_ODD = ["class", "lambda", "user__graph", "user__", "a b", 'a"b', "a\\b", "ﬁ", "_constants", "0"]
+_ODD = ["class", "lambda", "user__graph", "a b", 'a"b', "a\\b", "ﬁ", "_constants", "0"]
 _OWN = ["partition", "branches", "space", "skips", "branch_modules", "subnet", "save", "arch"]
 NAMES = [*_TAKEN, *_ODD, *_OWN, "_opaque_0", "projection_in", "kept_x_1", "arguments", "result"]
 
@@ -75,6 +76,10 @@ def test_a_name_that_a_graph_module_has_for_itself_works(turn: int, tmp_path: Pa
     supernet.load(tmp_path / "supernet.safetensors")
     bundle = fxelastic.export(supernet, tmp_path / "bundle", n_subnets=1)
     assembled = edge.assemble(bundle, bundle.space.original, tmp_path / "whole.onnx")
+    weights = [
+        w.name for w in onnx.load(str(assembled), load_external_data=False).graph.initializer
+    ]
+    assert not [name for name in weights if "user__" in name.replace("user__graph", "")]
     session = onnxruntime.InferenceSession(str(assembled), providers=["CPUExecutionProvider"])
     (result,) = session.run(None, {"x": x.numpy()})
     torch.testing.assert_close(torch.from_numpy(result), expected)

@@ -367,3 +367,19 @@ def test_branch_tells_its_spec() -> None:
     assert branch.n_params == partition.blocks[1].n_params
     assert branch.flops == partition.blocks[1].flops
     assert str(branch) == "original@1 [1, 2)"
+
+
+def test_a_constant_result_may_be_named_as_a_method_is() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+            self.load = nn.ModuleDict({"state": nn.ParameterDict({"dict": torch.ones(2)})})
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.linear(x), self.load["state"]["dict"]  # the node load_state_dict
+
+    model, x = Net().eval(), torch.randn(4, 8)
+    supernet = fxelastic.expand(model, 1.0, example_inputs=x)
+    assert torch.equal(supernet(x)[1], model(x)[1])
+    assert torch.equal(supernet.subnet()(x)[1], model(x)[1])

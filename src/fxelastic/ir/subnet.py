@@ -52,7 +52,7 @@ def subnet_module(
 
     for i, name in enumerate(signature.inputs):
         name_value(name, _item(graph, leaves, i, name))
-    names = {"arguments", "result"} | set(dir(fx.GraphModule))
+    names = {"arguments", "result"} | set(dir(fx.GraphModule(nn.Module(), fx.Graph())))
     as_model = all(branch.frozen for branch in branches)
     for branch in branches:
         target = identifier(branch.id, names)

@@ -254,7 +254,8 @@ class Supernet(Copyable, nn.Module):
         """Where a result comes from: its name, and whether it is a constant of the model."""
         if node.op != "get_attr":
             return node.name, False
-        name = node.name
+        # No attribute of a module begins so.
+        name = f"constant_{node.name}"
         value = attribute(self.partition.graph_module, str(node.target))
         if name not in self._constants._buffers:
             assert isinstance(value, torch.Tensor)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import onnx_ir as ir
 
 from fxelastic.errors import InternalError
+from fxelastic.ir.part_names import name_of
 
 PRODUCER = "fxelastic"
 
@@ -164,7 +165,7 @@ def _name_interface(graph: ir.Graph, inputs: list[str], outputs: list[str]) -> N
 
 def _own_name(value: ir.Value, taken: set[str]) -> str:
     """A name that does not depend on where in the conversion the branch stood; takes it."""
-    base = _POSITION.sub("", value.name or "value") or "value"
+    base = name_of(_POSITION.sub("", value.name or "value")) or "value"
     name, n = base, 2
     while name in taken:
         name, n = f"{base}_{n}", n + 1
