@@ -254,7 +254,9 @@ def test_positional_arguments_without_names_share_none(more: tuple[str, ...]) ->
 def test_a_search_tells_an_input_from_the_targets(name: str) -> None:
     bundle = SimpleNamespace(
         inputs=(ValueInfo(name, "float32", ("N", 8)),),
-        manifest=SimpleNamespace(model=SimpleNamespace(dynamic_batch=True, batch_size=4)),
+        manifest=SimpleNamespace(
+            model=SimpleNamespace(dynamic_batch=True, batch_size=4), sample_inputs=(name,)
+        ),
     )
     x, targets = np.zeros((4, 8), np.float32), np.arange(4)
     found = read_data(cast(edge.Bundle, bundle), (x, targets))

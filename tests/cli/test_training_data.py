@@ -13,7 +13,7 @@ def _loaders(path: Path, **arrays: int) -> tuple[object, object]:
     """The inputs' names and the target's values of the first batches of both loaders."""
     np.savez(path, **{name: np.full((2, 3), value) for name, value in arrays.items()})
     found = []
-    for loader in load_data(str(path), 2, distributed=False):
+    for loader in load_data(str(path), 2, distributed=False)(()):
         if loader is None:
             found.append(None)
             continue
