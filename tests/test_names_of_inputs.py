@@ -262,3 +262,23 @@ def test_a_search_tells_an_input_from_the_targets(name: str) -> None:
     found = read_data(cast(edge.Bundle, bundle), (x, targets))
     np.testing.assert_array_equal(found.inputs[name], x)
     np.testing.assert_array_equal(found.targets, targets)
+
+
+def test_what_the_manifest_says_of_an_input_goes_by_its_name(tmp_path: Path) -> None:
+    class Ids(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(10, 8), nn.Linear(8, 3)
+
+        def forward(self, input: Tensor, float: Tensor) -> Tensor:
+            return self.head(self.embedding(input).mean(1)) + float
+
+    inputs = {"input": torch.arange(12).reshape(4, 3) % 10, "float": torch.randn(1, 3)}
+    model = Ids().eval()
+    supernet = fxelastic.expand(model, 1.0, example_inputs=inputs, batched=("input",), kinds=())
+    bundle = fxelastic.export(supernet, tmp_path / "bundle")
+    assert bundle.manifest.batched == ("input",)
+    assert bundle.inputs[0].range == (0, 9)
+    assert "hold samples: input" in str(supernet)
+    with pytest.raises(UsageError, match=r"'input'.*another shape"):
+        supernet(torch.zeros(2, 4, dtype=torch.long), torch.randn(1, 3))
