@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.ao import quantization
 
 import fxelastic
 from fxelastic.errors import ExportError
@@ -32,6 +33,15 @@ class Does(nn.Module):
 
 def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
+
+
+def prepared(version: int) -> nn.Module:
+    """A model for quantisation-aware training with its observers off."""
+    model = mlp().train()
+    model.qconfig = quantization.get_default_qat_qconfig("fbgemm", version=version)
+    made = quantization.prepare_qat(model)
+    made(X)
+    return made.apply(quantization.disable_observer)
 
 
 def decides(x: Tensor) -> Tensor:
@@ -82,6 +92,20 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Tensor, str, str, str]] = {
         "no conversion for aten._linalg_svd.default",
         "replace aten._linalg_svd",
     ),
+    "fake quantisation": (
+        lambda: prepared(1),
+        X,
+        "the ONNX exporter can't convert",
+        "aten._fused_moving_avg_obs_fq_helper",
+        "before torch.ao.quantization.prepare_qat",
+    ),
+    "fake quantisation by switches": (
+        lambda: prepared(0),
+        X,
+        "the ONNX exporter can't convert",
+        "FakeQuantize looks at its own switches",
+        "before torch.ao.quantization.prepare_qat",
+    ),
     "random numbers": (
         lambda: Does(lambda x: nn.functional.dropout(x, 0.5, training=True)),
         X,
@@ -99,7 +123,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Tensor, str, str, str]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("name", REFUSED)
 def test_the_advice_fits_why_it_can_t_be_exported(name: str, tmp_path: Path) -> None:
     make, inputs, what, reason, advice = REFUSED[name]

@@ -47,6 +47,46 @@ def test_the_rest_is_captured(capfd: pytest.CaptureFixture[str]) -> None:
     assert sum(block.n_params for block in partition.blocks) == 44
 
 
+class WritesThroughAView(Around):
+    """Torch traces it a second time, with what stands for the part that is kept whole."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x).clone()
+        y[:, 0] = 0.0
+        return y
+
+
+class WritesBefore(Around):
+    """The same before the part that is kept whole."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.before(x)
+        y[:, 1:] *= 2
+        return self.after(self.inside(y))
+
+
+class Doubles(Around):
+    """Two parts are kept whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.after = nn.Sequential(DataDependent(), nn.Linear(4, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x).clone()
+        y[0, :2] += 1
+        return y
+
+
+@pytest.mark.parametrize("make", [WritesThroughAView, WritesBefore, Doubles])
+def test_a_write_through_a_view_beside_a_part_that_is_kept_whole(make: type[Around]) -> None:
+    model = make().eval()
+    traced = capture(model, torch.randn(2, 4))
+    assert traced.opaque
+    for x in (torch.randn(2, 4) + 3, torch.randn(5, 4) - 3):
+        assert torch.equal(traced(x), model(x))
+
+
 def test_control_flow_outside_of_any_submodule_is_refused() -> None:
     with pytest.raises(CaptureError, match="DataDependent cannot be captured") as caught:
         capture(DataDependent().eval(), torch.ones(2, 4))

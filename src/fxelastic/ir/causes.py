@@ -18,12 +18,16 @@ from types import FrameType, TracebackType
 
 import torch
 from torch import nn
+from torch.ao.quantization import FakeQuantizeBase
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
 from fxelastic.errors import said
 
 _MAX_SAID = 160
+
+#: What to do about fake quantisation, which rounds where no two frameworks agree to the bit.
+WITHOUT_FAKES = "pass the model as it was before torch.ao.quantization.prepare_qat"
 
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
 
@@ -122,6 +126,16 @@ def _is_quantised(module: object) -> bool:
     return isinstance(module, nn.Module) and type(module).__module__.startswith(_QUANTISED)
 
 
+def _faked(failure: _Failure) -> Cause | None:
+    running = (frame.f_locals.get("self") for frame in failure.frames)
+    found = next((part for part in running if isinstance(part, FakeQuantizeBase)), None)
+    if found is None:
+        return None
+    return Cause(
+        f"{type(found).__name__} looks at its own switches", WITHOUT_FAKES, separable=False
+    )
+
+
 def _parametrised(failure: _Failure) -> Cause | None:
     running = (frame.f_locals.get("self") for frame in failure.frames)
     if not any(isinstance(owner, parametrize.ParametrizationList) for owner in running):
@@ -179,6 +193,7 @@ def _operator(failure: _Failure) -> Cause | None:
 _CAUSES: tuple[Callable[[_Failure], Cause | None], ...] = (
     _packed,
     _quantised,
+    _faked,
     _parametrised,
     _numpy,
     _decides,

@@ -116,13 +116,14 @@ def _trace(
     decided: bool,
     dynamic: bool,
 ) -> Traced:
-    exported, opaque = export_with_opaque(
-        clone, args, kwargs, batch, decided=decided, dynamic=dynamic
-    )
-    signature = _signature(model, args, kwargs, exported)
-    graph_module = _functional_graph(exported, model, clone, args, kwargs, signature)
-    signature = dataclasses.replace(signature, inputs=_placeholders(graph_module))
-    restore_opaque(graph_module, opaque)
+    with export_with_opaque(clone, args, kwargs, batch, decided=decided, dynamic=dynamic) as (
+        exported,
+        opaque,
+    ):
+        signature = _signature(model, args, kwargs, exported)
+        graph_module = _functional_graph(exported, model, clone, args, kwargs, signature)
+        signature = dataclasses.replace(signature, inputs=_placeholders(graph_module))
+        restore_opaque(graph_module, opaque)
     drop_idle_casts(graph_module.graph)
     name_squeezed_dimensions(graph_module.graph)
     localise_sizes(graph_module.graph)

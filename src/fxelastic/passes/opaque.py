@@ -49,6 +49,7 @@ class OpaqueModule:
     result: trees.Tree | None = None
 
 
+@contextlib.contextmanager
 def export_with_opaque(
     model: nn.Module,
     args: tuple[Any, ...],
@@ -57,7 +58,7 @@ def export_with_opaque(
     *,
     decided: bool = False,
     dynamic: bool = True,
-) -> tuple[Exported, list[OpaqueModule]]:
+) -> Iterator[tuple[Exported, list[OpaqueModule]]]:
     """Export, keeping what cannot be exported as opaque leaves.
 
     Args:
@@ -68,29 +69,33 @@ def export_with_opaque(
         decided: Whether they do, whatever the model ties.
         dynamic: Whether to try for a dynamic batch.
 
-    Returns:
-        The export, and the opaque modules that its graph calls.
+    Yields:
+        The export, and the opaque modules that its graph calls. The operator that stands for them
+        is gone afterwards: `restore_opaque` takes it out of a graph before.
 
     Raises:
         CaptureError: The failure is in the model's outermost ``forward``.
     """
     opaque: list[OpaqueModule] = []
     while True:
-        try:
-            with _operator(opaque), _replaced(model, opaque):
-                exported = export(model, args, kwargs, batch, decided=decided, dynamic=dynamic)
-                return exported, opaque
-        except CaptureError:
-            raise
-        except Exception as e:  # torch.export raises dozens of types
-            culprit = _innermost_module(e, model, opaque)
-            if culprit is None or len(opaque) >= _MAX_OPAQUE:
-                raise _failure(model, e) from e
-            path, module = culprit
-            logger.info("keeping %s as an opaque leaf: %s", path, e)
-            leaf = OpaqueModule(path, module, cause_of(e, module))
-            _record(leaf, model, args, kwargs, batch)
-            opaque.append(leaf)
+        with _operator(opaque):
+            try:
+                with _replaced(model, opaque):
+                    exported = export(model, args, kwargs, batch, decided=decided, dynamic=dynamic)
+            except CaptureError:
+                raise
+            except Exception as e:  # torch.export raises dozens of types
+                culprit = _innermost_module(e, model, opaque)
+                if culprit is None or len(opaque) >= _MAX_OPAQUE:
+                    raise _failure(model, e) from e
+                path, module = culprit
+                logger.info("keeping %s as an opaque leaf: %s", path, e)
+                leaf = OpaqueModule(path, module, cause_of(e, module))
+            else:
+                yield exported, opaque
+                return
+        _record(leaf, model, args, kwargs, batch)
+        opaque.append(leaf)
 
 
 def restore_opaque(graph_module: fx.GraphModule, opaque: list[OpaqueModule]) -> None:

@@ -32,7 +32,7 @@ from fxelastic.backends.onnxruntime.slicing import Cutter, finish
 from fxelastic.backends.onnxruntime.templates import Template, templates
 from fxelastic.backends.onnxruntime.translations import translations
 from fxelastic.errors import ExportError, listed
-from fxelastic.ir.causes import Cause, cause_of
+from fxelastic.ir.causes import WITHOUT_FAKES, Cause, cause_of
 from fxelastic.ir.operators import attribute
 
 logger = logging.getLogger(__name__)
@@ -132,6 +132,8 @@ def _cause(error: Exception, module: nn.Module) -> Cause:
         return Cause(reason, f"{rewrite}; partition.opaque lists the modules that are kept whole")
     reason = exporter_reason(error)
     operator = re.search(r"(?:has no conversion for|^at) ([\w.]+)", reason)
+    if operator and re.search("fake_quant|_obs_fq_", operator[1]):
+        return Cause(reason, WITHOUT_FAKES)
     if reason.endswith(_COMPLEX):
         return Cause(reason, "compute with the real and the imaginary parts apart")
     return Cause(reason, f"replace {operator[1].removesuffix('.default')}" if operator else None)
