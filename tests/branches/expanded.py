@@ -12,9 +12,13 @@ from torch import nn
 import fxelastic
 from fxelastic import Supernet
 from fxelastic.ir.branch import Branch
+from tests.branches.plain_kind import Plain
 from tests.models import CASES, ModelCase
 
 NAMES = tuple(name for name, case in CASES.items() if "slow" not in case.tags)
+_PLAIN = ", plain"
+#: Models that are expanded with a kind of another package, too, whose modules are no graphs.
+WITH_PLAIN = tuple(f"{name}{_PLAIN}" for name in ("mobilenet_v2", "vit", "gpt2"))
 #: The published sizes take a second for each pass.
 LARGE = frozenset(name for name in NAMES if "real" in CASES[name].tags)
 
@@ -64,5 +68,16 @@ def expanded(name: str, **options: Any) -> Expanded:
 
 @lru_cache(maxsize=1)
 def shared(name: str) -> Expanded:
-    """The same; for tests that leave a supernet as it was, and run one model after another."""
-    return expanded(name)
+    """The same; for tests that leave a supernet as it was, and run one model after another.
+
+    Args:
+        name: The model; one of ``WITH_PLAIN`` has the plain kind, too.
+    """
+    found = expanded(name.removesuffix(_PLAIN))
+    if not name.endswith(_PLAIN):
+        return found
+    partition = found.supernet.partition
+    branches = list(found.supernet.branches.values())
+    added = [made for made in Plain().make(partition) if isinstance(made, Branch)]
+    assert added
+    return Expanded(found.case, found.model, Supernet(partition, [*branches, *added]))

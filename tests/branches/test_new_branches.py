@@ -8,13 +8,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxelastic.ir.branch import Crossings, FrozenGraphModule
-from fxelastic.ir.movable import move_operators
 from fxelastic.ir.supernet import Supernet
-from tests.branches.elsewhere import ELSEWHERE, NOT_WITHOUT_DATA, Elsewhere, claim, named
-from tests.branches.expanded import LARGE, NAMES, Expanded, expanded, shared
+from tests.branches.elsewhere import ELSEWHERE, NOT_WITHOUT_DATA, named, run_elsewhere
+from tests.branches.expanded import LARGE, NAMES, WITH_PLAIN, Expanded, expanded, shared
 from tests.models.compare import assert_same_output, tensors
 
 #: Models whose repeating units have interior channels.
@@ -48,7 +46,9 @@ PRUNED = [name for name in MERGED if name not in ("resnext_grouped",)]
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in NAMES],
+    params=[
+        pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in (*NAMES, *WITH_PLAIN)
+    ],
 )
 def case(request: pytest.FixtureRequest) -> Iterator[Expanded]:
     n_threads = torch.get_num_threads()
@@ -108,21 +108,14 @@ def test_a_subnet_alone_is_the_subnet(case: Expanded) -> None:
 
 
 def test_branches_compute_on_another_device(case: Expanded) -> None:
-    values, mode = case.values(2), FakeTensorMode()
+    if case.case.name in NOT_WITHOUT_DATA:
+        return
+    values = case.values(2)
     for branch in case.supernet.branches.values():
-        if not isinstance(branch.module, fx.GraphModule):
-            assert branch.kind == "skip"
-            continue
-        if not named(branch.module):
+        if isinstance(branch.module, fx.GraphModule) and not named(branch.module):
             continue  # It computes where its operands are.
-        module = copy.deepcopy(branch.module)
-        move_operators(module, claim)
-        assert named(module) <= {ELSEWHERE}
-        if case.case.name in NOT_WITHOUT_DATA:
-            continue
-        with mode, torch.no_grad():
-            run = Elsewhere(module)
-            result = run.run(*(run.move(values[n]) for n in (*branch.inputs, *branch.context)))
+        operands = [values[name] for name in (*branch.inputs, *branch.context)]
+        result = run_elsewhere(copy.deepcopy(branch.module), operands)
         assert {t.device for t in tensors(result)} == {ELSEWHERE}, branch.id
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from fxelastic.branches.propagation import is_feature, same_kind
 from fxelastic.ir.branch import Branch, Crossings, Skip
@@ -13,14 +13,6 @@ from fxelastic.ir.partition import Partition
 from fxelastic.spec import BranchSpec, branch_id
 
 KIND = "skip"
-
-
-class Identity(nn.Module):
-    """Returns its operand."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``x``, of any shape."""
-        return x
 
 
 @dataclass(frozen=True)
@@ -54,4 +46,4 @@ class Identities:
                 yield Skip("input and output are indices or flags", KIND, i, i + 1)
             else:
                 spec = BranchSpec(branch_id(KIND, i, i + 1), KIND, i, i + 1, 0, 0)
-                yield Branch(spec, Identity(), (block.input,), outputs)
+                yield Branch(spec, nn.Identity(), (block.input,), outputs)

@@ -8,7 +8,6 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import fx, nn
 
-from fxelastic.branches.skip import Identity
 from fxelastic.ir.branch import Branch, Skip
 from fxelastic.ir.description import Description, describe
 from fxelastic.ir.operators import attribute, operator_name
@@ -80,7 +79,7 @@ def _described(branch: Branch) -> Description | None:
 
 def _returned(module: nn.Module, operands: Sequence[str]) -> str | None:
     """The operand that a module returns as it is."""
-    if isinstance(module, (Identity, nn.Identity)):
+    if isinstance(module, nn.Identity):
         return operands[0]
     if not isinstance(module, fx.GraphModule):
         return None

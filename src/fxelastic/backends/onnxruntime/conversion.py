@@ -168,8 +168,8 @@ def _convert_together(found: Sequence[Template], opset: int) -> dict[str, ir.Mod
     examples = tuple(x for piece in pieces for x in piece.examples)
     dynamic = [dims for piece in pieces for dims in piece.dynamic]
     shapes = tuple(dict.fromkeys(dims, Dim.AUTO) for dims in dynamic)
-    together = SideBySide(pieces)
     with quiet(), _paused_collector(), torch.no_grad():
+        together = SideBySide(pieces)
         # Pieces that read nothing have no dimensions to name: torch refuses to be told none.
         named = {"operands": shapes} if examples else None
         program = torch.export.export(together, examples, dynamic_shapes=named, strict=False)

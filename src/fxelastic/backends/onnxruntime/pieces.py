@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
+from torch.export import Dim
 
 from fxelastic.backends.description import device_names
 from fxelastic.backends.onnxruntime.lowering import lowered
@@ -94,7 +95,7 @@ class SideBySide(nn.Module):
     def __init__(self, pieces: Sequence[Piece]) -> None:
         """Hold the pieces' modules, of operators that can be converted."""
         super().__init__()
-        self.pieces = nn.ModuleList([lowered(piece.module) for piece in pieces])
+        self.pieces = nn.ModuleList([_lowered(piece) for piece in pieces])
         self._n_inputs = [len(piece.inputs) for piece in pieces]
         # Set as it is: .eval() would walk through modules that are in eval mode already.
         self.training = False
@@ -107,3 +108,45 @@ class SideBySide(nn.Module):
             results += [result] if isinstance(result, torch.Tensor) else result
             operands = operands[count:]
         return tuple(results)
+
+
+def _lowered(piece: Piece) -> nn.Module:
+    """The piece's module over operators that can be converted; itself where it has no others."""
+    if isinstance(piece.module, (fx.GraphModule, nn.Identity)):
+        return lowered(piece.module)
+    graph_module = _graph_module(piece)
+    found = lowered(graph_module)
+    return piece.module if found is graph_module else found
+
+
+class _Held(nn.Module):
+    """Holds a module whose parts may have names that a graph module needs, such as ``graph``."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.held = module
+        self.training = False  # as it is: not .eval(), which would walk through the module
+
+    def forward(self, *operands: torch.Tensor) -> Any:
+        return self.held(*operands)
+
+
+def _graph_module(piece: Piece) -> fx.GraphModule:
+    """What a module of Python code computes, as a graph over its weights."""
+    shapes = tuple(dict.fromkeys(dims, Dim.AUTO) for dims in piece.dynamic)
+    with torch.no_grad():
+        program = torch.export.export(
+            _Held(piece.module),
+            piece.examples,
+            dynamic_shapes={"operands": shapes} if shapes else None,
+            strict=False,
+        )
+    exported = program.module()
+    assert isinstance(exported, fx.GraphModule)
+    for node in list(exported.graph.nodes):
+        # Checks of the inputs. The export of all pieces has its own.
+        if node.op == "call_module" and not node.users:
+            exported.graph.erase_node(node)
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(exported.graph, {}))
+    return fx.GraphModule(exported, graph)
