@@ -114,6 +114,26 @@ def test_ending_early_loses_no_winner(
     assert exact.best.accuracy == pytest.approx(whole.best.accuracy, abs=1e-6)
 
 
+@pytest.mark.parametrize("name", ["cosine", "spearman"])
+def test_what_ended_early_tells_the_search_about_what_it_would_have_scored(
+    bundle: edge.Bundle, outputs: dict[Arch, Any], name: str
+) -> None:
+    data = Dataset({"x": X}, np.arange(60), labelled=False)
+    archs = list(outputs)
+    original = outputs[bundle.space.original]
+    with edge.Executor(bundle) as executor:
+        evaluator = Evaluator(executor, data, METRICS[name], batch_size=10)
+        assert evaluator.estimates() == {}
+        whole = evaluator.scores(archs[:4])
+        assert evaluator.estimates() == {}
+        found = evaluator.scores(archs, dict.fromkeys(archs, 0.999))
+        estimates = evaluator.estimates()
+    assert found.keys() == whole.keys()
+    assert estimates.keys() == set(archs) - whole.keys()
+    wanted = {arch: expected(name, outputs[arch], original) for arch in estimates}
+    assert np.corrcoef(list(estimates.values()), list(wanted.values()))[0, 1] > 0.7
+
+
 def test_the_original_runs_once_on_each_sample(bundle: edge.Bundle) -> None:
     n_run = [0]
 

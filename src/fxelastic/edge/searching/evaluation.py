@@ -118,6 +118,8 @@ class Evaluator:
         self._batch_size = batch_of(executor.bundle, batch_size)
         # What ends early by a probability needs samples in random order.
         self.margins = Margins(len(data), self._batch_size, reorder=confidence == 1)
+        # Of a score with limits and without margins, what it was after each batch.
+        self._so_far: dict[Arch, list[float]] = {}
         self._distortion: Distortion | None = None
         self._reuse = reuse
         self._costs = costs or {}
@@ -139,6 +141,24 @@ class Evaluator:
     def make_room(self, n_bytes: int) -> None:
         """Make room for other work in the memory that the executor may take."""
         self.executor.make_room(n_bytes)
+
+    def estimates(self) -> dict[Arch, float]:
+        """What subnets that ended early would have scored, where the metric gives no margins.
+
+        What they lack of the most that they could have, on the samples that they had, is scaled as
+        it changes from these samples to all for the subnets that were evaluated to their end.
+        """
+        most = self.metric.most
+        whole = [self._so_far[arch] for arch in self.known if arch in self._so_far]
+        if most is None or not whole:
+            return {}
+        lack = np.maximum(most - np.array(whole), 0.0).sum(axis=0)
+        ratio = np.where(lack > 0, lack[-1] / np.where(lack > 0, lack, 1.0), 1.0)
+        return {
+            arch: most - (most - means[-1]) * float(ratio[len(means) - 1])
+            for arch, means in self._so_far.items()
+            if arch not in self.known
+        }
 
     def scores(
         self,
@@ -174,6 +194,8 @@ class Evaluator:
         sums: dict[Arch, Any] = dict.fromkeys(archs, 0.0)
         totals: dict[Arch, Any] = dict.fromkeys(archs, 0.0)
         margins: dict[Arch, list[Array]] = {arch: [] for arch in archs}
+        tracked = self.metric.most is not None and self.metric.margins is None
+        so_far: dict[Arch, list[float]] = {arch: [] for arch in archs} if tracked else {}
         alive, seen = list(archs), 0
         for inputs, given in self.data.batches(self._batch_size, self.margins.order):
             if not alive:
@@ -202,6 +224,8 @@ class Evaluator:
                     margins[arch].append(self.metric.margins(outputs, targets))
                 sums[arch] = sums[arch] + total
                 totals[arch] = totals[arch] + count
+                if tracked:
+                    so_far[arch].append(float(sums[arch] / totals[arch]))
             self.counts.one_by_one += sum(len(arch) for arch in alive)
             seen += len(targets)
             left = len(self.data) - seen
@@ -218,6 +242,8 @@ class Evaluator:
         for arch in alive:
             self.known[arch] = mean(sums[arch], totals[arch])
         self.margins.add(margins)
+        longer = {a: m for a, m in so_far.items() if len(m) > len(self._so_far.get(a, ()))}
+        self._so_far |= longer
         return True
 
     def _at_most(self, most: float, total: float, count: float, left: int) -> float:

@@ -44,7 +44,7 @@ class Guide:
         evaluator = self._study.evaluator
         margins = evaluator.margins.by_arch
         early = [arch for arch in margins if arch not in evaluator.known]
-        self._margins, self._estimates = None, {}
+        self._margins, self._estimates = None, evaluator.estimates()
         longest = max(map(len, margins.values()), default=0)
         evaluator.make_room(MarginModel.needed_bytes(len(margins), longest))
         if len(margins) >= _FEW:
