@@ -123,6 +123,13 @@ OUTERMOST: dict[str, tuple[Callable[[], nn.Module], Any, str, str, str]] = {
     ),
     "a while": (lambda: Does(halved), X, "control flow", "while x.abs()", "torch.cond"),
     "an assert": (lambda: Does(asserted), X, "control flow", "assert (x < 100)", "torch.where"),
+    "as many parts as rows that are chosen": (
+        lambda: Does(lambda x: torch.stack(x[x[:, 0] > -9].unbind(0))),
+        X,
+        "a size depends on the values",
+        "unbind(0)",
+        "mask the results",
+    ),
     "item": (
         lambda: Does(lambda x: sum([x] * int(x.abs().sum().item()))),
         X,

@@ -157,8 +157,15 @@ def _numpy(failure: _Failure) -> Cause | None:
 
 
 def _decides(failure: _Failure) -> Cause | None:
-    if not failure.says("Could not guard on data-dependent"):
+    found = failure.says(r"Could not guard on data-dependent expression (.*)")
+    if found is None:
         return None
+    # A truth value is compared with 1, and zuf is a fraction; all else is about sizes.
+    if not re.match(r"Eq\(u\d+, 1\)|.*zuf", found[1]):
+        return Cause(
+            "a size depends on the values of a tensor",
+            "compute it for all rows, and mask the results with torch.where",
+        )
     return Cause(
         "its control flow depends on the values of a tensor",
         "write it with torch.where or torch.cond",
