@@ -78,6 +78,53 @@ def bad_gamma(place: Place) -> None:
     fxelastic.partition(small_model(), 0, example_inputs=torch.zeros(2, 6))
 
 
+class Decides(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: Any) -> Any:
+        return self.linear(x) if x.sum() > 0 else x
+
+
+class LastStep(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.GRU(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Any) -> Any:
+        return self.head(self.layer(x)[0][-1])
+
+
+def uncaptured(place: Place) -> None:
+    fxelastic.partition(Decides(), 1.0, torch.zeros(2, 6))
+
+
+def no_values(place: Place) -> None:
+    fxelastic.partition(small_model().to("meta"), 1.0, torch.zeros(2, 6))
+
+
+def no_shape(place: Place) -> None:
+    fxelastic.partition(nn.LazyLinear(6), 1.0, torch.zeros(2, 6))
+
+
+def second_dimension(place: Place) -> None:
+    print(*fxelastic.partition(LastStep(), 1.0, torch.randn(5, 3, 6)).warnings)
+
+
+def no_kernel(place: Place) -> None:
+    model, x = small_model().bfloat16(), torch.zeros(2, 6).bfloat16()
+    supernet = fxelastic.expand(model, 1.0, example_inputs=x, kinds=())
+    fxelastic.export(supernet, place.folder / "bundle")
+
+
+def random_numbers(place: Place) -> None:
+    model = nn.Sequential(small_model(), nn.Identity())
+    model[1].forward = lambda x: nn.functional.dropout(x, 0.5, training=True)
+    supernet = fxelastic.expand(model, 1.0, example_inputs=torch.ones(2, 6), kinds=())
+    fxelastic.export(supernet, place.folder / "bundle")
+
+
 def golden(place: Place) -> None:
     (place.folder / "model.py").write_text(
         "import torch\nfrom torch import nn\n"
@@ -193,10 +240,16 @@ def no_matplotlib(place: Place) -> None:
 
 REPRODUCED: dict[str, Callable[[Place], None]] = {
     "no example inputs were given for … and none could be inferred": no_inputs,
+    "… cannot be captured": uncaptured,
+    "… have no values": no_values,
+    "… have no shape yet": no_shape,
+    "the batch seems to be in dimension 1 of …": second_dimension,
     "gamma is not a share of the model's parameters": bad_gamma,
     "the partition of … is not the golden one": golden,
     "NaN or infinity at …": nan_data,
     "no checkpoint of … can be used": foreign_checkpoint,
+    "… can't be loaded by onnxruntime": no_kernel,
+    "… draw random numbers, so that they can't be compared with torch": random_numbers,
     "… is there already": file_there,
     "… is there and is no bundle": other_files_there,
     "the latency table is of another bundle": foreign_table,
