@@ -100,6 +100,7 @@ def manifest() -> Manifest:
             {"Identity": 1},
             (SoftFusionInfo("add-layer-norm", "layer1", "layer2"),),
         ),
+        batched=("x", "unused"),
     )
 
 
