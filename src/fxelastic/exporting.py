@@ -6,13 +6,13 @@ import dataclasses
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from fxelastic.backends.onnxruntime.comparison import SUBNET_TOLERANCES, TOLERANCES
 from fxelastic.backends.onnxruntime.conversion import DEFAULT_OPSET
-from fxelastic.backends.onnxruntime.data_sizes import inputs_with_rows
+from fxelastic.backends.onnxruntime.data_sizes import has_rows, inputs_with_rows
 from fxelastic.backends.onnxruntime.export import write_bundle
 from fxelastic.backends.onnxruntime.files import FileWriter
 from fxelastic.backends.onnxruntime.kernels import compare_kernels, optimised_kernels
@@ -31,6 +31,8 @@ from fxelastic.spec.verification import SoftFusionInfo, Verification
 logger = logging.getLogger(__name__)
 
 _MIN_OPSET, _MAX_OPSET = 18, 25
+# Samples of a further comparison where smaller batches leave parts of the model without rows.
+_MANY = 8
 
 
 def export(
@@ -136,22 +138,38 @@ def _warn_of_nan(supernet: Supernet) -> None:
 
 
 def _samples(supernet: Supernet, seed: int) -> tuple[tuple[int, ...], list[dict[str, Any]]]:
-    """Values at the example's batch size and, where that may differ, at another one."""
+    """Values at the example's batch size and, where that may differ, at others."""
     partition = supernet.partition
     size = batch_size(partition)
     sizes = [size]
     samples = [teacher_values(supernet, inputs_with_rows(partition, size, seed))]
     # A model that takes frames by fours runs at 8 and 16 of them, but not at 9.
-    for other in (size + 1, 2 * size, 3 * size) if partition.dynamic_batch else ():
+    others = (size + 1, 2 * size, 3 * size) if partition.dynamic_batch else ()
+    _add_first(supernet, others, seed + 1, sizes, samples)
+    if size < _MANY and not any(has_rows(partition, values) for values in samples):
+        # A batch of one or two sends no rows to most experts.
+        many = (-(-_MANY // size) * size,) if partition.dynamic_batch else ()
+        _add_first(supernet, many, seed + 2, sizes, samples)
+    return tuple(sizes), samples
+
+
+def _add_first(
+    supernet: Supernet,
+    candidates: Iterable[int],
+    seed: int,
+    sizes: list[int],
+    samples: list[dict[str, Any]],
+) -> None:
+    """Add values at the first batch size at which the model runs."""
+    for size in candidates:
         try:
-            inputs = inputs_with_rows(partition, other, seed + 1)
+            inputs = inputs_with_rows(supernet.partition, size, seed)
             samples.append(teacher_values(supernet, inputs))
         except RuntimeError as e:
-            logger.debug("the model does not run at batch size %d: %s", other, e)
+            logger.debug("the model does not run at batch size %d: %s", size, e)
             continue
-        sizes.append(other)
-        break
-    return tuple(sizes), samples
+        sizes.append(size)
+        return
 
 
 def _check_arguments(supernet: Supernet, opset: int, jobs: int, n_subnets: int) -> None:

@@ -166,3 +166,14 @@ def test_a_file_that_ignores_rows_is_still_told(tmp_path: Path) -> None:
     sample = teacher_values(made, inputs_with_rows(made.partition, 6, 0))
     with pytest.raises(ExportError, match="compute something else"):
         Parity(made, [sample]).check_files(wrong)
+
+
+def test_a_part_that_no_sample_of_a_small_batch_reaches_is_compared_in_a_larger_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = fxelastic.expand(build("top_one"), 0.6, example_inputs=routed(1, 1), kinds=())
+    with caplog.at_level(logging.WARNING):
+        exported = fxelastic.export(made, tmp_path / "bundle", n_subnets=0)
+    assert exported.manifest.verification is not None
+    assert exported.manifest.verification.batch_sizes == (1, 2, 8)
+    assert "not compared" not in caplog.text

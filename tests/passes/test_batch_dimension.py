@@ -139,3 +139,18 @@ def test_a_fixed_batch_is_not_taken_for_another_dimension() -> None:
     model = Classifier(nn.Tanh(), lambda r: r.reshape(STEPS, -1)[:, :8])
     (warning,) = capture(model.eval(), X).warnings
     assert warning.startswith("the batch size is fixed to the example's")
+
+
+def test_a_model_that_gives_nan_for_one_sample_is_captured() -> None:
+    class Centred(nn.Module):
+        """Divides by the deviation of the batch, which is 0 for one sample."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.layer(x)
+            return (x - x.mean(0)) / (x - x.mean(0)).square().mean(0).sqrt()
+
+    assert capture(Centred().eval(), torch.randn(3, 4)).graph

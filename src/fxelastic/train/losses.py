@@ -46,12 +46,7 @@ def normalised_error(output: Any, target: Any, processes: Processes = ALONE) -> 
 
 
 def _normalised(output: Tensor, target: Tensor, processes: Processes) -> Tensor | None:
-    if output.shape != target.shape:  # Broadcasting would compare what does not belong together.
-        raise UsageError(
-            "what is compared has different shapes",
-            expected=f"the target's shape {tuple(target.shape)}",
-            got=str(tuple(output.shape)),
-        )
+    check_shapes(output, target)
     n = target.numel()
     if n:
         variance, mean = torch.var_mean(target.detach(), correction=0)
@@ -135,10 +130,25 @@ def soft_cross_entropies(output: Any, teacher: Any) -> Tensor:
 def _divergences(output: Any, teacher: Any) -> Tensor:
     """Divergences of class probabilities: ``(N, 1)``, or ``(N, ...)`` with other dimensions."""
     logits, like = logits_of(output).float(), logits_of(teacher).float()
+    check_shapes(logits, like)
     dim = 2 if logits.dim() == 3 else 1
     student, expected = logits.log_softmax(dim), like.log_softmax(dim)
     found = F.kl_div(student, expected, reduction="none", log_target=True).sum(dim)
     return found[:, None] if found.dim() == 1 else found
+
+
+def check_shapes(output: Tensor, target: Tensor) -> None:
+    """Refuse what broadcasting would compare though it does not belong together.
+
+    Raises:
+        UsageError: The shapes differ, as those of a detector that finds other boxes.
+    """
+    if output.shape != target.shape:
+        raise UsageError(
+            "what is compared has different shapes",
+            expected=f"the target's shape {tuple(target.shape)}",
+            got=str(tuple(output.shape)),
+        )
 
 
 def is_empty(value: Any) -> bool:

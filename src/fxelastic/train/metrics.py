@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fxelastic.errors import UsageError
 from fxelastic.ir import trees
-from fxelastic.train.losses import IGNORED, class_dim, is_empty, logits_of
+from fxelastic.train.losses import IGNORED, check_shapes, class_dim, is_empty, logits_of
 
 
 def accuracy(output: Any, target: Tensor) -> float:
@@ -50,10 +50,11 @@ def agreement(output: Any, teacher: Any) -> float:
         A number from 0 to 1; 0 where there are no elements.
 
     Raises:
-        UsageError: There are no logits.
+        UsageError: There are no logits, or the shapes differ.
     """
     logits, like = logits_of(output), logits_of(teacher)
     dim = 2 if logits.dim() == 3 else 1
+    check_shapes(logits, like)
     same = logits.argmax(dim) == like.argmax(dim)
     return float(same.float().mean()) if same.numel() else 0.0
 

@@ -36,7 +36,7 @@ def inputs_with_rows(partition: Partition, n_samples: int, seed: int) -> dict[st
     Returns:
         The first draw without such sizes, or the one with the fewest.
     """
-    chosen = {node: dims for node in partition.graph.nodes if (dims := _data_dims(node))}
+    chosen = _chosen(partition)
     if not chosen:
         return make_inputs(partition, n_samples, seed)
     best: dict[str, Any] = {}
@@ -54,6 +54,13 @@ def inputs_with_rows(partition: Partition, n_samples: int, seed: int) -> dict[st
         if not missing:
             break
     return best
+
+
+def has_rows(partition: Partition, inputs: Mapping[str, Any]) -> bool:
+    """Whether no size that data choose is 0 or 1 for these inputs."""
+    chosen = _chosen(partition)
+    given = {name: inputs[name] for name in partition.signature.inputs}
+    return not chosen or not _missing(partition, given, chosen)
 
 
 def without_special_sizes(partition: Partition, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,8 +147,10 @@ class _Recorder(fx.Interpreter):
         return result
 
 
-def _data_dims(node: fx.Node) -> tuple[int, ...]:
-    return data_dims(node.meta.get("val"))
+def _chosen(partition: Partition) -> dict[fx.Node, tuple[int, ...]]:
+    """The values with sizes that data choose, and which those are."""
+    found = {node: data_dims(node.meta.get("val")) for node in partition.graph.nodes}
+    return {node: dims for node, dims in found.items() if dims}
 
 
 def _expressions(node: fx.Node) -> dict[int, Any]:
