@@ -49,6 +49,10 @@ CONVOLUTIONAL: dict[str, Corruption] = {
         lambda p: replace(p, signature=replace(p.signature, inputs=("x",))),
         "signature does not name",
     ),
+    "signature of too many names": (
+        lambda p: replace(p, signature=replace(p.signature, names=("x", "y", "z"))),
+        "a name of its own",
+    ),
     "missing node": (
         lambda p: change(p, "stem", nodes=("stem_conv", "stem_bn")),
         "'stem_relu' is in no block",

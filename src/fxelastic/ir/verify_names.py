@@ -37,6 +37,13 @@ def check_names(partition: Partition) -> Mapping[str, fx.Node]:
             expected=", ".join(placeholders),
             got=", ".join(partition.signature.inputs),
         )
+    names = partition.signature.names
+    if len(names) != len(placeholders) or len(set(names)) < len(names):
+        raise PartitionError(
+            "the signature does not give each input a name of its own",
+            expected=f"{len(placeholders)} different names",
+            got=", ".join(names),
+        )
     blocks: dict[str, Block] = {}
     for block in partition.blocks:
         if block.name in blocks:
