@@ -30,9 +30,9 @@ class _Unit(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.enter, self.norm, self.leave = (
-            nn.Conv2d(4, 16, 1),
-            nn.BatchNorm2d(16),
-            nn.Conv2d(16, 4, 1),
+            nn.Conv2d(4, 32, 1),
+            nn.BatchNorm2d(32),
+            nn.Conv2d(32, 4, 1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -212,3 +212,27 @@ def test_trainable_parameters_are_those_of_new_branches() -> None:
     assert own == {
         id(p) for b in supernet.path(arch) for p in b.module.parameters() if not b.frozen
     }
+
+
+def test_a_file_does_not_depend_on_what_the_inputs_are_called(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU())
+
+    class One(Net):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return self.layers(input)
+
+    class Other(Net):
+        def forward(self, input_1: torch.Tensor) -> torch.Tensor:
+            return self.layers(input_1)
+
+    torch.manual_seed(0)
+    one, other, x = One().eval(), Other().eval(), torch.randn(4, 8)
+    other.load_state_dict(one.state_dict())
+    One.__name__ = Other.__name__ = "Net"
+    supernet = fxelastic.expand(one, 0.5, example_inputs=x)
+    supernet.save(tmp_path / "supernet.safetensors")
+    fxelastic.expand(other, 0.5, example_inputs=x).load(tmp_path / "supernet.safetensors")
+    assert "input_1" not in supernet.partition.to_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -80,7 +81,11 @@ def load(supernet: Supernet, path: str | os.PathLike[str]) -> None:
 
 def structure_digest(supernet: Supernet) -> str:
     """What the supernet is made of: the blocks, the branches and the shapes of their weights."""
-    lines = [supernet.partition.to_text(), *map(repr, supernet.space.branches)]
+    partition = supernet.partition
+    # What the inputs are called changes nothing that a branch is made of.
+    signature = dataclasses.replace(partition.signature, names=partition.signature.inputs)
+    text = dataclasses.replace(partition, signature=signature).to_text()
+    lines = [text, *map(repr, supernet.space.branches)]
     lines += [f"{k} {v.dtype} {tuple(v.shape)}" for k, v in _tensors(supernet).items()]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
