@@ -208,6 +208,10 @@ WARNED: dict[str, tuple[Callable[[Tensor], Any], str]] = {
         lambda x: x if x.shape[0] == 1 else x + x[1],
         "at batch size 1 the capture can't be run, but the model can",
     ),
+    "a result that is not a tensor": (
+        lambda x: (x, object()),
+        "a result that is not a tensor differs in each call (tuple(Tensor, ",
+    ),
     "a count": (counted, "the model is random in eval mode, or keeps state"),
 }
 
@@ -217,6 +221,20 @@ def test_a_warning_is_given_for(name: str) -> None:
     function, text = WARNED[name]
     partition = fxelastic.partition(Does(function).eval(), 1.0, X)
     assert any(text in warning for warning in partition.warnings)
+
+
+class Declares(Does):
+    """Says which inputs it takes, and fails to."""
+
+    @property
+    def example_input_array(self) -> Tensor:
+        """Not there."""
+        raise KeyError("no such sample")
+
+
+def test_a_declaration_that_fails_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    fxelastic.partition(Declares(torch.tanh).eval(), 1.0)
+    assert "example_input_array of Declares can't be read: KeyError" in caplog.text
 
 
 def test_results_of_8_bits_are_compared() -> None:

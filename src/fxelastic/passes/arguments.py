@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxelastic.errors import CaptureError, UsageError
+from fxelastic.errors import CaptureError, UsageError, said
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ def _attribute(model: nn.Module, name: str) -> Any:
     try:
         return getattr(model, name, None)
     except Exception as e:  # noqa: BLE001  # the user's code may raise anything; others are tried
-        logger.warning("%s of %s can't be read: %s", name, type(model).__name__, e)
+        logger.warning("%s of %s can't be read: %s", name, type(model).__name__, said(e))
         return None
 
 

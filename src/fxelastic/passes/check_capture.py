@@ -63,11 +63,10 @@ def check_capture(
         worst = _farthest(expected, captured)
     except _FAILURES as e:
         raise _unlike(traced, said(e)) from e
-    if _farthest(expected, _results(model, tree, leaves)) > _TOLERANCE:
+    again = _results(model, tree, leaves)
+    if _farthest(expected, again) > _TOLERANCE:
         refuse_state(model, args, kwargs)
-        found.append(
-            "the model is random in eval mode, or keeps state: its capture can't be compared"
-        )
+        found.append(f"{_unsteady(expected, again)}: the capture can't be compared")
         return dataclasses.replace(traced, warnings=tuple(found))
     if worst > _TOLERANCE:
         raise _unlike(traced, _told(expected, captured, worst))
@@ -168,6 +167,13 @@ def _farthest(a: _Results, b: _Results) -> float:
     if a[1] != b[1]:
         return float("inf")
     return max((_relative(x, y) for x, y in zip(a[0], b[0], strict=True)), default=0.0)
+
+
+def _unsteady(expected: _Results, again: _Results) -> str:
+    """Why a model gives other results for the same inputs."""
+    if expected[1] != again[1] and _farthest((expected[0], again[1]), again) <= _TOLERANCE:
+        return f"a result that is not a tensor differs in each call ({trees.describe(again[1])})"
+    return "the model is random in eval mode, or keeps state"
 
 
 def _told(expected: _Results, found: _Results, worst: float) -> str:
