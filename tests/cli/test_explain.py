@@ -119,7 +119,8 @@ def test_defaults(partitioner: Partitioner) -> None:
     assert main(["explain", "model.py:build"]) == 0
     (call,) = partitioner.calls
     del call["model"]
-    assert call == {"gamma": 0.1, "fusion": "onnxruntime", "example_inputs": None}
+    defaults = {"gamma": 0.1, "fusion": "onnxruntime", "example_inputs": None, "batched": None}
+    assert call == defaults
 
 
 def test_stdout_holds_the_report_alone(
