@@ -210,7 +210,7 @@ WARNED: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     ),
     "a result that is not a tensor": (
         lambda x: (x, object()),
-        "a result that is not a tensor differs in each call (tuple(Tensor, ",
+        "a result that is not a tensor differs in each call",
     ),
     "a count": (counted, "the model is random in eval mode, or keeps state"),
 }
