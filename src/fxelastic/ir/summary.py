@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from fxelastic.ir.partition import Partition
     from fxelastic.ir.supernet import Supernet
 
-# What a branch's id says of its blocks: pruned25@3, merged@3-5.
-_PLACE = re.compile(r"(?<=\w)@\d+(-\d+)?\b")
+# Where twins stand: of "pruned50@3 is the same as pruned25@3, bit for bit" only the kinds count.
+_PLACE = re.compile(r"(?<=\w)@\d+(-\d+)?(?= is the same as |, bit for bit$)")
 
 
 def summary(supernet: Supernet) -> str:
