@@ -156,3 +156,16 @@ def test_help_names_the_way_out(capsys: pytest.CaptureFixture[str]) -> None:
     assert "fxelastic-export torchvision.models:resnet50 bundle/" in out
     assert "exit codes: 0 " in out
     assert export_main([]) == 2
+
+
+def test_the_seed_is_passed_on(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def export(*args: object, seed: int, **options: object) -> edge.Bundle:
+        seen.append(seed)
+        return edge.load(exported / "bundle")
+
+    monkeypatch.setattr("fxelastic.export", export, raising=False)
+    argv = [f"{exported}/model.py:build", f"{exported}/other", *EXAMPLE, "--seed", "7"]
+    assert export_main(argv) == 0
+    assert seen == [7]
