@@ -67,6 +67,26 @@ class Tied(Scorer):
         return x, x[keep].sum(0)
 
 
+class Skipped(Scorer):
+    """Looks a mask up by sample, and skips one of ones unless it is recorded."""
+
+    def forward(self, x: Tensor, mask: Tensor, texts: Tensor) -> Tensor:
+        x = self.body(x)
+        if torch.compiler.is_exporting() or not bool(mask.all()):
+            x = x * mask[torch.arange(x.shape[0])]
+        return x @ texts.T
+
+
+class Many(Scorer):
+    """More inputs than all sets of which are tried."""
+
+    def forward(self, book: Tensor, *layers: Tensor) -> Tensor:
+        x = layers[0]
+        for layer in layers[1:]:
+            x = self.body(x) + layer
+        return x + book[torch.cdist(x, book).argmin(1)]
+
+
 class Pair(Scorer):
     """Two towers that never meet."""
 
@@ -121,6 +141,8 @@ CASES: dict[str, tuple[type[Scorer], Any, Sequence[str]]] = {
     "edges": (Edges, lambda n: (rows(n), *edges(min(n, 4), 4)), ["nodes"]),
     "memory": (Memory, lambda n: (rows(n), KEYS), ["x"]),
     "tied": (Tied, tied, ["x", "mask", "t", "keep"]),
+    "skipped mask": (Skipped, lambda n: (rows(n), torch.ones(n, 8), rows(4)), ["x", "mask"]),
+    "many": (Many, lambda n: (rows(4), *[rows(n)] * 7), [f"args_{i}" for i in range(7)]),
     "pair": (Pair, lambda n: (rows(n), rows(n)), ["left", "right"]),
     "joined": (Joined, lambda n: (rows(n), rows(n)), ["left", "right"]),
     "unread": (Unread, lambda n: (rows(n), torch.zeros(n)), ["x", "labels"]),

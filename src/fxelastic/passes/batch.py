@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from fxelastic.errors import UsageError
 from fxelastic.ir import trees
 from fxelastic.ir.value_names import value_names
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,26 +27,6 @@ class Batch:
     positions: tuple[int, ...] = ()
     rows: tuple[int, ...] = ()
     untied: bool = False
-
-
-def batch_candidates(leaves: Sequence[Any], results: Sequence[Any] = ()) -> Batch:
-    """Inputs whose first dimension may be the batch, going by the sizes of one call.
-
-    The batch size is the first size of the first input that a result has as its first size, too;
-    where no result has one, that of the first input. Every input with that first size may hold
-    samples.
-
-    Args:
-        leaves: The flat inputs of the call.
-        results: Its flat results.
-    """
-    sizes = [
-        leaf.shape[0] if isinstance(leaf, torch.Tensor) and leaf.dim() else None for leaf in leaves
-    ]
-    returned = {leaf.shape[0] for leaf in results if isinstance(leaf, torch.Tensor) and leaf.dim()}
-    given = [size for size in sizes if size]
-    size = next((size for size in given if size in returned), given[0] if given else None)
-    return Batch(tuple(i for i, n in enumerate(sizes) if n == size) if size else ())
 
 
 def batch_by_name(
@@ -109,43 +85,6 @@ def batch_by_name(
 def _stands_for(name: str, path: tuple[str, ...]) -> bool:
     """Whether a name is that of a container on the way to a tensor: ``b`` or ``b_c``."""
     return name in ("_".join(path[:depth]) for depth in range(1, len(path)))
-
-
-def rows_of_one(model: nn.Module, args: Any, kwargs: Any, batch: Batch) -> Batch:
-    """The candidates, for an example of one sample, that can have two rows.
-
-    With one sample, whatever has one row may hold it: a bias, positions, one class. A single input
-    that the model takes one row of only is found by running the model with two of all the others.
-
-    Args:
-        model: The model, safe to run.
-        args: Positional example inputs.
-        kwargs: Keyword example inputs.
-        batch: Inputs that may hold samples.
-    """
-    leaves, tree = trees.flatten((args, kwargs))
-    positions = batch.positions
-    if len(positions) < 2 or leaves[positions[0]].shape[0] != 1:
-        return batch
-    if runs(model, tree, with_batch_size(leaves, positions, 2)):
-        return batch
-    for row in positions:
-        others = tuple(i for i in positions if i != row)
-        if runs(model, tree, with_batch_size(leaves, others, 2)):
-            return Batch(others, (row,))
-    return batch
-
-
-def runs(model: nn.Module, tree: trees.Tree, leaves: list[Any]) -> bool:
-    """Whether a model runs on flat inputs."""
-    args, kwargs = trees.unflatten(tree, leaves)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            model(*args, **kwargs)
-    except Exception as e:  # noqa: BLE001  # the user's own code
-        logger.debug("the model does not run: %s", e)
-        return False
-    return True
 
 
 def with_batch_size(leaves: list[Any], batched: Sequence[int], size: int) -> list[Any]:

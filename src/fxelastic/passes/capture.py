@@ -20,7 +20,7 @@ from fxelastic.ir.signature import Signature, normalise_arguments
 from fxelastic.ir.traced import Traced
 from fxelastic.ir.value_names import value_names
 from fxelastic.passes.arguments import resolve_arguments
-from fxelastic.passes.batch import Batch, batch_by_name, batch_candidates, copies, rows_of_one
+from fxelastic.passes.batch import Batch, batch_by_name, copies
 from fxelastic.passes.batch_dimension import batch_elsewhere
 from fxelastic.passes.casts import drop_idle_casts
 from fxelastic.passes.check_capture import BatchFixedError, check_capture
@@ -29,6 +29,7 @@ from fxelastic.passes.clone import clone_for_capture
 from fxelastic.passes.copies import replace_copies
 from fxelastic.passes.empties import fill_empty
 from fxelastic.passes.export import Exported, quiet
+from fxelastic.passes.find_batch import find_batch
 from fxelastic.passes.functionalise import functionalise_simple
 from fxelastic.passes.input_types import check_input_types
 from fxelastic.passes.normalise import normalise
@@ -55,7 +56,7 @@ def capture(
         example_inputs: A tensor, a tuple of positional inputs, a dict of keyword inputs or a
             pair ``(tuple, dict)``. Inferred from the model where None.
         batched: Names of the inputs that hold samples in their first dimension. Found out where
-            None (see `fxelastic.passes.export.export`).
+            None (see `fxelastic.passes.find_batch`).
 
     Returns:
         The captured model.
@@ -77,19 +78,30 @@ def capture(
     results = _check_runs(clone, *copies(args, kwargs))
     leaves, _ = trees.flatten((args, kwargs))
     if batched is None:
-        batch = rows_of_one(clone, args, kwargs, batch_candidates(leaves, results))
+        batch = find_batch(clone, args, kwargs, results)
     else:
         batch = batch_by_name(batched, _named(model, args, kwargs), leaves)
-    decided = batched is not None
-    traced = _trace(model, clone, args, kwargs, batch, decided=decided, dynamic=True)
+    traced = _checked(model, clone, args, kwargs, batch)
+    if batch.rows and not traced.dynamic_batch:
+        # What ran with rows of its own may be tied all the same, where values decide what is read.
+        tied = Batch(tuple(sorted((*batch.positions, *batch.rows))))
+        other = _checked(model, clone, args, kwargs, tied)
+        traced = other if other.dynamic_batch else traced
+    return traced if batched is not None else _with_dimension(traced, clone, args, kwargs)
+
+
+def _checked(
+    model: nn.Module, clone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: Batch
+) -> Traced:
+    """The capture, of a fixed batch size where it does not hold for others."""
+    traced = _trace(model, clone, args, kwargs, batch, dynamic=True)
     try:
-        traced = check_capture(traced, clone, args, kwargs)
+        return check_capture(traced, clone, args, kwargs)
     except BatchFixedError as e:
         logger.info("the capture with a dynamic batch does not hold (%s)", e)
-        static = _trace(model, clone, args, kwargs, batch, decided=decided, dynamic=False)
+        static = _trace(model, clone, args, kwargs, batch, dynamic=False)
         static = dataclasses.replace(static, warnings=(f"{_FIXED}: {e}",))
-        traced = check_capture(static, clone, args, kwargs)
-    return traced if decided else _with_dimension(traced, clone, args, kwargs)
+        return check_capture(static, clone, args, kwargs)
 
 
 def _with_dimension(
@@ -112,11 +124,9 @@ def _trace(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     batch: Batch,
-    *,
-    decided: bool,
     dynamic: bool,
 ) -> Traced:
-    with export_with_opaque(clone, args, kwargs, batch, decided=decided, dynamic=dynamic) as (
+    with export_with_opaque(clone, args, kwargs, batch, dynamic) as (
         exported,
         opaque,
     ):

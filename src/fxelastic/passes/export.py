@@ -16,7 +16,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from fxelastic.ir import trees
-from fxelastic.passes.batch import Batch, runs, with_batch_size
+from fxelastic.passes.batch import Batch, with_batch_size
 
 logger = logging.getLogger(__name__)
 
@@ -75,22 +75,19 @@ def export(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     batch: Batch,
-    *,
-    decided: bool = False,
     dynamic: bool = True,
 ) -> Exported:
     """Export with the strictest batch handling that the model supports.
 
-    Several inputs that may hold samples are exported with a size each, which shows what the model
-    ties to what. Then are tried in turn: a proven dynamic batch, an inferred one (some reshapes
-    leave guards that the solver can't prove), a static batch.
+    Tried in turn: a proven dynamic batch, an inferred one (some reshapes leave guards that the
+    solver can't prove), a static batch.
 
     Args:
         model: The model, safe to run.
         args: Positional example inputs.
         kwargs: Keyword example inputs.
-        batch: Inputs that may hold samples.
-        decided: Whether they do, whatever the model ties.
+        batch: The inputs that hold samples. Those of its ``rows`` that the graph does not read
+            are exported with as many rows, too.
         dynamic: Whether to try for a dynamic batch.
 
     Returns:
@@ -104,98 +101,26 @@ def export(
     if batch.positions and dynamic:
         size = leaves[batch.positions[0]].shape[0]
         example = with_batch_size(leaves, batch.positions, max(size, 2))
-
-        def run(dimension: Any, batch: Batch) -> Exported:
-            given = [
-                new if i in batch.positions else leaf
-                for i, (new, leaf) in enumerate(zip(example, leaves, strict=True))
-            ]
-            program, result = _export(model, tree, len(args), given, batch.positions, dimension)
-            return Exported(program, result, batch, len(_batch_symbols(program)) == 1)
-
-        tries: list[Any] = [Dim("batch"), Dim.AUTO]
-        if len(batch.positions) > 1 and not decided:
+        for dimension in (Dim("batch"), Dim.AUTO):
             try:
-                apart = run(Dim.AUTO, batch)
-            except Exception as e:  # noqa: BLE001  # torch.export raises dozens of types
-                logger.debug("export with a size for each input failed: %s", e)
-            else:
-                if apart.dynamic_batch and _ties_all(apart):
-                    return apart
-                if not _batch_symbols(apart.program):
-                    tries.remove(Dim.AUTO)
-                found = batch_of_sizes(batch, apart.program)
-                # A stand-in for an opaque module ties nothing: the model itself has the last word.
-                more = with_batch_size(leaves, found.positions, size + 1)
-                if not found.rows or runs(model, tree, more):
-                    batch = found
-        for dimension in tries:
-            try:
-                exported = run(dimension, batch)
+                program, result = _export(
+                    model, tree, len(args), example, batch.positions, dimension
+                )
             except Exception as e:  # noqa: BLE001  # torch.export raises dozens of types
                 why_static = _reason(e)
                 logger.debug("export with batch %s failed: %s", dimension, e)
                 continue
-            if exported.dynamic_batch:
-                return exported
+            inputs = _inputs(program)
+            if len(_symbols(inputs)) == 1:
+                unread = [i for i in batch.rows if not inputs[i].users]
+                if unread:
+                    rows = tuple(i for i in batch.rows if i not in unread)
+                    positions = tuple(sorted((*batch.positions, *unread)))
+                    return export(model, args, kwargs, Batch(positions, rows, batch.untied))
+                return Exported(program, result, batch, dynamic_batch=True)
             why_static = "the model fixes the batch size"
     program, result = _export(model, tree, len(args), leaves, (), None)
     return Exported(program, result, batch, dynamic_batch=False, why_static=why_static)
-
-
-def batch_of_sizes(candidates: Batch, program: ExportedProgram) -> Batch:
-    """Which of the candidates hold samples, going by an export in which each has its own size.
-
-    Sizes that the model needs to be equal have become one symbol. Where several are left, the batch
-    is the one that results have as their first size. A result of two of them, such as scores of
-    images for each of some texts, is not one of pairs: there the first symbol is the batch, and the
-    other inputs keep the rows of the example. Results of one symbol each may be those of pairs.
-
-    Args:
-        candidates: Inputs that may hold samples.
-        program: The export.
-    """
-    inputs, outputs = _user_values(program)
-    groups: dict[Any, list[int]] = {}
-    for i in candidates.positions:
-        for symbol in _symbols(inputs[i].meta["val"].shape[0]):
-            groups.setdefault(symbol, []).append(i)
-    unread = [s for s, group in groups.items() if not any(inputs[i].users for i in group)]
-    read = [symbol for symbol in groups if symbol not in unread]
-    if not read:
-        return candidates
-    shapes = [[_symbols(size) for size in value.shape] for value in outputs]
-    leading = [s for s in read if any(shape and s in shape[0] for shape in shapes)] or read[:1]
-    crossed = any(shape and (set(read) & set().union(*shape[1:])) - shape[0] for shape in shapes)
-    # What nothing reads may as well have a row for each sample.
-    chosen = [*(leading[:1] if crossed else leading), *unread]
-    positions = sorted(i for symbol in chosen for i in groups[symbol])
-    rows = tuple(i for i in candidates.positions if i not in positions)
-    rows = tuple(sorted({*candidates.rows, *rows}))
-    return Batch(tuple(positions), rows, untied=len(chosen) - len(unread) > 1)
-
-
-def _ties_all(exported: Exported) -> bool:
-    """Whether every candidate's size is the one symbol."""
-    inputs, _ = _user_values(exported.program)
-    return all(_symbols(inputs[i].meta["val"].shape[0]) for i in exported.batch.positions)
-
-
-def _user_values(program: ExportedProgram) -> tuple[list[fx.Node], list[torch.Tensor]]:
-    """The placeholders of the inputs, and the tensors among the results."""
-    nodes = {node.name: node for node in program.graph.nodes}
-    signature = program.graph_signature
-    inputs = [
-        nodes[spec.arg.name] for spec in signature.input_specs if spec.kind == InputKind.USER_INPUT
-    ]
-    (output,) = (node for node in program.graph.nodes if node.op == "output")
-    values = [node.meta.get("val") for node in output.args[0] if isinstance(node, fx.Node)]
-    return inputs, [value for value in values if isinstance(value, torch.Tensor)]
-
-
-def _symbols(size: Any) -> set[Any]:
-    # A size that the model turned out to fix is a SymInt too, of a constant.
-    return set(size.node.expr.free_symbols) if isinstance(size, torch.SymInt) else set()
 
 
 def _export(
@@ -216,12 +141,19 @@ def _export(
     return program, flat.seen.result
 
 
-def _batch_symbols(program: ExportedProgram) -> set[Any]:
-    """The symbols that sizes of the inputs depend on; a size that the model fixes has none."""
-    inputs, _ = _user_values(program)
+def _inputs(program: ExportedProgram) -> list[fx.Node]:
+    """The placeholders of the user's inputs."""
+    nodes = {node.name: node for node in program.graph.nodes}
+    specs = program.graph_signature.input_specs
+    return [nodes[spec.arg.name] for spec in specs if spec.kind == InputKind.USER_INPUT]
+
+
+def _symbols(inputs: Sequence[fx.Node]) -> set[Any]:
+    """The symbols that sizes of the inputs depend on."""
     values = [node.meta.get("val") for node in inputs]
-    tensors = [value for value in values if isinstance(value, torch.Tensor)]
-    return set().union(*(_symbols(size) for value in tensors for size in value.shape))
+    sizes: list[Any] = [size for v in values if isinstance(v, torch.Tensor) for size in v.shape]
+    # A size that the model turned out to fix is a SymInt too, of a constant.
+    return set().union(*(s.node.expr.free_symbols for s in sizes if isinstance(s, torch.SymInt)))
 
 
 @contextlib.contextmanager

@@ -55,8 +55,6 @@ def export_with_opaque(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     batch: Batch,
-    *,
-    decided: bool = False,
     dynamic: bool = True,
 ) -> Iterator[tuple[Exported, list[OpaqueModule]]]:
     """Export, keeping what cannot be exported as opaque leaves.
@@ -65,8 +63,7 @@ def export_with_opaque(
         model: A clone of the user's model; its submodules are replaced during the call.
         args: Positional example inputs.
         kwargs: Keyword example inputs.
-        batch: Inputs that may hold samples.
-        decided: Whether they do, whatever the model ties.
+        batch: The inputs that hold samples.
         dynamic: Whether to try for a dynamic batch.
 
     Yields:
@@ -81,7 +78,7 @@ def export_with_opaque(
         with _operator(opaque):
             try:
                 with _replaced(model, opaque):
-                    exported = export(model, args, kwargs, batch, decided=decided, dynamic=dynamic)
+                    exported = export(model, args, kwargs, batch, dynamic)
             except CaptureError:
                 raise
             except Exception as e:  # torch.export raises dozens of types

@@ -1,0 +1,178 @@
+"""Find out which inputs hold samples, by running the model with other numbers of rows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxelastic.ir import trees
+from fxelastic.passes.batch import Batch, with_batch_size
+
+logger = logging.getLogger(__name__)
+
+# Up to so many inputs, every set of them is tried.
+_MANY = 6
+
+#: The shapes of a model's flat results.
+_Shapes = list[tuple[int, ...]]
+
+
+def find_batch(model: nn.Module, args: Any, kwargs: Any, results: Sequence[Any]) -> Batch:
+    """Which inputs hold samples in their first dimension.
+
+    Those may that have as many rows as the first input whose first size a result has, too; where no
+    result has one, as the first input. Inputs that the model ties can't have more rows one without
+    the other. Where it runs with more rows of some of them alone, these are not tied to the others,
+    and the batch is what results have as their first size. A result over two of them, such as
+    scores of images for each of some texts, is not one of pairs: there the first is the batch, and
+    the other inputs keep the rows of the example. Results of one each may be those of pairs.
+
+    Args:
+        model: The model, safe to run.
+        args: Positional example inputs, which it runs on.
+        kwargs: Keyword example inputs.
+        results: Its flat results for these.
+    """
+    leaves, tree = trees.flatten((args, kwargs))
+    positions = _candidates(leaves, {r.shape[0] for r in results if _has_rows(r)})
+    if len(positions) < 2:
+        return Batch(positions)
+    n_rows = leaves[positions[0]].shape[0]
+    if n_rows == 1:
+        # One row broadcasts, and all that has one row may hold the one sample.
+        n_rows, row = 2, _row_of_one(model, tree, leaves, positions)
+        if row is not None:
+            positions = tuple(i for i in positions if i != row)
+            found = _tied(model, tree, leaves, positions, n_rows)
+            return Batch(found.positions, tuple(sorted((row, *found.rows))), found.untied)
+    return _tied(model, tree, leaves, positions, n_rows)
+
+
+def _candidates(leaves: Sequence[Any], returned: set[int]) -> tuple[int, ...]:
+    sizes = [leaf.shape[0] if _has_rows(leaf) else None for leaf in leaves]
+    given = [size for size in sizes if size]
+    size = next((size for size in given if size in returned), given[0] if given else None)
+    return tuple(i for i, n in enumerate(sizes) if n == size) if size else ()
+
+
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() > 0
+
+
+def _row_of_one(
+    model: nn.Module, tree: trees.Tree, leaves: list[Any], positions: Sequence[int]
+) -> int | None:
+    """The one input of which the model takes a single row only, where there is one."""
+    if _shapes(model, tree, with_batch_size(leaves, positions, 2)) is not None:
+        return None
+    for row in positions:
+        others = [i for i in positions if i != row]
+        if _shapes(model, tree, with_batch_size(leaves, others, 2)) is not None:
+            return row
+    return None
+
+
+def _tied(
+    model: nn.Module, tree: trees.Tree, leaves: list[Any], positions: tuple[int, ...], n_rows: int
+) -> Batch:
+    """The batch among inputs with as many rows each."""
+    leaves = with_batch_size(leaves, positions, n_rows)
+    telling = [_telling(leaf) if i in positions else leaf for i, leaf in enumerate(leaves)]
+    leaves = telling if _shapes(model, tree, telling) is not None else leaves
+    shapes = _shapes(model, tree, leaves)
+
+    def grown(some: Sequence[int]) -> _Shapes | None:
+        found = _shapes(model, tree, with_batch_size(leaves, some, n_rows + 1))
+        same = found is not None and shapes is not None and len(found) == len(shapes)
+        return found if same else None
+
+    groups = _groups(positions, grown)
+    if shapes is None or len(groups) < 2:
+        return Batch(positions)
+    ordered = sorted(groups)
+    # For each result and each group, the dimensions of the result that the group's rows decide.
+    follows = [
+        [_changed(shapes[r], groups[group][r]) for group in ordered] for r in range(len(shapes))
+    ]
+    every = range(len(ordered))
+    leading = [g for g in every if any(0 in dims[g] for dims in follows)] or [0]
+    crossed = any(
+        0 in dims[a] and dims[b] - {0} for dims in follows for a in every for b in every if a != b
+    )
+    chosen = leading[:1] if crossed else leading
+    found = tuple(sorted(i for g in chosen for i in ordered[g]))
+    return Batch(found, tuple(i for i in positions if i not in found), untied=len(chosen) > 1)
+
+
+def _telling(value: Any) -> Any:
+    """Other values for an input that is the same everywhere: a model may skip a mask of ones."""
+    if not isinstance(value, torch.Tensor) or value.dim() < 2 or not value.numel():
+        return value
+    if not bool((value == value.flatten()[0]).all()):
+        return value
+    other = value.detach().clone()
+    other[..., value.shape[-1] // 2 :] = 0
+    return other
+
+
+def _groups(
+    positions: Sequence[int], grown: Callable[[Sequence[int]], _Shapes | None]
+) -> dict[tuple[int, ...], _Shapes]:
+    """The inputs that can have more rows together and without the others, with the results then."""
+    groups: dict[tuple[int, ...], _Shapes] = {}
+
+    def rest() -> tuple[int, ...]:
+        return tuple(i for i in positions if not any(i in group for group in groups))
+
+    for some in _sets(positions):
+        found = grown(some) if set(some) <= set(rest()) else None
+        if found is not None:
+            groups[some] = found
+    if not groups or not rest():
+        return groups
+    # A group may run with more rows than the others have, which do not run with more than it.
+    for with_group in ((), *groups):
+        together = tuple(sorted((*rest(), *with_group)))
+        found = grown(together)
+        if found is not None:
+            groups.pop(with_group, None)
+            return {**groups, together: found}
+    return {}
+
+
+def _sets(positions: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Sets of inputs that may be tied to one another, the smaller ones first.
+
+    Of many inputs only those that stand side by side, as the mask beside its sequence does.
+    """
+    n = len(positions)
+    for size in range(1, n):
+        if n <= _MANY:
+            yield from combinations(positions, size)
+        elif size <= 2:
+            yield from (tuple(positions[i : i + size]) for i in range(n - size + 1))
+        else:
+            yield tuple(positions[:size])
+
+
+def _changed(before: tuple[int, ...], after: tuple[int, ...]) -> set[int]:
+    """The dimensions in which a result has another size."""
+    return {dim for dim, (a, b) in enumerate(zip(before, after, strict=False)) if a != b}
+
+
+def _shapes(model: nn.Module, tree: trees.Tree, leaves: list[Any]) -> _Shapes | None:
+    """The shapes of the results; None where the model does not run."""
+    own = [leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+    args, kwargs = trees.unflatten(tree, own)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            results, _ = trees.flatten(model(*args, **kwargs))
+    except Exception as e:  # noqa: BLE001  # the user's own code
+        logger.debug("the model does not run with other numbers of rows: %s", e)
+        return None
+    return [tuple(r.shape) if isinstance(r, torch.Tensor) else () for r in results]
