@@ -9,6 +9,7 @@ good as torch's own, and the rest is compared with what torch computes from them
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,15 @@ _CHOOSING: Mapping[str, tuple[int, int | None]] = {
     "aten.argmin.default": (1, None),
     "aten.max.dim": (1, None),
     "aten.min.dim": (1, None),
+}
+# Those that take one element of an order, which a file has as a whole, and where each has its
+# dimension; the two of all elements have none.
+_TAKING: Mapping[str, int | None] = {
+    "aten.kthvalue.default": 2,
+    "aten.median.default": None,
+    "aten.median.dim": 1,
+    "aten.nanmedian.default": None,
+    "aten.nanmedian.dim": 1,
 }
 # And where their nodes in a file have the indices.
 _INDICES: Mapping[str, int] = {"TopK": 1, "ArgMax": 0, "ArgMin": 0}
@@ -130,6 +140,8 @@ class _Interpreter(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
+        if str(n.target) in _TAKING:
+            return self._taken(n, result)
         place = _CHOOSING.get(str(n.target))
         if place is None or _without_indices(n):
             return result
@@ -149,6 +161,38 @@ class _Interpreter(fx.Interpreter):
         values = args[0].gather(dim, found if kept else found.unsqueeze(dim))
         return (values if kept else values.squeeze(dim)), found
 
+    def _taken(self, n: fx.Node, result: Any) -> Any:
+        """What an operator takes from an order, from the file's order."""
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        name, position = str(n.target), _TAKING[str(n.target)]
+        values = args[0].flatten() if position is None else args[0]
+        dim = 0 if position is None else _argument(args, kwargs, position, "dim", -1)
+        missing = values.isnan()
+        numbers = values.masked_fill(missing, math.inf) if values.is_floating_point() else values
+        order = self._choose(numbers, dim, True, numbers.sort(dim=dim, stable=True).indices)
+        count = (~missing).sum(dim, keepdim=True)
+        if "kthvalue" in name:
+            k = torch.full_like(count, args[1] - 1)
+        elif "nan" in name:
+            k = ((count - 1) // 2).clamp(min=0)
+        else:
+            k = torch.full_like(count, (values.shape[dim] - 1) // 2)
+        index = order.gather(dim, k)
+        value = values.gather(dim, index)
+        if position is None:
+            return torch.where(result.isnan(), result, value.reshape(()))
+        if not _argument(args, kwargs, position + 1, "keepdim", False):
+            value, index = value.squeeze(dim), index.squeeze(dim)
+        # Where NaN decides, there is nothing to choose.
+        own, own_index = result
+        return torch.where(own.isnan(), own, value), torch.where(own.isnan(), own_index, index)
+
+
+def _argument(
+    args: Sequence[Any], kwargs: Mapping[str, Any], position: int, name: str, default: Any
+) -> Any:
+    return args[position] if len(args) > position else kwargs.get(name, default)
+
 
 def _without_indices(node: fx.Node) -> bool:
     """Whether a maximum's place is not asked for, which a file does not have then."""
@@ -160,7 +204,8 @@ def _without_indices(node: fx.Node) -> bool:
 def chooses(module: nn.Module) -> bool:
     """Whether a module has an operator that chooses among elements."""
     graphs = [part.graph for part in module.modules() if isinstance(part, fx.GraphModule)]
-    return any(str(node.target) in _CHOOSING for graph in graphs for node in graph.nodes)
+    choosing = {*_CHOOSING, *_TAKING}
+    return any(str(node.target) in choosing for graph in graphs for node in graph.nodes)
 
 
 def choices_of(path: Path, sample: Mapping[str, Any]) -> list[Array]:

@@ -27,6 +27,7 @@ from torch.export import Dim
 
 from fxelastic.backends.onnxruntime.padding import keep_padding
 from fxelastic.backends.onnxruntime.pieces import Piece, SideBySide
+from fxelastic.backends.onnxruntime.refusals import names_operator, refused_operators
 from fxelastic.backends.onnxruntime.reshaping import keep_empty_reshapes
 from fxelastic.backends.onnxruntime.slicing import Cutter, finish
 from fxelastic.backends.onnxruntime.templates import Template, templates
@@ -89,13 +90,17 @@ def convert(
         logger.warning("the branches can't be converted at once (%s); converting each", reason)
     models: dict[str, ir.Model] = {}
     failures: list[tuple[Template, Cause]] = []
+
+    def alone(piece: Piece) -> object:
+        return _convert_together(templates([piece]), opset)
+
     for template in found:
         names = ", ".join(piece.name for piece in template.pieces)
         progress(f"converting {names} ({len(models) + 1} of {len(pieces)})")
         try:
             models |= _convert_together([template], opset)
         except Exception as e:  # noqa: BLE001 - as above; all that fail are reported together
-            failures.append((template, _cause(e, template.first.module)))
+            failures.append((template, _cause(e, template.first, alone)))
     if failures:
         n_failed = sum(len(template.pieces) for template, _ in failures)
         raise ExportError(
@@ -120,9 +125,9 @@ def _told(failures: Sequence[tuple[Template, Cause]]) -> list[str]:
     return lines[:_MAX_REPORTED] + ([f"and {hidden} more reasons"] if hidden > 0 else [])
 
 
-def _cause(error: Exception, module: nn.Module) -> Cause:
+def _cause(error: Exception, piece: Piece, convert: Callable[[Piece], object]) -> Cause:
     """Why a branch can't be converted, and one step that helps."""
-    parts = dict(module.named_modules())
+    parts = dict(piece.module.named_modules())
     whole = next((part for name, part in parts.items() if name.endswith(".module")), None)
     whole = whole if any("_opaque_" in name for name in parts) else None
     if whole is not None:
@@ -136,6 +141,10 @@ def _cause(error: Exception, module: nn.Module) -> Cause:
         return Cause(reason, WITHOUT_FAKES)
     if reason.endswith(_COMPLEX):
         return Cause(reason, "compute with the real and the imaginary parts apart")
+    if operator is None or not names_operator(operator[1], piece.module):
+        refused = refused_operators(piece, convert)
+        if refused:
+            return Cause(f"{listed(refused)}: {reason}", f"replace {listed(refused)}")
     return Cause(reason, f"replace {operator[1].removesuffix('.default')}" if operator else None)
 
 

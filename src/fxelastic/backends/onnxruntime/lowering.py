@@ -9,6 +9,7 @@ sizes up to 64, 132 pairs differ, such as 14 to 8.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from fxelastic.backends.onnxruntime.decompositions import DECOMPOSITIONS
 from fxelastic.backends.onnxruntime.projected_lstm import lstm
 
 _ATEN = torch.ops.aten
@@ -145,6 +147,19 @@ def masked_select(value: Tensor, mask: Tensor) -> Tensor:
     return value[mask]
 
 
+def tensor_split(value: Tensor, sections: int, dim: int = 0) -> Sequence[Tensor]:
+    """Parts that differ by one at most; by slices where the size is open, as for `chunk`."""
+    size = value.shape[dim]
+    if isinstance(size, int):
+        parts: Sequence[Tensor] = _ATEN.tensor_split.sections(value, sections, dim)
+        return parts
+    ends: list[Any] = [0]
+    for i in range(sections):
+        ends.append(ends[-1] + (size + sections - 1 - i) // sections)
+    bounds = itertools.pairwise(ends)
+    return [_ATEN.slice.Tensor(value, dim, start, end) for start, end in bounds]
+
+
 def subtracted_from(value: Tensor, other: float, alpha: float = 1) -> Tensor:
     """A number less a tensor, which is given the result's dtype first.
 
@@ -180,11 +195,13 @@ def _of_onnxruntime(n: int, m: int) -> list[int]:
 
 
 _LOWERED: Mapping[Any, Callable[..., Any]] = {
+    **DECOMPOSITIONS,
     _ATTENTION: attention,
     _ATEN.chunk.default: chunk,
     _ATEN.lstm.input: lstm,
     _ATEN.masked_select.default: masked_select,
     _ATEN.rsub.Scalar: subtracted_from,
+    _ATEN.tensor_split.sections: tensor_split,
     _ATEN.upsample_nearest1d.vec: nearest,
     _ATEN.upsample_nearest2d.vec: nearest,
     _ATEN.upsample_nearest3d.vec: nearest,

@@ -1,0 +1,156 @@
+"""Pooling to any size, and with a divisor of its own, by what ONNX has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_ATEN = torch.ops.aten
+
+
+def adaptive_max_pool(value: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The maximum of each of a number of windows, and where it is.
+
+    Args:
+        value: ``(N, C, *sizes)`` or ``(C, *sizes)``.
+        output_size: How many windows there are in each dimension.
+
+    Returns:
+        The maxima, and their places in an image as one number each.
+    """
+    n = len(output_size)
+    sizes = value.shape[-n:]
+    if _divides(sizes, output_size):
+        name = f"adaptive_max_pool{n}d"
+        result: tuple[Tensor, Tensor] = getattr(_ATEN, name).default(value, output_size)
+        return result
+    places = None
+    # From the last dimension to the first: of equal elements the first one is taken.
+    for i in reversed(range(n)):
+        dim, stride = i - n, math.prod(sizes[i + 1 :])
+        starts, lengths = _windows(sizes[i], output_size[i])
+        rows = _rows(starts, lengths).to(value.device)
+        windows = _gathered(value, dim, rows)
+        value = windows.amax(dim)
+        within = torch.arange(rows.shape[1], device=value.device).reshape(-1, *[1] * (n - 1 - i))
+        equal = windows == value.unsqueeze(dim)
+        chosen = torch.where(equal, within, rows.shape[1] - 1).amin(dim)
+        first = torch.tensor(starts, device=value.device)
+        own = (chosen + first.reshape(-1, *[1] * (n - 1 - i))) * stride
+        if places is not None:
+            others = _gathered(places, dim, rows).gather(dim, chosen.unsqueeze(dim)).squeeze(dim)
+            own = own + others
+        places = own
+    assert places is not None
+    return value, places
+
+
+def adaptive_avg_pool3d(value: Tensor, output_size: Sequence[int]) -> Tensor:
+    """The mean of each of a number of windows, dimension by dimension."""
+    n = len(output_size)
+    sizes = value.shape[-n:]
+    if _divides(sizes, output_size):
+        result: Tensor = _ATEN.adaptive_avg_pool3d.default(value, output_size)
+        return result
+    for i in range(n):
+        dim = i - n
+        starts, lengths = _windows(sizes[i], output_size[i])
+        windows = _gathered(value, dim, _rows(starts, lengths).to(value.device))
+        lengths_ = torch.tensor(lengths, device=value.device).reshape(-1, *[1] * (n - i))
+        inside = torch.arange(max(lengths), device=value.device).reshape(-1, *[1] * (n - 1 - i))
+        total = windows.masked_fill(inside >= lengths_, 0.0).sum(dim)
+        value = total / lengths_.squeeze(1)
+    return value
+
+
+def avg_pool2d(value: Tensor, *args: Any, **kw: Any) -> Tensor:
+    """The mean of windows of an image; their sum over a divisor where one is given."""
+    return _avg_pool(_ATEN.avg_pool2d.default, 2, value, *args, **kw)
+
+
+def avg_pool3d(value: Tensor, *args: Any, **kw: Any) -> Tensor:
+    """The same for a volume."""
+    return _avg_pool(_ATEN.avg_pool3d.default, 3, value, *args, **kw)
+
+
+def _avg_pool(
+    operator: Any,
+    n: int,
+    value: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    result: Tensor
+    if divisor_override is None:
+        result = operator(value, kernel_size, stride, padding, ceil_mode, count_include_pad)
+        return result
+    kernels = _each(kernel_size, n)
+    strides = _each(stride or kernel_size, n)
+    pads: list[int] = []
+    for size, k, s, p in zip(value.shape[-n:], kernels, strides, _each(padding, n), strict=True):
+        beyond = _ceil_windows(size, k, s, p) * s - s + k - size - p if ceil_mode else p
+        pads = [p, max(p, beyond), *pads]
+    # Zeros are there to be counted, so every window has the whole kernel's number of elements.
+    mean = operator(F.pad(value, pads), kernels, strides)
+    result = mean * (math.prod(kernels) / divisor_override)
+    return result
+
+
+def _ceil_windows(size: int, kernel: int, stride: int, pad: int) -> int:
+    """How many windows there are when they may end, but not start, beyond the padding."""
+    n = -(-(size + 2 * pad - kernel) // stride) + 1
+    return n - 1 if (n - 1) * stride >= size + pad else n
+
+
+def _each(numbers: Sequence[int], n: int) -> list[int]:
+    return list(numbers) if len(numbers) == n else [numbers[0]] * n
+
+
+def _divides(sizes: Sequence[Any], windows: Sequence[Any]) -> bool:
+    """Whether all windows are alike, which ONNX has; also where a size is not known."""
+    if not all(isinstance(n, int) for n in (*sizes, *windows)):
+        return True
+    return all(m and size % m == 0 for size, m in zip(sizes, windows, strict=True))
+
+
+def _windows(size: int, count: int) -> tuple[list[int], list[int]]:
+    """Where each window starts, and how long it is."""
+    starts = [i * size // count for i in range(count)]
+    return starts, [-(-(i + 1) * size // count) - starts[i] for i in range(count)]
+
+
+def _rows(starts: Sequence[int], lengths: Sequence[int]) -> Tensor:
+    """``(windows, longest)``: the rows of each; a shorter one has its last row several times."""
+    longest = max(lengths)
+    return torch.tensor(
+        [
+            [start + min(j, length - 1) for j in range(longest)]
+            for start, length in zip(starts, lengths, strict=True)
+        ]
+    )
+
+
+def _gathered(value: Tensor, dim: int, rows: Tensor) -> Tensor:
+    """The windows along a dimension, counted from the end: ``(..., windows, longest, ...)``."""
+    windows: Tensor = value.index_select(dim, rows.flatten()).unflatten(dim, rows.shape)
+    return windows
+
+
+DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {
+    _ATEN.adaptive_max_pool1d.default: adaptive_max_pool,
+    _ATEN.adaptive_max_pool2d.default: adaptive_max_pool,
+    _ATEN.adaptive_max_pool3d.default: adaptive_max_pool,
+    _ATEN.adaptive_avg_pool3d.default: adaptive_avg_pool3d,
+    _ATEN._adaptive_avg_pool3d.default: adaptive_avg_pool3d,
+    _ATEN.avg_pool2d.default: avg_pool2d,
+    _ATEN.avg_pool3d.default: avg_pool3d,
+}
