@@ -127,7 +127,6 @@ OPERATORS: dict[str, tuple[str, Function]] = {
     },
     "diagonal written": ("sequences", without_diagonal),
     "diagonal beside infinities": ("sequences", lambda x: x.diagonal(-2, 1, 2)),
-    "parts of the batch": ("rows", lambda x: x.tensor_split(2)[0].sum(0)[None]),
     "mean of flags": ("rows", lambda x: (x > 0).mean(1, dtype=torch.float32)),
     "extremes of all": ("rows finite", lambda x: [part[None] for part in x.aminmax()]),
     "masked_select": ("rows", lambda x: torch.masked_select(x, x > 0).sum()[None]),
@@ -303,8 +302,14 @@ class All(nn.Module):
         volumes: Tensor,
         waves: Tensor,
     ) -> list[Any]:
-        inputs = locals()
-        return [function(inputs[kind.split()[0]]) for kind, function in OPERATORS.values()]
+        inputs = [rows, sequences, signals, images, volumes, waves]
+        # One batch is read from all, so that their sizes are one.
+        tied = sum(value.flatten(1).sum(1) for value in inputs)
+        named = dict(zip(SHAPES, inputs, strict=True))
+        return [
+            tied,
+            *(function(named[kind.split()[0]]) for kind, function in OPERATORS.values()),
+        ]
 
 
 def tensors(result: Any) -> list[Tensor]:
@@ -318,7 +323,8 @@ def pieces() -> list[Piece]:
     examples = {name: torch.randn(shape) for name, shape in SHAPES.items()}
     traced = capture(All().eval(), examples)
     assert traced.dynamic_batch
-    results = list(next(n for n in traced.graph_module.graph.nodes if n.op == "output").args[0])
+    output = next(n for n in traced.graph_module.graph.nodes if n.op == "output")
+    results = list(output.args[0])[1:]
     found = []
     for name, (kind, function) in OPERATORS.items():
         count = len(tensors(function(examples[kind.split()[0]])))
@@ -460,6 +466,29 @@ def test_means_of_neighbours_are_exported(tmp_path: Path) -> None:
     with edge.Executor(bundle) as executor, torch.no_grad():
         (found,) = executor.run(bundle.space.original, {"x": x.numpy(), "edges": edges.numpy()})
         np.testing.assert_allclose(found, model(x, edges), rtol=1e-4, atol=1e-5)
+
+
+class Halves(nn.Module):
+    """Adds what the first half of a batch has on average, which may be the larger half."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.last(x + x.tensor_split(2)[0].sum(0)[None].expand(x.shape))
+
+
+def test_parts_of_a_batch_are_right_at_even_and_odd_sizes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Halves().eval()
+    supernet = fxelastic.expand(model, 1.0, example_inputs=torch.randn(3, 8), kinds=())
+    bundle = fxelastic.export(supernet, tmp_path / "bundle")
+    with edge.Executor(bundle) as executor, torch.no_grad():
+        for x in (torch.randn(4, 8), torch.randn(5, 8)):
+            (found,) = executor.run(bundle.space.original, {"x": x.numpy()})
+            np.testing.assert_allclose(found, model(x), rtol=1e-4, atol=1e-5)
 
 
 class Chosen(nn.Module):

@@ -4,7 +4,7 @@ Attention over other than four dimensions (windows, or no heads) is refused, and
 of a batch, and integers that are taken from a fraction. The projection of an LSTM is left out.
 Nearest neighbours of n elements are not the same everywhere: torch takes element
 ``floor(i * (n / m))``, onnxruntime ``floor(i / (m / n))``, each in 32-bit floating point. Of the
-sizes up to 64, 132 pairs differ, such as 14 to 8.
+sizes up to 64, 132 pairs differ, such as 14 to 8. The package `decompositions` has more of them.
 """
 
 from __future__ import annotations
