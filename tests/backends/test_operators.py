@@ -269,7 +269,7 @@ OPERATORS: dict[str, tuple[str, Function]] = {
     # Elements
     "hypot": ("rows", lambda x: torch.hypot(x, x.flip(1))),
     "hypot of large numbers": ("rows", lambda x: torch.hypot(x * 1e25, x.flip(1) * 1e25)),
-    "atan2 on the axes": ("rows", lambda x: torch.atan2(x, x.flip(1).abs() * -1)),
+    "atan2 on the axes": ("rows", lambda x: torch.atan2(x, 0.0 - x.flip(1).abs())),
     "erfinv": ("rows", lambda x: torch.erfinv(x / 4)),
     "erfinv near one": ("rows finite", lambda x: torch.erfinv(x.clamp(-0.9999, 0.9999))),
     "rrelu": ("rows", lambda x: F.rrelu(x, 0.1, 0.4)),
