@@ -36,15 +36,25 @@ class Flat(nn.Module):
     ``torch.export`` then sees tensors only, whatever the model's own signature is.
     """
 
-    def __init__(self, model: nn.Module, arguments: trees.Tree, n_positional: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        arguments: trees.Tree,
+        n_positional: int,
+        batched: Sequence[int] = (),
+    ) -> None:
         super().__init__()
         self.model = model
         self._arguments = arguments
         self._n_positional = n_positional
+        self._batched = tuple(batched)
         self.seen = _Seen()
 
     def forward(self, *leaves: Any) -> tuple[Any, ...]:
         """The model's tensors from its argument's tensors; notes the result's structure."""
+        for i in self._batched[1:]:
+            # Inferred sizes have a symbol each unless they are declared equal.
+            torch._check(leaves[i].shape[0] == leaves[self._batched[0]].shape[0])
         args, kwargs = trees.unflatten(self._arguments, list(leaves))
         outputs, result = trees.flatten(self.model(*args, **kwargs))
         self.seen.result = result
@@ -131,7 +141,7 @@ def _export(
     batched: Sequence[int],
     dimension: Any,
 ) -> tuple[ExportedProgram, trees.Tree]:
-    flat = Flat(model, tree, n_positional)
+    flat = Flat(model, tree, n_positional, batched)
     shapes = tuple({0: dimension} if i in batched else None for i in range(len(leaves)))
     with quiet():
         program = torch.export.export(
