@@ -410,6 +410,7 @@ def inputs(kind: str) -> dict[str, Tensor]:
     return found
 
 
+@pytest.mark.xdist_group("operators")
 @pytest.mark.parametrize("name", OPERATORS)
 def test_operator_computes_what_torch_does(
     name: str, sessions: dict[str, ort.InferenceSession]
@@ -417,6 +418,7 @@ def test_operator_computes_what_torch_does(
     check(name, sessions)
 
 
+@pytest.mark.xdist_group("operators")
 @pytest.mark.parametrize("name", AT_OLDEST)
 def test_operator_computes_it_at_the_oldest_operator_set(
     name: str, oldest: dict[str, ort.InferenceSession]
