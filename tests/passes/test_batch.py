@@ -77,6 +77,33 @@ class Skipped(Scorer):
         return x @ texts.T
 
 
+class Tokens(Scorer):
+    """Sequences, with one row for each token that all of them share."""
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        return self.body(x) * tokens
+
+
+class TokensFirst(Tokens):
+    def forward(self, tokens: Tensor, x: Tensor) -> Tensor:
+        return super().forward(x, tokens)
+
+
+class Causal(Scorer):
+    """Attends to itself, with a mask for tokens by tokens and one for each sample."""
+
+    def forward(self, x: Tensor, causal: Tensor, padding: Tensor) -> Tensor:
+        x = self.body(x)
+        return torch.softmax(x @ x.mT + causal + padding[:, None], -1) @ x
+
+
+class Stacked(Scorer):
+    """Mixes the rows of a table that all samples share with weights for each sample."""
+
+    def forward(self, table: Tensor, x: Tensor, weights: Tensor) -> Tensor:
+        return self.body(x) + torch.einsum("nk,kd->nd", weights, table)
+
+
 class Many(Scorer):
     """More inputs than all sets of which are tried."""
 
@@ -117,6 +144,10 @@ def rows(n: int) -> Tensor:
     return torch.randn(n, 8, generator=torch.Generator().manual_seed(n))
 
 
+def sequences(n: int) -> Tensor:
+    return rows(4 * n).view(n, 4, 8)
+
+
 def edges(n: int, n_edges: int) -> tuple[Tensor, Tensor]:
     return torch.arange(n_edges) % n, torch.arange(n_edges).flip(0) % n
 
@@ -142,6 +173,14 @@ CASES: dict[str, tuple[type[Scorer], Any, Sequence[str]]] = {
     "memory": (Memory, lambda n: (rows(n), KEYS), ["x"]),
     "tied": (Tied, tied, ["x", "mask", "t", "keep"]),
     "skipped mask": (Skipped, lambda n: (rows(n), torch.ones(n, 8), rows(4)), ["x", "mask"]),
+    "tokens": (Tokens, lambda n: (sequences(n), rows(4)), ["x"]),
+    "tokens first": (TokensFirst, lambda n: (rows(4), sequences(n)), ["x"]),
+    "causal mask": (
+        Causal,
+        lambda n: (sequences(n), rows(4)[:, :4], rows(n)[:, :4]),
+        ["x", "padding"],
+    ),
+    "table": (Stacked, lambda n: (rows(4), rows(n), rows(n)[:, :4]), ["x", "weights"]),
     "many": (Many, lambda n: (rows(4), *[rows(n)] * 7), [f"args_{i}" for i in range(7)]),
     "pair": (Pair, lambda n: (rows(n), rows(n)), ["left", "right"]),
     "joined": (Joined, lambda n: (rows(n), rows(n)), ["left", "right"]),

@@ -102,10 +102,13 @@ def test_a_batch_in_dimension_1_is_named(name: str) -> None:
     assert not any("the batch size is fixed" in w for w in traced.warnings)
 
 
+@pytest.mark.parametrize("layers", [1, SAMPLES], ids=["one layer", "as many layers as samples"])
 @pytest.mark.parametrize("make", [nn.GRU, nn.RNN])
-def test_states_with_their_batch_in_dimension_1_are_named(make: type[nn.RNNBase]) -> None:
-    model = Classifier(make(8, 8, batch_first=True), outputs).eval()
-    traced = capture(model, (X.transpose(0, 1), torch.ones(1, SAMPLES, 8)))
+def test_states_with_their_batch_in_dimension_1_are_named(
+    make: type[nn.RNNBase], layers: int
+) -> None:
+    model = Classifier(make(8, 8, layers, batch_first=True), outputs).eval()
+    traced = capture(model, (X.transpose(0, 1), torch.ones(layers, SAMPLES, 8)))
     (warning,) = traced.warnings
     assert warning.startswith("the batch seems to be in dimension 1 of 'args_0', and")
     assert "in dimension 0 of 'x'; wrap the model" in warning

@@ -52,8 +52,11 @@ def batch_elsewhere(
     if independent:
         return None
     if independent is None:
-        columns = _columns(leaves, rows)
-        if not columns or not compare.independent({**rows, **columns}):
+        columns = next(
+            (c for c in _columns(leaves, rows) if compare.independent({**rows, **c})), {}
+        )
+        rows = {i: dim for i, dim in rows.items() if i not in columns}
+        if not columns or not rows:
             return None
         return (
             "the batch seems to be in dimension 1 of "
@@ -77,11 +80,18 @@ def batch_elsewhere(
     )
 
 
-def _columns(leaves: Sequence[Any], rows: Mapping[int, int]) -> dict[int, int]:
-    """Other inputs that have as many columns as there are rows, as states of layers do."""
-    size = leaves[next(iter(rows))].shape[0]
-    others = (i for i, leaf in enumerate(leaves) if i not in rows and _dims(leaf) >= 2)
-    return {i: 1 for i in others if leaves[i].shape[1] == size}
+def _columns(leaves: Sequence[Any], rows: Mapping[int, int]) -> list[dict[int, int]]:
+    """Inputs that have as many columns as there are rows, as states of layers do.
+
+    Those that are not taken for rows; and all but the first, as many layers as samples are a
+    coincidence.
+    """
+    first = next(iter(rows))
+    size = leaves[first].shape[0]
+    every = {i: 1 for i, leaf in enumerate(leaves) if _dims(leaf) >= 2 and leaf.shape[1] == size}
+    others = {i: 1 for i in every if i not in rows}
+    later = {i: 1 for i in every if i != first}
+    return [columns for columns in (others, later) if columns]
 
 
 def _candidates(leaves: Sequence[Any], first: int) -> list[dict[int, int]]:

@@ -92,7 +92,7 @@ def _tied(
         return found if same else None
 
     groups = _groups(positions, grown)
-    if shapes is None or len(groups) < 2:
+    if shapes is None or not groups:
         return Batch(positions)
     ordered = sorted(groups)
     # For each result and each group, the dimensions of the result that the group's rows decide.
@@ -100,7 +100,10 @@ def _tied(
         [_changed(shapes[r], groups[group][r]) for group in ordered] for r in range(len(shapes))
     ]
     every = range(len(ordered))
-    leading = [g for g in every if any(0 in dims[g] for dims in follows)] or [0]
+    leading = [g for g in every if any(0 in dims[g] for dims in follows)]
+    if not leading and sum(map(len, ordered)) < len(positions):
+        return Batch(positions)  # some inputs fix their rows, and nothing tells which
+    leading = leading or [0]
     crossed = any(
         0 in dims[a] and dims[b] - {0} for dims in follows for a in every for b in every if a != b
     )
@@ -142,7 +145,8 @@ def _groups(
         if found is not None:
             groups.pop(with_group, None)
             return {**groups, together: found}
-    return {}
+    # What has more rows in no company has the example's, as a causal mask of as many tokens.
+    return groups if grown(positions) is None else {}
 
 
 def _sets(positions: Sequence[int]) -> Iterator[tuple[int, ...]]:
