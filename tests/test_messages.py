@@ -175,7 +175,7 @@ PROVOKED: dict[str, tuple[Callable[[Path], object], type[FxElasticError], str]] 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", PROVOKED)
-def test_a_message_is_given_for(name: str, tmp_path: Path) -> None:
+def test_a_mistake_gives_a_message(name: str, tmp_path: Path) -> None:
     provoke, error, text = PROVOKED[name]
     with pytest.raises(error) as caught:
         provoke(tmp_path)

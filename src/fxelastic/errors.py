@@ -157,7 +157,7 @@ def listed(names: Iterable[str], most: int = 3) -> str:
 
 
 def said(error: BaseException, most: int = 200) -> str:
-    """What another library's error says, short enough for a message: ``TypeError: not a number``.
+    """Another library's error, short enough for a message: ``TypeError: not a number``.
 
     Args:
         error: The error.

@@ -55,8 +55,7 @@ def expand(
 
     Returns:
         The supernet, in eval mode. Its original path computes what the model computes. A branch
-        that is the same as an earlier one of its interval, bit for bit, is not in it; its
-        ``skips`` name both.
+        that equals an earlier one of its interval bit for bit is left out; ``skips`` names both.
 
     Raises:
         UsageError: An argument has the wrong type or value, or a kind is not known.

@@ -61,8 +61,8 @@ def export(
         force: Replace a bundle that is there, if its folder holds nothing else.
         jobs: How many files are compared at once.
         n_subnets: How many random subnets are assembled and compared, besides the model.
-        seed: Of everything that is drawn: inputs of the conversion and of the comparison, and the
-            subnets compared.
+        seed: Seed of the inputs of the conversion and of the comparison, and of the subnets that
+            are compared.
         progress: Told what is being done, in short texts.
 
     Returns:

@@ -153,7 +153,7 @@ def test_the_seed_reaches_what_draws_inputs(
     assert min(seen) >= 40
 
 
-def test_a_file_that_ignores_rows_is_still_told(tmp_path: Path) -> None:
+def test_a_file_that_ignores_rows_is_still_reported(tmp_path: Path) -> None:
     from fxelastic.backends.onnxruntime.parity import Parity
 
     made = supernet("filtered")

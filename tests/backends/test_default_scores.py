@@ -95,7 +95,7 @@ def test_the_score_fits_the_results(bundle: edge.Bundle, kind: str) -> None:
         return
     metric = chosen_metric(single, None, labelled=False)
     assert metric.name == SCORES[kind]
-    # What it takes as targets, it scores; with margins where a sample is one choice.
+    # The score takes its own targets; it has margins where a sample is one choice.
     x = np.random.default_rng(0).standard_normal((7, 5, 6)).astype(np.float32)
     with edge.Executor(bundle) as executor:
         outputs = executor.run(bundle.space.original, {bundle.inputs[0].name: x})[at : at + 1]

@@ -125,7 +125,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Tensor, str, str, str]] = {
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("name", REFUSED)
-def test_the_advice_fits_why_it_can_t_be_exported(name: str, tmp_path: Path) -> None:
+def test_the_advice_fits_the_reason_of_a_failed_export(name: str, tmp_path: Path) -> None:
     make, inputs, what, reason, advice = REFUSED[name]
     supernet = fxelastic.expand(make().eval(), 0.6, example_inputs=inputs, kinds=())
     with pytest.raises(ExportError) as caught:

@@ -1,4 +1,4 @@
-"""LSTMs with a projection are converted rightly."""
+"""LSTMs with a projection are converted correctly."""
 
 from __future__ import annotations
 

@@ -114,9 +114,7 @@ def with_branch(name: str) -> tuple[Supernet, Arch]:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_branches_that_are_no_graphs_are_trained_saved_and_exported(
-    name: str, tmp_path: Path
-) -> None:
+def test_branches_without_graphs_are_trained_saved_and_exported(name: str, tmp_path: Path) -> None:
     supernet, arch = with_branch(name)
     before = {k: v.clone() for k, v in supernet.branches["plain@0"].module.state_dict().items()}
     fxelastic.distill(supernet, [X], steps=2)

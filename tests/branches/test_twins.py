@@ -71,7 +71,7 @@ def test_ratios_that_round_to_the_same_channels_are_one_branch(
     assert len(twins(supernet)) == 2 * (len(ratios) - left)
 
 
-def test_twins_are_listed_with_the_branch_that_they_are() -> None:
+def test_twins_are_listed_with_the_branch_that_they_equal() -> None:
     supernet = expanded()
     assert twins(supernet) == [
         f"pruned50@{i} is the same as pruned25@{i}, bit for bit" for i in (0, 1)
@@ -188,7 +188,7 @@ def test_only_what_is_surely_the_same_is_dropped(
     assert skips == ([wanted] if same else [])
 
 
-def test_branches_of_other_intervals_or_values_are_no_twins() -> None:
+def test_branches_of_other_intervals_or_values_are_not_twins() -> None:
     one, other = branches(graph(), graph())
     assert len(without_twins([one, *branches(graph(), start=1)])[0]) == 2
     assert len(without_twins([one, replace(other, inputs=("z",))])[0]) == 2

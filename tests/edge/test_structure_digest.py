@@ -89,7 +89,7 @@ def test_the_table_of_another_structure_is_refused(
         edge.search(other, table, DATA, budget="80%")
 
 
-def test_a_table_of_before_goes_with_its_own_bundle(
+def test_a_table_of_an_earlier_release_is_valid_for_its_own_bundle(
     bundle: edge.Bundle, retrained: edge.Bundle, tmp_path: Path
 ) -> None:
     """One that a release wrote before tables recorded the structure."""
@@ -242,13 +242,13 @@ DIFFERENT: dict[str, tuple[Callable[[], onnx.ModelProto], Callable[[], onnx.Mode
 
 
 @pytest.mark.parametrize("name", ALIKE)
-def test_graphs_that_differ_in_weights_alone_are_alike(name: str) -> None:
+def test_graphs_that_differ_in_weights_alone_have_one_digest(name: str) -> None:
     one, other = (make() for make in ALIKE[name])
     assert one != other
     assert graph_digest(one) == graph_digest(other)
 
 
 @pytest.mark.parametrize("name", DIFFERENT)
-def test_graphs_that_take_another_time_are_not(name: str) -> None:
+def test_graphs_of_other_cost_have_other_digests(name: str) -> None:
     one, other = (make() for make in DIFFERENT[name])
     assert graph_digest(one) != graph_digest(other)

@@ -218,7 +218,7 @@ def build():
 """
 
 
-def test_commands_say_and_are_said_what_is_batched(tmp_path: Path) -> None:
+def test_commands_take_and_print_the_batched_inputs(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(_MODEL)
     model = [
         f"{tmp_path / 'net.py'}:build",

@@ -265,7 +265,7 @@ def test_the_name_of_an_argument_stands_for_all_of_its_tensors() -> None:
         ((3,), "batched must be names of inputs"),
     ],
 )
-def test_batched_that_can_t_be_is_refused(batched: Any, message: str) -> None:
+def test_an_impossible_batched_is_refused(batched: Any, message: str) -> None:
     class Three(Scorer):
         def forward(self, x: Tensor, t: Tensor, other: Tensor) -> Tensor:
             return self.body(x) * t + other.sum(0)

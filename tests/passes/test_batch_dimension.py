@@ -131,7 +131,7 @@ FIRST: dict[str, tuple[Callable[[], nn.Module], Any]] = {
 
 
 @pytest.mark.parametrize("name", FIRST)
-def test_a_batch_that_is_in_no_other_dimension_is_left(name: str) -> None:
+def test_a_batch_in_dimension_0_gives_no_warning(name: str) -> None:
     make, inputs = FIRST[name]
     torch.manual_seed(0)
     traced = capture(make().eval(), inputs)

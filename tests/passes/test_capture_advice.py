@@ -210,7 +210,7 @@ def test_the_advice_fits_what_the_outermost_forward_does(name: str) -> None:
     assert len(str(error)) <= MAX_LENGTH
 
 
-def test_an_unknown_cause_is_told_in_torch_s_words_alone() -> None:
+def test_an_unknown_cause_has_torchs_message_and_no_advice() -> None:
     def picky(x: Tensor) -> Tensor:
         if type(x) is not Tensor:
             raise TypeError("a plain tensor is wanted")
@@ -303,7 +303,7 @@ UNFIT: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", UNFIT)
-def test_weights_that_are_none_are_named(name: str) -> None:
+def test_weights_without_shape_or_values_are_refused_by_name(name: str) -> None:
     make, what, advice = UNFIT[name]
     with pytest.raises(CaptureError) as caught:
         fxelastic.partition(make(), example_inputs=X)
@@ -353,7 +353,7 @@ WRITES: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("name", WRITES)
-def test_a_buffer_that_is_written_with_its_own_value_is_no_state(name: str) -> None:
+def test_a_buffer_that_is_written_with_its_own_value_is_not_state(name: str) -> None:
     model = WRITES[name]()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     traced = capture(model, X)

@@ -119,7 +119,9 @@ def test_modules_far_over_the_cap_and_those_that_fit_have_no_note(name: str) -> 
         assert "0" not in [note.path for note in partitioned(name, gamma).opened_modules]
 
 
-def test_partitions_supernets_and_explain_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_partitions_supernets_and_explain_name_opened_modules(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     build, x = MODELS["residual"]
     gamma = size_of("residual", "0") / partitioned("residual", 1.0).n_params / 1.02
     partition = partitioned("residual", gamma)

@@ -66,7 +66,7 @@ def test_a_step_without_rows_leaves_a_branch_as_it_is() -> None:
     assert history.loss == pytest.approx(history.epochs[0].losses["pruned25@1"], rel=1)
 
 
-def test_a_loss_of_the_users_is_not_asked_about_nothing() -> None:
+def test_a_users_loss_is_not_called_with_empty_tensors() -> None:
     def own(outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
         return torch.stack(
             [(a - b).square().mean() for a, b in zip(outputs, targets, strict=True)]
@@ -142,12 +142,12 @@ NOTHING = torch.zeros(0, 3, requires_grad=True)
         lambda: cross_entropy(torch.zeros(2, 3, requires_grad=True), torch.full((2,), -100)),
     ],
 )
-def test_a_mean_over_nothing_is_no_loss(loss: Any) -> None:
+def test_a_mean_over_no_elements_is_a_loss_of_0(loss: Any) -> None:
     assert float(loss()) == 0
     assert not loss().requires_grad
 
 
-def test_what_is_not_empty_counts_alone() -> None:
+def test_empty_tensors_do_not_count() -> None:
     output, target = torch.randn(4, 3), torch.randn(4, 3)
     both = normalised_error((NOTHING, output), (torch.zeros(0, 3), target))
     assert torch.equal(both, normalised_error(output, target))

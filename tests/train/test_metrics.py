@@ -47,7 +47,7 @@ def test_similarities_are_those_of_the_reference(shape: tuple[int, ...], values:
         ([NAN, 1, 2], [1.0, 2, 3], 0, 0),
     ],
 )
-def test_what_is_not_defined_has_a_value(
+def test_similarities_of_zero_constant_and_infinite_results(
     ours: Any, theirs: Any, cosines: float, ranks: float
 ) -> None:
     one, two = torch.tensor([ours]), torch.tensor([theirs])

@@ -91,7 +91,7 @@ def _range(value: Any) -> tuple[int, int] | None:
 def device_names(partition: Partition) -> dict[str, str]:
     """Names of the graph's values on a device: the user's own for the inputs, others as they are.
 
-    A value that is called as an input is called there gets a number.
+    A value gets a number if an input has its name.
     """
     inputs = partition.signature.names
     names = dict(zip(partition.signature.inputs, inputs, strict=True))
@@ -176,7 +176,7 @@ def _results(partition: Partition) -> tuple[fx.Node, ...]:
     for node in nodes:
         if not isinstance(node, fx.Node):
             raise InternalError(
-                "a result of the captured graph is not computed by it",
+                "the captured graph returns a result that it does not compute",
                 expected="the result of a node",
                 got=repr(node),
             )

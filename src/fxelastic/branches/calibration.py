@@ -245,7 +245,7 @@ class _Fit:
             norm.train()
 
     def end_statistics(self) -> None:
-        """Have the norms use their statistics; the old ones where no batch had any."""
+        """Set the norms' statistics to the measured ones; keep the old ones if there are none."""
         for norm, momentum, old in zip(self.norms, self._momenta, self._statistics, strict=True):
             if not norm.num_batches_tracked:
                 norm.load_state_dict(old, strict=False)

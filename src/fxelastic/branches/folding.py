@@ -1,7 +1,7 @@
 """Weights that a block computes from its parameters, taken as parameters of their own.
 
 Parametrisations (weight norm, spectral norm, pruning masks), merged adapters (LoRA, DoRA) and
-layers that scale their weight compute it anew in every call, from what no input changes. A branch
+layers that scale their weight compute it anew in every call, though no input changes it. A branch
 is a copy with weights of its own, so it can hold the result: its channels can then be pruned, its
 outer layers retargeted and its last map calibrated, as those of a plain layer.
 """
@@ -29,7 +29,7 @@ _WEIGHTED = frozenset(
     )
 )
 _DROPOUTS = ("aten.dropout", "aten.feature_dropout")
-#: Where torch keeps what a parametrised tensor is computed from.
+#: Where torch keeps the parameters behind a parametrised tensor.
 _PARAMETRIZATIONS = "parametrizations."
 
 
@@ -39,7 +39,7 @@ class Folded:
 
     Attributes:
         value: The weight: a parameter if a parameter is among its operands, else a tensor.
-        target: A dotted name for it, beside what it is computed from.
+        target: A dotted name for it, in the module of the parameters behind it.
     """
 
     value: Tensor
@@ -49,9 +49,9 @@ class Folded:
 def folded_weights(module: fx.GraphModule, nodes: Sequence[fx.Node]) -> dict[fx.Node, Folded]:
     """Compute the weights that some operators compute from parameters and buffers alone.
 
-    A weight is an operand of a matrix operator, norm or embedding. What is computed by views
-    (a transpose, a part of a packed weight) stays as it is, and so does what is larger than the
-    parameters it is computed from.
+    A weight is an operand of a matrix operator, norm or embedding. Views (a transpose, a part of a
+    packed weight) stay as they are, and so do weights that are larger than the parameters behind
+    them.
 
     Args:
         module: Holds the parameters and buffers; not changed.
@@ -75,7 +75,7 @@ def folded_weights(module: fx.GraphModule, nodes: Sequence[fx.Node]) -> dict[fx.
 
 
 def _held(module: fx.GraphModule, nodes: Sequence[fx.Node]) -> dict[fx.Node, None]:
-    """The operators that depend on no input: what they compute is the same in every call."""
+    """The operators that depend on no input, so that their results are the same in every call."""
     held: dict[fx.Node, None] = {}
     for node in nodes:
         if node.op != "call_function" or not _is_deterministic(node):
@@ -107,7 +107,7 @@ def _has_weights(node: fx.Node) -> bool:
 
 
 def _computed_weight(operand: fx.Node, held: dict[fx.Node, None]) -> fx.Node | None:
-    """What to hold of a weight: all of it, or what several views are taken of.
+    """The tensor to hold for a weight: the weight itself, or the tensor that it is a view of.
 
     Returns:
         The operand itself, or a tensor that it is a view of; None where nothing is computed.
@@ -165,7 +165,7 @@ def _fold(
 
 
 def _needed(node: fx.Node, held: dict[fx.Node, None]) -> list[fx.Node]:
-    """What a node is computed by, in order."""
+    """The nodes that a node is computed by, in order."""
     seen, pending = {node}, [node]
     while pending:
         for operand in pending.pop().all_input_nodes:
@@ -193,7 +193,7 @@ def _computed(module: fx.GraphModule, node: fx.Node, needed: Sequence[fx.Node]) 
 
 
 def _role(reader: fx.Node, operand: fx.Node) -> str:
-    """What the reader calls its operand: ``weight`` or ``bias``."""
+    """The reader's name for its operand: ``weight`` or ``bias``."""
     assert isinstance(reader.target, torch._ops.OpOverload)
     names = (argument.name for argument in reader.target._schema.arguments)
     given = [*zip(names, reader.args, strict=False), *reader.kwargs.items()]

@@ -91,9 +91,9 @@ def graph_flops(module: fx.GraphModule) -> int:
 
 
 def computes_nothing(module: fx.GraphModule) -> bool:
-    """Whether nothing that is counted is left in a branch: at most norms, activations and views.
+    """Whether a branch has no FLOPs: at most norms, activations and views.
 
-    What an opaque module computes is not known, so that it counts as something.
+    An opaque module may compute anything, so it counts as something.
     """
     called = (
         module.get_submodule(str(node.target))

@@ -238,7 +238,7 @@ def prunable(partition: Partition, crossings: Crossings, i: int) -> Prunable | s
     copied = trainable(partition, i, i + 1, crossings, share=True)
     if len(copied.inputs) != 1 or len(copied.outputs) != 1:
         return "the block has not one input and one output"
-    # At a batch of 3, which few other sizes are taken for; of 1, batch and broadcast look alike.
+    # At batch size 3, which few other sizes equal; at 1, batch and broadcast look alike.
     problem = misfit(copied.module, *_ends(partition, copied), batch_sizes=(3,))
     if problem:
         return f"its shapes cannot be derived: {problem}"

@@ -25,8 +25,8 @@ _DROPOUTS = (torch.ops.aten.dropout.default, torch.ops.aten.feature_dropout.defa
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
     """A batch norm over any number of dimensions that obeys ``train()`` and ``eval()``.
 
-    A batch with fewer than two values a channel has no statistics: in training, too, it is
-    normalised with the running ones, which stay as they are.
+    A batch with fewer than two values a channel has no statistics. In training, too, it is
+    normalised with the running statistics, which it doesn't change.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ def _copied(
 def _read(
     operators: Sequence[fx.Node], results: Sequence[fx.Node], folded: Mapping[fx.Node, Folded]
 ) -> list[fx.Node]:
-    """The operators without those that only the folded weights were computed by."""
+    """The operators, without those that only compute the folded weights."""
     read = set(results)
     for node in reversed(operators):
         if node in read and node not in folded:
@@ -162,7 +162,7 @@ def _read(
 
 
 def _distinct(folded: Mapping[fx.Node, Folded], operators: Sequence[fx.Node]) -> dict[fx.Node, str]:
-    """Names for the folded weights, beside those that the operators read."""
+    """Names for the folded weights that differ from the names that the operators read."""
     names: dict[fx.Node, str] = {}
     taken = [
         str(node.target)
@@ -246,7 +246,7 @@ class _OwnWeights:
         for name, value in zip(("running_mean", "running_var"), tensors[2:], strict=True):
             norm.register_buffer(name, self._copy(value) if value is not None else None)
         path = str(mean.target).rpartition(".")[0]
-        # Free in the source too: its own part of that name may be copied later.
+        # Free in the source, too: a part of that name may be copied later.
         name = free_name(self._source.get_submodule(path), node.name)
         target = f"{path}.{name}" if path else name
         owner, name = self._owner(target)

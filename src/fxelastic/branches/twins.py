@@ -1,4 +1,4 @@
-"""Branches that are the same as another one: trained, exported and timed for nothing."""
+"""Drop branches that equal another one, which would be trained, exported and timed for nothing."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def without_twins(branches: Sequence[Branch]) -> tuple[list[Branch], list[Skip]]
 
     Two branches are twins if they stand for the same interval, read and give the same values, and
     have the same graph (or the same class and attributes) with equal weights, of which the same
-    ones learn. What is not known to be equal is kept. A frozen original is no twin of a copy that
-    learns.
+    ones learn. Branches that can't be compared stay. A frozen original and a copy of it that learns
+    are not twins.
 
     Args:
         branches: In order of preference, the originals first.

@@ -62,7 +62,7 @@ def build_export_parser() -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         default=0,
-        help="of the inputs and subnets that files are compared on (default: 0)",
+        help="seed of the inputs and subnets that files are compared on (default: 0)",
     )
     parser.add_argument("--force", action="store_true", help="replace a bundle that is at OUT")
     options.add_output(parser)

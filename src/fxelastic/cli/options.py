@@ -84,7 +84,7 @@ def add_model(parser: argparse.ArgumentParser, *, gamma: str, fusion: str) -> No
 
 
 def words(text: str) -> tuple[str, ...]:
-    """The words of a text with commas between them."""
+    """The names in a text that is separated by commas."""
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
@@ -113,7 +113,7 @@ def add_score(parser: argparse.ArgumentParser, default: str) -> None:
 
     Args:
         parser: The command's parser.
-        default: What happens without ``--score``.
+        default: The score without ``--score``.
     """
     parser.add_argument(
         "--score",
@@ -133,7 +133,7 @@ def add_score(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def score(name: str | None) -> Any:
-    """What ``--score`` names; None where it is left out."""
+    """The score that ``--score`` names; None where it is left out."""
     from fxelastic.edge.searching.scores import METRICS
 
     if name is None or ":" not in name or name.partition(":")[0] in METRICS:

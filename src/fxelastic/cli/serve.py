@@ -63,9 +63,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--data",
         metavar="FILE",
-        help="an .npz file of samples, with targets where the pool was searched with some, to "
-        "search for quicker subnets on when none of the pool keeps the budget; needs --table, and "
-        "adds to the pool what it finds",
+        help="an .npz file of samples, and of targets if the pool was searched with targets: while "
+        "no subnet of the pool keeps the budget, a search on these data looks for quicker subnets "
+        "and adds what it finds to the pool; needs --table",
     )
     options.add_score(parser, "the pool's")
     source = parser.add_mutually_exclusive_group(required=True)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 _VALIDATION = "val_"
 
 
-#: Gives batches to train on, and batches to validate on or None, for the names of the inputs that
-#: hold no samples.
+#: A function of the names of the inputs that hold no samples. It returns the batches to train on,
+#: and the batches to validate on or None.
 Loaders = Callable[[Collection[str]], tuple[Any, Any]]
 
 
@@ -70,7 +70,7 @@ def _from_file(path: Path, batch_size: int, distributed: bool) -> Loaders:
             "--batch-size is no count", expected="an integer above 0", got=str(batch_size)
         )
     arrays = read_npz(path)
-    # An input may be called val_mask: it is the validation's mask only where there is a mask.
+    # An input may be called val_mask: it belongs to the validation only if there is also a mask.
     plain = {k for k in arrays if not k.startswith(_VALIDATION)}
     held_out = {
         k for k in arrays.keys() - plain if not plain or k.removeprefix(_VALIDATION) in arrays
@@ -82,6 +82,7 @@ def _from_file(path: Path, batch_size: int, distributed: bool) -> Loaders:
             f"--data {path} holds nothing to train on",
             expected="an array x, or one for each of the model's inputs, and targets (or y)",
             got=", ".join(arrays) or "no array",
+            fix="write the file with numpy.savez(path, x=..., targets=...)",
         )
 
     def loaders(whole: Collection[str]) -> tuple[Any, Any]:

@@ -223,7 +223,7 @@ class Bundle:
     def structure_digest(self) -> str:
         """Digest of what decides latencies: equal for bundles that differ in weights alone.
 
-        Reads every ONNX file when it is first asked for; see `fxelastic.edge.structure_digest`.
+        The first access reads every ONNX file; see `fxelastic.edge.structure_digest`.
 
         Raises:
             BundleError: A file is missing or damaged.

@@ -29,8 +29,8 @@ _OPENING = 3
 _OPENING_BYTES = 2**20
 #: Runs in which a session takes memory: by what the first one needed, the second is laid out anew.
 FIRST_RUNS = 2
-# By how much the process may grow where the caller sets no bound: this, or some times the
-# original's weights. A session takes up to three times its weights.
+# The default bound on the growth of the process: this, or a multiple of the original's weights,
+# whichever is more. A session takes up to three times its weights.
 _LEAST_BYTES = 2**28
 _TIMES_ORIGINAL = 4
 
@@ -44,16 +44,15 @@ class Executor:
     first needed and kept, the last used ones, as long as the memory allows it; branches whose
     files are equal share one. For one thread.
 
-    By default, the process grows by 256 MiB at most, or by four times the original's weights where
-    that is more, counted from when the executor is made: beyond that, the sessions that have not
-    been used for longest are closed, and memory that computations took is returned. As many
-    sessions as the model has blocks always stay, so that a subnet that runs again and again keeps
-    all of its sessions, however large they are.
+    By default, the process may grow by 256 MiB, or by four times the original's weights where that
+    is more, from when the executor is made. Beyond that, the executor closes the least recently
+    used sessions and returns memory that computations took. As many sessions as the model has
+    blocks always stay, so that a subnet that runs repeatedly keeps all of its sessions.
 
     Attributes:
         bundle: The bundle.
-        memory_bytes: Memory that the weights of sessions may take; None where no such number was
-            given. One session is always there, however large.
+        memory_bytes: Memory that the weights of sessions may take; None where the caller gave no
+            number. One session is always there, however large.
         n_loaded: How many sessions were made.
         n_dropped: How many sessions had to go for others.
     """
@@ -77,10 +76,10 @@ class Executor:
                 process grows by, see above; None for no bound.
             providers: Onnxruntime's execution providers, the preferred one first.
             shared_arena: Whether the sessions compute in memory that they share. Otherwise each
-                keeps what its largest batch took, which is far more together; times are then those
-                of sessions that run by themselves.
-            limit: What the process may grow by: sessions go where it has grown by more, too. None
-                for no such limit, or the default one where ``memory_bytes`` is ``"auto"``.
+                keeps the memory of its largest batch, which is far more in total, and takes as long
+                as a session that runs by itself.
+            limit: Limit on the growth of the process, beyond which sessions are closed. None for
+                no limit, or for the default one where ``memory_bytes`` is ``"auto"``.
 
         Raises:
             UsageError: A provider is not available here, or a number is out of range.
@@ -91,6 +90,7 @@ class Executor:
                 "the executor can't be made",
                 expected='threads of at least 0, and memory_bytes above 0, "auto" or None',
                 got=f"threads={threads!r}, memory_bytes={memory_bytes!r}",
+                fix="leave both out for one thread for each core and the default bound",
             )
         available = ort.get_available_providers()
         missing = [provider for provider in providers if provider not in available]
@@ -104,7 +104,7 @@ class Executor:
         self.memory_bytes = bound
         self.n_loaded = 0
         self.n_dropped = 0
-        # A limit of the caller's is kept even if each run has to make its sessions anew.
+        # The caller's own limit holds even if each run has to make its sessions anew.
         self._n_kept = 0
         if memory_bytes == "auto" and limit is None:
             limit, self._n_kept = GrowthLimit(default_bytes(bundle)), bundle.space.n_blocks
@@ -229,7 +229,7 @@ class Executor:
         return sum(n_bytes for _, n_bytes in self._sessions.values())
 
     def close(self) -> None:
-        """Let go of all sessions. A shared arena stays, for the process's other sessions."""
+        """Close all sessions. A shared arena stays, for the process's other sessions."""
         self._sessions.clear()
         self._fresh.clear()
 
@@ -242,12 +242,12 @@ class Executor:
     def make_room(self, n_bytes: int) -> None:
         """Let sessions go, the longest unused first, until the process may grow by so much.
 
-        Nothing where the process has no limit. By the default limit, the last ones stay.
+        Without a limit it does nothing. Under the default limit, the last sessions stay.
         """
         while self._limit is not None and not self._limit.has_room(n_bytes):
             n_spare = len(self._sessions) - self._n_kept
             if n_spare > 0:
-                # Each look may take some ms.
+                # Each measurement of the process may take some ms.
                 self._drop(min(1 + len(self._sessions) // 8, n_spare))
                 continue
             if self._n_kept:
@@ -263,7 +263,7 @@ class Executor:
             return
 
     def _look_at_growth(self) -> None:
-        """Have memory that former runs took returned, where they took too much by default."""
+        """Request that the next run returns free memory, if the default limit is exceeded."""
         if not self._n_kept or self._limit is None:
             return
         if self._limit.has_room():
@@ -271,11 +271,11 @@ class Executor:
         elif not self._has_shrunk:
             self._shrink = self._has_shrunk = True
         else:
-            # What was returned has been taken again, or is not the executor's.
+            # The memory returned was taken again, or is not the executor's.
             self._limit.begin()
 
     def _run(self, session: Any, segment: Any, feeds: State) -> Any:
-        """Run a session; memory that is free then is returned, if that is wanted."""
+        """Run a session, and return free memory afterwards if that was requested."""
         if not self._shrink:
             return session.run_with_ort_values(list(segment.outputs), feeds)
         self._shrink = False
@@ -321,7 +321,7 @@ class Executor:
 
 
 def default_bytes(bundle: Bundle) -> int:
-    """By how much a process may grow for an executor whose caller sets no bound."""
+    """The default bound on the growth of a process by an executor."""
     original = sum(bundle.segment(branch).weight_bytes for branch in bundle.space.original)
     return max(_LEAST_BYTES, _TIMES_ORIGINAL * original)
 
@@ -366,6 +366,7 @@ def check_inputs(bundle: Bundle, inputs: Mapping[str, Array]) -> int:
             f"inputs {name!r} and {other!r} hold different numbers of samples",
             expected="the same batch size N in both",
             got=f"{first} in {name!r}, {second} in {other!r}",
+            fix="pass as many samples in each",
         )
     return next(iter(sizes), 1)
 

@@ -12,8 +12,8 @@ from fxelastic.edge.execution import Array, Executor
 from fxelastic.errors import BundleError
 from fxelastic.spec.value_info import ValueInfo
 
-#: How integers and truth values are made up, in the order in which that is tried: drawn from the
-#: range that the export saw, all the highest or all the lowest of it, or all 0.
+#: Ways to make up integers and truth values, in the order in which they are tried: drawn from the
+#: range that the export saw, all at the highest or all at the lowest end of it, or all 0.
 CHOICES = ("drawn", "highest", "lowest", "zero")
 
 
@@ -23,8 +23,8 @@ def made_up(
     """An array that may stand for a value.
 
     Args:
-        info: The value. Where the range of its integers is not known, it is 0 to 1, and they are
-            1 instead of drawn.
+        info: The value. Where the range of its integers is not known, it counts as 0 to 1, and
+            the integers are 1 instead of drawn.
         shape: Its sizes.
         random: Draws floating-point numbers, which are normal, and integers.
         choice: One of `CHOICES`.
@@ -64,10 +64,9 @@ def sound_inputs(
 ) -> tuple[dict[str, Array], bool]:
     """Inputs for which the original gives finite values, and whether there are any.
 
-    Integers are drawn from the example's range first. A mask that is drawn may leave attention
-    nothing to look at, and give NaN: the highest values come next. In a smaller batch than the
-    example's, indices of samples may be out of range: the lowest come then, and last zeros, which
-    are an index of everything.
+    It draws integers from the example's range first. A mask that is drawn may mask everything and
+    give NaN, so the highest values come next. In a batch smaller than the example's, indices of
+    samples may be out of range, so the lowest values come then; zeros, which index anything, last.
 
     Raises:
         UsageError: A size is not known from the batch size.

@@ -27,7 +27,7 @@ def names_in_npz(path: Path) -> list[str]:
     """The names of a file's arrays.
 
     Raises:
-        UsageError: It can't be read, or is no such file.
+        UsageError: The file can't be read, or is not an ``.npz`` file.
     """
     return _read(path, lambda file: list(file.files))
 

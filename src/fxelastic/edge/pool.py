@@ -18,7 +18,7 @@ from fxelastic.spec import Arch
 
 SCHEMA = "fxelastic.pool/1"
 
-#: What accuracies are on: targets of the data, or the original's own results.
+#: What accuracies are measured against: targets of the data, or the original's own results.
 TARGETS = ("given", "original")
 
 

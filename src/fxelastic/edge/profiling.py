@@ -110,7 +110,7 @@ def profile(
         "providers": list(providers),
         "inputs": "" if inputs is None else _digest(inputs),
     }
-    # Reads all files, which is no part of what is measured.
+    # This reads all files, so it comes before the measurement.
     structure = bundle.structure_digest
     limit = None if memory_bytes is None else GrowthLimit(memory_bytes)
     with Executor(

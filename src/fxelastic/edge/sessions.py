@@ -26,9 +26,9 @@ class SessionMaker:
         threads: Threads to compute with; 0 for one for each core.
         providers: Onnxruntime's execution providers, the preferred one first.
         shared_arena: Whether sessions take the memory that they compute in from one arena of the
-            process. Otherwise each has its own and keeps what its largest batch took: of 87
-            sessions of a small residual network that was 120 MiB, and 7 in one arena; of 58 of a
-            larger one at batch size 20 it was 1,287 MiB, and 53.
+            process. Otherwise each has its own and keeps the memory of its largest batch: 120 MiB
+            instead of 7 for 87 sessions of a small residual network, and 1,287 MiB instead of 53
+            for 58 sessions of a larger one at batch size 20.
     """
 
     threads: int = 0
@@ -58,7 +58,7 @@ class SessionMaker:
     def _session(self, path: Path, level: ort.GraphOptimizationLevel) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.graph_optimization_level = level
-        # Errors are raised, too; on stderr they would look like failures where a run is retried.
+        # Errors are also raised; on stderr they would look like failures even if a run is retried.
         options.log_severity_level = 4
         if self._process_wide:
             options.use_per_session_threads = False

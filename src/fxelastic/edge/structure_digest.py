@@ -22,10 +22,10 @@ _FLOATS = (
 #: Operators whose constant operands decide sizes, whatever their dtype; sizes, axes and indices
 #: are ``int64`` elsewhere.
 _SIZED_BY_OPERANDS = ("Resize", "Upsample", "Range", "Slice", "Pad", "Tile", "CumSum", "OneHot")
-#: The exporter's optimiser drops a bias of zeros, so a bias may be there after training and not
-#: before it. The place of the bias among the inputs.
+#: The bias's place among the inputs. The exporter's optimiser drops a bias of zeros, so a branch
+#: may have a bias only after training.
 _BIAS = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2, "QLinearConv": 8}
-#: It also drops a factor of one and a summand of zero. The places where such an operand may be.
+#: The places of a factor of one or a summand of zero, which it also drops.
 _NO_OPERATION = {"Mul": (0, 1), "Add": (0, 1), "Sub": (1,), "Div": (1,)}
 
 
@@ -35,10 +35,10 @@ def structure_digest(bundle: Bundle) -> str:
     Bundles that differ in their weights alone have the same digest: the same supernet before and
     after training. It covers the search space, the values between blocks, the operator set, and
     of every branch's graph the operators, their attributes, and the dtypes and shapes of weights.
-    Constants that are sizes, axes or indices count with their values.
+    The values of constants count if they are sizes, axes or indices.
 
-    The exporter's optimiser drops biases of zeros, factors of one and summands of zero. These do
-    not count where they are present either.
+    The exporter's optimiser drops biases of zeros, factors of one and summands of zero, so the
+    digest leaves these out, too.
 
     Args:
         bundle: The bundle; its files are read one after the other.
@@ -102,8 +102,8 @@ def _of_graph(graph: onnx.GraphProto, around: Mapping[str, Any], depth: int) -> 
 
     Args:
         graph: The graph.
-        around: Descriptions of the values of the graphs that it is in, by name.
-        depth: How many graphs it is in.
+        around: Descriptions of the values of the enclosing graphs, by name.
+        depth: How many graphs enclose it.
     """
     names = {value.name: f"input {i} at {depth}" for i, value in enumerate(graph.input)}
     tensors = {tensor.name: tensor for tensor in graph.initializer}

@@ -1,8 +1,8 @@
 """Why torch can't record a module, and one step that helps.
 
 ``torch.export`` raises dozens of types for a handful of causes, and its texts speak of its own
-symbols. The cause is read from what is certain: the error's type and text, the functions that were
-running, and the modules of the model. Where none of that tells, the result has no advice.
+symbols. The cause is derived from the error's type and text, the functions that were running, and
+the modules of the model. Where these don't show the cause, the result has no advice.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fxelastic.errors import said
 
 _MAX_SAID = 160
 
-#: What to do about fake quantisation, which rounds where no two frameworks agree to the bit.
+#: Advice for fake quantisation, which rounds differently in each framework.
 WITHOUT_FAKES = "pass the model as it was before torch.ao.quantization.prepare_qat"
 
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
@@ -41,7 +41,7 @@ class Cause:
     """Why a module can't be recorded.
 
     Attributes:
-        reason: What is known, in one line: what the module does, where, and what torch said.
+        reason: One line: what the module does, where, and torch's message.
         fix: One step that helps; None where the cause is not known.
         separable: Whether the part that fails can be a submodule of its own, which is kept whole.
     """
@@ -66,7 +66,7 @@ class _Failure:
     frames: tuple[FrameType, ...]
 
     def says(self, pattern: str) -> re.Match[str] | None:
-        """The first match in what torch said."""
+        """The first match in torch's messages."""
         return next(filter(None, (re.search(pattern, text) for text in self.texts)), None)
 
 
@@ -160,7 +160,7 @@ def _decides(failure: _Failure) -> Cause | None:
     found = failure.says(r"Could not guard on data-dependent expression (.*)")
     if found is None:
         return None
-    # A truth value is compared with 1, and zuf is a fraction; all else is about sizes.
+    # A truth value is compared with 1, and zuf is a fraction; other expressions are sizes.
     if not re.match(r"Eq\(u\d+, 1\)|.*zuf", found[1]):
         return Cause(
             "a size depends on the values of a tensor",
@@ -196,7 +196,7 @@ def _operator(failure: _Failure) -> Cause | None:
     return Cause(f"the operator {operator} has no implementation for tracing", fix)
 
 
-#: What is asked in turn; the first that knows its cause is taken.
+#: Tried in turn; the first one that finds a cause decides.
 _CAUSES: tuple[Callable[[_Failure], Cause | None], ...] = (
     _packed,
     _quantised,
@@ -210,7 +210,7 @@ _CAUSES: tuple[Callable[[_Failure], Cause | None], ...] = (
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and those that it came from, in this order."""
+    """The error and the errors that caused it, in this order."""
     found: BaseException | None = error
     while found is not None:
         yield found
@@ -228,7 +228,7 @@ def _calls(error: BaseException) -> list[TracebackType]:
 
 
 def _said(error: BaseException) -> str:
-    # Torch's own symbols, and the same expression once more, say nothing to a user.
+    # Torch's own symbols, and the expression repeated, mean nothing to a user.
     return re.sub(r"\s*\((?:unhinted|Size-like).*", "", said(error, 2 * _MAX_SAID))[:_MAX_SAID]
 
 
@@ -241,7 +241,7 @@ def _place(errors: Sequence[BaseException]) -> str:
     for error in reversed(errors):
         calls = _calls(error)
         files = [call.tb_frame.f_code.co_filename for call in calls]
-        # What is before this package's last call is the code that called it.
+        # The frames before this package's last call belong to the code that called it.
         inside = max((i + 1 for i, file in enumerate(files) if file.startswith(_OURS)), default=0)
         for call, file in reversed(list(zip(calls, files, strict=True))[inside:]):
             if not _is_library(file):

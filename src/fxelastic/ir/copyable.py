@@ -1,4 +1,4 @@
-"""Stages are copied with ``copy.deepcopy``, and not pickled."""
+"""Copy stages with ``copy.deepcopy``, and refuse to pickle them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fxelastic.errors import UsageError
 
 
 class Copyable:
-    """Base class of what holds a captured graph.
+    """Base class of objects that hold a captured graph.
 
     - ``copy.deepcopy`` shares nothing with the original that a run or training changes. Parameters
       over the same memory (a frozen original and the model's own weight) share it in the copy, too.
@@ -31,11 +31,11 @@ class Copyable:
         memo[id(self)] = new
         for module in self._modules_to_copy():
             for parameter in module.parameters():
-                # Parameter's own deepcopy loses that two share their memory; a tensor's does not.
+                # A Parameter's own deepcopy does not keep shared memory shared; a tensor's does.
                 if id(parameter) not in memo and type(parameter) is nn.Parameter:
                     value = copy.deepcopy(parameter.detach(), memo)
                     memo[id(parameter)] = nn.Parameter(value, parameter.requires_grad)
-        # What is computed again where it is needed may refer to nodes, of which a copy has others.
+        # Cached properties may refer to the original's nodes; the copy computes its own.
         cached = {
             name
             for cls in type(self).__mro__

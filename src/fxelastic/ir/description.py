@@ -1,4 +1,4 @@
-"""What a module computes, whatever its weights are: a description by which two are compared."""
+"""Describe what a module computes, whatever its weights are, to compare it with another one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fxelastic.ir.operators import attribute
 _PLAIN = (
     *(type(None), bool, int, float, complex, str),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format),
-    # Operators, and functions such as operator.add; two functions are alike only if they are one.
+    # Operators, and functions such as operator.add, which equal only themselves.
     *(torch._ops.OpOverload, FunctionType, BuiltinFunctionType),
 )
 _REGISTRIES = vars(nn.Module()).keys() - {"training"}
@@ -38,8 +38,8 @@ class Description:
 def describe(module: nn.Module) -> Description | None:
     """Describe a module.
 
-    What is not known to be alike is not: a description compares operators, types, plain attributes
-    and the dtypes, sizes and strides of weights.
+    A description compares operators, types, plain attributes, and the dtypes, sizes and strides of
+    weights. Modules that it can't compare count as different.
 
     Args:
         module: A graph module is described by its graph, any other one by its class and attributes.
@@ -61,13 +61,13 @@ class _UnknownError(Exception):
 
 
 class _Description:
-    """What a module computes, whatever its weights are; its weights' names on the way."""
+    """Describes a module without its weights, and collects the names of the weights."""
 
     def __init__(self, root: nn.Module) -> None:
         self.weights: list[str] = []
         self._root = root
         self._slots: dict[int, int] = {}
-        # These become inputs of a captured graph. Other tensors are constants in it.
+        # These become inputs of a captured graph; other tensors are constants in it.
         self._state = {
             **dict(root.named_parameters(remove_duplicate=False)),
             **dict(root.named_buffers(remove_duplicate=False)),
@@ -137,7 +137,7 @@ def _plain(value: object, position: Mapping[fx.Node, int] = MappingProxyType({})
 
     Args:
         value: The value.
-        position: What stands for each node.
+        position: The form of each node.
     """
     if isinstance(value, (tuple, list)):
         return tuple(_plain(item, position) for item in value)

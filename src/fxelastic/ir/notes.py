@@ -1,4 +1,4 @@
-"""What a partition says about the cuts it did not take, and what the others cost."""
+"""Notes of a partition: cuts that it did not take, and what the cuts that it took cost."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class SoftFusion:
 
 @dataclass(frozen=True)
 class OpenedModule:
-    """A repeating module that was cut for being a little over the cap.
+    """A repeating module that was cut because it exceeds the cap by a little.
 
     Attributes:
         path: The module's path; ``path@n`` for its n-th further call.
         n_params: Its parameters.
-        over: By which share of the cap it exceeds the cap.
+        over: By how much it exceeds the cap, as a share of the cap.
         gamma: The smallest gamma that keeps it whole, rounded up to three digits.
     """
 

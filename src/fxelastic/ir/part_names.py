@@ -1,8 +1,8 @@
 """The user's names of parts, parameters and buffers, and how a graph module holds them.
 
 A graph module keeps weights and parts as attributes beside its own (``graph``, ``meta``, ``code``),
-and its generated code reads them as ``self.NAME``. A name that either has no room for is held under
-another, from which the user's own can be read back. All other names are held as they are.
+and its generated code reads them as ``self.NAME``. Where a name is taken or can't be written so,
+the part is held under another name, from which the user's can be read back. Other names stay.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from urllib.parse import quote, unquote
 
 from torch import fx, nn
 
-# Names that begin with it are held under another, too, so that no two share one.
+# Names that begin with it are replaced, too, so that no two parts share a name.
 _PREFIX = "user__"
 
-# What stays as it is behind the prefix: ASCII that a string in generated code can hold.
+# Characters that stay as they are behind the prefix: strings in generated code can hold them.
 _SAFE = " !#$&'()*+,/:;<=>?@[]^`{|}~"
 
 
@@ -28,15 +28,15 @@ def target_of(name: str) -> str:
         name: The user's own path: ``stem.graph.weight``.
 
     Returns:
-        The same path, but for a first name that is an attribute of graph modules, and for names
-        that can't be written in code, such as ``class``. `name_of` gives the user's path again.
+        The path, with its first name replaced where it is an attribute of graph modules, and each
+        name that can't be written in code, such as ``class``. `name_of` gives the user's path.
     """
     head, *rest = name.split(".")
     return ".".join([_held(head, _attributes()), *(_held(part) for part in rest)])
 
 
 def name_of(target: str) -> str:
-    """The user's own path of what a graph module holds; the inverse of `target_of`."""
+    """The user's own path of a part of a graph module; the inverse of `target_of`."""
     if _PREFIX not in target:
         return target
     return ".".join(
@@ -48,7 +48,7 @@ def name_of(target: str) -> str:
 
 
 def free_name(module: nn.Module, name: str) -> str:
-    """A name for something new in a module: ``name``, with as many ``_`` as make it a free one."""
+    """A free name in a module: ``name``, with as many ``_`` behind it as that takes."""
     while hasattr(module, name):
         name = f"{name}_"
     return name
@@ -63,15 +63,15 @@ def _held(part: str, taken: frozenset[str] = frozenset()) -> str:
 def _can_be_written(part: str) -> bool:
     """Whether generated code can read an attribute of this name."""
     if part.isidentifier():
-        # Python reads an identifier in its normal form, which may be another text.
+        # Python normalises identifiers, which may change them.
         return not keyword.iskeyword(part) and unicodedata.normalize("NFKC", part) == part
     return part.isprintable() and not any(c in part for c in '"\\')
 
 
 @functools.cache
 def _attributes() -> frozenset[str]:
-    """The attributes of a graph module, whichever of ours."""
-    # Imported late: that file reads names of this one.
+    """The attributes of graph modules, ours included."""
+    # Imported late: that file imports this one.
     from fxelastic.ir.branch import FrozenGraphModule
 
     return frozenset(dir(FrozenGraphModule(nn.Module(), fx.Graph())))

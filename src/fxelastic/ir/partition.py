@@ -29,8 +29,8 @@ class Partition(Copyable):
         fusion: The inference framework's fusion rules that the cuts respect.
         soft_fusions: Fused pairs that a boundary separates because nothing else was possible.
         untaken_cuts: Cuts that were possible and not taken, each with its reason.
-        opened_modules: Repeating modules that were cut for being a little over the cap, each with
-            the gamma that keeps it whole.
+        opened_modules: Repeating modules that were cut because they exceed the cap by a little,
+            each with the gamma that keeps it whole.
         unused_params: Parameters of the model that the graph never reads; not in P0.
         dynamic_batch: Whether the batch size may differ from the example's.
         batched: Names of the inputs that hold samples in their first dimension. The others are

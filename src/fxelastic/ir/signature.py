@@ -25,7 +25,7 @@ class Signature(Copyable):
         parameters: Names of the parameters of the model's ``forward`` that may be passed by
             position, in order.
         names: Names of the same tensors for people and devices: the user's own, where a graph may
-            need another (``input`` is ``input_1`` there). Those of the graph where left out.
+            need another (``input`` is ``input_1`` there); ``inputs`` by default.
     """
 
     arguments: trees.Tree
@@ -40,7 +40,7 @@ class Signature(Copyable):
             object.__setattr__(self, "names", self.inputs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Signature:
-        """The signature itself: it never changes, and constants in it compare as objects do."""
+        """The signature itself: it never changes, and some constants equal only themselves."""
         return self
 
     @property
@@ -109,7 +109,7 @@ def batch_dims(value: Any) -> tuple[int, ...]:
     if not isinstance(value, torch.Tensor):
         return ()
     sizes: Sequence[Any] = value.shape
-    # A size that turned out to be fixed is a SymInt too, of a constant.
+    # A size that turned out to be fixed is a SymInt, too, with a constant expression.
     return tuple(
         i
         for i, size in enumerate(sizes)
@@ -126,8 +126,8 @@ def check_tensors(names: Sequence[str], captured: Sequence[fx.Node], values: Seq
         values: The inputs of a call, in the same order.
 
     Raises:
-        UsageError: One is no tensor, or has another dtype or another fixed size, or two have
-            different batch sizes.
+        UsageError: An input is not a tensor, or has another dtype or another fixed size; or two
+            have different batch sizes.
     """
     batch: tuple[str, int] | None = None
     for name, node, value in zip(names, captured, values, strict=True):

@@ -57,7 +57,7 @@ def summary(supernet: Supernet) -> str:
 
 
 def _inputs(partition: Partition) -> list[str]:
-    """Which inputs hold samples, where there are several."""
+    """Lines that name the inputs with and without samples, if there are several inputs."""
     if len(partition.signature.inputs) < 2:
         return []
     whole = [name for name in partition.signature.names if name not in partition.batched]
@@ -72,7 +72,7 @@ def _count(n: int) -> str:
 def _reasons(skips: Iterable[Skip]) -> list[str]:
     """A line for each kind and reason, the most frequent first.
 
-    Reasons that differ in the blocks of the branches that they name are one.
+    Reasons that differ only in the blocks of the branches that they name count as one.
     """
     counts = Counter((skip.kind, _PLACE.sub("", skip.reason)) for skip in skips)
     order = sorted(counts, key=lambda key: -counts[key])

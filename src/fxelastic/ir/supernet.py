@@ -91,8 +91,8 @@ class Supernet(Copyable, nn.Module):
 
         Args:
             args: The model's own positional arguments.
-            arch: The subnet; the model itself where None. What is no `Arch` is the model's own
-                argument, where it has one of that name.
+            arch: The subnet; the model itself where None. Any other value than an `Arch` is passed
+                to the model, if it takes an argument ``arch``.
             kwargs: The model's own keyword arguments.
 
         Returns:
@@ -113,7 +113,7 @@ class Supernet(Copyable, nn.Module):
         return self.result(values)
 
     def _is_models_own(self, arch: Any, args: tuple[Any, ...]) -> bool:
-        """Whether what was passed by the name ``arch`` is an argument of the model."""
+        """Whether the value passed as ``arch`` is an argument of the model."""
         signature = self.partition.signature
         if isinstance(arch, Arch) or "arch" in signature.parameters[: len(args)]:
             return False
@@ -254,7 +254,7 @@ class Supernet(Copyable, nn.Module):
         """Where a result comes from: its name, and whether it is a constant of the model."""
         if node.op != "get_attr":
             return node.name, False
-        # No attribute of a module begins so.
+        # No attribute of a module has this prefix.
         name = f"constant_{node.name}"
         value = attribute(self.partition.graph_module, str(node.target))
         if name not in self._constants._buffers:

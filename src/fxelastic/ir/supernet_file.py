@@ -82,7 +82,7 @@ def load(supernet: Supernet, path: str | os.PathLike[str]) -> None:
 def structure_digest(supernet: Supernet) -> str:
     """What the supernet is made of: the blocks, the branches and the shapes of their weights."""
     partition = supernet.partition
-    # What the inputs are called changes nothing that a branch is made of.
+    # Names of inputs don't change the branches.
     signature = dataclasses.replace(partition.signature, names=partition.signature.inputs)
     text = dataclasses.replace(partition, signature=signature).to_text()
     lines = [text, *map(repr, supernet.space.branches)]

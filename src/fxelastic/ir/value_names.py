@@ -1,4 +1,4 @@
-"""Names of a call's tensors for people and devices: the user's own wherever there is one."""
+"""Names of a call's tensors for people and devices: the user's own if there is one."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def value_names(
     Args:
         tree: The arguments by name, or a result.
         taken: Names that none of them may have.
-        nameless: Goes before the number of a tensor that has no name, as in a tuple.
+        nameless: Prefix for tensors that only have a number, as in a tuple.
 
     Returns:
-        Distinct names in the order of the tensors. A tensor that is an argument, an entry of a
-        dictionary or a field has that name; one inside another container is called after the path
-        to it (``boxes_0``), with a number where that is the name of another. What a name can't have
-        (a blank, a dash) is ``_``.
+        Distinct names in the order of the tensors. A tensor at the top of the structure has the
+        name of its argument, entry or field; one inside a container is named by the path to it
+        (``boxes_0``), with a number behind it where another one has that name. ``_`` replaces what
+        a name can't hold (a blank, a dash).
     """
     paths = trees.leaf_paths(tree)
     cleaned = [_clean("_".join(path), nameless) for path in paths]

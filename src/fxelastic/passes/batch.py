@@ -15,13 +15,13 @@ from fxelastic.ir.value_names import value_names
 
 @dataclass(frozen=True)
 class Batch:
-    """Which inputs hold samples in their first dimension.
+    """The inputs that hold samples in their first dimension.
 
     Attributes:
-        positions: Where they stand among the flat inputs.
-        rows: Inputs that have as many rows as there are samples, but whose number of rows the
-            model does not tie to the samples.
-        untied: Whether inputs in ``positions`` have sizes that the model does not tie.
+        positions: Their positions among the flat inputs.
+        rows: Positions of inputs that have as many rows as there are samples, while the model does
+            not tie their rows to the samples.
+        untied: Whether the model does not tie all inputs in ``positions`` to each other.
     """
 
     positions: tuple[int, ...] = ()
@@ -40,7 +40,7 @@ def batch_by_name(
         leaves: The flat inputs.
 
     Raises:
-        UsageError: There is no such input, it has no first dimension, or two of them hold
+        UsageError: A name is not an input's, an input has no first dimension, or two of them hold
             different numbers of samples.
     """
     given = [batched] if isinstance(batched, str) else batched
@@ -49,6 +49,7 @@ def batch_by_name(
             "batched must be names of inputs",
             expected="a sequence of names, such as batched=('x', 'mask')",
             got=repr(batched),
+            fix="pass the names of forward's arguments, or leave batched out",
         )
     names, paths = value_names(arguments), trees.leaf_paths(arguments)
     found: set[int] = set()
@@ -60,6 +61,7 @@ def batch_by_name(
                 f"batched names {name!r}, which is not an input of the model",
                 expected=f"names among {', '.join(names) or 'no inputs'}",
                 got=repr(name),
+                fix="use one of these names, or leave batched out",
             )
         found.update(inside)
     positions = sorted(found)
@@ -83,7 +85,7 @@ def batch_by_name(
 
 
 def _stands_for(name: str, path: tuple[str, ...]) -> bool:
-    """Whether a name is that of a container on the way to a tensor: ``b`` or ``b_c``."""
+    """Whether a name denotes a container on the path to a tensor: ``b`` or ``b_c``."""
     return name in ("_".join(path[:depth]) for depth in range(1, len(path)))
 
 

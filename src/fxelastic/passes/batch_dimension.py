@@ -1,4 +1,4 @@
-"""Whether the batch is in another dimension than the first, as in recurrent layers by default."""
+"""Detect a batch that is not in the first dimension, as in recurrent layers by default."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from fxelastic.ir import trees
 
 logger = logging.getLogger(__name__)
 
-#: Largest difference, as a share of the largest value, that another order of summation explains;
-#: for dtypes of at most 16 bits, and for others.
+#: Largest relative difference that another order of summation explains, for dtypes of at most 16
+#: bits, and for others.
 _TOLERANCES = (5e-2, 1e-3)
 
 
@@ -26,11 +26,11 @@ def batch_elsewhere(
     names: Sequence[str],
     batched: Sequence[int],
 ) -> str | None:
-    """Say so where the batch is in dimension 1 of the inputs.
+    """Describe inputs that have the batch in dimension 1.
 
-    Samples don't affect one another: what a model gives for one of them alone is that sample's part
-    of what it gives for all. Where this does not hold along dimension 0 and does along dimension 1,
-    the batch is there. States of recurrent layers may have it there while other inputs don't.
+    Samples don't affect one another: the result for one sample alone is its part of the result for
+    all. If this fails along dimension 0 and holds along dimension 1, the batch is in dimension 1.
+    States of recurrent layers may have it there while other inputs have it in dimension 0.
 
     Args:
         model: The clone that is captured, safe to run.
@@ -40,7 +40,7 @@ def batch_elsewhere(
         batched: Positions of the tensors whose dimension 0 is taken for the batch.
 
     Returns:
-        What to warn of; None where dimension 0 is the batch, or nothing can be told.
+        The text of a warning; None where dimension 0 is the batch, or the results don't show it.
     """
     leaves, tree = trees.flatten((args, kwargs))
     first = next((i for i, leaf in enumerate(leaves) if _dims(leaf) >= 2), None)
@@ -75,16 +75,16 @@ def batch_elsewhere(
         else "wrap the model in a module that takes the batch in dimension 0 and transposes"
     )
     return (
-        f"the batch seems to be in dimension 1 of {inputs}: along dimension 0, what a sample gives "
-        f"depends on the others; {fix}"
+        f"the batch seems to be in dimension 1 of {inputs}: along dimension 0, the result for a "
+        f"sample depends on the others; {fix}"
     )
 
 
 def _columns(leaves: Sequence[Any], rows: Mapping[int, int]) -> list[dict[int, int]]:
-    """Inputs that have as many columns as there are rows, as states of layers do.
+    """Sets of inputs with as many columns as there are rows, such as states of layers.
 
-    Those that are not taken for rows; and all but the first, as many layers as samples are a
-    coincidence.
+    The inputs that are not in ``rows``; and all but the first input, since the number of layers may
+    equal the number of samples by coincidence.
     """
     first = next(iter(rows))
     size = leaves[first].shape[0]
@@ -116,7 +116,7 @@ class _Samples:
         self._leaves = leaves
 
     def independent(self, dims: Mapping[int, int]) -> bool | None:
-        """Whether the last sample alone gives its own part of what all samples give.
+        """Whether the result for the last sample alone is its part of the result for all samples.
 
         Args:
             dims: The dimension of the samples, by the inputs' positions.
@@ -187,7 +187,7 @@ def _dims(value: Any) -> int:
 
 
 def _sequence_first(model: nn.Module) -> list[str]:
-    """Torch's own layers with the batch in dimension 1, by their flag; the outermost ones."""
+    """The outermost of torch's own layers whose ``batch_first`` is False."""
     parts = dict(model.named_modules())
     found: dict[str, None] = {}
     for name, part in parts.items():

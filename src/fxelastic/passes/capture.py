@@ -83,7 +83,7 @@ def capture(
         batch = batch_by_name(batched, _named(model, args, kwargs), leaves)
     traced = _checked(model, clone, args, kwargs, batch)
     if batch.rows and not traced.dynamic_batch:
-        # What ran with rows of its own may be tied all the same, where values decide what is read.
+        # An input that ran with one row more may still be tied, where values decide what is read.
         tied = Batch(tuple(sorted((*batch.positions, *batch.rows))))
         other = _checked(model, clone, args, kwargs, tied)
         traced = other if other.dynamic_batch else traced
@@ -113,7 +113,7 @@ def _with_dimension(
     warning = batch_elsewhere(clone, args, kwargs, inputs, batched)
     if warning is None:
         return traced
-    # That the first dimension is fixed says nothing of the batch then.
+    # The first dimension is not the batch then, so that it is fixed does not matter.
     others = (other for other in traced.warnings if not other.startswith(_FIXED))
     return dataclasses.replace(traced, warnings=(warning, *others))
 
@@ -226,7 +226,7 @@ def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 def _check_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse inputs without values, and without samples: no size can be told from a size of 0."""
+    """Refuse inputs without values or without samples."""
     leaves, _ = trees.flatten((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     if any(tensor.is_meta for tensor in tensors):
@@ -344,7 +344,7 @@ def _warnings(exported: Exported, inputs: tuple[str, ...]) -> tuple[str, ...]:
     ]
     if batch.untied:
         found.append(
-            f"inputs {names} are taken to hold as many samples each, which the model does not "
-            "need: where only some of them hold samples, name those in batched="
+            f"inputs {names} are captured with one batch size, though the model does not tie them: "
+            "if only some of them hold samples, name those in batched="
         )
     return tuple(found)

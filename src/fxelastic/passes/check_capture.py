@@ -24,7 +24,7 @@ _Results: TypeAlias = "tuple[list[Any], trees.Tree]"
 
 _watching = threading.RLock()
 
-# What the operators of a graph raise on sizes that they don't take.
+# Errors of a graph's operators for sizes that they don't take.
 _FAILURES = (RuntimeError, IndexError, ValueError)
 
 #: Largest relative difference that rounding explains.

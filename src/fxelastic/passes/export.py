@@ -53,7 +53,7 @@ class Flat(nn.Module):
     def forward(self, *leaves: Any) -> tuple[Any, ...]:
         """The model's tensors from its argument's tensors; notes the result's structure."""
         for i in self._batched[1:]:
-            # Inferred sizes have a symbol each unless they are declared equal.
+            # Each inferred size has a symbol of its own unless it is declared equal to others.
             torch._check(leaves[i].shape[0] == leaves[self._batched[0]].shape[0])
         args, kwargs = trees.unflatten(self._arguments, list(leaves))
         outputs, result = trees.flatten(self.model(*args, **kwargs))
@@ -96,8 +96,8 @@ def export(
         model: The model, safe to run.
         args: Positional example inputs.
         kwargs: Keyword example inputs.
-        batch: The inputs that hold samples. Those of its ``rows`` that the graph does not read
-            are exported with as many rows, too.
+        batch: The inputs that hold samples. Inputs of its ``rows`` that the graph does not read
+            are also exported with as many rows as there are samples.
         dynamic: Whether to try for a dynamic batch.
 
     Returns:
@@ -162,7 +162,7 @@ def _symbols(inputs: Sequence[fx.Node]) -> set[Any]:
     """The symbols that sizes of the inputs depend on."""
     values = [node.meta.get("val") for node in inputs]
     sizes: list[Any] = [size for v in values if isinstance(v, torch.Tensor) for size in v.shape]
-    # A size that the model turned out to fix is a SymInt too, of a constant.
+    # A size that the model turned out to fix is a SymInt, too, with a constant expression.
     return set().union(*(s.node.expr.free_symbols for s in sizes if isinstance(s, torch.SymInt)))
 
 

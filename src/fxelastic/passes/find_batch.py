@@ -23,14 +23,14 @@ _Shapes = list[tuple[int, ...]]
 
 
 def find_batch(model: nn.Module, args: Any, kwargs: Any, results: Sequence[Any]) -> Batch:
-    """Which inputs hold samples in their first dimension.
+    """Find the inputs that hold samples in their first dimension.
 
-    Those may that have as many rows as the first input whose first size a result has, too; where no
-    result has one, as the first input. Inputs that the model ties can't have more rows one without
-    the other. Where it runs with more rows of some of them alone, these are not tied to the others,
-    and the batch is what results have as their first size. A result over two of them, such as
-    scores of images for each of some texts, is not one of pairs: there the first is the batch, and
-    the other inputs keep the rows of the example. Results of one each may be those of pairs.
+    Candidates are all inputs with as many rows as the first input that has its first size in common
+    with a result; without such a result, with as many rows as the first input. If the model runs
+    with more rows in some candidates alone, it does not tie these to the others. The batch is then
+    the group whose rows a result has in dimension 0, and the other inputs keep their rows. A result
+    over two groups, such as scores of images by texts, makes the first group the batch. Several
+    groups with a result each (two towers) count as one batch.
 
     Args:
         model: The model, safe to run.
@@ -44,7 +44,7 @@ def find_batch(model: nn.Module, args: Any, kwargs: Any, results: Sequence[Any])
         return Batch(positions)
     n_rows = leaves[positions[0]].shape[0]
     if n_rows == 1:
-        # One row broadcasts, and all that has one row may hold the one sample.
+        # One row broadcasts, and every input of one row may hold the one sample.
         n_rows, row = 2, _row_of_one(model, tree, leaves, positions)
         if row is not None:
             positions = tuple(i for i in positions if i != row)
@@ -67,7 +67,7 @@ def _has_rows(value: Any) -> bool:
 def _row_of_one(
     model: nn.Module, tree: trees.Tree, leaves: list[Any], positions: Sequence[int]
 ) -> int | None:
-    """The one input of which the model takes a single row only, where there is one."""
+    """The input that the model takes only with a single row, if there is one."""
     if _shapes(model, tree, with_batch_size(leaves, positions, 2)) is not None:
         return None
     for row in positions:
@@ -95,7 +95,7 @@ def _tied(
     if shapes is None or not groups:
         return Batch(positions)
     ordered = sorted(groups)
-    # For each result and each group, the dimensions of the result that the group's rows decide.
+    # For each result and each group, the dimensions that change with the group's rows.
     follows = [
         [_changed(shapes[r], groups[group][r]) for group in ordered] for r in range(len(shapes))
     ]
@@ -126,7 +126,7 @@ def _telling(value: Any) -> Any:
 def _groups(
     positions: Sequence[int], grown: Callable[[Sequence[int]], _Shapes | None]
 ) -> dict[tuple[int, ...], _Shapes]:
-    """The inputs that can have more rows together and without the others, with the results then."""
+    """The inputs that can have more rows together without the others, with the results' shapes."""
     groups: dict[tuple[int, ...], _Shapes] = {}
 
     def rest() -> tuple[int, ...]:
@@ -138,7 +138,7 @@ def _groups(
             groups[some] = found
     if not groups or not rest():
         return groups
-    # A group may run with more rows than the others have, which do not run with more than it.
+    # A group may run with more rows than the others while the others don't run with more than it.
     for with_group in ((), *groups):
         together = tuple(sorted((*rest(), *with_group)))
         found = grown(together)

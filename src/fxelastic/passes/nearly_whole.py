@@ -25,7 +25,7 @@ def opened_modules(
     repeating: frozenset[str],
     pack_at: Callable[[float], Sequence[Pack]],
 ) -> tuple[OpenedModule, ...]:
-    """Find the repeating modules that are cut for being a little over the cap.
+    """Find the repeating modules that are cut because they exceed the cap by a little.
 
     Args:
         flow: The classified graph.

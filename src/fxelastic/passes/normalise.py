@@ -112,7 +112,7 @@ class _Builder:
         return new
 
     def _constant(self) -> str:
-        """A path for a tensor or a graph that the user has no name for."""
+        """A path for a tensor or a graph without a name of the user's."""
         self._n_constants += 1
         return f"{self._constants}.c{self._n_constants - 1}"
 

@@ -18,11 +18,11 @@ logger = logging.getLogger(__name__)
 def refuse_state(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Refuse a model that changes its own buffers.
 
-    A buffer that is written with the value that it has, as an observer that is off does, is no
-    state. Values tell, not the graph, so the model runs on the example inputs and on others.
+    A buffer that is written with the value that it has already, as by an observer that is off, is
+    not state. Only values show this, so the model runs on the example inputs and on others.
 
     Args:
-        model: The clone that is captured; its buffers are as they were afterwards.
+        model: The clone that is captured; its buffers are restored afterwards.
         args: Positional example inputs.
         kwargs: Keyword example inputs.
 
@@ -54,7 +54,7 @@ def refuse_state(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 def _examples(
     args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """The example inputs, and larger and negative ones: a running maximum is written by either."""
+    """The example inputs, and larger and negative ones, which change a running extreme."""
     leaves, tree = trees.flatten((args, kwargs))
     for factor in (1, 3, -3):
         yield trees.unflatten(
@@ -71,7 +71,7 @@ def _examples(
 
 
 def _take_back(model: nn.Module, before: dict[str, torch.Tensor]) -> list[str]:
-    """Give buffers the values they had; returns the names of those that had others."""
+    """Restore the values of buffers; returns the names of the buffers that had changed."""
     changed = []
     for name, buffer in model.named_buffers():
         if name not in before:

@@ -92,8 +92,8 @@ class LatencyTable:
         provider: Onnxruntime's execution provider.
         rows: What was measured of each branch, by id.
         modes: The costs by mode.
-        structure_digest: Digest of that bundle without its weights; empty in tables that were
-            written before it was recorded, which go with that bundle alone.
+        structure_digest: Digest of that bundle without its weights; empty in tables of earlier
+            versions, which are valid for that bundle only.
     """
 
     bundle_digest: str
@@ -158,25 +158,25 @@ class LatencyTable:
         return error is not None and error.median <= median and error.p90 <= p90
 
     def fits(self, digest: str, structure: Callable[[], str] = lambda: "") -> bool:
-        """Whether the table's latencies are also those of a bundle.
+        """Whether the table is valid for a bundle.
 
-        They are where it is the bundle that was measured, or differs from it in weights alone.
+        It is if the bundle is the one that was measured, or differs from it in weights alone.
 
         Args:
             digest: The bundle's digest.
-            structure: Gives the digest of the bundle's structure; called where ``digest`` does not
-                decide, since it reads all files of the bundle.
+            structure: Returns the digest of the bundle's structure. It reads all files of the
+                bundle, so it is called only where ``digest`` does not decide.
         """
         if digest == self.bundle_digest:
             return True
         return bool(self.structure_digest) and structure() == self.structure_digest
 
     def check_bundle(self, digest: str, structure: Callable[[], str] = lambda: "") -> None:
-        """Refuse to be used with a bundle of another structure: see `fits`.
+        """Refuse a bundle that the table is not valid for: see `fits`.
 
         Args:
             digest: The bundle's digest.
-            structure: Gives the digest of the bundle's structure.
+            structure: Returns the digest of the bundle's structure.
 
         Raises:
             UsageError: The table is of another one.

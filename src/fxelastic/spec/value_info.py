@@ -139,7 +139,7 @@ def _range(fields: Fields, dtype: str) -> tuple[int, int]:
 
 
 def _limits(dtype: str) -> tuple[int, int]:
-    """The lowest and the highest integer of a dtype; none of others than integers."""
+    """The lowest and the highest integer of a dtype; an empty range for other dtypes."""
     integer = re.fullmatch(r"(u?)int(\d+)", dtype)
     if integer is None:
         return 0, -1

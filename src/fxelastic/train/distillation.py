@@ -100,7 +100,7 @@ class TeacherForced:
             for branch, operands in [w for w in waiting if w[0].stop == original.stop]:
                 outputs = as_tuple(branch, branch.module(*operands))
                 targets = tuple(current[name] for name in branch.outputs)
-                # Called in any case: in other processes the targets may not be empty.
+                # Called for empty targets, too: those of other processes may not be empty.
                 loss = self.loss(outputs, targets)
                 if not is_empty(targets):
                     losses[branch.id] = loss.detach()
@@ -177,7 +177,7 @@ class Chained:
         return frozenset(node.name for node in nodes if data_dims(node.meta.get("val")))
 
     def _replaced(self, branch: Branch, values: Mapping[str, Any]) -> tuple[Any, ...]:
-        """What the blocks that a branch replaces compute from values of the chain."""
+        """The results of the blocks that a branch replaces, for values of the chain."""
         current = dict(values)
         with torch.no_grad():
             for original in self.execution.originals[branch.start : branch.stop]:

@@ -23,8 +23,8 @@ def normalised_error(output: Any, target: Any, processes: Processes = ALONE) -> 
     """The squared error as a share of the target's variance, averaged over the tensors.
 
     It is 1 for an output that is always the target's mean, whatever the scale, so that branches
-    anywhere in a network have losses of the same size. A tensor without elements counts for
-    nothing, as the rows of an expert to which the batch sends none.
+    anywhere in a network have losses of the same size. A tensor without elements does not count,
+    such as the rows of an expert to which the batch sends none.
 
     Args:
         output: A tensor, or any structure of tensors.
@@ -53,7 +53,7 @@ def _normalised(output: Tensor, target: Tensor, processes: Processes) -> Tensor 
     else:
         variance = mean = target.new_zeros(())
     if processes.world_size > 1:
-        # Without elements here, this process takes part all the same: the others wait for it.
+        # Even without elements, this process takes part: the others wait for it.
         moments = torch.stack([mean, variance + mean.square(), torch.ones_like(mean)]).double() * n
         processes.average([moments])
         moments = moments / moments[2].clamp_min(1e-9)
@@ -138,16 +138,17 @@ def _divergences(output: Any, teacher: Any) -> Tensor:
 
 
 def check_shapes(output: Tensor, target: Tensor) -> None:
-    """Refuse what broadcasting would compare though it does not belong together.
+    """Refuse tensors of different shapes, which broadcasting would compare.
 
     Raises:
-        UsageError: The shapes differ, as those of a detector that finds other boxes.
+        UsageError: The shapes differ, for example if a detector finds other boxes.
     """
     if output.shape != target.shape:
         raise UsageError(
-            "what is compared has different shapes",
+            "a result and its target have different shapes",
             expected=f"the target's shape {tuple(target.shape)}",
             got=str(tuple(output.shape)),
+            fix="pass a loss or metric of your own that takes results of different shapes",
         )
 
 

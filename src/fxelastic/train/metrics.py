@@ -33,7 +33,7 @@ def accuracy(output: Any, target: Tensor) -> float:
 
 
 def counts(target: Any) -> bool:
-    """Whether a target, class numbers or the original's result, has an element to be scored."""
+    """Whether a target (class numbers, or the original's result) has an element to score."""
     if isinstance(target, Tensor) and not target.is_floating_point():
         return bool((target != IGNORED).any())
     return not is_empty(target)
@@ -60,7 +60,7 @@ def agreement(output: Any, teacher: Any) -> float:
 
 
 def likeness(output: Any, teacher: Any) -> float:
-    """What compares a subnet's result with the original's: `agreement`, or `cosine` without logits.
+    """Compare a subnet's result with the original's: by `agreement`, or by `cosine` without logits.
 
     Args:
         output: A subnet's result.
@@ -113,13 +113,13 @@ def spearman(output: Any, teacher: Any) -> float:
         From -1 to 1; 0 where there are no samples.
 
     Raises:
-        UsageError: There is no floating-point tensor, the shapes differ, or a sample has less than
-            two elements.
+        UsageError: There is no floating-point tensor, the shapes differ, or a sample has fewer
+            than two elements.
     """
     ours, theirs = _vectors(output, teacher)
     if ours.shape[1] < 2:
         raise UsageError(
-            "spearman can't rank these",
+            "spearman can't rank these results",
             expected="results of two numbers or more for each sample",
             got=str(tuple(ours.shape)),
             fix="pass another metric",
@@ -134,8 +134,9 @@ def _vectors(output: Any, teacher: Any) -> tuple[Tensor, Tensor]:
             "the results can't be compared",
             expected=f"a tensor of the original's shape {tuple(theirs.shape)}",
             got=str(tuple(ours.shape)),
+            fix="pass a metric of your own: metric=function of (result, target)",
         )
-    # On the CPU, for not every device has numbers of this precision.
+    # On the CPU, since some devices lack double precision.
     n = len(ours)
     width = ours.numel() // n if n else 0
     return ours.cpu().double().reshape(n, width), theirs.cpu().double().reshape(n, width)

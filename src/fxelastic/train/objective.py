@@ -59,8 +59,8 @@ class Objective(Protocol):
             backward: Called with each loss that is to be minimised.
 
         Returns:
-            The loss of each branch of the plan, detached; without those that the batch gave
-            nothing to learn from, as an expert to which it sends no row.
+            The loss of each branch of the plan, detached, without the branches that get nothing to
+            learn from this batch, such as an expert to which it sends no row.
         """
         ...  # pragma: no cover
 

@@ -126,7 +126,7 @@ class _Statistics:
         return best
 
     def _measured(self, batches: Sequence[Any], old: Sequence[Tensor]) -> list[Tensor]:
-        """The plain mean over batches; the old statistics of layers that no batch reaches."""
+        """The plain mean over batches; for layers that no batch reaches, the old statistics."""
         momenta = [layer.momentum for layer in self.layers]
         try:
             for layer in self.layers:

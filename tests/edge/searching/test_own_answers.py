@@ -115,7 +115,7 @@ def test_ending_early_loses_no_winner(
 
 
 @pytest.mark.parametrize("name", ["cosine", "spearman"])
-def test_what_ended_early_tells_the_search_about_what_it_would_have_scored(
+def test_estimates_of_subnets_that_ended_early_are_near_their_scores(
     bundle: edge.Bundle, outputs: dict[Arch, Any], name: str
 ) -> None:
     data = Dataset({"x": X}, np.arange(60), labelled=False)
@@ -166,7 +166,7 @@ def test_agreement_learns_from_each_sample(bundle: edge.Bundle, table: LatencyTa
     assert own.counts == given.counts
     assert (own.pool.score, given.pool.score) == ("agreement", "top1")
     assert own.counts.ended_early > 0
-    # Asked for by the name of the score on labels, it is what it is.
+    # top1 without targets is agreement.
     assert edge.search(bundle, table, X, **options, score="top1").pool == own.pool
 
 
@@ -256,7 +256,9 @@ def test_pools_say_their_score(tmp_path: Path) -> None:
     assert (old.score, old.targets, old.entries) == ("", "", pool.entries)
 
 
-def test_an_original_that_gives_nan_is_no_target(table: LatencyTable, tmp_path: Path) -> None:
+def test_an_original_that_gives_nan_is_refused_as_target(
+    table: LatencyTable, tmp_path: Path
+) -> None:
     folder = write_bundle(tmp_path / "bundle").path
     poison(folder, "original@2")
     with pytest.raises(BundleError, match="the original gives NaN"):
@@ -271,7 +273,7 @@ def test_an_original_that_gives_nan_is_no_target(table: LatencyTable, tmp_path: 
         ("beauty", "no score 'beauty'"),
     ],
 )
-def test_results_that_are_not_there_are_refused(
+def test_a_score_of_an_unknown_result_is_refused(
     bundle: edge.Bundle, table: LatencyTable, score: str, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):

@@ -48,7 +48,7 @@ def test_similarities_are_those_of_the_reference(name: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("name", RESULTS)
 @pytest.mark.parametrize("similarity", [cosines, rank_correlations])
-def test_equal_results_have_exactly_one_and_none_has_more(similarity: Any, name: str) -> None:
+def test_equal_results_have_similarity_1_and_none_exceeds_it(similarity: Any, name: str) -> None:
     results = RESULTS[name]
     assert (similarity(results, results) == 1).all()
     opposite = similarity(-results, results)
@@ -73,7 +73,7 @@ def test_equal_results_have_exactly_one_and_none_has_more(similarity: Any, name:
         ([1, 2, 3], [NAN, NAN, NAN], 1, 0),
     ],
 )
-def test_what_is_not_defined_has_a_value(
+def test_similarities_of_zero_constant_and_infinite_results(
     ours: Any, theirs: Any, cosine: float, spearman: float
 ) -> None:
     one, two = (np.array([values], np.float32) for values in (ours, theirs))

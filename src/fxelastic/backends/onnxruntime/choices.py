@@ -36,8 +36,8 @@ _CHOOSING: Mapping[str, tuple[int, int | None]] = {
     "aten.max.dim": (1, None),
     "aten.min.dim": (1, None),
 }
-# Those that take one element of an order, which a file has as a whole, and where each has its
-# dimension; the two of all elements have none.
+# Operators that take one element of an order, which a file computes as a whole, and the place of
+# their dimension among the arguments; None for the two over all elements.
 _TAKING: Mapping[str, int | None] = {
     "aten.kthvalue.default": 2,
     "aten.median.default": None,

@@ -106,7 +106,7 @@ def convert(
         raise ExportError(
             f"the ONNX exporter can't convert {n_failed} of {len(pieces)} branches",
             expected="operators that torch.onnx.export knows",
-            got="\n".join(_told(failures)),
+            got="\n".join(_reasons(failures)),
             fix=next(
                 (cause.fix for _, cause in failures if cause.fix), "report it, with the model"
             ),
@@ -114,7 +114,7 @@ def convert(
     return Conversion(models, reason)
 
 
-def _told(failures: Sequence[tuple[Template, Cause]]) -> list[str]:
+def _reasons(failures: Sequence[tuple[Template, Cause]]) -> list[str]:
     """A line for each reason, with the branches that fail for it."""
     by_reason: dict[str, list[str]] = {}
     for template, cause in failures:

@@ -23,7 +23,7 @@ _TRIES = 16
 
 
 def inputs_with_rows(partition: Partition, n_samples: int, seed: int) -> dict[str, Any]:
-    """Made-up inputs for which no size that data choose is 0 or 1, where some are found.
+    """Made-up inputs for which no size that data choose is 0 or 1, if the draws give such inputs.
 
     Where the model has such sizes, up to 16 draws are tried: other random numbers, the example's
     own samples, and both mixed.
@@ -45,7 +45,7 @@ def inputs_with_rows(partition: Partition, n_samples: int, seed: int) -> dict[st
         try:
             missing = _missing(partition, inputs, chosen)
         except RuntimeError:
-            # Not every mix of samples is one that a model takes; the first draw has to be.
+            # A model may refuse a mix of samples; it must take the first draw.
             if least is None:
                 raise
             continue
@@ -64,15 +64,15 @@ def has_rows(partition: Partition, inputs: Mapping[str, Any]) -> bool:
 
 
 def without_special_sizes(partition: Partition, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with at least 2 in the place of each size of 0 or 1 that data chose.
+    """The values, resized to at least 2 where data chose a size of 0 or 1.
 
     Args:
         partition: The model.
         values: Values that cross a cut, by name.
 
     Returns:
-        The same values; those of other sizes repeat their elements, or are zero where they have
-        none. They have the right shapes for a conversion, and mean nothing else.
+        The same values; resized ones repeat their elements, or hold zeros if they had no elements.
+        Only their shapes mean something, for a conversion.
     """
     nodes = {node.name: node for node in partition.graph.nodes}
     sizes = {
@@ -86,7 +86,7 @@ def without_special_sizes(partition: Partition, values: Mapping[str, Any]) -> di
     replaced = dict(sizes)
     for symbol in sorted(chosen, key=str):
         if sizes.get(symbol, 0) < _LEAST:
-            # Another size for each: equal ones would be taken for the same.
+            # A size of its own for each symbol: the exporter takes equal sizes for the same one.
             replaced[symbol] = next(n for n in range(_LEAST, 2**31) if n not in taken)
             taken.add(replaced[symbol])
     changed = {symbol for symbol in chosen if replaced[symbol] != sizes.get(symbol)}
@@ -125,7 +125,7 @@ def _mixed(
 def _missing(
     partition: Partition, inputs: Mapping[str, Any], chosen: Mapping[fx.Node, tuple[int, ...]]
 ) -> int:
-    """How much the sizes that data choose lack, all together, of 2."""
+    """By how much the sizes that data choose fall short of 2, in total."""
     run = _Recorder(partition.graph_module, chosen)
     weight = next(partition.graph_module.parameters(), None)
     device = torch.device("cpu") if weight is None else weight.device
@@ -148,7 +148,7 @@ class _Recorder(fx.Interpreter):
 
 
 def _chosen(partition: Partition) -> dict[fx.Node, tuple[int, ...]]:
-    """The values with sizes that data choose, and which those are."""
+    """The values with sizes that data choose, and these sizes."""
     found = {node: data_dims(node.meta.get("val")) for node in partition.graph.nodes}
     return {node: dims for node, dims in found.items() if dims}
 

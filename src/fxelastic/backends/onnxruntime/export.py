@@ -32,7 +32,7 @@ def write_bundle(
         supernet: The supernet; it does not change, nor do the modes of its modules.
         writer: Writes into the bundle's folder.
         opset: Version of the ONNX operator set.
-        seed: Of the inputs that the conversion follows.
+        seed: Seed of the inputs that the conversion follows.
         progress: Told what is being done.
 
     Returns:

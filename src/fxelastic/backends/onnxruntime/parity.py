@@ -48,18 +48,18 @@ class _Problem(NamedTuple):
 
     Attributes:
         kind: A key of `_KINDS`.
-        told: The branch, its blocks and what is known.
-        expected: What would have been right.
+        got: The branch, its blocks and what is wrong with them.
+        expected: The right result.
         fix: One step that helps.
     """
 
     kind: str
-    told: str
+    got: str
     expected: str
     fix: str
 
 
-#: What is wrong with files, by kind, after their count.
+#: Messages by kind; the number of files stands before them.
 _KINDS: Mapping[str, str] = {
     "load": "can't be loaded by onnxruntime",
     "run": "can't be run by onnxruntime",
@@ -110,12 +110,12 @@ class Parity:
             raise ExportError(
                 f"{len(problems)} of {len(paths)} files {wrong}",
                 expected=problems[0].expected,
-                got="\n".join([problem.told for problem in problems[:_MAX_REPORTED]] + more),
+                got="\n".join([problem.got for problem in problems[:_MAX_REPORTED]] + more),
                 fix=problems[0].fix,
             )
 
     def _warn_of_nothing(self) -> None:
-        """Name the branches whose outputs are empty in every sample: any file agrees on those."""
+        """Warn of branches whose outputs are empty in every sample: any file agrees with these."""
         unseen = [
             branch.id
             for branch in self.supernet.branches.values()
@@ -125,7 +125,7 @@ class Parity:
         if unseen:
             more = f" and {len(unseen) - _MAX_REPORTED} more" * (len(unseen) > _MAX_REPORTED)
             logger.warning(
-                "not compared, for no row reaches them with the inputs that were made up: %s%s; "
+                "not compared, since no row of the inputs drawn reaches them: %s%s; "
                 "capture with example inputs that send rows there, or pass another seed",
                 ", ".join(unseen[:_MAX_REPORTED]),
                 more,
@@ -186,8 +186,8 @@ class Parity:
                     return self._differing(branch, difference, path, operands)
         except RefusedError as e:
             kind = "run" if e.loads else "load"
-            told = f"{self._where(branch)}: {e.what}: {e.got}"
-            return _Problem(kind, told, str(e.expected), str(e.fix))
+            got = f"{self._where(branch)}: {e.what}: {e.got}"
+            return _Problem(kind, got, str(e.expected), str(e.fix))
         return None
 
     def _where(self, branch: Branch) -> str:
@@ -206,9 +206,9 @@ class Parity:
         found = f"{self._where(branch)}, value {difference.name}: {difference.problem}"
         if _is_random(module, list(operands.values())):
             names = ", ".join(_random_operators(module))
-            told = f"{found}; it draws random numbers: {names}"
+            got = f"{found}; it draws random numbers: {names}"
             fix = "switch its random numbers off in eval mode, or export with verify=False"
-            return _Problem("random", told, "the same results at every call", fix)
+            return _Problem("random", got, "the same results at every call", fix)
         operator = diverging_operator(path, module, operands, TOLERANCES)
         if operator is None:
             return _Problem("differ", found, _CLOSE, "report it, with the model")

@@ -52,7 +52,7 @@ def branch_pieces(supernet: Supernet, values: Mapping[str, Any]) -> list[Piece]:
         A piece for each branch; its inputs and outputs have their names on a device.
 
     Raises:
-        InternalError: A branch reads something else than a tensor.
+        InternalError: A branch reads a value that is not a tensor.
     """
     nodes = {node.name: node for node in supernet.partition.graph.nodes}
     on_device = device_names(supernet.partition)
@@ -111,7 +111,7 @@ class SideBySide(nn.Module):
 
 
 def _lowered(piece: Piece) -> nn.Module:
-    """The piece's module over operators that can be converted; itself where it has no others."""
+    """The piece's module with operators that can't be converted replaced; itself if it has none."""
     if isinstance(piece.module, (fx.GraphModule, nn.Identity)):
         return lowered(piece.module)
     graph_module = _graph_module(piece)
@@ -125,14 +125,14 @@ class _Held(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.held = module
-        self.training = False  # as it is: not .eval(), which would walk through the module
+        self.training = False  # not .eval(), which would change the module inside
 
     def forward(self, *operands: torch.Tensor) -> Any:
         return self.held(*operands)
 
 
 def _graph_module(piece: Piece) -> fx.GraphModule:
-    """What a module of Python code computes, as a graph over its weights."""
+    """A module of Python code as a graph over its weights."""
     shapes = tuple(dict.fromkeys(dims, Dim.AUTO) for dims in piece.dynamic)
     with torch.no_grad():
         program = torch.export.export(
@@ -144,7 +144,7 @@ def _graph_module(piece: Piece) -> fx.GraphModule:
     exported = program.module()
     assert isinstance(exported, fx.GraphModule)
     for node in list(exported.graph.nodes):
-        # Checks of the inputs. The export of all pieces has its own.
+        # Drop the checks of the inputs: the export of all pieces makes its own.
         if node.op == "call_module" and not node.users:
             exported.graph.erase_node(node)
     graph = fx.Graph()

@@ -1,6 +1,6 @@
 """LSTMs with a projection (``proj_size``), by LSTMs without one, which are all that ONNX has.
 
-Such a layer hands ``h = P u`` on, where ``u`` is what an LSTM hands on without a projection. Its
+Such a layer returns ``h = P u``, where an LSTM without a projection returns ``u``. Its
 gates are ``W x + R h``, which is ``W x + (R P) u``: an LSTM of the recurrent weights ``R P``, whose
 results are projected afterwards. At the first step ``h`` is given and need not be the projection of
 anything, so it is one more input, 0 at all other steps, by the weights ``R``.
@@ -38,12 +38,12 @@ def lstm(
         has_biases: Whether there are biases.
         n_layers: How many layers there are.
         dropout: Share of the features that is dropped between layers in training.
-        train: Whether it is training; only the operator without a projection can.
+        train: Whether it is training; not supported with a projection.
         bidirectional: Whether a second LSTM of each layer runs from the end to the beginning.
         batch_first: Whether the batch stands in the first dimension.
 
     Returns:
-        What the last layer hands on, ``(T, N, directions * P)`` or ``(N, T, directions * P)``, and
+        The output of the last layer, ``(T, N, directions * P)`` or ``(N, T, directions * P)``, and
         both states.
     """
     n_directions = 2 if bidirectional else 1

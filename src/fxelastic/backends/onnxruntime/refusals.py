@@ -25,7 +25,7 @@ def names_operator(name: str, module: nn.Module) -> bool:
 
 
 def refused_operators(piece: Piece, convert: Callable[[Piece], object]) -> list[str]:
-    """Operators that can't be converted even by themselves, in the order of the graph.
+    """Operators that can't be converted alone, in the order of the graph.
 
     Args:
         piece: The branch; only a graph module's operators are looked at.
@@ -60,7 +60,7 @@ def refused_operators(piece: Piece, convert: Callable[[Piece], object]) -> list[
 
 
 def _alone(node: fx.Node, operands: Mapping[fx.Node, Any], result: Any) -> Piece | None:
-    """One operator as a piece; None where it gives something else than tensors."""
+    """One operator as a piece; None where a result is not a tensor."""
     graph = fx.Graph()
     tensors = {m: value for m, value in operands.items() if isinstance(value, torch.Tensor)}
     given = {m: graph.placeholder(m.name) if m in tensors else operands[m] for m in operands}

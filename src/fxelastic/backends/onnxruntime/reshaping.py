@@ -13,10 +13,10 @@ import onnx_ir as ir
 
 
 def keep_empty_reshapes(graph: ir.Graph) -> None:
-    """Have reshapes infer the number of rows, and not the sizes behind it, where those are known.
+    """Make reshapes infer the number of rows instead of the sizes behind it, if these are known.
 
     Args:
-        graph: A graph whose values have shapes; changed in place, its subgraphs, too.
+        graph: A graph whose values have shapes; changed in place, with its subgraphs.
     """
     for node in list(graph.all_nodes()):
         if node.op_type == "Reshape" and not _allows_zero(node):
@@ -31,7 +31,7 @@ def _allows_zero(node: ir.Node) -> bool:
 
 
 def _without_rest(node: ir.Node) -> list[int] | None:
-    """A shape that gives the same and works without rows; None where it is as it should be."""
+    """An equal shape that works without rows; None where the node's own shape does."""
     given, wanted = node.inputs[0], node.inputs[1]
     constant = None if wanted is None else ir.convenience.get_const_tensor(wanted)
     if given is None or given.shape is None or constant is None:

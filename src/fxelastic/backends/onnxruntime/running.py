@@ -14,26 +14,26 @@ import torch
 
 from fxelastic.errors import ExportError
 
-# What onnxruntime writes before it says anything.
+# Prefixes of onnxruntime's messages.
 _PREAMBLE = re.compile(
     r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed:\s*|"
     r"Non-zero status code returned while |This is an invalid model\. "
 )
 
 
-# What onnxruntime calls 32-bit floating point, in which it has all operators.
+# Names of the one floating-point dtype in which onnxruntime has all operators.
 _COMMON = ("float", "float32")
 
 
 class RefusedError(ExportError):
-    """onnxruntime doesn't load a converted file, or fails while it runs it.
+    """onnxruntime can't load a converted file, or fails when it runs the file.
 
     Attributes:
         loads: Whether the file could be loaded.
     """
 
     def __init__(self, what: str, *, loads: bool = False, **parts: str | None) -> None:
-        """Build the error from the parts of its message, and from how far onnxruntime came."""
+        """Build the error from the parts of its message; ``loads`` as in the attributes."""
         super().__init__(what, **parts)
         self.loads = loads
 
@@ -82,7 +82,7 @@ def _array(value: torch.Tensor) -> np.ndarray[Any, Any]:
         return value.detach().cpu().resolve_conj().numpy()
     except TypeError as e:  # bfloat16 and narrower
         raise RefusedError(
-            "its inputs can't be handed over",
+            "onnxruntime can't take its inputs",
             loads=True,
             expected="dtypes that numpy has",
             got=str(value.dtype),
@@ -91,7 +91,7 @@ def _array(value: torch.Tensor) -> np.ndarray[Any, Any]:
 
 
 def _refused(model: Path | bytes | None, error: Exception, loads: bool) -> RefusedError:
-    """What onnxruntime said, with the operator and its dtypes where it names a node."""
+    """The error for onnxruntime's message, with the operator and its dtypes if it names a node."""
     said = _PREAMBLE.sub("", str(error).strip().splitlines()[0])
     what = "onnxruntime fails on it" if loads else "onnxruntime doesn't load it"
     kernel = re.search(r"Could not find an implementation for (\w+)\(\d+\) .*'(.*)'", said)
@@ -117,7 +117,7 @@ def _refused(model: Path | bytes | None, error: Exception, loads: bool) -> Refus
 
 
 def _dtypes(model: Path | bytes | None, node_name: str) -> list[str]:
-    """The dtypes that a node reads, or the model, where the node is part of a function."""
+    """The dtypes that a node reads; if the node is inside a function, the model's."""
     try:
         proto = (
             onnx.load_model_from_string(model)

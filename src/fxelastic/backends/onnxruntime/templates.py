@@ -48,7 +48,7 @@ def templates(pieces: Sequence[Piece]) -> list[Template]:
     """
     groups: dict[Hashable, list[tuple[Piece, tuple[str, ...]]]] = defaultdict(list)
     for i, piece in enumerate(pieces):
-        # A graph may be converted once for all; of another module the exporter makes its own.
+        # Only graphs share a conversion; the exporter traces any other module by itself.
         graph = isinstance(piece.module, fx.GraphModule)
         description = describe(piece.module) if graph else None
         key: Hashable = (description.key, _operands(piece)) if description else i

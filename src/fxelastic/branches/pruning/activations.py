@@ -76,7 +76,7 @@ class _Recorder(fx.Interpreter):
         # Weights are no activations; and a value that some product reads is counted once for each.
         reads = sum(_is_product(user) for user in n.users)
         flows = isinstance(result, Tensor) and n not in self._analysis.held
-        # Rows that data choose may be none, whose mean would be NaN.
+        # Data may choose no row; the mean would be NaN.
         if reads and flows and result.is_floating_point() and result.numel():
             self._add(self._analysis.dims.get(n, ()), result, reads)
         return result

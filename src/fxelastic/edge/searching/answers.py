@@ -13,11 +13,11 @@ from fxelastic.errors import BundleError, UsageError
 
 
 class Runner(Protocol):
-    """What runs branches: an `Executor`."""
+    """Runs branches, as an `Executor` does."""
 
     @property
     def bundle(self) -> Any:
-        """Whose `space` the branches are of."""
+        """The bundle whose branches it runs."""
 
     def start(self, inputs: Mapping[str, Array]) -> State:
         """The values before the first block."""
@@ -29,22 +29,22 @@ class Runner(Protocol):
         """The flat results."""
 
     def make_room(self, n_bytes: int) -> None:
-        """Let go of what is not needed now, where the process may not grow by so much."""
+        """Free memory until the process may grow by so many bytes."""
 
 
 class Answers:
-    """What the original gives for each sample, as a metric's targets.
+    """The original's results for each sample, as a metric's targets.
 
-    The original runs once on each sample, when the sample is first asked for; what it gave is kept
-    in memory.
+    The original runs once on each sample, when the sample is first needed; its results stay in
+    memory.
     """
 
     def __init__(self, runner: Runner, metric: Metric, n_samples: int) -> None:
-        """Know nothing yet.
+        """Start without results.
 
         Args:
             runner: Runs branches.
-            metric: Makes targets of the original's results.
+            metric: Turns the original's results into targets.
             n_samples: Samples of the data.
         """
         self._runner = runner
@@ -100,8 +100,7 @@ class Answers:
         found = np.asarray(self._metric.answers(outputs))
         if found.ndim == 0 or len(found) != n_samples:
             raise UsageError(
-                f"{self._metric.name} can't score results without targets that are not sample by "
-                "sample",
+                f"{self._metric.name} needs targets for results that are not sample by sample",
                 expected=f"results whose first size is the number of samples, {n_samples}",
                 got=str(found.shape),
                 fix="choose another result, as in score='cosine:RESULT', or pass targets",

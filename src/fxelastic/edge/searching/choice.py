@@ -1,4 +1,4 @@
-"""Which score a search goes by: the caller's, or the one that fits the model and the data."""
+"""Choose the score of a search: the caller's, or the one that fits the model and the data."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from fxelastic.spec.value_info import ValueInfo
 
 _LOGITS = "logits"
 _COMPARED = ("agreement", "cosine", "spearman")
-#: What a layer of class scores ends with.
+#: Operators that a layer of class scores ends with.
 _LINEAR = (
     *("Gemm", "MatMul", "Conv", "MatMulNBits"),
     *("QGemm", "QLinearMatMul", "QLinearConv", "MatMulInteger", "ConvInteger"),
 )
-#: What keeps the order of class scores, or moves them.
+#: Operators that keep the order of class scores, or move them.
 _AFTER = (
     *("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Softmax", "LogSoftmax"),
     *("Sigmoid", "Add", "Sub", "Mul", "Div", "QuantizeLinear", "DequantizeLinear"),
@@ -29,9 +29,9 @@ def chosen_metric(bundle: Bundle, score: str | Score | None, *, labelled: bool) 
     """The metric of a search.
 
     Args:
-        bundle: Says what the model gives.
+        bundle: The bundle, which lists the model's results.
         score: A function; the name of a built-in score, with ``:RESULT`` behind it to choose one
-            of several results by name or number; None for what fits: ``top1`` with targets, and
+            of several results by name or number; None for the one that fits: ``top1`` with targets,
             otherwise ``agreement`` for class scores and ``cosine`` for other results.
         labelled: Whether the data has targets.
 
@@ -39,7 +39,7 @@ def chosen_metric(bundle: Bundle, score: str | Score | None, *, labelled: bool) 
         The metric. It takes all flat results of the model.
 
     Raises:
-        UsageError: There is no such score or result, or none fits.
+        UsageError: The score or the result does not exist, or no score fits.
     """
     if score is None:
         score = "top1" if labelled else _fitting(bundle)
@@ -55,7 +55,7 @@ def chosen_metric(bundle: Bundle, score: str | Score | None, *, labelled: bool) 
     else:
         index = default_result(bundle) if found.name in _COMPARED else 0
     if index >= len(bundle.outputs):
-        raise UsageError("the model gives no results", expected="a result to score", got="none")
+        raise _no_results()
     return _of_result(found, index, bundle.outputs[index])
 
 
@@ -78,12 +78,13 @@ def _index(bundle: Bundle, result: str) -> int:
         f"the model has no result {result!r}",
         expected="one of " + (", ".join(names) or "none") + ", or its number from 0",
         got=repr(result),
+        fix="name one of these behind the score, or leave the result out",
     )
 
 
 def _of_result(found: Metric, index: int, info: ValueInfo) -> Metric:
     """A metric that looks at one of the results."""
-    # Margins are those of one choice for each sample.
+    # Margins are defined for one choice for each sample.
     plain = info.dtype.startswith("float") and len(info.dims) == 2
     margins = found.margins if plain or found.name == "top1" else None
     if index == 0:
@@ -97,10 +98,19 @@ def _of_result(found: Metric, index: int, info: ValueInfo) -> Metric:
     )
 
 
+def _no_results() -> UsageError:
+    return UsageError(
+        "the model gives no results",
+        expected="a result to score",
+        got="no tensors",
+        fix="export a model that returns tensors",
+    )
+
+
 def _fitting(bundle: Bundle) -> str:
     """The name of the score that compares a model's results with the original's own."""
     if not bundle.outputs:
-        raise UsageError("the model gives no results", expected="a result to score", got="none")
+        raise _no_results()
     index = default_result(bundle)
     info = bundle.outputs[index]
     if not info.dtype.startswith("float"):
@@ -111,7 +121,7 @@ def _fitting(bundle: Bundle) -> str:
         return "agreement"
     if all(dim == 1 for dim in info.dims[1:]):
         raise UsageError(
-            "no score fits results of one number for each sample",
+            "no score without targets fits results of one number for each sample",
             expected="targets, or a score of your own",
             got=str(info),
             fix="pass score=function of (outputs, targets); the targets are then the original's "
@@ -123,7 +133,7 @@ def _fitting(bundle: Bundle) -> str:
 def _is_linear(bundle: Bundle, info: ValueInfo) -> bool:
     """Whether a value is computed as class scores are: by a linear layer, at most scaled since.
 
-    Embeddings are, as a rule, means or normalised: their largest element says nothing.
+    Embeddings usually come from means or norms; their largest element has no meaning.
     """
     name, block = info.name, info.produced
     while block >= 0:

@@ -27,9 +27,9 @@ class Dataset:
     Attributes:
         inputs: An array for each of the model's inputs that hold samples, by name; sample by
             sample in dimension 0.
-        targets: An array, sample by sample. The samples' numbers where there are no targets: the
-            original's own results stand for them then.
-        shared: An array for each of the other inputs, by name: every batch has it as it is.
+        targets: An array, sample by sample. Without targets it holds the samples' numbers, and the
+            original's own results are the targets.
+        shared: An array for each of the other inputs, by name; every batch gets it whole.
         labelled: Whether there are targets.
     """
 
@@ -90,7 +90,7 @@ def batch_of(bundle: Bundle, wanted: int) -> int:
 def has_targets(bundle: Bundle, data: Any) -> bool:
     """Whether data in any of the forms that `read_data` takes has targets.
 
-    Of a file only the names of the arrays are read.
+    Only the names of the arrays are read from a file.
 
     Raises:
         UsageError: The file can't be read.
@@ -134,14 +134,17 @@ def read_data(bundle: Bundle, data: Any) -> Dataset:
     missing = [name for name in names if name not in arrays]
     if missing:
         raise UsageError(
-            f"the data lacks {missing[0]}", expected=expected, got=", ".join(arrays) or "no arrays"
+            f"the data lacks {missing[0]}",
+            expected=expected,
+            got=", ".join(arrays) or "no arrays",
+            fix="name each array after the input that it is for",
         )
     batched = bundle.manifest.sample_inputs
     inputs = {name: arrays[name] for name in names if name in batched}
     whole = {name: arrays[name] for name in names if name not in batched}
     other = [name for name in arrays if name not in names]
     if key is None and other:
-        # Targets by another name would be passed over without a word.
+        # Targets by another name would be ignored silently.
         raise UsageError(
             f"the data has {other[0]}, which is neither an input nor targets",
             expected=expected,

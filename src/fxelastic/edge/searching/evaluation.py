@@ -118,7 +118,7 @@ class Evaluator:
         self._batch_size = batch_of(executor.bundle, batch_size)
         # What ends early by a probability needs samples in random order.
         self.margins = Margins(len(data), self._batch_size, reorder=confidence == 1)
-        # Of a score with limits and without margins, what it was after each batch.
+        # For a score with limits and without margins, its mean after each batch.
         self._so_far: dict[Arch, list[float]] = {}
         self._distortion: Distortion | None = None
         self._reuse = reuse
@@ -143,10 +143,10 @@ class Evaluator:
         self.executor.make_room(n_bytes)
 
     def estimates(self) -> dict[Arch, float]:
-        """What subnets that ended early would have scored, where the metric gives no margins.
+        """Estimated scores of subnets that ended early, where the metric gives no margins.
 
-        What they lack of the most that they could have, on the samples that they had, is scaled as
-        it changes from these samples to all for the subnets that were evaluated to their end.
+        A subnet's shortfall from the highest possible score on the samples that it had is scaled by
+        the ratio of the shortfalls on all samples and on these, of the fully evaluated subnets.
         """
         most = self.metric.most
         whole = [self._so_far[arch] for arch in self.known if arch in self._so_far]

@@ -36,7 +36,7 @@ class Metric:
             results and targets, as `score`, which must then be the share of samples above 0.
             With it, searches learn from each sample.
         least: The least that a sample can add to ``sum``, where ``most`` is known.
-        answers: The targets that follow from the original's flat results, for data that has none.
+        answers: Turns the original's flat results into targets, for data without targets.
     """
 
     name: str

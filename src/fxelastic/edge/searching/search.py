@@ -45,8 +45,8 @@ class SearchResult:
         counts: What the evaluations took.
         interrupted: Whether it was ended by Ctrl-C: the subnets are the best so far.
 
-    The pool names the score, and says whether it is on targets of the data or on the original's
-    own results.
+    The pool names the score, and whether it compares with targets of the data or with the
+    original's own results.
     """
 
     budgets_ms: tuple[float, ...]

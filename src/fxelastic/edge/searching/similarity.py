@@ -1,4 +1,4 @@
-"""How like two results are, sample by sample."""
+"""The similarity of two results, sample by sample."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LARGEST = np.finfo(np.float64).max  # what infinities count as
 
 
 def cosines(results: Array, targets: Array) -> Array:
-    """The cosine of each sample's elements with those of its target.
+    """The cosine of each sample's elements and its target's.
 
     1 where both are zero, 0 where one is. Elements that are not finite in the target do not
     count. 0 where a result is NaN.
@@ -24,7 +24,7 @@ def cosines(results: Array, targets: Array) -> Array:
         ``(N,)``, from -1 to 1; exactly 1 where both are equal.
 
     Raises:
-        UsageError: The shapes differ, or there are no numbers.
+        UsageError: The shapes differ, or the elements are not numbers.
     """
     ours, theirs = _rows(results, targets, "cosine")
     counted = np.isfinite(theirs)
@@ -34,7 +34,7 @@ def cosines(results: Array, targets: Array) -> Array:
 
 
 def rank_correlations(results: Array, targets: Array) -> Array:
-    """Spearman's correlation of each sample's elements with those of its target.
+    """Spearman's correlation of each sample's elements and its target's.
 
     Equal elements have the mean of their ranks. 1 where neither has two different elements, 0
     where one has none. 0 where either is NaN somewhere.
@@ -47,12 +47,13 @@ def rank_correlations(results: Array, targets: Array) -> Array:
         ``(N,)``, from -1 to 1; exactly 1 where both have the same order.
 
     Raises:
-        UsageError: The shapes differ, or there are no numbers to rank.
+        UsageError: The shapes differ, a sample has fewer than two elements, or the elements are not
+            numbers.
     """
     ours, theirs = _rows(results, targets, "spearman")
     if ours.shape[1] < 2:
         raise UsageError(
-            "spearman can't rank these",
+            "spearman can't rank these results",
             expected="results of two numbers or more for each sample",
             got=str(results.shape),
             fix="pass another score",
@@ -65,14 +66,14 @@ def rank_correlations(results: Array, targets: Array) -> Array:
 def _rows(results: Array, targets: Array, name: str) -> tuple[Array, Array]:
     if results.ndim == 0 or results.shape != targets.shape:
         raise UsageError(
-            f"{name} can't compare these",
+            f"{name} can't compare results and targets of these shapes",
             expected="results and targets of one shape (N, …)",
             got=f"{results.shape} and {targets.shape}",
-            fix="pass targets like the model's results, or none, for the original's own",
+            fix="pass targets of this shape, or none to compare with the original's results",
         )
     if results.dtype.kind not in "biuf" or targets.dtype.kind not in "biuf":
         raise UsageError(
-            f"{name} can't compare these",
+            f"{name} can't compare results and targets of these dtypes",
             expected="real numbers",
             got=f"{results.dtype} and {targets.dtype}",
             fix="pass another score",

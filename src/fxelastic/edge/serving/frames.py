@@ -116,7 +116,7 @@ def read_arrays(data: bytes, names: Sequence[str], max_bytes: int) -> dict[str, 
 def write_arrays(arrays: Mapping[str, Array]) -> bytes:
     """Arrays as the bytes of a .npz file."""
     stream = io.BytesIO()
-    # numpy.savez has parameters of its own, whose names no array could have.
+    # numpy.savez can't store an array under the name of one of its own parameters.
     with zipfile.ZipFile(stream, "w") as archive:
         for name, array in arrays.items():
             archive.writestr(zipfile.ZipInfo(f"{name}.npy"), write_npy(array))

@@ -65,16 +65,16 @@ class LocalSearch:
 def local_score(
     bundle: Bundle, data: Any, pool: object, score: str | Score | None
 ) -> str | Score | None:
-    """The score of a search whose subnets are to be compared with those of a pool.
+    """The score of a search whose subnets are compared with a pool's.
 
     Args:
         bundle: The bundle.
         data: What to search on.
-        pool: The pool, or subnets of which no score is known.
-        score: What the caller wants; None for the pool's.
+        pool: The pool, or subnets whose score is not known.
+        score: The caller's score; None for the pool's.
 
     Raises:
-        UsageError: The pool's accuracies are of another score or of other targets.
+        UsageError: The pool was scored by another score or with other targets.
     """
     known = pool.score if isinstance(pool, SubnetPool) else ""
     if not isinstance(pool, SubnetPool) or not known:

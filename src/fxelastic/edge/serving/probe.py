@@ -70,7 +70,7 @@ class BranchTimer:
         return latencies
 
     def _inputs(self, branch: str) -> list[dict[str, Any]]:
-        """Inputs of each choice of integers; none where their sizes are not known."""
+        """Inputs for each choice of integers; empty where their sizes are not known."""
         infos = [self.bundle.values[name] for name in self.bundle.segment(branch).inputs]
         try:
             shapes = [info.shape_at(self.batch_size) for info in infos]

@@ -81,6 +81,7 @@ class BundleSignature:
                         f"inputs {batch[0]!r} and {info.name!r} hold different numbers of samples",
                         expected=f"the same batch size N in both: {self.describe()}",
                         got=f"{batch[1]} in {batch[0]!r}, {n} in {info.name!r}",
+                        fix="pass as many samples in each",
                     )
                 batch = batch or (info.name, n)
         return given

@@ -92,8 +92,8 @@ def optimise(model: str | bytes, path: Path) -> dict[str, str]:
     """
     weights = path.with_suffix(".weights")
     options = ort.SessionOptions()
-    # Warnings tell that the optimised model fits only this machine, which is where it stays; errors
-    # are raised, too.
+    # Warnings say that the optimised model fits only this machine, where it stays; errors are also
+    # raised.
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL

@@ -1,9 +1,9 @@
-"""Operators that the exporter does not know, or gets wrong, by operators that it knows.
+"""Replace operators that the exporter does not know, or gets wrong, by operators that it knows.
 
 Each file has one family and a table of its own, from torch's operator to a function of the same
-arguments. They are traced with the rest of a branch before it is converted, so that a size that
-depends on the batch is symbolic in them. None of them has a maximum's place by itself: the places
-that a file has are matched with the model's own (`choices.py`).
+arguments. These functions are traced with the rest of a branch before it is converted, so that
+sizes that depend on the batch are symbolic in them. Which of several equal elements a file takes is
+compared with the model elsewhere (`choices.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fxelastic.backends.onnxruntime.decompositions import (
     spectral,
 )
 
-#: By operator, what takes its place.
+#: The function that replaces each operator.
 DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {
     **cumulative.DECOMPOSITIONS,
     **distances.DECOMPOSITIONS,

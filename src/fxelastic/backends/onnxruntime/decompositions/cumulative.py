@@ -48,7 +48,7 @@ def cummax(value: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 def cummin(value: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """The smallest element so far, and where it is; of equal ones the last, and NaN below all."""
-    # Either turns an order around, and is its own inverse.
+    # Both operators reverse an order, and are their own inverse.
     opposite = torch.neg if value.is_floating_point() else torch.bitwise_not
     largest, index = cummax(opposite(value), dim)
     return opposite(largest), index
@@ -96,9 +96,9 @@ def _last(found: Tensor, places: Tensor) -> Tensor:
 
 
 def _so_far(value: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """A dimension as the last one, and a mask of what stands no later than each of its elements.
+    """The tensor with ``dim`` moved to the end, and a mask of what is no later than each element.
 
-    For sizes that depend on the batch: no number of steps is enough for all of them.
+    For sizes that depend on the batch, for which no fixed number of steps is enough.
     """
     places = torch.arange(value.shape[dim], device=value.device)
     return value.movedim(dim, -1), places[None, :] <= places[:, None]

@@ -40,7 +40,7 @@ def pdist(x: Tensor, p: float = 2.0) -> Tensor:
 
 
 def _has_many_rows(x1: Tensor, x2: Tensor) -> bool:
-    """Whether one of them has at any batch size; a product loses digits where rows are close."""
+    """Whether one has many rows at every batch size; a product loses digits of close rows."""
     return any(isinstance(x.shape[-2], int) and x.shape[-2] > _MANY_ROWS for x in (x1, x2))
 
 

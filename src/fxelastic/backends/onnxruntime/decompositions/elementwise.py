@@ -1,4 +1,4 @@
-"""Functions of single elements that ONNX has not, or that the exporter gets wrong at some."""
+"""Functions of single elements that ONNX lacks, or that the exporter gets wrong for some values."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def atan2(y: Tensor, x: Tensor) -> Tensor:
     y, x = torch.where(both, y.sign(), y), torch.where(both, x.sign(), x)
     turn = torch.where(x < 0, math.pi, 0.0)
     angle = torch.atan(y / x) + torch.where(y < 0, -turn, turn)
-    # Either zero may be negative, which says nothing here.
+    # The signs of zeros don't matter here.
     angle = torch.where(x == 0, torch.atan(y * math.inf), angle)
     return torch.where((y == 0) & x.isnan().logical_not(), turn, angle)
 
@@ -61,7 +61,7 @@ def erfinv(x: Tensor) -> Tensor:
     dtype = x.dtype if x.is_floating_point() else torch.float32
     x = x.to(torch.float32)
     w = -torch.log((1 - x) * (1 + x))
-    # Each is computed everywhere; infinity must not come from the one that is not taken.
+    # Both formulas run on all elements; the one that is not used must not give infinity.
     centre = _polynomial(_ERFINV_CENTRE, w.clamp(max=5.0) - 2.5)
     tails = _polynomial(_ERFINV_TAILS, w.clamp(min=5.0, max=100.0).sqrt() - 3)
     found = torch.where(w < 5, centre, tails) * x

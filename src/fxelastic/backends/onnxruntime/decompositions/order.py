@@ -39,7 +39,7 @@ def median(value: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tens
 
 
 def nanmedian(value: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
-    """The lower median of the numbers along a dimension; NaN where there is none."""
+    """The lower median along a dimension, without NaN; NaN where all elements are NaN."""
     if value.dim() == 0 or not value.is_floating_point():
         return median(value, dim, keepdim)
     ordered, indices, n_numbers = _sorted(value, dim)
@@ -55,7 +55,7 @@ def median_of_all(value: Tensor) -> Tensor:
 
 
 def nanmedian_of_all(value: Tensor) -> Tensor:
-    """The lower median of all numbers."""
+    """The lower median of all elements that are not NaN."""
     return nanmedian(value.flatten(), 0)[0]
 
 
@@ -81,7 +81,7 @@ def searchsorted(
     side: str | None = None,
     sorter: Tensor | None = None,
 ) -> Tensor:
-    """Where elements have to be inserted for an order to be kept, by bisection.
+    """Where to insert elements so that an order is kept, by bisection.
 
     Args:
         ordered: ``(n,)``, or ``(..., n)`` with the dimensions of ``value`` before the last.
@@ -89,7 +89,7 @@ def searchsorted(
         out_int32: Whether the result is int32.
         right: Whether an element comes behind those equal to it.
         side: "left" or "right", the same in words.
-        sorter: What sorts ``ordered``, which is not in order itself then.
+        sorter: Indices that sort ``ordered``, if it is not sorted.
 
     Returns:
         Indices in the shape of ``value``.
@@ -150,7 +150,7 @@ def _comes_before(element: Tensor, value: Tensor, right: bool) -> Tensor:
 
 
 def _sorted(value: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The elements in order, where they were, and how many are numbers, if not all must be.
+    """The sorted elements, their indices, and how many are not NaN where some may be NaN.
 
     ONNX does not say where NaN goes. Here it has the place of infinity.
     """

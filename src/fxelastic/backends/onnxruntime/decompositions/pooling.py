@@ -1,4 +1,4 @@
-"""Pooling to any size, and with a divisor of its own, by what ONNX has."""
+"""Pooling to any size and with any divisor, by operators that ONNX has."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _avg_pool(
     for size, k, s, p in zip(value.shape[-n:], kernels, strides, _each(padding, n), strict=True):
         beyond = _ceil_windows(size, k, s, p) * s - s + k - size - p if ceil_mode else p
         pads = [p, max(p, beyond), *pads]
-    # Zeros are there to be counted, so every window has the whole kernel's number of elements.
+    # Explicit zeros count as elements, so every window has as many elements as the kernel.
     mean = operator(F.pad(value, pads), kernels, strides)
     result = mean * (math.prod(kernels) / divisor_override)
     return result

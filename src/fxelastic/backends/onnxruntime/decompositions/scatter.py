@@ -1,7 +1,7 @@
 """Scatters with a reduction, by scatters that ONNX has.
 
-ONNX knows no mean, takes the value from which a reduction starts from the tensor written to, and
-needs indices and source of one shape, where torch reads the part of the source that has indices.
+ONNX lacks the mean, starts each reduction from the tensor that it writes to, and needs indices and
+source of one shape, where torch reads only the part of the source that has indices.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def scatter_with(
 
 
 def diagonal(value: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
-    """A diagonal of the matrices that two dimensions hold, whatever stands beside it."""
+    """A diagonal of the matrices that two dimensions hold; infinities beside it don't matter."""
     matrices = value.movedim((dim1, dim2), (-2, -1))
     rows, columns = matrices.shape[-2:]
     if not isinstance(rows, int) or not isinstance(columns, int):
@@ -111,7 +111,7 @@ def diagonal_scatter(
 
 
 def bincount(value: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Tensor:
-    """How often each integer occurs, or the sum of the weights where it does."""
+    """How often each integer occurs, or the sum of the weights at its places."""
     counts: Tensor = _ATEN.bincount.default(value, None, minlength)
     if weights is None:
         return counts

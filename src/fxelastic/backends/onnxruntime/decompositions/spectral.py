@@ -71,11 +71,11 @@ def istft(
 
 
 def _basis(n_fft: int, dtype: torch.dtype, normalized: bool) -> Tensor:
-    """``(2 * frequencies, 1, n_fft)``: what each real and imaginary part adds to a frame."""
+    """``(2 * frequencies, 1, n_fft)``: the part of each real and imaginary part in a frame."""
     k = torch.arange(n_fft // 2 + 1, dtype=torch.float64)[:, None]
     # Reduced first, as the angles of high frequencies lose digits.
     angle = (k * torch.arange(n_fft)).remainder(n_fft) * (2 * math.pi / n_fft)
-    # All but the first, and the last of an even number, stand for their mirror images, too.
+    # All frequencies but the first, and the last of an even number, count for their mirror image.
     twice = torch.where((k == 0) | (2 * k == n_fft), 1.0, 2.0)
     real, imaginary = twice * angle.cos(), -twice * angle.sin()
     imaginary = torch.where((k == 0) | (2 * k == n_fft), 0.0, imaginary)
