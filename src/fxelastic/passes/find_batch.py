@@ -102,7 +102,7 @@ def _tied(
     every = range(len(ordered))
     leading = [g for g in every if any(0 in dims[g] for dims in follows)]
     if not leading and sum(map(len, ordered)) < len(positions):
-        return Batch(positions)  # some inputs fix their rows, and nothing tells which
+        return Batch(positions)  # some inputs fix their rows; the results don't show which
     leading = leading or [0]
     crossed = any(
         0 in dims[a] and dims[b] - {0} for dims in follows for a in every for b in every if a != b
@@ -145,7 +145,7 @@ def _groups(
         if found is not None:
             groups.pop(with_group, None)
             return {**groups, together: found}
-    # What has more rows in no company has the example's, as a causal mask of as many tokens.
+    # An input that can't have more rows, alone or with others, keeps them, as a causal mask does.
     return groups if grown(positions) is None else {}
 
 
