@@ -219,3 +219,26 @@ def test_random_numbers_are_named(tmp_path: Path) -> None:
     supernet = fxelastic.expand(Noisy().eval(), 0.5, example_inputs=torch.randn(2, 4), kinds=())
     with pytest.raises(ExportError, match=r"draws random numbers: aten\.rand"):
         fxelastic.export(supernet, tmp_path / "bundle")
+
+
+class Bags(nn.Module):
+    """Means of embeddings, whose file passes sequences of values on."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.bags, self.head = nn.EmbeddingBag(10, 8, mode=mode), nn.Linear(8, 3)
+
+    def forward(self, index: Tensor, offsets: Tensor) -> Tensor:
+        out: Tensor = self.head(self.bags(index, offsets))
+        return out
+
+
+@pytest.mark.parametrize("mode", ["mean", "max"])
+def test_a_file_that_passes_sequences_on_is_compared_by_its_operators(
+    mode: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    inputs = torch.arange(6), torch.tensor([0, 2, 3])
+    made = fxelastic.expand(Bags(mode).eval(), 1.0, example_inputs=inputs, kinds=())
+    with pytest.raises(ExportError, match=r"operator aten\._?embedding_bag"):
+        fxelastic.export(made, tmp_path / "bundle")

@@ -268,3 +268,22 @@ def test_a_measurement_on_other_inputs_is_begun_anew(
     with caplog.at_level(logging.WARNING):
         edge.profile(bundle, path=path, inputs=inputs, **QUICK)
     assert "begun anew" in caplog.text
+
+
+class InPairs(nn.Module):
+    """One result for two samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 8), nn.Linear(16, 2)
+
+    def forward(self, x: Any) -> Any:
+        return self.head(self.body(x).relu().reshape(-1, 16))
+
+
+def test_a_batch_size_at_which_the_model_does_not_run_is_named(tmp_path: Path) -> None:
+    supernet = fxelastic.expand(InPairs().eval(), 0.6, example_inputs=torch.randn(4, 8), kinds=())
+    bundle = fxelastic.export(supernet, tmp_path / "bundle")
+    with pytest.raises(BundleError, match=r"a batch size that it runs at .the example's is 4"):
+        edge.profile(bundle, **QUICK)
+    assert edge.profile(bundle, batch_size=2, **QUICK).batch_size == 2

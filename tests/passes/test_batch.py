@@ -104,6 +104,19 @@ class Stacked(Scorer):
         return self.body(x) + torch.einsum("nk,kd->nd", weights, table)
 
 
+class Doubled(Scorer):
+    """Two results for each sample; what a table of as many rows as features gives is one, too."""
+
+    def forward(self, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = self.body(x)
+        return x.repeat_interleave(2, 0), x.sum(0), table * 2.0
+
+
+class TableFirst(Doubled):
+    def forward(self, table: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(x, table)[:2]
+
+
 class Many(Scorer):
     """More inputs than all sets of which are tried."""
 
@@ -181,6 +194,9 @@ CASES: dict[str, tuple[type[Scorer], Any, Sequence[str]]] = {
         ["x", "padding"],
     ),
     "table": (Stacked, lambda n: (rows(4), rows(n), rows(n)[:, :4]), ["x", "weights"]),
+    "two results for a sample": (Doubled, lambda n: (rows(n), rows(8)), ["x"]),
+    "as many rows as features": (TableFirst, lambda n: (rows(8), rows(n)), ["x"]),
+    "as many rows as nothing": (TableFirst, lambda n: (rows(5), rows(n)), ["x"]),
     "many": (Many, lambda n: (rows(4), *[rows(n)] * 7), [f"args_{i}" for i in range(7)]),
     "pair": (Pair, lambda n: (rows(n), rows(n)), ["left", "right"]),
     "joined": (Joined, lambda n: (rows(n), rows(n)), ["left", "right"]),

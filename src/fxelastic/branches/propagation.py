@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -76,9 +78,21 @@ def _on_meta(module: fx.GraphModule, operands: Sequence[Any], numbers: _Sizes) -
 def _on_fakes(module: fx.GraphModule, operands: Sequence[Any], numbers: _Sizes) -> Any:
     """Run on fakes, which know the device that they stand for."""
     mode = FakeTensorMode()
-    with mode, torch.no_grad():
+    with mode, torch.no_grad(), _no_log():
         given = [_concrete(value, numbers) for value in operands]
         return _FakeRun(module, mode).run(*given)
+
+
+@contextlib.contextmanager
+def _no_log() -> Iterator[None]:
+    """Torch logs an operator that refuses a shape as an error; here it is an answer."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _kind(dtype: torch.dtype, shape: Sequence[int]) -> str:

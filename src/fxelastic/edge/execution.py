@@ -170,7 +170,8 @@ class Executor:
                 f"branch {branch!r} ({segment.file}) can't be run",
                 expected="a file that onnxruntime runs on the values of this bundle",
                 got=str(e).strip().splitlines()[-1] if str(e).strip() else type(e).__name__,
-                fix="export the bundle again",
+                fix="pass inputs that the model itself takes: indices in range, and a batch size "
+                f"that it runs at (the example's is {self.bundle.manifest.model.batch_size})",
             ) from e
         return dict(zip(segment.outputs, results, strict=True))
 

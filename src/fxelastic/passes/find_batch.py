@@ -25,12 +25,13 @@ _Shapes = list[tuple[int, ...]]
 def find_batch(model: nn.Module, args: Any, kwargs: Any, results: Sequence[Any]) -> Batch:
     """Find the inputs that hold samples in their first dimension.
 
-    Candidates are all inputs with as many rows as the first input that has its first size in common
-    with a result; without such a result, with as many rows as the first input. If the model runs
-    with more rows in some candidates alone, it does not tie these to the others. The batch is then
-    the group whose rows a result has in dimension 0, and the other inputs keep their rows. A result
-    over two groups, such as scores of images by texts, makes the first group the batch. Several
-    groups with a result each (two towers) count as one batch.
+    Candidates are all inputs with as many rows as the first input whose number of rows decides the
+    first size of a result; without such an input, as the first that has its first size in common
+    with a result, else as the first input. If the model runs with more rows in some candidates
+    alone, it does not tie these to the others. The batch is then the group whose rows a result has
+    in dimension 0, and the other inputs keep their rows. A result over two groups, such as scores
+    of images by texts, makes the first group the batch. Several groups with a result each (two
+    towers) count as one batch.
 
     Args:
         model: The model, safe to run.
@@ -39,7 +40,7 @@ def find_batch(model: nn.Module, args: Any, kwargs: Any, results: Sequence[Any])
         results: Its flat results for these.
     """
     leaves, tree = trees.flatten((args, kwargs))
-    positions = _candidates(leaves, {r.shape[0] for r in results if _has_rows(r)})
+    positions = _candidates(model, tree, leaves, results)
     if len(positions) < 2:
         return Batch(positions)
     n_rows = leaves[positions[0]].shape[0]
@@ -53,11 +54,31 @@ def find_batch(model: nn.Module, args: Any, kwargs: Any, results: Sequence[Any])
     return _tied(model, tree, leaves, positions, n_rows)
 
 
-def _candidates(leaves: Sequence[Any], returned: set[int]) -> tuple[int, ...]:
-    sizes = [leaf.shape[0] if _has_rows(leaf) else None for leaf in leaves]
-    given = [size for size in sizes if size]
-    size = next((size for size in given if size in returned), given[0] if given else None)
-    return tuple(i for i, n in enumerate(sizes) if n == size) if size else ()
+def _candidates(
+    model: nn.Module, tree: trees.Tree, leaves: list[Any], results: Sequence[Any]
+) -> tuple[int, ...]:
+    """The inputs with as many rows as there are samples."""
+    groups: dict[int, list[int]] = {}
+    for i, leaf in enumerate(leaves):
+        if _has_rows(leaf) and leaf.shape[0]:
+            groups.setdefault(leaf.shape[0], []).append(i)
+    if not groups:
+        return ()
+    returned = [r.shape[0] if _has_rows(r) else None for r in results]
+
+    def decides(size: int) -> bool:
+        # Some models take two frames at a time, and run with twice as many, but not with one more.
+        for n in (size + 1, 2 * size):
+            shapes = _shapes(model, tree, with_batch_size(leaves, groups[size], n))
+            if shapes is not None and len(shapes) == len(returned):
+                firsts = [shape[0] if shape else None for shape in shapes]
+                return firsts != returned
+        return False
+
+    found = next(filter(decides, groups), None) if len(groups) > 1 else None
+    if found is None:
+        found = next((size for size in groups if size in returned), next(iter(groups)))
+    return tuple(groups[found])
 
 
 def _has_rows(value: Any) -> bool:

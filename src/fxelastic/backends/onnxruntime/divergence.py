@@ -8,6 +8,7 @@ was folded into that; the one to blame has no such follower.
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,9 @@ def diverging_operator(
             reached.add(node)
     for node in nodes:
         if node not in reached:
-            return str(node.target)
+            # One of several results, such as those of a bag of embeddings, is the operator's.
+            source = node.args[0] if node.target is operator.getitem else node
+            return str(source.target) if isinstance(source, fx.Node) else None
     return None
 
 
@@ -81,7 +84,7 @@ def _torch_values(module: nn.Module, operands: Sequence[torch.Tensor]) -> dict[f
 def _file_values(
     path: Path, operands: Mapping[str, torch.Tensor]
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """Every value that the file computes; its optimisations are off, as each is an output."""
+    """Every array that the file computes; its optimisations are off, as each is an output."""
     model = onnx.load(str(path))
     outputs = {value.name for value in model.graph.output}
     for node in model.graph.node:
@@ -89,7 +92,9 @@ def _file_values(
             if name and name not in outputs:
                 outputs.add(name)
                 model.graph.output.append(onnx.ValueInfoProto(name=name))
-    return run(open_session(model.SerializeToString()), operands)
+    values = run(open_session(model.SerializeToString()), operands)
+    # Loops and splits pass sequences on, which no operator of torch gives.
+    return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
 
 
 def _is_among(value: torch.Tensor, arrays: Any, tolerances: Mapping[str, float]) -> bool:
