@@ -16,7 +16,7 @@ from fxelastic.passes.batch import Batch, with_batch_size
 logger = logging.getLogger(__name__)
 
 # Up to so many inputs, every set of them is tried.
-_MANY = 6
+_MANY = 5
 
 #: The shapes of a model's flat results.
 _Shapes = list[tuple[int, ...]]
@@ -173,10 +173,11 @@ def _groups(
 def _sets(positions: Sequence[int]) -> Iterator[tuple[int, ...]]:
     """Sets of inputs that may be tied to one another, the smaller ones first.
 
+    Of the sets that tile all inputs, one at most has more than half of them: it is what is left.
     Of many inputs only those that stand side by side, as the mask beside its sequence does.
     """
     n = len(positions)
-    for size in range(1, n):
+    for size in range(1, n // 2 + 1 if n <= _MANY else n):
         if n <= _MANY:
             yield from combinations(positions, size)
         elif size <= 2:
