@@ -173,11 +173,10 @@ def _groups(
 def _sets(positions: Sequence[int]) -> Iterator[tuple[int, ...]]:
     """Sets of inputs that may be tied to one another, the smaller ones first.
 
-    Of the sets that tile all inputs, one at most has more than half of them: it is what is left.
     Of many inputs only those that stand side by side, as the mask beside its sequence does.
     """
     n = len(positions)
-    for size in range(1, n // 2 + 1 if n <= _MANY else n):
+    for size in range(1, n):
         if n <= _MANY:
             yield from combinations(positions, size)
         elif size <= 2:
