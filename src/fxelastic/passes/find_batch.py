@@ -104,8 +104,11 @@ def _tied(
     """The batch among inputs with as many rows each."""
     leaves = with_batch_size(leaves, positions, n_rows)
     telling = [_telling(leaf) if i in positions else leaf for i, leaf in enumerate(leaves)]
-    leaves = telling if _shapes(model, tree, telling) is not None else leaves
-    shapes = _shapes(model, tree, leaves)
+    shapes = _shapes(model, tree, telling)
+    if shapes is None:
+        shapes = _shapes(model, tree, leaves)
+    else:
+        leaves = telling
 
     def grown(some: Sequence[int]) -> _Shapes | None:
         found = _shapes(model, tree, with_batch_size(leaves, some, n_rows + 1))
