@@ -9,6 +9,10 @@ TORCH_INDEX ?=
 # Two workers: each test keeps about one core busy. The tests of one model share its capture.
 PYTEST_FLAGS ?= -n 2 --dist loadgroup
 
+# Threads that wait for others sleep: beside other programs, spinning ones make a step take 10 times
+# as long.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet

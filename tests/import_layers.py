@@ -35,12 +35,13 @@ def _layer(layers: str = "", libraries: str = "") -> Layer:
 LAYERS: Mapping[str, Layer] = {
     "errors": _layer(),
     "files": _layer(),
+    "threads": _layer("errors", "torch"),
     "spec": _layer("errors files", "numpy"),
     "edge": _layer("errors files spec", "numpy onnx onnxruntime psutil"),
     "ir": _layer("errors files spec", "numpy safetensors torch"),
     "passes": _layer("errors files spec ir", "networkx numpy sympy torch"),
     "branches": _layer("errors files spec ir", "numpy torch"),
-    "train": _layer("errors files spec ir", "numpy safetensors torch tqdm"),
+    "train": _layer("errors files spec ir threads", "numpy safetensors torch tqdm"),
     "backends": _layer("errors files spec ir", "numpy onnx onnx_ir onnxruntime onnxscript torch"),
 }
 

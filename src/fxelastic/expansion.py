@@ -17,6 +17,7 @@ from fxelastic.errors import UsageError
 from fxelastic.ir.branch import Branch, Skip
 from fxelastic.ir.supernet import Supernet
 from fxelastic.spec import ORIGINAL
+from fxelastic.threads import computing_with
 
 
 def expand(
@@ -32,6 +33,7 @@ def expand(
     importance: str = "weight",
     calibration: Any = None,
     seed: int = 0,
+    threads: int | None = None,
 ) -> Supernet:
     """Capture a model, cut it into blocks, and give each interval of blocks its branches.
 
@@ -51,7 +53,9 @@ def expand(
         calibration: A few unlabelled batches, each in a form of ``example_inputs``; a single
             tensor is one batch. New branches then begin with their last linear map fitted to
             the model's own values in closed form; see `fxelastic.branches.calibration`.
-        seed: For what branches start at random; the same seed gives the same weights.
+        seed: For what branches start at random; the same seed gives the same weights. Where they
+            are calibrated, the number of threads decides about their last bits.
+        threads: Threads that torch computes with; torch's own number where None.
 
     Returns:
         The supernet, in eval mode. Its original path computes what the model computes. A branch
@@ -82,23 +86,24 @@ def expand(
     makers: list[BranchMaker] = [
         branch_maker(kind)(**options.get(kind, {})) for kind in dict.fromkeys((ORIGINAL, *kinds))
     ]
-    blocks = partition(model, gamma, example_inputs, batched=batched, fusion=fusion)
-    branches: list[Branch] = []
-    skips: list[Skip] = []
-    # Shown on terminals only, and only where it takes long.
-    with tqdm(desc="branches", unit="", delay=3, leave=False, disable=None) as progress:
-        for maker in makers:
-            for made in maker.make(blocks, seed):
-                if isinstance(made, Branch):
-                    branches.append(made)
-                else:
-                    skips.append(made)
-                progress.update()
-    branches, twins = without_twins(branches)
-    supernet = Supernet(blocks, branches, (*skips, *twins))
-    if batches:
-        calibrate(supernet, batches)
-    return supernet
+    with computing_with(threads):
+        blocks = partition(model, gamma, example_inputs, batched=batched, fusion=fusion)
+        branches: list[Branch] = []
+        skips: list[Skip] = []
+        # Shown on terminals only, and only where it takes long.
+        with tqdm(desc="branches", unit="", delay=3, leave=False, disable=None) as progress:
+            for maker in makers:
+                for made in maker.make(blocks, seed):
+                    if isinstance(made, Branch):
+                        branches.append(made)
+                    else:
+                        skips.append(made)
+                    progress.update()
+        branches, twins = without_twins(branches)
+        supernet = Supernet(blocks, branches, (*skips, *twins))
+        if batches:
+            calibrate(supernet, batches)
+        return supernet
 
 
 def _sequence(name: str, values: Any, kind: type, expected: str) -> tuple[Any, ...]:

@@ -27,6 +27,7 @@ from fxelastic.ir.part_names import name_of
 from fxelastic.ir.supernet import Supernet
 from fxelastic.spec.bundle_files import MANIFEST_NAME
 from fxelastic.spec.verification import SoftFusionInfo, Verification
+from fxelastic.threads import computing_with
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ def export(
     jobs: int = 1,
     n_subnets: int = 3,
     seed: int = 0,
+    threads: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Bundle:
     """Write a supernet as a bundle: a folder that a device can search and run without torch.
@@ -63,6 +65,7 @@ def export(
         n_subnets: How many random subnets are assembled and compared, besides the model.
         seed: Seed of the inputs of the conversion and of the comparison, and of the subnets that
             are compared.
+        threads: Threads that torch computes with; torch's own number where None.
         progress: Told what is being done, in short texts.
 
     Returns:
@@ -78,7 +81,10 @@ def export(
     _check_arguments(supernet, opset, jobs, n_subnets)
     report = progress or (lambda _: None)
     _warn_of_nan(supernet)
-    with replace_folder(Path(path), files_in, force=force) as folder:
+    with (
+        computing_with(threads),
+        replace_folder(Path(path), files_in, force=force) as folder,
+    ):
         manifest = write_bundle(supernet, FileWriter(folder), opset, seed, report)
         if verify:
             write_durably(folder / MANIFEST_NAME, manifest.to_json())

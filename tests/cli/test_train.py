@@ -97,6 +97,32 @@ def test_trains_both_stages_from_a_file(data: Path, capsys: pytest.CaptureFixtur
     assert [e["stage"] for e in events if e["event"] == "epoch"] == ["distill", "tune"]
 
 
+@pytest.mark.parametrize(("option", "expected"), [((), [1]), (("--threads", "2"), [2])])
+def test_threads_are_those_that_the_option_names(
+    data: Path, option: tuple[str, ...], expected: list[int]
+) -> None:
+    (data / "loss.py").write_text(
+        "import torch\n"
+        "def noted(result, target):\n"
+        "    with open('threads', 'a') as file:\n"
+        "        print(torch.get_num_threads(), file=file)\n"
+        "    return torch.nn.functional.cross_entropy(result, target)\n"
+    )
+    argv = ("--data", "images.npz", "--quiet", "--loss", "loss.py:noted", *option)
+    assert train(*argv, epochs=(0, 1)) == 0
+    found = [int(line) for line in (data / "threads").read_text().splitlines()]
+    assert sorted(set(found)) == expected
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize("number", ["0", "-1"])
+def test_a_number_of_threads_below_1_is_refused(
+    data: Path, number: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("--data", "images.npz", "--quiet", "--threads", number) == 2
+    assert f"threads must be at least 1, got {number}" in capsys.readouterr().err
+
+
 def test_what_was_trained_can_be_loaded(data: Path) -> None:
     assert train("--data", "data.py:both", "--quiet", epochs=(0, 2)) == 0
     sys.path.insert(0, str(data))

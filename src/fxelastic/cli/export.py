@@ -64,6 +64,7 @@ def build_export_parser() -> argparse.ArgumentParser:
         default=0,
         help="seed of the inputs and subnets that files are compared on (default: 0)",
     )
+    options.add_torch_threads(parser, "one for each core")
     parser.add_argument("--force", action="store_true", help="replace a bundle that is at OUT")
     options.add_output(parser)
     parser.set_defaults(run=run)
@@ -93,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
             force=args.force,
             jobs=args.jobs,
             seed=args.seed,
+            threads=args.threads,
             progress=lambda message: options.progress(args, message),
             **chosen,
         )

@@ -97,6 +97,21 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
 
 
+def add_torch_threads(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add ``--threads`` of torch.
+
+    Args:
+        parser: The command's parser.
+        default: What happens without ``--threads``.
+    """
+    parser.add_argument(
+        "--threads",
+        metavar="N",
+        type=int,
+        help=f"threads to compute with (default: {default})",
+    )
+
+
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """Add ``--threads`` of onnxruntime."""
     parser.add_argument(

@@ -89,6 +89,7 @@ def supernet_of(args: argparse.Namespace) -> Supernet:
             example_inputs=example_inputs,
             batched=args.batched,
             fusion=args.fusion or DEFAULT_FUSION,
+            threads=args.threads,
             **chosen,
         )
         if args.supernet_weights is not None:

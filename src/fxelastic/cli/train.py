@@ -111,6 +111,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--distributed", action="store_true", help="train with the other processes of torchrun"
     )
+    options.add_torch_threads(
+        parser, "as many as make the fastest steps, found by trying, at most one for each core"
+    )
     options.add_output(parser)
     parser.set_defaults(run=run)
 
@@ -173,6 +176,7 @@ def _train(args: argparse.Namespace, first: bool) -> tuple[Supernet, list[Histor
         "compile": args.compile,
         "distributed": args.distributed,
         "seed": args.seed,
+        "threads": args.threads,
         "validate": validation,
     }
     histories = _stages(args, supernet, training, common, loss)

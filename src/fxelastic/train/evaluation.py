@@ -10,6 +10,7 @@ import torch
 from fxelastic.errors import UsageError
 from fxelastic.ir.supernet import Supernet
 from fxelastic.spec import Arch
+from fxelastic.threads import computing_with
 from fxelastic.train.batches import BatchReader, Split, numbered
 from fxelastic.train.execution import Execution
 from fxelastic.train.metrics import accuracy, counts, likeness
@@ -19,6 +20,7 @@ from fxelastic.train.prefixes import Prefix
 Metric = Callable[[Any, Any], float]
 
 
+@computing_with()
 def evaluate(
     supernet: Supernet,
     archs: Iterable[Arch],

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fxelastic.errors import TrainingError
 from fxelastic.ir.supernet import Supernet
+from fxelastic.threads import computing_with
 from fxelastic.train.batches import Batch, BatchReader, device_of, numbered
 from fxelastic.train.callbacks import Callback
 from fxelastic.train.diagnosis import diagnose
@@ -28,6 +29,7 @@ from fxelastic.train.range_accuracy import range_accuracy
 from fxelastic.train.reports import Bucket, EpochReport, History, StepReport
 from fxelastic.train.resumption import Resumption
 from fxelastic.train.sampling import derived_seed
+from fxelastic.train.thread_choice import ThreadChoice, thread_counts
 from fxelastic.train.training import Training
 
 
@@ -72,6 +74,9 @@ class Loop:
             self._supernet, new, self._optimisation, objective, training, self._processes
         )
         self._observers: Sequence[Callback] = observers(training) if self._processes.first else ()
+        several = processes.world_size > 1
+        fixed = several or self._device.type != "cpu" or bool(training.compile)
+        self._threads = ThreadChoice(thread_counts(training.threads, fixed=fixed))
         self._started = 0.0
 
     def run(self) -> History:
@@ -84,10 +89,15 @@ class Loop:
             UsageError: The loader is empty, or a batch is not what the model takes.
             TrainingError: A loss or a gradient is not finite, or no checkpoint can be used.
         """
+        with computing_with(self._training.threads):
+            return self._run()
+
+    def _run(self) -> History:
         self._started = time.perf_counter()
         self._supernet.eval()
         self._processes.share(self._new.state().values())
         position, refused = self._resumption.resume()
+        self._threads.resume(position.threads)
         resumed_at = position.step
         history: History | None = None
         self._tell(
@@ -123,7 +133,9 @@ class Loop:
             group = list(islice(batches, training.accumulate))
             ended = not processes.all(bool(group), self._device)
             if not ended:
-                self._step(position, group)
+                with self._threads.step():
+                    self._step(position, group)
+                position.threads = self._threads.chosen
                 every = training.checkpoint_every
                 if every and position.step % every == 0:
                     self._checkpoint(position)

@@ -20,6 +20,7 @@ class Position:
         epoch: The current pass over the loader, from 0.
         batch: Batches of this epoch consumed.
         epochs: Reports of the epochs that have ended.
+        threads: The number of threads that the run has chosen; None before it has.
         random: The random state in which a resumed epoch goes on.
     """
 
@@ -28,6 +29,7 @@ class Position:
     epoch: int = 0
     batch: int = 0
     epochs: list[EpochReport] = field(default_factory=list)
+    threads: int | None = None
     random: bytes | None = None
     _sums: dict[str, float] = field(default_factory=dict)
     _counts: dict[str, int] = field(default_factory=dict)
@@ -86,6 +88,7 @@ class Position:
             "counts": self._counts,
             "loss": self._loss,
             "steps": self._steps,
+            "threads": self.threads,
         }
 
     @classmethod
@@ -97,6 +100,7 @@ class Position:
             epoch=data["epoch"],
             batch=data["batch"],
             epochs=[EpochReport.from_json(report) for report in data["epochs"]],
+            threads=data.get("threads"),
             random=random,
             _sums=dict(data["sums"]),
             _counts=dict(data["counts"]),

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from fxelastic.ir.supernet import Supernet
 from fxelastic.spec import Arch
+from fxelastic.threads import computing_with
 from fxelastic.train.batches import BatchReader, Split, numbered
 from fxelastic.train.execution import Execution
 from fxelastic.train.losses import soft_cross_entropies
 
 
+@computing_with()
 def recalibrate(
     supernet: Supernet,
     arch: Arch,

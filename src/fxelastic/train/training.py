@@ -14,6 +14,7 @@ from torch import nn
 
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
+from fxelastic.threads import check_threads
 from fxelastic.train.batches import Split
 from fxelastic.train.callbacks import Callback
 
@@ -48,6 +49,9 @@ class Training:
         accumulate: Batches of a step.
         precision: ``"fp32"``, or mixed precision with ``"bf16"`` or ``"fp16"``. Losses and weights
             are float32 in any case.
+        threads: Threads that torch computes with. Where None, a run on a CPU chooses among torch's
+            own number and fewer by the time of a step, and again when steps get much slower.
+            The number decides about the last bits of the results.
         compile: Run branches through ``torch.compile``; a mapping holds its keyword arguments.
         split: Takes a batch apart, see `BatchReader`.
         seed: Of the subnets that are sampled, the order of a DataLoader that shuffles, and what
@@ -77,6 +81,7 @@ class Training:
     clip_norm: float | None = 1.0
     accumulate: int = 1
     precision: str = "fp32"
+    threads: int | None = None
     compile: bool | Mapping[str, Any] = False
     split: Split | None = None
     seed: int = 0
@@ -103,6 +108,7 @@ class Training:
         for name in ("steps", "checkpoint_every"):
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name))
+        check_threads(self.threads)
         _check_range("lr", self.lr, 0, math.inf)
         _check_range("weight_decay", self.weight_decay, 0, math.inf)
         _check_range("warmup", self.warmup, 0, 1)

@@ -1,0 +1,171 @@
+"""How many threads the steps of a run compute with."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from fxelastic.threads import usual_threads
+
+logger = logging.getLogger(__name__)
+
+# Steps before the first measurement: they make what later steps reuse.
+_WARM_UP = 3
+# Steps by which a number of threads is judged.
+_TRIES = 5
+# Steps in a row whose median is the time of a step.
+_RECENT = 5
+# How many times as long as before a step takes when it has collapsed.
+_COLLAPSED = 3.0
+# How many times as fast fewer threads must be to be chosen: near ties must not decide about bits.
+_CLEARLY = 1.2
+# Steps after which fewer threads than usual are measured again.
+_AGAIN = 200
+
+
+def thread_counts(threads: int | None, *, fixed: bool) -> tuple[int, ...]:
+    """The numbers of threads that a run may compute with, the usual one first.
+
+    Args:
+        threads: What the user asked for; None for a choice.
+        fixed: Do not choose.
+    """
+    if threads is not None:
+        return (threads,)
+    number = usual_threads()
+    # Who wants an operator to give the same bits each time wants the same sums.
+    if fixed or torch.are_deterministic_algorithms_enabled():
+        return (number,)
+    return tuple(number >> i for i in range(number.bit_length()))
+
+
+class ThreadChoice:
+    """Chooses the number of threads by the times of the steps themselves.
+
+    After a few steps, the following ones try all numbers in turn, and the largest that is not
+    clearly slower than the best stays. When steps take several times as long as they did, or after
+    a while with fewer threads than usual, the next steps try again.
+
+    With a single number there is no choice, and torch is left alone.
+
+    Attributes:
+        number: The number of threads in use.
+    """
+
+    def __init__(
+        self,
+        counts: Sequence[int],
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+        set_threads: Callable[[int], None] = torch.set_num_threads,
+    ) -> None:
+        """Begin with the first of several numbers.
+
+        Args:
+            counts: The numbers of threads, see `thread_counts`.
+            clock: The time, in seconds.
+            set_threads: Sets the number of threads.
+        """
+        self._counts = tuple(counts)
+        self._clock = clock
+        self._set_threads = set_threads
+        self.number = self._counts[0]
+        self._chosen = len(self._counts) == 1
+        self._trials: dict[int, list[float]] = {}
+        self._recent: deque[float] = deque(maxlen=_RECENT)
+        self._best = math.inf
+        self._collapsed: tuple[float, float] | None = None
+        self._warned = False
+        self._steps = 0
+
+    @property
+    def chosen(self) -> int | None:
+        """The number that was chosen; None before the first choice."""
+        return self.number if self._chosen else None
+
+    def resume(self, number: int | None) -> None:
+        """Go on with the number that a run had when it was interrupted, if it may be used here."""
+        if number in self._counts:
+            assert number is not None
+            self.number, self._chosen = number, True
+
+    @contextlib.contextmanager
+    def step(self) -> Iterator[None]:
+        """The context of one step."""
+        if len(self._counts) == 1:
+            yield
+            return
+        number = self._next()
+        self._set_threads(number)
+        began = self._clock()
+        yield
+        seconds = self._clock() - began
+        if self._trials:
+            self._trials[number].append(seconds)
+            if not self._open():
+                self._choose()
+        else:
+            self._watch(seconds)
+
+    def _next(self) -> int:
+        return min(self._open(), key=lambda n: len(self._trials[n]), default=self.number)
+
+    def _open(self) -> list[int]:
+        """The numbers that are to be tried further."""
+        fastest = min((t for times in self._trials.values() for t in times), default=math.inf)
+        return [
+            n
+            for n, times in self._trials.items()
+            # The first step with a number may be slow in itself.
+            if len(times) < 2 or (len(times) < _TRIES and min(times) <= _COLLAPSED * fastest)
+        ]
+
+    def _watch(self, seconds: float) -> None:
+        self._steps += 1
+        self._recent.append(seconds)
+        if not self._chosen:
+            if self._steps == _WARM_UP:
+                self._try_all()
+            return
+        if len(self._recent) == _RECENT:
+            now = statistics.median(self._recent)
+            self._best = min(self._best, now)
+            if now > _COLLAPSED * self._best:
+                self._collapsed = self._best, now
+                self._try_all()
+                return
+        if self.number < self._counts[0] and self._steps >= _AGAIN:
+            self._try_all()
+
+    def _try_all(self) -> None:
+        self._trials = {number: [] for number in self._counts}
+
+    def _choose(self) -> None:
+        """End a trial; what steps took before it no longer counts."""
+        typical = {number: statistics.median(times) for number, times in self._trials.items()}
+        limit = _CLEARLY * min(typical.values())
+        before = self.number
+        self.number = next(n for n in self._counts if typical[n] <= limit)
+        if self._collapsed is not None and not self._warned:
+            logger.warning(
+                "a step takes %.2g s instead of %.2g s, as it does when other programs use the "
+                "processors: it takes %.2g s with %d of %d threads, which training goes on with",
+                *reversed(self._collapsed),
+                typical[self.number],
+                self.number,
+                self._counts[0],
+            )
+            self._warned = True
+        elif not self._chosen or self.number != before:
+            logger.info("training computes with %d threads", self.number)
+        self._chosen, self._collapsed = True, None
+        self._trials = {}
+        self._recent.clear()
+        self._best, self._steps = math.inf, 0
