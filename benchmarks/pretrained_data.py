@@ -131,7 +131,7 @@ def random_crops(path: Path, rng: np.random.Generator) -> Iterator[np.ndarray[An
         image = file.convert("RGB")
     while True:
         side = round(min(image.size) * rng.uniform(0.5, 1))
-        left, top = (rng.integers(0, length - side + 1) for length in image.size)
+        left, top = (int(rng.integers(0, length - side + 1)) for length in image.size)
         box = (left, top, left + side, top + side)
         pixels = np.asarray(image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC, box))
         yield pixels[:, ::-1] if rng.random() < 0.5 else pixels

