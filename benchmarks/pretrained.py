@@ -41,6 +41,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -54,7 +55,6 @@ from benchmarks.pretrained_models import (
     REQUIRED,
     PretrainedModel,
     check_installed,
-    example_inputs,
     load_model,
 )
 from benchmarks.pretrained_report import BUDGETS, acceptance, judged, text
@@ -65,6 +65,7 @@ from fxelastic.spec.latency_table import LatencyTable
 
 CALIBRATION = 4  # batches
 PROFILES = 3  # measurements until a table is taken as it is
+PROFILE = ("--threads", "1", "--force", "--quiet")
 BEFORE, AFTER = "before", "after"
 
 
@@ -96,22 +97,22 @@ class Run:
 
     @functools.cached_property
     def supernet(self) -> Supernet:
-        """The supernet, with weights that are as yet those that pruning and merging leave."""
-        return fxelastic.expand(self.model.module, GAMMA, example_inputs=example_inputs(self.model))
+        """The supernet, whose weights each step loads."""
+        return self._expanded(None)
+
+    def _expanded(self, calibration: list[tuple[Tensor, ...]] | None) -> Supernet:
+        example = self.model.tensors(self.samples["train"], slice(0, 2))
+        return fxelastic.expand(
+            self.model.module, GAMMA, example_inputs=example, calibration=calibration
+        )
 
     def expand(self) -> dict[str, Any]:
         """Make the supernet, calibrate it in closed form, and export it."""
         train, size = self.samples["train"], self.model.batch_size
-        apart = len(train) // size
-        calibration = [
-            self.model.tensors(train, np.arange(i, len(train), apart)[:size])
-            for i in range(CALIBRATION)
-        ]
-        supernet = fxelastic.expand(
-            self.model.module,
-            GAMMA,
-            example_inputs=example_inputs(self.model),
-            calibration=calibration,
+        apart = max(1, len(train) // size)
+        starts = range(min(CALIBRATION, apart))
+        supernet = self._expanded(
+            [self.model.tensors(train, slice(i, None, apart)) for i in starts]
         )
         self._export(supernet, BEFORE)
         return {"space": str(supernet.space)}
@@ -124,8 +125,8 @@ class Run:
         """Measure the branches in a process without torch, again while the table is not trusted."""
         out = self.folder / "table.json"
         command = [sys.executable, "-m", "fxelastic.cli", "profile", str(self.folder / BEFORE)]
-        options = ["--out", str(out), "--threads", "1", "--force", "--quiet"]
-        for n in range(PROFILES):
+        options = ["--out", str(out), *PROFILE]
+        for _ in range(PROFILES):
             subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
             table = LatencyTable.load(out)
             if table.trusted():
@@ -133,7 +134,6 @@ class Run:
         error = table.error()
         return {
             "original_ms": table.predict_ms(edge.load(self.folder / BEFORE).space.original),
-            "measured": n + 1,
             "trusted": table.trusted(),
             "median": error and error.median,
             "p90": error and error.p90,

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.pretrained_data import IMAGE_SIZE, N_TOKENS, Samples
+from benchmarks.pretrained_data import Samples
 
 GAMMA = 0.1
 REQUIRED = {
@@ -117,11 +117,3 @@ def load_model(name: str) -> PretrainedModel:
     bert = AutoModel.from_pretrained(str(get_model_path()), local_files_only=True)
     names = ("input_ids", "attention_mask")
     return PretrainedModel(name, SentenceEncoder(bert).eval(), names, 32)
-
-
-def example_inputs(model: PretrainedModel) -> tuple[Tensor, ...]:
-    """Two samples to capture the model with."""
-    if model.name == "efficientnet":
-        return (torch.zeros(2, 3, IMAGE_SIZE, IMAGE_SIZE),)
-    ids = torch.full((2, N_TOKENS), 101)
-    return ids, torch.ones_like(ids)

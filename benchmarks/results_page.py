@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks import pretrained_report
 from benchmarks.search_measures import seed_by_seed, to_the_same_average
 
 INTRODUCTION = """\
@@ -455,6 +456,37 @@ def tradeoff(result: Any) -> Iterable[Row]:
     )
 
 
+def pretrained(result: Any) -> Iterable[Row]:
+    """What training and search make of models with pretrained weights."""
+    for name, found in result["models"].items():
+        for line in pretrained_report.acceptance(name, found):
+            yield Row(f"{name}: {line.what}", line.measured, met=line.holds)
+        ways, gains = found["judge"]["ways"], found["judge"]["gains"]
+        for figure in ("latency", *gains):
+            share = pretrained_report.interval(ways["quantised"][figure], ".3f")
+            yield Row(f"{name}, quantised by onnxruntime: {_OF_ORIGINAL[figure]}", share)
+            for budget in pretrained_report.BUDGETS:
+                told = [
+                    pretrained_report.interval(ways[f"{way} {budget}"][figure], ".3f")
+                    for way in ("before", "after")
+                ]
+                if figure in gains:
+                    told.append(pretrained_report.points(gains[figure][budget]))
+                yield Row(
+                    f"{name}, best subnet at {budget}: {_OF_ORIGINAL[figure]}; before, after "
+                    "training" + ", difference" * (figure in gains),
+                    "; ".join(told),
+                )
+
+
+_OF_ORIGINAL = {
+    "latency": "latency as a share of the original's",
+    "agreement": "share of samples with the original's top class",
+    "cosine": "cosine with the original's result",
+    "spearman": "rank correlation of similarities to other samples",
+}
+
+
 def cell(value: Any) -> str:
     """A mean and its spread."""
     return "–" if value is None else f"{value[0]:.1f} ± {value[1]:.1f}"
@@ -484,4 +516,5 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], Iterable[Row]]]] = {
     "search_memory": ("Memory of profiling and searching", search_memory),
     "serve": ("Serving", serve),
     "tradeoff": ("Accuracy and latency against baselines", tradeoff),
+    "pretrained": ("Pretrained weights (95 % intervals in parentheses)", pretrained),
 }

@@ -2,6 +2,7 @@
 
     python benchmarks/run_all.py                    # all that need no GPU, some hours on 2 cores
     python benchmarks/run_all.py --only train_device    # on a machine with a GPU
+    python benchmarks/run_all.py --only pretrained --images FOLDER    # see pretrained.py
     python benchmarks/run_all.py --only partition expand
     python benchmarks/run_all.py --page             # the page alone, from benchmarks/results
 
@@ -58,16 +59,18 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "tradeoff": (
         f"tradeoff.py --seeds 0 1 2 --data {WORK}/data --work {WORK}/tradeoff --out {{out}}",
     ),
+    "pretrained": (f"pretrained.py --images {{images}} --work {WORK}/pretrained --out {{out}}",),
 }
-# Run only where they are asked for by name.
-NEEDS_A_GPU = frozenset(("train_device",))
+# Run only where they are asked for by name: one needs a GPU, one photographs and packages.
+BY_NAME = frozenset(("train_device", "pretrained"))
 
 
 def main() -> int:
     """Run what was asked for, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    usual = [name for name in COMMANDS if name not in NEEDS_A_GPU]
+    usual = [name for name in COMMANDS if name not in BY_NAME]
     parser.add_argument("--only", nargs="+", choices=COMMANDS, default=usual)
+    parser.add_argument("--images", default="", help="folder of photographs, for pretrained")
     parser.add_argument("--fresh", action="store_true", help="forget a run that was interrupted")
     parser.add_argument("--page", action="store_true", help="run nothing")
     parser.add_argument(
@@ -75,13 +78,15 @@ def main() -> int:
     )
     parser.add_argument("--note", default="", help="how that run differed from the command")
     args = parser.parse_args()
+    if "pretrained" in args.only and not (args.images or args.page or args.keep):
+        parser.error("pretrained needs --images FOLDER, with folders train and test in it")
     RESULTS.mkdir(exist_ok=True)
     if args.keep is not None:
         name, path = args.keep
         keep(name, described(name, json.loads(Path(path).read_text()), args.note))
     elif not args.page:
         try:
-            run_all(args.only, fresh=args.fresh)
+            run_all(args.only, fresh=args.fresh, images=args.images)
         except KeyboardInterrupt:
             print("interrupted; the same command goes on from here", file=sys.stderr)
             return 130
@@ -89,7 +94,7 @@ def main() -> int:
     return 0
 
 
-def run_all(names: list[str], *, fresh: bool = False) -> None:
+def run_all(names: list[str], *, fresh: bool = False, images: str = "") -> None:
     """Run benchmarks; those that an interrupted run had finished are not run again."""
     folders = {name: Path(WORK) / name for name in names}
     for name, folder in folders.items():
@@ -101,7 +106,7 @@ def run_all(names: list[str], *, fresh: bool = False) -> None:
             print(f"== {name} was run before the interruption", file=sys.stderr, flush=True)
         else:
             print(f"== {name}", file=sys.stderr, flush=True)
-            replace_file(out, json.dumps(described(name, run(name))).encode())
+            replace_file(out, json.dumps(described(name, run(name, images))).encode())
         keep(name, json.loads(out.read_text()))
         write_page()
     # What another run has not finished stays.
@@ -109,7 +114,7 @@ def run_all(names: list[str], *, fresh: bool = False) -> None:
         shutil.rmtree(folder)
 
 
-def run(name: str) -> Any:
+def run(name: str, images: str = "") -> Any:
     """The result of one benchmark; a bar that is missed is no failure of the run.
 
     Raises:
@@ -119,7 +124,7 @@ def run(name: str) -> Any:
     out.unlink(missing_ok=True)
     stdout = ""
     for command in COMMANDS[name]:
-        script, *arguments = shlex.split(command.format(out=out))
+        script, *arguments = shlex.split(command.format(out=out, images=shlex.quote(images)))
         done = subprocess.run(
             [sys.executable, str(FOLDER / script), *arguments],
             stdout=subprocess.PIPE,
@@ -137,8 +142,9 @@ def run(name: str) -> Any:
 def described(name: str, result: Any, note: str = "") -> dict[str, Any]:
     """A result with its command, the commit and the facts of this machine or of its own."""
     machine = result.pop("machine", None) if isinstance(result, dict) else None
+    commands = [c.format(out="OUT", images="FOLDER") for c in COMMANDS[name]]
     return {
-        "commands": [f"python benchmarks/{c}".replace("{out}", "OUT") for c in COMMANDS[name]],
+        "commands": [f"python benchmarks/{command}" for command in commands],
         "commit": commit(),
         "machine": machine or facts(),
         "note": note,
