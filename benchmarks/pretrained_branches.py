@@ -120,7 +120,7 @@ def run(
     loader = DataLoader(
         TrainingSamples(model, samples), model.batch_size, shuffle=True, drop_last=True
     )
-    return fxelastic.distill(supernet, loader, steps=steps, seed=0, callbacks=callbacks)
+    return fxelastic.distill(supernet, loader, steps=steps, seed=0, threads=1, callbacks=callbacks)
 
 
 @torch.no_grad()

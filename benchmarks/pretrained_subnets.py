@@ -130,15 +130,17 @@ def results(path: Path, model: PretrainedModel, samples: Samples) -> Array:
 def similarities(found: Array, original: Array, model: str) -> dict[str, Array]:
     """How near results are to the original's, sample by sample.
 
-    ``agreement`` of the top class and ``cosine`` of the logits for EfficientNet; ``cosine`` of the
-    vectors and ``spearman`` for MiniLM: the rank correlation of a sentence's similarities to all
-    other sentences.
+    For EfficientNet ``agreement`` of the top class, ``cosine`` of the logits, and ``spearman``,
+    their rank correlation. For MiniLM ``cosine`` of the vectors, and ``spearman``: the rank
+    correlation of a sentence's similarities to all other sentences.
     """
     dot = (found.astype(float) * original).sum(1)
     norms = np.linalg.norm(found.astype(float), axis=1) * np.linalg.norm(original, axis=1)
     cosine = {"cosine": dot / np.maximum(norms, 1e-30)}
     if model == "efficientnet":
-        return {"agreement": (found.argmax(1) == original.argmax(1)).astype(float)} | cosine
+        agreement = (found.argmax(1) == original.argmax(1)).astype(float)
+        ranks = {"spearman": _rank_correlations(found, original)}
+        return {"agreement": agreement} | cosine | ranks
     return cosine | {"spearman": _rank_correlations(_to_others(found), _to_others(original))}
 
 

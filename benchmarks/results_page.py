@@ -483,7 +483,7 @@ _OF_ORIGINAL = {
     "latency": "latency as a share of the original's",
     "agreement": "share of samples with the original's top class",
     "cosine": "cosine with the original's result",
-    "spearman": "rank correlation of similarities to other samples",
+    "spearman": "rank correlation of logits, or of similarities to other sentences",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ import torch
 from torch import nn
 
 import fxelastic
-from benchmarks import pretrained, pretrained_data, pretrained_models, pretrained_report, sentences
+from benchmarks import (
+    pretrained,
+    pretrained_data,
+    pretrained_models,
+    pretrained_report,
+    pretrained_steps,
+    sentences,
+)
 from benchmarks.bootstrap import Bootstrap
 from benchmarks.pretrained_branches import branch_sums, compared, normalised_errors
 from benchmarks.pretrained_data import Samples
@@ -55,16 +63,16 @@ def made_up(n: int, seed: int) -> Samples:
 def test_every_step_leaves_what_the_report_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pretrained, "PROFILES", 1)
+    monkeypatch.setattr(pretrained_steps, "PROFILES", 1)
     quick = ("--samples", "3", "--subnets", "4", "--held-out", "3", "--time-budget", "2")
-    monkeypatch.setattr(pretrained, "PROFILE", (*pretrained.PROFILE, *quick))
+    monkeypatch.setattr(pretrained_steps, "PROFILE", (*pretrained_steps.PROFILE, *quick))
     samples = {split: made_up(32, i) for i, split in enumerate(pretrained_data.SPLITS)}
-    setting = pretrained.Setting(1.0, 0.01, 0.2, 5)
-    run = pretrained.Run(small(), samples, tmp_path, setting)
+    setting = pretrained_steps.Setting(1.0, 0.01, 0.2, 5)
+    run = pretrained_steps.Run(small(), samples, tmp_path, setting)
     found: dict[str, Any] = {}
-    for step, function in pretrained.STEPS.items():
+    for step, function in pretrained_steps.STEPS.items():
         found[step] = function(run)
-        (tmp_path / f"{step}.json").write_text(pretrained.json.dumps(found[step]))
+        (tmp_path / f"{step}.json").write_text(json.dumps(found[step]))
     lines = pretrained_report.acceptance("efficientnet", found)
     text = pretrained_report.text("efficientnet", found, lines)
     assert "does not hold at least 4,000 samples to train" in text

@@ -1,0 +1,193 @@
+"""The steps of `benchmarks/pretrained.py`: from a model to the figures of its subnets."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+import fxelastic
+from benchmarks import pretrained_branches, pretrained_subnets
+from benchmarks.bootstrap import Bootstrap
+from benchmarks.pretrained_data import Samples
+from benchmarks.pretrained_models import GAMMA, PretrainedModel
+from benchmarks.pretrained_report import BUDGETS, judged
+from benchmarks.pretrained_subnets import SCORES
+from fxelastic import Supernet, edge
+from fxelastic.spec.latency_table import LatencyTable
+
+CALIBRATION = 4  # batches
+PROFILES = 3  # measurements until a table is taken as it is
+PROFILE = ("--threads", "1", "--force", "--quiet")
+BEFORE, AFTER = "before", "after"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How much of everything there is.
+
+    Attributes:
+        scale: Share of the samples.
+        minutes: Of distillation.
+        search_s: Seconds of search for each budget.
+        rounds: How often latencies are measured.
+    """
+
+    scale: float
+    minutes: float
+    search_s: float
+    rounds: int
+
+
+@dataclass
+class Run:
+    """The steps of one model; each returns plain data, and leaves its files in the folder."""
+
+    model: PretrainedModel
+    samples: dict[str, Samples]
+    folder: Path
+    setting: Setting
+
+    @functools.cached_property
+    def supernet(self) -> Supernet:
+        """The supernet, whose weights each step loads."""
+        return self._expanded(None)
+
+    def _expanded(self, calibration: list[tuple[Tensor, ...]] | None) -> Supernet:
+        example = self.model.tensors(self.samples["train"], slice(0, 2))
+        return fxelastic.expand(
+            self.model.module,
+            GAMMA,
+            example_inputs=example,
+            calibration=calibration,
+            threads=1,
+        )
+
+    def expand(self) -> dict[str, Any]:
+        """Make the supernet, calibrate it in closed form, and export it."""
+        train, size = self.samples["train"], self.model.batch_size
+        apart = max(1, len(train) // size)
+        starts = range(min(CALIBRATION, apart))
+        supernet = self._expanded(
+            [self.model.tensors(train, slice(i, None, apart)) for i in starts]
+        )
+        self._export(supernet, BEFORE)
+        return {"space": str(supernet.space)}
+
+    def _export(self, supernet: Supernet, name: str) -> None:
+        supernet.save(self.folder / f"{name}.safetensors")
+        fxelastic.export(supernet, self.folder / name, force=True)
+
+    def profile(self) -> dict[str, Any]:
+        """Measure the branches in a process without torch, again while the table is not trusted."""
+        out = self.folder / "table.json"
+        command = [sys.executable, "-m", "fxelastic.cli", "profile", str(self.folder / BEFORE)]
+        options = ["--out", str(out), *PROFILE]
+        for _ in range(PROFILES):
+            subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
+            table = LatencyTable.load(out)
+            if table.trusted():
+                break
+        error = table.error()
+        return {
+            "original_ms": table.predict_ms(edge.load(self.folder / BEFORE).space.original),
+            "trusted": table.trusted(),
+            "median": error and error.median,
+            "p90": error and error.p90,
+        }
+
+    def distil(self) -> dict[str, Any]:
+        """Train the branches, and export them."""
+        initial = self.folder / f"{BEFORE}.safetensors"
+        supernet = self.supernet.load(initial)
+        done = pretrained_branches.distil(
+            supernet, self.model, self.samples, self.setting.minutes, initial
+        )
+        self._export(supernet, AFTER)
+        return done
+
+    def branches(self) -> dict[str, Any]:
+        """Compare the errors of branches on the test split, before and after."""
+        test = self.samples["test"]
+        before, after = (
+            pretrained_branches.branch_sums(
+                self.supernet.load(self.folder / f"{name}.safetensors"),
+                pretrained_branches.batches(self.model, test),
+            )
+            for name in (BEFORE, AFTER)
+        )
+        return pretrained_branches.compared(before, after, test.groups)
+
+    def search(self) -> dict[str, Any]:
+        """Search the best subnets on the select split, before and after."""
+        table = LatencyTable.load(self.folder / "table.json")
+        data = self.model.arrays(self.samples["select"], slice(None))
+        return {
+            name: pretrained_subnets.search(
+                edge.load(self.folder / name),
+                table,
+                data,
+                SCORES[self.model.name],
+                self.setting.search_s,
+                self.folder / f"{name}.pool.json",
+            )
+            for name in (BEFORE, AFTER)
+        }
+
+    def judge(self) -> dict[str, Any]:
+        """Judge what was found, and the quantised original, on the test split."""
+        found = json.loads((self.folder / "search.json").read_text())
+        models = self.folder / "models"
+        shutil.rmtree(models, ignore_errors=True)
+        models.mkdir()
+        bundles = {name: edge.load(self.folder / name) for name in (BEFORE, AFTER)}
+        original = pretrained_subnets.assembled(bundles[BEFORE], None, models / "original.onnx")
+        paths = {
+            "quantised": pretrained_subnets.quantised(
+                original, self.model, self.samples["train"], models / "quantised.onnx"
+            )
+        }
+        for name, bundle in bundles.items():
+            for budget in BUDGETS:
+                path = models / f"{name}-{budget[:-1]}.onnx"
+                arch = found[name][budget]["arch"]
+                paths[f"{name} {budget}"] = pretrained_subnets.assembled(bundle, arch, path)
+        test = self.samples["test"]
+        wanted = pretrained_subnets.results(original, self.model, test)
+        scores = {
+            way: pretrained_subnets.similarities(
+                pretrained_subnets.results(path, self.model, test), wanted, self.model.name
+            )
+            for way, path in paths.items()
+        }
+        feeds = self.model.arrays(self.samples["select"], slice(0, 1))
+        original_ms, shares = pretrained_subnets.shares_of_time(
+            [original, *paths.values()], feeds, self.setting.rounds
+        )
+        shutil.rmtree(models)
+        return {
+            "original_ms": original_ms,
+            "samples": len(test),
+            "sources": len(np.unique(test.groups)),
+            "train": len(self.samples["train"]),
+            **judged(Bootstrap(test.groups), scores, dict(zip(paths, shares, strict=True))),
+        }
+
+
+STEPS: Mapping[str, Callable[[Run], dict[str, Any]]] = {
+    "expand": Run.expand,
+    "profile": Run.profile,
+    "distil": Run.distil,
+    "branches": Run.branches,
+    "search": Run.search,
+    "judge": Run.judge,
+}
