@@ -25,6 +25,7 @@ class FakeExecutor:
         )
         self._width = width
         self.executed = 0
+        self.n_loaded = 0
 
     def make_room(self, n_bytes: int) -> None:
         assert n_bytes >= 0

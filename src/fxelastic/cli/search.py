@@ -214,12 +214,14 @@ def report(bundle: Bundle, result: SearchResult, out: Path, code: int) -> dict[s
                 "budget_ms": budget_ms,
                 "arch": str(best.arch),
                 "latency_ms": best.latency_ms,
-                "accuracy": best.accuracy,
+                "accuracy": None if best.n_samples == 0 else best.accuracy,
                 "held_out_accuracy": best.held_out_accuracy,
+                "n_samples": best.n_samples,
+                "mark": mark,
                 "history": [vars(step) for step in history],
             }
-            for budget_ms, best, history in zip(
-                result.budgets_ms, result.bests, result.histories, strict=True
+            for budget_ms, best, mark, history in zip(
+                result.budgets_ms, result.bests, result.marks, result.histories, strict=True
             )
         ],
     }
@@ -231,7 +233,7 @@ def sections(bundle: Bundle, table: LatencyTable, result: SearchResult, mode: st
 
     original_ms = table.predict_ms(bundle.space.original, mode)
     rows = [("budget", "latency", "of original", "score", "held out", "blocks replaced", "subnet")]
-    for budget_ms, best in zip(result.budgets_ms, result.bests, strict=True):
+    for budget_ms, best, mark in zip(result.budgets_ms, result.bests, result.marks, strict=True):
         specs = bundle.space.specs(best.arch)
         replaced = sum(spec.stop - spec.start for spec in specs if spec.kind != "original")
         held = best.held_out_accuracy
@@ -240,10 +242,10 @@ def sections(bundle: Bundle, table: LatencyTable, result: SearchResult, mode: st
                 f"{budget_ms:.3f} ms",
                 f"{best.latency_ms:.3f} ms",
                 f"{best.latency_ms / original_ms:.0%}",
-                f"{best.accuracy:.4f}",
+                "-" if best.n_samples == 0 else f"{best.accuracy:.4f}",
                 "-" if held is None else f"{held:.4f}",
                 f"{replaced} of {bundle.space.n_blocks}",
-                short(best.arch.branches),
+                short(best.arch.branches) + (f" ({mark})" if mark else ""),
             )
         )
     lines = aligned(rows, right={0, 1, 2, 3, 4, 5})

@@ -31,12 +31,16 @@ class PoolEntry:
         latency_ms: Its predicted latency, in ms.
         accuracy: Its score on the data that was searched with; higher is better.
         held_out_accuracy: Its score on data that no choice was made by, where that was measured.
+        n_samples: Samples that ``accuracy`` is on, where time sufficed for a part of those searched
+            with only; None for all. A subnet that was not evaluated at all has 0, and the accuracy
+            NaN; pools hold none of these.
     """
 
     arch: Arch
     latency_ms: float
     accuracy: float
     held_out_accuracy: float | None = None
+    n_samples: int | None = None
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,7 @@ class SubnetPool:
                     "latency_ms": entry.latency_ms,
                     "accuracy": entry.accuracy,
                     "held_out_accuracy": entry.held_out_accuracy,
+                    **({} if entry.n_samples is None else {"n_samples": entry.n_samples}),
                 }
                 for entry in self.entries
             ],
@@ -211,12 +216,13 @@ class SubnetPool:
 
 
 def _entry(item: Any) -> PoolEntry:
-    held_out = item["held_out_accuracy"]
+    held_out, n_samples = item["held_out_accuracy"], item.get("n_samples")
     return PoolEntry(
         Arch.parse(item["arch"]),
         float(item["latency_ms"]),
         float(item["accuracy"]),
         None if held_out is None else float(held_out),
+        None if n_samples is None else int(n_samples),
     )
 
 

@@ -154,11 +154,13 @@ def _tradeoff(run: RunFolder) -> Figure:
             [e.accuracy for e in pareto],
             **{"where": "post", "color": "tab:blue", "label": "beaten by none"},
         )
-    if run.chosen:
+    # A search that was short of time gives subnets without a score.
+    chosen = [row for row in run.chosen if row["accuracy"] is not None]
+    if chosen:
         key = "measured_ms" if run.measured is not None else "latency_ms"
         axes.scatter(
-            [row[key] for row in run.chosen],
-            [row["accuracy"] for row in run.chosen],
+            [row[key] for row in chosen],
+            [row["accuracy"] for row in chosen],
             **{"marker": "D", "s": 36, "color": "tab:orange", "zorder": 3},
             label="of a budget, as " + ("measured" if run.measured is not None else "predicted"),
         )

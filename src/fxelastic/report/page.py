@@ -115,7 +115,7 @@ def _table(run: RunFolder) -> list[str]:
                 f"{predicted:.3f} ms",
                 "-" if measured is None else f"{measured:.3f} ms",
                 "-" if whole is None else f"{shown / whole:.0%}",
-                f"{row['accuracy']:.1%}",
+                "-" if row["accuracy"] is None else f"{row['accuracy']:.1%}",
                 str(row.get("n_replaced", "-")),
             )
         )

@@ -18,6 +18,7 @@ import pytest
 from fxelastic import edge
 from fxelastic.edge import pool as pool_module
 from fxelastic.edge.searching.exhaustive import all_subnets
+from fxelastic.edge.searching.registry import strategy_names
 from fxelastic.edge.searching.study import Study
 from fxelastic.errors import BundleError, UsageError
 from fxelastic.spec.latency_table import LatencyTable
@@ -196,6 +197,18 @@ def test_a_fixed_batch_size_leaves_the_rest_out(
 def test_time_ends_a_search(bundle: edge.Bundle, table: LatencyTable, data: Any) -> None:
     result = edge.search(bundle, table, data, budget="70%", time_budget_s=1e-9)
     assert result.best.latency_ms <= result.budgets_ms[0]
+
+
+@pytest.mark.parametrize("name", [n for n in strategy_names() if n != "exhaustive"])
+def test_a_search_without_time_gives_no_cheapest_subnet(
+    bundle: edge.Bundle, table: LatencyTable, data: Any, name: str
+) -> None:
+    result = edge.search(
+        *(bundle, table, data),
+        **{"budget": ["90%", "75%"], "time_budget_s": 1e-9, "strategy": name},
+    )
+    for best, budget_ms in zip(result.bests, result.budgets_ms, strict=True):
+        assert 0.8 * budget_ms <= best.latency_ms <= budget_ms
 
 
 def test_features_and_weights_keep_the_memory(

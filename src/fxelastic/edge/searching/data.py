@@ -42,16 +42,20 @@ class Dataset:
         return len(self.targets)
 
     def batches(
-        self, size: int, order: Array | None = None
+        self, size: int, order: Array | None = None, first: int | None = None
     ) -> Iterator[tuple[dict[str, Array], Array]]:
         """Batches; the last may be smaller.
 
         Args:
             size: Samples of a batch.
             order: The samples' indices in another order than the data's own.
+            first: Samples of the first batch; each later one has twice as many as the one before,
+                up to ``size``. None for batches of one size.
         """
-        for start in range(0, len(self), size):
-            stretch: Any = slice(start, start + size)
+        stop, n = 0, first or size
+        while stop < len(self):
+            start, stop, n = stop, stop + min(n, size), 2 * n
+            stretch: Any = slice(start, stop)
             if order is not None:
                 stretch = order[stretch]
             samples = {k: v[stretch] for k, v in self.inputs.items()}
@@ -65,7 +69,11 @@ class Dataset:
 
     def whole(self, size: int) -> Dataset:
         """As many of the first samples as fill batches."""
-        return self._take(np.arange(len(self) // size * size))
+        return self.head(len(self) // size * size)
+
+    def head(self, n: int) -> Dataset:
+        """The first n samples."""
+        return self._take(np.arange(n))
 
     def digest(self, score: str = "") -> str:
         """Sha256 of the samples and the name of a score."""

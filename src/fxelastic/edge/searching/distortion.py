@@ -81,6 +81,8 @@ def measure(
     batch_size: int,
     n_samples: int = _SAMPLES,
     stop: Callable[[], bool] = lambda: False,
+    first: int | None = None,
+    enough: Callable[[], bool] = lambda: False,
 ) -> Distortion:
     """Run every branch on the original's features.
 
@@ -93,6 +95,9 @@ def measure(
         batch_size: Samples of a batch.
         n_samples: How many to look at; batches are not divided, and there are ten at most.
         stop: Asked before each branch whether to end with what is known.
+        first: Samples of the first batch, as in `Dataset.batches`: a branch's error on one sample
+            is near its error on many.
+        enough: Asked before each batch but the first whether to end with what is known.
 
     Raises:
         BundleError: A branch can't be run, or gives values that are not finite where the original's
@@ -105,8 +110,8 @@ def measure(
     weights = np.zeros((len(new), len(new)))
     shapes: dict[str, Shapes] = {}
     seen = n_batches = 0
-    for inputs, targets in data.batches(batch_size):
-        if seen >= n_samples or n_batches >= _BATCHES or stop():
+    for inputs, targets in data.batches(batch_size, first=first):
+        if seen >= n_samples or n_batches >= _BATCHES or stop() or (n_batches and enough()):
             break
         seen, n_batches = seen + len(targets), n_batches + 1
         rows: dict[tuple[Shapes, int], tuple[list[int], list[Array]]] = {}

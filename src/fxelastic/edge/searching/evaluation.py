@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -45,6 +47,55 @@ class Counts:
         return 1 - self.executed / self.one_by_one if self.one_by_one else 0.0
 
 
+#: The arrays of a batch by input, and its targets.
+Batch: TypeAlias = tuple[Mapping[str, Array], Array]
+
+
+class BatchScore(NamedTuple):
+    """A subnet's score on one batch, as the metric gives it; and the samples' margins, if kept."""
+
+    total: Any
+    count: Any
+    n_samples: int
+    margins: Array | None
+
+
+@dataclass
+class Tally:
+    """What a subnet scored so far.
+
+    Attributes:
+        total: The sum of the batches' sums.
+        count: The sum of the batches' counts.
+        n_samples: Samples so far.
+        margins: The margins of each batch, where they are kept.
+        batches: The score of each batch by itself, and its number of samples.
+        means: The score after each batch, where the metric's sums and counts are numbers.
+    """
+
+    total: Any = 0.0
+    count: Any = 0.0
+    n_samples: int = 0
+    margins: list[Array] = field(default_factory=list)
+    batches: list[tuple[float, int]] = field(default_factory=list)
+    means: list[float] = field(default_factory=list)
+
+    def add(self, part: BatchScore) -> None:
+        """Take in the next batch."""
+        self.total, self.count = self.total + part.total, self.count + part.count
+        self.n_samples += part.n_samples
+        self.batches.append((mean(part.total, part.count), part.n_samples))
+        if np.ndim(self.count) == 0:
+            self.means.append(mean(self.total, self.count))
+        if part.margins is not None:
+            self.margins.append(part.margins)
+
+    @property
+    def score(self) -> float:
+        """The score on the samples so far."""
+        return mean(self.total, self.count)
+
+
 @dataclass
 class _Node:
     """A prefix: the subnets that begin with it."""
@@ -69,6 +120,7 @@ class Evaluator:
         metric: The score.
         counts: What it took so far.
         known: The score of every subnet that was evaluated to its end.
+        clock: Tells the time, in s.
         margins: The metric's margins of the first samples, and the samples' order.
         cache: The states kept.
     """
@@ -85,6 +137,8 @@ class Evaluator:
         costs: Mapping[str, float] | None = None,
         watch: Callable[[int], None] | None = None,
         confidence: float = 1.0,
+        first: int | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Prepare.
 
@@ -101,6 +155,9 @@ class Evaluator:
             confidence: A subnet ends early when its floor is out of reach: for certain with 1,
                 otherwise with this probability, given samples in random order and scores between
                 the metric's ``least`` and ``most``.
+            first: Samples of the first batch, as in `Dataset.batches`; None for batches of one
+                size.
+            clock: Tells the time, in s.
 
         Raises:
             UsageError: The confidence is none.
@@ -120,23 +177,59 @@ class Evaluator:
         self.margins = Margins(len(data), self._batch_size, reorder=confidence == 1)
         # For a score with limits and without margins, its mean after each batch.
         self._so_far: dict[Arch, list[float]] = {}
+        self._batch_scores: dict[Arch, list[tuple[float, int]]] = {}
         self._distortion: Distortion | None = None
+        self._n_whole = len(data)
+        self._first = first if executor.bundle.manifest.model.dynamic_batch else None
+        self.clock = clock
+        self._pace_s = 0.0  # of one subnet on one sample, in the latest batch
         self._reuse = reuse
         self._costs = costs or {}
         self._confidence = confidence
 
-    def distortion(self, stop: Callable[[], bool]) -> Distortion:
+    @property
+    def is_shortened(self) -> bool:
+        """Whether scores are on fewer samples than the search has."""
+        return len(self.data) < self._n_whole
+
+    @property
+    def measured_distortion(self) -> Distortion | None:
+        """What `distortion` measured; None before, and where nothing could be compared."""
+        found = self._distortion
+        return None if found is None or found.unknown.all() else found
+
+    def distortion(
+        self, stop: Callable[[], bool], enough: Callable[[], bool] = lambda: False
+    ) -> Distortion:
         """By how much branches change the original's features; measured when first asked for.
 
         Args:
             stop: Asked now and then whether to end with what is known.
+            enough: Asked before each batch but the first whether to end with what is known.
 
         Raises:
             BundleError: A branch can't be run, or gives NaN.
         """
         if self._distortion is None:
-            self._distortion = measure(self.executor, self.data, self._batch_size, stop=stop)
+            self._distortion = measure(
+                self.executor,
+                self.data,
+                self._batch_size,
+                stop=stop,
+                first=self._first,
+                enough=enough,
+            )
         return self._distortion
+
+    def affordable(self, seconds: float) -> int:
+        """How many subnets can be evaluated in a time, at the pace of the latest batch."""
+        if self._pace_s <= 0 or math.isinf(seconds):
+            return sys.maxsize
+        return int(max(0.0, seconds) / self.expected_s(1, len(self.data)))
+
+    def expected_s(self, n_subnets: int, n_samples: int) -> float:
+        """How long subnets take on samples, in s, at the pace of the latest batch."""
+        return self._pace_s * n_subnets * n_samples
 
     def make_room(self, n_bytes: int) -> None:
         """Make room for other work in the memory that the executor may take."""
@@ -187,64 +280,131 @@ class Evaluator:
                 break
         return {arch: self.known[arch] for arch in wanted if arch in self.known}
 
+    def batches(self) -> Iterator[Batch]:
+        """The batches that subnets are evaluated on, in this order."""
+        return self.data.batches(self._batch_size, self.margins.order, self._first)
+
+    def run_batch(
+        self,
+        archs: Sequence[Arch],
+        batch: Batch,
+        stop: Callable[[], bool],
+        *,
+        keep_margins: bool = True,
+    ) -> dict[Arch, BatchScore]:
+        """The scores of subnets on one batch.
+
+        Args:
+            archs: The subnets.
+            batch: One of `batches`.
+            stop: Asked before each branch whether to end.
+            keep_margins: Whether to compute the metric's margins, if it has any.
+
+        Returns:
+            The scores; where it was stopped, those that were complete.
+
+        Raises:
+            BundleError: A branch can't be run, or a subnet gives NaN.
+        """
+        begin_s, n_loaded = self.clock(), self.executor.n_loaded
+        inputs, targets = batch
+        n_samples = len(targets)
+        if self._answers is not None:
+            answers = self._answers.targets(inputs, targets, stop)
+            if answers is None:
+                return {}
+            targets = answers
+        keeps = self.metric.margins if keep_margins else None
+        found: dict[Arch, BatchScore] = {}
+        for arch, outputs in self._walk(_tree(archs), self.executor.start(inputs), stop):
+            if arch is None:
+                return found
+            total, count = self.metric.score(outputs, targets)
+            # Neither argmax nor a comparison notices: NaN would get some score or other.
+            if not (np.isfinite(total).all() and all(map(_has_no_nan, outputs))):
+                raise BundleError(
+                    f"the subnet {arch} gives NaN",
+                    expected="numbers in its outputs, and a finite score",
+                    got="NaN",
+                    fix="train or calibrate the supernet again, and export it",
+                )
+            margins = None if keeps is None else keeps(outputs, targets)
+            found[arch] = BatchScore(total, count, n_samples, margins)
+        self.counts.one_by_one += sum(len(arch) for arch in archs)
+        pace_s = (self.clock() - begin_s) / max(1, len(archs) * n_samples)
+        if self.executor.n_loaded > n_loaded and self._pace_s:
+            pace_s = min(pace_s, self._pace_s)  # sessions that were opened will not be again
+        self._pace_s = pace_s
+        return found
+
+    def adopt(self, data: Dataset, tallies: Mapping[Arch, Tally]) -> None:
+        """Evaluate on these samples from now on.
+
+        Args:
+            data: The first of the samples that there are, or all.
+            tallies: Subnets that were evaluated on all of them; scores before are forgotten.
+        """
+        self.counts.subnets += len(tallies.keys() - self.known.keys())
+        self.data = data
+        self.margins = Margins(len(data), self._batch_size, reorder=self._confidence == 1)
+        self.known, self._so_far, self._batch_scores = {}, {}, {}
+        self._record(tallies, tallies)
+
+    def is_better(self, arch: Arch, other: Arch) -> bool:
+        """Whether a subnet's score is higher than another's, by more than chance.
+
+        On all samples any difference counts. On fewer, it must be twice as large as its standard
+        error, which the batches tell, and more where they are few.
+        """
+        difference = self.known[arch] - self.known[other]
+        if not self.is_shortened:
+            return difference > 0
+        pairs = list(zip(self._batch_scores[arch], self._batch_scores[other], strict=True))
+        n, more = len(pairs), sum(size for (_, size), _ in pairs)
+        if n < 2:
+            return False
+        square = sum(size * (a - b - difference) ** 2 for (a, size), (b, _) in pairs) / (n - 1)
+        return difference > 2 * (n + 1) / (n - 1) * math.sqrt(square / more) + _ROUNDING
+
     def _evaluate(
         self, archs: list[Arch], floors: Mapping[Arch, float], stop: Callable[[], bool]
     ) -> bool:
         """Evaluate a group; returns whether that was not stopped."""
-        sums: dict[Arch, Any] = dict.fromkeys(archs, 0.0)
-        totals: dict[Arch, Any] = dict.fromkeys(archs, 0.0)
-        margins: dict[Arch, list[Array]] = {arch: [] for arch in archs}
-        tracked = self.metric.most is not None and self.metric.margins is None
-        so_far: dict[Arch, list[float]] = {arch: [] for arch in archs} if tracked else {}
+        tallies = {arch: Tally() for arch in archs}
         alive, seen = list(archs), 0
-        for inputs, given in self.data.batches(self._batch_size, self.margins.order):
+        for batch in self.batches():
             if not alive:
                 break
-            targets = given
-            if self._answers is not None:
-                answers = self._answers.targets(inputs, given, stop)
-                if answers is None:
-                    return False
-                targets = answers
-            root = _tree(alive)
-            state = self.executor.start(inputs)
-            for arch, outputs in self._walk(root, state, stop):
-                if arch is None:
-                    return False
-                total, count = self.metric.score(outputs, targets)
-                # Neither argmax nor a comparison notices: NaN would get some score or other.
-                if not (np.isfinite(total).all() and all(map(_has_no_nan, outputs))):
-                    raise BundleError(
-                        f"the subnet {arch} gives NaN",
-                        expected="numbers in its outputs, and a finite score",
-                        got="NaN",
-                        fix="train or calibrate the supernet again, and export it",
-                    )
-                if self.metric.margins is not None and self.margins.wanted(seen):
-                    margins[arch].append(self.metric.margins(outputs, targets))
-                sums[arch] = sums[arch] + total
-                totals[arch] = totals[arch] + count
-                if tracked:
-                    so_far[arch].append(float(sums[arch] / totals[arch]))
-            self.counts.one_by_one += sum(len(arch) for arch in alive)
-            seen += len(targets)
+            found = self.run_batch(alive, batch, stop, keep_margins=self.margins.wanted(seen))
+            if len(found) < len(alive):
+                return False
+            for arch, part in found.items():
+                tallies[arch].add(part)
+            seen += len(batch[1])
             left = len(self.data) - seen
             if self.metric.most is not None and left:
                 going = [
                     arch
-                    for arch in alive
-                    if self._at_most(self.metric.most, sums[arch], totals[arch], left) + _ROUNDING
+                    for arch, sums in ((arch, tallies[arch]) for arch in alive)
+                    if self._at_most(self.metric.most, sums.total, sums.count, left) + _ROUNDING
                     >= floors.get(arch, -math.inf)
                 ]
                 self.counts.ended_early += len(alive) - len(going)
                 alive = going
         self.counts.subnets += len(archs)
-        for arch in alive:
-            self.known[arch] = mean(sums[arch], totals[arch])
-        self.margins.add(margins)
-        longer = {a: m for a, m in so_far.items() if len(m) > len(self._so_far.get(a, ()))}
-        self._so_far |= longer
+        self._record(tallies, alive)
         return True
+
+    def _record(self, tallies: Mapping[Arch, Tally], whole: Iterable[Arch]) -> None:
+        """Keep what a group scored; the others of it ended early."""
+        for arch in whole:
+            self.known[arch] = tallies[arch].score
+            self._batch_scores[arch] = tallies[arch].batches
+        self.margins.add({arch: tally.margins for arch, tally in tallies.items()})
+        if self.metric.most is not None and self.metric.margins is None:
+            for arch, tally in tallies.items():
+                if len(tally.means) > len(self._so_far.get(arch, ())):
+                    self._so_far[arch] = tally.means
 
     def _at_most(self, most: float, total: float, count: float, left: int) -> float:
         """The most that a score can still be, or is with the confidence asked for."""

@@ -70,7 +70,8 @@ class Evolutionary:
                 study.score(fitting[start : start + _GROUP])
             return
         guide = Guide(study)
-        group = guide.solutions(self.first, self.boldness)
+        group = guide.additive_best()
+        group += guide.solutions(self.first - len(group), self.boldness)
         study.score(group + seeds(study, self.first - len(group)))
         self.evolve(study, guide)
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fxelastic.edge.execution import Array
+from fxelastic.edge.searching.additive_best import additive_best, quality_costs
 from fxelastic.edge.searching.knapsack import most_valuable
 from fxelastic.edge.searching.margin_model import MarginModel
 from fxelastic.edge.searching.prefixes import Prefixes
@@ -33,7 +34,8 @@ class Guide:
             study: The search.
         """
         self._study = study
-        self._prior = Prior(study.evaluator.distortion(study.is_over))
+        self._distortion = study.evaluator.distortion(study.is_over)
+        self._prior = Prior(self._distortion)
         self._scores = ScoreModel(self._prior, study.evaluator.metric.most)
         self._margins: MarginModel | None = None
         self._best = 0.0  # of those that fit, on the samples that margins are kept of
@@ -69,6 +71,12 @@ class Guide:
         early = {arch: score for arch, score in self._estimates.items() if study.fits(arch)}
         scores = early | study.scores
         return sorted(scores, key=lambda a: (-scores[a], study.cost(a), a.branches))[:n]
+
+    def additive_best(self) -> list[Arch]:
+        """The subnet of the least total distortion under the budget, if it is new."""
+        study = self._study
+        found = additive_best(study, quality_costs(study.space, self._distortion))
+        return [] if found is None or study.has_tried(found) else [found]
 
     def solutions(self, n: int, scale: float = 1.0) -> list[Arch]:
         """New subnets, each the best under the budget by one draw of what branches cost.

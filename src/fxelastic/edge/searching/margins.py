@@ -47,7 +47,7 @@ class Margins:
 
     def add(self, found: Mapping[Arch, Sequence[Array]]) -> None:
         """Take in a group's margins, batch by batch in the order that it was evaluated in."""
-        new = {a: _finite(np.concatenate(m)) for a, m in found.items() if m}
+        new = {a: _finite(np.concatenate(m)[: self._n_kept]) for a, m in found.items() if m}
         if self._reorder and self.order is None:
             # What ended early is not known in another order.
             new = {arch: m for arch, m in new.items() if len(m) == self._n_kept}

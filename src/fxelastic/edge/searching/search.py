@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import random
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,9 @@ from fxelastic.edge.searching.choice import chosen_metric
 from fxelastic.edge.searching.data import Dataset, batch_of, read_data
 from fxelastic.edge.searching.evaluation import Counts, Evaluator
 from fxelastic.edge.searching.registry import Strategy, strategy
+from fxelastic.edge.searching.schedule import Schedule, answer
 from fxelastic.edge.searching.scores import Metric, Score
-from fxelastic.edge.searching.study import SearchAbortedError, SearchEndedError, Step, Study
+from fxelastic.edge.searching.study import SearchAbortedError, Step, Study
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
 from fxelastic.spec.latency_table import LatencyTable
@@ -44,6 +46,11 @@ class SearchResult:
         histories: For each budget a step for each improvement.
         counts: What the evaluations took.
         interrupted: Whether it was ended by Ctrl-C: the subnets are the best so far.
+        marks: For each budget what its best subnet lacks: empty where it was scored on all samples;
+            otherwise ``"not evaluated"`` or ``"scored on 7 of 205 samples"``, as there was no time.
+
+    A subnet that was not evaluated is expected to be the best under its budget: it has the least
+    total error of branches, as far as it is known. Its ``n_samples`` is 0, its ``accuracy`` NaN.
 
     The pool names the score, and whether it compares with targets of the data or with the
     original's own results.
@@ -55,6 +62,7 @@ class SearchResult:
     histories: tuple[tuple[Step, ...], ...]
     counts: Counts
     interrupted: bool = False
+    marks: tuple[str, ...] = ()
 
     @property
     def best(self) -> PoolEntry:
@@ -89,12 +97,17 @@ def search(
     seed: int = 0,
     path: str | os.PathLike[str] | None = None,
     progress: Callable[[float, Study], None] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> SearchResult:
     """Find the most accurate subnets that keep latency budgets (AdaptiveNet §5).
 
     Latencies come from the table, accuracies from the data, measured on this device. What subnets
     have in common is computed once, and none is evaluated to its end twice, for several budgets
     neither. Ctrl-C ends the search with the best so far.
+
+    Every budget's additive best is evaluated before anything else: the subnet that costs the least
+    quality under the budget, if what branches cost adds up. So a search that is short of time has
+    an answer near each budget. See `SearchResult.marks` for what it lacks.
 
     Args:
         bundle: The bundle.
@@ -111,7 +124,10 @@ def search(
             ``top1`` with targets; without, ``agreement`` for class scores, the share of samples
             whose top class is the original's, and ``cosine`` for other results.
         max_subnets: Subnets to try for each budget.
-        time_budget_s: End earlier after this time, for all budgets.
+        time_budget_s: End earlier after this time, for all budgets. Everything counts, from reading
+            the data to the scores on samples held out; what one subnet takes on one batch may
+            exceed it. Where the additive bests can't be evaluated on all samples in a part of this
+            time, all scores are on the first samples.
         batch_size: Samples of a batch. A model of a fixed batch size has that; what fills no batch
             is left out then.
         held_out: Share of the samples that no choice is made by; the best subnets' scores on it
@@ -130,6 +146,7 @@ def search(
         path: A file for the pool, written as the search goes on. Where it is there, of the same
             bundle, data and score, its subnets are not evaluated again.
         progress: Told the budget in ms and the study after each group.
+        clock: Tells the time, in s.
 
     Returns:
         The best subnet of each budget, the pool, the history.
@@ -139,6 +156,7 @@ def search(
             bundle, or no subnet keeps a budget; the message names the nearest.
         BundleError: A branch is missing or damaged, can't be run, or gives NaN.
     """
+    begin_s = clock()
     limit = None
     if memory_bytes is not None and cache_bytes is not None:
         limit = GrowthLimit(memory_bytes + cache_bytes)
@@ -147,6 +165,12 @@ def search(
         raise UsageError("batch_size is none", expected="at least 1", got=repr(batch_size))
     if max_subnets < 1:
         raise UsageError("max_subnets is none", expected="at least 1", got=repr(max_subnets))
+    if time_budget_s is not None and not time_budget_s > 0:
+        raise UsageError(
+            "time_budget_s is out of range",
+            expected="seconds above 0, or None",
+            got=repr(time_budget_s),
+        )
     table.check_bundle(bundle.digest, lambda: bundle.structure_digest)
     _warn(table, mode)
     measure, samples, rest = _metric_and_data(bundle, data, score, held_out)
@@ -156,6 +180,7 @@ def search(
     runner = _strategy(strategy)
     interrupted = aborted = False
     digest = samples.digest(measure.name)
+    end_s = math.inf if time_budget_s is None else begin_s + time_budget_s
     with Executor(bundle, threads, memory_bytes, shared_arena=True, limit=limit) as executor:
         evaluator = Evaluator(
             executor,
@@ -165,6 +190,8 @@ def search(
             cache_bytes=cache_bytes,
             costs=costs,
             confidence=confidence,
+            first=None if time_budget_s is None else 1,
+            clock=clock,
         )
         store = _Store(bundle, table, mode, digest, path, evaluator, samples.labelled)
         store.resume()
@@ -174,52 +201,47 @@ def search(
             study = Study(
                 bundle.space, costs, overhead_ms, limit_ms, evaluator, max_subnets, rng, allowed
             )
-            study.anchors = anchors
+            study.anchors, study.clock = anchors, clock
             study.progress = _told(store, progress)
             _check_feasible(study)
             studies.append(study)
-        for i, study in enumerate(studies):
-            study.begin(None if time_budget_s is None else time_budget_s / len(studies))
-            # What earlier budgets and searches evaluated counts, too.
-            study.scores.update({a: s for a, s in evaluator.known.items() if study.fits(a)})
-            try:
-                runner.run(study)
-            except SearchAbortedError:
-                aborted = True
-            except SearchEndedError:
-                pass
-            except KeyboardInterrupt:
-                interrupted = True
-            if not study.scores and not aborted:
-                # It ended before the first group: the least subnet is an answer, too.
-                study.scores.update(evaluator.scores([_least(study)]))
-            if interrupted or aborted:
-                del studies[i + 1 :]
-                break
-        for study in studies:
-            # What later budgets evaluated may fit this one, too.
-            study.scores.update({a: s for a, s in evaluator.known.items() if study.fits(a)})
-        bests = [study.best for study in studies]
-        wanted = {best: None for best in bests if best is not None}
-        if not (interrupted or any(study.clock() >= study.until_s for study in studies)):
-            wanted |= dict.fromkeys(entry.arch for entry in store.pool().pareto)
+        schedule = Schedule(studies, end_s, len(rest))
+        try:
+            schedule.run(runner)
+        except SearchAbortedError:
+            aborted = True
+        except KeyboardInterrupt:
+            interrupted = True
+        if interrupted or aborted:
+            # Of the budgets that it had not come to yet nothing is said.
+            studies = [study for study in studies if study.incumbent is not None] or studies
+        bests = [_answer(study) for study in studies]
+        wanted = list(dict.fromkeys(bests))
         if len(rest) and not aborted:
-            outside = Evaluator(executor, rest, measure, batch_size=batch_size)
+            if not interrupted:
+                wanted = list(dict.fromkeys([*wanted, *(e.arch for e in store.pool().pareto)]))
+            outside = Evaluator(executor, rest, measure, batch_size=batch_size, clock=clock)
             try:
-                store.held_out |= outside.scores(a for a in wanted if a not in store.held_out)
+                store.score_held_out(wanted, outside, end_s)
             except KeyboardInterrupt:
                 interrupted = True
         pool = store.pool()
         store.save()
     entries = {entry.arch: entry for entry in pool.entries}
-    return SearchResult(
+    found = tuple(entries.get(best) or store.unmeasured(best) for best in bests)
+    n_samples = len(samples)
+    result = SearchResult(
         tuple(study.budget_ms for study in studies),
-        tuple(entries[best] for best in bests if best is not None),
+        found,
         pool,
         tuple(tuple(study.history) for study in studies),
         evaluator.counts,
         interrupted,
+        tuple(_mark(entry, n_samples) for entry in found),
     )
+    if not aborted:
+        _warn_of_marks(result, None if interrupted else schedule.needed_s)
+    return result
 
 
 class _Store:
@@ -243,6 +265,7 @@ class _Store:
         self._path = path
         self._evaluator = evaluator
         self.held_out: dict[Arch, float] = {}
+        self._partial: list[PoolEntry] = []  # of earlier searches that were short of time
 
     def resume(self) -> None:
         """Take over what a pool on disk knows, where it is of the same bundle and data."""
@@ -260,23 +283,56 @@ class _Store:
             )
         for entry in pool.entries:
             self._bundle.space.validate(entry.arch)
-            self._evaluator.known[entry.arch] = entry.accuracy
+            if entry.n_samples is None:
+                self._evaluator.known[entry.arch] = entry.accuracy
+            else:
+                self._partial.append(entry)
             if entry.held_out_accuracy is not None:
                 self.held_out[entry.arch] = entry.held_out_accuracy
 
     def pool(self) -> SubnetPool:
         """Everything that was evaluated."""
-        found = self.held_out
+        evaluator = self._evaluator
+        n_samples = len(evaluator.data) if evaluator.is_shortened else None
         return SubnetPool.of(
             self._bundle.digest,
-            (
-                PoolEntry(arch, self._table.predict_ms(arch, self._mode), score, found.get(arch))
-                for arch, score in self._evaluator.known.items()
-            ),
+            [
+                *self._partial,
+                *(self._entry(arch, score, n_samples) for arch, score in evaluator.known.items()),
+            ],
             self._data_digest,
-            self._evaluator.metric.name,
+            evaluator.metric.name,
             self._targets,
         )
+
+    def unmeasured(self, arch: Arch) -> PoolEntry:
+        """A subnet that was not evaluated."""
+        return self._entry(arch, math.nan, 0)
+
+    def score_held_out(self, archs: Sequence[Arch], outside: Evaluator, end_s: float) -> None:
+        """Score subnets on samples held out, as far as there is time.
+
+        Args:
+            archs: The subnets, the most important first.
+            outside: Evaluates on these samples.
+            end_s: When to end, by the evaluator's clock.
+        """
+        wanted = [arch for arch in archs if arch not in self.held_out]
+        if math.isinf(end_s):
+            self.held_out |= outside.scores(wanted)
+            return
+        for arch in wanted:
+            # The first one takes a run of the original, too, where there are no targets.
+            n_runs = 1 + (not outside.known and not outside.data.labelled)
+            pace = outside if outside.known else self._evaluator
+            left_s = end_s - outside.clock()
+            if pace.expected_s(n_runs, len(outside.data)) > left_s:
+                break
+            self.held_out |= outside.scores([arch], stop=lambda: outside.clock() >= end_s)
+
+    def _entry(self, arch: Arch, score: float, n_samples: int | None) -> PoolEntry:
+        latency_ms = self._table.predict_ms(arch, self._mode)
+        return PoolEntry(arch, latency_ms, score, self.held_out.get(arch), n_samples)
 
     def save(self) -> None:
         """Write the pool, if it goes to a file."""
@@ -387,16 +443,49 @@ def _weight_limit(
     return lambda arch: sum(own[branch] for branch in arch) <= weight_bytes, (lightest,)
 
 
-def _least(study: Study) -> Arch:
-    """A subnet that keeps all limits, without a search."""
-    for arch in (study.space.min_cost_arch(study.costs), *study.anchors):
-        if study.fits(arch):
-            return arch
+def _answer(study: Study) -> Arch:
+    """The subnet that a search gives for its budget.
+
+    Raises:
+        UsageError: None is known that keeps all limits.
+    """
+    found = answer(study)
+    if found is not None:
+        return found
     raise UsageError(
         f"no subnet was found that keeps {study.budget_ms:.4g} ms and the limit of weights",
         expected="limits that some subnet keeps together",
         got="none of those tried, the quickest and the one with the least weights among them",
         fix="raise the budget, or weight_bytes",
+    )
+
+
+def _mark(best: PoolEntry, n_samples: int) -> str:
+    """What the best subnet of a budget lacks."""
+    if best.n_samples is None:
+        return ""
+    if best.n_samples == 0:
+        return "not evaluated"
+    return f"scored on {best.n_samples} of {n_samples} samples"
+
+
+def _warn_of_marks(result: SearchResult, needed_s: float | None) -> None:
+    marked = [
+        f"{budget_ms:.4g} ms: {mark}"
+        for budget_ms, mark in zip(result.budgets_ms, result.marks, strict=True)
+        if mark
+    ]
+    if not marked:
+        return
+    if needed_s is None:
+        logger.warning("the search was interrupted: the best subnet of %s", "; ".join(marked))
+        return
+    digit = 10.0 ** (math.floor(math.log10(needed_s)) - 1)
+    logger.warning(
+        "the search was short of time: the best subnet of %s; raise time_budget_s (--time-budget) "
+        "to about %g s",
+        "; ".join(marked),
+        math.ceil(needed_s / digit) * digit,
     )
 
 

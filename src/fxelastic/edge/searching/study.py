@@ -53,6 +53,9 @@ class Study:
         rng: The search's own chance.
         allowed: Whether a subnet may be chosen, for limits other than latency.
         anchors: Subnets that keep other limits if any does.
+        additive_best: The best subnet if what branches cost in quality adds up; None where no
+            subnet is known that keeps all limits.
+        incumbent: The latest additive best that was evaluated; None before.
         scores: The score of each subnet of this search, in the order of evaluation.
         history: A step for each improvement.
     """
@@ -69,6 +72,8 @@ class Study:
     until_s: float = math.inf
     clock: Callable[[], float] = time.perf_counter
     progress: Callable[[Study], None] | None = None
+    additive_best: Arch | None = None
+    incumbent: Arch | None = None
     scores: dict[Arch, float] = field(default_factory=dict)
     history: list[Step] = field(default_factory=list)
     _tried: set[Arch] = field(default_factory=set)
@@ -142,10 +147,9 @@ class Study:
             for arch in wanted
             if arch in chosen or (arch in self._tried and self._lost.get(arch, math.inf) > floor)
         ]
-        found = self.evaluator.scores(group, dict.fromkeys(group, floor), self.is_over)
-        if self.clock() < self.until_s:
-            self._lost.update(dict.fromkeys((arch for arch in group if arch not in found), floor))
-        self._end_group(found, complete)
+        found, evaluated = self._evaluated(group, floor)
+        self._lost.update(dict.fromkeys((arch for arch in evaluated if arch not in found), floor))
+        self._end_group(found, complete and len(evaluated) == len(group))
         return found
 
     def learn(self, archs: Iterable[Arch]) -> dict[Arch, float]:
@@ -156,10 +160,35 @@ class Study:
         Raises:
             SearchEndedError: No more may be evaluated; what was scored is kept.
         """
-        chosen, _ = self._admitted(list(dict.fromkeys(archs)))
-        found = self.evaluator.scores(chosen, stop=self.is_over)
+        wanted = list(dict.fromkeys(archs))
+        admitted, _ = self._admitted(wanted)
+        chosen = [arch for arch in wanted if arch in admitted]
+        found, _ = self._evaluated(chosen, -math.inf)
         self._end_group({a: score for a, score in found.items() if self.fits(a)}, complete=True)
         return found
+
+    def _evaluated(self, group: list[Arch], floor: float) -> tuple[dict[Arch, float], list[Arch]]:
+        """The scores of subnets, and the subnets that there was time for.
+
+        Where time is short, as many as can be evaluated are, rather than a part of each.
+        """
+        floors = dict.fromkeys(group, floor)
+        if math.isinf(self.until_s):
+            return self.evaluator.scores(group, floors, self.is_over), group
+        known = [arch for arch in group if arch in self.evaluator.known]
+        fresh = [arch for arch in group if arch not in self.evaluator.known]
+        found, done = self.evaluator.scores(known), known
+        while fresh:
+            n = self.evaluator.affordable(self.until_s - self.clock())
+            part, fresh = fresh[:n], fresh[n:]
+            if not part:
+                break
+            found |= self.evaluator.scores(part, floors, self.is_over)
+            if self.clock() >= self.until_s:
+                done = [*done, *(arch for arch in part if arch in found)]
+                break
+            done = [*done, *part]
+        return {arch: found[arch] for arch in group if arch in found}, done
 
     def _admitted(self, archs: list[Arch]) -> tuple[set[Arch], bool]:
         """Those not tried yet that there is room and time for; whether that is all of them."""

@@ -1,0 +1,189 @@
+"""Divides the time of a search among its budgets, so that each has an answer near it early."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from fxelastic.edge.searching.additive_best import additive_best, quality_costs
+from fxelastic.edge.searching.registry import Strategy
+from fxelastic.edge.searching.study import SearchAbortedError, SearchEndedError, Study
+from fxelastic.edge.searching.survey import Survey
+from fxelastic.spec import Arch
+
+# Shares of the time that is left when each begins.
+_FIRST = 0.3  # the additive bests before anything is measured
+_MEASURING = 0.5  # the errors of branches on one sample; on more samples, a tenth
+_ENOUGH = 0.1
+_AGAIN = 0.7  # the additive bests by these errors
+_HELD_OUT = 0.2
+_NEAR = 0.9  # of the additive best's latency
+
+
+class Schedule:
+    """Runs the searches of several budgets that share an evaluator.
+
+    First every budget's additive best is evaluated: the subnet that costs the least quality under
+    the budget, if what branches cost adds up. In limited time, the errors of branches are measured
+    on a few samples next, and the additive bests by these errors are evaluated on as many samples
+    as there is time for. Only then each budget gets its share of the time that is left, for the
+    strategy.
+    """
+
+    def __init__(self, studies: Sequence[Study], end_s: float = math.inf, n_held_out: int = 0):
+        """Prepare.
+
+        Args:
+            studies: A search for each budget, of one evaluator and one clock.
+            end_s: When to end, by that clock.
+            n_held_out: Samples that the best subnets are scored on afterwards.
+        """
+        self._studies = list(studies)
+        self._end_s = end_s
+        self._n_held_out = n_held_out
+        self._evaluator = self._studies[0].evaluator
+        self._clock: Callable[[], float] = self._studies[0].clock
+        self._is_limited = not math.isinf(end_s)
+        self._n_samples = len(self._evaluator.data)
+        self._surveyed: list[Arch] = []
+
+    def run(self, strategy: Strategy) -> None:
+        """Search.
+
+        Raises:
+            SearchAbortedError: Nobody waits for the result any more.
+            UsageError: The strategy does not fit the search.
+            BundleError: A branch is missing or damaged, can't be run, or gives NaN.
+        """
+        for study in self._studies:
+            study.begin(self._end_s - self._clock() if self._is_limited else None)
+        try:
+            self._evaluate_bests()
+            self._run_each(strategy)
+        finally:
+            # What other budgets evaluated may fit this one, too.
+            for study in self._studies:
+                self._take_in(study)
+
+    def _run_each(self, strategy: Strategy) -> None:
+        reserve_s = 0.0
+        if self._is_limited:
+            held_out_s = self._evaluator.expected_s(len(self._studies) + 1, self._n_held_out)
+            if held_out_s <= _HELD_OUT * self._left_s:
+                reserve_s = held_out_s
+        for i, study in enumerate(self._studies):
+            self._take_in(study)
+            if self._is_limited:
+                time_s = (self._left_s - reserve_s) / (len(self._studies) - i)
+                study.until_s = self._clock() + time_s
+                if self._evaluator.affordable(time_s) < 1:
+                    continue
+            try:
+                strategy.run(study)
+            except SearchAbortedError:
+                raise
+            except SearchEndedError:
+                pass
+
+    @property
+    def needed_s(self) -> float:
+        """About how long it takes to evaluate every additive best on all samples, in s."""
+        n_subnets = len(dict.fromkeys(self._surveyed)) + 1
+        work_s = self._evaluator.expected_s(n_subnets, self._n_samples)
+        return self._studies[0].seconds + 2 * work_s
+
+    @property
+    def _left_s(self) -> float:
+        return max(0.0, self._end_s - self._clock())
+
+    def _evaluate_bests(self) -> None:
+        evaluator, over = self._evaluator, self._studies[0].is_over
+        space = self._studies[0].space
+        bests = self._solve(quality_costs(space, evaluator.measured_distortion))
+        if not self._is_limited:
+            evaluator.scores(bests, stop=over)
+            self._note_bests()
+            return
+        survey = None if evaluator.known else Survey(evaluator)
+        self._evaluate(bests, survey, _FIRST)
+        now_s, left_s = self._clock(), self._left_s
+        distortion = evaluator.distortion(
+            lambda: over() or self._clock() >= now_s + _MEASURING * left_s,
+            lambda: self._clock() >= now_s + _ENOUGH * left_s,
+        )
+        again = self._solve(quality_costs(space, distortion))
+        self._evaluate([*again, *bests], survey, _AGAIN)
+
+    def _solve(self, costs: dict[str, float]) -> list[Arch]:
+        """Find every budget's additive best; those of budgets far from each other come first."""
+        for study in self._studies:
+            study.additive_best = additive_best(study, costs)
+        ordered = sorted(self._studies, key=lambda study: -study.budget_ms)
+        found = [ordered[i].additive_best for i in spread(len(ordered))]
+        return list(dict.fromkeys(arch for arch in found if arch is not None))
+
+    def _evaluate(self, archs: list[Arch], survey: Survey | None, share: float) -> None:
+        over, until_s = self._studies[0].is_over, self._clock() + share * self._left_s
+        self._surveyed = list(dict.fromkeys(archs))
+        if survey is not None:
+            survey.go_on(self._surveyed, until_s, over)
+        else:
+            for arch in archs:
+                self._evaluator.scores([arch], stop=lambda: over() or self._clock() >= until_s)
+        self._note_bests()
+
+    def _note_bests(self) -> None:
+        known = self._evaluator.known
+        for study in self._studies:
+            # They may be on more samples than before.
+            study.scores = {arch: known[arch] for arch in study.scores if arch in known}
+            best = study.additive_best
+            if best is None or best not in known:
+                continue
+            study.incumbent = best
+            try:
+                study.score([best])
+            except SearchAbortedError:
+                raise
+            except SearchEndedError:
+                pass
+
+    def _take_in(self, study: Study) -> None:
+        """Let a study know what was evaluated for others, and on which samples."""
+        known = self._evaluator.known
+        study.scores = {arch: score for arch, score in known.items() if study.fits(arch)}
+
+
+def spread(n: int) -> list[int]:
+    """The numbers below n, each as far as can be from those before it: 0, n - 1, the middle."""
+    found = list(range(min(n, 1)))
+    while len(found) < n:
+        rest = [i for i in range(n) if i not in found]
+        found.append(max(rest, key=lambda i: (min(abs(i - j) for j in found), i)))
+    return found
+
+
+def answer(study: Study) -> Arch | None:
+    """The subnet that a search gives for its budget.
+
+    The one with the highest score, if anything near the budget was evaluated; otherwise the
+    additive best, which no score is known of. On fewer samples than there are, another subnet
+    takes the place of the additive best only where it is better by more than chance.
+
+    Args:
+        study: The search, after it has ended.
+
+    Returns:
+        The subnet; None where nothing is known that keeps the limits.
+    """
+    evaluator, wanted = study.evaluator, study.additive_best
+    incumbent = study.incumbent
+    if incumbent is not None and incumbent in study.scores:
+        if not evaluator.is_shortened:
+            return study.best
+        better = [arch for arch in study.scores if evaluator.is_better(arch, incumbent)]
+        return max(better, key=lambda a: (study.scores[a], -study.cost(a)), default=incumbent)
+    if wanted is None:
+        return study.best
+    near = any(study.cost(arch) >= _NEAR * study.cost(wanted) for arch in study.scores)
+    return study.best if near and not evaluator.is_shortened else wanted
