@@ -113,7 +113,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--text", type=Path, help="file of sentences")
     parser.add_argument("--minutes", type=float, default=30, help="of distillation (default: 30)")
     parser.add_argument(
-        "--search-seconds", type=float, default=60, help="for each budget (default: 60)"
+        "--search-seconds",
+        type=float,
+        default=60,
+        help="processor time for each budget (default: 60)",
     )
     parser.add_argument("--work", type=Path, help="folder to go on from (default: a temporary one)")
     parser.add_argument("--from", dest="start", choices=STEPS, help="run again from this step")

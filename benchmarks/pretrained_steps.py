@@ -38,7 +38,7 @@ class Setting:
     Attributes:
         scale: Share of the samples.
         minutes: Of distillation.
-        search_s: Seconds of search for each budget.
+        search_s: Seconds of search for each budget, of the processor's time.
         rounds: How often latencies are measured.
     """
 

@@ -40,7 +40,7 @@ def search(
         table: Its latencies.
         data: Samples to choose by.
         score: What compares.
-        seconds: Time for each budget.
+        seconds: Processor time for each budget.
         pool: A file for what was evaluated.
     """
     pool.unlink(missing_ok=True)
@@ -56,15 +56,17 @@ def search(
         held_out=0.0,
         threads=1,
         path=pool,
+        clock=time.process_time,
     )
     original_ms = table.predict_ms(bundle.space.original)
     return {
         budget: {
             "arch": str(best.arch),
             "predicted": best.latency_ms / original_ms,
-            "score": best.accuracy,
+            "score": None if best.n_samples == 0 else best.accuracy,
+            "lacks": lacks,
         }
-        for budget, best in zip(BUDGETS, result.bests, strict=True)
+        for budget, best, lacks in zip(BUDGETS, result.bests, result.marks, strict=True)
     } | {"evaluated": len(result.pool)}
 
 
