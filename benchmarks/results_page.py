@@ -176,6 +176,21 @@ def latency_model(result: Any) -> Iterable[Row]:
         )
 
 
+def train_threads(result: Any) -> Iterable[Row]:
+    """What a step of training takes beside another process."""
+    for way, rows in result["rows"].items():
+        barred = way.startswith("chosen")
+        for company, row in rows.items():
+            alone = company == "alone"
+            seconds = f"{row['median_s']:.2f} s, {row['threads']} threads"
+            yield Row(
+                f"{way}: a step {company if alone else f'beside {company}'}",
+                seconds if alone else f"{row['ratio']:.2f} times as long as alone ({seconds})",
+                f"≤ {result['bar']}" if barred and not alone else "",
+                met=row["ratio"] <= result["bar"] if barred and not alone else None,
+            )
+
+
 def train_device(result: Any) -> Iterable[Row]:
     """Times of training steps, by device."""
     for row in result["rows"]:
@@ -510,6 +525,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], Iterable[Row]]]] = {
     "export": ("Export", export),
     "public_models": ("Models of public libraries", public_models),
     "train": ("Training", train),
+    "train_threads": ("Training beside other programs", train_threads),
     "train_device": ("Training on a GPU", train_device),
     "latency_model": ("Latency model", latency_model),
     "search": ("Search", search),

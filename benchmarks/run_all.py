@@ -45,6 +45,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         " --out {out}",
     ),
     "train": (f"train.py --seeds 0 1 2 --data {WORK}/data --out {WORK}/train --summary {{out}}",),
+    "train_threads": ("train_threads.py --out {out}",),
     "train_device": ("train_device.py --devices cpu cuda --out {out}",),
     "search": (
         f"trained_bundle.py {WORK}/search --data {WORK}/data",
