@@ -103,6 +103,13 @@ def test_every_additive_best_comes_before_anything_is_learned(
     assert len(events) > n_before + 1
 
 
+def test_a_strategy_that_does_not_fit_is_refused_before_anything_is_evaluated() -> None:
+    given = studies(chain(4), [0.5, 1.5], N_SAMPLES, 20, Clock())
+    with pytest.raises(UsageError, match="more subnets fit than may be evaluated"):
+        Schedule(given).run(strategy("exhaustive")())
+    assert not given[0].evaluator.known
+
+
 def test_budgets_far_from_each_other_come_first() -> None:
     assert [spread(n) for n in (0, 1, 2, 5)] == [[], [0], [0, 1], [0, 4, 2, 3, 1]]
     for n in range(3, 12):

@@ -306,7 +306,7 @@ class Evaluator:
         Raises:
             BundleError: A branch can't be run, or a subnet gives NaN.
         """
-        begin_s, n_loaded = self.clock(), self.executor.n_loaded
+        begin_s, n_loaded = self.clock(), self._n_loaded()
         inputs, targets = batch
         n_samples = len(targets)
         if self._answers is not None:
@@ -332,7 +332,7 @@ class Evaluator:
             found[arch] = BatchScore(total, count, n_samples, margins)
         self.counts.one_by_one += sum(len(arch) for arch in archs)
         pace_s = (self.clock() - begin_s) / max(1, len(archs) * n_samples)
-        if self.executor.n_loaded > n_loaded and self._pace_s:
+        if self._n_loaded() > n_loaded and self._pace_s:
             pace_s = min(pace_s, self._pace_s)  # sessions that were opened will not be again
         self._pace_s = pace_s
         return found
@@ -365,6 +365,9 @@ class Evaluator:
             return False
         square = sum(size * (a - b - difference) ** 2 for (a, size), (b, _) in pairs) / (n - 1)
         return difference > 2 * (n + 1) / (n - 1) * math.sqrt(square / more) + _ROUNDING
+
+    def _n_loaded(self) -> int:
+        return getattr(self.executor, "n_loaded", 0)  # what only runs branches opens nothing
 
     def _evaluate(
         self, archs: list[Arch], floors: Mapping[Arch, float], stop: Callable[[], bool]

@@ -180,7 +180,7 @@ def seeds(study: Study, n: int) -> list[Arch]:
 
     Where hardly any fits, the quickest is among them, and those that keep the other limits.
     """
-    if n < 1:
+    if n < 1 or study.is_over():
         return []
     found = dict[Arch, None]()
     for window in (
@@ -210,7 +210,7 @@ def new_ones(
     """Up to n different subnets that the study has not tried, in a bounded number of attempts."""
     found: dict[Arch, None] = {}
     for _ in range(attempts):
-        if len(found) >= n:
+        if len(found) >= n or study.is_over():
             break
         arch = child()
         if arch is not None and not study.has_tried(arch) and arch not in known:
@@ -228,6 +228,8 @@ def _fitting(study: Study, n: int) -> list[Arch]:
     """Random subnets that fit; the quickest where none seems to."""
     found: list[Arch] = []
     for _ in range(_ATTEMPTS):
+        if study.is_over():
+            break
         found += filter(study.fits, study.space.sample(n, study.rng.getrandbits(32)))
         if len(found) >= n:
             break

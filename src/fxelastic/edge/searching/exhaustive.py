@@ -26,6 +26,16 @@ class Exhaustive:
         """Search; see `Strategy`.
 
         Raises:
+            UsageError: See `check`.
+        """
+        fitting = self.check(study)
+        for start in range(0, len(fitting), self.group):
+            study.score(fitting[start : start + self.group])
+
+    def check(self, study: Study) -> list[Arch]:
+        """The subnets that `run` evaluates.
+
+        Raises:
             UsageError: There are more subnets than the limit, or more fit than may be evaluated.
         """
         count = study.space.count()
@@ -45,8 +55,7 @@ class Exhaustive:
                 got=str(study.max_subnets),
                 fix=f"pass max_subnets={len(fitting)}, or --max-subnets on the command line",
             )
-        for start in range(0, len(fitting), self.group):
-            study.score(fitting[start : start + self.group])
+        return fitting
 
 
 def all_subnets(space: SearchSpace) -> Iterator[Arch]:

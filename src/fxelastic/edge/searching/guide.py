@@ -87,7 +87,7 @@ class Guide:
         """
         study, found = self._study, dict[Arch, None]()
         for _ in range(_ATTEMPTS * n):
-            if len(found) >= n:
+            if len(found) >= n or study.is_over():
                 break
             values = self._scores.draw(study.rng, scale)
             arch = most_valuable(study.space, study.costs, values, study.high)

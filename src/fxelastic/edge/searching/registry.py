@@ -29,6 +29,9 @@ class Strategy(Protocol):
     The contract: `run` asks `Study.score` for subnets until it raises `SearchEndedError`, or
     returns when nothing is left to try. It keeps no state between runs, and takes all chance from
     ``study.rng``: the same study gives the same subnets.
+
+    A strategy may have a method ``check(study)``, which is called before anything is evaluated and
+    raises a `UsageError` where the strategy does not fit the study.
     """
 
     def run(self, study: Study) -> None:

@@ -55,7 +55,10 @@ class Schedule:
             UsageError: The strategy does not fit the search.
             BundleError: A branch is missing or damaged, can't be run, or gives NaN.
         """
+        check = getattr(strategy, "check", None)
         for study in self._studies:
+            if check is not None:
+                check(study)
             study.begin(self._end_s - self._clock() if self._is_limited else None)
         try:
             self._evaluate_bests()
@@ -90,7 +93,8 @@ class Schedule:
         """About how long it takes to evaluate every additive best on all samples, in s."""
         n_subnets = len(dict.fromkeys(self._surveyed)) + 1
         work_s = self._evaluator.expected_s(n_subnets, self._n_samples)
-        return self._studies[0].seconds + 2 * work_s
+        study = self._studies[0]
+        return max(study.seconds, self._end_s - study.clock() + study.seconds) + 2 * work_s
 
     @property
     def _left_s(self) -> float:

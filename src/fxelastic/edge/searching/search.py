@@ -477,7 +477,7 @@ def _warn_of_marks(result: SearchResult, needed_s: float | None) -> None:
     ]
     if not marked:
         return
-    if needed_s is None:
+    if needed_s is None or math.isinf(needed_s):
         logger.warning("the search was interrupted: the best subnet of %s", "; ".join(marked))
         return
     digit = 10.0 ** (math.floor(math.log10(needed_s)) - 1)
