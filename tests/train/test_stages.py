@@ -111,7 +111,8 @@ def test_teacher_forced_features_are_the_models() -> None:
     fxelastic.distill(supernet, [x])
     torch.testing.assert_close(seen[0], values[branch.inputs[0]])
     seen.clear()
-    history = fxelastic.distill(supernet, [x] * 8, mode="chained", lr=0)
+    options: dict[str, Any] = {"mode": "chained", "lr": 0, "keep_best": False}
+    history = fxelastic.distill(supernet, [x] * 8, **options)
     assert len(seen) == history.coverage["student@2"]
     assert not all(torch.allclose(s, values[branch.inputs[0]]) for s in seen)
 
@@ -325,7 +326,8 @@ def test_validation_does_not_change_what_is_learned() -> None:
     results = []
     for validate in (None, DataLoader(TensorDataset(x, y), 4, shuffle=True)):
         supernet = linear_supernet(dropout=0.5)
-        fxelastic.tune(supernet, vector_batches(), epochs=2, validate=validate)
+        options: dict[str, Any] = {"validate": validate, "keep_best": False}
+        fxelastic.tune(supernet, vector_batches(), epochs=2, **options)
         results.append(weights(supernet))
     assert_same_output(results[0], results[1])
 

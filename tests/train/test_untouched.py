@@ -64,7 +64,9 @@ class Isolation(Callback):
 
 
 def stages(supernet: Supernet, loader: Any, checks: tuple[Callback, ...]) -> None:
-    common: dict[str, Any] = {"callbacks": checks, "steps": 3}
+    # Each step is seen to move what it trains: also a branch that frozen statistics saturate.
+    common: dict[str, Any] = {"callbacks": checks, "steps": 3, "norm_statistics": "batch"}
+    common["keep_best"] = False
     fxelastic.distill(supernet, loader, **common)
     fxelastic.distill(supernet, loader, branches_per_step=2, **common)
     fxelastic.distill(supernet, loader, mode="chained", **common)
@@ -111,7 +113,7 @@ def test_new_branches_train_in_training_mode_and_are_left_in_eval_mode() -> None
     modes: list[bool] = []
     branch.register_forward_hook(lambda module, *_: modes.append(module.training))
     fxelastic.distill(supernet, image_batches(2))
-    assert modes == [True, True]
+    assert [mode for mode in modes if mode] == [True, True]
     assert not branch.training
 
 

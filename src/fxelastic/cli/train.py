@@ -63,8 +63,15 @@ def add_parser(commands: Any) -> None:
     )
     _number(parser, "--distill-epochs", int, 5, "epochs of distillation; 0 for none")
     _number(parser, "--tune-epochs", int, 10, "epochs of tuning; 0 for none")
-    _number(parser, "--distill-lr", float, 1e-3, "peak learning rate of distillation")
-    _number(parser, "--tune-lr", float, 3e-4, "peak learning rate of tuning")
+    for stage, name in (("distill", "distillation"), ("tune", "tuning")):
+        parser.add_argument(
+            f"--{stage}-lr",
+            type=_rate,
+            metavar="RATE",
+            default="auto",
+            help=f"peak learning rate of {name}; auto tries some for a few steps each "
+            "(default: auto)",
+        )
     parser.add_argument(
         "--mode",
         metavar="MODE",
@@ -315,6 +322,10 @@ def _processes(args: argparse.Namespace) -> Any:
         yield dist.get_rank() == 0
     finally:
         dist.destroy_process_group()
+
+
+def _rate(text: str) -> float | str:
+    return text if text == "auto" else float(text)
 
 
 def _number(

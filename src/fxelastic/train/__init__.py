@@ -13,7 +13,7 @@ from fxelastic.train.metrics import accuracy, agreement, cosine, spearman
 from fxelastic.train.progress_bar import ProgressBar
 from fxelastic.train.range_accuracy import range_accuracy
 from fxelastic.train.recalibration import recalibrate
-from fxelastic.train.reports import Bucket, EpochReport, History, StepReport
+from fxelastic.train.reports import Bucket, EpochReport, HeldOutReport, History, StepReport
 from fxelastic.train.sampling import Bucketed, Sampling, Sandwich, Uniform
 from fxelastic.train.stages import distill, tune
 from fxelastic.train.training import Training
@@ -25,6 +25,7 @@ __all__ = [
     "Callback",
     "Csv",
     "EpochReport",
+    "HeldOutReport",
     "History",
     "JsonLines",
     "ProgressBar",

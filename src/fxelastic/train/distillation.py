@@ -49,7 +49,7 @@ class TeacherForced:
     branches_per_step: int | None = None
     seed: int = 0
     stage = "distill"
-    clip_each = True
+    independent = True
 
     def __post_init__(self) -> None:
         """Refuse a number of branches that is none.
@@ -139,7 +139,7 @@ class Chained:
     sampling: Sampling = Uniform()  # noqa: RUF009 - a frozen dataclass
     seed: int = 0
     stage = "distill"
-    clip_each = False
+    independent = False
 
     def plan(self, step: int) -> Plan:
         """Subnets with at least one new branch."""

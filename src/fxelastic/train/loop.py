@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -18,7 +19,10 @@ from fxelastic.train.batches import Batch, BatchReader, device_of, numbered
 from fxelastic.train.callbacks import Callback
 from fxelastic.train.diagnosis import diagnose
 from fxelastic.train.execution import Execution
+from fxelastic.train.first_batches import FirstBatches
+from fxelastic.train.held_out import HeldOut
 from fxelastic.train.new_branches import NewBranches
+from fxelastic.train.norm_statistics import estimate
 from fxelastic.train.objective import Objective, Plan
 from fxelastic.train.observers import observers
 from fxelastic.train.optimisation import Optimisation
@@ -26,6 +30,7 @@ from fxelastic.train.position import Position
 from fxelastic.train.processes import Processes
 from fxelastic.train.randomness import preserved, random_state, seed_all, seed_loader, set_epoch
 from fxelastic.train.range_accuracy import range_accuracy
+from fxelastic.train.rate_range import DEFAULT, RangeTest, n_steps_tried
 from fxelastic.train.reports import Bucket, EpochReport, History, StepReport
 from fxelastic.train.resumption import Resumption
 from fxelastic.train.sampling import derived_seed
@@ -67,11 +72,16 @@ class Loop:
         self._device = device_of(self._supernet)
         self._processes = processes
         self._reader = BatchReader(self._supernet, training.split)
-        self._optimisation = Optimisation(
-            new, training, self._processes, self._device, clip_each=objective.clip_each
+        self._optimisation = self._optimisation_of(training)
+        self._frozen = training.norm_statistics == "frozen"
+        first = self._first = self._first_batches()
+        self._held_out = HeldOut(
+            *(objective, new, self._reader, first.held_out, processes),
+            self._optimisation.autocast,
         )
         self._resumption = Resumption.of(
-            self._supernet, new, self._optimisation, objective, training, self._processes
+            *(self._supernet, new, self._optimisation, self._held_out, objective, training),
+            self._processes,
         )
         self._observers: Sequence[Callback] = observers(training) if self._processes.first else ()
         several = processes.world_size > 1
@@ -105,14 +115,68 @@ class Loop:
         )
         try:
             with preserved(self._loader):
+                if not (position.step or position.epoch):
+                    self._prepare()
                 while not self._over(position):
                     self._epoch(position)
+            if self._training.keep_best:
+                self._held_out.end()
             epochs, coverage = tuple(position.epochs), dict(position.coverage)
             stage = self._objective.stage
             history = History(stage, position.step, epochs, coverage, resumed_at, refused)
         finally:
             self._tell("on_end", history)
         return history
+
+    def _optimisation_of(self, training: Training) -> Optimisation:
+        return Optimisation(
+            *(self._new, training, self._processes, self._device),
+            clip_each=self._objective.independent,
+            default_rate=DEFAULT[self._objective.stage],
+        )
+
+    def _first_batches(self) -> FirstBatches:
+        training = self._training
+        tests = training.lr == "auto" and training.optimizer is None
+        n_tried = n_steps_tried(self._total_steps()) if tests else 0
+        return FirstBatches.of(
+            *(self._loader, self._reader, training, n_tried, self._processes, self._device)
+        )
+
+    def _prepare(self) -> None:
+        """Before the first step: measure what there is, choose statistics and learning rates."""
+        self._held_out.begin()
+        objective, held_out, first = self._objective, self._held_out, self._first
+        if self._frozen and objective.independent and self._training.keep_best:
+            estimate(
+                *(self._new, objective, self._reader, first.held_out, held_out),
+                self._optimisation.autocast,
+            )
+        if first.tried and held_out.measures:
+            self._optimisation.use_rates(RangeTest(held_out, self._try).rates())
+
+    def _try(self, rate: float) -> bool:
+        """Take the steps of the range test with a rate; returns whether all was finite."""
+        options = replace(self._training, lr=rate, schedule="constant", warmup=0.0)
+        optimisation = self._optimisation_of(options)
+        seed_all(derived_seed(self._training.seed, "range test", self._processes.rank))
+        for i, group in enumerate(self._first.tried):
+            independent = self._objective.independent
+            plan = Plan(tuple(self._new.branches)) if independent else self._objective.plan(i)
+            optimisation.clear()
+            finite = True
+            with self._new.training(plan.branches, frozen=self._frozen):
+                for batch in group:
+                    losses = self._backward(batch, plan, 1 / len(group), optimisation)
+                    finite &= all(map(math.isfinite, _to_floats(losses.values())))
+            if not self._processes.all(finite, self._device):
+                return False
+            try:
+                optimisation.step(plan.branches, f"step {i + 1} of the range test")
+            except TrainingError:
+                return False
+        optimisation.clear()
+        return True
 
     def _epoch(self, position: Position) -> None:
         """Go on with an epoch, at its beginning or where a checkpoint was taken."""
@@ -150,11 +214,11 @@ class Loop:
         optimisation.clear()
         losses: dict[str, list[Tensor]] = {}
         size = 0
-        with self._new.training(plan.branches):
+        with self._new.training(plan.branches, frozen=self._frozen):
             for number, raw in group:
                 batch = self._reader.read(raw, number)
                 size += batch.size
-                found = self._backward(batch, plan, 1 / len(group))
+                found = self._backward(batch, plan, 1 / len(group), optimisation)
                 for name, loss in found.items():
                     losses.setdefault(name, []).append(loss)
                 self._check(found, batch, plan, where)
@@ -189,14 +253,16 @@ class Loop:
         rows = zip(plan.branches, *table.tolist(), strict=True)
         return {name: total / count for name, total, count in rows if count}
 
-    def _backward(self, batch: Batch, plan: Plan, share: float) -> dict[str, Tensor]:
+    def _backward(
+        self, batch: Batch, plan: Plan, share: float, optimisation: Optimisation
+    ) -> dict[str, Tensor]:
         values = self._reader.bind(batch)
 
         def backward(loss: Tensor) -> None:
             with torch.autocast(self._device.type, enabled=False):
-                self._optimisation.backward(loss, share)
+                optimisation.backward(loss, share)
 
-        with torch.enable_grad(), self._optimisation.autocast():
+        with torch.enable_grad(), optimisation.autocast():
             return self._objective.backward(batch, values, plan, backward)
 
     def _check(self, losses: dict[str, Tensor], batch: Batch, plan: Plan, where: str) -> None:
@@ -241,6 +307,7 @@ class Loop:
             coverage=dict(position.coverage),
             ranges=ranges,
             seconds=time.perf_counter() - self._started,
+            held_out=self._held_out.observe(position.step) if self._training.keep_best else None,
         )
         position.end_epoch(report)
         self._tell("on_epoch", report)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,12 +58,24 @@ class NewBranches:
         """The parameters of one branch that train."""
         return [self.parameters[name] for name in self._own[branch]]
 
+    def module(self, branch: str) -> nn.Module:
+        """The module of one branch."""
+        return self._modules[branch]
+
     @contextlib.contextmanager
-    def training(self, branches: Iterable[str]) -> Iterator[None]:
-        """Have these branches in training mode, all others in eval mode, for a while."""
+    def training(self, branches: Iterable[str], *, frozen: bool = False) -> Iterator[None]:
+        """Have these branches in training mode, all others in eval mode, for a while.
+
+        Args:
+            branches: Ids of the branches.
+            frozen: Leave layers with running statistics in eval mode: they normalise with these,
+                as inference does, and don't change them.
+        """
         modules = [self._modules[name] for name in branches]
         for module in modules:
             module.train()
+            for layer in norms_of(module) if frozen else ():
+                layer.eval()
         try:
             yield
         finally:
@@ -71,8 +84,13 @@ class NewBranches:
 
     def state(self) -> dict[str, Tensor]:
         """Parameters and buffers of the new branches, by name; the tensors themselves."""
+        return self.state_of(self._modules)
+
+    def state_of(self, branches: Iterable[str]) -> dict[str, Tensor]:
+        """Parameters and buffers of some branches, as in `state`."""
         state: dict[str, Tensor] = {}
-        for name, module in self._modules.items():
+        for name in branches:
+            module = self._modules[name]
             for inner, value in (*module.named_parameters(), *module.named_buffers()):
                 state[f"{name}/{name_of(inner)}"] = value.detach()
         return state
@@ -127,6 +145,17 @@ class NewBranches:
                     got="a weight of the model",
                     fix="have the branch's maker clone the weights",
                 )
+
+
+def norms_of(module: nn.Module) -> list[Any]:
+    """The layers of a module that have running statistics."""
+    return [
+        part
+        for part in module.modules()
+        if isinstance(part, nn.modules.batchnorm._NormBase)
+        and part.track_running_stats
+        and part.running_mean is not None
+    ]
 
 
 def _tensor(value: Tensor | None) -> str:

@@ -33,11 +33,12 @@ class Objective(Protocol):
 
     Attributes:
         stage: ``distill`` or ``tune``.
-        clip_each: Whether branches have losses of their own, and gradients are clipped for each.
+        independent: Whether every branch has a loss of its own. Then gradients are clipped, rates
+            chosen and best states kept for each branch.
     """
 
     stage: str
-    clip_each: bool
+    independent: bool
 
     def plan(self, step: int) -> Plan:
         """Choose what learns; a function of the step alone.

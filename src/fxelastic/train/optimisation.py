@@ -32,6 +32,7 @@ class Optimisation:
         device: torch.device,
         *,
         clip_each: bool,
+        default_rate: float = 1e-3,
     ) -> None:
         """Make the optimiser.
 
@@ -41,6 +42,7 @@ class Optimisation:
             processes: Who trains with this process.
             device: Where the weights are.
             clip_each: Clip the gradients of each branch alone: they are of independent losses.
+            default_rate: The learning rate where the options leave it open.
 
         Raises:
             UsageError: The user's optimiser is none, or holds other parameters; or weights have
@@ -64,13 +66,30 @@ class Optimisation:
             device.type, enabled=self._dtype is torch.float16 and device.type == "cuda"
         )
         parameters = list(new.parameters.values())
-        if training.optimizer is None:
-            self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-                parameters, lr=training.lr, weight_decay=training.weight_decay
-            )
+        self.rates: dict[str, float] = {}
+        if training.optimizer is not None:
+            optimizer = _checked(training.optimizer(list(parameters)), parameters)
+            self._use(optimizer)
         else:
-            self.optimizer = _checked(training.optimizer(list(parameters)), parameters)
-        self._peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
+            rate = training.lr if isinstance(training.lr, (int, float)) else default_rate
+            self.use_rates(dict.fromkeys(new.branches, float(rate)))
+
+    def use_rates(self, rates: Mapping[str, float]) -> None:
+        """Begin anew with AdamW, with a peak learning rate for each branch.
+
+        Args:
+            rates: Rates by branch id; branches that share weights have the same.
+        """
+        self.rates = dict(rates)
+        groups: dict[float, dict[int, nn.Parameter]] = {}
+        for name, rate in rates.items():
+            groups.setdefault(rate, {}).update({id(p): p for p in self._new.of(name)})
+        options = [{"params": list(groups[rate].values()), "lr": rate} for rate in sorted(groups)]
+        self._use(torch.optim.AdamW(options, weight_decay=self._training.weight_decay))
+
+    def _use(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self._peaks = [float(group["lr"]) for group in optimizer.param_groups]
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The context for forward passes."""
@@ -160,10 +179,16 @@ class Optimisation:
 
     def state(self) -> dict[str, Any]:
         """The optimiser's and the scaler's state."""
-        return {"optimizer": self.optimizer.state_dict(), "scaler": self._scaler.state_dict()}
+        return {
+            "rates": self.rates,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+        }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Put back what `state` returned."""
+        if state["rates"]:
+            self.use_rates(state["rates"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
 

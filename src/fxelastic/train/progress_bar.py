@@ -7,7 +7,7 @@ from typing import TextIO
 from tqdm import tqdm
 
 from fxelastic.train.callbacks import Callback
-from fxelastic.train.reports import History, StepReport
+from fxelastic.train.reports import EpochReport, History, StepReport
 
 
 class ProgressBar(Callback):
@@ -33,6 +33,11 @@ class ProgressBar(Callback):
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {report.loss:.4g}", refresh=False)
             self._bar.update()
+
+    def on_epoch(self, report: EpochReport) -> None:
+        """See `Callback`."""
+        if self._bar is not None and report.held_out is not None:
+            self._bar.set_description_str(f"{report.stage}, {report.held_out}", refresh=False)
 
     def on_end(self, history: History | None) -> None:
         """See `Callback`."""

@@ -60,6 +60,40 @@ class Bucket:
 
 
 @dataclass(frozen=True)
+class HeldOutReport:
+    """Errors on held-out batches, as inference runs the branches.
+
+    The errors are means of the stage's loss over the batches: by branch id where branches learn
+    alone, and one for all, named ``subnets``, where sampled subnets learn. Branches that share
+    weights have one error, under the first one's id. Lower is better.
+
+    Attributes:
+        before: Before training.
+        now: As the branches are now.
+        best: Of the best state of each so far, which the run ends with.
+        steps_left: For how many steps it is worth going on: as long as an epoch is expected to
+            take a hundredth of the mean error away. None where it is not known yet.
+    """
+
+    before: Mapping[str, float]
+    now: Mapping[str, float]
+    best: Mapping[str, float]
+    steps_left: int | None = None
+
+    @property
+    def n_better(self) -> int:
+        """How many of them training has made better."""
+        return sum(self.best[name] < error for name, error in self.before.items())
+
+    def __str__(self) -> str:
+        n = len(self.before)
+        if not n:
+            return "no branch had anything to measure"
+        before, best = (sum(x.values()) / n for x in (self.before, self.best))
+        return f"{self.n_better} of {n} better, mean error {before:.3g} -> {best:.3g}"
+
+
+@dataclass(frozen=True)
 class EpochReport:
     """One pass over the loader.
 
@@ -72,6 +106,7 @@ class EpochReport:
         coverage: For each new branch, in how many steps it learned since the run began.
         ranges: The latency-range accuracy; empty without a validation loader.
         seconds: Wall time since the run began or was resumed.
+        held_out: The errors on held-out batches; None where they were not measured.
     """
 
     stage: str
@@ -82,6 +117,7 @@ class EpochReport:
     coverage: Mapping[str, int]
     ranges: tuple[Bucket, ...] = ()
     seconds: float = 0.0
+    held_out: HeldOutReport | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As plain data for ``json.dumps``."""
@@ -90,7 +126,12 @@ class EpochReport:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> EpochReport:
         """The inverse of `to_json`."""
-        return cls(**{**data, "ranges": tuple(Bucket(**bucket) for bucket in data["ranges"])})
+        held_out = data.get("held_out")
+        parts = {
+            "ranges": tuple(Bucket(**bucket) for bucket in data["ranges"]),
+            "held_out": None if held_out is None else HeldOutReport(**held_out),
+        }
+        return cls(**{**data, **parts})
 
 
 @dataclass(frozen=True)
@@ -118,6 +159,11 @@ class History:
         """The mean loss of the last epoch; NaN where there was none."""
         return self.epochs[-1].loss if self.epochs else float("nan")
 
+    @property
+    def held_out(self) -> HeldOutReport | None:
+        """The errors on held-out batches at the end; None where they were not measured."""
+        return self.epochs[-1].held_out if self.epochs else None
+
     def __str__(self) -> str:
         n = len(self.coverage)
         least, most = min(self.coverage.values()), max(self.coverage.values())
@@ -127,7 +173,17 @@ class History:
             f"learned in {per_branch} steps each"
         ]
         lines += [f"  epoch {e.epoch}: loss {e.loss:.4g}{_ranges(e.ranges)}" for e in self.epochs]
+        if self.held_out is not None:
+            lines.append(f"  on held-out batches: {self.held_out}{_rest(self.held_out)}")
         return "\n".join(lines)
+
+
+def _rest(report: HeldOutReport) -> str:
+    if report.steps_left is None:
+        return ""
+    if not report.steps_left:
+        return "; more steps would hardly help"
+    return f"; some {report.steps_left} more steps are worth it"
 
 
 def _ranges(buckets: tuple[Bucket, ...]) -> str:

@@ -12,6 +12,7 @@ import torch
 
 from fxelastic.ir.supernet import Supernet
 from fxelastic.train.checkpoints import Checkpoint, Checkpoints
+from fxelastic.train.held_out import HeldOut
 from fxelastic.train.new_branches import NewBranches
 from fxelastic.train.objective import Objective
 from fxelastic.train.optimisation import Optimisation
@@ -32,12 +33,14 @@ class Resumption:
     Attributes:
         new: Whose weights are kept.
         optimisation: Whose state is kept.
+        held_out: Whose best states are kept.
         processes: The first of them writes; all of them read.
         checkpoints: Where; None where the run keeps none.
     """
 
     new: NewBranches
     optimisation: Optimisation
+    held_out: HeldOut
     processes: Processes
     checkpoints: Checkpoints | None
 
@@ -47,13 +50,14 @@ class Resumption:
         supernet: Supernet,
         new: NewBranches,
         optimisation: Optimisation,
+        held_out: HeldOut,
         objective: Objective,
         training: Training,
         processes: Processes,
     ) -> Resumption:
         """For one run with these options."""
         if training.checkpoints is None:
-            return cls(new, optimisation, processes, None)
+            return cls(new, optimisation, held_out, processes, None)
         run = {
             "supernet": _structure(supernet, new),
             "model": _digest(supernet),
@@ -65,6 +69,7 @@ class Resumption:
         return cls(
             new,
             optimisation,
+            held_out,
             processes,
             Checkpoints(folder, objective.stage, run, training.keep),
         )
@@ -93,6 +98,7 @@ class Resumption:
         }
         self.new.load(weights)
         self.optimisation.load(put_together(found.data["optimisation"], found.tensors))
+        self.held_out.load(found.data["held_out"], found.tensors)
         random = found.tensors[f"random:{self.processes.rank}"].numpy().tobytes()
         logger.info("resumed at step %d", found.step)
         return Position.from_json(found.data["position"], random), refused
@@ -114,7 +120,13 @@ class Resumption:
             tensors |= {f"{_WEIGHTS}{name}": value for name, value in self.new.state().items()}
             for rank, state in enumerate(random):
                 tensors[f"random:{rank}"] = torch.frombuffer(bytearray(state), dtype=torch.uint8)
-            data = {"position": position.to_json(), "optimisation": optimisation}
+            held_out, best = self.held_out.state()
+            tensors |= best
+            data = {
+                "position": position.to_json(),
+                "optimisation": optimisation,
+                "held_out": held_out,
+            }
             self.checkpoints.write(Checkpoint(position.step, position.epoch, data, tensors))
         self.processes.wait()
         return True

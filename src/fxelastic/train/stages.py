@@ -59,7 +59,7 @@ def distill(
 
     Source: AdaptiveNet, section 4.2, Eq. 1.
     """
-    training = Training.of(options, lr=1e-3)
+    training = Training.of(options)
     if mode not in MODES:
         raise UsageError(
             f"there is no mode {mode!r}", expected=" or ".join(map(repr, MODES)), got=repr(mode)
@@ -117,7 +117,7 @@ def tune(
 
     Source: AdaptiveNet, section 4.2.
     """
-    training = Training.of(options, lr=3e-4)
+    training = Training.of(options)
     new = NewBranches(_checked(supernet))
     execution = Execution(supernet, training.compile)
     objective = Tuning(execution, new, loss, soft_loss, soft, sampling or Uniform(), training.seed)

@@ -26,6 +26,7 @@ PRECISIONS: Mapping[str, torch.dtype | None] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
+NORM_STATISTICS = ("frozen", "batch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,9 @@ class Training:
         epochs: Passes over the loader.
         steps: Optimiser steps after which to stop, however many epochs that takes; then the epochs
             do not count.
-        lr: Peak learning rate of the default optimiser, AdamW.
+        lr: Peak learning rate of the default optimiser, AdamW. ``"auto"`` tries some rates for a
+            few steps each and takes the best for each branch, or for all where sampled subnets
+            learn; a run of fewer than 50 steps takes 1e-3 in distillation and 3e-4 in tuning.
         weight_decay: Weight decay of the default optimiser.
         optimizer: Makes another optimiser; then ``lr`` and ``weight_decay`` do not count. It must
             leave parameters without a gradient as they are, as torch's do.
@@ -52,6 +55,14 @@ class Training:
         threads: Threads that torch computes with. Where None, a run on a CPU chooses among torch's
             own number and fewer by the time of a step, and again when steps get much slower.
             The number decides about the last bits of the results.
+        norm_statistics: How layers with running statistics normalise in new branches:
+            ``"frozen"`` with these statistics, which stay as they are, as inference does;
+            ``"batch"`` with those of the batch, which the running ones follow.
+        held_out: Batches that the errors of branches are measured on before training and after
+            each epoch, the first 8 of them; where None, those of ``validate``, or else of the
+            loader itself, which then are not held out in truth.
+        keep_best: Measure these errors, and end with the best state of each branch, or of all
+            where sampled subnets learn. Training can't end worse than it began then.
         compile: Run branches through ``torch.compile``; a mapping holds its keyword arguments.
         split: Takes a batch apart, see `BatchReader`.
         seed: Of the subnets that are sampled, the order of a DataLoader that shuffles, and what
@@ -73,7 +84,7 @@ class Training:
 
     epochs: int = 1
     steps: int | None = None
-    lr: float = 1e-3
+    lr: float | str = "auto"
     weight_decay: float = 0.01
     optimizer: OptimizerFactory | None = None
     schedule: str | Callable[[float], float] = "cosine"
@@ -82,6 +93,9 @@ class Training:
     accumulate: int = 1
     precision: str = "fp32"
     threads: int | None = None
+    norm_statistics: str = "frozen"
+    held_out: Iterable[Any] | None = None
+    keep_best: bool = True
     compile: bool | Mapping[str, Any] = False
     split: Split | None = None
     seed: int = 0
@@ -109,7 +123,11 @@ class Training:
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name))
         check_threads(self.threads)
-        _check_range("lr", self.lr, 0, math.inf)
+        if isinstance(self.lr, str):
+            _check_word("lr", self.lr, ("auto",))
+        else:
+            _check_range("lr", self.lr, 0, math.inf)
+        _check_word("norm_statistics", self.norm_statistics, NORM_STATISTICS)
         _check_range("weight_decay", self.weight_decay, 0, math.inf)
         _check_range("warmup", self.warmup, 0, 1)
         if self.clip_norm is not None:
@@ -163,7 +181,8 @@ class Training:
     def numerics(self) -> dict[str, str]:
         """What decides the numbers that come out: a run with others is another run."""
         names = ("epochs", "steps", "lr", "weight_decay", "warmup", "clip_norm", "accumulate")
-        facts = {name: repr(getattr(self, name)) for name in (*names, "precision", "seed")}
+        more = ("precision", "seed", "norm_statistics", "keep_best")
+        facts = {name: repr(getattr(self, name)) for name in (*names, *more)}
         return {
             **facts,
             "optimizer": described(self.optimizer),

@@ -47,7 +47,7 @@ class Tuning:
     sampling: Sampling = Uniform()  # noqa: RUF009 - a frozen dataclass
     seed: int = 0
     stage = "tune"
-    clip_each = False
+    independent = False
 
     def __post_init__(self) -> None:
         """Refuse a share that is none.

@@ -1,0 +1,266 @@
+"""Errors on held-out batches, and the best state of every branch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxelastic.train.batches import Batch, BatchReader
+from fxelastic.train.new_branches import NewBranches
+from fxelastic.train.objective import Objective, Plan
+from fxelastic.train.processes import Processes
+from fxelastic.train.reports import HeldOutReport
+
+#: Batches to measure on, and plans of sampled subnets to measure.
+N_BATCHES, N_PLANS = 8, 4
+
+#: The name of the one error of branches that learn together.
+TOGETHER = "subnets"
+
+#: A state is better if its error is less on average by this many standard errors.
+_STANDARD_ERRORS = 1.0
+#: Training is worth going on with while an epoch takes this share of the error away.
+_WORTH = 0.01
+
+_BEST = "best:"
+#: Steps that no run reaches.
+_BEYOND = 2**40
+
+#: For each unit the error on each batch; NaN for a batch that has nothing for it.
+Errors = dict[str, list[float]]
+
+
+class HeldOut:
+    """Measures what learns on batches that are held out, and keeps the best state of it.
+
+    Branches that learn alone are units of their own: each has its error, and keeps the state in
+    which that is least. Branches that share weights are one unit, and so are all branches where
+    sampled subnets learn: their error is the mean loss of some subnets. Everything runs as in
+    inference.
+
+    Attributes:
+        before: The mean error of each unit before training.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        new: NewBranches,
+        reader: BatchReader,
+        batches: Sequence[Batch],
+        processes: Processes,
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        """Prepare; `begin` or `load` comes next.
+
+        Args:
+            objective: Whose losses the errors are.
+            new: What learns.
+            reader: Binds batches.
+            batches: The held-out batches; as many in each process. Nothing is measured with none.
+            processes: Those that hold the other shares of the batches.
+            autocast: The context for forward passes.
+        """
+        self._objective = objective
+        self._new = new
+        self._reader = reader
+        self._batches = batches
+        self._processes = processes
+        self._autocast = autocast
+        self._units = _units(new) if objective.independent else {TOGETHER: tuple(new.branches)}
+        self._plan = _plan(objective, new)
+        self.before: dict[str, float] = {}
+        self._best: Errors = {}
+        self._state: dict[str, Tensor] = {}
+        self._curve: list[tuple[int, float]] = []
+
+    def begin(self) -> None:
+        """Measure the state before training: the best one so far."""
+        if not self._batches:
+            return
+        self._best = self.measure()
+        self.before = self.means(self._best)
+        self._state = {name: value.clone() for name, value in self._new.state().items()}
+        self._curve = [(0, self._mean())]
+
+    def observe(self, step: int) -> HeldOutReport | None:
+        """Measure the present state, and keep it for the units that it is better for.
+
+        Args:
+            step: Steps made.
+
+        Returns:
+            The errors; None without held-out batches.
+        """
+        if not self._batches:
+            return None
+        now = self.measure()
+        self.keep(self.better(now, self._best), now)
+        self._curve.append((step, self._mean()))
+        names = tuple(self.before)
+        present, best = self.means(now), self.means(self._best)
+        return HeldOutReport(
+            before=dict(self.before),
+            now={name: present[name] for name in names if name in present},
+            best={name: best[name] for name in names if name in best},
+            steps_left=_steps_left(self._curve),
+        )
+
+    def end(self) -> None:
+        """Give each unit its best state."""
+        self.restore(self.before)
+
+    def measure(self) -> Errors:
+        """The errors of the present state."""
+        errors: Errors = {name: [] for name in self._units}
+        with torch.no_grad(), self._autocast():
+            for batch in self._batches:
+                values = self._reader.bind(batch)
+                found = self._objective.backward(batch, values, self._plan, _nothing)
+                losses = [loss.double().reshape(()) for loss in found.values()]
+                known = torch.stack(losses).tolist() if losses else []
+                table = dict(zip(found, known, strict=True))
+                for name, branches in self._units.items():
+                    own = [table[branch] for branch in branches if branch in table]
+                    errors[name].append(sum(own) / len(own) if own else math.nan)
+        return errors
+
+    def means(self, errors: Errors) -> dict[str, float]:
+        """The mean error over the batches of all processes, of units that have one."""
+        sums = {name: [x for x in values if not math.isnan(x)] for name, values in errors.items()}
+        totals = self._total([[sum(x), len(x)] for x in sums.values()])
+        return {name: s / n for name, (s, n) in zip(errors, totals, strict=True) if n}
+
+    def better(self, new: Errors, old: Errors) -> list[str]:
+        """The units whose new errors are surely less than the old ones, batch by batch."""
+        rows = []
+        for name in self._units:
+            pairs = list(zip(new[name], old[name], strict=True))
+            gains = [b - a for a, b in pairs if not math.isnan(a) and not math.isnan(b)]
+            # What was infinite is better as soon as it is finite.
+            gains = [min(gain, 1e30) if gain > -math.inf else -1e30 for gain in gains]
+            rows.append([sum(gains), sum(gain * gain for gain in gains), len(gains)])
+        found = []
+        for name, (total, squares, n) in zip(self._units, self._total(rows), strict=True):
+            if not n:
+                continue
+            mean = total / n
+            variance = max(0.0, squares / n - mean * mean) / (n - 1) if n > 1 else 0.0
+            if mean > _STANDARD_ERRORS * math.sqrt(variance):
+                found.append(name)
+        return found
+
+    def keep(self, units: Iterable[str], errors: Errors) -> None:
+        """Keep the present state of units, with its errors, as their best."""
+        for unit in units:
+            self._best[unit] = errors[unit]
+            for name, value in self._new.state_of(self._units[unit]).items():
+                self._state[name].copy_(value)
+
+    def restore(self, units: Iterable[str]) -> None:
+        """Give units their best state."""
+        with torch.no_grad():
+            for unit in units:
+                for name, value in self._new.state_of(self._units[unit]).items():
+                    value.copy_(self._state[name])
+
+    @property
+    def best(self) -> Errors:
+        """The errors of the best states."""
+        return self._best
+
+    @property
+    def units(self) -> Mapping[str, tuple[str, ...]]:
+        """The branches of each unit."""
+        return self._units
+
+    @property
+    def measures(self) -> bool:
+        """Whether there are batches to measure on."""
+        return bool(self._batches)
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What a checkpoint holds: plain data, and tensors."""
+        data = {"before": self.before, "best": self._best, "curve": self._curve}
+        return data, {f"{_BEST}{name}": value for name, value in self._state.items()}
+
+    def load(self, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `state` returned."""
+        self.before = dict(data["before"])
+        self._best = {name: list(values) for name, values in data["best"].items()}
+        self._curve = [(int(step), float(mean)) for step, mean in data["curve"]]
+        current = self._new.state()
+        self._state = {
+            name.removeprefix(_BEST): value.to(current[name.removeprefix(_BEST)].device)
+            for name, value in tensors.items()
+            if name.startswith(_BEST)
+        }
+
+    def _mean(self) -> float:
+        found = [x for x in self.means(self._best).values() if math.isfinite(x)]
+        return sum(found) / len(found) if found else math.nan
+
+    def _total(self, rows: list[list[float]]) -> list[list[float]]:
+        """Rows of numbers, summed over the processes."""
+        if self._processes.world_size == 1:
+            return rows
+        table = torch.tensor(rows, dtype=torch.float64, device=self._device)
+        self._processes.average([table])
+        found: list[list[float]] = (table * self._processes.world_size).tolist()
+        return found
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self._new.parameters.values())).device
+
+
+def _nothing(loss: Tensor) -> None:
+    """In place of a backward pass."""
+
+
+def _units(new: NewBranches) -> dict[str, tuple[str, ...]]:
+    """Branches that share weights together, all others alone; by the first branch's id."""
+    owner: dict[int, str] = {}
+    units: dict[str, tuple[str, ...]] = {}
+    for branch in new.branches:
+        parameters = [id(parameter) for parameter in new.of(branch)]
+        joined = dict.fromkeys(owner[p] for p in parameters if p in owner)
+        members = [*(name for unit in joined for name in units.pop(unit)), branch]
+        first = members[0]
+        units[first] = tuple(members)
+        owner |= {id(p): first for name in members for p in new.of(name)}
+    return units
+
+
+def _plan(objective: Objective, new: NewBranches) -> Plan:
+    """What is measured: all branches alone, or the subnets of steps that no run reaches."""
+    if objective.independent:
+        return Plan(tuple(new.branches))
+    plans = [objective.plan(_BEYOND + i) for i in range(N_PLANS)]
+    archs = tuple(dict.fromkeys(arch for plan in plans for arch in plan.archs))
+    chosen = {name for plan in plans for name in plan.branches}
+    return Plan(tuple(name for name in new.branches if name in chosen), archs)
+
+
+def _steps_left(curve: Sequence[tuple[int, float]]) -> int | None:
+    """For how many steps it is worth going on, if gains go on shrinking as they did.
+
+    Training is worth it while an epoch takes a hundredth of the error away. None before there are
+    two epochs to tell it from.
+    """
+    if len(curve) < 3:
+        return None
+    (a, first), (b, second), (c, third) = curve[-3:]
+    if not (a < b < c) or not math.isfinite(first):
+        return None
+    earlier, later = (first - second) / (b - a), (second - third) / (c - b)
+    least = _WORTH * third / (c - b)
+    if later <= least:
+        return 0
+    ratio = min(0.95, later / earlier) if earlier > 0 else 0.95
+    return math.ceil(math.log(least / later) / math.log(max(ratio, 0.05)) * (c - b))
