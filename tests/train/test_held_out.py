@@ -21,6 +21,7 @@ from fxelastic.train.held_out import HeldOut, _steps_left
 from fxelastic.train.losses import normalised_error
 from fxelastic.train.new_branches import NewBranches
 from fxelastic.train.processes import ALONE
+from fxelastic.train.thread_choice import ThreadChoice
 from tests.models.compare import assert_same_output
 from tests.train.supernets import (
     conv_supernet,
@@ -213,7 +214,7 @@ def test_errors_that_are_not_finite_never_look_better() -> None:
     objective = TeacherForced(Execution(supernet), new, normalised_error)
     reader = BatchReader(supernet)
     batches = [reader.read(raw, i) for i, raw in enumerate(vector_batches(3))]
-    held_out = HeldOut(objective, new, reader, batches, ALONE, torch.no_grad)
+    held_out = HeldOut(objective, new, reader, batches, ALONE, torch.no_grad, ThreadChoice((1,)))
     held_out.begin()
     name, *others = held_out.units
     cases: dict[str, tuple[list[float], list[float], bool]] = {

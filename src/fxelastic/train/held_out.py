@@ -15,6 +15,7 @@ from fxelastic.train.new_branches import NewBranches
 from fxelastic.train.objective import Objective, Plan
 from fxelastic.train.processes import Processes
 from fxelastic.train.reports import HeldOutReport
+from fxelastic.train.thread_choice import ThreadChoice
 
 #: Batches to measure on, and plans of sampled subnets to measure.
 N_BATCHES, N_PLANS = 8, 4
@@ -55,6 +56,7 @@ class HeldOut:
         batches: Sequence[Batch],
         processes: Processes,
         autocast: Callable[[], AbstractContextManager[Any]],
+        threads: ThreadChoice,
     ) -> None:
         """Prepare; `begin` or `load` comes next.
 
@@ -65,7 +67,9 @@ class HeldOut:
             batches: The held-out batches; as many in each process. Nothing is measured with none.
             processes: Those that hold the other shares of the batches.
             autocast: The context for forward passes.
+            threads: Chooses how many threads they compute with.
         """
+        self._threads = threads
         self._objective = objective
         self._new = new
         self._reader = reader
@@ -121,7 +125,8 @@ class HeldOut:
         with torch.no_grad(), self._autocast():
             for batch in self._batches:
                 values = self._reader.bind(batch)
-                found = self._objective.backward(batch, values, self._plan, _nothing)
+                with self._threads.step():
+                    found = self._objective.backward(batch, values, self._plan, _nothing)
                 losses = [loss.double().reshape(()) for loss in found.values()]
                 known = torch.stack(losses).tolist() if losses else []
                 table = dict(zip(found, known, strict=True))

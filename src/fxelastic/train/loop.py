@@ -74,19 +74,22 @@ class Loop:
         self._reader = BatchReader(self._supernet, training.split)
         self._optimisation = self._optimisation_of(training)
         self._frozen = training.norm_statistics == "frozen"
+        several = processes.world_size > 1
+        fixed = several or self._device.type != "cpu" or bool(training.compile)
+        counts = thread_counts(training.threads, fixed=fixed)
+        self._threads = ThreadChoice(counts)
         first = self._first = self._first_batches()
         self._held_out = HeldOut(
             *(objective, new, self._reader, first.held_out, processes),
             self._optimisation.autocast,
+            # A batch that is only measured takes another time than a step.
+            ThreadChoice(counts),
         )
         self._resumption = Resumption.of(
             *(self._supernet, new, self._optimisation, self._held_out, objective, training),
             self._processes,
         )
         self._observers: Sequence[Callback] = observers(training) if self._processes.first else ()
-        several = processes.world_size > 1
-        fixed = several or self._device.type != "cpu" or bool(training.compile)
-        self._threads = ThreadChoice(thread_counts(training.threads, fixed=fixed))
         self._started = 0.0
 
     def run(self) -> History:
@@ -165,7 +168,7 @@ class Loop:
             plan = Plan(tuple(self._new.branches)) if independent else self._objective.plan(i)
             optimisation.clear()
             finite = True
-            with self._new.training(plan.branches, frozen=self._frozen):
+            with self._threads.step(), self._new.training(plan.branches, frozen=self._frozen):
                 for batch in group:
                     losses = self._backward(batch, plan, 1 / len(group), optimisation)
                     finite &= all(map(math.isfinite, _to_floats(losses.values())))
