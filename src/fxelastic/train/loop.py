@@ -153,7 +153,7 @@ class Loop:
         if self._frozen and objective.independent and self._training.keep_best:
             estimate(
                 *(self._new, objective, self._reader, first.held_out, held_out),
-                self._optimisation.autocast,
+                *(self._processes, self._optimisation.autocast),
             )
         if first.tried and held_out.measures:
             self._optimisation.use_rates(RangeTest(held_out, self._try).rates())

@@ -12,6 +12,7 @@ from fxelastic.train.batches import Batch, BatchReader
 from fxelastic.train.held_out import HeldOut
 from fxelastic.train.new_branches import NewBranches, norms_of
 from fxelastic.train.objective import Objective, Plan
+from fxelastic.train.processes import Processes
 
 
 def estimate(
@@ -20,6 +21,7 @@ def estimate(
     reader: BatchReader,
     batches: Sequence[Batch],
     held_out: HeldOut,
+    processes: Processes,
     autocast: Callable[[], AbstractContextManager[Any]],
 ) -> None:
     """Give the norms of branches the mean statistics over batches, where the error gets less.
@@ -33,6 +35,7 @@ def estimate(
         reader: Binds batches.
         batches: The batches to measure on.
         held_out: Tells which statistics are better, and keeps them.
+        processes: Their statistics are averaged.
         autocast: The context for forward passes.
     """
     norms = {name: norms_of(new.module(name)) for name in new.branches}
@@ -53,6 +56,7 @@ def estimate(
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
             layer.eval()
+    processes.average_buffers(new.state(), new.parameters)
     errors = held_out.measure()
     better = held_out.better(errors, held_out.best)
     reached = [
