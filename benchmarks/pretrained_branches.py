@@ -19,7 +19,8 @@ from benchmarks.bootstrap import Array, Bootstrap, Figure
 from benchmarks.pretrained_data import Samples
 from benchmarks.pretrained_models import PretrainedModel
 from fxelastic import Supernet
-from fxelastic.train import Callback, StepReport
+from fxelastic.train import Callback, History, StepReport
+from fxelastic.train.held_out import N_BATCHES
 from fxelastic.train.rate_range import RATES, n_steps_tried
 
 PROBED_STEPS = 5
@@ -79,63 +80,46 @@ def distil(
     Returns:
         What was done, as plain data.
     """
-    held_out = list(batches(model, samples["select"].take(HELD_OUT)))
     clock = StepClock()
-    run(supernet, model, samples["train"], None, PROBED_STEPS, clock)
+    run(
+        supernet, model, samples["train"], PROBED_STEPS, lr=1e-3, keep_best=False, callbacks=[clock]
+    )
     supernet.load(initial)
     step_s = statistics.median(clock.seconds[1:])
+    # Every eighth sample: each batch has samples of all sources.
+    chosen = samples["select"].take(HELD_OUT)
+    held_out = [model.tensors(chosen, slice(i, None, N_BATCHES)) for i in range(N_BATCHES)]
     begin_s = time.process_time()
     branch_sums(supernet, iter(held_out))
     check_s = time.process_time() - begin_s
-    # Branches are checked after each epoch, and before the first one six times: as they are, with
-    # other statistics, and after some steps with each of four learning rates.
+    # Branches are checked after each epoch, and before the first one seven times: as they are, with
+    # statistics that are estimated, and after some steps with each of four learning rates.
     per_epoch = len(samples["train"]) // model.batch_size
-    steps = (60 * minutes - 6 * check_s) / (step_s + check_s / per_epoch)
+    steps = (60 * minutes - 7 * check_s) / (step_s + check_s / per_epoch)
     tried = len(RATES) * n_steps_tried(max(1, int(steps)))
     steps = max(1, int(steps) - tried)
     begin_s, began_s = time.process_time(), time.perf_counter()
-    history = run(supernet, model, samples["train"], held_out, steps)
+    history = run(supernet, model, samples["train"], steps, held_out=held_out)
+    report = history.held_out
+    assert report is not None
     return {
         "steps": steps,
         "step_s": step_s,
         "processor_s": time.process_time() - begin_s,
         "wall_s": time.perf_counter() - began_s,
-        "loss": history.loss,
-        "held_out": asdict(history.held_out),
+        "better": report.n_better,
+        "held_out": asdict(report),
     }
 
 
 def run(
-    supernet: Supernet,
-    model: PretrainedModel,
-    samples: Samples,
-    held_out: list[tuple[Tensor, ...]] | None,
-    steps: int,
-    *callbacks: Callback,
-) -> Any:
-    """Distil with the options that fxelastic has by itself.
-
-    Args:
-        supernet: What learns.
-        model: The model.
-        samples: What it learns from.
-        held_out: Batches by which the best state of each branch is chosen.
-        steps: Optimiser steps.
-        callbacks: What watches.
-    """
+    supernet: Supernet, model: PretrainedModel, samples: Samples, steps: int, **options: Any
+) -> History:
+    """Distil with the options that fxelastic has by itself, and those given."""
     loader = DataLoader(
         TrainingSamples(model, samples), model.batch_size, shuffle=True, drop_last=True
     )
-    return fxelastic.distill(
-        supernet,
-        loader,
-        steps=steps,
-        held_out=held_out,
-        keep_best=held_out is not None,
-        seed=0,
-        threads=1,
-        callbacks=callbacks,
-    )
+    return fxelastic.distill(supernet, loader, steps=steps, seed=0, threads=1, **options)
 
 
 @torch.no_grad()
