@@ -15,6 +15,7 @@ from fxelastic.spec import Arch
 _FIRST = 0.3  # the additive bests before anything is measured
 _MEASURING = 0.5  # the errors of branches on one sample; on more samples, a tenth
 _ENOUGH = 0.1
+_FEW = 31  # samples that show which additive bests are hopeless
 _AGAIN = 0.7  # the additive bests by these errors
 _HELD_OUT = 0.2
 _NEAR = 0.9  # of the additive best's latency
@@ -94,7 +95,7 @@ class Schedule:
         n_subnets = len(dict.fromkeys(self._surveyed)) + 1
         work_s = self._evaluator.expected_s(n_subnets, self._n_samples)
         study = self._studies[0]
-        return max(study.seconds, self._end_s - study.clock() + study.seconds) + 2 * work_s
+        return max(study.seconds, self._end_s - study.clock() + study.seconds) + 2.5 * work_s
 
     @property
     def _left_s(self) -> float:
@@ -109,14 +110,21 @@ class Schedule:
             self._note_bests()
             return
         survey = None if evaluator.known else Survey(evaluator)
-        self._evaluate(bests, survey, _FIRST)
+        self._evaluate(bests, survey, _FIRST, _FEW)
+        first = {study.budget_ms: study.additive_best for study in self._studies}
         now_s, left_s = self._clock(), self._left_s
         distortion = evaluator.distortion(
             lambda: over() or self._clock() >= now_s + _MEASURING * left_s,
             lambda: self._clock() >= now_s + _ENOUGH * left_s,
         )
         again = self._solve(quality_costs(space, distortion))
-        self._evaluate([*again, *bests], survey, _AGAIN)
+        self._evaluate([*again, *bests], survey, _AGAIN, _FEW)
+        going = {
+            arch
+            for study in self._studies
+            if (arch := first[study.budget_ms]) is not None and not _is_beaten(arch, study)
+        }
+        self._evaluate([*again, *(arch for arch in bests if arch in going)], survey, _AGAIN)
 
     def _solve(self, costs: dict[str, float]) -> list[Arch]:
         """Find every budget's additive best; those of budgets far from each other come first."""
@@ -126,11 +134,13 @@ class Schedule:
         found = [ordered[i].additive_best for i in spread(len(ordered))]
         return list(dict.fromkeys(arch for arch in found if arch is not None))
 
-    def _evaluate(self, archs: list[Arch], survey: Survey | None, share: float) -> None:
+    def _evaluate(
+        self, archs: list[Arch], survey: Survey | None, share: float, n_enough: float = math.inf
+    ) -> None:
         over, until_s = self._studies[0].is_over, self._clock() + share * self._left_s
         self._surveyed = list(dict.fromkeys(archs))
         if survey is not None:
-            survey.go_on(self._surveyed, until_s, over)
+            survey.go_on(self._surveyed, until_s, over, n_enough)
         else:
             for arch in archs:
                 self._evaluator.scores([arch], stop=lambda: over() or self._clock() >= until_s)
@@ -156,6 +166,14 @@ class Schedule:
         """Let a study know what was evaluated for others, and on which samples."""
         known = self._evaluator.known
         study.scores = {arch: score for arch, score in known.items() if study.fits(arch)}
+
+
+def _is_beaten(arch: Arch, study: Study) -> bool:
+    """Whether the study's additive best is better than an earlier one."""
+    best, evaluator = study.additive_best, study.evaluator
+    if best is None or best not in evaluator.known or arch not in evaluator.known:
+        return False
+    return evaluator.is_better(best, arch)
 
 
 def spread(n: int) -> list[int]:

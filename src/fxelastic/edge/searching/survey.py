@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from fxelastic.edge.searching.evaluation import Batch, BatchScore, Evaluator, Tally
@@ -28,7 +29,13 @@ class Survey:
         self._tallies: dict[Arch, Tally] = {}
         self._n_done = 0  # batches that all subnets were evaluated on
 
-    def go_on(self, archs: Sequence[Arch], until_s: float, stop: Callable[[], bool]) -> None:
+    def go_on(
+        self,
+        archs: Sequence[Arch],
+        until_s: float,
+        stop: Callable[[], bool],
+        n_enough: float = math.inf,
+    ) -> None:
         """Evaluate subnets, on more samples than before where there is time.
 
         One subnet is evaluated on the first batch whatever the time, so that the pace is known.
@@ -37,6 +44,7 @@ class Survey:
             archs: The subnets, the most important first.
             until_s: When to begin no further batch, by the evaluator's clock.
             stop: Asked before each branch whether to end.
+            n_enough: Samples after which to begin no further batch.
 
         Raises:
             BundleError: A branch can't be run, or a subnet gives NaN.
@@ -60,6 +68,8 @@ class Survey:
         level = [arch for arch in archs if len(self._tallies[arch].batches) >= self._n_done > 0]
         while level and self._n_done < len(self._batches):
             batch = self._batches[self._n_done]
+            if self._tallies[level[0]].n_samples >= n_enough:
+                break
             expected_s = evaluator.expected_s(len(level), len(batch[1]))
             # The pace on the first batch is that of opening sessions, too.
             if evaluator.clock() + (expected_s if self._n_done > 1 else 0.0) > until_s:
