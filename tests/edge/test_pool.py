@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -69,6 +70,18 @@ def test_merged_pools_have_all_entries_and_the_later_ones_of_both() -> None:
     other = SubnetPool.of("d", [entry("b", 3, 0.7), entry("c", 4, 0.8)])
     merged = one.merge(other)
     assert [(str(e.arch), e.latency_ms) for e in merged] == [("a@0", 1), ("b@0", 3), ("c@0", 4)]
+
+
+def test_a_score_on_few_samples_does_not_replace_one_on_more() -> None:
+    scores = {None: 0.5, 4: 0.7, 8: 0.6}
+    pools = [
+        SubnetPool.of("d", [replace(entry("a", 1, accuracy), n_samples=n)])
+        for n, accuracy in scores.items()
+    ]
+    for one, other in itertools.permutations(pools, 2):
+        numbers = [pool.entries[0].n_samples for pool in (one, other)]
+        most = None if None in numbers else max(n for n in numbers if n is not None)
+        assert one.merge(other).entries[0].accuracy == scores[most]
 
 
 def test_pools_of_other_bundles_and_data_are_not_merged() -> None:

@@ -117,7 +117,7 @@ class SubnetPool:
         return self.pareto[index - 1] if index else None
 
     def merge(self, other: SubnetPool) -> SubnetPool:
-        """All entries of both; of one subnet the other's counts.
+        """All entries of both; of one subnet the score on more samples counts, or the other's.
 
         Raises:
             UsageError: They are of different bundles or data.
@@ -130,7 +130,10 @@ class SubnetPool:
                     expected=getattr(self, name)[:12],
                     got=getattr(other, name)[:12],
                 )
-        entries = (*self.entries, *other.entries)
+        entries = sorted(
+            (*self.entries, *other.entries),
+            key=lambda entry: math.inf if entry.n_samples is None else entry.n_samples,
+        )
         return SubnetPool.of(
             self.bundle_digest, entries, self.data_digest, self.score, self.targets
         )
