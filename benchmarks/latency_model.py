@@ -27,7 +27,7 @@ import psutil
 from fxelastic import edge
 from fxelastic.edge.branch_timing import BranchTiming
 from fxelastic.edge.execution import Executor
-from fxelastic.edge.latency_model import Measured, fit_mode
+from fxelastic.edge.latency_model import fit_mode
 from fxelastic.edge.made_up_inputs import random_inputs
 from fxelastic.edge.profiling import distinct_subnets, split
 from fxelastic.edge.sessions import SessionMaker
@@ -63,9 +63,9 @@ def measure(path: str, n_fitted: int, n_held_out: int, threads: int, seed: int) 
         timer = SubnetTimer(executor, inputs)
         for mode in MODES:
             times = timer.time(archs, mode, SessionMaker(threads))
-            measured = [Measured(arch, ms) for arch, ms in times.items()]
-            held_out, fitted = split(measured, n_held_out)
-            model = fit_mode(bundle.space, rows, fitted)
+            original = times.pop(bundle.space.original)
+            held_out, fitted = split(list(times.values()), n_held_out)
+            model = fit_mode(bundle.space, rows, fitted, original=original)
             actual = np.array([m.ms for m in held_out])
             corrected = [model.overhead_ms + sum(model.costs[b] for b in m.arch) for m in held_out]
             plain = [sum(rows[b].ms for b in m.arch) for m in held_out]

@@ -30,7 +30,9 @@ examples:
   fxelastic profile bundle/ --time-budget 30
 
 An interrupted measurement goes on where it stopped when the command is run again.
-Close other programs: they make everything slower, and not evenly.
+Other programs may run: where they keep the cores busy, the processor time of one
+thread is measured. A table that does not predict whole subnets well is marked
+unusable, and searches refuse it: measure again, for longer.
 
 exit codes: 0 success, 1 the bundle is damaged, 2 usage error, 130 interrupted"""
 
@@ -96,7 +98,11 @@ def add_parser(commands: Any) -> None:
         help="other subnets, to tell the error that is left (default: 12)",
     )
     parser.add_argument(
-        "--time-budget", metavar="SECONDS", type=float, help="end earlier, with fewer runs"
+        "--time-budget",
+        metavar="SECONDS",
+        type=float,
+        help="end within this time, with fewer runs and subnets; at least what it takes to "
+        "load each branch and run it five times",
     )
     parser.add_argument(
         "--memory-mb", metavar="MB", type=float, help="memory that the process may grow by"
@@ -176,6 +182,7 @@ def report(bundle: Bundle, table: LatencyTable, out: Path) -> dict[str, Any]:
         "batch_size": table.batch_size,
         "threads": table.threads,
         "provider": table.provider,
+        "clock": table.clock,
         "modes": {mode: _mode(bundle, table, mode) for mode in table.modes},
     }
 
@@ -186,6 +193,7 @@ def _mode(bundle: Bundle, table: LatencyTable, mode: str) -> dict[str, Any]:
         "original_ms": table.predict_ms(bundle.space.original, mode),
         "quickest_ms": table.predict_ms(bundle.space.min_cost_arch(table.costs(mode)), mode),
         "trusted": table.trusted(mode),
+        "problem": table.problem(mode),
         "error": None if error is None else dict(vars(error)),
     }
 
@@ -219,7 +227,8 @@ def sections(bundle: Bundle, table: LatencyTable) -> list[str]:
         *lines[1:],
         "",
         *device_lines(table.device),
-        f"batch size {table.batch_size}, {table.threads or 'all'} threads, {table.provider}",
+        f"batch size {table.batch_size}, {table.threads or 'all'} threads, {table.provider}, "
+        f"{table.clock} time",
         *(_mode_line(mode, _mode(bundle, table, mode)) for mode in table.modes),
     ]
 
@@ -243,6 +252,8 @@ def _mode_line(mode: str, values: dict[str, Any]) -> str:
             f"{error['n_held_out']} subnets held out"
         )
     doubt = "" if values["trusted"] else ": do not rely on it"
+    if values["problem"]:
+        doubt = f": UNUSABLE, searches refuse it: {values['problem']}"
     return (
         f"{mode:9}  original {values['original_ms']:.3f} ms, quickest {values['quickest_ms']:.3f} "
         f"ms; {off}{doubt}"

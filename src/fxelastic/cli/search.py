@@ -118,6 +118,9 @@ def add_parser(commands: Any) -> None:
         help="end a candidate early when it can't be the best with this probability, from 0.5 to "
         "1; 1 loses no winner; for top1, agreement, cosine and spearman (default: 1)",
     )
+    parser.add_argument(
+        "--force", action="store_true", help="search although the table is marked unusable"
+    )
     options.add_threads(parser)
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the search")
     options.add_output(parser)
@@ -166,6 +169,7 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             path=out,
             progress=told,
+            force=args.force,
         )
     code = 130 if result.interrupted else 0
     if args.json:

@@ -67,6 +67,9 @@ def add_parser(commands: Any) -> None:
         "no subnet of the pool keeps the budget, a search on these data looks for quicker subnets "
         "and adds what it finds to the pool; needs --table",
     )
+    parser.add_argument(
+        "--force", action="store_true", help="search on --data although the table is unusable"
+    )
     options.add_score(parser, "the pool's")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
@@ -177,6 +180,7 @@ def run(args: argparse.Namespace) -> int:
                 held_out=args.held_out,
                 table_path=args.table,
                 pool_path=args.pool,
+                force=args.force,
                 options=ServingOptions(
                     listener=None if trace is None else trace.on_event, on_tick=on_tick
                 ),

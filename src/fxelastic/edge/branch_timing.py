@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from fxelastic.edge.execution import FIRST_RUNS, Array, Executor, State
+from fxelastic.edge.stopwatch import Stopwatch, low_quartile, quartile_interval
 from fxelastic.errors import BundleError
 from fxelastic.spec import Arch, BranchSpec
 from fxelastic.spec.latency_table import BranchLatency
@@ -30,6 +30,7 @@ class BranchTiming:
         inputs: The model's inputs.
         seed: Of the order.
         finite: Whether the originals give finite values for the inputs, so that others must.
+        watch: Times the branches.
         samples_ms: What was timed, by branch id.
         activation_bytes: What each branch reads and gives, by id.
     """
@@ -38,6 +39,7 @@ class BranchTiming:
     inputs: Mapping[str, Array]
     seed: int = 0
     finite: bool = True
+    watch: Stopwatch = field(default_factory=Stopwatch)
     samples_ms: dict[str, list[float]] = field(default_factory=dict)
     activation_bytes: dict[str, int] = field(default_factory=dict)
 
@@ -53,7 +55,6 @@ class BranchTiming:
         tolerance: float,
         until_s: float,
         progress: Callable[[float], None] | None = None,
-        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Time until every branch is known well enough, or the time is over.
 
@@ -61,9 +62,8 @@ class BranchTiming:
             n_samples: Samples of a branch, at least.
             tolerance: Go on, up to four times as many samples, where half the width of the lower
                 quartile's 95 % confidence interval is more than this share of it.
-            until_s: When to end, by ``clock``; every branch gets three samples before.
-            progress: Told the share that is done after each pass.
-            clock: Tells the time, in s.
+            until_s: When to end, by the stopwatch; every branch gets three samples before.
+            progress: Called with the share that is done after each pass.
 
         Raises:
             BundleError: A branch can't be run, or gives values that are not finite though its
@@ -74,7 +74,7 @@ class BranchTiming:
                 b for b, s in self.samples_ms.items() if self._wants(s, n_samples, tolerance)
             ]
             least = min(len(samples) for samples in self.samples_ms.values())
-            if not wanting or (clock() >= until_s and least >= 3):
+            if not wanting or (self.watch.wall_s() >= until_s and least >= 3):
                 return
             self.time(self._through(min(wanting, key=lambda b: len(self.samples_ms[b]))))
             if progress is not None:
@@ -85,16 +85,16 @@ class BranchTiming:
         """Run a subnet once, and note what each branch took; returns the whole in ms."""
         executor = self.executor
         state = executor.start(self.inputs)
-        total_s = 0.0
+        total_ms = 0.0
         for branch in arch:
             if self._is_fresh(branch):
                 for _ in range(FIRST_RUNS):
                     executor.advance(branch, state)
-            begin_s = time.perf_counter()
+            begin = self.watch.begin()
             after = executor.advance(branch, state)
-            seconds = time.perf_counter() - begin_s
-            total_s += seconds
-            self.samples_ms[branch].append(1e3 * seconds)
+            ms = self.watch.ms_since(begin)
+            total_ms += ms
+            self.samples_ms[branch].append(ms)
             if branch not in self.activation_bytes:
                 segment = executor.bundle.segment(branch)
                 self._check(branch, after, state)
@@ -102,16 +102,17 @@ class BranchTiming:
                 given = sum(_bytes(after[name]) for name in segment.outputs if name in after)
                 self.activation_bytes[branch] = read + given
             state = after
-        return 1e3 * total_s
+        return total_ms
 
     def row(self, branch: str) -> BranchLatency:
         """What is known of a branch."""
-        low, median, high = np.percentile(self.samples_ms[branch], (25, 50, 75))
+        samples = self.samples_ms[branch]
+        median, high = np.percentile(samples, (50, 75))
         return BranchLatency(
-            float(low),
+            low_quartile(samples)[0],
             float(median),
             float(high),
-            len(self.samples_ms[branch]),
+            len(samples),
             self.executor.bundle.segment(branch).weight_bytes,
             self.activation_bytes.get(branch, 0),
         )
@@ -130,7 +131,7 @@ class BranchTiming:
             return True
         if len(samples) >= 4 * n_samples:
             return False
-        low, quartile, high = _quartile_interval(samples)
+        low, quartile, high = quartile_interval(samples)
         return high - low > 2 * tolerance * quartile
 
     def _through(self, branch: str) -> Arch:
@@ -172,12 +173,3 @@ def _bytes(value: object) -> int:
 def _finite(state: State, names: tuple[str, ...]) -> bool:
     arrays = (state[name].numpy() for name in names if name in state)
     return all(a.dtype.kind not in "fc" or bool(np.isfinite(a).all()) for a in arrays)
-
-
-def _quartile_interval(samples: list[float]) -> tuple[float, float, float]:
-    """The lower quartile, and its confidence interval by order statistics."""
-    ordered = sorted(samples)
-    n = len(ordered)
-    middle, spread = 0.25 * n, 1.96 * (0.25 * 0.75 * n) ** 0.5
-    at = (max(0, int(middle - spread)), int(middle), min(n - 1, int(middle + spread + 1)))
-    return ordered[at[0]], ordered[at[1]], ordered[at[2]]

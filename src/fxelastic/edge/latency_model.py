@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fxelastic.edge.stopwatch import LEAST_NOISE
 from fxelastic.spec import Arch, SearchSpace
 from fxelastic.spec.latency_table import BranchLatency, ModeLatency, ModelError
 
 #: How far a branch's own correction is expected to go, as a share of its time.
 _BRANCH_SPREAD = 0.05
-#: How exact the measurement of a subnet is, as a share of its time.
-_NOISE = 0.01
 #: How far the common corrections are expected to go: of the times' scale, and of each other term
 #: as a share of the original's time, summed over all its branches.
 _SCALE_SPREAD, _TERM_SPREAD = 0.5, 0.3
@@ -21,7 +20,11 @@ _SCALE_SPREAD, _TERM_SPREAD = 0.5, 0.3
 #: call when run by itself and nothing inside one model. And how much of the quickest subnet's
 #: branches a negative constant may take away.
 _LEAST, _LEAST_IDLE, _MOST_SAVED = 0.05, 0.001, 0.7
+#: How much of the time that a branch's work takes at the best rate of any branch it costs at least.
+_BOUND = 0.5
 _ROUNDS = 20  # in which costs that would be below the least are found
+#: A subnet that is this many times its noise off the fit was disturbed, and counts less.
+_OUTLIER = 2.5
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,12 @@ class Measured:
     Attributes:
         arch: The subnet.
         ms: Its latency, in ms.
+        noise: The standard error of that, as a share of it.
     """
 
     arch: Arch
     ms: float
+    noise: float = LEAST_NOISE
 
 
 def fit_mode(
@@ -42,6 +47,7 @@ def fit_mode(
     rows: Mapping[str, BranchLatency],
     fitted: Sequence[Measured],
     held_out: Sequence[Measured] = (),
+    original: Measured | None = None,
 ) -> ModeLatency:
     """Correct the sum of branches by measured subnets.
 
@@ -51,31 +57,74 @@ def fit_mode(
     between branches; a constant; and a correction of each branch by itself. All are expected to be
     small: least squares with a Gaussian prior around the plain sum, so that few subnets suffice. A
     branch that none of them has is corrected as one that they have. Each branch costs a share of
-    its time at least; those that would cost less are given that, and the others solved for again.
-    The result is additive by branch. Measurements under a load may give a constant so far below 0
-    that the quickest subnet would take next to nothing, or less: then there is none.
+    its time at least, and what its work takes by `work_bounds`; those that would cost less are
+    given that, and the others solved for again. Subnets that the fit is far off, for their noise,
+    were disturbed: they count less, and the fit is made again. The result is additive by branch.
+    Measurements under a load may give a constant so far below 0 that the quickest subnet would take
+    next to nothing, or a subnet less than its branches' bounds: then there is none.
 
     Args:
         space: The subnets.
         rows: What was measured of each branch.
         fitted: Subnets to fit to; with none, the plain sum is the model.
         held_out: Subnets to tell the error on.
+        original: The original, timed in turns with the others. It is fitted to where others are,
+            and errors are of shares of its latency. Without it they are of latencies.
 
     Returns:
         The costs, above 0 where the branch's time is, and the error.
     """
-    model = _fit(space, rows, fitted, _TERM_SPREAD)
-    least = space.cost(space.min_cost_arch(model.costs), model.costs)
-    if model.overhead_ms < -_MOST_SAVED * least:
-        model = _fit(space, rows, fitted, 0.0)
+    bounds = work_bounds(space, rows)
+    if fitted and original is not None:
+        fitted = (original, *fitted)
+    model = _fit(space, rows, fitted, bounds, _TERM_SPREAD)
+    slack = {name: cost - bounds[name] for name, cost in model.costs.items()}
+    most_saved = min(
+        _MOST_SAVED * space.cost(space.min_cost_arch(model.costs), model.costs),
+        space.cost(space.min_cost_arch(slack), slack),
+    )
+    if model.overhead_ms < -most_saved:
+        model = _fit(space, rows, fitted, bounds, 0.0)
     if held_out:
-        model = ModeLatency(model.overhead_ms, model.costs, model_error(model, held_out))
+        error = model_error(model, held_out, original)
+        model = ModeLatency(model.overhead_ms, model.costs, error)
     return model
 
 
-def model_error(model: ModeLatency, measured: Sequence[Measured]) -> ModelError:
-    """How far a model is from subnets that were measured."""
-    errors = [abs(_predict(model, m.arch) - m.ms) / m.ms for m in measured]
+def work_bounds(space: SearchSpace, rows: Mapping[str, BranchLatency]) -> dict[str, float]:
+    """The least that each branch takes inside a subnet, in ms.
+
+    Half of what its operations or its bytes take at the highest rate that any branch of the table
+    reached; 0 for branches without operations, which may vanish inside one model.
+    """
+    flops = {name: float(space.by_id[name].flops) for name in rows}
+    n_bytes = {name: float(row.weight_bytes + row.activation_bytes) for name, row in rows.items()}
+    rates = [
+        max((work[name] / row.ms for name, row in rows.items() if row.ms > 0), default=0.0)
+        for work in (flops, n_bytes)
+    ]
+    return {
+        name: _BOUND
+        * max(
+            work[name] / rate if rate > 0 and flops[name] else 0.0
+            for work, rate in zip((flops, n_bytes), rates, strict=True)
+        )
+        for name in rows
+    }
+
+
+def model_error(
+    model: ModeLatency, measured: Sequence[Measured], original: Measured | None = None
+) -> ModelError:
+    """How far a model is from subnets that were measured.
+
+    Args:
+        model: The model.
+        measured: The subnets.
+        original: The original, to compare shares of its latency; None to compare latencies.
+    """
+    scale = 1.0 if original is None else original.ms / _predict(model, original.arch)
+    errors = [abs(scale * _predict(model, m.arch) - m.ms) / m.ms for m in measured]
     return ModelError(float(np.median(errors)), float(np.percentile(errors, 90)), len(errors))
 
 
@@ -87,6 +136,7 @@ def _fit(
     space: SearchSpace,
     rows: Mapping[str, BranchLatency],
     fitted: Sequence[Measured],
+    bounds: Mapping[str, float],
     constant: float,
 ) -> ModeLatency:
     """Fit with a prior of the constant, as a share of a subnet's time; with 0 it is 0."""
@@ -96,16 +146,25 @@ def _fit(
     if fitted:
         idle = np.array([not space.by_id[name].flops for name in names])
         least = np.where(idle, _LEAST_IDLE, _LEAST) * costs
+        least = np.maximum(least, [bounds[name] for name in names])
         problem = _Problem(space, rows, names, fitted, constant)
-        at_least = np.zeros(len(names), bool)
-        for _ in range(_ROUNDS):
-            overhead, costs = problem.solve(np.where(at_least, least, np.nan))
-            below = costs < least
-            if not below.any():
-                break
-            at_least |= below
-        costs = np.maximum(costs, least)
+        overhead, costs = _solve(problem, least)
+        if problem.weigh_down_outliers(overhead, costs):
+            overhead, costs = _solve(problem, least)
     return ModeLatency(overhead, dict(zip(names, map(float, costs), strict=True)))
+
+
+def _solve(problem: _Problem, least: np.ndarray) -> tuple[float, np.ndarray]:
+    """The constant and the branches' costs, none below the least."""
+    overhead, costs = 0.0, least
+    at_least = np.zeros(len(least), bool)
+    for _ in range(_ROUNDS):
+        overhead, costs = problem.solve(np.where(at_least, least, np.nan))
+        below = costs < least
+        if not below.any():
+            break
+        at_least |= below
+    return overhead, np.maximum(costs, least)
 
 
 class _Problem:
@@ -125,6 +184,7 @@ class _Problem:
             for branch in measured.arch:
                 self._counts[i, place[branch]] += 1
         self._actual = np.array([m.ms for m in fitted])
+        self._noise = np.array([m.noise for m in fitted])
         self._times = times = np.array([rows[name].ms for name in names])
         flops = np.array([space.by_id[name].flops for name in names], float)
         n_bytes = np.array([rows[name].activation_bytes for name in names], float)
@@ -141,6 +201,14 @@ class _Problem:
             [_SCALE_SPREAD * times[:, None], _TERM_SPREAD * typical / sums * terms], axis=1
         )
 
+    def weigh_down_outliers(self, overhead: float, costs: np.ndarray) -> bool:
+        """Let subnets that a fit is far off count less; returns whether there are any."""
+        off = np.abs(overhead + self._counts @ costs - self._actual) / self._actual
+        # The fit itself is off everywhere by more than the noise where times do not add up.
+        allowed = _OUTLIER * np.maximum(self._noise, np.median(off))
+        self._noise = self._noise * np.maximum(1.0, off / allowed) ** 2
+        return bool((off > allowed).any())
+
     def solve(self, given: np.ndarray) -> tuple[float, np.ndarray]:
         """The constant, and the branches' costs.
 
@@ -148,7 +216,7 @@ class _Problem:
             given: The costs that are known, NaN for those to be found.
         """
         free = np.isnan(given)
-        weight = 1 / (_NOISE * self._actual)
+        weight = 1 / (self._noise * self._actual)
         counts = self._counts * free
         columns = [
             np.full((len(counts), 1), self._constant),

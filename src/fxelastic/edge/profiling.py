@@ -6,8 +6,9 @@ import hashlib
 import json
 import logging
 import os
-import time
+import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,22 @@ from fxelastic.edge.made_up_inputs import sound_inputs
 from fxelastic.edge.memory import GrowthLimit, resident_bytes
 from fxelastic.edge.searching.data import batch_of
 from fxelastic.edge.sessions import SessionMaker
+from fxelastic.edge.stopwatch import Stopwatch, processor_time_is_exact
 from fxelastic.edge.subnet_timing import SubnetTimer
 from fxelastic.errors import UsageError
 from fxelastic.files import replace_file
 from fxelastic.spec import Arch
-from fxelastic.spec.latency_table import MODES, BranchLatency, LatencyTable
+from fxelastic.spec.latency_table import CLOCKS, MODES, BranchLatency, LatencyTable, ModeLatency
 
 PARTIAL = "fxelastic.latency-samples/1"
 # For choosing subnets of certain costs, and for solving for corrections.
 _COMPUTING_BYTES = 2**24
+# Of the time budget: what is planned with, and the end of the branches; of the time that is left
+# then, the end of each mode's subnets.
+_PLANNED, _BRANCHES = 0.95, 0.4
+_SUBNETS = {"assembled": 0.7, "paged": 1.0}
+# Beyond this standard error in the median of whole subnets, their times tell too little.
+_MOST_NOISE = 0.06
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +60,19 @@ def profile(
     path: str | os.PathLike[str] | None = None,
     seed: int = 0,
     progress: Callable[[str, float], None] | None = None,
+    watch: Stopwatch | None = None,
 ) -> LatencyTable:
     """Measure how long each branch takes on this device, and how that adds up.
 
     Branches are timed inside random subnets, as often as needed. A few assembled subnets then
-    correct the sum of the branches, and others tell the error that is left.
+    correct the sum of the branches, and others tell the error that is left. Where that error is
+    large, or the samples vary too much, the table is marked unusable, and searches refuse it.
 
-    For figures that last, call it in a process that has not imported torch, on a machine that is
-    idle otherwise: ``fxelastic profile`` does the first.
+    Where other processes keep the cores busy, one thread is used whatever ``threads`` says, and its
+    processor time is taken: the share of the original's latency that a subnet takes can be measured
+    so, how fast several idle cores would be can't. The table's ``threads`` and ``clock`` tell.
+
+    Call it in a process that has not imported torch, as ``fxelastic profile`` does.
 
     Args:
         bundle: The bundle.
@@ -71,13 +84,16 @@ def profile(
         n_samples: Runs of each branch, at least.
         n_subnets: Subnets that the sum is corrected by, for each mode; 0 for none.
         n_held_out: Subnets that the error is measured on, for each mode.
-        time_budget_s: End earlier after this time; what has to be measured takes what it takes.
+        time_budget_s: End within this time, and a tenth of it: with fewer runs, then with fewer
+            whole subnets or none. At least, it takes what it takes to load each branch and run it
+            five times.
         memory_bytes: What the process may grow by, besides what one batch takes. Where two
             subnets do not fit into it, whole subnets are not measured.
         path: A file for what was measured so far. Where it is there, of the same bundle and
             settings, the measurement goes on from it; it is removed at the end.
         seed: Of the subnets and their order.
-        progress: Told what is being done, and the share of it that is done.
+        progress: Called with what is being done, and the share of it that is done.
+        watch: Replaces the clocks, in tests.
 
     Returns:
         The table.
@@ -91,8 +107,9 @@ def profile(
     refuse_paths(bundle=bundle)
     batch_size = _batch_size(bundle, batch_size)
     _check(batch_size, n_samples, n_subnets, n_held_out, time_budget_s)
-    begin_s = time.perf_counter()
-    budget_s = float("inf") if time_budget_s is None else time_budget_s
+    watch = watch or Stopwatch()
+    begin_s = watch.wall_s()
+    budget_s = float("inf") if time_budget_s is None else _PLANNED * time_budget_s
     if inputs is not None:
         found = check_inputs(bundle, inputs)
         if found != batch_size and bundle.manifest.model.dynamic_batch:
@@ -106,17 +123,19 @@ def profile(
         "bundle": bundle.digest,
         "device": fingerprint(),
         "batch_size": batch_size,
-        "threads": threads,
         "providers": list(providers),
         "inputs": "" if inputs is None else _digest(inputs),
     }
     # This reads all files, so it comes before the measurement.
     structure = bundle.structure_digest
     limit = None if memory_bytes is None else GrowthLimit(memory_bytes)
-    with Executor(
-        bundle, threads, memory_bytes, providers, shared_arena=False, limit=limit
-    ) as executor:
-        sound = True
+    with ExitStack() as stack:
+
+        def executor_of(threads: int) -> Executor:
+            how = (bundle, threads, memory_bytes, providers)
+            return stack.enter_context(Executor(*how, shared_arena=False, limit=limit))
+
+        executor, sound = executor_of(threads), True
         if inputs is None:
             inputs, sound = sound_inputs(executor, batch_size, seed)
         if not sound:
@@ -124,7 +143,18 @@ def profile(
                 "the model gives NaN or infinity for inputs that were made up; times may depend on "
                 "that: pass inputs, or --data on the command line"
             )
-        timing = BranchTiming(executor, inputs, seed, finite=sound)
+        one, exact = threads == 1, processor_time_is_exact(providers)
+        if exact and not one and _is_busy(executor, inputs, watch):
+            one = True
+            executor.close()
+            executor = executor_of(1)
+            logger.warning(
+                "other processes keep the cores busy: measuring the processor time of one thread"
+            )
+        threads = 1 if one else threads
+        watch = replace(watch, processor=one and exact)
+        settings |= {"threads": threads, "clock": CLOCKS[watch.processor]}
+        timing = BranchTiming(executor, inputs, seed, finite=sound, watch=watch)
         partial = _Partial(None if path is None else Path(path), settings, timing)
         partial.resume()
         resident = _session_bytes(executor) if memory_bytes is None else {}
@@ -135,14 +165,16 @@ def profile(
                 progress("branches", share)
 
         try:
-            timing.run(n_samples, 0.02, begin_s + 0.5 * budget_s, told)
+            timing.run(n_samples, 0.02, begin_s + _BRANCHES * budget_s, told)
         finally:
             partial.save()
         rows = {spec.id: timing.row(spec.id) for spec in bundle.space.branches}
         rows = {k: _with_resident(row, resident.get(k)) for k, row in rows.items()}
         executor.make_room(_COMPUTING_BYTES)
         archs = distinct_subnets(bundle, n_subnets + n_held_out, seed)
-        timer = SubnetTimer(executor, inputs, limit)
+        # Where time is short, those that are left out are of all latencies.
+        random.Random(f"subnets {seed}").shuffle(archs)
+        timer = SubnetTimer(executor, inputs, limit, watch)
         maker = SessionMaker(threads, tuple(providers))
         modes = {}
         for mode in MODES:
@@ -151,29 +183,63 @@ def profile(
                 if progress is not None:
                     progress(f"{mode} subnets", done / len(archs))
 
-            over = time.perf_counter() - begin_s > budget_s
-            chosen = [] if over else archs
-            times = timer.time(chosen, mode, maker, progress=told_subnets)
-            measured = [Measured(arch, times[arch]) for arch in chosen if arch in times]
-            # Of fewer than were asked for, or than there are, half at least are fitted to.
-            fewer = len(measured) < n_subnets + n_held_out and n_subnets > 0
-            n_told = min(n_held_out, len(measured) // 2) if fewer else n_held_out
-            held_out, fitted = split(measured, n_told)
+            now_s = watch.wall_s()
+            until_s = now_s + _SUBNETS[mode] * (begin_s + budget_s - now_s)
+            times = timer.time(archs, mode, maker, progress=told_subnets, until_s=until_s)
             executor.make_room(_COMPUTING_BYTES)
-            modes[mode] = fit_mode(bundle.space, rows, fitted if n_subnets else [], held_out)
+            modes[mode] = _fitted(bundle, rows, times, n_subnets, n_held_out)
+        if not one and exact and times and _is_busy(executor, inputs, watch):
+            doubt = "other processes kept the cores busy while several threads were timed"
+            modes = {mode: replace(model, doubt=doubt) for mode, model in modes.items()}
     table = LatencyTable(
-        bundle.digest, fingerprint(), batch_size, threads, providers[0], rows, modes, structure
+        bundle.digest,
+        fingerprint(),
+        batch_size,
+        threads,
+        providers[0],
+        rows,
+        modes,
+        structure,
+        CLOCKS[watch.processor],
     )
     partial.remove()
     for mode in MODES:
         if not table.trusted(mode):
             logger.warning(
-                "latencies of %s subnets are not predicted well: %s; measure again on an idle "
-                "machine, for longer",
+                "latencies of %s subnets are not predicted well: %s; measure again, for longer or "
+                "while other programs use the machine less",
                 mode,
-                table.error(mode) or "not measured",
+                table.problem(mode) or "whole subnets were not measured",
             )
     return table
+
+
+def _is_busy(executor: Executor, inputs: Mapping[str, Array], watch: Stopwatch) -> bool:
+    """Whether competing processes hold up the original."""
+    original = executor.bundle.space.original
+    executor.run(original, inputs)
+    return watch.is_disturbed(lambda: executor.run(original, inputs))
+
+
+def _fitted(
+    bundle: Bundle,
+    rows: Mapping[str, BranchLatency],
+    times: Mapping[Arch, Measured],
+    n_subnets: int,
+    n_held_out: int,
+) -> ModeLatency:
+    """The costs of a mode from measured subnets, the original among them."""
+    original = times.get(bundle.space.original)
+    measured = sorted((m for m in times.values() if m is not original), key=lambda m: m.ms)
+    # Of fewer than were asked for, or than there are, half at least are fitted to.
+    fewer = len(measured) < n_subnets + n_held_out and n_subnets > 0
+    n_told = min(n_held_out, len(measured) // 2) if fewer else n_held_out
+    held_out, fitted = split(measured, n_told)
+    model = fit_mode(bundle.space, rows, fitted if n_subnets else [], held_out, original)
+    noise = float(np.median([m.noise for m in measured])) if measured else 0.0
+    if noise <= _MOST_NOISE:
+        return model
+    return replace(model, doubt=f"times of whole subnets were disturbed: they vary by {noise:.0%}")
 
 
 class _Partial:
@@ -183,7 +249,7 @@ class _Partial:
         self._path = path
         self._settings = settings
         self._timing = timing
-        self._saved_s = time.perf_counter()
+        self._saved_s = timing.watch.wall_s()
 
     def resume(self) -> None:
         """Take samples over, where they are of the same measurement."""
@@ -204,7 +270,7 @@ class _Partial:
 
     def save_now_and_then(self) -> None:
         """Write the file, if that was long ago."""
-        if time.perf_counter() - self._saved_s > 2.0:
+        if self._timing.watch.wall_s() - self._saved_s > 2.0:
             self.save()
 
     def save(self) -> None:
@@ -224,7 +290,7 @@ class _Partial:
                 expected="a file in a folder that exists, on a disk with space",
                 got=f"{type(e).__name__}: {e.strerror or e}",
             ) from e
-        self._saved_s = time.perf_counter()
+        self._saved_s = self._timing.watch.wall_s()
 
     def remove(self) -> None:
         """Remove the file: the table has what was in it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,8 +18,10 @@ import numpy as np
 from fxelastic.edge.assembly import assemble
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.execution import FIRST_RUNS, Array, Executor
+from fxelastic.edge.latency_model import Measured
 from fxelastic.edge.memory import GrowthLimit, give_back, resident_bytes
 from fxelastic.edge.sessions import SessionMaker
+from fxelastic.edge.stopwatch import Stopwatch, low_quartile
 from fxelastic.spec import Arch
 
 #: A call that runs a subnet once.
@@ -30,6 +33,9 @@ _GROUP_BYTES = 2**30
 # some three times.
 _ASSEMBLING = 6
 _ASSEMBLING_BYTES = 2**24
+# Of rounds: the least, where time is short, and the most, as a multiple of those wanted, where the
+# standard error of a time is above the tolerance.
+_LEAST_ROUNDS, _MOST_ROUNDS, _TOLERANCE = 5, 4, 0.02
 
 logger = logging.getLogger(__name__)
 
@@ -42,29 +48,61 @@ def time_by_turns(runs: Sequence[Run], rounds: int, rest_s: float = 0.0) -> list
         rounds: How often each is timed, besides once to warm up.
         rest_s: Rest after each round, in seconds.
     """
+    samples = sample_by_turns(runs, rounds, Stopwatch(), rest_s=rest_s)
+    return [low_quartile(times)[0] for times in samples]
+
+
+def sample_by_turns(
+    runs: Sequence[Run],
+    rounds: int,
+    watch: Stopwatch,
+    *,
+    rest_s: float = 0.0,
+    until_s: float = math.inf,
+) -> list[list[float]]:
+    """The times of calls, in ms, sampled in turns.
+
+    All are sampled equally often: a call that comes more often finds its weights in the caches.
+    Where samples say that some were disturbed, more rounds follow, up to four times as many.
+
+    Args:
+        runs: The calls.
+        rounds: How often each is timed, besides once to warm up.
+        watch: Times them.
+        rest_s: Rest after each round, in seconds.
+        until_s: When to end, by the stopwatch; five rounds at least are made before, or ``rounds``
+            where that is less.
+    """
     samples: list[list[float]] = [[] for _ in runs]
     order = np.random.default_rng(0)
-    for i in range(rounds + 1):
+    for i in range(_MOST_ROUNDS * rounds + 1):
+        over = i > min(rounds, _LEAST_ROUNDS) and watch.wall_s() >= until_s
+        if over or (i > rounds and all(low_quartile(s)[1] <= _TOLERANCE for s in samples)):
+            break
         for j in order.permutation(len(runs)):
-            begin_s = time.perf_counter()
+            begin = watch.begin()
             runs[j]()
             if i:
-                samples[j].append(1e3 * (time.perf_counter() - begin_s))
+                samples[j].append(watch.ms_since(begin))
         if rest_s:
             time.sleep(rest_s)
-    return [float(np.percentile(times, 25)) for times in samples]
+    return samples
 
 
 class SubnetTimer:
     """Times subnets of a bundle in one of the ways of running them.
 
-    Subnets are timed in groups that fit into memory. The original is in each group: by what it
-    takes there the group's times are brought to those of the first group, so that a machine that
-    becomes slower in between does no harm.
+    Subnets are timed in groups that fit into memory. The original is in each group: what counts is
+    the share of its time that a subnet takes there, so that a machine that becomes slower in
+    between does no harm.
     """
 
     def __init__(
-        self, executor: Executor, inputs: Mapping[str, Array], limit: GrowthLimit | None = None
+        self,
+        executor: Executor,
+        inputs: Mapping[str, Array],
+        limit: GrowthLimit | None = None,
+        watch: Stopwatch | None = None,
     ) -> None:
         """Prepare.
 
@@ -72,12 +110,14 @@ class SubnetTimer:
             executor: Runs subnets branch after branch.
             inputs: The model's inputs.
             limit: What the process may grow by; where None, a group's weights take 1 GiB at most.
+            watch: Times the subnets.
         """
         self._executor = executor
         self._bundle: Bundle = executor.bundle
         self._inputs = inputs
         self._limit = limit
-        self._reference_ms: dict[str, float] = {}
+        self._watch = watch or Stopwatch()
+        self._adding_s = 0.0  # the longest that loading a subnet of the present mode took
 
     def time(
         self,
@@ -86,64 +126,90 @@ class SubnetTimer:
         maker: SessionMaker,
         rounds: int | None = None,
         progress: Callable[[int], None] | None = None,
-    ) -> dict[Arch, float]:
-        """The latencies of subnets, in ms; a warning tells of those that do not fit into memory.
+        until_s: float = math.inf,
+    ) -> dict[Arch, Measured]:
+        """The latencies of subnets; a warning tells of those that do not fit into memory.
 
         Args:
-            archs: The subnets.
+            archs: The subnets; the original comes by itself.
             mode: ``assembled`` or ``paged``.
-            rounds: How often each is timed; None for as often as fits in a quarter of a second,
-                12 times at least and 60 at most.
             maker: Makes sessions of assembled subnets.
-            progress: Told after each group how many are done.
+            rounds: How often each is timed at least; None for as often as fits in a quarter of a
+                second, 12 times at least and 60 at most.
+            progress: Called after each group with how many are done.
+            until_s: When to end, by the stopwatch. Subnets that would take longer are left out; the
+                least that is done is to load the original.
+
+        Returns:
+            The latencies, the original's first; nothing where no other subnet was timed.
         """
-        found: dict[Arch, float] = {}
+        shares: dict[Arch, Measured] = {}
+        originals: list[tuple[float, float]] = []
         too_large: list[Arch] = []
+        self._adding_s = 0.0
         left = list(archs)
-        while left:
+        while left and self._watch.wall_s() + 2 * self._adding_s < until_s:
             with self._group(mode, maker) as group:
-                runs = self._filled(group, left)
+                runs, run_s, late = self._filled(group, left, until_s)
                 if len(runs) < 2:
+                    if late:
+                        break
                     too_large.append(left.pop(0))
                     continue
-                reference_ms, *times = time_by_turns(runs, rounds or self._rounds(runs[0]))
-            first_ms = self._reference_ms.setdefault(mode, reference_ms)
-            group_archs, left = left[: len(times)], left[len(times) :]
-            found |= {
-                arch: ms * first_ms / reference_ms
-                for arch, ms in zip(group_archs, times, strict=True)
-            }
+                n_rounds = rounds or int(min(60, max(12, 0.25 / max(1e-6, run_s))))
+                samples = sample_by_turns(runs, n_rounds, self._watch, until_s=until_s)
+            (original_ms, noise), *others = map(low_quartile, samples)
+            originals.append((original_ms, noise))
+            for arch, (ms, own) in zip(left, others, strict=False):
+                shares[arch] = Measured(arch, ms / original_ms, math.hypot(noise, own))
+            del left[: len(others)]
             if progress is not None:
-                progress(len(found))
+                progress(len(shares))
         if too_large:
             logger.warning(
                 "%d of %d %s subnets were not measured, because memory_bytes is too small for "
                 "them beside the original",
                 *(len(too_large), len(archs), mode),
             )
-        return found
+        if not shares:
+            return {}
+        original_ms = float(np.median([ms for ms, _ in originals]))
+        original = Measured(self._bundle.space.original, original_ms)
+        return {original.arch: original} | {
+            arch: Measured(arch, m.ms * original_ms, m.noise) for arch, m in shares.items()
+        }
 
-    @staticmethod
-    def _rounds(run: Run) -> int:
-        run()
-        begin_s = time.perf_counter()
-        run()
-        return int(min(60, max(12, 0.25 / max(1e-6, time.perf_counter() - begin_s))))
+    def _filled(
+        self, group: _Group, archs: Sequence[Arch], until_s: float
+    ) -> tuple[list[Run], float, bool]:
+        """Calls of the original and as many subnets as the group has room and time for.
 
-    def _filled(self, group: _Group, archs: Sequence[Arch]) -> list[Run]:
-        """Calls of the original and as many subnets as the group has room for."""
+        Returns:
+            The calls, what the original takes in s, and whether it was time that ended it.
+        """
         runs: list[Run] = []
         n_bytes = 0
+        run_s = 0.0
+        wall_s = self._watch.wall_s
         for arch in (self._bundle.space.original, *archs[:_MOST]):
             n_bytes += _weight_bytes(self._bundle, arch)
             # Without a limit, what two large subnets take is taken.
             if self._limit is None and len(runs) > 1 and n_bytes > _GROUP_BYTES:
                 break
+            begin_s = wall_s()
+            rounds_s = (_LEAST_ROUNDS + 1) * (len(runs) + 1) * run_s
+            if runs and begin_s + self._adding_s + rounds_s > until_s:
+                return runs, run_s, True
             run = group.add(arch)
+            self._adding_s = max(self._adding_s, wall_s() - begin_s)
             if run is None:
                 break
+            if not runs:
+                begin_s = wall_s()
+                run()
+                run_s = wall_s() - begin_s
             runs.append(run)
-        return runs
+        return runs, run_s, False
 
     @contextmanager
     def _group(self, mode: str, maker: SessionMaker) -> Iterator[_Group]:

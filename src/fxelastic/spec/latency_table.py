@@ -19,6 +19,12 @@ SCHEMA = "fxelastic.latency/1"
 #: The ways of running a subnet: as one model, or branch after branch.
 MODES = ("assembled", "paged")
 
+#: The largest errors of a mode that searches accept: the median, and the 90th percentile.
+MOST_MEDIAN, MOST_P90 = 0.05, 0.15
+
+#: What times are: of the clock on the wall, or of the processor, which leaves out other processes.
+CLOCKS = ("wall", "processor")
+
 
 @dataclass(frozen=True)
 class BranchLatency:
@@ -48,6 +54,9 @@ class BranchLatency:
 class ModelError:
     """How far predictions were from subnets that were measured but not fitted.
 
+    What counts is the share of the original's latency that a subnet takes: each subnet was timed
+    in turns with the original.
+
     Attributes:
         median: The median of ``|predicted - measured| / measured``.
         p90: Its 90th percentile.
@@ -73,11 +82,13 @@ class ModeLatency:
         overhead_ms: What a run takes besides its branches; may be below 0.
         costs: What each branch adds, in ms, by id.
         error: On subnets held out; None where none were measured.
+        doubt: Why the measurement itself can't be relied on; empty where it can.
     """
 
     overhead_ms: float
     costs: Mapping[str, float]
     error: ModelError | None = None
+    doubt: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,7 @@ class LatencyTable:
         modes: The costs by mode.
         structure_digest: Digest of that bundle without its weights; empty in tables of earlier
             versions, which are valid for that bundle only.
+        clock: What the times are, one of `CLOCKS`.
     """
 
     bundle_digest: str
@@ -104,6 +116,7 @@ class LatencyTable:
     rows: Mapping[str, BranchLatency]
     modes: Mapping[str, ModeLatency]
     structure_digest: str = ""
+    clock: str = "wall"
 
     def costs(self, mode: str = "assembled") -> Mapping[str, float]:
         """What each branch adds to a run, in ms; never below 0.
@@ -146,7 +159,9 @@ class LatencyTable:
         """
         return self._mode(mode).error
 
-    def trusted(self, mode: str = "assembled", median: float = 0.05, p90: float = 0.12) -> bool:
+    def trusted(
+        self, mode: str = "assembled", median: float = MOST_MEDIAN, p90: float = MOST_P90
+    ) -> bool:
         """Whether predictions were measured to be near.
 
         Args:
@@ -154,8 +169,48 @@ class LatencyTable:
             median: Largest median error.
             p90: Largest 90th percentile.
         """
-        error = self.error(mode)
-        return error is not None and error.median <= median and error.p90 <= p90
+        return self.error(mode) is not None and not self.problem(mode, median, p90)
+
+    def problem(
+        self, mode: str = "assembled", median: float = MOST_MEDIAN, p90: float = MOST_P90
+    ) -> str:
+        """Why the latencies of a mode are unusable; empty where nothing speaks against them.
+
+        A mode whose error was not measured has no problem, and is not `trusted` either.
+
+        Args:
+            mode: A key of ``modes``.
+            median: Largest median error.
+            p90: Largest 90th percentile.
+
+        Raises:
+            UsageError: The table has no such mode.
+        """
+        model = self._mode(mode)
+        error = model.error
+        if model.doubt or error is None or (error.median <= median and error.p90 <= p90):
+            return model.doubt
+        return f"{error}; at most {median:.0%} and {p90:.0%} are accepted"
+
+    def check_usable(self, mode: str = "assembled", *, force: bool = False) -> None:
+        """Refuse latencies that are known to be wrong.
+
+        Args:
+            mode: A key of ``modes``.
+            force: Accept them all the same.
+
+        Raises:
+            UsageError: The table has no such mode, or a `problem` with it.
+        """
+        problem = self.problem(mode)
+        if problem and not force:
+            raise UsageError(
+                f"the latency table is unusable for {mode} subnets",
+                expected="latencies that predict whole subnets",
+                got=problem,
+                fix="measure again, for longer or while other programs use the machine less: "
+                "fxelastic profile BUNDLE; or pass force=True (--force) to search all the same",
+            )
 
     def fits(self, digest: str, structure: Callable[[], str] = lambda: "") -> bool:
         """Whether the table is valid for a bundle.
@@ -242,12 +297,14 @@ class LatencyTable:
             "batch_size": self.batch_size,
             "threads": self.threads,
             "provider": self.provider,
+            "clock": self.clock,
             "rows": {name: asdict(row) for name, row in self.rows.items()},
             "modes": {
                 name: {
                     "overhead_ms": mode.overhead_ms,
                     "costs": dict(mode.costs),
                     "error": None if mode.error is None else asdict(mode.error),
+                    "doubt": mode.doubt,
                 }
                 for name, mode in self.modes.items()
             },
@@ -281,6 +338,7 @@ class LatencyTable:
                 rows,
                 modes,
                 str(value.get("structure_digest", "")),
+                str(value.get("clock", CLOCKS[0])),
             )
             _check(table)
         except (KeyError, TypeError, ValueError, AttributeError) as e:
@@ -302,7 +360,10 @@ def _mode_latency(value: dict[str, Any]) -> ModeLatency:
     error = value["error"]
     costs = {str(k): float(v) for k, v in value["costs"].items()}
     return ModeLatency(
-        float(value["overhead_ms"]), costs, None if error is None else ModelError(**error)
+        float(value["overhead_ms"]),
+        costs,
+        None if error is None else ModelError(**error),
+        str(value.get("doubt", "")),
     )
 
 

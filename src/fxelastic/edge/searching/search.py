@@ -97,6 +97,7 @@ def search(
     seed: int = 0,
     path: str | os.PathLike[str] | None = None,
     progress: Callable[[float, Study], None] | None = None,
+    force: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> SearchResult:
     """Find the most accurate subnets that keep latency budgets (AdaptiveNet §5).
@@ -146,6 +147,7 @@ def search(
         path: A file for the pool, written as the search goes on. Where it is there, of the same
             bundle, data and score, its subnets are not evaluated again.
         progress: Told the budget in ms and the study after each group.
+        force: Search although the table is marked unusable: see `LatencyTable.problem`.
         clock: Tells the time, in s.
 
     Returns:
@@ -153,7 +155,7 @@ def search(
 
     Raises:
         UsageError: An argument is out of range, the data does not fit, the table is of another
-            bundle, or no subnet keeps a budget; the message names the nearest.
+            bundle or marked unusable, or no subnet keeps a budget; the message names the nearest.
         BundleError: A branch is missing or damaged, can't be run, or gives NaN.
     """
     begin_s = clock()
@@ -172,6 +174,7 @@ def search(
             got=repr(time_budget_s),
         )
     table.check_bundle(bundle.digest, lambda: bundle.structure_digest)
+    table.check_usable(mode, force=force)
     _warn(table, mode)
     measure, samples, rest = _metric_and_data(bundle, data, score, held_out)
     costs, overhead_ms = table.costs(mode), table.overhead_ms(mode)
@@ -361,9 +364,9 @@ def _warn(table: LatencyTable, mode: str) -> None:
         )
     elif not table.trusted(mode):
         logger.warning(
-            "the latency table is not known to predict %s subnets well: measure again on an idle "
-            "machine",
+            "the latency table is not known to predict %s subnets well: %s; measure longer",
             mode,
+            table.problem(mode) or "whole subnets were not measured",
         )
 
 

@@ -53,6 +53,7 @@ def serve(
     pool_path: str | os.PathLike[str] | None = None,
     researcher: Researcher | None = None,
     options: ServingOptions | None = None,
+    force: bool = False,
 ) -> Runtime:
     """Serve the best subnet that keeps a latency budget, while the device changes (§5.3).
 
@@ -82,14 +83,16 @@ def serve(
         pool_path: Where a pool with what was found goes; None for nowhere.
         researcher: Searches in place of `edge.search` with ``data``.
         options: How to behave in detail; its ``memory_bytes`` is replaced by the argument.
+        force: Search on ``data`` although the table is marked unusable: see
+            `LatencyTable.problem`.
 
     Returns:
         The runtime: ``runtime(x)`` answers a request. Close it at the end.
 
     Raises:
         UsageError: The pool or the table is of another bundle, the pool is empty, an argument is
-            out of range, the data would be scored otherwise than the pool, or the memory is too
-            small for any subnet.
+            out of range, the data would be scored otherwise than the pool, the table to search
+            with is marked unusable, or the memory is too small for any subnet.
         ServingError: No subnet of the pool can be loaded.
     """
     refuse_paths(bundle=bundle, table=table, pool=pool)
@@ -124,8 +127,10 @@ def serve(
         timer = BranchTimer(bundle, SessionMaker(threads).open_branch, table.batch_size)
         probe = TableProbe(table, timer, mode, table_path)
         if data is not None and researcher is None:
+            table.check_usable(mode, force=force)
             score = local_score(bundle, data, pool, score)
-            known, how = probe, {"mode": mode, "score": score, "held_out": held_out}
+            how = {"mode": mode, "score": score, "held_out": held_out, "force": force}
+            known = probe
             researcher = LocalSearch(bundle, lambda: known.table, data, pool_path, how)
     elif data is not None and researcher is None:
         raise UsageError(
