@@ -165,7 +165,7 @@ def main() -> int:
     """Run and print; 1 where a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
     parser.add_argument("bundles", nargs="+", metavar="BUNDLE")
-    parser.add_argument("--seconds", type=float, default=60.0, help="time budget of a table")
+    parser.add_argument("--seconds", type=float, default=75.0, help="time budget of a table")
     parser.add_argument("--subnets", type=int, default=24, help="subnets of the reference")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--references", metavar="FOLDER", help="keep references, and use kept ones")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from fxelastic import edge
+from fxelastic.spec.latency_table import LatencyTable
 from tests.cli.commands import environment
 from tests.edge.serving.tiny_bundle import CLASSES, write_bundle
 
@@ -76,6 +77,8 @@ def test_python_blocks_run(
     page: Path, device_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    # So small a model, timed beside other tests, may well get a table that is marked unusable.
+    monkeypatch.setattr(LatencyTable, "check_usable", lambda *args, **options: None)
     text = page.read_text(encoding="utf-8")
     if '("bundle' in text and page.name != "README.md":
         shutil.copytree(device_files, tmp_path, dirs_exist_ok=True)

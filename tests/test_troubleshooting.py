@@ -20,6 +20,7 @@ from fxelastic import edge
 from fxelastic.cli import main
 from fxelastic.edge.execution import Executor
 from fxelastic.edge.fingerprint import fingerprint
+from fxelastic.edge.stopwatch import Stopwatch
 from fxelastic.report.page import write_report
 from fxelastic.report.run_folder import RunFolder
 from fxelastic.spec import Arch
@@ -172,9 +173,26 @@ def short_profile(place: Place) -> None:
     edge.profile(place.bundle(), n_samples=10_000, time_budget_s=0.01)
 
 
+def unusable_table(place: Place) -> None:
+    bundle, table = place.profiled()
+    modes = {name: replace(mode, doubt="noisy") for name, mode in table.modes.items()}
+    edge.search(bundle, replace(table, modes=modes), DATA, budget="100%")
+
+
+def busy_cores(place: Place) -> None:
+    """The clock on the wall runs on while the processor's stands still."""
+    watch = Stopwatch(own_s=lambda: 0.0)
+    edge.profile(place.bundle(), threads=2, watch=watch, **QUICK)
+
+
 def low_budget(place: Place) -> None:
     bundle, table = place.profiled()
     edge.search(bundle, table, DATA, budget_ms=1e-9)
+
+
+def short_search(place: Place) -> None:
+    bundle, table = place.profiled()
+    edge.search(bundle, table, DATA, budget="100%", time_budget_s=1e-6)
 
 
 def foreign_pool(place: Place) -> None:
@@ -255,7 +273,10 @@ REPRODUCED: dict[str, Callable[[Place], None]] = {
     "the latency table is of another bundle": foreign_table,
     "the latency table is of another device": other_device,
     "latencies of … subnets are not predicted well": short_profile,
+    "the latency table is unusable for … subnets": unusable_table,
+    "other processes keep the cores busy": busy_cores,
     "no subnet keeps a budget of … ms": low_budget,
+    "the search was short of time": short_search,
     "… is the pool of another search": foreign_pool,
     "a target is no class of the model": bad_target,
     "the subnet … gives NaN": nan_subnet,

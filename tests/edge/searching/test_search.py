@@ -382,14 +382,16 @@ def test_everything_works_where_torch_can_not_be_imported(
         import numpy as np
         from fxelastic import edge
         bundle = edge.load(sys.argv[1])
-        table = edge.profile(bundle, n_samples=3, n_subnets=3, n_held_out=0)
+        table = edge.profile(bundle, n_samples=3, n_subnets=3, n_held_out=2)
         rng = np.random.default_rng(0)
         x = rng.standard_normal((20, 8, 8, 8)).astype(np.float32)
         data = (x, rng.integers(0, 5, 20))
-        result = edge.search(bundle, table, data, budget="100%", max_subnets=10, path=sys.argv[2])
+        result = edge.search(bundle, table, data, budget="100%", max_subnets=10, path=sys.argv[2],
+                             force=True)
         edge.SubnetPool.load(sys.argv[2])
         edge.assemble(bundle, result.best.arch, sys.argv[3])
-        with edge.serve(bundle, table, result.pool, budget_ms=1000.0, data=data) as runtime:
+        served = edge.serve(bundle, table, result.pool, budget_ms=1000.0, data=data, force=True)
+        with served as runtime:
             assert runtime(x[:1]).shape == (1, 5)
         """
     )

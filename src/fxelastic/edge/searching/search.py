@@ -366,7 +366,7 @@ def _warn(table: LatencyTable, mode: str) -> None:
         logger.warning(
             "the latency table is not known to predict %s subnets well: %s; measure longer",
             mode,
-            table.problem(mode) or "whole subnets were not measured",
+            table.problem(mode) or "no whole subnets were held out",
         )
 
 
