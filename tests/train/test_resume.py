@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 import fxelastic
 from fxelastic import TrainingError, UsageError
+from fxelastic.train import Training
+from fxelastic.train.checkpoints import Checkpoint, Checkpoints
 from tests.cli.commands import ROOT
 from tests.models.compare import assert_same_output
 from tests.train.killed_runs import Stop
@@ -207,3 +212,25 @@ def test_an_optimiser_with_other_state_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match="optimizer/odd can't be written"):
         run(tmp_path, optimizer=lambda p: Odd(p, 0.1))
+
+
+def test_runs_of_earlier_versions_go_on_with_their_options(tmp_path: Path) -> None:
+    """Their checkpoints know neither held-out errors nor rates by branch nor these options."""
+    options: dict[str, Any] = {"lr": 1e-3, "norm_statistics": "batch", "keep_best": False}
+    assert not {"norm_statistics", "keep_best"} & Training(**options).numerics().keys()
+    _, expected = run(tmp_path / "whole", **options)
+    run(tmp_path / "stopped", stop=6, **options)
+    folder = Checkpoints(tmp_path / "stopped", "tune", {})
+    for path in sorted((tmp_path / "stopped").iterdir()):
+        facts = json.loads((path / "checkpoint.json").read_text().split("\n", 1)[1])
+        tensors = safetensors.torch.load((path / "state.safetensors").read_bytes())
+        data = facts["data"]
+        del data["held_out"]
+        state = data["optimisation"]["__items__"]
+        data["optimisation"]["__items__"] = [pair for pair in state if pair[0] != "rates"]
+        shutil.rmtree(path)
+        earlier = replace(folder, run=facts["run"])
+        earlier.write(Checkpoint(facts["step"], facts["epoch"], data, tensors))
+    history, found = run(tmp_path / "stopped", **options)
+    assert history.resumed_at == 5
+    assert_same_output(found, expected)

@@ -187,7 +187,7 @@ class Optimisation:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Put back what `state` returned."""
-        if state["rates"]:
+        if state.get("rates"):
             self.use_rates(state["rates"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])

@@ -98,7 +98,8 @@ class Resumption:
         }
         self.new.load(weights)
         self.optimisation.load(put_together(found.data["optimisation"], found.tensors))
-        self.held_out.load(found.data["held_out"], found.tensors)
+        if "held_out" in found.data:
+            self.held_out.load(found.data["held_out"], found.tensors)
         random = found.tensors[f"random:{self.processes.rank}"].numpy().tobytes()
         logger.info("resumed at step %d", found.step)
         return Position.from_json(found.data["position"], random), refused

@@ -181,8 +181,12 @@ class Training:
     def numerics(self) -> dict[str, str]:
         """What decides the numbers that come out: a run with others is another run."""
         names = ("epochs", "steps", "lr", "weight_decay", "warmup", "clip_norm", "accumulate")
-        more = ("precision", "seed", "norm_statistics", "keep_best")
-        facts = {name: repr(getattr(self, name)) for name in (*names, *more)}
+        facts = {name: repr(getattr(self, name)) for name in (*names, "precision", "seed")}
+        # Not at the values that runs of earlier versions had, so that these go on.
+        later: dict[str, Any] = {"norm_statistics": "batch", "keep_best": False}
+        for name, earlier in later.items():
+            if getattr(self, name) != earlier:
+                facts[name] = repr(getattr(self, name))
         return {
             **facts,
             "optimizer": described(self.optimizer),
