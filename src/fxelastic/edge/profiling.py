@@ -85,8 +85,8 @@ def profile(
         n_subnets: Subnets that the sum is corrected by, for each mode; 0 for none.
         n_held_out: Subnets that the error is measured on, for each mode.
         time_budget_s: End within this time, and a tenth of it: with fewer runs, then with fewer
-            whole subnets or none. At least, it takes what it takes to load each branch and run it
-            five times.
+            whole subnets or none: without any, the table is marked unusable. At least, it takes
+            what it takes to load each branch and run it five times.
         memory_bytes: What the process may grow by, besides what one batch takes. Where two
             subnets do not fit into it, whole subnets are not measured.
         path: A file for what was measured so far. Where it is there, of the same bundle and
@@ -188,6 +188,9 @@ def profile(
             times = timer.time(archs, mode, maker, progress=told_subnets, until_s=until_s)
             executor.make_room(_COMPUTING_BYTES)
             modes[mode] = _fitted(bundle, rows, times, n_subnets, n_held_out)
+            if archs and len(times) < 2 and limit is None:
+                doubt = "there was no time to measure whole subnets"
+                modes[mode] = replace(modes[mode], doubt=doubt)
         if not one and exact and times and _is_busy(executor, inputs, watch):
             doubt = "other processes kept the cores busy while several threads were timed"
             modes = {mode: replace(model, doubt=doubt) for mode, model in modes.items()}
