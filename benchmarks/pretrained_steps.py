@@ -88,19 +88,19 @@ class Run:
         fxelastic.export(supernet, self.folder / name, force=True)
 
     def profile(self) -> dict[str, Any]:
-        """Measure the branches in a process without torch, again while the table is not trusted."""
+        """Measure the branches in a process without torch, again while the table is unusable."""
         out = self.folder / "table.json"
         command = [sys.executable, "-m", "fxelastic.cli", "profile", str(self.folder / BEFORE)]
         options = ["--out", str(out), *PROFILE]
         for _ in range(PROFILES):
             subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
             table = LatencyTable.load(out)
-            if table.trusted():
+            if not table.problem():
                 break
         error = table.error()
         return {
             "original_ms": table.predict_ms(edge.load(self.folder / BEFORE).space.original),
-            "trusted": table.trusted(),
+            "problem": table.problem(),
             "median": error and error.median,
             "p90": error and error.p90,
         }

@@ -35,6 +35,9 @@ def search(
 ) -> dict[str, Any]:
     """The best subnet of each budget, without labels: compared with the original's own results.
 
+    A table that is marked unusable does not end the benchmark, for the latencies of the subnets
+    found are measured.
+
     Args:
         bundle: The bundle.
         table: Its latencies.
@@ -57,6 +60,7 @@ def search(
         threads=1,
         path=pool,
         clock=time.process_time,
+        force=True,
     )
     original_ms = table.predict_ms(bundle.space.original)
     return {
