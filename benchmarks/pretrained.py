@@ -20,6 +20,10 @@ as onnxruntime quantises it. Latencies are processor times of one thread, taken 
 original. Intervals of 95 % come from resampling photographs or packages, the same for all, so
 differences are paired.
 
+Errors of branches are those on the original's own features, as shares of their variance. Sentences
+are filled up to a fixed number of tokens, which holds those of packages whole; places without a
+token, over two thirds of all, do not count as errors, although training learns from them too.
+
 A run goes on where it stopped: each step keeps its result in ``--work``, and ``--from STEP`` runs
 that step and all later ones again.
 """

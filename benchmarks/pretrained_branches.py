@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ def distil(
     chosen = samples["select"].take(HELD_OUT)
     held_out = [model.tensors(chosen, slice(i, None, N_BATCHES)) for i in range(N_BATCHES)]
     begin_s = time.process_time()
-    branch_sums(supernet, iter(held_out))
+    branch_sums(supernet, model, held_out)
     check_s = time.process_time() - begin_s
     # Branches are checked after each epoch, and before the first one seven times: as they are, with
     # statistics that are estimated, and after some steps with each of four learning rates.
@@ -123,11 +123,14 @@ def run(
 
 
 @torch.no_grad()
-def branch_sums(supernet: Supernet, inputs: Iterator[tuple[Tensor, ...]]) -> dict[str, Array]:
+def branch_sums(
+    supernet: Supernet, model: PretrainedModel, inputs: Iterable[tuple[Tensor, ...]]
+) -> dict[str, Array]:
     """What errors are computed from, for each branch that can learn.
 
     A branch gets what the original computes before it, and should give what the original computes
-    after it.
+    after it. Where sentences are filled up, only the places that hold a token count: the others
+    are most of all places, are easily learned, and have no influence on the result.
 
     Returns:
         For each branch ``(N, results, 4)``: for each sample and each floating-point result, the
@@ -152,18 +155,27 @@ def branch_sums(supernet: Supernet, inputs: Iterator[tuple[Tensor, ...]]) -> dic
                 result = branch.module(*operands)
                 results = (result,) if len(branch.outputs) == 1 else result
                 targets = [values[name] for name in branch.outputs]
-                found[branch.id].append(_sums(results, targets))
+                found[branch.id].append(_sums(results, targets, model.tokens(batch)))
             waiting = [w for w in waiting if w[0].stop != original.stop]
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def _sums(results: Any, targets: list[Tensor]) -> Array:
+def _sums(results: Any, targets: list[Tensor], tokens: Tensor | None) -> Array:
     rows = []
     for result, target in zip(results, targets, strict=True):
-        if target.is_floating_point():
-            flat, error = target.flatten(1), (result - target).flatten(1).square()
-            sums = [x.sum(1, dtype=torch.float64) for x in (error, flat, flat.square())]
-            rows.append(torch.stack([*sums, torch.full_like(sums[0], flat.shape[1])], 1))
+        if not target.is_floating_point():
+            continue
+        counted = torch.ones((len(target), 1))
+        if tokens is not None and target.shape[:2] == tokens.shape:
+            counted = tokens.to(target.dtype)
+        # Samples, places, and the numbers of a place.
+        error, value = (
+            x.reshape(*counted.shape, -1) * counted[..., None]
+            for x in ((result - target).square(), target)
+        )
+        sums = [x.sum((1, 2), dtype=torch.float64) for x in (error, value, value.square())]
+        n = counted.sum(1, dtype=torch.float64) * value.shape[2]
+        rows.append(torch.stack([*sums, n], 1))
     return torch.stack(rows, 1).numpy()
 
 

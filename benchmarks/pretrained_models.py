@@ -57,6 +57,12 @@ class PretrainedModel:
         arrays = self.arrays(samples, index)
         return tuple(torch.from_numpy(arrays[name]) for name in self.inputs)
 
+    def tokens(self, inputs: tuple[Tensor, ...]) -> Tensor | None:
+        """Which places ``(N, T)`` of a batch hold a token; None for a model without tokens."""
+        if "attention_mask" not in self.inputs:
+            return None
+        return inputs[self.inputs.index("attention_mask")].bool()
+
 
 def normalised(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Pixels ``(N, H, W, 3)`` as EfficientNet-Lite takes them: ``(N, 3, H, W)``, about -1 to 1.

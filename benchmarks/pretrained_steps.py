@@ -104,6 +104,7 @@ class Run:
         before, after = (
             pretrained_branches.branch_sums(
                 self.supernet.load(self.folder / f"{name}.safetensors"),
+                self.model,
                 pretrained_branches.batches(self.model, test),
             )
             for name in (BEFORE, AFTER)

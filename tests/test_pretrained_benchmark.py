@@ -21,7 +21,7 @@ from benchmarks import (
     sentences,
 )
 from benchmarks.bootstrap import Bootstrap
-from benchmarks.pretrained_branches import branch_sums, compared, normalised_errors
+from benchmarks.pretrained_branches import _sums, branch_sums, compared, normalised_errors
 from benchmarks.pretrained_data import Samples
 from benchmarks.pretrained_models import PretrainedModel
 from benchmarks.pretrained_subnets import similarities
@@ -87,7 +87,7 @@ def test_errors_of_branches_are_those_that_training_lowers() -> None:
     model, samples = small(), made_up(24, 0)
     inputs = model.tensors(samples, slice(None))
     supernet = fxelastic.expand(model.module, 0.3, example_inputs=inputs)
-    sums = branch_sums(supernet, iter([tuple(x[:16] for x in inputs), (inputs[0][16:],)]))
+    sums = branch_sums(supernet, model, [(inputs[0][:16],), (inputs[0][16:],)])
     assert set(sums) == {
         name
         for name, branch in supernet.branches.items()
@@ -104,6 +104,18 @@ def test_errors_of_branches_are_those_that_training_lowers() -> None:
             assert normalised_errors(sums[name].sum(0)) == pytest.approx(wanted.item(), rel=1e-4)
         else:
             supernet.run_branch(original, values)
+
+
+def test_places_without_a_token_do_not_count() -> None:
+    target = torch.randn(2, 4, 3, generator=torch.manual_seed(0))
+    tokens = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0]]).bool()
+    result = target + tokens.logical_not()[..., None] * 100.0
+    assert normalised_errors(_sums((result,), [target], None).sum(0)) > 1
+    assert normalised_errors(_sums((result,), [target], tokens).sum(0)) == 0
+    counted = target[tokens]
+    zeros = _sums((torch.zeros_like(target),), [target], tokens).sum(0)
+    wanted = counted.square().mean() / counted.var(correction=0)
+    assert normalised_errors(zeros) == pytest.approx(wanted.item(), rel=1e-4)
 
 
 def test_a_branch_that_training_harmed_is_the_worst() -> None:
