@@ -69,7 +69,7 @@ def measure(folder: Path) -> None:
         distinct = list(dict.fromkeys([original, *archs]))
         # Some seconds apart: what slows the device for a moment is outvoted.
         rounds = [timer.time(distinct, "assembled", SessionMaker(THREADS)) for _ in range(5)]
-        times = {arch: float(np.median([times[arch] for times in rounds])) for arch in distinct}
+        times = {arch: float(np.median([times[arch].ms for times in rounds])) for arch in distinct}
         accuracy = {
             arch: float(
                 (executor.run(arch, {bundle.inputs[0].name: x})[0].argmax(1) == targets).mean()

@@ -72,7 +72,9 @@ def test_a_search_and_serving_on_batches_without_rows(
     supernet: fxelastic.Supernet, bundle: edge.Bundle, table: LatencyTable
 ) -> None:
     x = np.concatenate([routed(n, 4, seed=n).numpy() for n in ROWS])
-    result = edge.search(bundle, table, {"x": x}, budget="100%", batch_size=4, max_subnets=5)
+    result = edge.search(
+        bundle, table, {"x": x}, budget="100%", batch_size=4, max_subnets=5, force=True
+    )
     assert math.isfinite(result.best.accuracy)
     for mode in ("paged", "assembled"):
         with edge.serve(bundle, table, result.pool, budget_ms=1e5, mode=mode) as runtime:
