@@ -4,7 +4,7 @@ A convolutional model's step of about 0.3 s with one thread is timed
 
 - as torch would compute it: with its own number of threads, which spin while they wait;
 - as `fxelastic.distill` chooses, in a process whose environment says nothing of threads;
-- the same with ``OMP_WAIT_POLICY=PASSIVE``, as the commands and the Makefile set it;
+- the same with ``OMP_WAIT_POLICY=PASSIVE``, as the Makefile sets it;
 
 each alone, beside a loop of plain Python, and beside torch's product of matrices with two threads.
 Bar: beside one process, a step of the last two takes at most 2.5 times as long as alone. A step

@@ -16,7 +16,7 @@ import pytest
 import fxelastic as package
 from fxelastic.cli import inspect as inspect_command
 from fxelastic.cli import main
-from fxelastic.cli.app import COMMANDS, let_waiting_threads_sleep
+from fxelastic.cli.app import COMMANDS
 from fxelastic.errors import CaptureError, InternalError, PartitionError, UsageError
 from tests.cli.commands import ROOT, environment, fxelastic
 from tests.cli.conftest import Partitioner
@@ -263,35 +263,3 @@ def test_commands_run_as_a_module(tmp_path: Path) -> None:
     done = fxelastic("--version", cwd=tmp_path)
     assert done.returncode == 0
     assert done.stdout.startswith("fxelastic ")
-
-
-def test_a_command_has_waiting_threads_sleep_before_torch_is_loaded() -> None:
-    script = (
-        "import os, sys\nfrom fxelastic.cli import main\n"
-        "before = os.environ.get('OMP_WAIT_POLICY')\n"
-        "main(['--version'])\n"
-        "print(before, os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
-    )
-    outside = environment()
-    for name in ("OMP_WAIT_POLICY", "KMP_BLOCKTIME", "GOMP_SPINCOUNT"):
-        outside.pop(name, None)
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, env=outside, capture_output=True, text=True
-    )
-    assert done.stdout.splitlines()[-1] == "None PASSIVE False", done.stderr
-
-
-@pytest.mark.parametrize(
-    ("chosen", "modules"),
-    [
-        ({"OMP_WAIT_POLICY": "ACTIVE"}, set()),
-        ({"KMP_BLOCKTIME": "200"}, set()),
-        ({"GOMP_SPINCOUNT": "1000"}, set()),
-        ({"OMP_WAIT_POLICY": ""}, set()),
-        ({}, {"torch"}),
-    ],
-)
-def test_the_users_wait_policy_stays(chosen: dict[str, str], modules: set[str]) -> None:
-    found = dict(chosen)
-    let_waiting_threads_sleep(found, modules)
-    assert found == chosen

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Container, Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -37,9 +37,6 @@ example:
 
 exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted
 `fxelastic COMMAND --help` explains a command."""
-
-# Of OpenMP and of the implementations of LLVM and Intel.
-_WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 
 _EXAMPLE_INPUT = "on the command line it is --example-input, e.g. --example-input 1x3x224x224"
 
@@ -82,7 +79,6 @@ def export_main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
-    let_waiting_threads_sleep(os.environ, sys.modules)
     try:
         args = parser.parse_args(argv)
     except SystemExit as e:
@@ -94,19 +90,6 @@ def _main(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
         parser.print_help(sys.stderr)
         return EXIT_USAGE
     return _run(args)
-
-
-def let_waiting_threads_sleep(
-    environment: MutableMapping[str, str], modules: Container[str]
-) -> None:
-    """Have OpenMP's threads sleep while they wait, beside other programs, unless the user chose.
-
-    OpenMP reads the environment when torch loads it; afterwards nothing is changed.
-    """
-    chosen = any(name in environment for name in (*_WAITING, "GOMP_SPINCOUNT"))
-    if chosen or "torch" in modules:
-        return
-    environment.update(_WAITING)
 
 
 def _run(args: argparse.Namespace) -> int:

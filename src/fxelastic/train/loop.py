@@ -102,7 +102,8 @@ class Loop:
             UsageError: The loader is empty, or a batch is not what the model takes.
             TrainingError: A loss or a gradient is not finite, or no checkpoint can be used.
         """
-        with computing_with(self._training.threads):
+        # Beside another program the steps choose fewer threads, which wait for no others.
+        with computing_with(self._training.threads, spinning=True):
             return self._run()
 
     def _run(self) -> History:

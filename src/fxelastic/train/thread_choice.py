@@ -23,7 +23,9 @@ _TRIES = 5
 # Steps in a row whose median is the time of a step.
 _RECENT = 5
 # How many times as long as before a step takes when it has collapsed.
-_COLLAPSED = 3.0
+_COLLAPSED = 1.8
+# How many times as slow as the fastest a number is that is not tried further.
+_HOPELESS = 3.0
 # How many times as fast fewer threads must be to be chosen: near ties must not decide about bits.
 _CLEARLY = 1.2
 # Steps after which fewer threads than usual are measured again.
@@ -124,7 +126,7 @@ class ThreadChoice:
             n
             for n, times in self._trials.items()
             # The first step with a number may be slow in itself.
-            if len(times) < 2 or (len(times) < _TRIES and min(times) <= _COLLAPSED * fastest)
+            if len(times) < 2 or (len(times) < _TRIES and min(times) <= _HOPELESS * fastest)
         ]
 
     def _watch(self, seconds: float) -> None:
@@ -153,7 +155,7 @@ class ThreadChoice:
         limit = _CLEARLY * min(typical.values())
         before = self.number
         self.number = next(n for n in self._counts if typical[n] <= limit)
-        if self._collapsed is not None and not self._warned:
+        if self._collapsed is not None and self.number < before and not self._warned:
             logger.warning(
                 "a step takes %.2g s instead of %.2g s, as it does when other programs use the "
                 "processors: it takes %.2g s with %d of %d threads, which training goes on with",
