@@ -172,6 +172,9 @@ def main() -> int:
     parser.add_argument("--out", metavar="FILE", help="write the figures as JSON")
     parser.add_argument("--part", choices=("reference", "profile"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    names = [Path(path).name for path in args.bundles]
+    if len(set(names)) < len(names):
+        parser.error(f"bundles must have different names, got {', '.join(names)}")
     if args.part == "profile":
         profile(args.bundles[0], args.seconds, args.threads, Path(args.out))
         return 0
