@@ -93,3 +93,11 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         LatencyTable.load(tmp_path / "none.json")
     with pytest.raises(UsageError, match="can't be written"):
         TABLE.save(tmp_path / "no" / "folder.json")
+
+
+@pytest.mark.parametrize(("original_ms", "usable"), [(0.02, True), (0.5, False), (5.0, False)])
+def test_a_run_that_is_short_may_be_off_by_more(original_ms: float, usable: bool) -> None:
+    """A call alone varies by some microseconds, which is a large share of a tiny model's run."""
+    mode = ModeLatency(0.0, {"original@0": original_ms, "skip@0": 0.0}, ModelError(0.4, 0.6, 12))
+    found = LatencyTable("d", {}, 1, 1, "CPUExecutionProvider", {}, {"assembled": mode})
+    assert (found.problem() == "") == usable

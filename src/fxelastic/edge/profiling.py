@@ -30,7 +30,14 @@ from fxelastic.edge.subnet_timing import SubnetTimer
 from fxelastic.errors import UsageError
 from fxelastic.files import replace_file
 from fxelastic.spec import Arch
-from fxelastic.spec.latency_table import CLOCKS, MODES, BranchLatency, LatencyTable, ModeLatency
+from fxelastic.spec.latency_table import (
+    CLOCKS,
+    MODES,
+    SHORT_MS,
+    BranchLatency,
+    LatencyTable,
+    ModeLatency,
+)
 
 PARTIAL = "fxelastic.latency-samples/1"
 # For choosing subnets of certain costs, and for solving for corrections.
@@ -194,6 +201,11 @@ def profile(
         if not one and exact and times and _is_busy(executor, inputs, watch):
             doubt = "other processes kept the cores busy while several threads were timed"
             modes = {mode: replace(model, doubt=doubt) for mode, model in modes.items()}
+    # A call alone varies by as much as so short a run takes.
+    modes = {
+        mode: replace(model, doubt="") if model.original_ms < SHORT_MS else model
+        for mode, model in modes.items()
+    }
     table = LatencyTable(
         bundle.digest,
         fingerprint(),

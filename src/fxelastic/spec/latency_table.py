@@ -25,6 +25,9 @@ MOST_MEDIAN, MOST_P90 = 0.05, 0.15
 #: What times are: of the clock on the wall, or of the processor, which leaves out other processes.
 CLOCKS = ("wall", "processor")
 
+#: Originals that take less, in ms, are too short for the errors of their subnets to tell much.
+SHORT_MS = 1.0
+
 
 @dataclass(frozen=True)
 class BranchLatency:
@@ -89,6 +92,12 @@ class ModeLatency:
     costs: Mapping[str, float]
     error: ModelError | None = None
     doubt: str = ""
+
+    @property
+    def original_ms(self) -> float:
+        """What the original takes, in ms."""
+        own = (cost for name, cost in self.costs.items() if name.startswith("original@"))
+        return self.overhead_ms + sum(own)
 
 
 @dataclass(frozen=True)
@@ -176,7 +185,9 @@ class LatencyTable:
     ) -> str:
         """Why the latencies of a mode are unusable; empty where nothing speaks against them.
 
-        A mode whose error was not measured has no problem, and is not `trusted` either.
+        A mode whose error was not measured has no problem, and is not `trusted` either. Where the
+        original takes less than `SHORT_MS`, larger errors are accepted in proportion: a call alone
+        varies by as much.
 
         Args:
             mode: A key of ``modes``.
@@ -188,6 +199,8 @@ class LatencyTable:
         """
         model = self._mode(mode)
         error = model.error
+        short = max(1.0, SHORT_MS / max(model.original_ms, 1e-9))
+        median, p90 = median * short, p90 * short
         if model.doubt or error is None or (error.median <= median and error.p90 <= p90):
             return model.doubt
         return f"{error}; at most {median:.0%} and {p90:.0%} are accepted"
