@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -17,7 +17,8 @@ from fxelastic.edge.searching.data import Dataset, batch_of
 from fxelastic.edge.searching.distortion import Distortion, measure
 from fxelastic.edge.searching.margins import Margins
 from fxelastic.edge.searching.prefix_cache import PrefixCache
-from fxelastic.edge.searching.scores import Metric, mean
+from fxelastic.edge.searching.scores import Metric
+from fxelastic.edge.searching.tally import BatchScore, Tally
 from fxelastic.errors import BundleError, UsageError
 from fxelastic.spec import Arch
 
@@ -49,51 +50,6 @@ class Counts:
 
 #: The arrays of a batch by input, and its targets.
 Batch: TypeAlias = tuple[Mapping[str, Array], Array]
-
-
-class BatchScore(NamedTuple):
-    """A subnet's score on one batch, as the metric gives it; and the samples' margins, if kept."""
-
-    total: Any
-    count: Any
-    n_samples: int
-    margins: Array | None
-
-
-@dataclass
-class Tally:
-    """What a subnet scored so far.
-
-    Attributes:
-        total: The sum of the batches' sums.
-        count: The sum of the batches' counts.
-        n_samples: Samples so far.
-        margins: The margins of each batch, where they are kept.
-        batches: The score of each batch by itself, and its number of samples.
-        means: The score after each batch, where the metric's sums and counts are numbers.
-    """
-
-    total: Any = 0.0
-    count: Any = 0.0
-    n_samples: int = 0
-    margins: list[Array] = field(default_factory=list)
-    batches: list[tuple[float, int]] = field(default_factory=list)
-    means: list[float] = field(default_factory=list)
-
-    def add(self, part: BatchScore) -> None:
-        """Take in the next batch."""
-        self.total, self.count = self.total + part.total, self.count + part.count
-        self.n_samples += part.n_samples
-        self.batches.append((mean(part.total, part.count), part.n_samples))
-        if np.ndim(self.count) == 0:
-            self.means.append(mean(self.total, self.count))
-        if part.margins is not None:
-            self.margins.append(part.margins)
-
-    @property
-    def score(self) -> float:
-        """The score on the samples so far."""
-        return mean(self.total, self.count)
 
 
 @dataclass

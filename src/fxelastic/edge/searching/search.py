@@ -9,7 +9,6 @@ import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fxelastic.edge.arguments import refuse_paths
@@ -17,10 +16,11 @@ from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.execution import Executor
 from fxelastic.edge.fingerprint import fingerprint
 from fxelastic.edge.memory import GrowthLimit
-from fxelastic.edge.pool import TARGETS, PoolEntry, SubnetPool
+from fxelastic.edge.pool import PoolEntry, SubnetPool
 from fxelastic.edge.searching.choice import chosen_metric
 from fxelastic.edge.searching.data import Dataset, batch_of, read_data
 from fxelastic.edge.searching.evaluation import Counts, Evaluator
+from fxelastic.edge.searching.pool_store import PoolStore
 from fxelastic.edge.searching.registry import Strategy, strategy
 from fxelastic.edge.searching.schedule import Schedule, answer
 from fxelastic.edge.searching.scores import Metric, Score
@@ -196,7 +196,7 @@ def search(
             first=None if time_budget_s is None else 1,
             clock=clock,
         )
-        store = _Store(bundle, table, mode, digest, path, evaluator, samples.labelled)
+        store = PoolStore(bundle, table, mode, digest, path, evaluator, samples.labelled)
         store.resume()
         studies: list[Study] = []
         for i, limit_ms in enumerate(budgets_ms):
@@ -247,104 +247,8 @@ def search(
     return result
 
 
-class _Store:
-    """The pool on disk."""
-
-    def __init__(
-        self,
-        bundle: Bundle,
-        table: LatencyTable,
-        mode: str,
-        data_digest: str,
-        path: str | os.PathLike[str] | None,
-        evaluator: Evaluator,
-        labelled: bool,
-    ) -> None:
-        self._targets = TARGETS[0] if labelled else TARGETS[1]
-        self._bundle = bundle
-        self._table = table
-        self._mode = mode
-        self._data_digest = data_digest
-        self._path = path
-        self._evaluator = evaluator
-        self.held_out: dict[Arch, float] = {}
-        self._partial: list[PoolEntry] = []  # of earlier searches that were short of time
-
-    def resume(self) -> None:
-        """Take over what a pool on disk knows, where it is of the same bundle and data."""
-        if self._path is None or not Path(self._path).exists():
-            return
-        pool = SubnetPool.load(self._path)
-        if (pool.bundle_digest, pool.data_digest) != (self._bundle.digest, self._data_digest):
-            raise UsageError(
-                f"{self._path} is the pool of another search",
-                expected="a pool of this bundle, these samples and this score",
-                got="one of another bundle"
-                if pool.bundle_digest != self._bundle.digest
-                else "one of other data, of another score, or with another share held out",
-                fix="name another file, or search with the score and held_out of that one",
-            )
-        for entry in pool.entries:
-            self._bundle.space.validate(entry.arch)
-            if entry.n_samples is None:
-                self._evaluator.known[entry.arch] = entry.accuracy
-            else:
-                self._partial.append(entry)
-            if entry.held_out_accuracy is not None:
-                self.held_out[entry.arch] = entry.held_out_accuracy
-
-    def pool(self) -> SubnetPool:
-        """Everything that was evaluated."""
-        evaluator = self._evaluator
-        n_samples = len(evaluator.data) if evaluator.is_shortened else None
-        return SubnetPool.of(
-            self._bundle.digest,
-            [
-                *self._partial,
-                *(self._entry(arch, score, n_samples) for arch, score in evaluator.known.items()),
-            ],
-            self._data_digest,
-            evaluator.metric.name,
-            self._targets,
-        )
-
-    def unmeasured(self, arch: Arch) -> PoolEntry:
-        """A subnet that was not evaluated."""
-        return self._entry(arch, math.nan, 0)
-
-    def score_held_out(self, archs: Sequence[Arch], outside: Evaluator, end_s: float) -> None:
-        """Score subnets on samples held out, as far as there is time.
-
-        Args:
-            archs: The subnets, the most important first.
-            outside: Evaluates on these samples.
-            end_s: When to end, by the evaluator's clock.
-        """
-        wanted = [arch for arch in archs if arch not in self.held_out]
-        if math.isinf(end_s):
-            self.held_out |= outside.scores(wanted)
-            return
-        for arch in wanted:
-            # The first one takes a run of the original, too, where there are no targets.
-            n_runs = 1 + (not outside.known and not outside.data.labelled)
-            pace = outside if outside.known else self._evaluator
-            left_s = end_s - outside.clock()
-            if pace.expected_s(n_runs, len(outside.data)) > left_s:
-                break
-            self.held_out |= outside.scores([arch], stop=lambda: outside.clock() >= end_s)
-
-    def _entry(self, arch: Arch, score: float, n_samples: int | None) -> PoolEntry:
-        latency_ms = self._table.predict_ms(arch, self._mode)
-        return PoolEntry(arch, latency_ms, score, self.held_out.get(arch), n_samples)
-
-    def save(self) -> None:
-        """Write the pool, if it goes to a file."""
-        if self._path is not None and self._evaluator.known:
-            self.pool().save(self._path)
-
-
 def _told(
-    store: _Store, progress: Callable[[float, Study], None] | None
+    store: PoolStore, progress: Callable[[float, Study], None] | None
 ) -> Callable[[Study], None]:
     def told(study: Study) -> None:
         store.save()

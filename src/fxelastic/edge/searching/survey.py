@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from fxelastic.edge.searching.evaluation import Batch, BatchScore, Evaluator, Tally
+from fxelastic.edge.searching.evaluation import Batch, Evaluator
+from fxelastic.edge.searching.tally import BatchScore, Tally
 from fxelastic.spec import Arch
 
 
