@@ -67,7 +67,7 @@ def measure(path: str, n_fitted: int, n_held_out: int, threads: int, seed: int) 
             held_out, fitted = split(list(times.values()), n_held_out)
             model = fit_mode(bundle.space, rows, fitted, original=original)
             actual = np.array([m.ms for m in held_out])
-            corrected = [model.overhead_ms + sum(model.costs[b] for b in m.arch) for m in held_out]
+            corrected = [model.overhead + sum(model.costs[b] for b in m.arch) for m in held_out]
             plain = [sum(rows[b].ms for b in m.arch) for m in held_out]
             result[mode] = {
                 "corrected": errors(np.array(corrected), actual),

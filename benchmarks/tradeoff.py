@@ -197,12 +197,14 @@ def profiled(bundle: Path) -> LatencyTable:
 def of_bundle(table: LatencyTable, bundle: edge.Bundle) -> LatencyTable:
     """The same latencies for a bundle with some of the same branches: equal but for weights."""
     ids = {spec.id for spec in bundle.space.branches}
-    modes = {
-        name: replace(mode, costs={k: v for k, v in mode.costs.items() if k in ids})
-        for name, mode in table.modes.items()
-    }
     rows = {k: v for k, v in table.rows.items() if k in ids}
-    return replace(table, bundle_digest=bundle.digest, rows=rows, modes=modes)
+    table = replace(table, bundle_digest=bundle.digest, rows=rows)
+    for name in table.costs_of():
+        table = table.mapped(
+            lambda found: replace(found, costs={k: v for k, v in found.costs.items() if k in ids}),
+            name,
+        )
+    return table
 
 
 def searched(

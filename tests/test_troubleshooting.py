@@ -175,8 +175,8 @@ def short_profile(place: Place) -> None:
 
 def unusable_table(place: Place) -> None:
     bundle, table = place.profiled()
-    modes = {name: replace(mode, doubt="noisy") for name, mode in table.modes.items()}
-    edge.search(bundle, replace(table, modes=modes), DATA, budget="100%")
+    noisy = table.mapped(lambda costs: replace(costs, doubt="noisy"))
+    edge.search(bundle, noisy, DATA, budget="100%")
 
 
 def busy_cores(place: Place) -> None:
@@ -270,7 +270,7 @@ REPRODUCED: dict[str, Callable[[Place], None]] = {
     "… draw random numbers, so that they can't be compared with torch": random_numbers,
     "… is there already": file_there,
     "… is there and is no bundle": other_files_there,
-    "the latency table is of another bundle": foreign_table,
+    "the latency table belongs to another bundle": foreign_table,
     "the latency table is of another device": other_device,
     "latencies of … subnets are not predicted well": short_profile,
     "the latency table is unusable for … subnets": unusable_table,

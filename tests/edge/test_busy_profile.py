@@ -85,10 +85,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> edge.Bundle:
 def table(bundle: edge.Bundle) -> LatencyTable:
     """A table that is marked unusable."""
     found = edge.profile(bundle, threads=1, n_samples=3, n_subnets=0, n_held_out=0)
-    modes = {
-        mode: replace(model, error=ModelError(0.3, 0.75, 12)) for mode, model in found.modes.items()
-    }
-    return replace(found, modes=modes)
+    return found.mapped(lambda costs: replace(costs, error=ModelError(0.3, 0.75, 12)))
 
 
 @pytest.mark.parametrize("busy", [False, True])
@@ -230,9 +227,7 @@ def test_the_command_refuses_an_unusable_table_and_force_goes_on(
 
 
 def test_the_mark_of_an_unusable_table_is_kept(table: LatencyTable) -> None:
-    doubted = replace(
-        table, modes={m: replace(v, error=None, doubt="noisy") for m, v in table.modes.items()}
-    )
+    doubted = table.mapped(lambda costs: replace(costs, error=None, doubt="noisy"))
     for kept in (table, doubted):
         read = LatencyTable.from_json(kept.to_json())
         assert read == kept

@@ -10,7 +10,8 @@ import pytest
 from fxelastic.edge import latency_model
 from fxelastic.edge.latency_model import Measured, fit_mode, model_error, work_bounds
 from fxelastic.spec import Arch, SearchSpace
-from fxelastic.spec.latency_table import BranchLatency, ModeLatency
+from fxelastic.spec.costs import BranchCosts
+from fxelastic.spec.latency_table import BranchLatency
 from tests.spec.spaces import chain
 
 SPACE = chain(12)
@@ -25,9 +26,9 @@ def rows(space: SearchSpace) -> dict[str, BranchLatency]:
     }
 
 
-def true_model(space: SearchSpace) -> ModeLatency:
+def true_model(space: SearchSpace) -> BranchCosts:
     """What runs take: 10 % quicker than the sum, less 0.05 ms a branch, and 0.3 ms."""
-    return ModeLatency(0.3, {name: 0.9 * row.ms - 0.05 for name, row in rows(space).items()})
+    return BranchCosts({name: 0.9 * row.ms - 0.05 for name, row in rows(space).items()}, 0.3)
 
 
 def measured(n: int, seed: int, noise: float = 0.0) -> list[Measured]:
@@ -36,7 +37,7 @@ def measured(n: int, seed: int, noise: float = 0.0) -> list[Measured]:
     return [
         Measured(
             arch,
-            (model.overhead_ms + sum(model.costs[b] for b in arch)) * (1 + rng.gauss(0, noise)),
+            (model.overhead + sum(model.costs[b] for b in arch)) * (1 + rng.gauss(0, noise)),
         )
         for arch in SPACE.sample(n, seed)
     ]
@@ -98,7 +99,7 @@ def test_noise_is_not_fitted() -> None:
 
 def test_without_subnets_the_sum_is_the_model() -> None:
     model = fit_mode(SPACE, rows(SPACE), [])
-    assert model.overhead_ms == 0
+    assert model.overhead == 0
     assert model.costs == {name: row.ms for name, row in rows(SPACE).items()}
     assert model.error is None
 
@@ -117,12 +118,12 @@ def test_the_quickest_subnet_takes_time() -> None:
 
     model = fit_mode(SPACE, times, disturbed)
     quickest = SPACE.cost(SPACE.min_cost_arch(model.costs), model.costs)
-    assert model.overhead_ms + quickest > 0.25 * quickest
+    assert model.overhead + quickest > 0.25 * quickest
 
 
 def test_errors_are_relative() -> None:
     (arch,) = SPACE.sample(1, 0)
-    model = ModeLatency(1.0, dict.fromkeys((s.id for s in SPACE.branches), 0.0))
+    model = BranchCosts(dict.fromkeys((s.id for s in SPACE.branches), 0.0), 1.0)
     error = model_error(model, [Measured(arch, 2.0), Measured(arch, 1.0), Measured(arch, 0.5)])
     assert error.median == pytest.approx(0.5)
     assert error.n_held_out == 3
@@ -133,14 +134,14 @@ def test_errors_are_of_shares_of_the_original() -> None:
     actual = measured(20, seed=3)
     (original,) = [Measured(SPACE.original, true_ms(SPACE.original))]
     model = true_model(SPACE)
-    scaled = ModeLatency(2 * model.overhead_ms, {b: 2 * c for b, c in model.costs.items()})
+    scaled = BranchCosts({b: 2 * c for b, c in model.costs.items()}, 2 * model.overhead)
     assert model_error(scaled, actual, original).p90 < 1e-6
     assert model_error(scaled, actual).median > 0.9
 
 
 def true_ms(arch: Arch) -> float:
     model = true_model(SPACE)
-    return model.overhead_ms + sum(model.costs[b] for b in arch)
+    return model.overhead + sum(model.costs[b] for b in arch)
 
 
 def preempted(n: int, seed: int, share: float) -> list[Measured]:
@@ -163,7 +164,7 @@ def test_no_subnet_is_predicted_below_what_its_work_takes(share: float, seed: in
     assert all(model.costs[name] >= bounds[name] for name in times)
     for arch in (*SPACE.sample(200, seed), SPACE.min_cost_arch(model.costs)):
         least = sum(bounds[b] for b in arch)
-        assert model.overhead_ms + sum(model.costs[b] for b in arch) >= least
+        assert model.overhead + sum(model.costs[b] for b in arch) >= least
 
 
 def test_branches_without_operations_may_cost_nothing() -> None:

@@ -116,7 +116,7 @@ def test_entries_that_are_none(latency_ms: float, accuracy: float) -> None:
 def test_what_is_no_pool(tmp_path: Path, text: str) -> None:
     path = tmp_path / "pool.json"
     path.write_text(text)
-    with pytest.raises(UsageError, match="is no pool"):
+    with pytest.raises(UsageError, match="is not a pool"):
         SubnetPool.load(path)
 
 

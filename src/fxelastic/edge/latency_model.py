@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fxelastic.edge.stopwatch import LEAST_NOISE
 from fxelastic.spec import Arch, SearchSpace
-from fxelastic.spec.latency_table import BranchLatency, ModeLatency, ModelError
+from fxelastic.spec.costs import BranchCosts, ModelError
+from fxelastic.spec.latency_table import BranchLatency
 
 #: How far a branch's own correction is expected to go, as a share of its time.
 _BRANCH_SPREAD = 0.05
@@ -48,7 +49,7 @@ def fit_mode(
     fitted: Sequence[Measured],
     held_out: Sequence[Measured] = (),
     original: Measured | None = None,
-) -> ModeLatency:
+) -> BranchCosts:
     """Correct the sum of branches by measured subnets.
 
     A subnet takes ``a + Σ_b (s·t_b + c + c'·[computes] + d·bytes_b + e·flops_b + u_b·t_b)``: the
@@ -83,11 +84,10 @@ def fit_mode(
         _MOST_SAVED * space.cost(space.min_cost_arch(model.costs), model.costs),
         space.cost(space.min_cost_arch(slack), slack),
     )
-    if model.overhead_ms < -most_saved:
+    if model.overhead < -most_saved:
         model = _fit(space, rows, fitted, bounds, 0.0)
     if held_out:
-        error = model_error(model, held_out, original)
-        model = ModeLatency(model.overhead_ms, model.costs, error)
+        model = replace(model, error=model_error(model, held_out, original))
     return model
 
 
@@ -114,7 +114,7 @@ def work_bounds(space: SearchSpace, rows: Mapping[str, BranchLatency]) -> dict[s
 
 
 def model_error(
-    model: ModeLatency, measured: Sequence[Measured], original: Measured | None = None
+    model: BranchCosts, measured: Sequence[Measured], original: Measured | None = None
 ) -> ModelError:
     """How far a model is from subnets that were measured.
 
@@ -128,8 +128,8 @@ def model_error(
     return ModelError(float(np.median(errors)), float(np.percentile(errors, 90)), len(errors))
 
 
-def _predict(model: ModeLatency, arch: Arch) -> float:
-    return model.overhead_ms + sum(model.costs[branch] for branch in arch)
+def _predict(model: BranchCosts, arch: Arch) -> float:
+    return model.overhead + sum(model.costs[branch] for branch in arch)
 
 
 def _fit(
@@ -138,7 +138,7 @@ def _fit(
     fitted: Sequence[Measured],
     bounds: Mapping[str, float],
     constant: float,
-) -> ModeLatency:
+) -> BranchCosts:
     """Fit with a prior of the constant, as a share of a subnet's time; with 0 it is 0."""
     names = list(rows)
     costs = np.array([rows[name].ms for name in names])
@@ -151,7 +151,7 @@ def _fit(
         overhead, costs = _solve(problem, least)
         if problem.weigh_down_outliers(overhead, costs):
             overhead, costs = _solve(problem, least)
-    return ModeLatency(overhead, dict(zip(names, map(float, costs), strict=True)))
+    return BranchCosts(dict(zip(names, map(float, costs), strict=True)), overhead)
 
 
 def _solve(problem: _Problem, least: np.ndarray) -> tuple[float, np.ndarray]:

@@ -1,13 +1,12 @@
-"""The subnets that were searched: each with its latency and accuracy."""
+"""The subnets that searches evaluated, each with its costs and accuracy."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,9 @@ from typing import Any
 from fxelastic.errors import UsageError
 from fxelastic.files import replace_file
 from fxelastic.spec import Arch
+from fxelastic.spec.limits import Bound, Limits
+from fxelastic.spec.pareto import ParetoTable
+from fxelastic.spec.resources import LATENCY, RESOURCES
 
 SCHEMA = "fxelastic.pool/1"
 
@@ -30,10 +32,11 @@ class PoolEntry:
         arch: The subnet.
         latency_ms: Its predicted latency, in ms.
         accuracy: Its score on the data that was searched with; higher is better.
-        held_out_accuracy: Its score on data that no choice was made by, where that was measured.
-        n_samples: Samples that ``accuracy`` is on, where time sufficed for a part of those searched
-            with only; None for all. A subnet that was not evaluated at all has 0, and the accuracy
+        held_out_accuracy: Its score on data that no choice was made by; None if not measured.
+        n_samples: The number of samples that ``accuracy`` is on, where time sufficed for a part of
+            the data only; None for all. A subnet that was not evaluated has 0, and the accuracy
             NaN; pools hold none of these.
+        costs: What a run takes of each resource, by the resource's name; the latency is in it.
     """
 
     arch: Arch
@@ -41,6 +44,20 @@ class PoolEntry:
     accuracy: float
     held_out_accuracy: float | None = None
     n_samples: int | None = None
+    costs: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        """Put the latency into the costs."""
+        object.__setattr__(self, "costs", {**self.costs, LATENCY: self.latency_ms})
+
+    @property
+    def ms(self) -> float:
+        """Its predicted latency, in ms."""
+        return self.latency_ms
+
+    def at(self, costs: Mapping[str, float]) -> PoolEntry:
+        """The entry with other costs, as another table predicts them."""
+        return replace(self, latency_ms=costs[LATENCY], costs=costs)
 
 
 @dataclass(frozen=True)
@@ -48,9 +65,9 @@ class SubnetPool:
     """Everything that searches evaluated on one device.
 
     Attributes:
-        bundle_digest: The bundle's.
+        bundle_digest: The bundle's digest.
         entries: The subnets, each once, by latency.
-        data_digest: Of the data that accuracies are on; pools of other data can't be merged.
+        data_digest: Digest of the data that accuracies are on; pools of other data can't be merged.
         score: The name of the score; empty where it is not known.
         targets: One of `TARGETS`; empty where that is not known.
     """
@@ -73,60 +90,65 @@ class SubnetPool:
         """Put entries in order; of several of one subnet the last counts.
 
         Raises:
-            UsageError: A latency or an accuracy is no number.
+            UsageError: A latency is not above 0, or an accuracy is not finite.
         """
         by_arch = {entry.arch: entry for entry in entries}
         for entry in by_arch.values():
-            if not (0 < entry.latency_ms < math.inf and math.isfinite(entry.accuracy)):
+            if not (0 < entry.ms < math.inf and math.isfinite(entry.accuracy)):
                 raise UsageError(
-                    f"the entry {entry.arch} is none",
-                    expected="a latency above 0 ms and an accuracy",
-                    got=f"{entry.latency_ms!r} ms, accuracy {entry.accuracy!r}",
+                    f"a pool can't hold the entry {entry.arch}",
+                    expected="a finite latency above 0 ms and a finite accuracy",
+                    got=f"{entry.ms!r} ms, accuracy {entry.accuracy!r}",
                 )
-        ordered = sorted(by_arch.values(), key=lambda e: (e.latency_ms, e.arch.branches))
+        ordered = sorted(by_arch.values(), key=lambda e: (e.ms, e.arch.branches))
         return cls(bundle_digest, tuple(ordered), data_digest, score, targets)
 
     def check_bundle(self, digest: str) -> None:
-        """Refuse to be used with another bundle.
+        """Raise an error if the pool belongs to another bundle.
 
         Raises:
-            UsageError: The pool is of another one.
+            UsageError: It does.
         """
         if digest != self.bundle_digest:
             raise UsageError(
-                "the pool is of another bundle",
+                "the pool belongs to another bundle",
                 expected=f"a pool of the bundle {digest[:12]}…",
-                got=f"one of {self.bundle_digest[:12]}…",
+                got=f"a pool of {self.bundle_digest[:12]}…",
                 fix="search with this bundle: fxelastic search BUNDLE --data FILE",
             )
 
     @cached_property
+    def table(self) -> ParetoTable[PoolEntry]:
+        """The entries as an ordered table."""
+        return ParetoTable(self.entries)
+
+    @property
     def pareto(self) -> tuple[PoolEntry, ...]:
         """The entries that no other one beats, quickest first; accuracy rises with latency."""
-        best: list[PoolEntry] = []
-        for entry in sorted(
-            self.entries, key=lambda e: (e.latency_ms, -e.accuracy, e.arch.branches)
-        ):
-            if not best or entry.accuracy > best[-1].accuracy:
-                best.append(entry)
-        return tuple(best)
+        return self.table.frontier
 
-    def best_under(self, latency_ms: float) -> PoolEntry | None:
-        """The most accurate subnet of at most that latency; None where all are slower."""
-        index = bisect_right(self._latencies, latency_ms)
-        return self.pareto[index - 1] if index else None
+    def best_under(self, limits: float | Limits | Mapping[str, Bound]) -> PoolEntry | None:
+        """The most accurate subnet within limits; None where none keeps them.
+
+        Args:
+            limits: A latency in ms, or absolute bounds by resource.
+
+        Raises:
+            UsageError: A bound is a share, or an entry does not have a cost of the resource.
+        """
+        return self.table.best(limits)
 
     def merge(self, other: SubnetPool) -> SubnetPool:
         """All entries of both; of one subnet the score on more samples counts, or the other's.
 
         Raises:
-            UsageError: They are of different bundles or data.
+            UsageError: The pools belong to different bundles or data.
         """
         for name in ("bundle_digest", "data_digest"):
             if getattr(self, name) != getattr(other, name):
                 what = name.removesuffix("_digest")
                 raise UsageError(
-                    f"the pools are of different {'bundles' if what == 'bundle' else what}",
+                    f"the pools belong to different {'bundles' if what == 'bundle' else what}",
                     expected=getattr(self, name)[:12],
                     got=getattr(other, name)[:12],
                 )
@@ -142,7 +164,7 @@ class SubnetPool:
         """Write the pool as JSON, in one step.
 
         Raises:
-            UsageError: The file can't be written; an old one is as it was.
+            UsageError: The file can't be written; an old one stays as it was.
         """
         try:
             replace_file(Path(path), self.to_json())
@@ -155,10 +177,10 @@ class SubnetPool:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SubnetPool:
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
-            UsageError: There is no such file, or it holds no pool.
+            UsageError: The file does not exist, or holds no pool.
         """
         try:
             data = Path(path).read_bytes()
@@ -174,25 +196,16 @@ class SubnetPool:
             "data_digest": self.data_digest,
             "score": self.score,
             "targets": self.targets,
-            "entries": [
-                {
-                    "arch": str(entry.arch),
-                    "latency_ms": entry.latency_ms,
-                    "accuracy": entry.accuracy,
-                    "held_out_accuracy": entry.held_out_accuracy,
-                    **({} if entry.n_samples is None else {"n_samples": entry.n_samples}),
-                }
-                for entry in self.entries
-            ],
+            "entries": [_to_json(entry) for entry in self.entries],
         }
         return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
     @classmethod
     def from_json(cls, data: bytes, where: str = "the pool") -> SubnetPool:
-        """Read what `to_json` gives.
+        """Read the bytes that `to_json` gives.
 
         Raises:
-            UsageError: It is no pool.
+            UsageError: The bytes hold no pool.
         """
         try:
             value = json.loads(data)
@@ -207,10 +220,6 @@ class SubnetPool:
             raise _no_pool(where, f"{type(e).__name__}: {e}") from e
         return pool
 
-    @cached_property
-    def _latencies(self) -> tuple[float, ...]:
-        return tuple(entry.latency_ms for entry in self.pareto)
-
     def __len__(self) -> int:
         return len(self.entries)
 
@@ -218,20 +227,31 @@ class SubnetPool:
         return iter(self.entries)
 
 
+def _to_json(entry: PoolEntry) -> dict[str, Any]:
+    value = {
+        "arch": str(entry.arch),
+        **entry.costs,
+        "accuracy": entry.accuracy,
+        "held_out_accuracy": entry.held_out_accuracy,
+    }
+    return value if entry.n_samples is None else {**value, "n_samples": entry.n_samples}
+
+
 def _entry(item: Any) -> PoolEntry:
     held_out, n_samples = item["held_out_accuracy"], item.get("n_samples")
     return PoolEntry(
         Arch.parse(item["arch"]),
-        float(item["latency_ms"]),
+        float(item[LATENCY]),
         float(item["accuracy"]),
         None if held_out is None else float(held_out),
         None if n_samples is None else int(n_samples),
+        {name: float(item[name]) for name in RESOURCES if name in item},
     )
 
 
 def _no_pool(where: object, got: str) -> UsageError:
     return UsageError(
-        f"{where} is no pool",
+        f"{where} is not a pool",
         expected=f"a file of schema {SCHEMA}, as fxelastic search writes it",
         got=got,
         fix="search again: fxelastic search BUNDLE --data FILE",

@@ -18,6 +18,7 @@ import numpy as np
 from fxelastic.edge.arguments import refuse_paths
 from fxelastic.edge.branch_timing import BranchTiming
 from fxelastic.edge.bundle import Bundle
+from fxelastic.edge.bundle_costs import bundle_costs
 from fxelastic.edge.execution import Array, Executor, check_inputs
 from fxelastic.edge.fingerprint import fingerprint
 from fxelastic.edge.latency_model import Measured, fit_mode
@@ -30,14 +31,16 @@ from fxelastic.edge.subnet_timing import SubnetTimer
 from fxelastic.errors import UsageError
 from fxelastic.files import replace_file
 from fxelastic.spec import Arch
+from fxelastic.spec.costs import BranchCosts, Costs
 from fxelastic.spec.latency_table import (
     CLOCKS,
     MODES,
     SHORT_MS,
     BranchLatency,
     LatencyTable,
-    ModeLatency,
+    original_cost,
 )
+from fxelastic.spec.resources import LATENCY
 
 PARTIAL = "fxelastic.latency-samples/1"
 # For choosing subnets of certain costs, and for solving for corrections.
@@ -183,7 +186,7 @@ def profile(
         random.Random(f"subnets {seed}").shuffle(archs)
         timer = SubnetTimer(executor, inputs, limit, watch)
         maker = SessionMaker(threads, tuple(providers))
-        modes = {}
+        latencies: dict[str, BranchCosts] = {}
         for mode in MODES:
 
             def told_subnets(done: int, mode: str = mode) -> None:
@@ -194,18 +197,20 @@ def profile(
             until_s = now_s + _SUBNETS[mode] * (begin_s + budget_s - now_s)
             times = timer.time(archs, mode, maker, progress=told_subnets, until_s=until_s)
             executor.make_room(_COMPUTING_BYTES)
-            modes[mode] = _fitted(bundle, rows, times, n_subnets, n_held_out)
+            latencies[mode] = _fitted(bundle, rows, times, n_subnets, n_held_out)
             if archs and len(times) < 2 and limit is None:
                 doubt = "there was no time to measure whole subnets"
-                modes[mode] = replace(modes[mode], doubt=doubt)
+                latencies[mode] = replace(latencies[mode], doubt=doubt)
         if not one and exact and times and _is_busy(executor, inputs, watch):
             doubt = "other processes kept the cores busy while several threads were timed"
-            modes = {mode: replace(model, doubt=doubt) for mode, model in modes.items()}
+            latencies = {mode: replace(found, doubt=doubt) for mode, found in latencies.items()}
     # A call alone varies by as much as so short a run takes.
-    modes = {
-        mode: replace(model, doubt="") if model.original_ms < SHORT_MS else model
-        for mode, model in modes.items()
+    latencies = {
+        mode: replace(found, doubt="") if original_cost(found) < SHORT_MS else found
+        for mode, found in latencies.items()
     }
+    known = bundle_costs(bundle, batch_size, rows)
+    modes = {mode: Costs({LATENCY: found, **known}) for mode, found in latencies.items()}
     table = LatencyTable(
         bundle.digest,
         fingerprint(),
@@ -242,7 +247,7 @@ def _fitted(
     times: Mapping[Arch, Measured],
     n_subnets: int,
     n_held_out: int,
-) -> ModeLatency:
+) -> BranchCosts:
     """The costs of a mode from measured subnets, the original among them."""
     original = times.get(bundle.space.original)
     measured = sorted((m for m in times.values() if m is not original), key=lambda m: m.ms)

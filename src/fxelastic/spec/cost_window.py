@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 from fxelastic.errors import UsageError
 from fxelastic.spec.arch import Arch
-from fxelastic.spec.costs import exact_costs
-from fxelastic.spec.quantised_paths import QuantisedPaths
+from fxelastic.spec.paths import QuantisedPaths, exact_costs
 
 if TYPE_CHECKING:
     from fxelastic.spec.search_space import SearchSpace

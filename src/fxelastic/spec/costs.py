@@ -1,71 +1,173 @@
-"""Additive costs of branches, and the tiling with the lowest sum."""
+"""What the branches of a bundle take of each resource on a device, and how that adds up."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from fractions import Fraction
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from fxelastic.errors import UsageError
-from fxelastic.spec.branch_spec import BranchSpec
+from fxelastic.spec.resources import PEAK, resource
 
 
-def check_costs(specs: Iterable[BranchSpec], costs: Mapping[str, float]) -> None:
-    """Refuse costs that leave a branch out or are no costs.
+@dataclass(frozen=True)
+class ModelError:
+    """How far predictions are from measured subnets that nothing was fitted to.
 
-    Raises:
-        UsageError: A cost is missing, negative, infinite, NaN or no number.
+    Each subnet is measured in turns with the original; errors are of the share of the original's
+    cost that a subnet takes.
+
+    Attributes:
+        median: The median of ``|predicted - measured| / measured``.
+        p90: Its 90th percentile.
+        n_held_out: The number of subnets.
     """
-    for spec in specs:
-        if spec.id not in costs:
-            raise UsageError(
-                f"branch {spec.id!r} has no cost",
-                expected="a cost for each branch of the search space",
-                got=f"costs of {len(costs)} branches",
-            )
-        cost = costs[spec.id]
-        try:
-            usable = not isinstance(cost, str) and 0 <= float(cost) < math.inf
-        except (TypeError, ValueError, OverflowError):
-            usable = False
-        if not usable:
-            raise UsageError(
-                f"branch {spec.id!r} has an unusable cost",
-                expected="a finite number of at least 0",
-                got=repr(cost),
-            )
+
+    median: float
+    p90: float
+    n_held_out: int
+
+    def __str__(self) -> str:
+        return (
+            f"median error {self.median:.1%}, 90th percentile {self.p90:.1%}, of "
+            f"{self.n_held_out} subnets"
+        )
 
 
-def exact_costs(specs: Iterable[BranchSpec], costs: Mapping[str, float]) -> Mapping[str, Fraction]:
-    """The costs as the rational numbers that the floats are, so that sums have no rounding.
+@dataclass(frozen=True)
+class BranchCosts:
+    """What each branch takes of one resource.
 
-    Raises:
-        UsageError: A cost is missing, negative, infinite, NaN or no number.
+    Attributes:
+        costs: The cost of each branch by id, of at least 0.
+        overhead: What a run takes besides its branches; may be below 0.
+        error: The error on subnets held out; None where none were measured.
+        doubt: Why the measurement is unreliable; empty where nothing speaks against it.
+        shared: For a branch, the parts of its cost that other branches have too, by a key that
+            names the part: a subnet takes each part once.
     """
-    specs = tuple(specs)
-    check_costs(specs, costs)
-    return {spec.id: Fraction(float(costs[spec.id])) for spec in specs}
+
+    costs: Mapping[str, float]
+    overhead: float = 0.0
+    error: ModelError | None = None
+    doubt: str = ""
+    shared: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The costs as an object for ``json.dumps``."""
+        value = {
+            "overhead": self.overhead,
+            "costs": dict(self.costs),
+            "error": None if self.error is None else dict(vars(self.error)),
+            "doubt": self.doubt,
+        }
+        shared = {branch: dict(parts) for branch, parts in self.shared.items()}
+        return {**value, "shared": shared} if shared else value
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> BranchCosts:
+        """Read what `to_json` gives.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: The value has another form.
+        """
+        error = value["error"]
+        found = cls(
+            {str(k): float(v) for k, v in value["costs"].items()},
+            float(value["overhead"]),
+            None if error is None else ModelError(**error),
+            str(value.get("doubt", "")),
+            {
+                str(branch): {str(k): float(v) for k, v in parts.items()}
+                for branch, parts in value.get("shared", {}).items()
+            },
+        )
+        numbers = [*found.costs.values(), *(v for p in found.shared.values() for v in p.values())]
+        if not all(0 <= number < math.inf for number in numbers):
+            raise ValueError("a cost is negative or not finite")
+        if not math.isfinite(found.overhead):
+            raise ValueError(f"the overhead is {found.overhead!r}")
+        return found
 
 
-def costs_to_end(
-    starting_at: Sequence[Sequence[BranchSpec]], costs: Mapping[str, Fraction]
-) -> tuple[Fraction, ...]:
-    """For each cut, the lowest cost of a path from it to the end."""
-    best = [Fraction(0)] * (len(starting_at) + 1)
-    for position in reversed(range(len(starting_at))):
-        best[position] = min(costs[s.id] + best[s.stop] for s in starting_at[position])
-    return tuple(best)
+class Costs(Mapping[str, BranchCosts]):
+    """The costs of branches by resource, for one way of running subnets.
 
+    Costs add up by branches, so that dynamic programmes over subnets are exact. How they add up
+    is the resource's `Resource.rule`.
+    """
 
-def cheapest_path(
-    starting_at: Sequence[Sequence[BranchSpec]], costs: Mapping[str, Fraction]
-) -> tuple[str, ...]:
-    """Ids of a path of the lowest cost; the first branch of those that are equal."""
-    best = costs_to_end(starting_at, costs)
-    ids: list[str] = []
-    position = 0
-    while position < len(starting_at):
-        spec = min(starting_at[position], key=lambda s: costs[s.id] + best[s.stop])
-        ids.append(spec.id)
-        position = spec.stop
-    return tuple(ids)
+    def __init__(self, resources: Mapping[str, BranchCosts]) -> None:
+        """Keep the costs of each resource.
+
+        Raises:
+            UsageError: A resource is unknown.
+        """
+        self._resources = {resource(name).name: costs for name, costs in resources.items()}
+
+    def total(self, name: str, branches: Iterable[str]) -> float:
+        """What a subnet takes of a resource.
+
+        Args:
+            name: The resource.
+            branches: The ids of the subnet's branches: an `Arch`.
+
+        Raises:
+            UsageError: The resource or a branch has no costs here.
+        """
+        found = self[name]
+        own: list[float] = []
+        seen: set[str] = set()
+        for branch in branches:
+            cost = found.costs.get(branch)
+            if cost is None:
+                raise UsageError(
+                    f"the latency table has no branch {branch!r}",
+                    expected="branches of the bundle that was measured",
+                    got=repr(branch),
+                    fix="measure this bundle: fxelastic profile BUNDLE",
+                )
+            own.append(cost)
+            for key, part in found.shared.get(branch, {}).items():
+                if key in seen:
+                    own.append(-part)
+                seen.add(key)
+        if resource(name).rule == PEAK:
+            return found.overhead + max(own, default=0.0)
+        return found.overhead + math.fsum(own)
+
+    def predict(self, branches: Iterable[str]) -> dict[str, float]:
+        """What a subnet takes of each resource, by the resource's name.
+
+        Raises:
+            UsageError: A branch has no costs here.
+        """
+        ids = tuple(branches)
+        return {name: self.total(name, ids) for name in self._resources}
+
+    def including(self, resources: Mapping[str, BranchCosts]) -> Costs:
+        """These costs with those of other resources added or replaced."""
+        return Costs({**self._resources, **resources})
+
+    def __getitem__(self, name: str) -> BranchCosts:
+        if name not in self._resources:
+            raise UsageError(
+                f"the latency table has no costs of {resource(name).label}",
+                expected="one of " + (", ".join(self._resources) or "none"),
+                got=repr(name),
+                fix="measure again: fxelastic profile BUNDLE",
+            )
+        return self._resources[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._resources
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._resources)
+
+    def __len__(self) -> int:
+        return len(self._resources)
+
+    def __repr__(self) -> str:
+        return f"Costs({self._resources!r})"

@@ -1,20 +1,23 @@
-"""How long each branch takes on one device, and how far that predicts whole subnets."""
+"""What a bundle's branches take on one device, and how well that predicts whole subnets."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fxelastic.errors import UsageError
 from fxelastic.files import replace_file
 from fxelastic.spec.arch import Arch
+from fxelastic.spec.costs import BranchCosts, Costs, ModelError
+from fxelastic.spec.resources import LATENCY, WEIGHTS
 
-SCHEMA = "fxelastic.latency/1"
+SCHEMA = "fxelastic.latency/2"
+_FIRST_SCHEMA = "fxelastic.latency/1"  # latencies alone
 
 #: The ways of running a subnet: as one model, or branch after branch.
 MODES = ("assembled", "paged")
@@ -37,9 +40,9 @@ class BranchLatency:
         ms: The lower quartile: other programs make a run slower, never quicker.
         median_ms: The median.
         high_ms: The upper quartile.
-        n: How many runs were timed.
-        weight_bytes: Its weights.
-        activation_bytes: What it reads and gives.
+        n: The number of timed runs.
+        weight_bytes: The size of its weights.
+        activation_bytes: The size of the values that it reads and writes.
         resident_bytes: By how much making its session raised the process's memory; None where
             that was not measured.
     """
@@ -54,67 +57,20 @@ class BranchLatency:
 
 
 @dataclass(frozen=True)
-class ModelError:
-    """How far predictions were from subnets that were measured but not fitted.
-
-    What counts is the share of the original's latency that a subnet takes: each subnet was timed
-    in turns with the original.
-
-    Attributes:
-        median: The median of ``|predicted - measured| / measured``.
-        p90: Its 90th percentile.
-        n_held_out: How many subnets that is.
-    """
-
-    median: float
-    p90: float
-    n_held_out: int
-
-    def __str__(self) -> str:
-        return (
-            f"median error {self.median:.1%}, 90th percentile {self.p90:.1%}, of "
-            f"{self.n_held_out} subnets"
-        )
-
-
-@dataclass(frozen=True)
-class ModeLatency:
-    """The costs of one way of running subnets: additive, so that dynamic programmes are exact.
-
-    Attributes:
-        overhead_ms: What a run takes besides its branches; may be below 0.
-        costs: What each branch adds, in ms, by id.
-        error: On subnets held out; None where none were measured.
-        doubt: Why the measurement itself can't be relied on; empty where it can.
-    """
-
-    overhead_ms: float
-    costs: Mapping[str, float]
-    error: ModelError | None = None
-    doubt: str = ""
-
-    @property
-    def original_ms(self) -> float:
-        """What the original takes, in ms."""
-        own = (cost for name, cost in self.costs.items() if name.startswith("original@"))
-        return self.overhead_ms + sum(own)
-
-
-@dataclass(frozen=True)
 class LatencyTable:
-    """The latencies of a bundle's branches on one device.
+    """The costs of a bundle's branches on one device.
 
     Attributes:
         bundle_digest: Digest of the bundle that was measured, weights included.
-        device: What tells the device: processor, cores, operating system, onnxruntime.
+        device: Identifies the device: processor, cores, operating system, onnxruntime.
         batch_size: Samples of a run.
         threads: Threads computed with; 0 for one for each core.
         provider: Onnxruntime's execution provider.
-        rows: What was measured of each branch, by id.
-        modes: The costs by mode.
+        rows: The measurements of each branch, by id.
+        modes: The costs of branches by mode.
         structure_digest: Digest of that bundle without its weights; empty in tables of earlier
             versions, which are valid for that bundle only.
-        clock: What the times are, one of `CLOCKS`.
+        clock: How times were measured, one of `CLOCKS`.
     """
 
     bundle_digest: str
@@ -123,17 +79,32 @@ class LatencyTable:
     threads: int
     provider: str
     rows: Mapping[str, BranchLatency]
-    modes: Mapping[str, ModeLatency]
+    modes: Mapping[str, Costs]
     structure_digest: str = ""
     clock: str = "wall"
 
-    def costs(self, mode: str = "assembled") -> Mapping[str, float]:
-        """What each branch adds to a run, in ms; never below 0.
+    def costs_of(self, mode: str = "assembled") -> Costs:
+        """The costs of branches by resource.
 
         Raises:
             UsageError: The table has no such mode.
         """
-        return self._mode(mode).costs
+        if mode not in self.modes:
+            raise UsageError(
+                f"the latency table has no mode {mode!r}",
+                expected="one of " + ", ".join(self.modes),
+                got=repr(mode),
+                fix="measure again: fxelastic profile BUNDLE",
+            )
+        return self.modes[mode]
+
+    def costs(self, mode: str = "assembled", resource: str = LATENCY) -> Mapping[str, float]:
+        """What each branch adds to a run, by default in ms; never below 0.
+
+        Raises:
+            UsageError: The table has no such mode, or no such resource.
+        """
+        return self.costs_of(mode)[resource].costs
 
     def overhead_ms(self, mode: str = "assembled") -> float:
         """What a run takes besides its branches, in ms.
@@ -141,37 +112,69 @@ class LatencyTable:
         Raises:
             UsageError: The table has no such mode.
         """
-        return self._mode(mode).overhead_ms
+        return self.costs_of(mode)[LATENCY].overhead
+
+    def predict(
+        self, arch: Arch, sizes: Mapping[str, int] | None = None, mode: str = "assembled"
+    ) -> dict[str, float]:
+        """What a run of a subnet takes of each resource.
+
+        Args:
+            arch: The subnet.
+            sizes: Sizes of the inputs; only None, the sizes that were measured, is supported.
+            mode: A key of ``modes``.
+
+        Returns:
+            The costs by resource, such as ``latency_ms`` and ``weight_bytes``, for a run of
+            ``batch_size`` samples.
+
+        Raises:
+            UsageError: The table has no such mode, lacks one of the branches, or sizes are given.
+        """
+        if sizes is not None:
+            raise UsageError(
+                "costs are known for the sizes that were measured only",
+                expected=f"sizes=None, which stands for batch size {self.batch_size}",
+                got=f"sizes={sizes!r}",
+                fix="profile the bundle with these inputs: edge.profile(bundle, inputs=...)",
+            )
+        return self.costs_of(mode).predict(arch)
 
     def predict_ms(self, arch: Arch, mode: str = "assembled") -> float:
         """The latency of a subnet, in ms.
 
         Raises:
-            UsageError: The table has no such mode, or does not have one of the branches.
+            UsageError: The table has no such mode, or lacks one of the branches.
         """
-        model = self._mode(mode)
-        missing = [branch for branch in arch if branch not in model.costs]
-        if missing:
-            raise UsageError(
-                f"the latency table has no branch {missing[0]!r}",
-                expected="branches of the bundle that was measured",
-                got=str(arch),
-                fix="measure this bundle: fxelastic profile BUNDLE",
-            )
-        return model.overhead_ms + math.fsum(model.costs[branch] for branch in arch)
+        return self.costs_of(mode).total(LATENCY, arch)
 
-    def error(self, mode: str = "assembled") -> ModelError | None:
-        """How far predictions were off, if that was measured.
+    def including(self, resources: Mapping[str, BranchCosts]) -> LatencyTable:
+        """The table with the costs of other resources added or replaced, in each mode."""
+        modes = {mode: costs.including(resources) for mode, costs in self.modes.items()}
+        return replace(self, modes=modes)
+
+    def mapped(
+        self, change: Callable[[BranchCosts], BranchCosts], resource: str = LATENCY
+    ) -> LatencyTable:
+        """The table with the costs of one resource changed in each mode."""
+        modes = {
+            mode: costs.including({resource: change(costs[resource])})
+            for mode, costs in self.modes.items()
+        }
+        return replace(self, modes=modes)
+
+    def error(self, mode: str = "assembled", resource: str = LATENCY) -> ModelError | None:
+        """How far predictions were off; None where that was not measured.
 
         Raises:
-            UsageError: The table has no such mode.
+            UsageError: The table has no such mode, or no such resource.
         """
-        return self._mode(mode).error
+        return self.costs_of(mode)[resource].error
 
     def trusted(
         self, mode: str = "assembled", median: float = MOST_MEDIAN, p90: float = MOST_P90
     ) -> bool:
-        """Whether predictions were measured to be near.
+        """Whether the error of latencies was measured and is small.
 
         Args:
             mode: A key of ``modes``.
@@ -197,16 +200,16 @@ class LatencyTable:
         Raises:
             UsageError: The table has no such mode.
         """
-        model = self._mode(mode)
-        error = model.error
-        short = max(1.0, SHORT_MS / max(model.original_ms, 1e-9))
+        latency = self.costs_of(mode)[LATENCY]
+        error = latency.error
+        short = max(1.0, SHORT_MS / max(original_cost(latency), 1e-9))
         median, p90 = median * short, p90 * short
-        if model.doubt or error is None or (error.median <= median and error.p90 <= p90):
-            return model.doubt
+        if latency.doubt or error is None or (error.median <= median and error.p90 <= p90):
+            return latency.doubt
         return f"{error}; at most {median:.0%} and {p90:.0%} are accepted"
 
     def check_usable(self, mode: str = "assembled", *, force: bool = False) -> None:
-        """Refuse latencies that are known to be wrong.
+        """Raise an error if latencies are known to be wrong.
 
         Args:
             mode: A key of ``modes``.
@@ -240,32 +243,32 @@ class LatencyTable:
         return bool(self.structure_digest) and structure() == self.structure_digest
 
     def check_bundle(self, digest: str, structure: Callable[[], str] = lambda: "") -> None:
-        """Refuse a bundle that the table is not valid for: see `fits`.
+        """Raise an error if the table is not valid for a bundle: see `fits`.
 
         Args:
             digest: The bundle's digest.
             structure: Returns the digest of the bundle's structure.
 
         Raises:
-            UsageError: The table is of another one.
+            UsageError: The table belongs to another bundle.
         """
         if self.fits(digest, structure):
             return
         if self.structure_digest:
             expected = "a table of a bundle with the same branches, shapes and operators"
-            got = "one of other branches, shapes or operators"
+            got = "a table of other branches, shapes or operators"
         else:
             expected = f"a table of the bundle {digest[:12]}…, or one that records a structure"
-            got = f"one of {self.bundle_digest[:12]}…, without its structure"
+            got = f"a table of {self.bundle_digest[:12]}…, without its structure"
         raise UsageError(
-            "the latency table is of another bundle",
+            "the latency table belongs to another bundle",
             expected=expected,
             got=got,
             fix="measure this bundle: fxelastic profile BUNDLE",
         )
 
     def different_device(self, device: Mapping[str, str]) -> tuple[str, ...]:
-        """In what another device differs from the one measured; empty where in nothing."""
+        """The differences between another device and the measured one; empty if there are none."""
         return tuple(
             f"{key}: {self.device.get(key, 'unknown')}, now {device.get(key, 'unknown')}"
             for key in dict.fromkeys((*self.device, *device))
@@ -276,7 +279,7 @@ class LatencyTable:
         """Write the table as JSON, in one step.
 
         Raises:
-            UsageError: The file can't be written; an old one is as it was.
+            UsageError: The file can't be written; an old one stays as it was.
         """
         try:
             replace_file(Path(path), self.to_json())
@@ -289,10 +292,10 @@ class LatencyTable:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LatencyTable:
-        """Read what `save` wrote.
+        """Read a file that `save` wrote, of this or an earlier version.
 
         Raises:
-            UsageError: There is no such file, or it holds no table.
+            UsageError: The file does not exist, or holds no table.
         """
         try:
             data = Path(path).read_bytes()
@@ -313,38 +316,33 @@ class LatencyTable:
             "clock": self.clock,
             "rows": {name: asdict(row) for name, row in self.rows.items()},
             "modes": {
-                name: {
-                    "overhead_ms": mode.overhead_ms,
-                    "costs": dict(mode.costs),
-                    "error": None if mode.error is None else asdict(mode.error),
-                    "doubt": mode.doubt,
-                }
-                for name, mode in self.modes.items()
+                mode: {name: found.to_json() for name, found in costs.items()}
+                for mode, costs in self.modes.items()
             },
         }
         return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
     @classmethod
     def from_json(cls, data: bytes, where: str = "the latency table") -> LatencyTable:
-        """Read what `to_json` gives.
+        """Read the bytes that `to_json` gives.
 
         Raises:
-            UsageError: It is no table; the message names the field.
+            UsageError: The bytes hold no table; the message names the field.
         """
         try:
             value = json.loads(data)
         except ValueError as e:
-            raise _no_table(where, f"no JSON: {e}") from e
-        if not isinstance(value, dict) or value.get("schema") != SCHEMA:
-            got = value.get("schema") if isinstance(value, dict) else value
-            raise _no_table(where, f"schema {got!r}")
+            raise _no_table(where, f"invalid JSON: {e}") from e
+        schema = value.get("schema") if isinstance(value, dict) else value
+        if schema not in (SCHEMA, _FIRST_SCHEMA):
+            raise _no_table(where, f"schema {schema!r}")
         try:
             rows = {name: BranchLatency(**row) for name, row in value["rows"].items()}
-            modes = {name: _mode_latency(mode) for name, mode in value["modes"].items()}
-            device = {str(k): str(v) for k, v in value["device"].items()}
+            read = _costs if schema == SCHEMA else _first_costs
+            modes = {str(mode): read(found, rows) for mode, found in value["modes"].items()}
             table = cls(
                 str(value["bundle_digest"]),
-                device,
+                {str(k): str(v) for k, v in value["device"].items()},
                 int(value["batch_size"]),
                 int(value["threads"]),
                 str(value["provider"]),
@@ -354,54 +352,47 @@ class LatencyTable:
                 str(value.get("clock", CLOCKS[0])),
             )
             _check(table)
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
+        except (KeyError, TypeError, ValueError, AttributeError, UsageError) as e:
             raise _no_table(where, f"{type(e).__name__}: {e}") from e
         return table
 
-    def _mode(self, mode: str) -> ModeLatency:
-        if mode not in self.modes:
-            raise UsageError(
-                f"the latency table has no mode {mode!r}",
-                expected="one of " + ", ".join(self.modes),
-                got=repr(mode),
-                fix="measure again: fxelastic profile BUNDLE",
-            )
-        return self.modes[mode]
+
+def original_cost(costs: BranchCosts) -> float:
+    """What the original takes of a resource that adds up as a sum."""
+    own = (cost for name, cost in costs.costs.items() if name.startswith("original@"))
+    return costs.overhead + math.fsum(own)
 
 
-def _mode_latency(value: dict[str, Any]) -> ModeLatency:
-    error = value["error"]
-    costs = {str(k): float(v) for k, v in value["costs"].items()}
-    return ModeLatency(
-        float(value["overhead_ms"]),
-        costs,
-        None if error is None else ModelError(**error),
-        str(value.get("doubt", "")),
-    )
+def _costs(value: Mapping[str, Any], rows: Mapping[str, BranchLatency]) -> Costs:
+    return Costs({name: BranchCosts.from_json(found) for name, found in value.items()})
+
+
+def _first_costs(value: Mapping[str, Any], rows: Mapping[str, BranchLatency]) -> Costs:
+    """The costs of a table of the first version, whose rows have the weights."""
+    latency = BranchCosts.from_json({**value, "overhead": value["overhead_ms"]})
+    weights = {name: float(row.weight_bytes) for name, row in rows.items()}
+    return Costs({LATENCY: latency, WEIGHTS: BranchCosts(weights)})
 
 
 def _check(table: LatencyTable) -> None:
-    """Refuse numbers that are no latencies.
+    """Check that the numbers are latencies and that all branches have costs.
 
     Raises:
-        ValueError: There are some.
+        ValueError: Something is not.
     """
-    numbers: list[Iterable[float]] = [(r.ms, r.median_ms, r.high_ms) for r in table.rows.values()]
-    numbers += [mode.costs.values() for mode in table.modes.values()]
-    for group in numbers:
-        for number in group:
+    for row in table.rows.values():
+        for number in (row.ms, row.median_ms, row.high_ms):
             if isinstance(number, bool) or not 0 <= number < math.inf:
-                raise ValueError(f"{number!r} is no latency")
-    for name, mode in table.modes.items():
-        if not math.isfinite(mode.overhead_ms):
-            raise ValueError(f"the overhead of {name} is no number")
-        if set(mode.costs) != set(table.rows):
-            raise ValueError(f"the branches of {name} are not those that were measured")
+                raise ValueError(f"{number!r} is not a latency")
+    for mode, costs in table.modes.items():
+        for name, found in {LATENCY: costs[LATENCY], **costs}.items():
+            if set(found.costs) != set(table.rows):
+                raise ValueError(f"the {name} of {mode} and the rows have different branches")
 
 
 def _no_table(where: object, got: str) -> UsageError:
     return UsageError(
-        f"{where} is no latency table",
+        f"{where} is not a latency table",
         expected=f"a file of schema {SCHEMA}, as fxelastic profile writes it",
         got=got,
         fix="measure again: fxelastic profile BUNDLE",

@@ -12,7 +12,7 @@ from fxelastic.errors import UsageError
 from fxelastic.spec.arch import Arch
 from fxelastic.spec.branch_spec import ORIGINAL, BranchSpec
 from fxelastic.spec.cost_window import CostWindow, check_n
-from fxelastic.spec.costs import cheapest_path, check_costs, exact_costs
+from fxelastic.spec.paths import cheapest_path, check_costs, exact_costs
 
 
 @dataclass(frozen=True)

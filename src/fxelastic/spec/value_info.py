@@ -15,6 +15,13 @@ DTYPES: tuple[str, ...] = (
     *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
 )
 
+
+def itemsize(dtype: str) -> int:
+    """The bytes of an element of one of `DTYPES`."""
+    bits = re.search(r"\d+", dtype)
+    return int(bits[0]) // 8 if bits else 1
+
+
 #: Pattern of the names of values, of results and of a model's inputs.
 NAME = r"[^\W\d]\w{0,999}"
 

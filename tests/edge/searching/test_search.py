@@ -44,11 +44,9 @@ def table(bundle: edge.Bundle) -> LatencyTable:
         for name, row in found.rows.items()
         for ms in [{"original": 1.0, "pruned50": 0.6, "merged": 1.1}[name.split("@")[0]]]
     }
-    modes = {
-        name: replace(mode, overhead_ms=0.0, costs={n: row.ms for n, row in rows.items()})
-        for name, mode in found.modes.items()
-    }
-    return replace(found, rows=rows, modes=modes)
+    costs = {name: row.ms for name, row in rows.items()}
+    found = found.mapped(lambda before: replace(before, overhead=0.0, costs=costs))
+    return replace(found, rows=rows)
 
 
 @pytest.fixture(scope="module")

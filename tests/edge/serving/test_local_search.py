@@ -63,8 +63,7 @@ def test_a_search_that_is_told_to_stop_stops(bundle: edge.Bundle, table: Latency
 def test_a_runtime_searches_when_nothing_fits(bundle: edge.Bundle, table: LatencyTable) -> None:
     """The pool has the original only, which takes longer than the budget says."""
     costs = {name: 1000.0 if name.startswith("original") else 1.0 for name in table.rows}
-    modes = {k: replace(m, overhead_ms=0.0, costs=costs) for k, m in table.modes.items()}
-    slow = replace(table, modes=modes)
+    slow = table.mapped(lambda found: replace(found, overhead=0.0, costs=costs))
     original = bundle.space.original
     pool = edge.SubnetPool.of(
         bundle.digest, [edge.PoolEntry(original, slow.predict_ms(original), 0.9)]

@@ -173,5 +173,5 @@ def steady(table: LatencyTable) -> LatencyTable:
         name: replace(row, ms=costs[name], median_ms=costs[name], high_ms=costs[name])
         for name, row in table.rows.items()
     }
-    modes = {k: replace(mode, overhead_ms=0.0, costs=costs) for k, mode in table.modes.items()}
-    return replace(table, rows=rows, modes=modes)
+    table = table.mapped(lambda found: replace(found, overhead=0.0, costs=costs))
+    return replace(table, rows=rows)

@@ -13,6 +13,7 @@ from fxelastic.edge.searching.evaluation import Evaluator
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
 from fxelastic.spec.latency_table import LatencyTable
+from fxelastic.spec.resources import LATENCY
 
 
 class PoolStore:
@@ -102,8 +103,9 @@ class PoolStore:
             self.held_out |= outside.scores([arch], stop=lambda: outside.clock() >= end_s)
 
     def _entry(self, arch: Arch, score: float, n_samples: int | None) -> PoolEntry:
-        latency_ms = self._table.predict_ms(arch, self._mode)
-        return PoolEntry(arch, latency_ms, score, self.held_out.get(arch), n_samples)
+        costs = self._table.predict(arch, mode=self._mode)
+        held_out = self.held_out.get(arch)
+        return PoolEntry(arch, costs[LATENCY], score, held_out, n_samples, costs)
 
     def save(self) -> None:
         """Write the pool, if it goes to a file."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from fxelastic.edge.serving.probe import BranchTimer
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
+from fxelastic.spec.costs import BranchCosts
 from fxelastic.spec.latency_table import LatencyTable
 
 
@@ -89,8 +90,9 @@ def renewed(table: LatencyTable, factors: Mapping[str, float]) -> LatencyTable:
         )
         for branch, row in table.rows.items()
     }
-    modes = {
-        name: replace(mode, costs={b: cost * factors.get(b, 1.0) for b, cost in mode.costs.items()})
-        for name, mode in table.modes.items()
-    }
-    return replace(table, rows=rows, modes=modes)
+
+    def slowed(found: BranchCosts) -> BranchCosts:
+        costs = {b: cost * factors.get(b, 1.0) for b, cost in found.costs.items()}
+        return replace(found, costs=costs)
+
+    return replace(table.mapped(slowed), rows=rows)

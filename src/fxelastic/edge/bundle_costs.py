@@ -1,0 +1,87 @@
+"""The costs of branches that a bundle tells without a measurement."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from math import prod
+
+from fxelastic.edge.bundle import Bundle
+from fxelastic.errors import UsageError
+from fxelastic.spec.costs import BranchCosts
+from fxelastic.spec.latency_table import BranchLatency, LatencyTable
+from fxelastic.spec.resources import WEIGHTS
+from fxelastic.spec.value_info import itemsize
+
+
+def bundle_costs(
+    bundle: Bundle, batch_size: int, rows: Mapping[str, BranchLatency]
+) -> dict[str, BranchCosts]:
+    """Costs of every branch by resource.
+
+    * ``flops``: the operations of a run.
+    * ``traffic_bytes``: the weights of the branch, and the values that it reads and writes.
+    * ``peak_memory_bytes``: the values that exist between blocks while the branch runs, its own
+      outputs among them; not what its operators need in between. It is left out where a size does
+      not follow from the batch size.
+    * ``weight_bytes``: the weights; tensors in files that several branches use count once.
+
+    Args:
+        bundle: The bundle.
+        batch_size: Samples of a run.
+        rows: The measurements of each branch.
+    """
+    specs = bundle.space.branches
+    found = {
+        "flops": BranchCosts({spec.id: float(batch_size * spec.flops) for spec in specs}),
+        "traffic_bytes": BranchCosts(
+            {b: float(row.weight_bytes + row.activation_bytes) for b, row in rows.items()}
+        ),
+        WEIGHTS: _weights(bundle),
+    }
+    with contextlib.suppress(UsageError):
+        found["peak_memory_bytes"] = _live_values(bundle, batch_size)
+    return found
+
+
+def with_bundle_costs(table: LatencyTable, bundle: Bundle) -> LatencyTable:
+    """A table with everything that its bundle tells: tables of earlier versions lack some of it."""
+    return table.including(bundle_costs(bundle, table.batch_size, table.rows))
+
+
+def _weights(bundle: Bundle) -> BranchCosts:
+    segments = bundle.manifest.segments
+    users: dict[str, int] = {}
+    for segment in segments:
+        for path in segment.data:
+            users[path] = users.get(path, 0) + 1
+    shared = {
+        segment.id: {
+            path: float(bundle.files[path].size_bytes) for path in segment.data if users[path] > 1
+        }
+        for segment in segments
+    }
+    return BranchCosts(
+        {segment.id: float(segment.weight_bytes) for segment in segments},
+        shared={branch: parts for branch, parts in shared.items() if parts},
+    )
+
+
+def _live_values(bundle: Bundle, batch_size: int) -> BranchCosts:
+    sizes = {
+        value.name: prod(value.shape_at(batch_size)) * itemsize(value.dtype)
+        for value in bundle.manifest.values
+        if value.constant is None
+    }
+    costs = {}
+    for spec in bundle.space.branches:
+        costs[spec.id] = float(
+            sum(
+                sizes[value.name]
+                for value in bundle.manifest.values
+                if value.name in sizes
+                and value.produced < spec.stop
+                and value.last_read >= (spec.start if value.produced < spec.start else spec.stop)
+            )
+        )
+    return BranchCosts(costs)

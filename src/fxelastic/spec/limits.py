@@ -1,0 +1,202 @@
+"""Limits on what a subnet may take of each resource."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from fxelastic.errors import UsageError
+from fxelastic.spec.resources import LATENCY, RESOURCES, WEIGHTS, resource
+
+#: An absolute bound in the resource's unit, or a share of what the original takes, like ``"60%"``.
+Bound: TypeAlias = float | str
+
+
+class Limits(Mapping[str, Bound]):
+    """Upper bounds by resource, such as ``{"latency_ms": 20, "weight_bytes": "70%"}``.
+
+    A mapping from a resource's name to its bound, in the order given. Two limits are equal if
+    their bounds are. Limits with shares become absolute by `absolute`.
+    """
+
+    def __init__(self, bounds: Mapping[str, Bound]) -> None:
+        """Check and keep the bounds.
+
+        Args:
+            bounds: For each resource a number above 0 in the resource's unit, or a share of the
+                original's like ``"60%"``.
+
+        Raises:
+            UsageError: A resource is unknown or a bound is out of range.
+        """
+        if not isinstance(bounds, Mapping):
+            raise UsageError(
+                "limits must be a mapping from resources to bounds",
+                expected='for example {"latency_ms": 20, "weight_bytes": "70%"}',
+                got=repr(bounds),
+            )
+        self._bounds = {resource(name).name: _checked(name, bounds[name]) for name in bounds}
+
+    @classmethod
+    def of(cls, value: Limits | Mapping[str, Bound] | Bound) -> Limits:
+        """Limits in any of their forms; a number or a share alone bounds the latency."""
+        if isinstance(value, Limits):
+            return value
+        return cls(value if isinstance(value, Mapping) else {LATENCY: value})
+
+    def absolute(self, original: Mapping[str, float]) -> Limits:
+        """The same limits without shares.
+
+        Args:
+            original: What the original takes of each resource.
+
+        Raises:
+            UsageError: ``original`` lacks a resource that is limited.
+        """
+        for name in self._bounds:
+            if name not in original:
+                raise UsageError(
+                    f"limits on {name} need a table that has its costs",
+                    expected="limits on " + (", ".join(original) or "nothing"),
+                    got=", ".join(self._bounds),
+                    fix="measure again: fxelastic profile BUNDLE",
+                )
+        return Limits({n: _absolute(b, original[n]) for n, b in self._bounds.items()})
+
+    def bound(self, name: str) -> float:
+        """The absolute bound on a resource; infinity where it has none.
+
+        Raises:
+            UsageError: The bound is a share: see `absolute`.
+        """
+        value = self._bounds.get(name, math.inf)
+        if isinstance(value, str):
+            raise UsageError(
+                f"the limit on {name} must be absolute here",
+                expected=f"a number in {RESOURCES[name].unit}",
+                got=repr(value),
+                fix="pass limits.absolute(table.predict(space.original))",
+            )
+        return value
+
+    def keeps(self, costs: Mapping[str, float]) -> bool:
+        """Whether costs are within absolute limits; a resource without a cost is not."""
+        return all(costs.get(name, math.inf) <= self.bound(name) for name in self._bounds)
+
+    def __getitem__(self, name: str) -> Bound:
+        return self._bounds[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._bounds)
+
+    def __len__(self) -> int:
+        return len(self._bounds)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._bounds.items()))
+
+    def __repr__(self) -> str:
+        return f"Limits({self._bounds!r})"
+
+    def __str__(self) -> str:
+        parts = []
+        for name, value in self._bounds.items():
+            found = RESOURCES[name]
+            bound = f"{value} of the original" if isinstance(value, str) else found.text(value)
+            parts.append(bound if name == LATENCY else f"{found.label} {bound}")
+        return ", ".join(parts) or "no limits"
+
+
+def several_limits(
+    limits: Limits | Mapping[str, Bound] | Sequence[Limits | Mapping[str, Bound]] | None = None,
+    budget: Bound | Sequence[Bound] | None = None,
+    budget_ms: float | Sequence[float] | None = None,
+    weight_bytes: int | None = None,
+) -> tuple[Limits, ...]:
+    """The limits that the arguments of a search stand for.
+
+    Args:
+        limits: One mapping or several.
+        budget: Bounds on the latency; each is combined with ``limits`` where these are one.
+        budget_ms: The same in ms.
+        weight_bytes: A bound on the weights, in every one.
+
+    Returns:
+        One or more limits.
+
+    Raises:
+        UsageError: No limit is given, one is out of range, or two bound the same resource.
+    """
+    budgets = [value for value in (budget, budget_ms) if value is not None]
+    if len(budgets) > 1:
+        raise UsageError(
+            "budget and budget_ms must not be given together",
+            expected='budget="60%" or budget_ms=20, or a list of such',
+            got="both",
+        )
+    single = limits is None or isinstance(limits, Mapping)
+    given: list[Any] = [limits or {}] if single else list(limits or ())
+    extra: list[dict[str, Bound]] = [{}]
+    if budgets:
+        value: Any = budgets[0]
+        alone = isinstance(value, str) or not isinstance(value, Sequence)
+        extra = [{LATENCY: bound} for bound in ([value] if alone else value)]
+    if weight_bytes is not None:
+        extra = [{**bounds, WEIGHTS: weight_bytes} for bounds in extra]
+    if len(given) > 1 and len(extra) > 1:
+        raise UsageError(
+            "several budgets and several limits can't be combined",
+            expected="a list for one of them",
+            got=f"{len(extra)} budgets and {len(given)} limits",
+            fix="write each budget into its limits",
+        )
+    found = [_joined(Limits(one), Limits(other)) for one in given for other in extra]
+    if not found or not all(found):
+        raise UsageError(
+            "a search needs a limit",
+            expected='budget="60%", budget_ms=20, limits={"latency_ms": 20}, or a list of such',
+            got="an empty list" if not given or not extra else "none",
+        )
+    return tuple(found)
+
+
+def _joined(one: Limits, other: Limits) -> Limits:
+    double = [name for name in one if name in other]
+    if double:
+        raise UsageError(
+            f"two limits bound {double[0]}",
+            expected="one bound for each resource",
+            got=f"{one[double[0]]!r} and {other[double[0]]!r}",
+        )
+    return Limits({**other, **one})
+
+
+def _absolute(bound: Bound, original: float) -> float:
+    return original * _share(bound) if isinstance(bound, str) else bound
+
+
+def _share(text: str) -> float:
+    return float(text.rstrip("%")) / 100
+
+
+def _checked(name: str, value: Any) -> Bound:
+    """A bound as a float, or as a share like ``"60%"``."""
+    number, is_share = math.nan, False
+    try:
+        if isinstance(value, str):
+            text = value.strip()
+            is_share = text.endswith("%")
+            number = _share(text) if is_share else float(text)
+        elif not isinstance(value, bool):
+            number = float(value)
+    except (TypeError, ValueError):
+        pass
+    if not 0 < number < math.inf:
+        unit = RESOURCES[name].unit
+        raise UsageError(
+            f"the limit on {name} must be above 0",
+            expected=f'a number in {unit}, or a share of the original\'s like "60%"',
+            got=repr(value),
+        )
+    return value.strip() if is_share else number

@@ -1,0 +1,74 @@
+"""The resources that running a subnet takes, and how they add up over its branches.
+
+A new resource is one more entry of `RESOURCES`: tables, limits, pools, searches and reports take
+its name, unit and rule from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fxelastic.errors import UsageError
+
+#: How the costs of branches add up: their sum; the largest of them; or the sum in which what
+#: several branches share counts once.
+SUM, PEAK, UNION = "sum", "peak", "union"
+
+
+@dataclass(frozen=True)
+class Resource:
+    """A resource.
+
+    Attributes:
+        name: Its key in tables and limits, with the unit at the end: ``latency_ms``.
+        label: Its name in messages and reports.
+        unit: The unit of its values.
+        rule: How the costs of branches add up: `SUM`, `PEAK` or `UNION`.
+    """
+
+    name: str
+    label: str
+    unit: str
+    rule: str = SUM
+
+    def text(self, value: float) -> str:
+        """A value with its unit: ``12.5 ms``, ``3.2 MiB``."""
+        if self.unit == "bytes":
+            scale, prefix = next(((2**n, p) for n, p in _BINARY if value >= 2**n), (1, ""))
+            return f"{value / scale:.4g} {prefix}{'B' if prefix else 'bytes'}"
+        return f"{value:.4g} {self.unit}"
+
+
+_BINARY = ((30, "Gi"), (20, "Mi"), (10, "Ki"))
+
+LATENCY = "latency_ms"
+WEIGHTS = "weight_bytes"
+
+#: Every resource by its name.
+RESOURCES: Mapping[str, Resource] = {
+    found.name: found
+    for found in (
+        Resource(LATENCY, "latency", "ms"),
+        Resource("energy_mj", "energy", "mJ"),
+        Resource("flops", "FLOPs", "FLOPs"),
+        Resource("traffic_bytes", "memory traffic", "bytes"),
+        Resource("peak_memory_bytes", "peak memory", "bytes", PEAK),
+        Resource(WEIGHTS, "weights", "bytes", UNION),
+    )
+}
+
+
+def resource(name: object) -> Resource:
+    """The resource of a name.
+
+    Raises:
+        UsageError: No resource has this name.
+    """
+    if not isinstance(name, str) or name not in RESOURCES:
+        raise UsageError(
+            f"unknown resource {name!r}",
+            expected="one of " + ", ".join(RESOURCES),
+            got=repr(name),
+        )
+    return RESOURCES[name]
