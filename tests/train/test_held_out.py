@@ -19,11 +19,12 @@ from fxelastic.train.distillation import TeacherForced
 from fxelastic.train.execution import Execution
 from fxelastic.train.held_out import HeldOut, _steps_left
 from fxelastic.train.losses import normalised_error
-from fxelastic.train.new_branches import NewBranches
+from fxelastic.train.new_branches import NewBranches, norms_of
 from fxelastic.train.processes import ALONE
 from fxelastic.train.thread_choice import ThreadChoice
 from tests.models.compare import assert_same_output
 from tests.train.supernets import (
+    ConvNet,
     conv_supernet,
     image_batches,
     linear_supernet,
@@ -146,6 +147,68 @@ def test_statistics_stay_where_they_are_frozen(norm_statistics: str) -> None:
     frozen = norm_statistics == "frozen"
     assert all(torch.equal(mean, began[0]) for mean in began) == frozen
     assert modes == {not frozen}
+
+
+#: Batches, and whether norms follow them.
+BATCHES: dict[str, tuple[list[tuple[Tensor, Tensor]], bool]] = {
+    "as in training": (image_batches(6, 64), True),
+    "other images": ([(4 * x + 3, y) for x, y in image_batches(6, 64)], False),
+    "of one sample": ([(x[:1], y[:1]) for x, y in image_batches(6)], False),
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind"),
+    [
+        *((stage, kind) for stage in STAGES for kind in ("as in training", "other images")),
+        # Only here statistics are estimated first, so that small batches are what is left.
+        ("teacher_forced", "of one sample"),
+    ],
+)
+def test_norms_follow_batches_that_are_like_the_models_own_data(
+    stage: str, kind: str, tmp_path: Path
+) -> None:
+    data, follows = BATCHES[kind]
+    torch.manual_seed(0)
+    model = ConvNet()
+    for x, _ in 8 * image_batches(6, 64):
+        model(x)
+    supernet = fxelastic.expand(
+        model.eval(), 0.5, example_inputs=torch.zeros(2, 1, 8, 8), kinds=["pruned"]
+    )
+    new = NewBranches(supernet)
+    norms = [norm for name in new.branches for norm in norms_of(new.module(name))]
+    learning = False
+    modes: set[bool] = set()
+
+    def note(norm: nn.Module, *_: object) -> None:
+        if learning and torch.is_grad_enabled():
+            modes.add(norm.training)
+
+    for norm in norms:
+        norm.register_forward_hook(note)
+
+    class Interrupting(Callback):
+        def on_begin(self, *_: object) -> None:
+            nonlocal learning
+            learning = True
+
+        def on_step(self, report: StepReport) -> None:
+            if report.step == 2 and not interrupted:
+                interrupted.append(report.step)
+                raise KeyboardInterrupt
+
+    interrupted: list[int] = []
+    options: dict[str, Any] = {"steps": 4, "lr": 1e-4, "checkpoint_every": 1}
+    options |= {"checkpoints": tmp_path, "callbacks": [Interrupting()]}
+    with pytest.raises(KeyboardInterrupt):
+        STAGES[stage](supernet, data, **options)
+    assert modes == {follows}
+    # A resumed run goes on as it began.
+    modes.clear()
+    history = STAGES[stage](supernet, data, **options)
+    assert history.resumed_at == 1
+    assert modes == {follows}
 
 
 def test_statistics_are_estimated_where_that_is_better() -> None:

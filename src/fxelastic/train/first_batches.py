@@ -16,6 +16,9 @@ from fxelastic.train.randomness import preserved, seed_all, seed_loader
 from fxelastic.train.sampling import derived_seed
 from fxelastic.train.training import Training
 
+#: Batches to compare their statistics with the running ones on.
+_N_COMPARED = 4
+
 
 @dataclass(frozen=True)
 class FirstBatches:
@@ -23,10 +26,12 @@ class FirstBatches:
 
     Attributes:
         tried: Groups of batches, one for each step of a range test.
+        own: Batches of the loader, as the run takes them.
         held_out: Batches to measure on.
     """
 
     tried: Sequence[Sequence[Batch]] = ()
+    own: Sequence[Batch] = ()
     held_out: Sequence[Batch] = ()
 
     @classmethod
@@ -52,10 +57,11 @@ class FirstBatches:
         Raises:
             UsageError: A loader is empty, or a batch has no form that is understood.
         """
-        if not (n_tried or training.keep_best):
+        compared = training.norm_statistics == "auto"
+        if not (n_tried or compared or training.keep_best):
             return cls()
         once = hasattr(loader, "__next__")
-        n_own = 0 if once else n_tried * training.accumulate
+        n_own = 0 if once else max(n_tried * training.accumulate, _N_COMPARED * compared)
         other = training.held_out if training.held_out is not None else training.validate
         n_first = n_own + (N_BATCHES if other is None and not once else 0)
         seed = derived_seed(training.seed, "first batches")
@@ -73,8 +79,9 @@ class FirstBatches:
         held_out = batches[-N_BATCHES:] if other is None else read(other, N_BATCHES, "held_out")
         size = training.accumulate
         own = batches[:n_own]
-        groups = [own[i : i + size] for i in range(0, len(own) - size + 1, size)]
-        return cls(groups, held_out)
+        last = min(len(own), n_tried * size)
+        groups = [own[i : i + size] for i in range(0, last - size + 1, size)]
+        return cls(groups, own[:_N_COMPARED], held_out)
 
 
 def _least(n: int, processes: Processes, device: torch.device) -> int:

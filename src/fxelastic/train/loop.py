@@ -22,7 +22,7 @@ from fxelastic.train.execution import Execution
 from fxelastic.train.first_batches import FirstBatches
 from fxelastic.train.held_out import HeldOut
 from fxelastic.train.new_branches import NewBranches
-from fxelastic.train.norm_statistics import estimate
+from fxelastic.train.norm_statistics import batches_serve, estimate
 from fxelastic.train.objective import Objective, Plan
 from fxelastic.train.observers import observers
 from fxelastic.train.optimisation import Optimisation
@@ -73,7 +73,8 @@ class Loop:
         self._processes = processes
         self._reader = BatchReader(self._supernet, training.split)
         self._optimisation = self._optimisation_of(training)
-        self._frozen = training.norm_statistics == "frozen"
+        # Where this is "auto", it is decided before the first step.
+        self._frozen = training.norm_statistics != "batch"
         several = processes.world_size > 1
         fixed = several or self._device.type != "cpu" or bool(training.compile)
         counts = thread_counts(training.threads, fixed=fixed)
@@ -112,6 +113,8 @@ class Loop:
         self._processes.share(self._new.state().values())
         position, refused = self._resumption.resume()
         self._threads.resume(position.threads)
+        if self._training.norm_statistics == "auto":
+            self._frozen = position.frozen
         resumed_at = position.step
         history: History | None = None
         self._tell(
@@ -121,6 +124,7 @@ class Loop:
             with preserved(self._loader):
                 if not (position.step or position.epoch):
                     self._prepare()
+                    position.frozen = self._frozen
                 while not self._over(position):
                     self._epoch(position)
             if self._training.keep_best:
@@ -154,6 +158,11 @@ class Loop:
         if self._frozen and objective.independent and self._training.keep_best:
             estimate(
                 *(self._new, objective, self._reader, first.held_out, held_out),
+                *(self._processes, self._optimisation.autocast),
+            )
+        if self._training.norm_statistics == "auto":
+            self._frozen = not batches_serve(
+                *(self._execution, self._new, self._reader, first.own),
                 *(self._processes, self._optimisation.autocast),
             )
         if first.tried and held_out.measures:

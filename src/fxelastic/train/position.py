@@ -21,6 +21,7 @@ class Position:
         batch: Batches of this epoch consumed.
         epochs: Reports of the epochs that have ended.
         threads: The number of threads that the run has chosen; None before it has.
+        frozen: Whether the statistics of norms stay as they are.
         random: The random state in which a resumed epoch goes on.
     """
 
@@ -30,6 +31,7 @@ class Position:
     batch: int = 0
     epochs: list[EpochReport] = field(default_factory=list)
     threads: int | None = None
+    frozen: bool = True
     random: bytes | None = None
     _sums: dict[str, float] = field(default_factory=dict)
     _counts: dict[str, int] = field(default_factory=dict)
@@ -89,6 +91,7 @@ class Position:
             "loss": self._loss,
             "steps": self._steps,
             "threads": self.threads,
+            "frozen": self.frozen,
         }
 
     @classmethod
@@ -101,6 +104,7 @@ class Position:
             batch=data["batch"],
             epochs=[EpochReport.from_json(report) for report in data["epochs"]],
             threads=data.get("threads"),
+            frozen=data.get("frozen", True),
             random=random,
             _sums=dict(data["sums"]),
             _counts=dict(data["counts"]),

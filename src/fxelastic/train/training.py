@@ -26,7 +26,7 @@ PRECISIONS: Mapping[str, torch.dtype | None] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-NORM_STATISTICS = ("frozen", "batch")
+NORM_STATISTICS = ("auto", "frozen", "batch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +56,9 @@ class Training:
             own number and fewer by the time of a step, and again when steps get much slower.
             The number decides about the last bits of the results.
         norm_statistics: How layers with running statistics normalise in new branches:
-            ``"frozen"`` with these statistics, which stay as they are, as inference does;
-            ``"batch"`` with those of the batch, which the running ones follow.
+            ``"frozen"`` uses these statistics, as inference does, and leaves them as they are;
+            ``"batch"`` uses those of the batch, which the running ones follow; ``"auto"`` uses
+            those of the batch where errors are hardly larger with them before the first step.
         held_out: Batches that the errors of branches are measured on before training and after
             each epoch, the first 8 of them; where None, those of ``validate``, or else of the
             loader itself, which then are not held out in truth.
@@ -93,7 +94,7 @@ class Training:
     accumulate: int = 1
     precision: str = "fp32"
     threads: int | None = None
-    norm_statistics: str = "frozen"
+    norm_statistics: str = "auto"
     held_out: Iterable[Any] | None = None
     keep_best: bool = True
     compile: bool | Mapping[str, Any] = False
@@ -187,6 +188,9 @@ class Training:
         for name, earlier in later.items():
             if getattr(self, name) != earlier:
                 facts[name] = repr(getattr(self, name))
+        if self.norm_statistics == "auto":
+            # A checkpoint holds what was decided; the default of the version before was "frozen".
+            facts["norm_statistics"] = repr("frozen")
         return {
             **facts,
             "optimizer": described(self.optimizer),
