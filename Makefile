@@ -2,12 +2,15 @@
 # with the versions of constraints.txt; a change of setup.cfg or constraints.txt rebuilds it.
 
 PYTHON ?= python3
-VENV ?= .venv
+# Another version of torch to run with, in an environment of its own: make check TORCH=2.14.1
+TORCH ?=
+VENV ?= .venv$(if $(TORCH),-torch-$(TORCH))
 # The URL of a package index with CPU-only builds of torch. Without it the default index decides,
 # which on Linux may mean some gigabytes of CUDA libraries.
 TORCH_INDEX ?=
-# Two workers: each test keeps about one core busy. The tests of one model share its capture.
-PYTEST_FLAGS ?= -n 2 --dist loadgroup
+# Two workers: each test keeps about one core busy. The tests of one model share its capture, and
+# run in the order of tests/conftest.py, which takes the longest first.
+PYTEST_FLAGS ?= -n 2 --dist loadgroup --no-loadscope-reorder
 
 # Threads that wait for others sleep: beside other programs, spinning ones make a step take 10 times
 # as long.
@@ -18,15 +21,18 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help check demo test lint format bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
+check: $(STAMP) $(if $(TORCH),,lint) ## check style and types, and run the tests that are fast
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) --fast
+
 demo: $(STAMP) ## train, expand, export, measure, search and serve a small ResNet; write a report
 	$(BIN)/python examples/demo.py
 
-test: $(STAMP) ## run the tests
+test: $(STAMP) ## run all tests
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 lint: $(STAMP) ## check style, formatting and types
@@ -44,7 +50,7 @@ bench: $(STAMP) ## run every benchmark, some hours, or go on with it, and write 
 	$(BIN)/python benchmarks/run_all.py
 
 clean: ## remove the environment, caches and everything built
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) .venv-torch-* build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
 	find src tests examples benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # torch goes first and alone: it is the one large download, and the one with an index of its own.
@@ -52,6 +58,8 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "fxelastic needs Python >= 3.10; name one with: make PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(PIP) install --constraint constraints.txt --editable '.[dev,report,examples]'
+	sed '$(if $(TORCH),s/^torch==.*/torch==$(TORCH)/)' constraints.txt > $(VENV)/constraints.txt
+	$(PIP) install --constraint $(VENV)/constraints.txt \
+	  $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(PIP) install --constraint $(VENV)/constraints.txt --editable '.[dev,report,examples]'
 	@touch $@

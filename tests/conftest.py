@@ -1,4 +1,4 @@
-"""What holds for all tests."""
+"""What holds for all tests: their lanes, their order, their threads."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import signal
 import warnings
 
 import pytest
+
+from tests.lanes import SLOW, is_fast
 
 # Workers side by side keep all cores busy; torch is to compute with one thread in each of them, and
 # in the processes that they start. Threads that wait for each other took 8 % more time.
@@ -17,6 +19,26 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # that interrupt a process need it to be as in a terminal.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--fast``, which ``make check`` uses."""
+    parser.addoption("--fast", action="store_true", help="leave out what takes long")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Take what is slow first, or not at all."""
+    items.sort(key=lambda item: not item.nodeid.startswith(SLOW))
+    if config.getoption("fast"):
+        chosen = [item for item in items if is_fast(item.nodeid, _values(item))]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+        items[:] = chosen
+
+
+def _values(item: pytest.Item) -> list[object]:
+    """What a test is parametrised with."""
+    callspec = getattr(item, "callspec", None)
+    return list(callspec.params.values()) if callspec else []
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

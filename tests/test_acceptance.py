@@ -2,52 +2,46 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import fxelastic
 from fxelastic import Partition
-from fxelastic.backends import fusion_rules
 from fxelastic.errors import UsageError
-from fxelastic.ir import Traced
-from fxelastic.passes import capture, partition_graph
 from tests.models import CASES
+from tests.models.captured import grouped, partitioned
 from tests.models.compare import assert_same_output
 
 GAMMAS = (0.02, 0.1, 0.25, 1.0)
 #: The 133 million parameters of the real VGG-11 are run at one granularity only.
 GRID = [
-    pytest.param(name, gamma, id=f"{name}-{gamma}", marks=pytest.mark.xdist_group(name))
+    grouped(name, gamma)
     for name, case in CASES.items()
     for gamma in (GAMMAS if "slow" not in case.tags else GAMMAS[1:2])
 ]
-RULES = fusion_rules("onnxruntime")
 
 
-@cache
-def traced(name: str) -> Traced:
-    """The capture of a case, shared by the tests of one model."""
-    return capture(CASES[name].build(), CASES[name].inputs(2))
+@lru_cache(maxsize=1)
+def model(name: str) -> nn.Module:
+    """A model that was never captured."""
+    return CASES[name].build()
 
 
-@cache
+@lru_cache(maxsize=2)
 def wanted(name: str, batch_size: int) -> Any:
     """What a case's model itself gives, shared by the granularities."""
     args, kwargs = CASES[name].inputs(batch_size)
-    return CASES[name].build()(*args, **kwargs)
-
-
-def partition(name: str, gamma: float) -> Partition:
-    return partition_graph(traced(name), gamma, RULES)
+    return model(name)(*args, **kwargs)
 
 
 @pytest.mark.parametrize(("name", "gamma"), GRID)
 def test_blocks_in_order_are_the_model(name: str, gamma: float) -> None:
     case = CASES[name]
-    found = partition(name, gamma)
+    found = partitioned(name, gamma)
     found.verify()
     assert sum(block.n_params for block in found.blocks) == found.n_params
     for batch_size in (2, 3):
@@ -61,7 +55,7 @@ def test_blocks_in_order_are_the_model(name: str, gamma: float) -> None:
 
 @pytest.mark.parametrize(("name", "gamma"), GRID)
 def test_the_cap_holds_or_a_reason_is_given(name: str, gamma: float) -> None:
-    found = partition(name, gamma)
+    found = partitioned(name, gamma)
     for block in found.blocks:
         above = block.n_params > gamma * found.n_params * (1 + 1e-9)
         assert block.kind != "basic" or not above
@@ -69,12 +63,11 @@ def test_the_cap_holds_or_a_reason_is_given(name: str, gamma: float) -> None:
             assert block.reason
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [grouped(name) for name in CASES])
 def test_p0_counts_each_used_parameter_once(name: str) -> None:
-    model = CASES[name].build()
-    found = partition(name, 0.25)
+    found = partitioned(name, 0.25)
     unused = set(found.unused_params)
-    used = {id(p): p.numel() for n, p in model.named_parameters() if n not in unused}
+    used = {id(p): p.numel() for n, p in model(name).named_parameters() if n not in unused}
     assert found.n_params == sum(used.values())
 
 
@@ -82,13 +75,15 @@ def names(found: Partition, *kinds: str) -> list[str]:
     return [block.name for block in found.blocks if not kinds or block.kind in kinds]
 
 
+@pytest.mark.xdist_group("resnet50")
 def test_resnet50_has_one_block_per_bottleneck() -> None:
     layers = [f"layer{i + 1}.{j}" for i, n in enumerate((3, 4, 6, 3)) for j in range(n)]
-    assert names(partition("resnet50", 0.25)) == ["conv1..maxpool", *layers, "avgpool..fc"]
+    assert names(partitioned("resnet50", 0.25)) == ["conv1..maxpool", *layers, "avgpool..fc"]
 
 
+@pytest.mark.xdist_group("mobilenet_v2")
 def test_mobilenet_v2_has_one_block_per_inverted_residual() -> None:
-    found = names(partition("mobilenet_v2", 0.25))
+    found = names(partitioned("mobilenet_v2", 0.25))
     assert [name for name in found if name in {f"features.{i}" for i in range(1, 18)}] == [
         f"features.{i}" for i in range(1, 18)
     ]
@@ -97,20 +92,21 @@ def test_mobilenet_v2_has_one_block_per_inverted_residual() -> None:
 @pytest.mark.parametrize(
     ("name", "layers"),
     [
-        ("vit", [f"encoder.layers.encoder_layer_{i}" for i in range(4)]),
-        ("bert", [f"encoder.layer.{i}" for i in range(4)]),
-        ("llama", [f"model.layers.{i}" for i in range(4)]),
-        ("t5", [f"encoder.block.{i}" for i in range(3)]),
-        ("functional_resnet", [f"unit{i}" for i in range(5)]),
+        grouped("vit", [f"encoder.layers.encoder_layer_{i}" for i in range(4)]),
+        grouped("bert", [f"encoder.layer.{i}" for i in range(4)]),
+        grouped("llama", [f"model.layers.{i}" for i in range(4)]),
+        grouped("t5", [f"encoder.block.{i}" for i in range(3)]),
+        grouped("functional_resnet", [f"unit{i}" for i in range(5)]),
     ],
 )
 def test_each_layer_is_one_block(name: str, layers: list[str]) -> None:
-    found = partition(name, 0.25)
+    found = partitioned(name, 0.25)
     assert [n for n in names(found, "basic") if n in set(layers)] == layers
 
 
+@pytest.mark.xdist_group("llama")
 def test_masks_and_rotary_tables_are_context() -> None:
-    found = partition("llama", 0.25)
+    found = partitioned("llama", 0.25)
     context = names(found, "context")
     assert context == ["model:context"]
     readers = [block.name for block in found.blocks if block.kind == "basic" and block.context]
@@ -192,6 +188,6 @@ def constant_others(value: torch.fx.Node, reader: torch.fx.Node) -> bool:
 
 @pytest.mark.parametrize(("name", "gamma"), GRID)
 def test_no_oversize_block_can_be_split(name: str, gamma: float) -> None:
-    found = partition(name, gamma)
+    found = partitioned(name, gamma)
     left = {b.name: cuts(found, b) for b in found.blocks if b.kind == "oversize"}
     assert not {name: values for name, values in left.items() if values}

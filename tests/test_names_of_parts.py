@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 import fxelastic
 from fxelastic import edge
 from fxelastic.ir.branch import FrozenGraphModule
-from tests.exhaustive import EXHAUSTIVE
+from tests.lanes import EXHAUSTIVE
 
 # Whatever a graph module has besides what every module has, on the class and on the instance.
 _TAKEN = sorted(set(dir(FrozenGraphModule(nn.Module(), fx.Graph()))) - set(dir(nn.Module())))

@@ -13,7 +13,7 @@ import fxelastic
 from fxelastic.errors import ExportError
 from tests.backends.exported import exporter_failure
 from tests.branches.expanded import LARGE, NAMES, expanded
-from tests.exhaustive import EXHAUSTIVE
+from tests.lanes import EXHAUSTIVE
 
 #: Masked attention, side exits, recurrence.
 FEW = ("bert", "fpn_detector", "gru_tagger")

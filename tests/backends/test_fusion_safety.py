@@ -7,7 +7,6 @@ multisets are equal, no kernel spans a boundary.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +15,6 @@ import pytest
 import torch
 from torch import fx
 
-from fxelastic.backends import fusion_rules
 from fxelastic.backends.onnxruntime.kernels import (
     KernelDiff,
     compare_kernels,
@@ -26,9 +24,9 @@ from fxelastic.backends.onnxruntime.kernels import (
 from fxelastic.ir import Block, Partition, Traced
 from fxelastic.ir.extract import extract
 from fxelastic.ir.fusion import canonical_operator
-from fxelastic.passes import capture, partition_graph
-from tests.exhaustive import EXHAUSTIVE
+from tests.lanes import EXHAUSTIVE
 from tests.models import CASES
+from tests.models.captured import captured, grouped, partitioned
 
 # Convolutional models that this test leaves out, and why.
 LEFT_OUT = {
@@ -38,7 +36,7 @@ LEFT_OUT = {
 }
 
 CONVOLUTIONAL = [
-    name for name, case in CASES.items() if "conv" in case.tags and name not in LEFT_OUT
+    grouped(name) for name, case in CASES.items() if "conv" in case.tags and name not in LEFT_OUT
 ]
 
 # Small blocks, where regions are opened and every fusable pair is a candidate for a cut.
@@ -86,12 +84,10 @@ class Values(fx.Interpreter):
         return self.values[node.name]
 
 
-@functools.cache
-def captured(name: str) -> tuple[Traced, list[Any]]:
+def traced_with_inputs(name: str) -> tuple[Traced, list[Any]]:
     """A model's graph and its inputs."""
-    args, kwargs = CASES[name].inputs(2)
-    traced = capture(CASES[name].build(), (args, kwargs))
-    return traced, traced.signature.flatten_arguments(args, kwargs)
+    traced = captured(name).traced
+    return traced, traced.signature.flatten_arguments(*CASES[name].inputs(2))
 
 
 def diffs(
@@ -102,8 +98,8 @@ def diffs(
     A symbolic batch makes the export twice as slow. It changes no fusion, which
     `test_dynamic_batch_is_as_safe` makes sure of.
     """
-    traced, inputs = captured(name)
-    partitions = [partition_graph(traced, gamma, fusion_rules("onnxruntime")) for gamma in gammas]
+    traced, inputs = traced_with_inputs(name)
+    partitions = [partitioned(name, gamma) for gamma in gammas]
     pieces: list[tuple[fx.GraphModule, Sequence[Any]]] = [(traced.graph_module, inputs)]
     for partition in partitions:
         values = Values(partition.graph_module, inputs).values
@@ -141,7 +137,7 @@ def slices(name: str, partition: Partition) -> Difference:
     """
     count = [
         Counter(canonical_operator(node.target) for node in graph.nodes)
-        for graph in (captured(name)[0].graph, partition.graph)
+        for graph in (captured(name).traced.graph, partition.graph)
     ]
     splits = sum(count[0][kind] - count[1][kind] for kind in ("aten.chunk", "aten.split"))
     added = count[1]["aten.slice"] - count[0]["aten.slice"]
@@ -158,7 +154,7 @@ def test_blocks_of_a_convolutional_model_run_the_kernels_of_the_whole(name: str)
         )
 
 
-@pytest.mark.parametrize("name", ["bert", "vit"])
+@pytest.mark.parametrize("name", [grouped("bert"), grouped("vit")])
 def test_a_transformer_loses_no_fusion_that_is_not_listed(name: str) -> None:
     for partition, diff in diffs(name, (0.25, 0.02)):
         assert unexplained(partition, diff) == (Counter(), Counter()), (
@@ -166,6 +162,7 @@ def test_a_transformer_loses_no_fusion_that_is_not_listed(name: str) -> None:
         )
 
 
+@pytest.mark.xdist_group("vit")
 def test_a_fusion_that_is_not_listed_fails() -> None:
     """The comparison above must fail when a listed fusion is taken from the list."""
     ((partition, diff),) = diffs("vit", (0.25,))
@@ -176,20 +173,21 @@ def test_a_fusion_that_is_not_listed_fails() -> None:
     assert extra
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnext_grouped"])
+@pytest.mark.parametrize("name", [grouped("resnet18"), grouped("resnext_grouped")])
 def test_dynamic_batch_is_as_safe(name: str) -> None:
     ((_, diff),) = diffs(name, (0.25,), dynamic_batch=True)
     assert diff.equal, str(diff)
 
 
+@pytest.mark.xdist_group("resnet18")
 @pytest.mark.parametrize(
     ("producer", "consumer", "kernel"),
     [("conv2d", "batch_norm", "BatchNormalization"), ("batch_norm", "relu", "Relu")],
 )
 def test_a_bad_cut_fails(producer: str, consumer: str, kernel: str) -> None:
     """The comparison above must fail for a boundary between conv and bn, or bn and relu."""
-    traced, inputs = captured("resnet18")
-    partition = partition_graph(traced, 0.25, fusion_rules("onnxruntime"))
+    _, inputs = traced_with_inputs("resnet18")
+    partition = partitioned("resnet18", 0.25)
     nodes = {node.name: node for node in partition.graph.nodes}
     stem = partition.blocks[0]
     position = [canonical_operator(nodes[name].target) for name in stem.nodes].index(

@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
 
 import fxelastic
-from fxelastic import Supernet
+from fxelastic import Supernet, expansion
 from fxelastic.ir.branch import Branch
 from tests.branches.plain_kind import Plain
 from tests.models import CASES, ModelCase
+from tests.models.captured import captured, partitioned
 
 NAMES = tuple(name for name, case in CASES.items() if "slow" not in case.tags)
 _PLAIN = ", plain"
@@ -68,12 +70,16 @@ def expanded(name: str, **options: Any) -> Expanded:
 
 @lru_cache(maxsize=1)
 def shared(name: str) -> Expanded:
-    """The same; for tests that leave a supernet as it was, and run one model after another.
+    """The same over the shared capture; for tests that leave the model and supernet as they were.
 
     Args:
         name: The model; one of ``WITH_PLAIN`` has the plain kind, too.
     """
-    found = expanded(name.removesuffix(_PLAIN))
+    plain = name.removesuffix(_PLAIN)
+    case, model = CASES[plain], captured(plain).model
+    with mock.patch.object(expansion, "partition", return_value=partitioned(plain, 0.25)):
+        supernet = fxelastic.expand(model, 0.25, example_inputs=case.inputs(2))
+    found = Expanded(case, model, supernet)
     if not name.endswith(_PLAIN):
         return found
     partition = found.supernet.partition

@@ -19,9 +19,10 @@ from fxelastic.ir.branch import Branch, Crossings, Skip
 from fxelastic.spec import Arch, BranchSpec, branch_id
 from tests.branches.composed import all_composed, compose
 from tests.models import CASES, ModelCase
-from tests.models.compare import assert_same_output
+from tests.models.captured import captured, grouped, partitioned
+from tests.models.compare import assert_same_output, assert_unchanged, snapshot
 
-NAMES = tuple(name for name, item in CASES.items() if "slow" not in item.tags)
+NAMES = tuple(grouped(name) for name, item in CASES.items() if "slow" not in item.tags)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -76,26 +77,6 @@ def with_new_branches(model: nn.Module) -> Supernet:
     return Supernet(partition, made + new)
 
 
-def snapshot(model: nn.Module) -> Any:
-    return (
-        {
-            name: (id(p), p.data_ptr(), p.requires_grad, p.grad)
-            for name, p in model.named_parameters()
-        },
-        {name: value.clone() for name, value in model.state_dict().items()},
-        [
-            (name, module.training, len(module._forward_hooks))
-            for name, module in model.named_modules()
-        ],
-    )
-
-
-def assert_unchanged(before: Any, after: Any) -> None:
-    assert before[0] == after[0]
-    assert_same_output(before[1], after[1])
-    assert before[2] == after[2]
-
-
 def inputs(item: ModelCase, batch: int) -> Any:
     args, kwargs = item.inputs(batch)
     return copy.deepcopy((args, kwargs))
@@ -109,9 +90,8 @@ def call(module: Any, item: ModelCase, batch: int, **more: Any) -> Any:
 @pytest.mark.parametrize("name", NAMES)
 def test_computes_what_the_model_does(name: str) -> None:
     item = CASES[name]
-    model = item.build()
-    before = snapshot(model)
-    partition = fxelastic.partition(model, 0.1, inputs(item, 2))
+    model, before = captured(name).model, captured(name).before
+    partition = partitioned(name, 0.1)
     dynamic = partition.dynamic_batch and "batch-dim-1" not in item.tags
     batches = (2, 3) if dynamic else (2,)
 
@@ -133,9 +113,24 @@ def test_computes_what_the_model_does(name: str) -> None:
         assert len(held) == len(own) - len(partition.unused_params)
         assert sum(parameter.numel() for parameter in held) == partition.n_params
 
-    # Any tiling by branches that compute what the blocks do. Over weights that require no
-    # gradients: torch rounds differently over those that do.
-    model.requires_grad_(False)
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_tiling_computes_what_the_model_does(name: str) -> None:
+    """By branches that compute what the blocks do."""
+    item = CASES[name]
+    partition = partitioned(name, 0.1)
+    # Over weights that require no gradients: torch rounds differently over those that do.
+    trained = [p for p in captured(name).model.parameters() if p.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        check_tilings(partition, item)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def check_tilings(partition: fxelastic.Partition, item: ModelCase) -> None:
     composed = all_composed(partition, (1, 2, 5))
     supernet = Supernet(partition, [*originals(partition), *composed])
     archs = supernet.space.sample(5, seed=1)

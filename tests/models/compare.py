@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def assert_same_output(a: Any, b: Any, path: str = "output") -> None:
@@ -83,3 +83,25 @@ def _assert_same_tensor(a: Tensor, b: Tensor, path: str) -> None:
 def _largest_difference(a: Tensor, b: Tensor) -> float:
     wide = torch.complex128 if a.is_complex() else torch.float64
     return float((a.to(wide) - b.to(wide)).abs().nan_to_num(nan=float("inf")).max())
+
+
+def snapshot(model: nn.Module) -> Any:
+    """All that a model's owner would notice a change of; see `assert_unchanged`."""
+    return (
+        {
+            name: (id(p), p.data_ptr(), p.requires_grad, p.grad)
+            for name, p in model.named_parameters()
+        },
+        {name: value.clone() for name, value in model.state_dict().items()},
+        [
+            (name, module.training, len(module._forward_hooks))
+            for name, module in model.named_modules()
+        ],
+    )
+
+
+def assert_unchanged(before: Any, after: Any) -> None:
+    """Assert that two snapshots of a model are the same."""
+    assert before[0] == after[0]
+    assert_same_output(before[1], after[1])
+    assert before[2] == after[2]

@@ -1,0 +1,76 @@
+"""The lanes that the tests run in: fast, all, exhaustive; see CONTRIBUTING.md.
+
+The fast lane (``--fast``) runs every kind of check on models that differ in structure, and leaves
+out what takes long. All of them are the default. The exhaustive lane takes also the models that
+others stand for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+#: Set by ``FXELASTIC_EXHAUSTIVE=1``.
+EXHAUSTIVE = bool(os.environ.get("FXELASTIC_EXHAUSTIVE"))
+
+#: The test models of the fast lane: together they have every tag but ``real`` and ``slow``.
+FAST_MODELS = frozenset(
+    {
+        "resnext_grouped",
+        "fpn_detector",
+        "in_place_on_input",
+        "functional_resnet",
+        "vit",
+        "albert",
+        "gru_tagger",
+        "gru_sequence_first",
+        "dataclass_nested",
+        "grad_mode_regions",
+        "routed",
+        "hooked",
+        "fixed_features",
+        "variadic_wrapper",
+    }
+)
+
+#: Where an id begins so, a test takes more than a few seconds. The fast lane leaves it out; a run
+#: of all tests begins with it, so that no worker is left alone with it at the end.
+SLOW = (
+    "tests/backends/test_export.py::test_the_export_is_verified_at_once",
+    "tests/backends/test_export.py::test_a_chain_of_files_computes_what_torch_does",
+    "tests/backends/test_export_sweep.py",
+    "tests/backends/test_fusion_rules.py",
+    "tests/backends/test_fusion_safety.py",
+    "tests/backends/test_operators.py",
+    "tests/branches/test_calibration.py",
+    "tests/branches/test_new_branches.py::test_the_same_model_gives_the_same_branches",
+    "tests/cli/test_check.py::test_a_real_model_end_to_end",
+    "tests/cli/test_docs.py::test_the_recipe_for_pytest_works",
+    "tests/cli/test_examples_run.py",
+    "tests/cli/test_interrupts.py",
+    "tests/cli/test_train.py",
+    "tests/edge/test_whole_inputs.py",
+    "tests/test_determinism.py",
+    "tests/test_docs.py::test_python_blocks_run",
+    "tests/test_examples.py",
+    "tests/test_properties.py",
+    "tests/test_search_benchmark.py",
+    "tests/train/test_examples.py",
+    "tests/train/test_processes.py",
+    "tests/train/test_resume.py",
+    "tests/train/test_untouched.py",
+)
+
+
+def is_fast(nodeid: str, values: Iterable[object]) -> bool:
+    """Whether a test is in the fast lane.
+
+    Args:
+        nodeid: Its id.
+        values: What it is parametrised with; a name of a test model is for that model.
+    """
+    # Only here: it imports torch.
+    from tests.models import CASES
+
+    names = {value.partition(",")[0] for value in values if isinstance(value, str)}
+    return not nodeid.startswith(SLOW) and names.isdisjoint(CASES.keys() - FAST_MODELS)

@@ -1,0 +1,40 @@
+"""The lists that decide what the fast lane runs name what there is."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.cli.commands import ROOT
+from tests.lanes import FAST_MODELS, SLOW, is_fast
+from tests.models import CASES, TAGS
+
+
+@pytest.mark.parametrize("prefix", SLOW)
+def test_slow_tests_exist(prefix: str) -> None:
+    file, _, function = prefix.partition("::")
+    source = (ROOT / file).read_text("utf-8")
+    assert not function or re.search(rf"^def {function}\(", source, re.MULTILINE)
+
+
+def test_models_of_the_fast_lane_have_every_tag() -> None:
+    assert CASES.keys() >= FAST_MODELS
+    found = {tag for name in FAST_MODELS for tag in CASES[name].tags}
+    assert found == TAGS.keys() - {"real", "slow"}
+
+
+@pytest.mark.parametrize(
+    ("nodeid", "values", "fast"),
+    [
+        ("tests/test_acceptance.py::test_blocks", ["vit", 0.25], True),
+        ("tests/test_acceptance.py::test_blocks", ["resnet50", 0.25], False),
+        ("tests/branches/test_new_branches.py::test_norms", ["gpt2, plain"], False),
+        ("tests/test_examples.py::test_the_demo", [], False),
+        ("tests/spec/test_arch.py::test_text", ["a"], True),
+    ],
+)
+def test_the_fast_lane_leaves_out_other_models_and_what_is_slow(
+    nodeid: str, values: list[object], fast: bool
+) -> None:
+    assert is_fast(nodeid, values) == fast
