@@ -21,7 +21,7 @@ from benchmarks.pretrained_models import PretrainedModel
 from fxelastic import Supernet
 from fxelastic.train import Callback, History, StepReport
 from fxelastic.train.held_out import N_BATCHES
-from fxelastic.train.rate_range import RATES, n_steps_tried
+from fxelastic.train.optimisation import RATES, n_steps_tried
 
 PROBED_STEPS = 5
 HELD_OUT = 256

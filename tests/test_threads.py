@@ -1,10 +1,8 @@
-"""How many threads torch computes with, and how they wait."""
+"""How many threads torch computes with."""
 
 from __future__ import annotations
 
 import os
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,24 +39,6 @@ def test_an_exception_restores_the_number() -> None:
     with pytest.raises(ZeroDivisionError), computing_with(1):
         raise ZeroDivisionError
     assert torch.get_num_threads() == 2
-
-
-def test_no_thread_is_left_over() -> None:
-    before = threading.active_count()
-    for number in (None, 1, 2, 5):
-        with computing_with(number):
-            pass
-        assert threading.active_count() == before
-
-
-def test_a_team_sleeps_where_threads_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxelastic.threads.processors", lambda: 4)
-    monkeypatch.setattr(sys, "platform", "linux")
-    before = threading.active_count()
-    # One thread waits for none, and more threads than processors sleep anyway.
-    for number, teams in ((1, 0), (2, 1), (4, 1), (5, 0)):
-        with computing_with(number):
-            assert threading.active_count() == before + teams
 
 
 def test_a_decorated_function_computes_with_the_number() -> None:

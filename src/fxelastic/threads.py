@@ -1,44 +1,57 @@
-"""How many threads torch computes with, and how they wait for each other."""
+"""How many threads torch computes with."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
-import sys
-import threading
-from collections.abc import Iterator
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from fxelastic.errors import UsageError
 
-# More elements than torch lets one thread compute alone.
-_PARALLEL_SIZE = 2**17
+logger = logging.getLogger(__name__)
+
+# Steps before the first measurement: they make what later steps reuse.
+_WARM_UP = 3
+# Steps by which a number of threads is judged.
+_TRIES = 5
+# Steps in a row whose median is the time of a step.
+_RECENT = 5
+# How many times as long as before a step takes when it has collapsed.
+_COLLAPSED = 1.8
+# How many times as slow as the fastest a number is that is not tried further.
+_HOPELESS = 3.0
+# How many times as fast fewer threads must be to be chosen: near ties must not decide about bits.
+_CLEARLY = 1.2
+# Steps after which fewer threads than usual are measured again.
+_AGAIN = 200
 
 
 @contextlib.contextmanager
-def computing_with(threads: int | None = None, *, spinning: bool = False) -> Iterator[None]:
-    """Have torch compute with so many threads, which leave the processors to others, for a while.
+def computing_with(threads: int | None = None) -> Iterator[None]:
+    """Have torch compute with so many threads, for a while.
 
     As a decorator it holds for each call of a function. The number of threads is as before
     afterwards.
 
     Args:
         threads: How many; `usual_threads` where None.
-        spinning: Let threads that wait spin, which is faster on an idle machine.
 
     Raises:
         UsageError: ``threads`` is not an integer of at least 1.
     """
     check_threads(threads)
     before = torch.get_num_threads()
-    number = usual_threads() if threads is None else threads
     try:
-        torch.set_num_threads(number)
-        with contextlib.nullcontext() if spinning else _waiting_asleep(number):
-            yield
+        torch.set_num_threads(usual_threads() if threads is None else threads)
+        yield
     finally:
         torch.set_num_threads(before)
 
@@ -52,9 +65,7 @@ def check_threads(threads: object) -> None:
     if threads is None or (type(threads) is int and threads >= 1):
         return
     raise UsageError(
-        f"threads must be at least 1, got {threads!r}"
-        if isinstance(threads, (int, float))
-        else "threads must be a number",
+        f"threads must be at least 1, got {threads!r}",
         expected="an integer of at least 1, or None for the default",
         got=repr(threads),
     )
@@ -98,36 +109,142 @@ def _quota(root: Path) -> float:
     return lowest
 
 
-@contextlib.contextmanager
-def _waiting_asleep(number: int) -> Iterator[None]:
-    """Have threads of GNU's OpenMP that wait for others sleep at once, for a while.
+def thread_counts(threads: int | None, *, fixed: bool) -> tuple[int, ...]:
+    """The numbers of threads that a run may compute with, the usual one first.
 
-    They spin for 3 ms, beside another process on its processor, and each of a step's thousands of
-    parallel operators waits for them. With more threads than processors they do not: a team that
-    sleeps is enough for that. See "Threads" in ARCHITECTURE.md.
+    Args:
+        threads: The user's number; None for a choice.
+        fixed: Use the usual number.
     """
-    idle = processors() - number + 2
-    if sys.platform != "linux" or number == 1 or idle < 2:
-        yield
-        return
-    ready, end = threading.Event(), threading.Event()
+    if threads is not None:
+        return (threads,)
+    number = usual_threads()
+    # Deterministic algorithms are requested for the same bits each time.
+    if fixed or torch.are_deterministic_algorithms_enabled():
+        return (number,)
+    return tuple(number >> i for i in range(number.bit_length()))
 
-    def hold_a_team() -> None:
-        try:
-            torch.set_num_threads(idle)
-            torch.ones(_PARALLEL_SIZE).add_(1)
-        finally:
-            ready.set()
-        end.wait()
 
-    # A daemon: an interpreter that ends waits for no other.
-    holder = threading.Thread(target=hold_a_team, name="fxelastic-idle-team", daemon=True)
-    holder.start()
-    try:
-        ready.wait()
-        # New threads of the process begin with the number that was set last.
-        torch.set_num_threads(number)
+class ThreadChoice:
+    """Chooses the number of threads by the times of the steps themselves.
+
+    After a few steps, the following ones try all numbers in turn, and the largest that is not
+    clearly slower than the best stays. When steps take several times as long as they did, or after
+    a while with fewer threads than usual, the next steps try again.
+
+    With a single number there is no choice, and torch is left alone.
+
+    Attributes:
+        number: The number of threads in use.
+    """
+
+    def __init__(
+        self,
+        counts: Sequence[int],
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+        set_threads: Callable[[int], None] = torch.set_num_threads,
+    ) -> None:
+        """Begin with the first of several numbers.
+
+        Args:
+            counts: The numbers of threads, see `thread_counts`.
+            clock: The time, in seconds.
+            set_threads: Sets the number of threads.
+        """
+        self._counts = tuple(counts)
+        self._clock = clock
+        self._set_threads = set_threads
+        self.number = self._counts[0]
+        self._chosen = len(self._counts) == 1
+        self._trials: dict[int, list[float]] = {}
+        self._recent: deque[float] = deque(maxlen=_RECENT)
+        self._best = math.inf
+        self._collapsed: tuple[float, float] | None = None
+        self._warned = False
+        self._steps = 0
+
+    @property
+    def chosen(self) -> int | None:
+        """The number that was chosen; None before the first choice."""
+        return self.number if self._chosen else None
+
+    def resume(self, number: int | None) -> None:
+        """Go on with the number that a run had when it was interrupted, if it may be used here."""
+        if number in self._counts:
+            assert number is not None
+            self.number, self._chosen = number, True
+
+    @contextlib.contextmanager
+    def step(self) -> Iterator[None]:
+        """The context of one step."""
+        if len(self._counts) == 1:
+            yield
+            return
+        number = self._next()
+        self._set_threads(number)
+        began = self._clock()
         yield
-    finally:
-        end.set()
-        holder.join()
+        seconds = self._clock() - began
+        if self._trials:
+            self._trials[number].append(seconds)
+            if not self._open():
+                self._choose()
+        else:
+            self._watch(seconds)
+
+    def _next(self) -> int:
+        return min(self._open(), key=lambda n: len(self._trials[n]), default=self.number)
+
+    def _open(self) -> list[int]:
+        """The numbers that are to be tried further."""
+        fastest = min((t for times in self._trials.values() for t in times), default=math.inf)
+        return [
+            n
+            for n, times in self._trials.items()
+            # The first step with a number may be slow in itself.
+            if len(times) < 2 or (len(times) < _TRIES and min(times) <= _HOPELESS * fastest)
+        ]
+
+    def _watch(self, seconds: float) -> None:
+        self._steps += 1
+        self._recent.append(seconds)
+        if not self._chosen:
+            if self._steps == _WARM_UP:
+                self._try_all()
+            return
+        if len(self._recent) == _RECENT:
+            now = statistics.median(self._recent)
+            self._best = min(self._best, now)
+            if now > _COLLAPSED * self._best:
+                self._collapsed = self._best, now
+                self._try_all()
+                return
+        if self.number < self._counts[0] and self._steps >= _AGAIN:
+            self._try_all()
+
+    def _try_all(self) -> None:
+        self._trials = {number: [] for number in self._counts}
+
+    def _choose(self) -> None:
+        """End a trial; what steps took before it no longer counts."""
+        typical = {number: statistics.median(times) for number, times in self._trials.items()}
+        limit = _CLEARLY * min(typical.values())
+        before = self.number
+        self.number = next(n for n in self._counts if typical[n] <= limit)
+        if self._collapsed is not None and self.number < before and not self._warned:
+            logger.warning(
+                "a step takes %.2g s instead of %.2g s, as it does when other programs use the "
+                "processors: it takes %.2g s with %d of %d threads, which training goes on with",
+                *reversed(self._collapsed),
+                typical[self.number],
+                self.number,
+                self._counts[0],
+            )
+            self._warned = True
+        elif not self._chosen or self.number != before:
+            logger.info("training computes with %d threads", self.number)
+        self._chosen, self._collapsed = True, None
+        self._trials = {}
+        self._recent.clear()
+        self._best, self._steps = math.inf, 0

@@ -21,18 +21,29 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxelastic
-from fxelastic.train import Callback, Sandwich, StepReport, checkpoints
+from fxelastic.train import (
+    Callback,
+    EndToEnd,
+    Sandwich,
+    Stage,
+    StepReport,
+    TeacherForced,
+    Turns,
+    checkpoints,
+    run,
+)
 from tests.train.supernets import conv_supernet, image_batches, weights
 
 
 class Kill(Callback):
-    """Ends this process as `kill -9` does, after a step."""
+    """Ends this process as `kill -9` does, after a step of a stage (any where None)."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, stage: str | None = None) -> None:
         self.step = step
+        self.stage = stage
 
     def on_step(self, report: StepReport) -> None:
-        if report.step == self.step:
+        if report.step == self.step and self.stage in (None, report.stage):
             kill()
 
 
@@ -68,7 +79,15 @@ def train(stage: str, folder: Path, callbacks: tuple[Callback, ...] = ()) -> dic
         "log": folder / "log.jsonl",
         "callbacks": callbacks,
     }
-    if stage == "tune":
+    if stage == "stages":
+        stages = (
+            Stage(TeacherForced(), sampling=Turns(3), epochs=1),
+            Stage(EndToEnd(soft=0.5), learns=["student@1", "student@2"], lr=0.01),
+            Stage(EndToEnd(), sampling=Sandwich(), epochs=2),
+        )
+        *earlier, history = run(supernet, loader, stages, **options)
+        assert [h.steps for h in earlier] == [3, 9]
+    elif stage == "tune":
         history = fxelastic.tune(supernet, loader, sampling=Sandwich(), **options)
     else:
         history = fxelastic.distill(supernet, loader, mode=stage, **options)
@@ -117,17 +136,26 @@ def while_writing(stage: str, folder: Path, when: int, where: str) -> None:
 def main(folder: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
-    for stage in ("teacher_forced", "chained", "tune"):
+    for stage in ("teacher_forced", "chained", "tune", "stages"):
         plain = train(stage, folder / "plain")
         shutil.rmtree(folder / "plain")
         killed = []
         # Nine steps, three an epoch: before the first checkpoint, in the middle of an epoch, at
         # its end, and one after another.
         points: list[tuple[int, ...]] = [(1,), (3, 7)] if stage == "tune" else [(4, 5)]
+        points = [] if stage == "stages" else points
         for steps in points:
             here = folder / f"{stage}-{steps}"
             codes = [in_child(partial(train, stage, here, (Kill(step),))) for step in steps]
             killed.append({"codes": codes, "at": steps, **train(stage, here)})
+        if stage == "stages":
+            # In the middle of the second stage, then in the third.
+            here = folder / "stages-later"
+            codes = [
+                in_child(partial(train, stage, here, (Kill(step, name),)))
+                for name, step in (("tune", 5), ("tune-2", 4))
+            ]
+            killed.append({"codes": codes, "at": ["tune", "tune-2"], **train(stage, here)})
         if stage == "tune":
             # The ninth file is of the checkpoint at the end of the second epoch, which has a line
             # in the log already, at the step of the checkpoint before.

@@ -14,9 +14,9 @@ import fxelastic
 from fxelastic import Supernet, UsageError
 from fxelastic.spec import Arch
 from fxelastic.train import accuracy, range_accuracy
+from fxelastic.train.evaluation import Prefix
 from fxelastic.train.losses import soft_cross_entropy
-from fxelastic.train.prefixes import Prefix
-from fxelastic.train.recalibration import _surely_less
+from fxelastic.train.norm_statistics import _surely_less
 from fxelastic.train.sampling import flops_of
 from tests.train.supernets import (
     conv_supernet,
@@ -90,7 +90,7 @@ def test_the_metric_may_be_ones_own() -> None:
 
 def test_bad_calls_are_refused() -> None:
     supernet = conv_supernet()
-    with pytest.raises(UsageError, match="no subnet to evaluate"):
+    with pytest.raises(UsageError, match="archs is empty"):
         fxelastic.evaluate(supernet, [], image_batches(1))
     with pytest.raises(UsageError, match="there is no branch 'other@0'"):
         fxelastic.evaluate(supernet, [Arch(("other@0",))], image_batches(1))

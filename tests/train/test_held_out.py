@@ -13,15 +13,12 @@ from torch import Tensor, nn
 
 import fxelastic
 from fxelastic import Supernet, UsageError
+from fxelastic.threads import ThreadChoice
 from fxelastic.train import Callback, EpochReport, HeldOutReport, StepReport
-from fxelastic.train.batches import BatchReader
-from fxelastic.train.distillation import TeacherForced
-from fxelastic.train.execution import Execution
 from fxelastic.train.held_out import HeldOut, _steps_left
-from fxelastic.train.losses import normalised_error
-from fxelastic.train.new_branches import NewBranches, norms_of
+from fxelastic.train.learners import Learners, norms_of
 from fxelastic.train.processes import ALONE
-from fxelastic.train.thread_choice import ThreadChoice
+from fxelastic.train.sampling import Plan
 from tests.models.compare import assert_same_output
 from tests.train.supernets import (
     ConvNet,
@@ -176,8 +173,8 @@ def test_norms_follow_batches_that_are_like_the_models_own_data(
     supernet = fxelastic.expand(
         model.eval(), 0.5, example_inputs=torch.zeros(2, 1, 8, 8), kinds=["pruned"]
     )
-    new = NewBranches(supernet)
-    norms = [norm for name in new.branches for norm in norms_of(new.module(name))]
+    learners = Learners(supernet)
+    norms = [norm for name in learners.branches for norm in norms_of(learners.module(name))]
     learning = False
     modes: set[bool] = set()
 
@@ -273,12 +270,10 @@ def test_a_loader_that_can_be_read_once_is_trained_on_whole() -> None:
 
 def test_errors_that_are_not_finite_never_look_better() -> None:
     supernet = linear_supernet()
-    new = NewBranches(supernet)
-    objective = TeacherForced(Execution(supernet), new, normalised_error)
-    reader = BatchReader(supernet)
-    batches = [reader.read(raw, i) for i, raw in enumerate(vector_batches(3))]
-    held_out = HeldOut(objective, new, reader, batches, ALONE, torch.no_grad, ThreadChoice((1,)))
-    held_out.begin()
+    learners = Learners(supernet)
+    held_out = HeldOut(
+        *(learners, lambda *_: {}, (), Plan(()), ALONE, ThreadChoice((1,))), independent=True
+    )
     name, *others = held_out.units
     cases: dict[str, tuple[list[float], list[float], bool]] = {
         "less": ([1.0, 1.1, 0.9], [2.0, 2.1, 2.0], True),

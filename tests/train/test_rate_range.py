@@ -14,8 +14,7 @@ import fxelastic
 from fxelastic.train import Callback, StepReport
 from fxelastic.train import loop as loop_module
 from fxelastic.train.held_out import HeldOut
-from fxelastic.train.optimisation import Optimisation
-from fxelastic.train.rate_range import DEFAULT, RATES, RangeTest, n_steps_tried
+from fxelastic.train.optimisation import RATES, Optimisation, n_steps_tried, range_test
 from tests.models.compare import assert_same_output
 from tests.train.supernets import linear_supernet, moved, vector_batches, weights
 
@@ -87,7 +86,7 @@ def test_when_rates_are_tested(
 
 
 def test_a_short_run_takes_the_default_rate_of_its_stage() -> None:
-    for stage, train in (("distill", fxelastic.distill), ("tune", fxelastic.tune)):
+    for rate, train in ((1e-3, fxelastic.distill), (3e-4, fxelastic.tune)):
         seen: list[float] = []
 
         class Rates(Callback):
@@ -95,7 +94,7 @@ def test_a_short_run_takes_the_default_rate_of_its_stage() -> None:
                 seen.append(report.lr)  # noqa: B023
 
         train(linear_supernet(), vector_batches(2), schedule="constant", callbacks=[Rates()])
-        assert set(seen) == {DEFAULT[stage]}
+        assert set(seen) == {rate}
 
 
 def test_the_number_of_steps_tried() -> None:
@@ -142,7 +141,7 @@ def test_a_rate_that_diverges_ends_the_test() -> None:
         tried.append(rate)
         return rate < RATES[2]
 
-    found = RangeTest(cast(HeldOut, Errors()), train).rates()
+    found = range_test(cast(HeldOut, Errors()), train)
     assert tried == list(RATES[:3])
     assert found == {"a": RATES[1], "b": RATES[0]}
 

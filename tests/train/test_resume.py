@@ -18,8 +18,8 @@ import safetensors.torch
 import torch
 
 import fxelastic
-from fxelastic import TrainingError, UsageError
-from fxelastic.train import Training
+from fxelastic import TrainingError, UsageError, train
+from fxelastic.train import EndToEnd, Stage, TeacherForced, Training
 from fxelastic.train.checkpoints import Checkpoint, Checkpoints
 from tests.cli.commands import ROOT
 from tests.models.compare import assert_same_output
@@ -49,7 +49,7 @@ def killed_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return results
 
 
-@pytest.mark.parametrize("stage", ["teacher_forced", "chained", "tune"])
+@pytest.mark.parametrize("stage", ["teacher_forced", "chained", "tune", "stages"])
 def test_a_killed_run_ends_with_the_same_bits(killed_runs: dict[str, Any], stage: str) -> None:
     plain = killed_runs[stage]["plain"]
     assert plain["resumed_at"] == 0
@@ -146,7 +146,7 @@ def test_a_checkpoint_of_another_run_is_refused(
     stopped: Path, options: dict[str, Any], reason: str
 ) -> None:
     before = sorted(stopped.rglob("*"))
-    with pytest.raises(TrainingError, match=f"it is of another run: {reason}") as raised:
+    with pytest.raises(TrainingError, match=f"it belongs to another run: {reason}") as raised:
         run(stopped, **options)
     assert "name another folder" in str(raised.value)
     assert sorted(stopped.rglob("*")) == before
@@ -234,3 +234,25 @@ def test_runs_of_earlier_versions_go_on_with_their_options(tmp_path: Path) -> No
     history, found = run(tmp_path / "stopped", **options)
     assert history.resumed_at == 5
     assert_same_output(found, expected)
+
+
+def test_checkpoints_of_an_earlier_version_go_on(tmp_path: Path) -> None:
+    """A finished distillation, and a tuning that was killed after 7 of its 8 steps."""
+    fixture = ROOT / "tests" / "fixtures" / "training"
+    expected = safetensors.torch.load_file(fixture / "expected.safetensors")
+    options: dict[str, Any] = {"checkpoint_every": 2, "keep": 1, "norm_statistics": "frozen"}
+    for way in ("functions", "stages"):
+        folder = tmp_path / way
+        shutil.copytree(fixture / "checkpoints", folder)
+        supernet = linear_supernet(dropout=0.2)
+        options["checkpoints"] = folder
+        if way == "functions":
+            first = fxelastic.distill(supernet, vector_batches(), **options)
+            second = fxelastic.tune(supernet, vector_batches(), epochs=2, soft=0.5, **options)
+        else:
+            stages = Stage(TeacherForced()), Stage(EndToEnd(soft=0.5), epochs=2)
+            first, second = train.run(supernet, vector_batches(), stages, **options)
+        assert (first.resumed_at, second.resumed_at, second.steps) == (4, 6, 8)
+        found = weights(supernet)
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)

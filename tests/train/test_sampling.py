@@ -10,7 +10,8 @@ import pytest
 from fxelastic import UsageError
 from fxelastic.spec import BranchSpec, SearchSpace, branch_id
 from fxelastic.train import Bucketed, Sandwich, Uniform
-from fxelastic.train.sampling import cost_windows, derived_seed, flops_of
+from fxelastic.train.randomness import derived_seed
+from fxelastic.train.sampling import cost_windows, flops_of
 
 N = 6
 
@@ -88,10 +89,10 @@ def test_a_sandwich_has_both_ends() -> None:
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (lambda: Uniform(0), "n is no count"),
-        (lambda: Bucketed(0), "n_buckets is no count"),
-        (lambda: Bucketed(n=True), "n is no count"),
-        (lambda: Sandwich(-1), "n_random is no count"),
+        (lambda: Uniform(0), "n must be at least 1, got 0"),
+        (lambda: Bucketed(0), "n_buckets must be at least 1, got 0"),
+        (lambda: Bucketed(n=True), "n must be at least 1, got True"),
+        (lambda: Sandwich(-1), "n_random must be at least 0, got -1"),
     ],
 )
 def test_numbers_are_checked(make: Any, expected: str) -> None:

@@ -1,21 +1,19 @@
 """Training: makes every path of a supernet accurate, and never touches the model.
 
-Two stages, `distill` and `tune` (AdaptiveNet §4.2), are one loop with two objectives. The loop
-owns batches, checkpoints and reports; an objective turns a batch into gradients.
+A stage has an objective, branches that learn, a sampling and a length. `run` runs a list of stages
+in one loop; `distill` and `tune` (AdaptiveNet, section 4.2) are lists of one.
 """
 
 from fxelastic.train.batches import BatchReader
-from fxelastic.train.callbacks import Callback
-from fxelastic.train.evaluation import evaluate
-from fxelastic.train.logs import Csv, JsonLines, TensorBoard
+from fxelastic.train.callbacks import Callback, Csv, JsonLines, ProgressBar, TensorBoard
+from fxelastic.train.evaluation import evaluate, range_accuracy
 from fxelastic.train.losses import cross_entropy, normalised_error, soft_cross_entropy
 from fxelastic.train.metrics import accuracy, agreement, cosine, spearman
-from fxelastic.train.progress_bar import ProgressBar
-from fxelastic.train.range_accuracy import range_accuracy
-from fxelastic.train.recalibration import recalibrate
+from fxelastic.train.norm_statistics import recalibrate
+from fxelastic.train.objectives import Chained, EndToEnd, Objective, TeacherForced
 from fxelastic.train.reports import Bucket, EpochReport, HeldOutReport, History, StepReport
-from fxelastic.train.sampling import Bucketed, Sampling, Sandwich, Uniform
-from fxelastic.train.stages import distill, tune
+from fxelastic.train.sampling import Bucketed, Sampling, Sandwich, Turns, Uniform
+from fxelastic.train.stages import Stage, distill, run, tune
 from fxelastic.train.training import Training
 
 __all__ = [
@@ -23,17 +21,23 @@ __all__ = [
     "Bucket",
     "Bucketed",
     "Callback",
+    "Chained",
     "Csv",
+    "EndToEnd",
     "EpochReport",
     "HeldOutReport",
     "History",
     "JsonLines",
+    "Objective",
     "ProgressBar",
     "Sampling",
     "Sandwich",
+    "Stage",
     "StepReport",
+    "TeacherForced",
     "TensorBoard",
     "Training",
+    "Turns",
     "Uniform",
     "accuracy",
     "agreement",
@@ -44,6 +48,7 @@ __all__ = [
     "normalised_error",
     "range_accuracy",
     "recalibrate",
+    "run",
     "soft_cross_entropy",
     "spearman",
     "tune",

@@ -1,9 +1,9 @@
-"""From what a loader yields to the model's arguments and the target."""
+"""From the batches of a loader to the model's arguments and the target."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ import torch
 from fxelastic.errors import UsageError
 from fxelastic.ir import trees
 from fxelastic.ir.supernet import Supernet
+from fxelastic.train.processes import Processes
+from fxelastic.train.randomness import derived_seed, preserved, seed_all, seed_loader
 
 #: Takes a batch of the loader apart: positional arguments, keyword arguments, target or None.
 Split = Callable[[Any], tuple[tuple[Any, ...], dict[str, Any], Any]]
@@ -23,13 +25,13 @@ TARGET_KEYS = ("target", "targets", "label", "labels")
 
 @dataclass(frozen=True)
 class Batch:
-    """The model's arguments and what its result should be.
+    """The model's arguments and the target of one batch.
 
     Attributes:
         args: Positional arguments.
         kwargs: Keyword arguments.
-        target: What the loss compares the result with; None in a batch without labels.
-        number: Which batch of the epoch it is, from 0.
+        target: The loss compares the result with it; None in a batch without labels.
+        number: The number of the batch in the epoch, from 0.
         size: Samples.
     """
 
@@ -40,7 +42,7 @@ class Batch:
     size: int = 1
 
     def not_finite(self, *, masks: bool = True) -> str:
-        """Where the batch holds NaN or infinity: ``batch 2 holds …``; empty where it does not.
+        """Where the batch holds NaN or infinity, as ``batch 2 holds …``; empty where it is finite.
 
         Args:
             masks: Let minus infinity pass, as in a mask that is added to attention scores.
@@ -57,7 +59,7 @@ class Batch:
 
 
 def count_not_finite(value: Any, *, masks: bool) -> int:
-    """How many values are NaN or infinite; minus infinity does not count where masks may be."""
+    """How many values are NaN or infinite; with ``masks``, minus infinity does not count."""
     if not isinstance(value, torch.Tensor) or not value.is_floating_point():
         return 0
     bad = ~torch.isfinite(value)
@@ -82,7 +84,7 @@ class BatchReader:
       ``labels`` unless the model takes an input of that name.
 
     Attributes:
-        supernet: Whose arguments they are; batches go to its device.
+        supernet: The supernet; batches are moved to its device.
         split: Takes a batch apart instead of the rules above.
     """
 
@@ -93,11 +95,11 @@ class BatchReader:
         """Take one batch apart and move it to the supernet's device.
 
         Args:
-            raw: What the loader yields.
-            number: Which batch of the epoch it is.
+            raw: The loader's batch.
+            number: The number of the batch in the epoch.
 
         Raises:
-            UsageError: The batch has no form that is understood.
+            UsageError: The form of the batch is not understood.
         """
         parts = self.split(raw) if self.split is not None else self._parts(raw, number)
         device = device_of(self.supernet)
@@ -115,10 +117,10 @@ class BatchReader:
         return int(first.shape[0]) if isinstance(first, torch.Tensor) and first.dim() else 1
 
     def bind(self, batch: Batch) -> dict[str, Any]:
-        """The named values that a pass through the supernet begins with.
+        """The inputs of a pass through the supernet, by name.
 
         Raises:
-            UsageError: The inputs have not the structure, shapes or dtypes that were captured.
+            UsageError: The inputs differ in structure, shapes or dtypes from those captured.
         """
         try:
             return self.supernet.bind(batch.args, batch.kwargs)
@@ -127,7 +129,7 @@ class BatchReader:
                 f"batch {batch.number} of the loader: {e.what}",
                 expected=e.expected,
                 got=e.got,
-                fix=e.fix or "pass split= to say what of a batch is input and what is target",
+                fix=e.fix or "pass split= to separate the inputs of a batch from its target",
             ) from e
 
     def _parts(self, raw: Any, number: int) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
@@ -148,7 +150,7 @@ class BatchReader:
             elif len(raw) == 2:
                 return *_inputs(raw[0]), raw[1]
         raise UsageError(
-            f"batch {number} of the loader has a form that is not understood",
+            f"the form of batch {number} of the loader is not understood",
             expected="inputs, (inputs, target), or a dict of keyword inputs",
             got=_describe(raw),
             fix="pass split=: a function of a batch that returns (args, kwargs, target)",
@@ -178,15 +180,44 @@ def numbered(loader: Any, what: str) -> Iterator[tuple[int, Any]]:
             f"{what} yields no batch",
             expected="at least one batch in every pass over it",
             got="an iterator that is exhausted" if exhausted else f"an empty {_name(loader)}",
-            fix="pass what can be iterated over again, like a list or a DataLoader"
+            fix="pass an iterable that can be iterated over again, like a list or a DataLoader"
             if exhausted
             else "check the data set; drop_last=True drops a single batch that is not full",
         )
 
 
+def first_batches(
+    source: Iterable[Any],
+    what: str,
+    reader: BatchReader,
+    n: int,
+    seed: int,
+    processes: Processes,
+) -> list[Batch]:
+    """Read the first batches; the loader's generators and the global ones stay as they are.
+
+    Args:
+        source: The loader.
+        what: Its name in messages.
+        reader: Reads the batches.
+        n: How many batches to read; fewer where there are fewer.
+        seed: Decides the order of the data.
+        processes: All of them get as many batches.
+
+    Raises:
+        UsageError: The loader is empty, or the form of a batch is not understood.
+    """
+    if not n:
+        return []
+    with preserved(source):
+        seed_all(derived_seed(seed, "rank", processes.rank))
+        seed_loader(source, seed)
+        batches = [reader.read(raw, i) for i, raw in itertools.islice(numbered(source, what), n)]
+    return batches[: int(processes.least(len(batches)))]
+
+
 def device_of(supernet: Supernet) -> torch.device:
     """The device of the supernet's weights; the CPU where it has none."""
-    # Each batch asks: no further than to the first one.
     first = next(itertools.chain(supernet.parameters(), supernet.buffers()), None)
     return torch.device("cpu") if first is None else first.device
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written in one step, kept in rotation, refused with a reason."""
+"""Checkpoints of a run on disk: written in one step, kept in rotation, refused with a reason."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ from fxelastic.files import sync, write_durably
 SCHEMA = "fxelastic.checkpoint/1"
 
 _DATA, _TENSORS = "checkpoint.json", "state.safetensors"
+_TENSOR, _TUPLE, _ITEMS = "__tensor__", "__tuple__", "__items__"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run needs to go on.
+    """The state from which a run goes on.
 
     Attributes:
         step: Steps made.
         epoch: Epochs that have ended.
-        data: Everything but tensors, for ``json.dumps``.
+        data: All state but tensors, for ``json.dumps``.
         tensors: The tensors, by name.
     """
 
@@ -43,17 +44,17 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of one run, in a folder where those of other stages may be too.
+    """The checkpoints of one stage, in a folder that it may share with other stages.
 
     A checkpoint is a folder ``<stage>-<step>-<epoch>`` with ``checkpoint.json`` and
-    ``state.safetensors``. It gets its name when the disk has all of it, so that a crash leaves a
-    whole one or none.
+    ``state.safetensors``. It gets its name when it is on disk as a whole, so that a crash leaves
+    no partial checkpoint of that name.
 
     Attributes:
-        folder: Where they are.
-        stage: The first part of their names.
-        run: What must be the same for a run to go on: of the supernet, the model's weights and the
-            options, by name.
+        folder: The folder.
+        stage: The first part of the checkpoints' names.
+        run: Facts of the supernet, the model's weights and the options, by name. A checkpoint is
+            used only by a run with the same facts.
         keep: How many to keep.
     """
 
@@ -144,13 +145,13 @@ class Checkpoints:
             raise TrainingError("it is not complete", got=f"{type(e).__name__}: {e}") from e
         text = text.removesuffix("\n")
         if hashlib.sha256(text.encode()).hexdigest() != seal:
-            raise TrainingError("it is corrupt", got=f"{_DATA} is not as it was written")
+            raise TrainingError("it is corrupt", got=f"{_DATA} has changed since it was written")
         record = json.loads(text)
         if record.get("schema") != SCHEMA:
-            raise TrainingError("its format is not known", got=repr(record.get("schema")))
+            raise TrainingError("its format is unknown", got=repr(record.get("schema")))
         _check_run(record["run"], self.run)
         if hashlib.sha256(packed).hexdigest() != record["sha256"]:
-            raise TrainingError("it is corrupt", got=f"{_TENSORS} is not as it was written")
+            raise TrainingError("it is corrupt", got=f"{_TENSORS} has changed since it was written")
         try:
             tensors = safetensors.torch.load(packed)
         except SafetensorError as e:
@@ -169,7 +170,7 @@ class Checkpoints:
         return [match[0] for match in matches]
 
     def _make_room(self, target: Path) -> None:
-        """Move aside what has the name of the new checkpoint: it was refused before."""
+        """Move a refused checkpoint aside that has the name of the new one."""
         if not target.exists():
             return
         for i in range(1, 10_000):
@@ -179,7 +180,7 @@ class Checkpoints:
                 return
 
     def _rotate(self) -> None:
-        """Remove the oldest checkpoints of this run; never those of another one."""
+        """Remove the oldest checkpoints of this run, and none of another run."""
         own = [name for name in self._names() if self._is_own(self.folder / name)]
         for name in own[self.keep :]:
             shutil.rmtree(self.folder / name, ignore_errors=True)
@@ -192,7 +193,7 @@ class Checkpoints:
             return False
 
     def _clean(self) -> None:
-        """Remove what killed processes left half written."""
+        """Remove partial checkpoints of killed processes."""
         if self.folder.is_dir():
             for path in self.folder.glob(f".{self.stage}-*.tmp"):
                 shutil.rmtree(path, ignore_errors=True)
@@ -202,6 +203,74 @@ def _check_run(recorded: Mapping[str, str], current: Mapping[str, str]) -> None:
     for name in dict.fromkeys((*current, *recorded)):
         if recorded.get(name) != current.get(name):
             raise TrainingError(
-                f"it is of another run: {name} differs",
+                f"it belongs to another run: {name} differs",
                 got=f"{recorded.get(name)}, now {current.get(name)}",
             )
+
+
+def take_apart(value: Any, prefix: str) -> tuple[Any, dict[str, Tensor]]:
+    """Split nested state, such as an optimiser's, into JSON and named tensors: no pickle.
+
+    Args:
+        value: Dicts, lists, tuples, numbers, strings, None and tensors.
+        prefix: What the tensors' names begin with.
+
+    Returns:
+        Data for ``json.dumps`` that names the tensors, and the tensors by name.
+
+    Raises:
+        UsageError: The structure holds something else.
+    """
+    tensors: dict[str, Tensor] = {}
+    return _encode(value, prefix, tensors), tensors
+
+
+def put_together(data: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of `take_apart`.
+
+    Raises:
+        KeyError: A tensor is missing.
+    """
+    if isinstance(data, list):
+        return [put_together(part, tensors) for part in data]
+    if not isinstance(data, dict):
+        return data
+    if _TENSOR in data:
+        return tensors[data[_TENSOR]]
+    if _TUPLE in data:
+        return tuple(put_together(part, tensors) for part in data[_TUPLE])
+    return {_key(key): put_together(part, tensors) for key, part in data[_ITEMS]}
+
+
+def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {_TENSOR: name}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        parts = [_encode(part, f"{name}/{i}", tensors) for i, part in enumerate(value)]
+        return parts if isinstance(value, list) else {_TUPLE: parts}
+    if isinstance(value, Mapping):
+        # As pairs: the keys of an optimiser's state are numbers, which JSON would make strings.
+        return {
+            _ITEMS: [
+                [_key_as_json(k), _encode(v, f"{name}/{k}", tensors)] for k, v in value.items()
+            ]
+        }
+    raise UsageError(
+        f"{name} can't be written to a checkpoint",
+        expected="tensors, numbers, strings, and lists and dicts of them",
+        got=f"{type(value).__module__}.{type(value).__qualname__}",
+        fix="use an optimiser whose state_dict() holds these only, or train without checkpoints",
+    )
+
+
+def _key_as_json(key: Any) -> Any:
+    if isinstance(key, tuple):
+        return {_TUPLE: list(key)}
+    return key
+
+
+def _key(key: Any) -> Any:
+    return tuple(key[_TUPLE]) if isinstance(key, dict) else key

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,12 +13,43 @@ from fxelastic.ir.supernet import Supernet
 from fxelastic.spec import Arch
 from fxelastic.threads import computing_with
 from fxelastic.train.batches import BatchReader, Split, numbered
-from fxelastic.train.execution import Execution
+from fxelastic.train.learners import BranchRunner
 from fxelastic.train.metrics import accuracy, counts, likeness
-from fxelastic.train.prefixes import Prefix
+from fxelastic.train.reports import Bucket
+from fxelastic.train.sampling import cost_windows
 
 #: Scores a batch: a function of a subnet's result and the target, higher is better.
 Metric = Callable[[Any, Any], float]
+
+
+@dataclass
+class Prefix:
+    """A prefix of one or more subnets, in the tree of their common prefixes.
+
+    Attributes:
+        following: The prefixes that are one branch longer, by that branch's id.
+        arch: The subnet that ends here, if one does.
+
+    Source: AdaptiveNet, section 5.2.
+    """
+
+    following: dict[str, Prefix] = field(default_factory=dict)
+    arch: Arch | None = None
+
+    @classmethod
+    def tree(cls, archs: Iterable[Arch]) -> Prefix:
+        """The tree of these subnets; its root is the empty prefix."""
+        root = cls()
+        for arch in archs:
+            node = root
+            for name in arch:
+                node = node.following.setdefault(name, cls())
+            node.arch = arch
+        return root
+
+    def __len__(self) -> int:
+        """How many branches run when every subnet runs once."""
+        return sum(1 + len(node) for node in self.following.values())
 
 
 @computing_with()
@@ -29,14 +61,14 @@ def evaluate(
     metric: Metric | None = None,
     split: Split | None = None,
 ) -> dict[Arch, float]:
-    """Score subnets; what they have in common is computed once for each batch.
+    """Score subnets; their common prefixes are computed once for each batch.
 
-    The subnets form a tree of their common beginnings. It is walked depth first with one batch
+    The subnets form a tree of their common prefixes. It is walked depth first with one batch
     after the other, so that at most one feature a level is kept.
 
     Args:
-        supernet: Whose subnets they are.
-        archs: The subnets; one that comes twice is scored once.
+        supernet: The supernet.
+        archs: The subnets; duplicates are scored once.
         loader: Any iterable of batches, in the forms that `BatchReader` reads.
         metric: Scores a batch, as a mean over its samples. Accuracy where None, or for a batch
             without a target `agreement` with the original, or `cosine` where its result holds no
@@ -49,18 +81,18 @@ def evaluate(
         a batch in which no element counts is left out.
 
     Raises:
-        UsageError: There is no subnet, the loader is empty, a batch is not understood, or no
-            batch has an element to score.
+        UsageError: archs is empty, the loader is empty, a batch is not understood, or no batch
+            has an element to score.
 
     Source: AdaptiveNet, section 5.2.
     """
     wanted = tuple(dict.fromkeys(archs))
     if not wanted:
-        raise UsageError("there is no subnet to evaluate", expected="archs", got="none")
+        raise UsageError("archs is empty", expected="at least one subnet", got="no subnet")
     for arch in wanted:
         supernet.space.validate(arch)
     reader = BatchReader(supernet, split)
-    execution = Execution(supernet)
+    runner = BranchRunner(supernet)
     tree = Prefix.tree(wanted)
     totals = dict.fromkeys(wanted, 0.0)
     n_samples = 0
@@ -71,34 +103,79 @@ def evaluate(
             values = reader.bind(batch)
             target, score = batch.target, metric or accuracy
             if target is None:
-                target = execution.result(supernet.space.original, values)
+                target = runner.result(supernet.space.original, values)
                 score = metric or likeness
             if metric is None and not counts(target):
                 continue
-            for arch, result in _results(tree, execution, values):
+            for arch, result in _results(tree, runner, values):
                 totals[arch] += float(score(result, target)) * batch.size
             n_samples += batch.size
     if not n_samples:
         raise UsageError(
             "no batch of the loader has an element to score",
             expected="at least one target that counts, or one result with elements",
-            got="only empty or ignored ones",
+            got="only empty or ignored targets",
             fix="check the targets, or pass metric= to score such batches",
         )
     return {arch: total / n_samples for arch, total in totals.items()}
 
 
-def _results(node: Prefix, execution: Execution, values: dict[str, Any]) -> Any:
-    """Each subnet below a prefix and its result.
+def range_accuracy(
+    supernet: Supernet,
+    loader: Iterable[Any],
+    *,
+    costs: Mapping[str, float] | None = None,
+    n_buckets: int = 5,
+    n_subnets: int = 8,
+    metric: Metric | None = None,
+    split: Split | None = None,
+    seed: int = 0,
+) -> tuple[Bucket, ...]:
+    """Mean score of random subnets in each range of costs: the latency-range accuracy.
 
     Args:
-        node: The prefix.
-        execution: Runs the branches.
-        values: The named values after the prefix.
+        supernet: The supernet.
+        loader: Batches to score on, see `evaluate`.
+        costs: Cost of each branch by id, such as a latency in ms; FLOPs where None.
+        n_buckets: Ranges of equal width from the cheapest to the most expensive subnet.
+        n_subnets: Random subnets of each range; fewer where draws repeat.
+        metric: Scores a batch, see `evaluate`.
+        split: Takes a batch apart.
+        seed: Seed of the subnets.
+
+    Returns:
+        The ranges, the cheapest first.
+
+    Raises:
+        UsageError: As `evaluate`, or costs lacks a branch.
+
+    Source: AdaptiveNet, section 4.2 (further tuning).
     """
+    windows = cost_windows(supernet.space, n_buckets, costs)
+    drawn: list[tuple[Arch, ...]] = []
+    for i, window in enumerate(windows):
+        try:
+            drawn.append(tuple(dict.fromkeys(window.sample(n_subnets, seed + i))))
+        except UsageError:  # No subnet is in this range.
+            drawn.append(())
+    scores = evaluate(
+        supernet, [arch for archs in drawn for arch in archs], loader, metric=metric, split=split
+    )
+    buckets = []
+    for window, archs in zip(windows, drawn, strict=True):
+        found = [scores[arch] for arch in archs]
+        mean, best = (sum(found) / len(found), max(found)) if found else (None, None)
+        buckets.append(Bucket(window.low, window.high, mean, best, len(found)))
+    return tuple(buckets)
+
+
+def _results(
+    node: Prefix, runner: BranchRunner, values: dict[str, Any]
+) -> Iterator[tuple[Arch, Any]]:
+    """Each subnet below a prefix and its result, from the named values after the prefix."""
     if node.arch is not None:
-        yield node.arch, execution.supernet.result(values)
+        yield node.arch, runner.supernet.result(values)
     for name, longer in node.following.items():
         current = dict(values)
-        execution.run(execution.branch(name), current)
-        yield from _results(longer, execution, current)
+        runner.run(runner.branch(name), current)
+        yield from _results(longer, runner, current)

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fxelastic.train.batches import Batch, BatchReader
-from fxelastic.train.new_branches import NewBranches
-from fxelastic.train.objective import Objective, Plan
+from fxelastic.threads import ThreadChoice
+from fxelastic.train.batches import Batch
+from fxelastic.train.learners import Learners
 from fxelastic.train.processes import Processes
 from fxelastic.train.reports import HeldOutReport
-from fxelastic.train.thread_choice import ThreadChoice
+from fxelastic.train.sampling import Plan
 
-#: Batches to measure on, and plans of sampled subnets to measure.
-N_BATCHES, N_PLANS = 8, 4
+#: Batches to measure on.
+N_BATCHES = 8
 
 #: The name of the one error of branches that learn together.
 TOGETHER = "subnets"
@@ -29,8 +28,6 @@ _STANDARD_ERRORS = 1.0
 _WORTH = 0.01
 
 _BEST = "best:"
-#: Steps that no run reaches.
-_BEYOND = 2**40
 
 #: For each unit the error on each batch; NaN for a batch that has nothing for it.
 Errors = dict[str, list[float]]
@@ -45,39 +42,40 @@ class HeldOut:
     inference.
 
     Attributes:
+        batches: The held-out batches.
         before: The mean error of each unit before training.
     """
 
     def __init__(
         self,
-        objective: Objective,
-        new: NewBranches,
-        reader: BatchReader,
+        learners: Learners,
+        losses: Callable[[Batch, Plan], Mapping[str, Tensor]],
         batches: Sequence[Batch],
+        plan: Plan,
         processes: Processes,
-        autocast: Callable[[], AbstractContextManager[Any]],
         threads: ThreadChoice,
+        *,
+        independent: bool,
     ) -> None:
         """Prepare; `begin` or `load` comes next.
 
         Args:
-            objective: Whose losses the errors are.
-            new: What learns.
-            reader: Binds batches.
-            batches: The held-out batches; as many in each process. Nothing is measured with none.
+            learners: What learns.
+            losses: Computes the losses of a batch, which are the errors, without gradients.
+            batches: The held-out batches; as many in each process. Without any, nothing is
+                measured.
+            plan: The branches and subnets to measure.
             processes: Those that hold the other shares of the batches.
-            autocast: The context for forward passes.
-            threads: Chooses how many threads they compute with.
+            threads: Chooses how many threads compute.
+            independent: Whether branches learn alone.
         """
-        self._threads = threads
-        self._objective = objective
-        self._new = new
-        self._reader = reader
-        self._batches = batches
+        self._learners = learners
+        self._losses = losses
+        self.batches = batches
+        self._plan = plan
         self._processes = processes
-        self._autocast = autocast
-        self._units = _units(new) if objective.independent else {TOGETHER: tuple(new.branches)}
-        self._plan = _plan(objective, new)
+        self._threads = threads
+        self._units = _units(learners) if independent else {TOGETHER: tuple(learners.branches)}
         self.before: dict[str, float] = {}
         self._best: Errors = {}
         self._state: dict[str, Tensor] = {}
@@ -85,11 +83,11 @@ class HeldOut:
 
     def begin(self) -> None:
         """Measure the state before training: the best one so far."""
-        if not self._batches:
+        if not self.batches:
             return
         self._best = self.measure()
         self.before = self.means(self._best)
-        self._state = {name: value.clone() for name, value in self._new.state().items()}
+        self._state = {name: value.clone() for name, value in self._learners.state().items()}
         self._curve = [(0, self._mean())]
 
     def observe(self, step: int) -> HeldOutReport | None:
@@ -101,7 +99,7 @@ class HeldOut:
         Returns:
             The errors; None without held-out batches.
         """
-        if not self._batches:
+        if not self.batches:
             return None
         now = self.measure()
         self.keep(self.better(now, self._best), now)
@@ -122,17 +120,15 @@ class HeldOut:
     def measure(self) -> Errors:
         """The errors of the present state."""
         errors: Errors = {name: [] for name in self._units}
-        with torch.no_grad(), self._autocast():
-            for batch in self._batches:
-                values = self._reader.bind(batch)
-                with self._threads.step():
-                    found = self._objective.backward(batch, values, self._plan, _nothing)
-                losses = [loss.double().reshape(()) for loss in found.values()]
-                known = torch.stack(losses).tolist() if losses else []
-                table = dict(zip(found, known, strict=True))
-                for name, branches in self._units.items():
-                    own = [table[branch] for branch in branches if branch in table]
-                    errors[name].append(sum(own) / len(own) if own else math.nan)
+        for batch in self.batches:
+            with self._threads.step():
+                found = self._losses(batch, self._plan)
+            losses = [loss.double().reshape(()) for loss in found.values()]
+            known = torch.stack(losses).tolist() if losses else []
+            table = dict(zip(found, known, strict=True))
+            for name, branches in self._units.items():
+                own = [table[branch] for branch in branches if branch in table]
+                errors[name].append(sum(own) / len(own) if own else math.nan)
         return errors
 
     def means(self, errors: Errors) -> dict[str, float]:
@@ -164,14 +160,14 @@ class HeldOut:
         """Keep the present state of units, with its errors, as their best."""
         for unit in units:
             self._best[unit] = errors[unit]
-            for name, value in self._new.state_of(self._units[unit]).items():
+            for name, value in self._learners.state_of(self._units[unit]).items():
                 self._state[name].copy_(value)
 
     def restore(self, units: Iterable[str]) -> None:
         """Give units their best state."""
         with torch.no_grad():
             for unit in units:
-                for name, value in self._new.state_of(self._units[unit]).items():
+                for name, value in self._learners.state_of(self._units[unit]).items():
                     value.copy_(self._state[name])
 
     @property
@@ -184,11 +180,6 @@ class HeldOut:
         """The branches of each unit."""
         return self._units
 
-    @property
-    def measures(self) -> bool:
-        """Whether there are batches to measure on."""
-        return bool(self._batches)
-
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What a checkpoint holds: plain data, and tensors."""
         data = {"before": self.before, "best": self._best, "curve": self._curve}
@@ -199,7 +190,7 @@ class HeldOut:
         self.before = dict(data["before"])
         self._best = {name: list(values) for name, values in data["best"].items()}
         self._curve = [(int(step), float(mean)) for step, mean in data["curve"]]
-        current = self._new.state()
+        current = self._learners.state()
         self._state = {
             name.removeprefix(_BEST): value.to(current[name.removeprefix(_BEST)].device)
             for name, value in tensors.items()
@@ -214,42 +205,24 @@ class HeldOut:
         """Rows of numbers, summed over the processes."""
         if self._processes.world_size == 1:
             return rows
-        table = torch.tensor(rows, dtype=torch.float64, device=self._device)
+        table = torch.tensor(rows, dtype=torch.float64, device=self._processes.device)
         self._processes.average([table])
         found: list[list[float]] = (table * self._processes.world_size).tolist()
         return found
 
-    @property
-    def _device(self) -> torch.device:
-        return next(iter(self._new.parameters.values())).device
 
-
-def _nothing(loss: Tensor) -> None:
-    """In place of a backward pass."""
-
-
-def _units(new: NewBranches) -> dict[str, tuple[str, ...]]:
+def _units(learners: Learners) -> dict[str, tuple[str, ...]]:
     """Branches that share weights together, all others alone; by the first branch's id."""
     owner: dict[int, str] = {}
     units: dict[str, tuple[str, ...]] = {}
-    for branch in new.branches:
-        parameters = [id(parameter) for parameter in new.of(branch)]
+    for branch in learners.branches:
+        parameters = [id(parameter) for parameter in learners.of(branch)]
         joined = dict.fromkeys(owner[p] for p in parameters if p in owner)
         members = [*(name for unit in joined for name in units.pop(unit)), branch]
         first = members[0]
         units[first] = tuple(members)
-        owner |= {id(p): first for name in members for p in new.of(name)}
+        owner |= {id(p): first for name in members for p in learners.of(name)}
     return units
-
-
-def _plan(objective: Objective, new: NewBranches) -> Plan:
-    """What is measured: all branches alone, or the subnets of steps that no run reaches."""
-    if objective.independent:
-        return Plan(tuple(new.branches))
-    plans = [objective.plan(_BEYOND + i) for i in range(N_PLANS)]
-    archs = tuple(dict.fromkeys(arch for plan in plans for arch in plan.archs))
-    chosen = {name for plan in plans for name in plan.branches}
-    return Plan(tuple(name for name in new.branches if name in chosen), archs)
 
 
 def _steps_left(curve: Sequence[tuple[int, float]]) -> int | None:

@@ -1,4 +1,4 @@
-"""The loop: batches, steps, epochs, reports, checkpoints."""
+"""The loop of one stage: batches, steps, epochs, reports, checkpoints."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -13,29 +14,33 @@ import torch
 from torch import Tensor
 
 from fxelastic.errors import TrainingError
-from fxelastic.ir.supernet import Supernet
-from fxelastic.threads import computing_with
-from fxelastic.train.batches import Batch, BatchReader, device_of, numbered
-from fxelastic.train.callbacks import Callback
-from fxelastic.train.diagnosis import diagnose
-from fxelastic.train.execution import Execution
-from fxelastic.train.first_batches import FirstBatches
-from fxelastic.train.held_out import HeldOut
-from fxelastic.train.new_branches import NewBranches
+from fxelastic.threads import ThreadChoice, computing_with, thread_counts
+from fxelastic.train.batches import Batch, BatchReader, first_batches, numbered
+from fxelastic.train.callbacks import Callback, callbacks_of
+from fxelastic.train.evaluation import range_accuracy
+from fxelastic.train.held_out import N_BATCHES, HeldOut
+from fxelastic.train.learners import BranchRunner, Learners
 from fxelastic.train.norm_statistics import batches_serve, estimate
-from fxelastic.train.objective import Objective, Plan
-from fxelastic.train.observers import observers
-from fxelastic.train.optimisation import Optimisation
-from fxelastic.train.position import Position
+from fxelastic.train.objectives import Objective, TeacherForced, diagnose
+from fxelastic.train.optimisation import Optimisation, n_steps_tried, range_test
 from fxelastic.train.processes import Processes
-from fxelastic.train.randomness import preserved, random_state, seed_all, seed_loader, set_epoch
-from fxelastic.train.range_accuracy import range_accuracy
-from fxelastic.train.rate_range import DEFAULT, RangeTest, n_steps_tried
+from fxelastic.train.randomness import (
+    derived_seed,
+    preserved,
+    restore_random_state,
+    seed_all,
+    seed_loader,
+    set_epoch,
+)
 from fxelastic.train.reports import Bucket, EpochReport, History, StepReport
-from fxelastic.train.resumption import Resumption
-from fxelastic.train.sampling import derived_seed
-from fxelastic.train.thread_choice import ThreadChoice, thread_counts
+from fxelastic.train.resumption import Position, Resumption, checkpoints_of
+from fxelastic.train.sampling import Plan, Sampling, Turns, plan_of
 from fxelastic.train.training import Training
+
+#: Plans of sampled subnets to measure held-out errors of.
+_N_PLANS = 4
+#: Batches to compare their statistics with the running ones on.
+_N_COMPARED = 4
 
 
 class Loop:
@@ -43,54 +48,73 @@ class Loop:
 
     def __init__(
         self,
-        execution: Execution,
-        new: NewBranches,
+        runner: BranchRunner,
+        learners: Learners,
         objective: Objective,
+        sampling: Sampling | Turns,
         loader: Iterable[Any],
         training: Training,
         processes: Processes,
+        *,
+        name: str,
+        seed: int,
+        facts: Mapping[str, str],
     ) -> None:
-        """Prepare a run.
+        """Prepare a stage.
 
         Args:
-            execution: Runs the branches.
-            new: What learns.
+            runner: Runs the branches.
+            learners: What learns.
             objective: What it minimises.
+            sampling: Chooses what learns in a step.
             loader: Any iterable of batches.
             training: The options.
-            processes: Who trains with this process.
+            processes: Those that train together.
+            name: The stage's name.
+            seed: The seed of what learns in a step.
+            facts: Further facts that the numbers depend on, for checkpoints.
 
         Raises:
             UsageError: An option can't be met here.
         """
-        self._execution = execution
-        self._supernet: Supernet = execution.supernet
-        self._new = new
+        self._runner = runner
+        self._supernet = runner.supernet
+        self._learners = learners
         self._objective = objective
+        self._sampling = sampling
         self._loader = loader
         self._training = training
-        self._device = device_of(self._supernet)
         self._processes = processes
+        self._name = name
+        self._seed = seed
         self._reader = BatchReader(self._supernet, training.split)
         self._optimisation = self._optimisation_of(training)
-        # Where this is "auto", it is decided before the first step.
+        # With "auto", this is decided before the first step.
         self._frozen = training.norm_statistics != "batch"
         several = processes.world_size > 1
-        fixed = several or self._device.type != "cpu" or bool(training.compile)
+        fixed = several or processes.device.type != "cpu" or bool(training.compile)
         counts = thread_counts(training.threads, fixed=fixed)
         self._threads = ThreadChoice(counts)
-        first = self._first = self._first_batches()
+        self._tried, self._first, held_out = self._first_batches()
         self._held_out = HeldOut(
-            *(objective, new, self._reader, first.held_out, processes),
-            self._optimisation.autocast,
+            learners,
+            self._measured,
+            held_out,
+            self._plan_held_out(),
+            processes,
             # A batch that is only measured takes another time than a step.
             ThreadChoice(counts),
+            independent=objective.independent,
         )
-        self._resumption = Resumption.of(
-            *(self._supernet, new, self._optimisation, self._held_out, objective, training),
-            self._processes,
+        checkpoints = checkpoints_of(self._supernet, learners, training, processes, name, facts)
+        self._resumption = Resumption(
+            learners, self._optimisation, self._held_out, processes, checkpoints
         )
-        self._observers: Sequence[Callback] = observers(training) if self._processes.first else ()
+        self._callbacks: Sequence[Callback] = (
+            callbacks_of(training.log, training.progress, training.callbacks)
+            if processes.first
+            else ()
+        )
         self._started = 0.0
 
     def run(self) -> History:
@@ -100,89 +124,117 @@ class Loop:
             What was done, also before an interruption.
 
         Raises:
-            UsageError: The loader is empty, or a batch is not what the model takes.
+            UsageError: The loader is empty, or a batch has another form than the model takes.
             TrainingError: A loss or a gradient is not finite, or no checkpoint can be used.
         """
-        # Beside another program the steps choose fewer threads, which wait for no others.
-        with computing_with(self._training.threads, spinning=True):
-            return self._run()
-
-    def _run(self) -> History:
         self._started = time.perf_counter()
-        self._supernet.eval()
-        self._processes.share(self._new.state().values())
-        position, refused = self._resumption.resume()
-        self._threads.resume(position.threads)
-        if self._training.norm_statistics == "auto":
-            self._frozen = position.frozen
-        resumed_at = position.step
-        history: History | None = None
-        self._tell(
-            "on_begin", self._objective.stage, position.step, position.epoch, self._total_steps()
-        )
-        try:
-            with preserved(self._loader):
-                if not (position.step or position.epoch):
-                    self._prepare()
-                    position.frozen = self._frozen
-                while not self._over(position):
-                    self._epoch(position)
-            if self._training.keep_best:
-                self._held_out.end()
-            epochs, coverage = tuple(position.epochs), dict(position.coverage)
-            stage = self._objective.stage
-            history = History(stage, position.step, epochs, coverage, resumed_at, refused)
-        finally:
-            self._tell("on_end", history)
+        with computing_with(self._training.threads), self._learners.alone():
+            self._supernet.eval()
+            self._processes.share(self._learners.state().values())
+            position, random, refused = self._resumption.resume()
+            self._threads.resume(position.threads)
+            if self._training.norm_statistics == "auto":
+                self._frozen = position.frozen
+            resumed_at = position.step
+            history: History | None = None
+            self._call("on_begin", self._name, position.step, position.epoch, self._total_steps())
+            try:
+                with preserved(self._loader):
+                    if not (position.step or position.epoch):
+                        self._prepare()
+                        position.frozen = self._frozen
+                    while not self._over(position):
+                        self._epoch(position, random)
+                        random = None
+                if self._training.keep_best:
+                    self._held_out.end()
+                history = History(
+                    self._name,
+                    position.step,
+                    tuple(position.epochs),
+                    dict(position.coverage),
+                    resumed_at,
+                    refused,
+                )
+            finally:
+                self._call("on_end", history)
         return history
 
     def _optimisation_of(self, training: Training) -> Optimisation:
         return Optimisation(
-            *(self._new, training, self._processes, self._device),
+            self._learners,
+            training,
+            self._processes,
             clip_each=self._objective.independent,
-            default_rate=DEFAULT[self._objective.stage],
+            default_rate=self._objective.default_rate,
         )
 
-    def _first_batches(self) -> FirstBatches:
-        training = self._training
+    def _plan(self, step: int) -> Plan:
+        space = self._supernet.space
+        return plan_of(space, self._learners, self._sampling, step, self._seed)
+
+    def _plan_held_out(self) -> Plan:
+        """Branches alone, or the subnets of steps beyond any run."""
+        if self._objective.independent:
+            return Plan(tuple(self._learners.branches))
+        plans = [self._plan(2**40 + i) for i in range(_N_PLANS)]
+        archs = tuple(dict.fromkeys(arch for plan in plans for arch in plan.archs))
+        chosen = {name for plan in plans for name in plan.branches}
+        return Plan(tuple(name for name in self._learners.branches if name in chosen), archs)
+
+    def _first_batches(self) -> tuple[Sequence[Sequence[Batch]], Sequence[Batch], Sequence[Batch]]:
+        """Batches for the steps of a range test, to compare statistics on, and held-out ones."""
+        training, loader = self._training, self._loader
         tests = training.lr == "auto" and training.optimizer is None
         n_tried = n_steps_tried(self._total_steps()) if tests else 0
-        return FirstBatches.of(
-            *(self._loader, self._reader, training, n_tried, self._processes, self._device)
+        compared = training.norm_statistics == "auto"
+        if not (n_tried or compared or training.keep_best):
+            return (), (), ()
+        size = training.accumulate
+        # An iterator can be used up once only: training gets all of it.
+        once = hasattr(loader, "__next__")
+        n_own = 0 if once else max(n_tried * size, _N_COMPARED * compared)
+        other = training.held_out if training.held_out is not None else training.validate
+        seed = derived_seed(training.seed, "first batches")
+        n_first = n_own + (N_BATCHES if other is None and not once else 0)
+        batches = first_batches(loader, "the loader", self._reader, n_first, seed, self._processes)
+        held_out = (
+            batches[-N_BATCHES:]
+            if other is None
+            else first_batches(other, "held_out", self._reader, N_BATCHES, seed, self._processes)
         )
+        own = batches[:n_own]
+        last = min(len(own), n_tried * size)
+        groups = [own[i : i + size] for i in range(0, last - size + 1, size)]
+        return groups, own[:_N_COMPARED], held_out
 
     def _prepare(self) -> None:
-        """Before the first step: measure what there is, choose statistics and learning rates."""
-        self._held_out.begin()
-        objective, held_out, first = self._objective, self._held_out, self._first
-        if self._frozen and objective.independent and self._training.keep_best:
-            estimate(
-                *(self._new, objective, self._reader, first.held_out, held_out),
-                *(self._processes, self._optimisation.autocast),
-            )
+        """Before the first step: measure errors, choose norm statistics and learning rates."""
+        held_out = self._held_out
+        held_out.begin()
+        if self._frozen and self._objective.independent and self._training.keep_best:
+            estimate(self._learners, self._measured, held_out, self._processes)
         if self._training.norm_statistics == "auto":
-            self._frozen = not batches_serve(
-                *(self._execution, self._new, self._reader, first.own),
-                *(self._processes, self._optimisation.autocast),
-            )
-        if first.tried and held_out.measures:
-            self._optimisation.use_rates(RangeTest(held_out, self._try).rates())
+            alone = partial(self._measured, objective=TeacherForced())
+            self._frozen = not batches_serve(self._learners, alone, self._first, self._processes)
+        if self._tried and held_out.batches:
+            self._optimisation.use_rates(range_test(held_out, self._try))
 
     def _try(self, rate: float) -> bool:
-        """Take the steps of the range test with a rate; returns whether all was finite."""
+        """Take the steps of the range test with a rate; returns whether all losses were finite."""
         options = replace(self._training, lr=rate, schedule="constant", warmup=0.0)
         optimisation = self._optimisation_of(options)
         seed_all(derived_seed(self._training.seed, "range test", self._processes.rank))
-        for i, group in enumerate(self._first.tried):
-            independent = self._objective.independent
-            plan = Plan(tuple(self._new.branches)) if independent else self._objective.plan(i)
+        independent = self._objective.independent
+        for i, group in enumerate(self._tried):
+            plan = Plan(tuple(self._learners.branches)) if independent else self._plan(i)
             optimisation.clear()
             finite = True
-            with self._threads.step(), self._new.training(plan.branches, frozen=self._frozen):
+            with self._threads.step(), self._learners.training(plan.branches, frozen=self._frozen):
                 for batch in group:
                     losses = self._backward(batch, plan, 1 / len(group), optimisation)
                     finite &= all(map(math.isfinite, _to_floats(losses.values())))
-            if not self._processes.all(finite, self._device):
+            if not self._processes.all(finite):
                 return False
             try:
                 optimisation.step(plan.branches, f"step {i + 1} of the range test")
@@ -191,11 +243,11 @@ class Loop:
         optimisation.clear()
         return True
 
-    def _epoch(self, position: Position) -> None:
+    def _epoch(self, position: Position, random: bytes | None) -> None:
         """Go on with an epoch, at its beginning or where a checkpoint was taken."""
         training, processes = self._training, self._processes
-        seed = derived_seed(training.seed, self._objective.stage, "epoch", position.epoch)
-        # What is drawn in an epoch depends on the epoch alone, not on how it was come to; the
+        seed = derived_seed(training.seed, self._name, "epoch", position.epoch)
+        # All that is drawn in an epoch depends on the epoch alone, not on the epochs before. The
         # order of the data is the same in all processes, dropout is not.
         seed_all(derived_seed(seed, "rank", processes.rank))
         seed_loader(self._loader, seed)
@@ -204,11 +256,12 @@ class Loop:
         if position.batch:
             for _ in islice(batches, position.batch):
                 pass
-            position.restore_random_state()
+            if random is not None:
+                restore_random_state(random)
         ended = False
         while not ended and not self._reached(position):
             group = list(islice(batches, training.accumulate))
-            ended = not processes.all(bool(group), self._device)
+            ended = not processes.all(bool(group))
             if not ended:
                 with self._threads.step():
                     self._step(position, group)
@@ -220,14 +273,14 @@ class Loop:
         self._end_epoch(position)
 
     def _step(self, position: Position, group: Sequence[tuple[int, Any]]) -> None:
-        objective, optimisation = self._objective, self._optimisation
-        plan = objective.plan(position.step)
+        optimisation = self._optimisation
+        plan = self._plan(position.step)
         where = f"step {position.step + 1}, epoch {position.epoch}, batch {group[-1][0]}"
         optimisation.set_rate(self._done(position))
         optimisation.clear()
         losses: dict[str, list[Tensor]] = {}
         size = 0
-        with self._new.training(plan.branches, frozen=self._frozen):
+        with self._learners.training(plan.branches, frozen=self._frozen):
             for number, raw in group:
                 batch = self._reader.read(raw, number)
                 size += batch.size
@@ -240,7 +293,7 @@ class Loop:
         optimisation.clear()
         position.advance(len(group), values)
         report = StepReport(
-            stage=objective.stage,
+            stage=self._name,
             step=position.step,
             epoch=position.epoch,
             batch=position.batch,
@@ -249,19 +302,20 @@ class Loop:
             archs=plan.archs,
             lr=optimisation.rate,
             grad_norm=grad_norm,
-            n_samples=int(self._processes.total(size, self._device)),
+            n_samples=int(self._processes.total(size)),
             seconds=time.perf_counter() - self._started,
         )
-        self._tell("on_step", report)
+        self._call("on_step", report)
 
     def _means(self, losses: Mapping[str, Sequence[Tensor]], plan: Plan) -> dict[str, float]:
         """The mean loss of each branch over the batches of all processes that gave it one."""
+        device = self._processes.device
         sums = [
-            sum(losses.get(name, ()), torch.zeros((), device=self._device)).float()
+            sum(losses.get(name, ()), torch.zeros((), device=device)).float()
             for name in plan.branches
         ]
         counts = [float(len(losses.get(name, ()))) for name in plan.branches]
-        table = torch.stack([torch.stack(sums), torch.tensor(counts, device=self._device)])
+        table = torch.stack([torch.stack(sums), torch.tensor(counts, device=device)])
         self._processes.average([table])
         rows = zip(plan.branches, *table.tolist(), strict=True)
         return {name: total / count for name, total, count in rows if count}
@@ -269,27 +323,34 @@ class Loop:
     def _backward(
         self, batch: Batch, plan: Plan, share: float, optimisation: Optimisation
     ) -> dict[str, Tensor]:
-        values = self._reader.bind(batch)
-
         def backward(loss: Tensor) -> None:
-            with torch.autocast(self._device.type, enabled=False):
+            with torch.autocast(self._processes.device.type, enabled=False):
                 optimisation.backward(loss, share)
 
+        values = self._reader.bind(batch)
         with torch.enable_grad(), optimisation.autocast():
-            return self._objective.backward(batch, values, plan, backward)
+            return self._objective.backward(self._runner, values, batch.target, plan, backward)
+
+    def _measured(
+        self, batch: Batch, plan: Plan, objective: Objective | None = None
+    ) -> dict[str, Tensor]:
+        """The losses of a batch, without gradients."""
+        values, objective = self._reader.bind(batch), objective or self._objective
+        with torch.no_grad(), self._optimisation.autocast():
+            return objective.backward(self._runner, values, batch.target, plan, lambda loss: None)
 
     def _check(self, losses: dict[str, Tensor], batch: Batch, plan: Plan, where: str) -> None:
         """Stop before a loss that is not finite moves a weight, in all processes at once."""
         values = dict(zip(losses, _to_floats(losses.values()), strict=True))
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         reason = batch.not_finite()
-        if self._processes.all(not bad and not reason, self._device):
+        if self._processes.all(not bad and not reason):
             return
         if not bad and not reason:
             reason = "another process stopped, and its own message says why"
         elif not reason:
             with self._optimisation.autocast():
-                reason = diagnose(self._execution, batch, self._reader.bind(batch), plan, bad[0])
+                reason = diagnose(self._runner, batch, self._reader.bind(batch), plan, bad[0])
         raise TrainingError(
             f"NaN or infinity at {where}: {reason}",
             expected="finite data and losses",
@@ -299,20 +360,20 @@ class Loop:
         )
 
     def _end_epoch(self, position: Position) -> None:
-        state = self._new.state()
-        self._processes.average_buffers(state, self._new.parameters)
+        training = self._training
+        self._processes.average(self._learners.buffers())
         ranges: tuple[Bucket, ...] = ()
-        if self._training.validate is not None:
-            with preserved(self._training.validate):
+        if training.validate is not None:
+            with preserved(training.validate):
                 ranges = range_accuracy(
                     self._supernet,
-                    self._training.validate,
-                    metric=self._training.metric,
-                    costs=self._training.costs,
-                    split=self._training.split,
+                    training.validate,
+                    metric=training.metric,
+                    costs=training.costs,
+                    split=training.split,
                 )
         report = EpochReport(
-            stage=self._objective.stage,
+            stage=self._name,
             epoch=position.epoch,
             step=position.step,
             loss=position.mean_loss,
@@ -320,16 +381,15 @@ class Loop:
             coverage=dict(position.coverage),
             ranges=ranges,
             seconds=time.perf_counter() - self._started,
-            held_out=self._held_out.observe(position.step) if self._training.keep_best else None,
+            held_out=self._held_out.observe(position.step) if training.keep_best else None,
         )
         position.end_epoch(report)
-        self._tell("on_epoch", report)
+        self._call("on_epoch", report)
         self._checkpoint(position)
 
     def _checkpoint(self, position: Position) -> None:
-        states = self._processes.gather(random_state(), self._device)
-        if self._resumption.write(position, states):
-            self._tell("on_checkpoint", position.step)
+        if self._resumption.write(position):
+            self._call("on_checkpoint", position.step)
 
     def _over(self, position: Position) -> bool:
         if self._training.steps is not None:
@@ -349,15 +409,15 @@ class Loop:
         return self._training.epochs * math.ceil(n_batches / self._training.accumulate)
 
     def _done(self, position: Position) -> float:
-        """The share of the run that is over; by epoch where the loader has no length."""
+        """The share of the stage that is over; by epoch where the loader has no length."""
         total = self._total_steps()
         if not total:
             return position.epoch / self._training.epochs
         return min(1.0, position.step / total)
 
-    def _tell(self, event: str, *facts: Any) -> None:
-        for observer in self._observers:
-            getattr(observer, event)(*facts)
+    def _call(self, event: str, *facts: Any) -> None:
+        for callback in self._callbacks:
+            getattr(callback, event)(*facts)
 
 
 def _to_floats(tensors: Iterable[Tensor]) -> list[float]:

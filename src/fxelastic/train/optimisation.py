@@ -1,20 +1,30 @@
-"""From gradients to new weights: clipping, mixed precision, the schedule, the optimiser."""
+"""From gradients to new weights: learning rates, clipping, mixed precision, the optimiser."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fxelastic.errors import TrainingError, UsageError
-from fxelastic.train.new_branches import NewBranches
+from fxelastic.train.held_out import HeldOut
+from fxelastic.train.learners import Learners
 from fxelastic.train.processes import Processes
 from fxelastic.train.training import PRECISIONS, Training
+
+#: The rates that a range test tries.
+RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+#: The least steps of a run that is worth a test, and the least and most steps with each rate.
+_LEAST_STEPS, _LEAST_TRIED, _MOST_TRIED = 50, 3, 8
+_SHARE = 0.02
+
+logger = logging.getLogger(__name__)
 
 
 class Optimisation:
@@ -26,10 +36,9 @@ class Optimisation:
 
     def __init__(
         self,
-        new: NewBranches,
+        learners: Learners,
         training: Training,
         processes: Processes,
-        device: torch.device,
         *,
         clip_each: bool,
         default_rate: float = 1e-3,
@@ -37,45 +46,44 @@ class Optimisation:
         """Make the optimiser.
 
         Args:
-            new: What is trained.
+            learners: What is trained.
             training: The options.
-            processes: Who trains with this process.
-            device: Where the weights are.
-            clip_each: Clip the gradients of each branch alone: they are of independent losses.
-            default_rate: The learning rate where the options leave it open.
+            processes: Those that train together.
+            clip_each: Clip the gradients of each branch alone: their losses are independent.
+            default_rate: The learning rate where the options don't set one.
 
         Raises:
-            UsageError: The user's optimiser is none, or holds other parameters; or weights have
-                too few bits to be trained.
+            UsageError: The user's function returns no optimiser, or one with other parameters; or
+                weights have too few bits to be trained.
         """
-        half = [name for name, p in new.parameters.items() if p.dtype is torch.float16]
+        half = [name for name, p in learners.parameters.items() if p.dtype is torch.float16]
         if half:
             raise UsageError(
-                "weights of float16 can't be trained: their steps round to nothing or to infinity",
+                "weights of float16 can't be trained: their steps round to zero or to infinity",
                 expected="float32 or bfloat16",
                 got=f"float16, as in {half[0]}",
                 fix="expand model.float(), and train with precision='fp16'",
             )
-        self._new = new
+        self._learners = learners
         self._training = training
         self._processes = processes
-        self._device = device
+        self._device = processes.device
         self._clip_each = clip_each
         self._dtype = PRECISIONS[training.precision]
         self._scaler = torch.amp.GradScaler(
-            device.type, enabled=self._dtype is torch.float16 and device.type == "cuda"
+            self._device.type, enabled=self._dtype is torch.float16 and self._device.type == "cuda"
         )
-        parameters = list(new.parameters.values())
+        parameters = list(learners.parameters.values())
         self.rates: dict[str, float] = {}
         if training.optimizer is not None:
             optimizer = _checked(training.optimizer(list(parameters)), parameters)
             self._use(optimizer)
         else:
             rate = training.lr if isinstance(training.lr, (int, float)) else default_rate
-            self.use_rates(dict.fromkeys(new.branches, float(rate)))
+            self.use_rates(dict.fromkeys(learners.branches, float(rate)))
 
     def use_rates(self, rates: Mapping[str, float]) -> None:
-        """Begin anew with AdamW, with a peak learning rate for each branch.
+        """Start over with AdamW and a peak learning rate for each branch.
 
         Args:
             rates: Rates by branch id; branches that share weights have the same.
@@ -83,7 +91,7 @@ class Optimisation:
         self.rates = dict(rates)
         groups: dict[float, dict[int, nn.Parameter]] = {}
         for name, rate in rates.items():
-            groups.setdefault(rate, {}).update({id(p): p for p in self._new.of(name)})
+            groups.setdefault(rate, {}).update({id(p): p for p in self._learners.of(name)})
         options = [{"params": list(groups[rate].values()), "lr": rate} for rate in sorted(groups)]
         self._use(torch.optim.AdamW(options, weight_decay=self._training.weight_decay))
 
@@ -103,11 +111,11 @@ class Optimisation:
             self._scaler.scale(loss * share).backward()
 
     def set_rate(self, done: float) -> None:
-        """Set the learning rates for the share of the run that is over."""
+        """Set the learning rates for a share of the run, from 0 to 1."""
         factor = self._training.rate(done)
         for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
             rate = group["lr"]
-            # A tensor is what a capturable optimiser wants; its memory is kept.
+            # A capturable optimiser needs a tensor, and the same memory.
             group["lr"] = rate.fill_(peak * factor) if isinstance(rate, Tensor) else peak * factor
 
     @property
@@ -119,7 +127,7 @@ class Optimisation:
         """Average the gradients over the processes, clip them, and move the branches' weights.
 
         Args:
-            branches: Those that learned in this step.
+            branches: The branches that learned in this step.
             where: The step and batch, for messages.
 
         Returns:
@@ -128,7 +136,7 @@ class Optimisation:
         Raises:
             TrainingError: A gradient is not finite; no weight has moved.
         """
-        groups = {name: self._new.of(name) for name in branches}
+        groups = {name: self._learners.of(name) for name in branches}
         parameters = list({id(p): p for group in groups.values() for p in group}.values())
         self._processes.average_gradients(parameters)
         if all(parameter.grad is None for parameter in parameters):
@@ -140,10 +148,10 @@ class Optimisation:
         return largest
 
     def _clip(self, groups: Mapping[str, Sequence[nn.Parameter]], where: str) -> float:
-        """Scale gradients down to the largest norm allowed; returns the largest that there was.
+        """Scale gradients down to the norm allowed; returns the largest norm before.
 
-        All norms are computed at once, and only the groups that are over it are scaled: group by
-        group, a GPU would be given thousands of small kernels in a step of a hundred branches.
+        All norms are computed at once, and only the groups above the limit are scaled: group by
+        group, a step of a hundred branches would launch thousands of small kernels on a GPU.
         """
         gradients = {
             name: [p.grad for p in group if p.grad is not None] for name, group in groups.items()
@@ -157,7 +165,7 @@ class Optimisation:
             name: math.hypot(*itertools.islice(found, len(own))) for name, own in gradients.items()
         }
         if not self._scaler.is_enabled():
-            # With loss scaling an overflow is no fault: the scaler skips the step.
+            # With loss scaling an overflow is expected: the scaler skips the step.
             for name, value in norms.items():
                 if not math.isfinite(value):
                     raise TrainingError(
@@ -168,13 +176,13 @@ class Optimisation:
                     )
         limit = math.inf if self._training.clip_norm is None else self._training.clip_norm
         for name, value in norms.items():
-            # What is not finite the scaler leaves out.
+            # The scaler skips groups that are not finite.
             if limit < value < math.inf:
                 torch._foreach_mul_(gradients[name], limit / value)
         return max(norms.values())
 
     def clear(self) -> None:
-        """Drop all gradients, so that what is not sampled next does not move."""
+        """Drop all gradients, so that branches that are not sampled next do not move."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Any]:
@@ -186,7 +194,7 @@ class Optimisation:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state` returned."""
+        """Restore what `state` returned."""
         if state.get("rates"):
             self.use_rates(state["rates"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -196,7 +204,7 @@ class Optimisation:
 def _checked(optimizer: object, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise UsageError(
-            "optimizer made no optimiser",
+            f"optimizer must return a torch.optim.Optimizer, got {type(optimizer).__name__}",
             expected="a function of the parameters that returns a torch.optim.Optimizer",
             got=type(optimizer).__name__,
         )
@@ -204,8 +212,55 @@ def _checked(optimizer: object, parameters: Sequence[nn.Parameter]) -> torch.opt
     held = [p for group in optimizer.param_groups for p in group["params"]]
     if any(id(parameter) not in given for parameter in held):
         raise UsageError(
-            "the optimiser holds parameters that are not of new branches",
-            expected="only those that the function was given",
+            "the optimiser holds parameters that do not belong to the branches that learn",
+            expected="only the parameters that the function gets",
             got=f"{sum(id(p) not in given for p in held)} others",
         )
     return optimizer
+
+
+def n_steps_tried(total_steps: int | None) -> int:
+    """Steps of a range test with each rate.
+
+    Returns:
+        A fiftieth of the run's steps, from 3 to 8; 0 for a run that is too short for a test.
+    """
+    if total_steps is None:
+        return _MOST_TRIED
+    if total_steps < _LEAST_STEPS:
+        return 0
+    return min(_MOST_TRIED, max(_LEAST_TRIED, math.ceil(_SHARE * total_steps)))
+
+
+def range_test(
+    held_out: HeldOut, train: Callable[[float], bool], rates: Sequence[float] = RATES
+) -> Mapping[str, float]:
+    """Take a few steps with each rate from the same state, and compare held-out errors.
+
+    Args:
+        held_out: Measures the errors, and restores the state after each rate.
+        train: Takes the steps with a rate; returns whether all losses were finite.
+        rates: The rates to try.
+
+    Returns:
+        The best rate of each branch, by id; the lowest of several that are equal.
+    """
+    found: dict[str, tuple[float, float]] = {}
+    for rate in sorted(rates):
+        finite = train(rate)
+        means = held_out.means(held_out.measure()) if finite else {}
+        held_out.restore(held_out.units)
+        for unit in held_out.units:
+            error = means.get(unit, math.inf)
+            error = error if math.isfinite(error) else math.inf
+            if unit not in found or error < found[unit][0]:
+                found[unit] = (error, rate)
+        if not finite:
+            break
+    chosen = {b: found[unit][1] for unit, own in held_out.units.items() for b in own}
+    counts = {rate: list(chosen.values()).count(rate) for rate in sorted(rates)}
+    logger.info(
+        "learning rates by a range test: %s",
+        ", ".join(f"{rate:g} for {n}" for rate, n in counts.items() if n),
+    )
+    return chosen

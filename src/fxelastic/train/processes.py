@@ -1,12 +1,12 @@
 """Several processes that train one supernet together, under ``torchrun``.
 
 Every process has the whole supernet and a share of each batch. All of them draw the same subnets,
-so that gradients of the same parameters are averaged and none is waited for in vain.
+so that the gradients of the same parameters are averaged and no process waits in vain.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from torch import distributed as dist
 from fxelastic.errors import UsageError
 
 if dist.is_available():
-    # Its defaults are bound to the process group that there is when it is first imported, as
+    # Its defaults are bound to the process group that exists when it is first imported, as
     # torch.export may do. That group would outlive destroy_process_group, and gloo's threads abort
     # the process when the interpreter ends. Imported before there is a group, it binds none.
     import torch.distributed.nn
@@ -24,28 +24,31 @@ if dist.is_available():
 
 @dataclass(frozen=True)
 class Processes:
-    """This process and the others; a process of its own where ``world_size`` is 1.
+    """This process and those that train with it.
 
     Attributes:
         rank: The number of this process.
-        world_size: How many there are.
+        world_size: How many processes there are.
+        device: Where they exchange numbers.
     """
 
     rank: int = 0
     world_size: int = 1
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
 
     @classmethod
-    def of(cls, distributed: bool) -> Processes:
-        """Find out about the process group.
+    def of(cls, distributed: bool, device: torch.device) -> Processes:
+        """The process group, or this process alone.
 
         Args:
-            distributed: Whether there is to be one.
+            distributed: Whether to train with the process group.
+            device: Where the supernet is.
 
         Raises:
-            UsageError: There is none.
+            UsageError: There is no process group.
         """
         if not distributed:
-            return cls()
+            return cls(device=device)
         if not (dist.is_available() and dist.is_initialized()):
             raise UsageError(
                 "there is no process group",
@@ -54,7 +57,7 @@ class Processes:
                 fix="call torch.distributed.init_process_group() first and start the script with "
                 "torchrun --nproc-per-node N",
             )
-        return cls(dist.get_rank(), dist.get_world_size())
+        return cls(dist.get_rank(), dist.get_world_size(), device)
 
     @property
     def first(self) -> bool:
@@ -79,14 +82,13 @@ class Processes:
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Average the gradients of the parameters that learn in this step.
 
-        A parameter without a gradient here may have one elsewhere: it takes part with zeros, and
-        none gets a gradient that has none anywhere.
+        A parameter without a gradient here may have one in another process: it takes part with
+        zeros. A parameter without a gradient in any process gets none.
         """
         if self.world_size == 1:
             return
         known = list(parameters)
-        device = known[0].device if known else torch.device("cpu")
-        present = torch.tensor([float(p.grad is not None) for p in known], device=device)
+        present = torch.tensor([float(p.grad is not None) for p in known], device=self.device)
         dist.all_reduce(present)
         used = [p for p, n in zip(known, present.tolist(), strict=True) if n]
         for parameter in used:
@@ -94,58 +96,42 @@ class Processes:
                 parameter.grad = torch.zeros_like(parameter)
         self.average(p.grad for p in used if p.grad is not None)
 
-    def average_buffers(self, state: Mapping[str, Tensor], parameters: Iterable[str]) -> None:
-        """Average what each process tracked of its own batches, such as running statistics.
-
-        Args:
-            state: Parameters and buffers by name.
-            parameters: The names that are parameters: the same everywhere already.
-        """
-        known = set(parameters)
-        self.average(
-            value
-            for name, value in state.items()
-            if name not in known and value.is_floating_point()
-        )
-
     def share(self, state: Iterable[Tensor]) -> None:
         """Give every process the first one's tensors."""
         if self.world_size > 1:
             for tensor in state:
                 dist.broadcast(tensor, 0)
 
-    def all(self, value: bool, device: torch.device) -> bool:
-        """Whether it holds in every process."""
-        if self.world_size == 1:
-            return value
-        flag = torch.tensor(float(value), device=device)
-        dist.all_reduce(flag, dist.ReduceOp.MIN)
-        return bool(flag.item())
+    def least(self, value: float) -> float:
+        """The least value over the processes."""
+        return self._reduced(value, dist.ReduceOp.MIN) if self.world_size > 1 else value
 
-    def total(self, value: float, device: torch.device) -> float:
+    def total(self, value: float) -> float:
         """The sum over the processes."""
-        if self.world_size == 1:
-            return value
-        tensor = torch.tensor(value, dtype=torch.float64, device=device)
-        dist.all_reduce(tensor)
+        return self._reduced(value, dist.ReduceOp.SUM) if self.world_size > 1 else value
+
+    def all(self, value: bool) -> bool:
+        """Whether it holds in every process."""
+        return bool(self.least(value))
+
+    def _reduced(self, value: float, how: dist.ReduceOp.RedOpType) -> float:
+        tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor, how)
         return float(tensor.item())
 
-    def gather(self, data: bytes, device: torch.device) -> list[bytes]:
+    def gather(self, data: bytes) -> list[bytes]:
         """Every process's bytes, by rank."""
         if self.world_size == 1:
             return [data]
-        mine = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device)
-        sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(self.world_size)]
-        dist.all_gather(sizes, torch.tensor([len(data)], device=device))
-        longest = max(int(size) for size in sizes)
-        padded = torch.zeros(longest, dtype=torch.uint8, device=device)
-        padded[: len(data)] = mine
+        mine = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(self.device)
+        longest = int(-self.least(-len(data)))
+        padded = torch.zeros(longest + 8, dtype=torch.uint8, device=self.device)
+        padded[:8] = torch.tensor(list(len(data).to_bytes(8, "big")), dtype=torch.uint8)
+        padded[8 : 8 + len(data)] = mine
         parts = [torch.empty_like(padded) for _ in range(self.world_size)]
         dist.all_gather(parts, padded)
-        return [
-            part[: int(size)].cpu().numpy().tobytes()
-            for part, size in zip(parts, sizes, strict=True)
-        ]
+        found = [part.cpu().numpy().tobytes() for part in parts]
+        return [part[8 : 8 + int.from_bytes(part[:8], "big")] for part in found]
 
     def wait(self) -> None:
         """Wait until every process is here."""

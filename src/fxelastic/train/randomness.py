@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import json
 import random
 from collections.abc import Iterator
@@ -12,7 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fxelastic.train.sampling import derived_seed
+
+def derived_seed(seed: int, *parts: object) -> int:
+    """A seed for one purpose of a run, in [0, 2^63), the same in every process."""
+    text = ":".join(map(str, (seed, *parts)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def seed_all(seed: int) -> None:
@@ -23,13 +28,13 @@ def seed_all(seed: int) -> None:
 
 
 def seed_loader(loader: Any, seed: int) -> None:
-    """Seed a loader's own generators for an epoch, and tell its samplers which epoch it is."""
+    """Seed a loader's own generators for an epoch."""
     for generator in _generators(loader):
         generator.manual_seed(derived_seed(seed, "loader"))
 
 
 def set_epoch(loader: Any, epoch: int) -> None:
-    """Tell a loader's samplers the epoch, as `DistributedSampler` needs it."""
+    """Pass the epoch to a loader's samplers, as `DistributedSampler` requires."""
     for name in ("sampler", "batch_sampler"):
         announce = getattr(getattr(loader, name, None), "set_epoch", None)
         if callable(announce):
@@ -39,11 +44,10 @@ def set_epoch(loader: Any, epoch: int) -> None:
 def random_state() -> bytes:
     """The state of all global generators."""
     name, keys, *rest = np.random.get_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     state = {
         "torch": _encoded(torch.get_rng_state()),
-        "cuda": [_encoded(value) for value in torch.cuda.get_rng_state_all()]
-        if torch.cuda.is_available()
-        else [],
+        "cuda": [_encoded(value) for value in cuda],
         "python": random.getstate(),
         "numpy": [name, np.asarray(keys).tolist(), *rest],
     }
@@ -51,7 +55,7 @@ def random_state() -> bytes:
 
 
 def restore_random_state(state: bytes) -> None:
-    """Put back what `random_state` returned; devices that are not there are left out."""
+    """Restore what `random_state` returned, for the devices that are present."""
     data = json.loads(state)
     torch.set_rng_state(_decoded(data["torch"]))
     for i, value in enumerate(data["cuda"][: torch.cuda.device_count()]):

@@ -120,7 +120,7 @@ class EpochReport:
     held_out: HeldOutReport | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data for ``json.dumps``."""
+        """Plain data for ``json.dumps``."""
         return asdict(self)
 
     @classmethod

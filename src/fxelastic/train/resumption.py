@@ -1,24 +1,24 @@
-"""What of a run goes into a checkpoint, and back."""
+"""How far a run is, and how an interrupted run goes on from a checkpoint."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fxelastic.ir.supernet import Supernet
-from fxelastic.train.checkpoints import Checkpoint, Checkpoints
+from fxelastic.train.checkpoints import Checkpoint, Checkpoints, put_together, take_apart
 from fxelastic.train.held_out import HeldOut
-from fxelastic.train.new_branches import NewBranches
-from fxelastic.train.objective import Objective
+from fxelastic.train.learners import Learners
 from fxelastic.train.optimisation import Optimisation
-from fxelastic.train.position import Position
 from fxelastic.train.processes import Processes
-from fxelastic.train.state_tree import put_together, take_apart
+from fxelastic.train.randomness import random_state
+from fxelastic.train.reports import EpochReport
 from fxelastic.train.training import Training
 
 logger = logging.getLogger(__name__)
@@ -26,122 +26,200 @@ logger = logging.getLogger(__name__)
 _WEIGHTS = "weights:"
 
 
-@dataclass(frozen=True)
-class Resumption:
-    """Writes a run's checkpoints, and takes it up again.
+@dataclass
+class Position:
+    """How far a run is. Only this, the weights and the optimiser's state change in a run.
 
     Attributes:
-        new: Whose weights are kept.
-        optimisation: Whose state is kept.
-        held_out: Whose best states are kept.
-        processes: The first of them writes; all of them read.
-        checkpoints: Where; None where the run keeps none.
+        coverage: For each branch that learns, in how many steps it did.
+        step: Steps made.
+        epoch: The current pass over the loader, from 0.
+        batch: Batches of this epoch consumed.
+        epochs: Reports of the epochs that have ended.
+        threads: The number of threads that the run has chosen; None before it has.
+        frozen: Whether the statistics of norms stay as they are.
+        sums: For each branch that learned in this epoch, the sum of its losses.
+        counts: For each branch that learned in this epoch, in how many steps it did.
+        loss: The sum of this epoch's losses.
+        steps: The steps of this epoch that had a loss.
     """
 
-    new: NewBranches
+    coverage: dict[str, int]
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    epochs: list[EpochReport] = field(default_factory=list)
+    threads: int | None = None
+    frozen: bool = True
+    sums: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    loss: float = 0.0
+    steps: int = 0
+
+    def advance(self, n_batches: int, losses: Mapping[str, float]) -> None:
+        """Count a step.
+
+        Args:
+            n_batches: Batches of the step.
+            losses: The loss of each branch that learned.
+        """
+        self.step += 1
+        self.batch += n_batches
+        if losses:
+            self.steps += 1
+            self.loss += sum(losses.values()) / len(losses)
+        for name, loss in losses.items():
+            self.coverage[name] += 1
+            self.sums[name] = self.sums.get(name, 0.0) + loss
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    @property
+    def mean_loss(self) -> float:
+        """The mean loss of this epoch's steps; NaN before the first that had one."""
+        return self.loss / self.steps if self.steps else float("nan")
+
+    def mean_losses(self) -> dict[str, float]:
+        """For each branch that learned in this epoch, the mean of its losses."""
+        names = (name for name in self.coverage if name in self.sums)
+        return {name: self.sums[name] / self.counts[name] for name in names}
+
+    def end_epoch(self, report: EpochReport) -> None:
+        """Go on to the next epoch."""
+        self.epochs.append(report)
+        self.epoch += 1
+        self.batch = 0
+        self.sums, self.counts, self.loss, self.steps = {}, {}, 0.0, 0
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Position:
+        """The inverse of ``dataclasses.asdict``."""
+        epochs = [EpochReport.from_json(report) for report in data["epochs"]]
+        return cls(**{**data, "epochs": epochs})
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """Writes the checkpoints of a run and restores a run from them.
+
+    Attributes:
+        learners: The branches whose weights are kept.
+        optimisation: The optimiser.
+        held_out: The best states so far.
+        processes: The first of them writes; all of them read.
+        checkpoints: The folder; None where the run keeps no checkpoints.
+    """
+
+    learners: Learners
     optimisation: Optimisation
     held_out: HeldOut
     processes: Processes
     checkpoints: Checkpoints | None
 
-    @classmethod
-    def of(
-        cls,
-        supernet: Supernet,
-        new: NewBranches,
-        optimisation: Optimisation,
-        held_out: HeldOut,
-        objective: Objective,
-        training: Training,
-        processes: Processes,
-    ) -> Resumption:
-        """For one run with these options."""
-        if training.checkpoints is None:
-            return cls(new, optimisation, held_out, processes, None)
-        run = {
-            "supernet": _structure(supernet, new),
-            "model": _digest(supernet),
-            "processes": str(processes.world_size),
-            **training.numerics(),
-            **{f"{objective.stage} {k}": v for k, v in objective.numerics().items()},
-        }
-        folder = Path(training.checkpoints)
-        return cls(
-            new,
-            optimisation,
-            held_out,
-            processes,
-            Checkpoints(folder, objective.stage, run, training.keep),
-        )
-
-    def resume(self) -> tuple[Position, tuple[str, ...]]:
-        """Take the run up where its newest usable checkpoint is.
+    def resume(self) -> tuple[Position, bytes | None, tuple[str, ...]]:
+        """Restore the newest usable checkpoint.
 
         Returns:
-            Where the run is, and why newer checkpoints were refused.
+            How far the run is, the random state there (None at the beginning), and why newer
+            checkpoints were refused.
 
         Raises:
             TrainingError: There are checkpoints, and none can be used.
         """
-        begin = Position(dict.fromkeys(self.new.branches, 0))
+        begin = Position(dict.fromkeys(self.learners.branches, 0))
         if self.checkpoints is None:
-            return begin, ()
+            return begin, None, ()
         found, refused = self.checkpoints.newest()
         for reason in refused:
             logger.warning("refused a checkpoint: %s", reason)
         if found is None:
-            return begin, refused
+            return begin, None, refused
         weights = {
             name.removeprefix(_WEIGHTS): value
             for name, value in found.tensors.items()
             if name.startswith(_WEIGHTS)
         }
-        self.new.load(weights)
+        self.learners.load(weights)
         self.optimisation.load(put_together(found.data["optimisation"], found.tensors))
         if "held_out" in found.data:
             self.held_out.load(found.data["held_out"], found.tensors)
         random = found.tensors[f"random:{self.processes.rank}"].numpy().tobytes()
         logger.info("resumed at step %d", found.step)
-        return Position.from_json(found.data["position"], random), refused
+        return Position.from_json(found.data["position"]), random, refused
 
-    def write(self, position: Position, random: Sequence[bytes]) -> bool:
-        """Write a checkpoint.
+    def write(self, position: Position) -> bool:
+        """Write a checkpoint; every process calls this.
 
         Args:
-            position: Where the run is.
-            random: The random state of each process.
+            position: How far the run is.
 
         Returns:
-            Whether there is one now.
+            Whether the run keeps checkpoints.
         """
         if self.checkpoints is None:
             return False
+        states = self.processes.gather(random_state())
         if self.processes.first:
             optimisation, tensors = take_apart(self.optimisation.state(), "optimisation")
-            tensors |= {f"{_WEIGHTS}{name}": value for name, value in self.new.state().items()}
-            for rank, state in enumerate(random):
+            tensors |= {f"{_WEIGHTS}{name}": value for name, value in self.learners.state().items()}
+            for rank, state in enumerate(states):
                 tensors[f"random:{rank}"] = torch.frombuffer(bytearray(state), dtype=torch.uint8)
             held_out, best = self.held_out.state()
-            tensors |= best
             data = {
-                "position": position.to_json(),
+                "position": asdict(position),
                 "optimisation": optimisation,
                 "held_out": held_out,
             }
-            self.checkpoints.write(Checkpoint(position.step, position.epoch, data, tensors))
+            checkpoint = Checkpoint(position.step, position.epoch, data, tensors | best)
+            self.checkpoints.write(checkpoint)
         self.processes.wait()
         return True
 
 
-def _structure(supernet: Supernet, new: NewBranches) -> str:
-    """What the supernet is made of, as a digest: branches, and the shapes of their weights."""
-    lines = [f"{supernet.space.n_blocks}", *map(repr, supernet.space.branches)]
-    lines += [f"{name} {v.dtype} {tuple(v.shape)}" for name, v in new.state().items()]
+def checkpoints_of(
+    supernet: Supernet,
+    learners: Learners,
+    training: Training,
+    processes: Processes,
+    name: str,
+    facts: Mapping[str, str],
+) -> Checkpoints | None:
+    """The checkpoints of one stage; None where the options name no folder.
+
+    Args:
+        supernet: What is trained.
+        learners: What learns.
+        training: The options.
+        processes: Those that train together.
+        name: The stage's name.
+        facts: Further facts that the numbers depend on.
+    """
+    if training.checkpoints is None:
+        return None
+    run = {
+        "supernet": _structure(supernet, learners),
+        "model": _digest(supernet),
+        "processes": str(processes.world_size),
+        **training.numerics(),
+        **facts,
+    }
+    return Checkpoints(Path(training.checkpoints), name, run, training.keep)
+
+
+def _structure(supernet: Supernet, learners: Learners) -> str:
+    """A digest of the branches and of the shapes of their weights."""
+    lines = [f"{supernet.space.n_blocks}"]
+    # As the repr was when the first checkpoints were written, whatever fields are added later.
+    lines += [
+        f"BranchSpec(id={b.id!r}, kind={b.kind!r}, start={b.start}, stop={b.stop}, "
+        f"n_params={b.n_params}, flops={b.flops})"
+        for b in supernet.space.branches
+    ]
+    lines += [f"{name} {v.dtype} {tuple(v.shape)}" for name, v in learners.state().items()]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def _digest(supernet: Supernet) -> str:
-    """The model's own weights, as a digest."""
+    """A digest of the model's own weights."""
     digest = hashlib.sha256()
     for branch in supernet.branches.values():
         if branch.frozen:

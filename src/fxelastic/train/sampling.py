@@ -1,12 +1,12 @@
-"""Which subnets a training step sees.
+"""Which branches and subnets learn in a training step.
 
-A policy is a function of the step and the seed alone: it keeps no state, so that a run that was
-interrupted goes on with the same subnets, and every process of a distributed run draws the same.
+A policy is a function of the step and the seed alone and keeps no state: an interrupted run goes
+on with the same subnets, and every process of a distributed run draws the same.
 """
 
 from __future__ import annotations
 
-import hashlib
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -14,6 +14,10 @@ from typing import Protocol
 
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch, CostWindow, SearchSpace
+from fxelastic.train.learners import Learners
+from fxelastic.train.randomness import derived_seed
+
+_DRAWS = 100
 
 
 class Sampling(Protocol):
@@ -23,11 +27,44 @@ class Sampling(Protocol):
         """The subnets of a step.
 
         Args:
-            space: What to draw from.
+            space: The search space.
             step: The number of the step, from 0.
             seed: The run's seed; the same step and seed give the same subnets.
         """
         ...  # pragma: no cover
+
+
+@dataclass(frozen=True)
+class Turns:
+    """No subnets: branches learn alone, some of them in each step, in turn.
+
+    Attributes:
+        n: Branches a step; all where None.
+    """
+
+    n: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the number.
+
+        Raises:
+            UsageError: ``n`` is below 1.
+        """
+        if self.n is not None:
+            check_count("branches_per_step", self.n)
+
+    def branches(self, names: tuple[str, ...], step: int, seed: int) -> tuple[str, ...]:
+        """The branches of a step; over any number of steps, their counts differ by one at most."""
+        n = min(self.n or len(names), len(names))
+        if n == len(names):
+            return names
+        chosen: list[str] = []
+        for i in range(step * n, (step + 1) * n):
+            turn, place = divmod(i, len(names))
+            order = list(names)
+            random.Random(derived_seed(seed, "turn", turn)).shuffle(order)
+            chosen.append(order[place])
+        return tuple(name for name in names if name in chosen)
 
 
 @dataclass(frozen=True)
@@ -41,12 +78,12 @@ class Uniform:
     n: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse a number that is none.
+        """Check the number.
 
         Raises:
             UsageError: ``n`` is below 1.
         """
-        _check_count("n", self.n)
+        check_count("n", self.n)
 
     def archs(self, space: SearchSpace, step: int, seed: int) -> tuple[Arch, ...]:
         """The subnets of a step; see `Sampling.archs`."""
@@ -57,11 +94,11 @@ class Uniform:
 class Bucketed:
     """Every range of costs in turn, uniform in each.
 
-    Uniform tilings crowd around the middle of the costs; this trains cheap and dear subnets as
-    often as those. Ranges without a subnet are left out.
+    The costs of uniform tilings crowd around the middle; this policy trains cheap and expensive
+    subnets as often as those. Ranges without a subnet are left out.
 
     Attributes:
-        n_buckets: Ranges of equal width between the cheapest and the dearest subnet.
+        n_buckets: Ranges of equal width between the cheapest and the most expensive subnet.
         n: Subnets a step, from one range after the other.
         costs: Cost of each branch by id, such as a latency in ms; its FLOPs where None.
     """
@@ -69,19 +106,19 @@ class Bucketed:
     n_buckets: int = 5
     n: int = 1
     costs: Mapping[str, float] | None = field(default=None, repr=False)
-    # Windows count paths when they are first drawn from; they are kept by space.
+    # Windows count paths when they are first drawn from, so they are kept for each space.
     _windows: dict[int, tuple[SearchSpace, tuple[CostWindow, ...]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     def __post_init__(self) -> None:
-        """Refuse numbers that are none.
+        """Check the numbers.
 
         Raises:
             UsageError: A number is below 1.
         """
-        _check_count("n_buckets", self.n_buckets)
-        _check_count("n", self.n)
+        check_count("n_buckets", self.n_buckets)
+        check_count("n", self.n)
 
     def archs(self, space: SearchSpace, step: int, seed: int) -> tuple[Arch, ...]:
         """The subnets of a step; see `Sampling.archs`."""
@@ -102,7 +139,7 @@ class Bucketed:
 
 @dataclass(frozen=True)
 class Sandwich:
-    """The dearest subnet of new branches, the cheapest, and random ones, in every step.
+    """The most expensive subnet of new branches, the cheapest, and random ones, in every step.
 
     Source: the sandwich rule of universally slimmable networks (Yu and Huang, 2019).
 
@@ -115,33 +152,80 @@ class Sandwich:
     costs: Mapping[str, float] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuse a number that is none.
+        """Check the number.
 
         Raises:
             UsageError: ``n_random`` is below 0.
         """
-        if isinstance(self.n_random, bool) or self.n_random < 0:
-            raise UsageError(
-                "n_random is no count", expected="an integer of at least 0", got=repr(self.n_random)
-            )
+        check_count("n_random", self.n_random, least=0)
 
     def archs(self, space: SearchSpace, step: int, seed: int) -> tuple[Arch, ...]:
         """The subnets of a step; see `Sampling.archs`."""
         costs = flops_of(space) if self.costs is None else self.costs
-        random = space.sample(self.n_random, derived_seed(seed, "sandwich", step))
-        # The dearest of all is often the model itself, which learns nothing: an original counts
-        # as little as its interval leaves room for.
-        largest = space.max_cost_arch(_without_originals(space, costs))
-        return tuple(dict.fromkeys((largest, space.min_cost_arch(costs), *random)))
+        drawn = space.sample(self.n_random, derived_seed(seed, "sandwich", step))
+        # The most expensive subnet is often the model itself, which has nothing to learn:
+        # originals count as free here.
+        new = {b.id: 0.0 if b.kind == "original" else costs[b.id] for b in space.branches}
+        return tuple(dict.fromkeys((space.max_cost_arch(new), space.min_cost_arch(costs), *drawn)))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What learns in a step; the same for all of its batches and in all processes.
+
+    Attributes:
+        branches: Ids of the new branches that learn.
+        archs: The subnets that they are in; empty where branches learn alone.
+    """
+
+    branches: tuple[str, ...]
+    archs: tuple[Arch, ...] = ()
+
+
+def plan_of(
+    space: SearchSpace, learners: Learners, sampling: Sampling | Turns, step: int, seed: int
+) -> Plan:
+    """Choose what learns in a step; subnets without a branch that learns are drawn again.
+
+    Args:
+        space: The search space.
+        learners: The branches that can learn.
+        sampling: The policy.
+        step: The number of the step, from 0.
+        seed: The stage's seed.
+    """
+    names = tuple(learners.branches)
+    if isinstance(sampling, Turns):
+        return Plan(sampling.branches(names, step, seed))
+    archs: tuple[Arch, ...] = ()
+    for attempt in range(_DRAWS):
+        drawn = sampling.archs(space, step, derived_seed(seed, "attempt", attempt))
+        archs = tuple(arch for arch in drawn if any(name in learners.branches for name in arch))
+        if archs:
+            break
+    else:
+        # Nearly every subnet of this space has nothing to learn: one branch alone, in turn.
+        archs = (_around(space, names[step % len(names)]),)
+    chosen = {name for arch in archs for name in arch}
+    return Plan(tuple(name for name in names if name in chosen), archs)
+
+
+def _around(space: SearchSpace, branch: str) -> Arch:
+    """The subnet of one new branch and originals."""
+    spec = space.by_id[branch]
+    ids = [s.id for s in space.branches if s.id in space.original.branches]
+    before = [name for name in ids if space.by_id[name].stop <= spec.start]
+    after = [name for name in ids if space.by_id[name].start >= spec.stop]
+    return Arch((*before, branch, *after))
 
 
 def cost_windows(
     space: SearchSpace, n: int, costs: Mapping[str, float] | None = None
 ) -> tuple[CostWindow, ...]:
-    """Windows of equal width from the cheapest to the dearest subnet.
+    """Windows of equal width from the cheapest to the most expensive subnet.
 
     Args:
-        space: The subnets.
+        space: The search space.
         n: How many windows; one where all subnets cost the same.
         costs: Cost of each branch by id; its FLOPs where None.
     """
@@ -155,18 +239,22 @@ def cost_windows(
 
 
 def flops_of(space: SearchSpace) -> dict[str, float]:
-    """FLOPs of each branch: they stand in for latency until a table is given."""
+    """FLOPs of each branch, which stand in for latency until there is a table."""
     return {spec.id: float(spec.flops) for spec in space.branches}
 
 
-def derived_seed(seed: int, *parts: object) -> int:
-    """A seed for one purpose of a run, in [0, 2^63), the same in every process."""
-    text = ":".join(map(str, (seed, *parts)))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+def check_count(name: str, value: object, least: int = 1) -> None:
+    """Check an option that counts something.
 
-
-def _without_originals(space: SearchSpace, costs: Mapping[str, float]) -> dict[str, float]:
-    return {spec.id: 0.0 if spec.kind == "original" else costs[spec.id] for spec in space.branches}
+    Raises:
+        UsageError: It is not an integer, or too small.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UsageError(
+            f"{name} must be at least {least}, got {value!r}",
+            expected=f"an integer of at least {least}",
+            got=repr(value),
+        )
 
 
 def _any(window: CostWindow) -> bool:
@@ -174,8 +262,3 @@ def _any(window: CostWindow) -> bool:
         return bool(window.sample(1))
     except UsageError:
         return False
-
-
-def _check_count(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UsageError(f"{name} is no count", expected="an integer above 0", got=repr(value))

@@ -1,25 +1,176 @@
-"""The public functions `distill` and `tune`."""
+"""Stages of training, and the public functions that run them: `run`, `distill` and `tune`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fxelastic.errors import UsageError
 from fxelastic.ir.supernet import Supernet
-from fxelastic.train.distillation import BranchLoss, Chained, TeacherForced
-from fxelastic.train.execution import Execution
+from fxelastic.train.batches import device_of
+from fxelastic.train.learners import BranchRunner, Learners
 from fxelastic.train.loop import Loop
-from fxelastic.train.losses import cross_entropy, normalised_error, soft_cross_entropy
-from fxelastic.train.new_branches import NewBranches
+from fxelastic.train.losses import cross_entropy, soft_cross_entropy
+from fxelastic.train.objectives import (
+    BranchLoss,
+    Chained,
+    EndToEnd,
+    Objective,
+    TaskLoss,
+    TeacherForced,
+)
 from fxelastic.train.processes import Processes
+from fxelastic.train.randomness import derived_seed
 from fxelastic.train.reports import History
-from fxelastic.train.sampling import Sampling, Uniform
+from fxelastic.train.sampling import Sampling, Turns, Uniform
 from fxelastic.train.training import Training
-from fxelastic.train.tuning import TaskLoss, Tuning
 
 MODES = ("teacher_forced", "chained")
+
+
+@dataclass(frozen=True, init=False)
+class Stage:
+    """One stage of training: what it minimises, what learns, from which subnets, how long.
+
+    Attributes:
+        objective: `TeacherForced`, `Chained` or `EndToEnd`.
+        learns: Ids of the new branches that learn; all of them where None.
+        sampling: Draws the subnets of a step: `Uniform` where None, `Bucketed`, `Sandwich`. Where
+            branches learn alone, `Turns`.
+        name: The stage's name in checkpoints, logs and reports; the objective's where None.
+        options: Fields of `Training` that this stage alone has, such as ``epochs`` or ``steps``.
+    """
+
+    objective: Objective
+    learns: tuple[str, ...] | None
+    sampling: Sampling | Turns
+    name: str | None
+    options: dict[str, Any]
+
+    def __init__(
+        self,
+        objective: Objective,
+        *,
+        learns: Collection[str] | None = None,
+        sampling: Sampling | Turns | None = None,
+        name: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Describe a stage; see the attributes.
+
+        Raises:
+            UsageError: The objective does not take this sampling, or the name is no file name.
+        """
+        alone = bool(objective.independent)
+        if sampling is None:
+            sampling = Turns() if alone else Uniform()
+        if isinstance(sampling, Turns) != alone:
+            raise UsageError(
+                f"{type(objective).__name__} does not take the sampling {sampling!r}",
+                expected="Turns(n): its branches learn alone" if alone else "a policy of subnets",
+                got=repr(sampling),
+            )
+        if name is not None and not name.replace("-", "").replace("_", "").isalnum():
+            raise UsageError(
+                f"name must consist of letters, digits, - and _, got {name!r}",
+                expected="a name for folders of checkpoints",
+                got=repr(name),
+            )
+        if learns is not None and not isinstance(learns, str):
+            learns = tuple(learns)
+        values = {"objective": objective, "learns": learns, "sampling": sampling}
+        for field, value in {**values, "name": name, "options": options}.items():
+            object.__setattr__(self, field, value)
+
+
+def run(
+    supernet: Supernet, loader: Iterable[Any], stages: Sequence[Stage], **options: Any
+) -> tuple[History, ...]:
+    """Train the new branches of a supernet in stages, one after the other.
+
+    The supernet's new branches change in place; its originals, and the model, never do. With
+    ``checkpoints=folder``, an interrupted run goes on in the stage, the epoch and the batch where
+    it was; finished stages are not run again.
+
+    Args:
+        supernet: What to train, on the device it is on.
+        loader: A DataLoader or any iterable of batches; see `BatchReader` for their forms.
+        stages: The stages.
+        options: Fields of `Training` for all stages; a stage's own options come first.
+
+    Returns:
+        For each stage what was done.
+
+    Raises:
+        UsageError: An option or a batch has a wrong type or value, or two stages have one name.
+        TrainingError: A loss is not finite, or no checkpoint can be used.
+    """
+    if not isinstance(supernet, Supernet):
+        raise UsageError(
+            f"supernet must be a Supernet, got {type(supernet).__name__}",
+            expected="the result of fxelastic.expand",
+            got=type(supernet).__name__,
+            fix="expand the model first",
+        )
+    # All options and ids are checked before the first stage begins.
+    trainings = [Training.of({**options, **stage.options}) for stage in stages]
+    learners = [Learners(supernet, stage.learns) for stage in stages]
+    plans = list(zip(_names(stages), stages, trainings, learners, strict=True))
+    return tuple(_run(supernet, loader, *plan) for plan in plans)
+
+
+def _run(
+    supernet: Supernet,
+    loader: Iterable[Any],
+    name: str,
+    stage: Stage,
+    training: Training,
+    learners: Learners,
+) -> History:
+    processes = Processes.of(training.distributed, device_of(supernet))
+    objective = stage.objective.among(processes)
+    facts = objective.numerics() | (
+        {"branches_per_step": repr(stage.sampling.n)}
+        if isinstance(stage.sampling, Turns)
+        else {"sampling": repr(stage.sampling)}
+    )
+    if stage.learns is not None:
+        facts["learns"] = ", ".join(learners.branches)
+    loop = Loop(
+        BranchRunner(supernet, training.compile),
+        learners,
+        objective,
+        stage.sampling,
+        loader,
+        training,
+        processes,
+        name=name,
+        # Stages of one objective draw other subnets.
+        seed=training.seed
+        if name == objective.name
+        else derived_seed(training.seed, "stage", name),
+        facts={f"{name} {fact}": value for fact, value in facts.items()},
+    )
+    return loop.run()
+
+
+def _names(stages: Sequence[Stage]) -> list[str]:
+    """The names of stages; those without one are numbered from the objective's second stage on."""
+    names: list[str] = []
+    for stage in stages:
+        objective = stage.objective.name
+        n = sum(earlier.objective.name == objective for earlier in stages[: len(names)])
+        name = stage.name or (f"{objective}-{n + 1}" if n else objective)
+        if name in names:
+            raise UsageError(
+                f"two stages are named {name!r}",
+                expected="a name for each stage",
+                got=", ".join([*names, name]),
+                fix="pass name= to Stage",
+            )
+        names.append(name)
+    return names
 
 
 def distill(
@@ -32,7 +183,7 @@ def distill(
     sampling: Sampling | None = None,
     **options: Any,
 ) -> History:
-    """Teach each new branch what the blocks it stands in for compute; no labels are needed.
+    """Teach each new branch to compute the outputs of the blocks it replaces, without labels.
 
     The supernet's new branches change in place; its originals, and the model, never do.
 
@@ -54,33 +205,29 @@ def distill(
         What was done. A run that finds its own checkpoints goes on from the newest.
 
     Raises:
-        UsageError: An option or a batch is not what it should be.
+        UsageError: An option or a batch has a wrong type or value.
         TrainingError: A loss is not finite, or no checkpoint can be used.
 
     Source: AdaptiveNet, section 4.2, Eq. 1.
     """
-    training = Training.of(options)
     if mode not in MODES:
         raise UsageError(
             f"there is no mode {mode!r}", expected=" or ".join(map(repr, MODES)), got=repr(mode)
         )
-    other = ("sampling", sampling) if mode == MODES[0] else ("branches_per_step", branches_per_step)
+    alone = mode == "teacher_forced"
+    other = ("sampling", sampling) if alone else ("branches_per_step", branches_per_step)
     if other[1] is not None:
         raise UsageError(
             f"{other[0]} has no meaning in the mode {mode!r}",
             expected=f"{other[0]}=None, or the other mode",
             got=repr(other[1]),
         )
-    new = NewBranches(_checked(supernet))
-    execution = Execution(supernet, training.compile)
-    processes = Processes.of(training.distributed)
-    error: BranchLoss = loss or partial(normalised_error, processes=processes)
-    objective = (
-        TeacherForced(execution, new, error, branches_per_step, training.seed)
-        if mode == MODES[0]
-        else Chained(execution, new, error, sampling or Uniform(), training.seed)
+    stage = (
+        Stage(TeacherForced(loss), sampling=Turns(branches_per_step))
+        if alone
+        else Stage(Chained(loss), sampling=sampling)
     )
-    return Loop(execution, new, objective, loader, training, processes).run()
+    return run(supernet, loader, [stage], **options)[0]
 
 
 def tune(
@@ -112,25 +259,10 @@ def tune(
         What was done. A run that finds its own checkpoints goes on from the newest.
 
     Raises:
-        UsageError: An option or a batch is not what it should be.
+        UsageError: An option or a batch has a wrong type or value.
         TrainingError: A loss is not finite, or no checkpoint can be used.
 
     Source: AdaptiveNet, section 4.2.
     """
-    training = Training.of(options)
-    new = NewBranches(_checked(supernet))
-    execution = Execution(supernet, training.compile)
-    objective = Tuning(execution, new, loss, soft_loss, soft, sampling or Uniform(), training.seed)
-    processes = Processes.of(training.distributed)
-    return Loop(execution, new, objective, loader, training, processes).run()
-
-
-def _checked(supernet: object) -> Supernet:
-    if isinstance(supernet, Supernet):
-        return supernet
-    raise UsageError(
-        "there is no supernet to train",
-        expected="what fxelastic.expand returns",
-        got=type(supernet).__name__,
-        fix="expand the model first",
-    )
+    stage = Stage(EndToEnd(loss, soft_loss, soft), sampling=sampling)
+    return run(supernet, loader, [stage], **options)[0]

@@ -11,9 +11,8 @@ import pytest
 import torch
 
 import fxelastic
-from fxelastic.threads import processors
+from fxelastic.threads import ThreadChoice, processors, thread_counts
 from fxelastic.train import Callback, StepReport
-from fxelastic.train.thread_choice import ThreadChoice, thread_counts
 from tests.train.killed_runs import Stop
 from tests.train.supernets import linear_supernet, vector_batches
 
@@ -141,7 +140,7 @@ def test_a_resumed_run_measures_nothing() -> None:
 
 @pytest.fixture
 def _two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxelastic.train.thread_choice.usual_threads", lambda: 2)
+    monkeypatch.setattr("fxelastic.threads.usual_threads", lambda: 2)
 
 
 @pytest.mark.usefixtures("_two_threads")
