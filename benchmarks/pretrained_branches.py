@@ -1,125 +1,28 @@
-"""Train the branches for a while, and measure the error of each on the original's features."""
+"""Measure the error of each branch on the original's features."""
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-import fxelastic
 from benchmarks.bootstrap import Array, Bootstrap, Figure
 from benchmarks.pretrained_data import Samples
 from benchmarks.pretrained_models import PretrainedModel
 from fxelastic import Supernet
-from fxelastic.train import Callback, History, StepReport
-from fxelastic.train.held_out import N_BATCHES
-from fxelastic.train.optimisation import RATES, n_steps_tried
 
 PROBED_STEPS = 5
 HELD_OUT = 256
 BATCH = 32
 
 
-class TrainingSamples(Dataset[tuple[Tensor, ...]]):
-    """The samples of a split, one by one."""
-
-    def __init__(self, model: PretrainedModel, samples: Samples) -> None:
-        self._model, self._samples = model, samples
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def __getitem__(self, i: int) -> tuple[Tensor, ...]:
-        inputs = self._model.tensors(self._samples, slice(i, i + 1))
-        return tuple(tensor[0] for tensor in inputs)
-
-
-class StepClock(Callback):
-    """Notes the processor time of each step, in seconds."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self._last_s = time.process_time()
-
-    def on_step(self, report: StepReport) -> None:
-        now_s = time.process_time()
-        self.seconds.append(now_s - self._last_s)
-        self._last_s = now_s
-
-
 def batches(model: PretrainedModel, samples: Samples) -> Iterator[tuple[Tensor, ...]]:
     """The samples in their order, as the model takes them."""
     for start in range(0, len(samples), BATCH):
         yield model.tensors(samples, slice(start, start + BATCH))
-
-
-def distil(
-    supernet: Supernet,
-    model: PretrainedModel,
-    samples: dict[str, Samples],
-    minutes: float,
-    initial: Path,
-) -> dict[str, Any]:
-    """Train for as many steps as take so many minutes of one core; the time is the processor's.
-
-    Args:
-        supernet: What learns.
-        model: The model.
-        samples: Those of each split.
-        minutes: Time for steps and for checks on held-out batches.
-        initial: The file of the supernet before training.
-
-    Returns:
-        What was done, as plain data.
-    """
-    clock = StepClock()
-    run(
-        supernet, model, samples["train"], PROBED_STEPS, lr=1e-3, keep_best=False, callbacks=[clock]
-    )
-    supernet.load(initial)
-    step_s = statistics.median(clock.seconds[1:])
-    # Every eighth sample: each batch has samples of all sources.
-    chosen = samples["select"].take(HELD_OUT)
-    held_out = [model.tensors(chosen, slice(i, None, N_BATCHES)) for i in range(N_BATCHES)]
-    begin_s = time.process_time()
-    branch_sums(supernet, model, held_out)
-    check_s = time.process_time() - begin_s
-    # Branches are checked after each epoch, and before the first one seven times: as they are, with
-    # statistics that are estimated, and after some steps with each of four learning rates.
-    per_epoch = len(samples["train"]) // model.batch_size
-    steps = (60 * minutes - 7 * check_s) / (step_s + check_s / per_epoch)
-    tried = len(RATES) * n_steps_tried(max(1, int(steps)))
-    steps = max(1, int(steps) - tried)
-    begin_s, began_s = time.process_time(), time.perf_counter()
-    history = run(supernet, model, samples["train"], steps, held_out=held_out)
-    report = history.held_out
-    assert report is not None
-    return {
-        "steps": steps,
-        "step_s": step_s,
-        "processor_s": time.process_time() - begin_s,
-        "wall_s": time.perf_counter() - began_s,
-        "better": report.n_better,
-        "held_out": asdict(report),
-    }
-
-
-def run(
-    supernet: Supernet, model: PretrainedModel, samples: Samples, steps: int, **options: Any
-) -> History:
-    """Distil with the options that fxelastic has by itself, and those given."""
-    loader = DataLoader(
-        TrainingSamples(model, samples), model.batch_size, shuffle=True, drop_last=True
-    )
-    return fxelastic.distill(supernet, loader, steps=steps, seed=0, threads=1, **options)
 
 
 @torch.no_grad()

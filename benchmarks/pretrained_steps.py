@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 import fxelastic
-from benchmarks import pretrained_branches, pretrained_subnets
+from benchmarks import pretrained_branches, pretrained_subnets, pretrained_training
 from benchmarks.bootstrap import Bootstrap
 from benchmarks.pretrained_data import Samples
 from benchmarks.pretrained_models import GAMMA, PretrainedModel
@@ -92,7 +92,7 @@ class Run:
         """Train the branches, and export them."""
         initial = self.folder / f"{BEFORE}.safetensors"
         supernet = self.supernet.load(initial)
-        done = pretrained_branches.distil(
+        done = pretrained_training.train(
             supernet, self.model, self.samples, self.setting.minutes, initial
         )
         self._export(supernet, AFTER)

@@ -210,6 +210,16 @@ def test_options_reach_the_stages(
     assert [stage["steps"] for stage in report["stages"]] == [2, 2]
 
 
+def test_attentive_sampling_takes_the_errors_of_the_distillation(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--data", "data.py:train", "--sampling", "attentive", "--quiet"]
+    assert train(*argv, "--distill-epochs", "0") == 2
+    assert "at least one epoch of distillation" in capsys.readouterr().err
+    assert train(*argv) == 0
+    assert "tune: 3 steps" in capsys.readouterr().out
+
+
 def test_labels_are_not_needed(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("--data", "data.py:unlabelled", "--quiet") == 0
     assert "tune: 3 steps" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from fxelastic import UsageError
 from fxelastic.spec import BranchSpec, SearchSpace, branch_id
-from fxelastic.train import Bucketed, Sandwich, Uniform
+from fxelastic.train import Attentive, Bucketed, Sandwich, Uniform
 from fxelastic.train.randomness import derived_seed
 from fxelastic.train.sampling import cost_windows, flops_of
 
@@ -27,7 +28,10 @@ def space() -> SearchSpace:
 
 
 SPACE = space()
-POLICIES: tuple[Any, ...] = (Uniform(3), Bucketed(4, n=3), Sandwich(2))
+ALL = sorted(set(SPACE.sample(5000)), key=str)
+#: Branches that are good at the beginning and bad at the end.
+ERRORS = {spec.id: 0.05 * 2**spec.start for spec in SPACE.branches if spec.kind == "new"}
+POLICIES: tuple[Any, ...] = (Uniform(3), Bucketed(4, n=3), Sandwich(2), Attentive(ERRORS, n=3))
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -86,9 +90,51 @@ def test_a_sandwich_has_both_ends() -> None:
         assert SPACE.cost(dearest, costs) == N * 5
 
 
+def test_attentive_subnets_are_of_little_error_for_their_cost() -> None:
+    costs = flops_of(SPACE)
+    original = SPACE.cost(SPACE.original, costs)
+    error = {name: ERRORS.get(name, 0.0) for name in costs}
+    policy = Attentive(ERRORS, spread=0.3)
+    drawn = [policy.archs(SPACE, step, 0)[0] for step in range(60)]
+    for arch in drawn:
+        cost = SPACE.cost(arch, costs)
+        assert cost <= 0.95 * original
+        # Among all subnets of at most this cost, few have less error.
+        others = [other for other in ALL if SPACE.cost(other, costs) <= cost]
+        better = sum(SPACE.cost(other, error) < SPACE.cost(arch, error) for other in others)
+        assert better <= 0.05 * len(others)
+    assert len({SPACE.cost(arch, costs) for arch in drawn}) > 4
+
+
+def test_attentive_draws_the_cheapest_where_none_is_cheap_enough() -> None:
+    costs = {**flops_of(SPACE), "original@0": 1e6}
+    (arch,) = Attentive(ERRORS, low=0, high=1e-9, costs=costs).archs(SPACE, 0, 0)
+    assert arch == SPACE.min_cost_arch(costs)
+
+
+def test_an_error_that_is_not_finite_counts_as_the_worst() -> None:
+    worst = max(ERRORS.values())
+    name = min(ERRORS)
+    found = [
+        [Attentive({**ERRORS, name: error}).archs(SPACE, step, 0) for step in range(20)]
+        for error in (worst, math.inf, math.nan)
+    ]
+    assert found[0] == found[1] == found[2]
+
+
+def test_attentive_sampling_wants_errors_of_branches() -> None:
+    for errors in ({}, {"subnets": 0.1}, {"new@0": math.nan}):
+        with pytest.raises(UsageError, match="errors must name branches of the supernet"):
+            Attentive(errors).archs(SPACE, 0, 0)
+
+
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
+        (lambda: Attentive(ERRORS, low=0.9, high=0.5), "low must be less than high"),
+        (lambda: Attentive(ERRORS, spread=-1), "spread is out of range"),
+        (lambda: Attentive({"new@0": -1.0}), "errors must be at least 0"),
+        (lambda: Attentive(ERRORS, n=0), "n must be at least 1, got 0"),
         (lambda: Uniform(0), "n must be at least 1, got 0"),
         (lambda: Bucketed(0), "n_buckets must be at least 1, got 0"),
         (lambda: Bucketed(n=True), "n must be at least 1, got True"),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "fxelastic.train/1"
 
-_SAMPLING = ("uniform", "bucketed", "sandwich")
+_SAMPLING = ("uniform", "bucketed", "sandwich", "attentive")
 
 _DESCRIPTION = """\
 Expand a model and train its new branches: first to compute what the blocks they stand
@@ -85,8 +85,8 @@ def add_parser(commands: Any) -> None:
         metavar="POLICY",
         choices=_SAMPLING,
         default="uniform",
-        help="how subnets are sampled in tuning: uniform, bucketed by FLOPs, or sandwich "
-        "(default: uniform)",
+        help="how subnets are sampled in tuning: uniform, bucketed by FLOPs, sandwich, or "
+        "attentive, those that promise most after distillation (default: uniform)",
     )
     parser.add_argument(
         "--loss",
@@ -224,7 +224,6 @@ def _stages(
     loss: Any,
 ) -> list[History]:
     import fxelastic
-    from fxelastic.train import Bucketed, Sandwich, Uniform
 
     histories = []
     if args.distill_epochs:
@@ -241,13 +240,12 @@ def _stages(
         )
     if args.tune_epochs:
         options.progress(args, f"tuning: {args.tune_epochs} epochs")
-        sampling = dict(zip(_SAMPLING, (Uniform, Bucketed, Sandwich), strict=True))[args.sampling]
         chosen = {} if loss is None else {"loss": loss}
         histories.append(
             fxelastic.tune(
                 supernet,
                 training,
-                sampling=sampling(),
+                sampling=_sampling(args.sampling, histories),
                 soft=args.soft,
                 epochs=args.tune_epochs,
                 lr=args.tune_lr,
@@ -256,6 +254,22 @@ def _stages(
             )
         )
     return histories
+
+
+def _sampling(name: str, histories: list[History]) -> Any:
+    from fxelastic.train import Attentive, Bucketed, Sandwich, Uniform
+
+    if name != "attentive":
+        return {"uniform": Uniform, "bucketed": Bucketed, "sandwich": Sandwich}[name]()
+    report = histories[0].held_out if histories else None
+    if report is None:
+        raise UsageError(
+            "--sampling attentive needs the errors of the branches",
+            expected="at least one epoch of distillation before tuning",
+            got="--distill-epochs 0",
+            fix="distil first, or choose another sampling",
+        )
+    return Attentive(report.best)
 
 
 def _text(supernet: Supernet, histories: list[History], path: Path) -> list[str]:

@@ -12,11 +12,12 @@ from fxelastic.train.metrics import accuracy, agreement, cosine, spearman
 from fxelastic.train.norm_statistics import recalibrate
 from fxelastic.train.objectives import Chained, EndToEnd, Objective, TeacherForced
 from fxelastic.train.reports import Bucket, EpochReport, HeldOutReport, History, StepReport
-from fxelastic.train.sampling import Bucketed, Sampling, Sandwich, Turns, Uniform
+from fxelastic.train.sampling import Attentive, Bucketed, Sampling, Sandwich, Turns, Uniform
 from fxelastic.train.stages import Stage, distill, run, tune
 from fxelastic.train.training import Training
 
 __all__ = [
+    "Attentive",
     "BatchReader",
     "Bucket",
     "Bucketed",

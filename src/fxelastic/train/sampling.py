@@ -6,6 +6,7 @@ on with the same subnets, and every process of a distributed run draws the same.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,10 @@ from fxelastic.train.learners import Learners
 from fxelastic.train.randomness import derived_seed
 
 _DRAWS = 100
+
+#: Prices between which a subnet's is found, and rounds of bisection.
+_PRICES, _ROUNDS = (1e-6, 1e6), 24
+_WIDEST, _TINY = 10.0, 1e-30
 
 
 class Sampling(Protocol):
@@ -217,6 +222,117 @@ def _around(space: SearchSpace, branch: str) -> Arch:
     before = [name for name in ids if space.by_id[name].stop <= spec.start]
     after = [name for name in ids if space.by_id[name].start >= spec.stop]
     return Arch((*before, branch, *after))
+
+
+@dataclass(frozen=True)
+class Attentive:
+    """Subnets like those that a search chooses: of little error for what they cost.
+
+    Most subnets of a large space are poor, and so is their loss: where all are trained alike, the
+    few that a device will run get worse. Each draw takes the subnet that minimises the sum of its
+    branches' errors within a random cost, with every error multiplied by random noise, so that
+    branches that are nearly as good take part, too.
+
+    Attributes:
+        errors: Error of each branch by id, such as ``history.held_out.best`` of a teacher-forced
+            distillation. An original's is 0 by default. Another branch without a finite error
+            counts as the worst one that has one.
+        low: Lowest cost of a subnet, as a share of the original's.
+        high: Highest cost, likewise.
+        spread: Standard deviation of the noise's logarithm.
+        n: Subnets a step.
+        costs: Cost of each branch by id, such as a latency in ms; its FLOPs where None.
+
+    Source: attentive sampling (Wang et al., AttentiveNAS, CVPR 2021), which draws some subnets of
+    each cost and trains the one that a predictor says to be best.
+    """
+
+    errors: Mapping[str, float] = field(repr=False)
+    low: float = 0.5
+    high: float = 0.95
+    spread: float = 0.7
+    n: int = 1
+    costs: Mapping[str, float] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            UsageError: An option is out of range.
+        """
+        check_count("n", self.n)
+        if not 0 <= self.low < self.high:
+            raise UsageError(
+                "low must be less than high",
+                expected="0 <= low < high, shares of the original's cost",
+                got=f"low={self.low!r}, high={self.high!r}",
+            )
+        if not 0 <= self.spread <= _WIDEST:
+            raise UsageError(
+                "spread is out of range", expected=f"0 to {_WIDEST}", got=repr(self.spread)
+            )
+        for name, error in self.errors.items():
+            if error < 0:
+                raise UsageError(
+                    "errors must be at least 0", expected="0 or more", got=f"{error!r} for {name!r}"
+                )
+
+    def archs(self, space: SearchSpace, step: int, seed: int) -> tuple[Arch, ...]:
+        """The subnets of a step; see `Sampling.archs`.
+
+        Raises:
+            UsageError: No branch of the space has an error.
+        """
+        costs = flops_of(space) if self.costs is None else self.costs
+        known = {
+            spec.id: self.errors[spec.id]
+            for spec in space.branches
+            if math.isfinite(self.errors.get(spec.id, math.inf))
+        }
+        if not known:
+            raise UsageError(
+                "errors must name branches of the supernet",
+                expected="an error for each branch that learns, by its id",
+                got=", ".join(self.errors) or "nothing",
+                fix="pass history.held_out.best of a teacher-forced distillation",
+            )
+        worst = max(known.values())
+        errors = {
+            spec.id: known.get(spec.id, 0.0 if spec.kind == "original" else worst)
+            for spec in space.branches
+        }
+        return tuple(
+            self._draw(
+                space, errors, costs, random.Random(derived_seed(seed, "attentive", step, i))
+            )
+            for i in range(self.n)
+        )
+
+    def _draw(
+        self,
+        space: SearchSpace,
+        errors: Mapping[str, float],
+        costs: Mapping[str, float],
+        rng: random.Random,
+    ) -> Arch:
+        noisy = {
+            name: error * math.exp(rng.gauss(0, self.spread)) for name, error in errors.items()
+        }
+        original = space.cost(space.original, costs)
+        limit = rng.uniform(self.low, self.high) * original
+        # A price of cost, in units of error, makes this a shortest path; the price is bisected.
+        unit = max(max(noisy.values()), _TINY) / max(original, _TINY)
+        lower, upper = _PRICES
+        chosen = space.min_cost_arch(costs)
+        for _ in range(_ROUNDS):
+            price = math.sqrt(lower * upper)
+            priced = {name: noisy[name] + price * unit * costs[name] for name in noisy}
+            arch = space.min_cost_arch(priced)
+            if space.cost(arch, costs) <= limit:
+                chosen, upper = arch, price
+            else:
+                lower = price
+        return chosen
 
 
 def cost_windows(

@@ -1,0 +1,153 @@
+"""Training of a supernet for some minutes of one core: distillation, then tuning."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+import fxelastic
+from benchmarks.pretrained_data import Samples
+from benchmarks.pretrained_models import PretrainedModel
+from fxelastic import Supernet
+from fxelastic.train import Attentive, Callback, History, StepReport
+from fxelastic.train.held_out import N_BATCHES
+from fxelastic.train.optimisation import RATES, n_steps_tried
+
+PROBED_STEPS = 5
+#: Samples to measure errors on. A subnet's error takes a pass of the whole model.
+HELD_OUT = {"distil": 256, "tune": 128}
+#: Errors are measured before training, after each epoch, and after some steps with each rate; in
+#: distillation also after statistics were estimated.
+CHECKS = {"distil": 3 + len(RATES), "tune": 2 + len(RATES)}
+
+#: Trains with options such as ``steps``.
+Train = Callable[..., History]
+
+
+class TrainingSamples(Dataset[tuple[Tensor, ...]]):
+    """The samples of a split, one by one."""
+
+    def __init__(self, model: PretrainedModel, samples: Samples) -> None:
+        self._model, self._samples = model, samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, ...]:
+        inputs = self._model.tensors(self._samples, slice(i, i + 1))
+        return tuple(tensor[0] for tensor in inputs)
+
+    def batch(self, samples: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Samples as one batch, for a DataLoader."""
+        return tuple(map(self._model.laid_out, map(torch.stack, zip(*samples, strict=True))))
+
+
+class StepClock(Callback):
+    """Notes the processor time of each step, in seconds."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._last_s = time.process_time()
+
+    def on_step(self, report: StepReport) -> None:
+        now_s = time.process_time()
+        self.seconds.append(now_s - self._last_s)
+        self._last_s = now_s
+
+
+def train(
+    supernet: Supernet,
+    model: PretrainedModel,
+    samples: dict[str, Samples],
+    minutes: float,
+    initial: Path,
+) -> dict[str, Any]:
+    """Train for as many steps as take so many minutes of one core; the time is the processor's.
+
+    Args:
+        supernet: What learns.
+        model: The model; it says which share of the time goes to tuning.
+        samples: Those of each split.
+        minutes: Time for steps and for checks on held-out batches.
+        initial: The file of the supernet before training.
+
+    Returns:
+        What was done, as plain data.
+    """
+    dataset = TrainingSamples(model, samples["train"])
+    loader = DataLoader(
+        dataset, model.batch_size, shuffle=True, drop_last=True, collate_fn=dataset.batch
+    )
+    common: dict[str, Any] = {"seed": 0, "threads": 1}
+
+    def distil(**options: Any) -> History:
+        held_out = _held_out(model, samples["select"], HELD_OUT["distil"])
+        return fxelastic.distill(supernet, loader, held_out=held_out, **common, **options)
+
+    supernet.to(memory_format=model.memory_format)
+    seconds = 60 * minutes * (1 - model.tuned)
+    steps, step_s = _steps(distil, seconds, CHECKS["distil"], len(loader))
+    supernet.load(initial)
+    begin_s, began_s = time.process_time(), time.perf_counter()
+    history = distil(steps=steps)
+    done: dict[str, Any] = {
+        "steps": steps,
+        "step_s": step_s,
+        "processor_s": time.process_time() - begin_s,
+    }
+    report = history.held_out
+    assert report is not None
+    if model.tuned:
+        sampling = Attentive(report.best)
+
+        def tune(**options: Any) -> History:
+            held_out = _held_out(model, samples["select"], HELD_OUT["tune"])
+            return fxelastic.tune(
+                supernet, loader, held_out=held_out, sampling=sampling, **common, **options
+            )
+
+        done["tuned_steps"], done["tuned_step_s"] = _steps(
+            tune, 60 * minutes - done["processor_s"], CHECKS["tune"], len(loader)
+        )
+        begin_s = time.process_time()
+        tuned = tune(steps=done["tuned_steps"])
+        done["processor_s"] += time.process_time() - begin_s
+        assert tuned.held_out is not None
+        done["tuned_held_out"] = asdict(tuned.held_out)
+    supernet.to(memory_format=torch.contiguous_format)
+    return {
+        **done,
+        "wall_s": time.perf_counter() - began_s,
+        "better": report.n_better,
+        "held_out": asdict(report),
+    }
+
+
+def _steps(stage: Train, seconds: float, n_checks: int, per_epoch: int) -> tuple[int, float]:
+    """How many steps of a stage fit into processor time, and what one takes, in seconds.
+
+    The steps that measure it have a learning rate of 0.
+    """
+    clock = StepClock()
+    stage(steps=PROBED_STEPS, lr=0, keep_best=False, callbacks=[clock])
+    step_s = statistics.median(clock.seconds[1:])
+    begin_s = time.process_time()
+    stage(steps=1, lr=0)
+    check_s = max(0.0, time.process_time() - begin_s - step_s) / 2
+    steps = (seconds - n_checks * check_s) / (step_s + check_s / per_epoch)
+    tried = len(RATES) * n_steps_tried(max(1, int(steps)))
+    return max(1, int(steps) - tried), step_s
+
+
+def _held_out(model: PretrainedModel, samples: Samples, n: int) -> list[tuple[Tensor, ...]]:
+    """Batches with samples of all sources."""
+    chosen = samples.take(n)
+    return [model.tensors(chosen, slice(i, None, N_BATCHES)) for i in range(N_BATCHES)]
