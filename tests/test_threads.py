@@ -115,7 +115,8 @@ def test_processors_outside_the_affinity_mask_do_not_count(
         assert processors(tmp_path) == len(mask)
 
 
-def test_a_calibrated_supernet_has_the_same_bytes_with_the_same_threads() -> None:
+@pytest.mark.parametrize("threads", [None, 2])
+def test_a_calibrated_supernet_does_not_depend_on_torchs_number(threads: int | None) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(*[nn.Sequential(nn.Linear(16, 16), nn.ReLU()) for _ in range(4)])
     data = torch.randn(512, 16)
@@ -123,7 +124,7 @@ def test_a_calibrated_supernet_has_the_same_bytes_with_the_same_threads() -> Non
     for around in (1, 2):
         torch.set_num_threads(around)
         supernet = fxelastic.expand(
-            model, 0.5, example_inputs=data[:2], calibration=data, threads=2
+            model, 0.5, example_inputs=data[:2], calibration=data, threads=threads
         )
         assert torch.get_num_threads() == around
         found.append(supernet.state_dict())

@@ -256,6 +256,13 @@ def no_matplotlib(place: Place) -> None:
     write_report(RunFolder.read(place.folder), place.folder)
 
 
+def no_jinja2(place: Place) -> None:
+    _, table = place.profiled()
+    table.save(place.folder / "bundle.latency.json")
+    place.monkeypatch.setitem(sys.modules, "jinja2", None)
+    write_report(RunFolder.read(place.folder), place.folder)
+
+
 REPRODUCED: dict[str, Callable[[Place], None]] = {
     "no example inputs were given for … and none could be inferred": no_inputs,
     "… cannot be captured": uncaptured,
@@ -286,6 +293,7 @@ REPRODUCED: dict[str, Callable[[Place], None]] = {
     "an execution provider is not available": no_provider,
     "… ms can't be kept": unmet_budget,
     "plots need matplotlib": no_matplotlib,
+    "pages need jinja2": no_jinja2,
 }
 
 

@@ -53,9 +53,10 @@ def expand(
         calibration: A few unlabelled batches, each in a form of ``example_inputs``; a single
             tensor is one batch. New branches then begin with their last linear map fitted to
             the model's own values in closed form; see `fxelastic.branches.calibration`.
-        seed: For what branches start at random; the same seed gives the same weights. Where they
-            are calibrated, the number of threads decides about their last bits.
-        threads: Threads that torch computes with; torch's own number where None.
+        seed: Seed of branches that start at random; the same seed gives the same weights. The last
+            bits of calibrated branches depend on the number of threads.
+        threads: Threads that torch computes with; one where None, since more hardly help but in
+            calibration.
 
     Returns:
         The supernet, in eval mode. Its original path computes what the model computes. A branch
@@ -86,7 +87,7 @@ def expand(
     makers: list[BranchMaker] = [
         branch_maker(kind)(**options.get(kind, {})) for kind in dict.fromkeys((ORIGINAL, *kinds))
     ]
-    with computing_with(threads):
+    with computing_with(1 if threads is None else threads):
         blocks = partition(model, gamma, example_inputs, batched=batched, fusion=fusion)
         branches: list[Branch] = []
         skips: list[Skip] = []

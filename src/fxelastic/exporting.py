@@ -65,7 +65,7 @@ def export(
         n_subnets: How many random subnets are assembled and compared, besides the model.
         seed: Seed of the inputs of the conversion and of the comparison, and of the subnets that
             are compared.
-        threads: Threads that torch computes with; torch's own number where None.
+        threads: Threads that torch computes with; one where None, since more do not help.
         progress: Told what is being done, in short texts.
 
     Returns:
@@ -82,7 +82,7 @@ def export(
     report = progress or (lambda _: None)
     _warn_of_nan(supernet)
     with (
-        computing_with(threads),
+        computing_with(1 if threads is None else threads),
         replace_folder(Path(path), files_in, force=force) as folder,
     ):
         manifest = write_bundle(supernet, FileWriter(folder), opset, seed, report)

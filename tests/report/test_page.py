@@ -24,6 +24,7 @@ from fxelastic.report.run_folder import RunFolder
 from tests.edge.serving.tiny_bundle import write_bundle
 
 matplotlib = pytest.importorskip("matplotlib")
+pytest.importorskip("jinja2")
 importlib.import_module("matplotlib.image")
 
 RNG = np.random.default_rng(0)
@@ -116,6 +117,14 @@ def test_what_is_not_there_is_left_out(folder: Path, tmp_path: Path, missing: st
     assert html(run, plots(run)).endswith("</html>\n")
 
 
+def test_a_name_that_looks_like_markup_is_text(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "a <script>"))
+    shutil.rmtree(copy / "bundle")
+    page = html(RunFolder.read(copy), ())
+    assert "<h1>a &lt;script&gt;</h1>" in page
+    assert "<script" not in page
+
+
 @pytest.mark.parametrize("only", PARTS)
 def test_one_part_is_enough(folder: Path, tmp_path: Path, only: str) -> None:
     shutil.copy(folder / only, tmp_path / only)
@@ -135,7 +144,7 @@ def test_damaged_files_are_refused(folder: Path, tmp_path: Path, name: str, cont
     ("arguments", "message"),
     [
         ([], "nothing to report"),
-        (["none"], "is no folder"),
+        (["none"], "is not a folder"),
         (["."], "holds nothing to report"),
         ([".", "--trace", "t.jsonl"], "exclude"),
         (["--trace", "none.jsonl"], "none.jsonl"),

@@ -60,7 +60,7 @@ def test_the_median_is_of_the_last_seconds(tmp_path: Path) -> None:
 def test_what_is_no_trace_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text(text)
-    with pytest.raises(UsageError, match="no trace"):
+    with pytest.raises(UsageError, match="not a trace"):
         read_trace(path)
     with pytest.raises(UsageError, match="can't be read"):
         read_trace(tmp_path / "nothing")

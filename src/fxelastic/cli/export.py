@@ -64,7 +64,7 @@ def build_export_parser() -> argparse.ArgumentParser:
         default=0,
         help="seed of the inputs and subnets that files are compared on (default: 0)",
     )
-    options.add_torch_threads(parser, "one for each core")
+    options.add_torch_threads(parser, "1")
     parser.add_argument("--force", action="store_true", help="replace a bundle that is at OUT")
     options.add_output(parser)
     parser.set_defaults(run=run)

@@ -1,69 +1,82 @@
-"""A line on stderr that tells how far a command is, and how long the rest takes."""
+"""A line on stderr that shows how far a command is, and how long the rest takes."""
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, TextIO
 
+_FORMAT = "fxelastic: {desc}: {percentage:.0f}% after {elapsed}, {remaining} left{postfix}"
 _EVERY_S = 0.2
 _PLAIN_EVERY_S = 10.0
 
 
 class ProgressLine:
-    """On a terminal the line is written over; elsewhere a new one comes now and then."""
+    """On a terminal the line is overwritten; elsewhere a new one is printed now and then.
+
+    A device needs no tqdm: without it, there is no line.
+    """
 
     def __init__(self, *, quiet: bool) -> None:
-        """Begin.
+        """Show nothing yet.
 
         Args:
-            quiet: Write nothing.
+            quiet: Never show anything.
         """
-        self._quiet = quiet
-        self._terminal = sys.stderr.isatty()
-        self._task = ""
-        self._begin_s = self._shown_s = time.monotonic()
-        self._open = self._ended = False
+        self._tqdm = None if quiet else _tqdm()
+        self._bar: Any = None
 
     def update(self, task: str, share: float, details: str = "") -> None:
-        """Tell what is being done.
+        """Show progress.
 
         Args:
-            task: What; a new one starts a new line and a new clock.
-            share: How much of it is done, from 0 to 1.
-            details: What else there is to say.
+            task: The task; a new one starts a new line and a new clock.
+            share: How much of the task is done, from 0 to 1.
+            details: Further text.
         """
-        now = time.monotonic()
-        if task != self._task:
-            self.close()
-            self._ended = False
-            self._task, self._begin_s, self._shown_s = task, now, now - _PLAIN_EVERY_S
-        due = now - self._shown_s >= (_EVERY_S if self._terminal else _PLAIN_EVERY_S)
-        if self._quiet or not (due or (share >= 1 and not self._ended)):
+        if self._tqdm is None:
             return
-        self._ended = share >= 1
-        self._shown_s = now
-        spent_s = now - self._begin_s
-        left = f", {_time(spent_s * (1 - share) / share)} left" if 0 < share < 1 else ""
-        text = f"{task}: {share:.0%} after {_time(spent_s)}{left}"
-        text += f"; {details}" if details else ""
-        if self._terminal:
-            print(f"\r\x1b[Kfxelastic: {text}", end="", file=sys.stderr, flush=True)
-            self._open = True
-        else:
-            print(f"fxelastic: {text}", file=sys.stderr, flush=True)
+        if self._bar is None or task != self._bar.desc:
+            self.close()
+            terminal = sys.stderr.isatty()
+            self._bar = self._tqdm(
+                total=1.0,
+                desc=task,
+                bar_format=_FORMAT,
+                file=sys.stderr if terminal else _Lines(sys.stderr),
+                mininterval=_EVERY_S if terminal else _PLAIN_EVERY_S,
+                miniters=0,
+                delay=1e-9,  # nothing before the first update
+            )
+        self._bar.set_postfix_str(details, refresh=False)
+        self._bar.update(min(share, 1.0) - self._bar.n)
 
     def close(self) -> None:
-        """Leave the line as it is, and begin a new one."""
-        if self._open:
-            print(file=sys.stderr)
-            self._open = False
+        """Leave the line as it is."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class _Lines:
+    """Turns the updates of a line into lines of their own, for a log."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> None:
+        line = text.strip("\r\n ")
+        if line:
+            self._file.write(f"{line}\n")
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 @contextmanager
 def progress_line(*, quiet: bool) -> Iterator[ProgressLine]:
-    """A line that is closed at the end, however that comes."""
+    """A line that is closed at the end, even after an error."""
     line = ProgressLine(quiet=quiet)
     try:
         yield line
@@ -71,6 +84,9 @@ def progress_line(*, quiet: bool) -> Iterator[ProgressLine]:
         line.close()
 
 
-def _time(seconds: float) -> str:
-    whole = round(seconds)
-    return f"{whole} s" if whole < 100 else f"{whole // 60}:{whole % 60:02} min"
+def _tqdm() -> Any:
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return None
+    return tqdm

@@ -1,1 +1,1 @@
-"""What was measured, as plots and pages."""
+"""Measurements as plots and pages."""

@@ -1,4 +1,4 @@
-"""The figures of a report; each is drawn of what a run folder holds, or not at all."""
+"""The figures of a report, drawn from the contents of a run folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fxelastic.report.run_folder import RunFolder
-from fxelastic.report.trace import matplotlib, plot_trace
+from fxelastic.report.trace import plot_trace, required
 from fxelastic.spec import Arch
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ class Plot:
     """A figure of the report.
 
     Attributes:
-        name: Of its file.
-        title: Above it.
-        text: Below the title: what it shows.
-        draw: Draws it in a theme.
+        name: The name of its file.
+        title: The heading above it.
+        text: The caption below the title.
+        draw: Draws it.
     """
 
     name: str
@@ -56,15 +56,15 @@ class Plot:
 
 
 def plots(run: RunFolder) -> list[Plot]:
-    """Every figure that the run has the parts for."""
+    """Every figure for which the run has the data."""
     found = []
     if run.pool is not None or run.chosen:
         found.append(
             Plot(
                 "tradeoff",
                 "Accuracy and latency",
-                "Every subnet that the search evaluated, those that no other beats, the subnet of "
-                "each budget as measured, and the original.",
+                "Every subnet that the search evaluated, the Pareto front, the subnet of each "
+                "budget as measured, and the original.",
                 lambda: _tradeoff(run),
             )
         )
@@ -73,8 +73,8 @@ def plots(run: RunFolder) -> list[Plot]:
             Plot(
                 "supernet",
                 "The supernet, and the path of the smallest budget",
-                "Blocks from left to right; a box is a branch and spans the blocks it stands for. "
-                "Filled boxes are the subnet's.",
+                "Blocks from left to right; a box is a branch and spans the blocks it replaces. "
+                "Filled boxes belong to the subnet.",
                 lambda: _supernet(run),
             )
         )
@@ -128,7 +128,7 @@ def _theme(theme: str) -> Iterator[None]:
     }
     colours = "text.color axes.labelcolor axes.edgecolor xtick.color ytick.color grid.color"
     settings.update(dict.fromkeys(colours.split(), ink))
-    with matplotlib().rc_context(settings):
+    with required("matplotlib", "plots").rc_context(settings):
         yield
 
 
@@ -152,9 +152,9 @@ def _tradeoff(run: RunFolder) -> Figure:
         axes.step(
             [e.latency_ms for e in pareto],
             [e.accuracy for e in pareto],
-            **{"where": "post", "color": "tab:blue", "label": "beaten by none"},
+            **{"where": "post", "color": "tab:blue", "label": "Pareto front"},
         )
-    # A search that was short of time gives subnets without a score.
+    # A search with too little time returns subnets without a score.
     chosen = [row for row in run.chosen if row["accuracy"] is not None]
     if chosen:
         key = "measured_ms" if run.measured is not None else "latency_ms"
@@ -162,7 +162,8 @@ def _tradeoff(run: RunFolder) -> Figure:
             [row[key] for row in chosen],
             [row["accuracy"] for row in chosen],
             **{"marker": "D", "s": 36, "color": "tab:orange", "zorder": 3},
-            label="of a budget, as " + ("measured" if run.measured is not None else "predicted"),
+            label="best within a budget, "
+            + ("measured" if run.measured is not None else "predicted"),
         )
     if run.measured is not None and "original" in run.measured:
         original = run.measured["original"]
@@ -172,7 +173,7 @@ def _tradeoff(run: RunFolder) -> Figure:
         )
     accuracies = [e.accuracy for e in run.pool.entries] if run.pool is not None else []
     if len(accuracies) > 20:
-        # A few subnets that are no better than chance would flatten all others.
+        # A few subnets at chance level would flatten all others.
         axes.set_ylim(bottom=float(np.quantile(accuracies, 0.1)) - 0.02)
     axes.set_xlabel("latency (ms)")
     axes.set_ylabel("accuracy")
@@ -221,7 +222,7 @@ def _supernet(run: RunFolder) -> Figure:
 
 
 def _rows(run: RunFolder) -> dict[str, int]:
-    """A row for each branch so that none covers another; originals are in the first."""
+    """A row for each branch so that no two overlap; originals are in the first."""
     assert run.bundle is not None
     rows: dict[str, int] = {}
     ends: list[int] = [0]

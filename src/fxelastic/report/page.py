@@ -4,34 +4,21 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 from fxelastic.files import replace_file
 from fxelastic.report.figures import Plot, plots
 from fxelastic.report.run_folder import RunFolder
+from fxelastic.report.trace import required
 
-_STYLE = """
-:root { color-scheme: light dark;
-  --ink: #1f2933; --paper: #ffffff; --line: #d2d6dc; --dim: #52606d }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e7eb; --paper: #14181d; --line: #3a424c; --dim: #9aa5b1 }
-}
-body { margin: 0 auto; max-width: 54rem; padding: 1rem; background: var(--paper);
-  color: var(--ink); font: 16px/1.5 system-ui, sans-serif }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
-p { color: var(--dim); margin: .3rem 0 .8rem } img { width: 100%; height: auto }
-.wide { overflow-x: auto } table { border-collapse: collapse; font-size: .92rem }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right;
-  white-space: nowrap }
-"""
+_HEADER = ("budget", "predicted", "measured", "of original", "accuracy", "blocks replaced")
 
 
 def write_report(run: RunFolder, out: Path) -> list[Path]:
     """Write ``report.html`` and a PNG of each figure.
 
     Args:
-        run: What to report.
+        run: The run to report.
         out: A folder that exists.
 
     Returns:
@@ -39,41 +26,38 @@ def write_report(run: RunFolder, out: Path) -> list[Path]:
 
     Raises:
         OSError: A file can't be written.
-        UsageError: matplotlib is not installed.
+        UsageError: matplotlib or jinja2 is not installed.
     """
     figures = plots(run)
     page = out / "report.html"
+    text = html(run, figures)
     files = [page]
     for figure in figures:
         path = out / f"{figure.name}.png"
         replace_file(path, figure.png())
         files.append(path)
-    replace_file(page, html(run, figures).encode())
+    replace_file(page, text.encode())
     return files
 
 
 def html(run: RunFolder, figures: Sequence[Plot]) -> str:
-    """The page."""
-    name = run.bundle.manifest.model.name if run.bundle is not None else run.path.name
-    parts = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(name)} - fxelastic report</title>",
-        f"<style>{_STYLE}</style></head><body>",
-        f"<h1>{escape(name)}</h1>",
-        *_facts(run),
-        *_table(run),
-    ]
-    for figure in figures:
-        parts += [
-            f"<h2>{escape(figure.title)}</h2>",
-            f"<p>{escape(figure.text)}</p>",
-            "<picture>"
-            f'<source media="(prefers-color-scheme: dark)" srcset="{_uri(figure.svg("dark"))}">'
-            f'<img alt="{escape(figure.title)}" src="{_uri(figure.svg("light"))}"></picture>',
-        ]
-    return "\n".join([*parts, "</body></html>", ""])
+    """The page.
+
+    Raises:
+        UsageError: jinja2 is not installed.
+    """
+    jinja2 = required("jinja2", "pages")
+    template = (Path(__file__).parent / "page.html").read_text("utf-8")
+    layout = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    text: str = jinja2.Template(template, autoescape=True, **layout).render(
+        name=run.bundle.manifest.model.name if run.bundle is not None else run.path.name,
+        facts=_facts(run),
+        header=_HEADER,
+        rows=_rows(run),
+        figures=figures,
+        uri=_uri,
+    )
+    return text
 
 
 def _facts(run: RunFolder) -> list[str]:
@@ -96,15 +80,15 @@ def _facts(run: RunFolder) -> list[str]:
             )
     if run.pool is not None:
         lines.append(f"{len(run.pool):,} subnets were evaluated.")
-    return [f"<p>{escape(line)}</p>" for line in lines]
+    return lines
 
 
-def _table(run: RunFolder) -> list[str]:
+def _rows(run: RunFolder) -> list[tuple[str, ...]]:
+    """The subnet of each budget, and the original where it was measured."""
     if not run.chosen:
         return []
-    header = ("budget", "predicted", "measured", "of original", "accuracy", "blocks replaced")
     whole = run.original_ms
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for row in run.chosen:
         predicted = row.get("predicted_ms", row.get("latency_ms"))
         measured = row.get("measured_ms")
@@ -131,10 +115,8 @@ def _table(run: RunFolder) -> list[str]:
                 "0",
             )
         )
-    cells = ["<tr>" + "".join(f"<th>{escape(c)}</th>" for c in header) + "</tr>"]
-    cells += ["<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in rows]
-    return ['<div class="wide"><table>', *cells, "</table></div>"]
+    return rows
 
 
-def _uri(svg: bytes) -> str:
-    return f"data:image/svg+xml;base64,{b64encode(svg).decode()}"
+def _uri(figure: Plot, theme: str) -> str:
+    return f"data:image/svg+xml;base64,{b64encode(figure.svg(theme)).decode()}"

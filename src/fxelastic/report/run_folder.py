@@ -1,4 +1,4 @@
-"""What a folder holds of a run: table, pool, search, measurements, trace; all but one may lack."""
+"""The parts of a run in a folder: table, pool, search, measurements, trace; one is enough."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class RunFolder:
         bundle: ``bundle/``.
         table: ``bundle.latency.json``, from ``fxelastic profile``.
         pool: ``bundle.pool.json``, from ``fxelastic search``.
-        search: ``search.json``, what ``fxelastic search --json`` printed.
-        measured: ``measured.json``: subnets that were run, with latency and accuracy.
+        search: ``search.json``, the output of ``fxelastic search --json``.
+        measured: ``measured.json``: latency and accuracy of subnets that were run.
         trace: ``trace.jsonl``, from ``fxelastic serve --trace``.
     """
 
@@ -41,14 +41,16 @@ class RunFolder:
 
     @classmethod
     def read(cls, path: str | Path) -> RunFolder:
-        """Read what is there.
+        """Read the parts that the folder holds.
 
         Raises:
-            UsageError: There is no such folder, nothing of a run is in it, or a file is damaged.
+            UsageError: The folder does not exist, holds no part of a run, or a file is damaged.
         """
         folder = Path(path)
         if not folder.is_dir():
-            raise UsageError(f"{folder} is no folder", expected="the folder of a run", got="none")
+            raise UsageError(
+                f"{folder} is not a folder", expected="the folder of a run", got=repr(str(path))
+            )
 
         def there(name: str) -> Path | None:
             file = folder / name
@@ -75,7 +77,7 @@ class RunFolder:
                 expected="some of bundle/, bundle.latency.json, bundle.pool.json, search.json, "
                 "measured.json, trace.jsonl",
                 got=", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing",
-                fix="write them there: fxelastic profile, search and serve say how",
+                fix="write them with fxelastic profile, search and serve --trace",
             )
         return run
 

@@ -1,11 +1,11 @@
-"""A run-time trace as data, and as the plot of the paper's Figure 13."""
+"""A run-time trace as data, and as a plot."""
 
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
-import tempfile
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from fxelastic.errors import UsageError
+from fxelastic.files import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,9 +31,9 @@ class TracedSubnet:
     """A subnet of a trace.
 
     Attributes:
-        arch: Its text.
+        arch: The subnet as text.
         latency_ms: Its estimated latency.
-        accuracy: Its accuracy, as searched.
+        accuracy: Its accuracy in the search.
     """
 
     arch: str
@@ -42,14 +43,14 @@ class TracedSubnet:
 
 @dataclass(frozen=True)
 class TraceData:
-    """What a trace file holds; times are seconds since its begin.
+    """The contents of a trace file; times are seconds since its start.
 
     Attributes:
         subnets: By their number.
         requests: ``(end, subnet, latency in ms)`` of each request, by end.
         loads: ``(time, r, budget in ms)`` of each reading.
         events: ``(time, kind, message)``.
-        n_torn: Lines that could not be read: a process that was killed may leave one.
+        n_torn: Lines that could not be read: a killed process may leave one.
     """
 
     subnets: Mapping[int, TracedSubnet] = field(default_factory=dict)
@@ -75,7 +76,7 @@ def read_trace(path: str | os.PathLike[str]) -> TraceData:
         path: The file.
 
     Raises:
-        UsageError: It can't be read, or is no trace.
+        UsageError: The file can't be read, or is not a trace.
     """
     try:
         lines = Path(path).read_text("utf-8", errors="replace").splitlines()
@@ -88,7 +89,7 @@ def read_trace(path: str | os.PathLike[str]) -> TraceData:
     rows = [_row(line) for line in lines]
     if not rows or rows[0].get("type") != "start" or rows[0].get("schema") != SCHEMA:
         raise UsageError(
-            f"{path} is no trace",
+            f"{path} is not a trace",
             expected=f"a first line with the schema {SCHEMA}",
             got=(lines[0][:100] if lines else "an empty file"),
         )
@@ -116,18 +117,22 @@ def read_trace(path: str | os.PathLike[str]) -> TraceData:
     return TraceData(subnets, requests, loads, events, n_torn)
 
 
-def matplotlib() -> ModuleType:
-    """The package matplotlib.
+def required(package: str, what: str) -> ModuleType:
+    """A package of the extra ``report``.
+
+    Args:
+        package: Its name.
+        what: Needs the package, in the plural, for the message.
 
     Raises:
         UsageError: It is not installed.
     """
     try:
-        return importlib.import_module("matplotlib")
+        return importlib.import_module(package)
     except ImportError as e:
         raise UsageError(
-            "plots need matplotlib",
-            expected="matplotlib",
+            f"{what} need {package}",
+            expected=f"the package {package}",
             got=str(e),
             fix="pip install 'fxelastic[report]'",
         ) from e
@@ -145,7 +150,7 @@ def plot_trace(trace: TraceData, title: str = "") -> Figure:
 
     Source: AdaptiveNet, Figure 13.
     """
-    matplotlib()
+    required("matplotlib", "plots")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 6.5), layout="constrained")
@@ -196,11 +201,11 @@ def plot_trace(trace: TraceData, title: str = "") -> Figure:
 
 
 def write_plot(trace: TraceData, path: str | os.PathLike[str], title: str = "") -> None:
-    """Write the plot to a file whose suffix says the format: ``.png``, ``.svg``, ``.pdf``.
+    """Write the plot to a file in the format of its suffix: ``.png``, ``.svg``, ``.pdf``.
 
     Args:
         trace: The trace.
-        path: The file; one that is there is replaced in one step.
+        path: The file; an existing one is replaced in one step.
         title: The plot's title.
 
     Raises:
@@ -208,26 +213,16 @@ def write_plot(trace: TraceData, path: str | os.PathLike[str], title: str = "") 
             written.
     """
     target = Path(path)
-    figure = plot_trace(trace, title)
-    temporary: Path | None = None
+    figure, stream = plot_trace(trace, title), io.BytesIO()
     try:
-        descriptor, name = tempfile.mkstemp(suffix=target.suffix, dir=target.parent)
-        temporary = Path(name)
-        with os.fdopen(descriptor, "wb") as stream:
-            figure.savefig(stream, format=target.suffix.lstrip(".") or "png", dpi=130)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(target)
-        temporary = None
+        figure.savefig(stream, format=target.suffix.lstrip(".") or "png", dpi=130)
+        replace_file(target, stream.getvalue())
     except (OSError, ValueError) as e:
         raise UsageError(
             f"the plot can't be written to {target}",
             expected="a .png, .svg or .pdf file in a folder that exists",
             got=f"{type(e).__name__}: {e}",
         ) from e
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def _row(line: str) -> dict[str, Any]:
