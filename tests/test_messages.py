@@ -151,7 +151,7 @@ PROVOKED: dict[str, tuple[Callable[[Path], object], type[FxElasticError], str]] 
     "no golden text": (
         lambda _: assert_partition(mlp(), None),  # type: ignore[arg-type]
         UsageError,
-        "the golden is none",
+        "golden must be a text",
     ),
     "another result where torch compiles": (
         lambda _: fxelastic.partition(

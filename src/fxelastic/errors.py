@@ -1,19 +1,19 @@
 """Every exception the package raises.
 
-A user's mistake and a fault of the package are different types, so that a caller can tell them
-apart without reading messages:
+User errors and internal errors have different types, so that a caller can tell them apart without
+reading messages:
 
-* `UsageError` - an argument, a file or an environment is not what a function asks for.
+* `UsageError` - an argument, a file or the environment does not meet a function's requirements.
 * `CaptureError` - the user's model can't be captured as a graph.
 * `PartitionError` - a partition breaks an invariant.
-* `ExportError` - a supernet can't be converted, or the result computes something else.
-* `BundleError` - a bundle on disk is damaged, incomplete or no bundle.
-* `TrainingError` - training can't go on: a loss is not finite, or no checkpoint can be used.
+* `ExportError` - a supernet can't be converted, or the result computes different values.
+* `BundleError` - a bundle on disk is damaged, incomplete, or not a bundle.
+* `TrainingError` - training can't continue: a loss is not finite, or no checkpoint is usable.
 * `ServingError` - no subnet can answer a request.
 * `InternalError` - the package contradicts itself; please report it.
 
-All of them are an `FxElasticError`, say what happened and, where there is something to say, what
-was expected, what came and how to fix it.
+All of them derive from `FxElasticError`. A message says what happened and, where it helps, what was
+expected, what came instead and how to fix it.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class FxElasticError(Exception):
 
     Attributes:
         what: What happened, in one sentence.
-        expected: What would have been right, or None.
-        got: What came instead, or None.
-        fix: What to do about it, or None.
+        expected: The correct value or state, or None.
+        got: The actual value or state, or None.
+        fix: A way to fix it, or None.
     """
 
     def __init__(
@@ -63,9 +63,9 @@ class FxElasticError(Exception):
 
         Args:
             what: What happened, in one sentence.
-            expected: What would have been right.
-            got: What came instead.
-            fix: What to do about it.
+            expected: The correct value or state.
+            got: The actual value or state.
+            fix: A way to fix it.
         """
         # Only `what` goes to args: unpickling calls the class with args, then restores the rest.
         super().__init__(what)
@@ -75,7 +75,7 @@ class FxElasticError(Exception):
         self.fix = fix
 
     def __str__(self) -> str:
-        """The parts as one readable text."""
+        """Join the parts into one readable text."""
         parts = (("expected:", self.expected), ("got:", self.got), ("fix:", self.fix))
         lines = [self.what]
         for label, part in parts:
@@ -87,7 +87,7 @@ class FxElasticError(Exception):
 
 
 class UsageError(FxElasticError, ValueError):
-    """An argument, a file or the environment is not what the function asks for."""
+    """An argument, a file or the environment does not meet a function's requirements."""
 
 
 class CaptureError(FxElasticError):
@@ -95,19 +95,19 @@ class CaptureError(FxElasticError):
 
 
 class PartitionError(FxElasticError):
-    """A partition breaks an invariant: its verifier refuses it."""
+    """A partition breaks an invariant: the verifier rejects it."""
 
 
 class TrainingError(FxElasticError):
-    """Training can't go on: a loss is not finite, or no checkpoint of the run can be used."""
+    """Training can't continue: a loss is not finite, or no checkpoint of the run is usable."""
 
 
 class ExportError(FxElasticError):
-    """A supernet can't be converted for a device, or what was converted computes otherwise."""
+    """A supernet can't be converted for a device, or the result computes different values."""
 
 
 class BundleError(FxElasticError):
-    """A bundle on disk is damaged, incomplete or no bundle; the message names file and field."""
+    """A bundle on disk is damaged, incomplete, or not one; the message names file and field."""
 
 
 class ServingError(FxElasticError):
@@ -115,7 +115,7 @@ class ServingError(FxElasticError):
 
 
 class InternalError(FxElasticError):
-    """The package contradicts itself: a bug in it, not in what the user passed."""
+    """The package contradicts itself: a bug in the package, not in the user's input."""
 
     def __init__(
         self,
@@ -129,9 +129,9 @@ class InternalError(FxElasticError):
 
         Args:
             what: What happened, in one sentence.
-            expected: What would have been right.
-            got: What came instead.
-            fix: What to do about it; asks to report the bug where None.
+            expected: The correct value or state.
+            got: The actual value or state.
+            fix: A way to fix it; asks the user to report the bug if None.
         """
         super().__init__(
             what,
@@ -142,14 +142,14 @@ class InternalError(FxElasticError):
 
 
 def listed(names: Iterable[str], most: int = 3) -> str:
-    """Names for a message, ``a, b, c and 57 more``.
+    """Join names for a message: ``a, b, c and 57 more``.
 
     Args:
-        names: What to list, in order.
+        names: The names, in order.
         most: How many to write out.
 
     Returns:
-        The first names, and how many follow.
+        The first names, and the number of the others.
     """
     found = list(names)
     hidden = len(found) - most
@@ -157,7 +157,7 @@ def listed(names: Iterable[str], most: int = 3) -> str:
 
 
 def said(error: BaseException, most: int = 200) -> str:
-    """Another library's error, short enough for a message: ``TypeError: not a number``.
+    """Shorten another library's error for a message: ``TypeError: not a number``.
 
     Args:
         error: The error.

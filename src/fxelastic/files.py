@@ -1,4 +1,4 @@
-"""Write files so that a crash leaves the old or the new one, never half of one."""
+"""Write files atomically: after a crash, either the old or the new file is complete."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Write a file and wait until the disk has it.
+    """Write a file and flush it to the disk.
 
     Raises:
         OSError: The disk is full, or the file can't be written.
@@ -20,12 +20,12 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Replace a file, or make it, in one step.
+    """Replace or create a file atomically.
 
-    A link's target is replaced, not the link; the file keeps its mode.
+    A symbolic link stays, and its target is replaced; the file keeps its mode.
 
     Raises:
-        OSError: The disk is full, or the folder can't be written. The old file is as it was.
+        OSError: The disk is full, or the folder can't be written. The old file is unchanged.
     """
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
@@ -40,7 +40,7 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until the disk has a file, or a folder's entries where the system can."""
+    """Flush a file, or a folder's entries where the system supports it, to the disk."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:  # A folder can't be opened on Windows.

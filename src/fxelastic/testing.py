@@ -1,4 +1,4 @@
-"""For the tests of projects that use fxelastic."""
+"""Helpers for the tests of projects that use fxelastic."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def assert_partition(
     fusion: str = "onnxruntime",
     update: bool = False,
 ) -> Partition:
-    """Assert that a model is partitioned as a golden text says, and that the partition is valid.
+    """Assert that a model's partition is valid and equals a golden text.
 
-    The helper to ``fxelastic check`` inside a test suite; docs/ci.md has a fixture that sets
-    ``update`` from pytest's command line.
+    This is ``fxelastic check`` for a test suite; docs/ci.md has a fixture that sets ``update`` from
+    pytest's command line.
 
     Args:
         model: The model.
@@ -50,9 +50,7 @@ def assert_partition(
     """
     __tracebackhide__ = True
     if not isinstance(golden, (str, os.PathLike)):
-        raise UsageError(
-            "the golden is none", expected="a text, or the path of a file", got=repr(golden)
-        )
+        raise UsageError("golden must be a text or the path of a file", got=repr(golden))
     text = golden if isinstance(golden, str) and "\n" in golden else None
     if text is not None and update:
         raise UsageError(
@@ -70,7 +68,7 @@ def assert_partition(
         text = read_golden(path)
         if text is None:
             raise AssertionError(
-                f"there is no golden file {path}; write it with update=True, look at it, commit it"
+                f"there is no golden file {path}; write it with update=True, review it, commit it"
             )
     partition = fxelastic.partition(
         model, gamma=gamma, example_inputs=example_inputs, batched=batched, fusion=fusion
@@ -86,6 +84,6 @@ def assert_partition(
         name = "the golden text" if path is None else str(path)
         raise AssertionError(
             f"the partition of {partition.model_name} is not the golden one\n"
-            f"{diff.report(name)}\n\nif this is meant, accept it with update=True"
+            f"{diff.report(name)}\n\nif this is intended, accept it with update=True"
         )
     return partition

@@ -93,11 +93,11 @@ def test_arguments_are_literals_or_strings(folder: Path) -> None:
         ("torch.nothing:build", r"no module 'torch\.nothing'"),
         ("model.nothing:build", r"importing 'model\.nothing' failed|no module 'model\.nothing'"),
         ("model.py:biuld", r"'model\.py' has no 'biuld'(.|\n)*did you mean build\?"),
-        ("model.py:zzzzzz", r"has no 'zzzzzz'(.|\n)*name one of its own: Net, Zoo, build"),
+        ("model.py:zzzzzz", r"has no 'zzzzzz'(.|\n)*it defines Net, Zoo, build"),
         ("model.py:Zoo.smal", r"'model\.py:Zoo' has no 'smal'(.|\n)*did you mean small\?"),
         ("model.py:number", r"neither a model nor callable(.|\n)*int"),
-        ("model.py:several", r"returned no model(.|\n)*expected: a torch\.nn\.Module\n.*list"),
-        ("model.py:inputs", r"returned no model(.|\n)*torch\.Tensor"),
+        ("model.py:several", r"did not return a model(.|\n)*expected: a torch\.nn\.Module\n.*list"),
+        ("model.py:inputs", r"did not return a model(.|\n)*torch\.Tensor"),
         (
             "model.py:fails",
             r"failed while it built(.|\n)*RuntimeError: no weights to be found .*line",
@@ -137,9 +137,9 @@ def test_module_whose_own_import_fails_is_not_called_missing(folder: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["width"], "is no keyword argument"),
-        (["=3"], "is no keyword argument"),
-        (["a b=3"], "is no keyword argument"),
+        (["width"], "must be KEY=VALUE"),
+        (["=3"], "must be KEY=VALUE"),
+        (["a b=3"], "must be KEY=VALUE"),
         (["width=3", "width=4"], "given twice"),
         (["widht=3"], "unexpected keyword argument 'widht'"),
     ],
@@ -150,5 +150,5 @@ def test_wrong_arguments(folder: Path, arguments: list[str], message: str) -> No
 
 
 def test_an_object_takes_no_arguments(folder: Path) -> None:
-    with pytest.raises(UsageError, match="it is a model already"):
+    with pytest.raises(UsageError, match="is a model already"):
         load_model("model.py:instance", ["width=3"])

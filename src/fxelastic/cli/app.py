@@ -1,4 +1,4 @@
-"""The command ``fxelastic``: its parser, and what every command does with an error."""
+"""The ``fxelastic`` command: its parser, and how every command reports errors."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; ``sys.argv`` by default.
 
     Returns:
-        The exit code: 0 success, 1 failure, 2 usage error, 130 interrupted, 141 when whoever
-        reads the output is gone.
+        The exit code: 0 success, 1 failure, 2 usage error, 130 interrupted, 141 if the reader
+        of the output closed the pipe.
     """
     return _main(build_parser(), argv)
 
@@ -95,7 +95,7 @@ def _main(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
 def _run(args: argparse.Namespace) -> int:
     import_path = list(sys.path)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal that can't show a module's name gets it escaped, not a failure.
+        # Escape what the terminal can't encode, such as a module's name, instead of failing.
         sys.stdout.reconfigure(errors="backslashreplace")
     interrupts: list[int] = []
     try:
@@ -105,12 +105,13 @@ def _run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return _interrupted()
     except BrokenPipeError:
-        # Python flushes stdout once more when it ends, and would complain there.
+        # Python flushes stdout again at exit, which would raise once more.
         _discard_stdout()
         return EXIT_BROKEN_PIPE
     except Exception as e:  # noqa: BLE001 - the outermost frame: every error becomes a message
         if interrupts and not isinstance(e, FxElasticError):
-            # Modules in C that are interrupted while they import others swallow it, and lack those.
+            # A C extension that is interrupted in an import swallows the KeyboardInterrupt and then
+            # fails for another reason.
             return _interrupted()
         return _fail(e, args)
     finally:
@@ -120,7 +121,7 @@ def _run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _noted(interrupts: list[int]) -> Iterator[None]:
-    """Note each Ctrl-C, which is then what it is otherwise."""
+    """Record each SIGINT before Python's own handler raises KeyboardInterrupt."""
     usual = signal.default_int_handler
     if (
         threading.current_thread() is not threading.main_thread()

@@ -1,4 +1,4 @@
-"""``fxelastic assemble``: a subnet as one ordinary ONNX file."""
+"""``fxelastic assemble``: write a subnet as one ONNX file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def add_parser(commands: Any) -> None:
         "them), or the word original for the model itself",
     )
     parser.add_argument("out", metavar="OUT", help="the ONNX file to write")
-    parser.add_argument("--force", action="store_true", help="replace OUT where it is there")
+    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
     options.add_output(parser)
     parser.set_defaults(run=run)
 
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command.
 
     Returns:
-        0; what fails raises.
+        0; a failure raises.
     """
     from fxelastic import edge
     from fxelastic.spec import Arch
@@ -62,8 +62,8 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if out.exists() and not args.force:
         raise UsageError(
-            f"{out} is there already",
-            expected="a file that is not there yet",
+            f"{out} exists already",
+            expected="a path that does not exist yet",
             got="a file" if out.is_file() else "a folder",
             fix="pass --force to replace it, or choose another path",
         )

@@ -1,4 +1,4 @@
-"""``--example-input`` on a command line: from shapes, or a name, to tensors."""
+"""The option ``--example-input``: from shapes, or a reference, to tensors."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def load_example_inputs(texts: Sequence[str]) -> Any:
         texts: The values of all ``--example-input`` options: shapes, or a single reference.
 
     Returns:
-        What `fxelastic.partition` takes: a tensor, a tuple of them, a dict of keyword inputs, a
-        pair of both, or None when ``texts`` is empty.
+        Example inputs as `fxelastic.partition` takes them: a tensor, a tuple of tensors, a dict of
+        keyword inputs, a pair of both, or None if ``texts`` is empty.
 
     Raises:
-        UsageError: A text is neither a shape nor a reference, or they don't go together.
+        UsageError: A text is neither a shape nor a reference, or the texts contradict each other.
     """
     if not texts:
         return None
@@ -100,10 +100,9 @@ def _tensor(dtype: str, shape: str, text: str) -> torch.Tensor:
         return torch.ones(sizes, dtype=kind)
     except (RuntimeError, MemoryError) as e:
         raise UsageError(
-            f"--example-input {text} can't be made",
-            expected="a tensor that fits into memory",
+            f"--example-input {text} does not fit into memory",
             got=str(e).splitlines()[0],
-            fix="name smaller sizes",
+            fix="use smaller sizes",
         ) from e
 
 

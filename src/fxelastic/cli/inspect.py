@@ -1,4 +1,4 @@
-"""``fxelastic inspect``: what is in a bundle."""
+"""``fxelastic inspect``: show the contents of a bundle."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command.
 
     Returns:
-        0; what fails raises.
+        0; a failure raises.
     """
     from fxelastic import edge
 
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def report(bundle: Bundle, *, files: bool = False) -> dict[str, Any]:
-    """The bundle as data for ``json.dumps``.
+    """Returns the bundle as data for ``json.dumps``.
 
     Args:
         bundle: The bundle.

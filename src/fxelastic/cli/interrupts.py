@@ -1,4 +1,4 @@
-"""Ctrl-C and a polite request to end, between requests and not within one."""
+"""SIGINT and SIGTERM: they end a command between two requests, not within one."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """Makes both a KeyboardInterrupt in the main thread; while a request runs, after its end.
+    """Raises KeyboardInterrupt in the main thread for both signals; after a request that runs.
 
-    Within a request one may come anywhere in its bookkeeping, and the runtime would wait for ever
-    for a request that has ended. A second one does not wait: what runs may never end.
+    Within a request, the exception could come in the middle of its bookkeeping, and the runtime
+    would then wait forever for a request that has ended. A second signal raises at once, because
+    the request may never end.
     """
 
     def __init__(self) -> None:
-        """Do nothing yet; to be used in a ``with`` statement."""
+        """Install nothing yet: the handlers are in place within a ``with`` statement."""
         self._before: dict[signal.Signals, Any] = {}
         self._held = False
         self._pending: tuple[int, FrameType | None] | None = None
@@ -41,7 +42,7 @@ class Interrupts:
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """A request runs until the block ends."""
+        """Delay signals until the block, which runs a request, ends."""
         self._held = True
         try:
             yield

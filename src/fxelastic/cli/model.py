@@ -1,4 +1,4 @@
-"""MODEL on a command line: from its name to a ``torch.nn.Module``."""
+"""The argument MODEL: from a reference to a ``torch.nn.Module``."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def load_model(text: str, arguments: Sequence[str] = ()) -> torch.nn.Module:
     """Build the model that MODEL names.
 
     Args:
-        text: ``package.module:name`` or ``path/file.py:name``; the name is that of a module
-            object, or of a function or class that returns one.
+        text: ``package.module:name`` or ``path/file.py:name``; it names a module object, or a
+            function or class that returns one.
         arguments: ``key=value`` keyword arguments for the call.
 
     Returns:
         The model.
 
     Raises:
-        UsageError: There is no such object, calling it fails, or what it returns is no module.
+        UsageError: There is no such object, calling it fails, or it does not return a module.
     """
     found = load_reference(text, "MODEL")
     import torch
@@ -35,7 +35,7 @@ def load_model(text: str, arguments: Sequence[str] = ()) -> torch.nn.Module:
     if isinstance(found, torch.nn.Module):
         if keywords:
             raise UsageError(
-                f"MODEL {text} takes no --model-arg: it is a model already",
+                f"MODEL {text} is a model already and takes no --model-arg",
                 expected="a function or class that builds the model",
                 got=f"an instance of {type(found).__name__}",
                 fix="leave --model-arg out, or name a function",
@@ -51,7 +51,7 @@ def load_model(text: str, arguments: Sequence[str] = ()) -> torch.nn.Module:
     model = _call(found, keywords, text)
     if not isinstance(model, torch.nn.Module):
         raise UsageError(
-            f"MODEL {text} returned no model",
+            f"MODEL {text} did not return a model",
             expected="a torch.nn.Module",
             got=_kind(model),
             fix="return the module itself",
@@ -64,7 +64,7 @@ def _call(build: Any, keywords: dict[str, Any], text: str) -> Any:
         inspect.signature(build).bind(**keywords)
     except TypeError as e:
         raise UsageError(
-            f"MODEL {text} can't be called like this",
+            f"MODEL {text} can't be called with these arguments",
             expected=f"arguments for {_signature(build)}",
             got=str(e),
             fix="pass arguments with --model-arg KEY=VALUE",
@@ -88,9 +88,7 @@ def _keywords(arguments: Sequence[str]) -> dict[str, Any]:
         key, equals, value = argument.partition("=")
         if not equals or not key.isidentifier():
             raise UsageError(
-                f"--model-arg {argument!r} is no keyword argument",
-                expected="KEY=VALUE",
-                got=repr(argument),
+                f"--model-arg must be KEY=VALUE, got {argument!r}",
                 fix="e.g. --model-arg num_classes=10",
             )
         if key in keywords:

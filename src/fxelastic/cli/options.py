@@ -1,4 +1,4 @@
-"""Options that several commands have, and what they mean: from arguments to a partition."""
+"""Options that several commands share, and the partition that they describe."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 DEFAULT_GAMMA = 0.1
 DEFAULT_FUSION = "onnxruntime"
 
-# Commands are also read in a browser and a test, where there is no terminal to fit into.
+# Fixed: documents and tests show the help too, and have no terminal.
 _HELP_WIDTH = 88
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Help that looks the same in every terminal, and keeps the examples' lines."""
+    """Formats help at a fixed width and keeps the line breaks of examples."""
 
     def __init__(self, prog: str) -> None:
-        """Fix the widths; ``prog`` is the command's name."""
+        """Set the widths; ``prog`` is the command's name."""
         super().__init__(prog, max_help_position=26, width=_HELP_WIDTH)
 
 
@@ -34,14 +34,14 @@ def add_model(parser: argparse.ArgumentParser, *, gamma: str, fusion: str) -> No
 
     Args:
         parser: The command's parser.
-        gamma: What happens without ``--gamma``.
-        fusion: What happens without ``--fusion``.
+        gamma: Describes the default of ``--gamma``.
+        fusion: Describes the default of ``--fusion``.
     """
     parser.add_argument(
         "model",
         metavar="MODEL",
         help="package.module:name or path/file.py:name, where name is a function or class that "
-        "returns a torch.nn.Module, or is one",
+        "returns a torch.nn.Module, or a module itself",
     )
     parser.add_argument(
         "--model-arg",
@@ -84,12 +84,12 @@ def add_model(parser: argparse.ArgumentParser, *, gamma: str, fusion: str) -> No
 
 
 def words(text: str) -> tuple[str, ...]:
-    """The names in a text that is separated by commas."""
+    """Split a comma-separated list of names."""
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
-    """Add the options of how a command reports."""
+    """Add ``--json``, ``--quiet`` and ``--debug``."""
     parser.add_argument(
         "--json", action="store_true", help="print JSON on stdout, and nothing else there"
     )
@@ -98,11 +98,11 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def add_torch_threads(parser: argparse.ArgumentParser, default: str) -> None:
-    """Add ``--threads`` of torch.
+    """Add ``--threads`` for commands that compute with torch.
 
     Args:
         parser: The command's parser.
-        default: What happens without ``--threads``.
+        default: Describes the default.
     """
     parser.add_argument(
         "--threads",
@@ -113,7 +113,7 @@ def add_torch_threads(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
-    """Add ``--threads`` of onnxruntime."""
+    """Add ``--threads`` for commands that compute with onnxruntime."""
     parser.add_argument(
         "--threads",
         metavar="N",
@@ -124,11 +124,11 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
 
 
 def add_score(parser: argparse.ArgumentParser, default: str) -> None:
-    """Add the options that say how subnets are scored.
+    """Add ``--score`` and ``--held-out``.
 
     Args:
         parser: The command's parser.
-        default: The score without ``--score``.
+        default: Describes the default of ``--score``.
     """
     parser.add_argument(
         "--score",
@@ -148,7 +148,7 @@ def add_score(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def score(name: str | None) -> Any:
-    """The score that ``--score`` names; None where it is left out."""
+    """Returns the score that ``--score`` names, or None if it is not given."""
     from fxelastic.edge.searching.scores import METRICS
 
     if name is None or ":" not in name or name.partition(":")[0] in METRICS:
@@ -159,7 +159,7 @@ def score(name: str | None) -> Any:
 
 
 def beside(bundle: str, kind: str) -> Path:
-    """Where a file about a bundle is unless another place is named: beside its folder."""
+    """Returns the default path of a file about a bundle: beside its folder."""
     folder = Path(bundle)
     resolved = folder.resolve()
     named = folder.name not in ("", "..")
@@ -167,20 +167,20 @@ def beside(bundle: str, kind: str) -> Path:
 
 
 def megabytes(number: float | None) -> int | None:
-    """An option's MB as bytes; None for no limit.
+    """Convert an option's MB to bytes; None stands for no limit.
 
     Raises:
-        UsageError: The number is no size.
+        UsageError: The number is not above 0.
     """
     if number is None:
         return None
     if not 0 < number < 2**40:
-        raise UsageError("a size in MB is none", expected="a number above 0", got=repr(number))
+        raise UsageError(f"a size in MB must be above 0, got {number!r}")
     return int(number * 2**20)
 
 
 def progress(args: argparse.Namespace, message: str) -> None:
-    """Say on stderr what is being done."""
+    """Print a progress message on stderr, unless ``--quiet`` is given."""
     if not args.quiet:
         print(f"fxelastic: {message}", file=sys.stderr, flush=True)
 
@@ -188,7 +188,7 @@ def progress(args: argparse.Namespace, message: str) -> None:
 def partition_of(args: argparse.Namespace, gamma: float, fusion: str) -> Partition:
     """Load the model that the arguments name and partition it.
 
-    Whatever the model's code prints goes to stderr: stdout is the command's own.
+    The output of the model's code goes to stderr: stdout holds only the command's own.
 
     Args:
         args: With ``model``, ``model_arg``, ``example_input``, ``batched`` and ``quiet``.
@@ -196,7 +196,7 @@ def partition_of(args: argparse.Namespace, gamma: float, fusion: str) -> Partiti
         fusion: Name of the fusion rules.
 
     Raises:
-        UsageError: An argument names nothing usable.
+        UsageError: An argument does not name a usable object.
         CaptureError: The model can't be captured.
         PartitionError: It can't be partitioned.
     """

@@ -1,4 +1,4 @@
-"""``package.module:name`` and ``path/file.py:name``: find what they refer to."""
+"""Resolve references: ``package.module:name`` and ``path/file.py:name``."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def load_reference(text: str, option: str) -> Any:
 
     Args:
         text: The reference. ``name`` may have dots (``module:Class.method``).
-        option: What it was given for, e.g. ``MODEL``, to name it in messages.
+        option: The argument that holds it, e.g. ``MODEL``; messages name it.
 
     Returns:
         The object.
 
     Raises:
-        UsageError: It doesn't lead to one; the message says which part fails and why.
+        UsageError: No such object; the message says which part fails and why.
     """
     source, colon, name = text.rpartition(":")
     if not source or not name:
         missing = "a colon" if not colon else "a module before the colon"
         raise UsageError(
-            f"{option} {text!r} names no object in a module",
+            f"{option} must name an object in a module, got {text!r}",
             expected=FORMS,
             got=f"{text!r}, without {'a name after the colon' if source else missing}",
             fix=f"add it, e.g. {_example(text)}",
@@ -48,7 +48,7 @@ def load_reference(text: str, option: str) -> Any:
 
 
 def describe(error: BaseException) -> str:
-    """An error of the user's code in one line, with the place it was raised at."""
+    """Describe an error of the user's code in one line, with the place that raised it."""
     text = " ".join(str(error).split())
     message = f"{type(error).__name__}: {text}" if text else type(error).__name__
     frames = traceback.extract_tb(error.__traceback__)
@@ -88,7 +88,7 @@ def _import_file(path: str, option: str) -> ModuleType:
             fix=f"did you mean {file.parent / close[0]}?" if close else "check the path",
         )
     _search_first(str(file.resolve().parent))
-    # A name of its own: model files are often called like a package (types.py, transformers.py).
+    # A distinct name: model files are often named like a package (types.py, transformers.py).
     name = f"fxelastic_model_file_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
@@ -96,7 +96,7 @@ def _import_file(path: str, option: str) -> ModuleType:
             f"{option}: {path!r} is not a Python file",
             expected="a file that ends in .py",
             got=file.name,
-            fix="rename it, or name its module",
+            fix="rename it, or refer to its module",
         )
     module = importlib.util.module_from_spec(spec)
     # Dataclasses and pickling look the module up by its name.
@@ -116,7 +116,7 @@ def _not_importable(source: str, option: str, error: BaseException) -> UsageErro
     elif isinstance(error, ModuleNotFoundError):
         fix = f"install {error.name!r} in this environment, or correct the import"
     elif isinstance(error, ImportError) and "relative import" in str(error):
-        fix = "name it as package.module:name: a file alone belongs to no package"
+        fix = "refer to it as package.module:name: a file by its path belongs to no package"
     return UsageError(
         f"{option}: importing {source!r} failed",
         expected="a module that can be imported",
@@ -148,11 +148,11 @@ def _suggestion(owner: Any, name: str) -> str:
     if close:
         return f"did you mean {' or '.join(close)}?"
     own = [known for known in names if _is_own(owner, known)]
-    return f"name one of its own: {', '.join(own[:8])}" if own else "check the name"
+    return f"it defines {', '.join(own[:8])}" if own else "check the name"
 
 
 def _is_own(owner: Any, name: str) -> bool:
-    """Whether a module defines a callable of this name, and doesn't only import it."""
+    """Whether a module defines a callable of this name rather than importing it."""
     value = getattr(owner, name, None)
     return callable(value) and getattr(value, "__module__", None) == getattr(
         owner, "__name__", None
@@ -164,6 +164,6 @@ def _python_files(folder: Path) -> list[str]:
 
 
 def _search_first(folder: str) -> None:
-    """Search a folder first for imports; the command restores the path when it ends."""
+    """Search a folder first for imports; the command restores the path at its end."""
     if folder not in sys.path:
         sys.path.insert(0, folder)

@@ -1,4 +1,4 @@
-"""Options of the commands that make a supernet, and what they mean: from arguments to one."""
+"""Options of the commands that make a supernet, and the supernet that they describe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def add_expansion(parser: argparse.ArgumentParser) -> None:
-    """Add the options of what a supernet is made of, and of its weights."""
+    """Add the options for the branches of a supernet and for its weights."""
     parser.add_argument(
         "--kinds",
         type=words,
@@ -31,7 +31,7 @@ def add_expansion(parser: argparse.ArgumentParser) -> None:
         "--spans",
         type=_numbers(int),
         metavar="N,…",
-        help="for merged branches, how many further blocks one takes in (default: 1,2)",
+        help="for merged branches, the numbers of further blocks that one replaces (default: 1,2)",
     )
     parser.add_argument(
         "--prune",
@@ -54,13 +54,13 @@ def add_expansion(parser: argparse.ArgumentParser) -> None:
 def supernet_of(args: argparse.Namespace) -> Supernet:
     """Load the model that the arguments name and expand it.
 
-    Whatever the model's code prints goes to stderr: stdout is the command's own.
+    The output of the model's code goes to stderr: stdout holds only the command's own.
 
     Args:
         args: With the options of `fxelastic.cli.options.add_model` and `add_expansion`.
 
     Raises:
-        UsageError: An argument names nothing usable.
+        UsageError: An argument does not name a usable object.
         CaptureError: The model can't be captured.
         PartitionError: It can't be partitioned.
     """
@@ -109,10 +109,10 @@ def _load_weights(model: torch.nn.Module, path: Path) -> None:
 
             state: Any = load_file(path)
         else:
-            # weights_only: a pickle that runs code is refused.
+            # weights_only refuses a pickle that runs code.
             state = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(state)
-    except Exception as e:  # each of these libraries raises types of its own
+    except Exception as e:  # each of these libraries raises its own types
         raise UsageError(
             f"--weights {path} can't be loaded into {type(model).__name__}",
             expected="a state dict with the model's names and shapes",
