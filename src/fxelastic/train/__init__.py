@@ -13,8 +13,8 @@ from fxelastic.train.norm_statistics import recalibrate
 from fxelastic.train.objectives import Chained, EndToEnd, Objective, TeacherForced
 from fxelastic.train.reports import Bucket, EpochReport, HeldOutReport, History, StepReport
 from fxelastic.train.sampling import Attentive, Bucketed, Sampling, Sandwich, Turns, Uniform
-from fxelastic.train.stages import Stage, distill, run, tune
-from fxelastic.train.training import Training
+from fxelastic.train.stages import distill, run, tune
+from fxelastic.train.training import Stage, Training
 
 __all__ = [
     "Attentive",

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from fxelastic.errors import TrainingError
+from fxelastic.ir.supernet import Supernet
 from fxelastic.threads import ThreadChoice, computing_with, thread_counts
-from fxelastic.train.batches import Batch, BatchReader, first_batches, numbered
+from fxelastic.train.batches import Batch, BatchReader, device_of, first_batches, numbered
 from fxelastic.train.callbacks import Callback, callbacks_of
 from fxelastic.train.evaluation import range_accuracy
 from fxelastic.train.held_out import N_BATCHES, HeldOut
@@ -34,8 +35,8 @@ from fxelastic.train.randomness import (
 )
 from fxelastic.train.reports import Bucket, EpochReport, History, StepReport
 from fxelastic.train.resumption import Position, Resumption, checkpoints_of
-from fxelastic.train.sampling import Plan, Sampling, Turns, plan_of
-from fxelastic.train.training import Training
+from fxelastic.train.sampling import Plan, plan_of
+from fxelastic.train.training import Stage, Training
 
 #: Plans of sampled subnets to measure held-out errors of.
 _N_PLANS = 4
@@ -48,45 +49,39 @@ class Loop:
 
     def __init__(
         self,
-        runner: BranchRunner,
-        learners: Learners,
-        objective: Objective,
-        sampling: Sampling | Turns,
+        supernet: Supernet,
         loader: Iterable[Any],
-        training: Training,
-        processes: Processes,
-        *,
+        stage: Stage,
         name: str,
-        seed: int,
-        facts: Mapping[str, str],
+        training: Training,
+        learners: Learners,
     ) -> None:
         """Prepare a stage.
 
         Args:
-            runner: Runs the branches.
-            learners: What learns.
-            objective: What it minimises.
-            sampling: Chooses what learns in a step.
+            supernet: The supernet.
             loader: Any iterable of batches.
-            training: The options.
-            processes: Those that train together.
-            name: The stage's name.
-            seed: The seed of what learns in a step.
-            facts: Further facts that the numbers depend on, for checkpoints.
+            stage: The stage.
+            name: Its name.
+            training: Its options.
+            learners: The branches that learn.
 
         Raises:
             UsageError: An option can't be met here.
         """
-        self._runner = runner
-        self._supernet = runner.supernet
-        self._learners = learners
-        self._objective = objective
-        self._sampling = sampling
+        processes = Processes.of(training.distributed, device_of(supernet))
+        self._supernet = supernet
         self._loader = loader
-        self._training = training
-        self._processes = processes
         self._name = name
-        self._seed = seed
+        self._training = training
+        self._learners = learners
+        self._processes = processes
+        self._runner = BranchRunner(supernet, training.compile)
+        self._sampling = stage.sampling
+        objective = self._objective = stage.objective.among(processes)
+        # Stages of one objective draw other subnets.
+        again = name != objective.name
+        self._seed = derived_seed(training.seed, "stage", name) if again else training.seed
         self._reader = BatchReader(self._supernet, training.split)
         self._optimisation = self._optimisation_of(training)
         # With "auto", this is decided before the first step.
@@ -106,7 +101,9 @@ class Loop:
             ThreadChoice(counts),
             independent=objective.independent,
         )
-        checkpoints = checkpoints_of(self._supernet, learners, training, processes, name, facts)
+        checkpoints = checkpoints_of(
+            supernet, learners, training, processes, name, stage.numerics(objective)
+        )
         self._resumption = Resumption(
             learners, self._optimisation, self._held_out, processes, checkpoints
         )

@@ -20,7 +20,6 @@ from fxelastic.train.learners import BranchRunner
 from fxelastic.train.losses import cross_entropy, is_empty, normalised_error, soft_cross_entropy
 from fxelastic.train.processes import Processes
 from fxelastic.train.sampling import Plan
-from fxelastic.train.training import described
 
 #: The model's inputs, and what branches compute from them, by name.
 Values = Mapping[str, Any]
@@ -260,6 +259,15 @@ class EndToEnd:
         """See `Objective.numerics`."""
         losses = {"loss": described(self.loss), "soft_loss": described(self.soft_loss)}
         return {**losses, "soft": repr(self.soft)}
+
+
+def described(value: object) -> str:
+    """An option as text that is the same in every process: functions by their names."""
+    if not callable(value):
+        return repr(value)
+    kind = type(value)
+    name = getattr(value, "__qualname__", None) or kind.__qualname__
+    return f"{getattr(value, '__module__', kind.__module__)}.{name}"
 
 
 def diagnose(runner: BranchRunner, batch: Batch, values: Values, plan: Plan, branch: str) -> str:

@@ -191,7 +191,7 @@ def checkpoints_of(
         training: The options.
         processes: Those that train together.
         name: The stage's name.
-        facts: Further facts that the numbers depend on.
+        facts: Facts of the stage that the numbers depend on.
     """
     if training.checkpoints is None:
         return None
@@ -200,7 +200,7 @@ def checkpoints_of(
         "model": _digest(supernet),
         "processes": str(processes.world_size),
         **training.numerics(),
-        **facts,
+        **{f"{name} {fact}": value for fact, value in facts.items()},
     }
     return Checkpoints(Path(training.checkpoints), name, run, training.keep)
 

@@ -1,87 +1,21 @@
-"""Stages of training, and the public functions that run them: `run`, `distill` and `tune`."""
+"""The public functions that train: `run`, `distill` and `tune`."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fxelastic.errors import UsageError
 from fxelastic.ir.supernet import Supernet
-from fxelastic.train.batches import device_of
-from fxelastic.train.learners import BranchRunner, Learners
+from fxelastic.train.learners import Learners
 from fxelastic.train.loop import Loop
 from fxelastic.train.losses import cross_entropy, soft_cross_entropy
-from fxelastic.train.objectives import (
-    BranchLoss,
-    Chained,
-    EndToEnd,
-    Objective,
-    TaskLoss,
-    TeacherForced,
-)
-from fxelastic.train.processes import Processes
-from fxelastic.train.randomness import derived_seed
+from fxelastic.train.objectives import BranchLoss, Chained, EndToEnd, TaskLoss, TeacherForced
 from fxelastic.train.reports import History
-from fxelastic.train.sampling import Sampling, Turns, Uniform
-from fxelastic.train.training import Training
+from fxelastic.train.sampling import Sampling, Turns
+from fxelastic.train.training import Stage, Training
 
 MODES = ("teacher_forced", "chained")
-
-
-@dataclass(frozen=True, init=False)
-class Stage:
-    """One stage of training: what it minimises, what learns, from which subnets, how long.
-
-    Attributes:
-        objective: `TeacherForced`, `Chained` or `EndToEnd`.
-        learns: Ids of the new branches that learn; all of them where None.
-        sampling: Draws the subnets of a step: `Uniform` where None, `Bucketed`, `Sandwich`. Where
-            branches learn alone, `Turns`.
-        name: The stage's name in checkpoints, logs and reports; the objective's where None.
-        options: Fields of `Training` that this stage alone has, such as ``epochs`` or ``steps``.
-    """
-
-    objective: Objective
-    learns: tuple[str, ...] | None
-    sampling: Sampling | Turns
-    name: str | None
-    options: dict[str, Any]
-
-    def __init__(
-        self,
-        objective: Objective,
-        *,
-        learns: Collection[str] | None = None,
-        sampling: Sampling | Turns | None = None,
-        name: str | None = None,
-        **options: Any,
-    ) -> None:
-        """Describe a stage; see the attributes.
-
-        Raises:
-            UsageError: The objective does not take this sampling, or the name is no file name.
-        """
-        alone = bool(objective.independent)
-        if sampling is None:
-            sampling = Turns() if alone else Uniform()
-        if isinstance(sampling, Turns) != alone:
-            raise UsageError(
-                f"{type(objective).__name__} does not take the sampling {sampling!r}",
-                expected="Turns(n): its branches learn alone" if alone else "a policy of subnets",
-                got=repr(sampling),
-            )
-        if name is not None and not name.replace("-", "").replace("_", "").isalnum():
-            raise UsageError(
-                f"name must consist of letters, digits, - and _, got {name!r}",
-                expected="a name for folders of checkpoints",
-                got=repr(name),
-            )
-        if learns is not None and not isinstance(learns, str):
-            learns = tuple(learns)
-        values = {"objective": objective, "learns": learns, "sampling": sampling}
-        for field, value in {**values, "name": name, "options": options}.items():
-            object.__setattr__(self, field, value)
 
 
 def run(
@@ -116,43 +50,8 @@ def run(
     # All options and ids are checked before the first stage begins.
     trainings = [Training.of({**options, **stage.options}) for stage in stages]
     learners = [Learners(supernet, stage.learns) for stage in stages]
-    plans = list(zip(_names(stages), stages, trainings, learners, strict=True))
-    return tuple(_run(supernet, loader, *plan) for plan in plans)
-
-
-def _run(
-    supernet: Supernet,
-    loader: Iterable[Any],
-    name: str,
-    stage: Stage,
-    training: Training,
-    learners: Learners,
-) -> History:
-    processes = Processes.of(training.distributed, device_of(supernet))
-    objective = stage.objective.among(processes)
-    facts = objective.numerics() | (
-        {"branches_per_step": repr(stage.sampling.n)}
-        if isinstance(stage.sampling, Turns)
-        else {"sampling": repr(stage.sampling)}
-    )
-    if stage.learns is not None:
-        facts["learns"] = ", ".join(learners.branches)
-    loop = Loop(
-        BranchRunner(supernet, training.compile),
-        learners,
-        objective,
-        stage.sampling,
-        loader,
-        training,
-        processes,
-        name=name,
-        # Stages of one objective draw other subnets.
-        seed=training.seed
-        if name == objective.name
-        else derived_seed(training.seed, "stage", name),
-        facts={f"{name} {fact}": value for fact, value in facts.items()},
-    )
-    return loop.run()
+    plans = list(zip(stages, _names(stages), trainings, learners, strict=True))
+    return tuple(Loop(supernet, loader, *plan).run() for plan in plans)
 
 
 def _names(stages: Sequence[Stage]) -> list[str]:

@@ -1,11 +1,11 @@
-"""How a stage of training runs: the options that both stages have."""
+"""Stages of training and their options."""
 
 from __future__ import annotations
 
 import difflib
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from fxelastic.errors import UsageError
-from fxelastic.spec import Arch
 from fxelastic.threads import check_threads
 from fxelastic.train.batches import Split
 from fxelastic.train.callbacks import Callback
+from fxelastic.train.objectives import Objective, described
+from fxelastic.train.sampling import Sampling, Turns, Uniform, check_count
 
 #: Makes an optimiser for parameters, as ``lambda p: torch.optim.SGD(p, 0.1, momentum=0.9)``.
 OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -31,21 +32,21 @@ NORM_STATISTICS = ("auto", "frozen", "batch")
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """Options of `distill` and `tune`.
+    """Options of `run`, of a `Stage`, and of `distill` and `tune`.
 
     Attributes:
         epochs: Passes over the loader.
-        steps: Optimiser steps after which to stop, however many epochs that takes; then the epochs
-            do not count.
+        steps: Optimiser steps after which to stop, however many epochs that takes; ``epochs`` is
+            ignored then.
         lr: Peak learning rate of the default optimiser, AdamW. ``"auto"`` tries some rates for a
             few steps each and takes the best for each branch, or for all where sampled subnets
             learn; a run of fewer than 50 steps takes 1e-3 in distillation and 3e-4 in tuning.
         weight_decay: Weight decay of the default optimiser.
-        optimizer: Makes another optimiser; then ``lr`` and ``weight_decay`` do not count. It must
-            leave parameters without a gradient as they are, as torch's do.
-        schedule: The share of the learning rate by the share of the run that is over, both in
-            [0, 1]: ``"cosine"``, ``"constant"`` or a function. For a loader without a length, the
-            share that is over advances by epoch.
+        optimizer: Makes another optimiser; ``lr`` and ``weight_decay`` are ignored then. It must
+            leave parameters without a gradient as they are, as torch's optimisers do.
+        schedule: ``"cosine"``, ``"constant"``, or a function from the share of the stage that is
+            over to a factor of the learning rate, both in [0, 1]. For a loader without a length,
+            that share advances by epoch.
         warmup: Share of the run in which the learning rate rises from 0.
         clip_norm: Largest norm of gradients, of each branch in distillation and of the subnet in
             tuning; None for no limit.
@@ -54,22 +55,21 @@ class Training:
             are float32 in any case.
         threads: Threads that torch computes with. Where None, a run on a CPU chooses among torch's
             own number and fewer by the time of a step, and again when steps get much slower.
-            The number decides about the last bits of the results.
+            The last bits of the results depend on the number.
         norm_statistics: How layers with running statistics normalise in new branches:
             ``"frozen"`` uses these statistics, as inference does, and leaves them as they are;
             ``"batch"`` uses those of the batch, which the running ones follow; ``"auto"`` uses
             those of the batch where errors are hardly larger with them before the first step.
-        held_out: Batches that the errors of branches are measured on before training and after
-            each epoch, the first 8 of them; where None, those of ``validate``, or else of the
-            loader itself, which then are not held out in truth.
+        held_out: Batches, of which the first 8 serve to measure errors of branches before training
+            and after each epoch. Where None, the batches of ``validate``, or else of the loader
+            itself, which are not really held out.
         keep_best: Measure these errors, and end with the best state of each branch, or of all
-            where sampled subnets learn. Training can't end worse than it began then.
+            where sampled subnets learn, so that training can't end worse than it began.
         compile: Run branches through ``torch.compile``; a mapping holds its keyword arguments.
         split: Takes a batch apart, see `BatchReader`.
-        seed: Of the subnets that are sampled, the order of a DataLoader that shuffles, and what
-            else draws from torch's, Python's and numpy's global generators. These are as before
-            when the run has ended.
-        distributed: Train together with the other processes that ``torchrun`` started.
+        seed: Seed of the sampled subnets, of the order of a DataLoader that shuffles, and of
+            torch's, Python's and numpy's global generators, which are restored at the end.
+        distributed: Train together with the other processes of ``torchrun``.
         validate: Batches on which the latency-range accuracy is measured after each epoch; the
             score is accuracy, or ``metric``.
         metric: Function of (result, target), the score of a batch; see `evaluate`.
@@ -80,7 +80,7 @@ class Training:
         keep: Checkpoints to keep.
         log: File to log to: ``.jsonl`` or ``.csv``.
         progress: Show a progress bar on stderr.
-        callbacks: Told of steps and epochs.
+        callbacks: Called after steps and epochs.
     """
 
     epochs: int = 1
@@ -112,17 +112,17 @@ class Training:
     callbacks: tuple[Callback, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse options that have no meaning.
+        """Check the options.
 
         Raises:
-            UsageError: One has the wrong type or value.
+            UsageError: An option has a wrong type or value.
         """
         object.__setattr__(self, "callbacks", tuple(self.callbacks))
         for name in ("epochs", "accumulate", "keep"):
-            _check_count(name, getattr(self, name))
+            check_count(name, getattr(self, name))
         for name in ("steps", "checkpoint_every"):
             if getattr(self, name) is not None:
-                _check_count(name, getattr(self, name))
+                check_count(name, getattr(self, name))
         check_threads(self.threads)
         if isinstance(self.lr, str):
             _check_word("lr", self.lr, ("auto",))
@@ -137,24 +137,27 @@ class Training:
         if not callable(self.schedule):
             _check_word("schedule", self.schedule, ("cosine", "constant"))
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise UsageError("seed is no seed", expected="an integer", got=repr(self.seed))
+            raise UsageError(
+                f"seed must be an integer, got {self.seed!r}",
+                expected="an integer",
+                got=repr(self.seed),
+            )
         if self.log is not None and not str(self.log).endswith((".jsonl", ".csv")):
             raise UsageError(
-                "the log has no known format",
+                f"log must end in .jsonl or .csv, got {str(self.log)!r}",
                 expected="a file that ends in .jsonl or .csv",
                 got=repr(str(self.log)),
             )
 
     @classmethod
-    def of(cls, options: Mapping[str, Any], **defaults: Any) -> Training:
+    def of(cls, options: Mapping[str, Any]) -> Training:
         """Options from keyword arguments.
 
         Args:
-            options: What the user passed.
-            defaults: What a stage has by default.
+            options: The user's options.
 
         Raises:
-            UsageError: There is no such option, or one has the wrong type or value.
+            UsageError: There is no such option, or one has a wrong type or value.
         """
         known = [field.name for field in fields(cls)]
         for name in options:
@@ -166,10 +169,10 @@ class Training:
                     got=repr(name),
                     fix=f"did you mean {' or '.join(close)}?" if close else None,
                 )
-        return cls(**{**defaults, **options})
+        return cls(**options)
 
     def rate(self, done: float) -> float:
-        """The share of the learning rate when a share of the run is over."""
+        """The factor of the learning rate when a share of the stage is over."""
         if self.warmup and done < self.warmup:
             return done / self.warmup
         if callable(self.schedule):
@@ -180,7 +183,7 @@ class Training:
         return 0.5 * (1 + math.cos(math.pi * min(1.0, rest)))
 
     def numerics(self) -> dict[str, str]:
-        """What decides the numbers that come out: a run with others is another run."""
+        """The options that the numbers depend on: a run with others is another run."""
         names = ("epochs", "steps", "lr", "weight_decay", "warmup", "clip_norm", "accumulate")
         facts = {name: repr(getattr(self, name)) for name in (*names, "precision", "seed")}
         # Not at the values that runs of earlier versions had, so that these go on.
@@ -199,33 +202,89 @@ class Training:
         }
 
 
-def described(value: object) -> str:
-    """An option in words that are the same in every process: functions by their names."""
-    if isinstance(value, Arch) or not callable(value):
-        return repr(value)
-    kind = type(value)
-    name = getattr(value, "__qualname__", None) or kind.__qualname__
-    return f"{getattr(value, '__module__', kind.__module__)}.{name}"
-
-
-def _check_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UsageError(f"{name} is no count", expected="an integer above 0", got=repr(value))
-
-
 def _check_range(name: str, value: object, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        between = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
         raise UsageError(
-            f"{name} is out of range",
+            f"{name} must be {between}, got {value!r}",
             expected=f"a number from {low:g} to {high:g}",
             got=repr(value),
         )
 
 
 def _check_word(name: str, value: object, known: Iterable[str]) -> None:
+    words = ", ".join(map(repr, known))
     if value not in tuple(known):
         raise UsageError(
-            f"there is no {name} {value!r}",
-            expected="one of " + ", ".join(known),
-            got=repr(value),
+            f"{name} must be one of {words}, got {value!r}", expected=words, got=repr(value)
         )
+
+
+@dataclass(frozen=True, init=False)
+class Stage:
+    """One stage of training: what it minimises, what learns, from which subnets, how long.
+
+    Attributes:
+        objective: `TeacherForced`, `Chained` or `EndToEnd`.
+        learns: Ids of the new branches that learn; all of them where None.
+        sampling: Draws the subnets of a step: `Uniform` where None, `Bucketed`, `Sandwich`. Where
+            branches learn alone, `Turns`.
+        name: The stage's name in checkpoints, logs and reports; the objective's where None.
+        options: Fields of `Training` that this stage alone has, such as ``epochs`` or ``steps``.
+    """
+
+    objective: Objective
+    learns: tuple[str, ...] | None
+    sampling: Sampling | Turns
+    name: str | None
+    options: dict[str, Any]
+
+    def __init__(
+        self,
+        objective: Objective,
+        *,
+        learns: Collection[str] | None = None,
+        sampling: Sampling | Turns | None = None,
+        name: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Describe a stage; see the attributes.
+
+        Raises:
+            UsageError: The objective does not take this sampling, or the name is no file name.
+        """
+        alone = bool(objective.independent)
+        if sampling is None:
+            sampling = Turns() if alone else Uniform()
+        if isinstance(sampling, Turns) != alone:
+            raise UsageError(
+                f"{type(objective).__name__} does not take the sampling {sampling!r}",
+                expected="Turns(n): its branches learn alone" if alone else "a policy of subnets",
+                got=repr(sampling),
+            )
+        if name is not None and not name.replace("-", "").replace("_", "").isalnum():
+            raise UsageError(
+                f"name must consist of letters, digits, - and _, got {name!r}",
+                expected="a name for folders of checkpoints",
+                got=repr(name),
+            )
+        if learns is not None and not isinstance(learns, str):
+            learns = tuple(learns)
+        values = {"objective": objective, "learns": learns, "sampling": sampling}
+        for field, value in {**values, "name": name, "options": options}.items():
+            object.__setattr__(self, field, value)
+
+    def numerics(self, objective: Objective) -> dict[str, str]:
+        """The facts that the numbers depend on, besides `Training.numerics`.
+
+        Args:
+            objective: The objective as it runs.
+        """
+        facts = objective.numerics()
+        if isinstance(self.sampling, Turns):
+            facts["branches_per_step"] = repr(self.sampling.n)
+        else:
+            facts["sampling"] = repr(self.sampling)
+        if self.learns is not None:
+            facts["learns"] = ", ".join(self.learns)
+        return facts
