@@ -237,7 +237,7 @@ def run(task: Task, *, n: int = 1000, epochs: int = 15, seed: int = 0) -> list[l
         seed: Of the weights and the data.
 
     Returns:
-        For each stage, the mean scores of subnets from the cheapest range to the dearest.
+        For each stage, the mean scores of subnets from the cheapest range to the most expensive.
     """
     torch.manual_seed(seed)
     backbone = Backbone()

@@ -128,11 +128,9 @@ def thread_counts(threads: int | None, *, fixed: bool) -> tuple[int, ...]:
 class ThreadChoice:
     """Chooses the number of threads by the times of the steps themselves.
 
-    After a few steps, the following ones try all numbers in turn, and the largest that is not
-    clearly slower than the best stays. When steps take several times as long as they did, or after
-    a while with fewer threads than usual, the next steps try again.
-
-    With a single number there is no choice, and torch is left alone.
+    After a few steps, the next ones try all numbers in turn, and the largest number that is not
+    clearly slower than the best is chosen. When steps get much slower, or after a while with fewer
+    threads than usual, the next steps try again. A single number is never changed.
 
     Attributes:
         number: The number of threads in use.
@@ -166,11 +164,11 @@ class ThreadChoice:
 
     @property
     def chosen(self) -> int | None:
-        """The number that was chosen; None before the first choice."""
+        """The chosen number; None before the first choice."""
         return self.number if self._chosen else None
 
     def resume(self, number: int | None) -> None:
-        """Go on with the number that a run had when it was interrupted, if it may be used here."""
+        """Use the number that an interrupted run had chosen, if it may be used here."""
         if number in self._counts:
             assert number is not None
             self.number, self._chosen = number, True
@@ -227,7 +225,7 @@ class ThreadChoice:
         self._trials = {number: [] for number in self._counts}
 
     def _choose(self) -> None:
-        """End a trial; what steps took before it no longer counts."""
+        """End a trial and forget the times of earlier steps."""
         typical = {number: statistics.median(times) for number, times in self._trials.items()}
         limit = _CLEARLY * min(typical.values())
         before = self.number

@@ -235,12 +235,12 @@ def test_labels_are_not_needed(data: Path, capsys: pytest.CaptureFixture[str]) -
         (["--data", "text.npz"], "can't be read"),
         (["--data", "uneven.npz"], "different lengths"),
         (["--data", "empty.npz"], "nothing to train on"),
-        (["--data", "images.npz", "--batch-size", "0"], "--batch-size is no count"),
-        (["--data", "images.npz", "--tune-epochs", "-1"], "--tune-epochs is no count"),
+        (["--data", "images.npz", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        (["--data", "images.npz", "--tune-epochs", "-1"], "--tune-epochs must be at least 0"),
         (["--data", "images.npz", "--device", "toaster"], "--device toaster can't be used"),
         (["--data", "none.npz"], "holds no samples"),
         (["--data", "images.npz", "--out", "model.py"], "--out model.py is a file"),
-        (["--data", "images.npz", "--distributed"], "finds no other processes"),
+        (["--data", "images.npz", "--distributed"], "found no other processes"),
     ],
 )
 def test_bad_arguments_are_usage_errors(

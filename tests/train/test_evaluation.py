@@ -104,7 +104,7 @@ def test_accuracy_leaves_out_what_is_ignored() -> None:
     assert accuracy(logits, target) == pytest.approx(5 / 6)
     assert accuracy(logits, torch.full((2, 4), -100)) == 0
     assert accuracy({"logits": logits}, target) == accuracy((logits,), target)
-    with pytest.raises(UsageError, match="holds no logits"):
+    with pytest.raises(UsageError, match="no logits were found"):
         accuracy((logits, logits), target)
 
 

@@ -164,7 +164,7 @@ def test_an_iterator_lasts_for_one_epoch() -> None:
     [
         (torch.full((8,), 4), "classes that the model does not have"),
         (torch.full((8,), -1), "expected: 0 to 3"),
-        (torch.zeros(8, 1, dtype=torch.int64), "does not go with the model's logits"),
+        (torch.zeros(8, 1, dtype=torch.int64), "does not match the model's logits"),
         (torch.zeros(8), "torch.float32 of shape"),
         ("cat", "str"),
     ],

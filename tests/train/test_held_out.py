@@ -329,7 +329,7 @@ def test_wrong_options_are_refused() -> None:
 
 
 def test_a_report_without_anything_measured_has_a_text() -> None:
-    assert str(HeldOutReport({}, {}, {})) == "no branch had anything to measure"
+    assert str(HeldOutReport({}, {}, {})) == "no errors were measured"
 
 
 def test_best_states_do_not_depend_on_the_data_order_of_the_first_look() -> None:

@@ -1,4 +1,4 @@
-"""``fxelastic report``: what a run gave, as a page and plots."""
+"""``fxelastic report``: the results of a run as a page and plots."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from fxelastic.errors import UsageError
 SCHEMA = "fxelastic.report/1"
 
 _DESCRIPTION = """\
-Write one HTML page with its plots, also as PNG, of what is in a run's folder:
+Write one HTML page with plots, also as PNG, of the results in a run's folder:
 bundle/, bundle.latency.json, bundle.pool.json, search.json, measured.json and
-trace.jsonl, as far as they are there. With --trace, plot a trace alone."""
+trace.jsonl. Missing parts are left out. With --trace, plot a trace alone."""
 
 _EPILOG = """\
 examples:
@@ -55,11 +55,13 @@ def run(args: argparse.Namespace) -> int:
     """Run the command.
 
     Returns:
-        0; what fails raises.
+        0; a failure raises.
     """
     if (args.run_folder is None) == (args.trace is None):
         raise UsageError(
-            "there is nothing to report" if args.trace is None else "RUN and --trace exclude",
+            "there is nothing to report"
+            if args.trace is None
+            else "RUN and --trace exclude each other",
             expected="either RUN, the folder of a run, or --trace",
             got="neither" if args.trace is None else "both",
         )

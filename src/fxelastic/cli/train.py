@@ -25,9 +25,9 @@ SCHEMA = "fxelastic.train/1"
 _SAMPLING = ("uniform", "bucketed", "sandwich", "attentive")
 
 _DESCRIPTION = """\
-Expand a model and train its new branches: first to compute what the blocks they stand
-in for compute, then on the task. The model itself never changes. An interrupted
-run goes on when the same command is given again."""
+Expand a model and train its new branches: first to compute the outputs of the blocks
+that they replace, then on the task. The model itself never changes. The same command
+resumes an interrupted run."""
 
 _EPILOG = """\
 examples:
@@ -77,7 +77,7 @@ def add_parser(commands: Any) -> None:
         metavar="MODE",
         choices=("teacher_forced", "chained"),
         default="teacher_forced",
-        help="how to distil: teacher_forced, branches alone, or chained, those of sampled "
+        help="how to distil: teacher_forced, branches alone, or chained, the branches of sampled "
         "subnets together (default: teacher_forced)",
     )
     parser.add_argument(
@@ -92,7 +92,7 @@ def add_parser(commands: Any) -> None:
         "--loss",
         metavar="LOSS",
         help="package.module:name or path/file.py:name of a function of (result, target) for "
-        "tuning (default: cross-entropy; the original's outputs where there is no target)",
+        "tuning (default: cross-entropy; without targets, the distance from the original)",
     )
     _number(parser, "--soft", float, 0.0, "share of the original's outputs in the tuning loss")
     _number(parser, "--batch-size", int, 64, "samples of a batch of an .npz file")
@@ -129,12 +129,12 @@ def run(args: argparse.Namespace) -> int:
     """Run the command.
 
     Returns:
-        0; what fails raises.
+        0; a failure raises.
     """
     for name in ("distill_epochs", "tune_epochs"):
         if getattr(args, name) < 0:
             raise UsageError(
-                f"--{name.replace('_', '-')} is no count",
+                f"--{name.replace('_', '-')} must be at least 0",
                 expected="an integer of at least 0",
                 got=str(getattr(args, name)),
             )
@@ -161,8 +161,8 @@ def _train(args: argparse.Namespace, first: bool) -> tuple[Supernet, list[Histor
     if out.exists() and not out.is_dir():
         raise UsageError(
             f"--out {out} is a file",
-            expected="a folder, which is made where there is none",
-            got="something else of that name",
+            expected="a folder, existing or new",
+            got="a file",
             fix="choose another path",
         )
     loaders = load_data(args.data, args.batch_size, args.distributed)
@@ -194,9 +194,9 @@ def _train(args: argparse.Namespace, first: bool) -> tuple[Supernet, list[Histor
 
 
 def _keep_to_data(data: str, out: Path, first: bool) -> None:
-    """Refuse to go on with a run of other data, as if it had been trained with these.
+    """Check that a run is resumed with the data that it was begun with.
 
-    What a reference makes is not looked at: it may be random, or without an end.
+    Only files are compared: the loaders of a reference may be random or endless.
     """
     if not data.endswith(".npz"):
         return
@@ -207,9 +207,9 @@ def _keep_to_data(data: str, out: Path, first: bool) -> None:
     if known != found:
         raise UsageError(
             f"the run in {out} was begun with other data",
-            expected=f"the file that it was begun with, of sha256 {known[:16]}…",
+            expected=f"the same file as before, of sha256 {known[:16]}…",
             got=f"{data}, of sha256 {found[:16]}…",
-            fix="choose another --out, or delete the folder to begin anew",
+            fix="choose another --out, or delete the folder to start from scratch",
         )
     if first:
         out.mkdir(parents=True, exist_ok=True)
@@ -305,7 +305,7 @@ def _report(supernet: Supernet, histories: list[History], path: Path) -> dict[st
 def _move(supernet: Supernet, device: str) -> None:
     try:
         supernet.to(device)
-    except (RuntimeError, AssertionError) as e:  # What torch raises depends on the device.
+    except (RuntimeError, AssertionError) as e:  # Devices raise different errors.
         raise UsageError(
             f"--device {device} can't be used",
             expected="a device of this machine, such as cpu or cuda",
@@ -327,7 +327,7 @@ def _processes(args: argparse.Namespace) -> Any:
         dist.init_process_group("nccl" if args.device.startswith("cuda") else "gloo")
     except (ValueError, RuntimeError) as e:
         raise UsageError(
-            "--distributed finds no other processes",
+            "--distributed found no other processes",
             expected="a start by torchrun",
             got=str(e).splitlines()[0],
             fix="torchrun --nproc-per-node N -m fxelastic.cli train … --distributed",

@@ -1,4 +1,4 @@
-"""``--data`` on a command line: from a name to loaders."""
+"""The option ``--data``: from a name to loaders."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 _VALIDATION = "val_"
 
 
-#: A function of the names of the inputs that hold no samples. It returns the batches to train on,
-#: and the batches to validate on or None.
+#: A function of the names of the inputs without a batch dimension. It returns the batches to train
+#: on, and the batches to validate on or None.
 Loaders = Callable[[Collection[str]], tuple[Any, Any]]
 
 
 def load_data(text: str, batch_size: int, distributed: bool) -> Loaders:
-    """Read what ``--data`` names.
+    """Read the data that ``--data`` names.
 
     Args:
         text: An ``.npz`` file, or a reference.
@@ -32,7 +32,7 @@ def load_data(text: str, batch_size: int, distributed: bool) -> Loaders:
         Makes the loaders, once the model's inputs are known.
 
     Raises:
-        UsageError: It names no data.
+        UsageError: The data can't be read or has a wrong form.
     """
     if text.endswith(".npz"):
         return _from_file(Path(text), batch_size, distributed)
@@ -67,7 +67,9 @@ def _from_file(path: Path, batch_size: int, distributed: bool) -> Loaders:
 
     if batch_size < 1:
         raise UsageError(
-            "--batch-size is no count", expected="an integer above 0", got=str(batch_size)
+            f"--batch-size must be at least 1, got {batch_size}",
+            expected="an integer of at least 1",
+            got=str(batch_size),
         )
     arrays = read_npz(path)
     # An input may be called val_mask: it belongs to the validation only if there is also a mask.
@@ -86,7 +88,7 @@ def _from_file(path: Path, batch_size: int, distributed: bool) -> Loaders:
         )
 
     def loaders(whole: Collection[str]) -> tuple[Any, Any]:
-        # Inputs that hold no samples need not be in both parts.
+        # Inputs without a batch dimension may be in the training part alone.
         shared = {name: array for name, array in training.items() if name in whole}
         first = _loader(path, training, whole, batch_size, True, distributed)
         if not validation:

@@ -22,24 +22,23 @@ N_BATCHES = 8
 #: The name of the one error of branches that learn together.
 TOGETHER = "subnets"
 
-#: A state is better if its error is less on average by this many standard errors.
+#: A state is better if its mean error is lower by this many standard errors.
 _STANDARD_ERRORS = 1.0
-#: Training is worth going on with while an epoch takes this share of the error away.
+#: Training is worth continuing while an epoch reduces the error by this share.
 _WORTH = 0.01
 
 _BEST = "best:"
 
-#: For each unit the error on each batch; NaN for a batch that has nothing for it.
+#: For each unit the error on each batch; NaN for a batch that sends it no rows.
 Errors = dict[str, list[float]]
 
 
 class HeldOut:
-    """Measures what learns on batches that are held out, and keeps the best state of it.
+    """Measures errors on held-out batches, and keeps the best state of each unit.
 
-    Branches that learn alone are units of their own: each has its error, and keeps the state in
-    which that is least. Branches that share weights are one unit, and so are all branches where
-    sampled subnets learn: their error is the mean loss of some subnets. Everything runs as in
-    inference.
+    A branch that learns alone is a unit: it has an error, and keeps the state with the lowest one.
+    Branches that share weights are one unit. All branches are one where sampled subnets learn;
+    the error is the mean loss of some subnets then. Everything runs in inference mode.
 
     Attributes:
         batches: The held-out batches.
@@ -82,7 +81,7 @@ class HeldOut:
         self._curve: list[tuple[int, float]] = []
 
     def begin(self) -> None:
-        """Measure the state before training: the best one so far."""
+        """Measure the state before training, which is the best one so far."""
         if not self.batches:
             return
         self._best = self.measure()
@@ -91,7 +90,7 @@ class HeldOut:
         self._curve = [(0, self._mean())]
 
     def observe(self, step: int) -> HeldOutReport | None:
-        """Measure the present state, and keep it for the units that it is better for.
+        """Measure the present state, and keep it for the units whose error it reduces.
 
         Args:
             step: Steps made.
@@ -138,12 +137,12 @@ class HeldOut:
         return {name: s / n for name, (s, n) in zip(errors, totals, strict=True) if n}
 
     def better(self, new: Errors, old: Errors) -> list[str]:
-        """The units whose new errors are surely less than the old ones, batch by batch."""
+        """The units whose new errors are surely lower than the old ones, batch by batch."""
         rows = []
         for name in self._units:
             pairs = list(zip(new[name], old[name], strict=True))
             gains = [b - a for a, b in pairs if not math.isnan(a) and not math.isnan(b)]
-            # What was infinite is better as soon as it is finite.
+            # A finite error is better than an infinite one.
             gains = [min(gain, 1e30) if gain > -math.inf else -1e30 for gain in gains]
             rows.append([sum(gains), sum(gain * gain for gain in gains), len(gains)])
         found = []
@@ -181,12 +180,12 @@ class HeldOut:
         return self._units
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """What a checkpoint holds: plain data, and tensors."""
+        """The state for a checkpoint: plain data, and tensors."""
         data = {"before": self.before, "best": self._best, "curve": self._curve}
         return data, {f"{_BEST}{name}": value for name, value in self._state.items()}
 
     def load(self, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `state` returned."""
+        """Restore what `state` returned."""
         self.before = dict(data["before"])
         self._best = {name: list(values) for name, values in data["best"].items()}
         self._curve = [(int(step), float(mean)) for step, mean in data["curve"]]
@@ -212,7 +211,7 @@ class HeldOut:
 
 
 def _units(learners: Learners) -> dict[str, tuple[str, ...]]:
-    """Branches that share weights together, all others alone; by the first branch's id."""
+    """Branches that share weights form one unit, others one each; by the first branch's id."""
     owner: dict[int, str] = {}
     units: dict[str, tuple[str, ...]] = {}
     for branch in learners.branches:
@@ -226,10 +225,10 @@ def _units(learners: Learners) -> dict[str, tuple[str, ...]]:
 
 
 def _steps_left(curve: Sequence[tuple[int, float]]) -> int | None:
-    """For how many steps it is worth going on, if gains go on shrinking as they did.
+    """For how many more steps training is worth it, if gains shrink as they did so far.
 
-    Training is worth it while an epoch takes a hundredth of the error away. None before there are
-    two epochs to tell it from.
+    Training is worth it while an epoch reduces the error by a hundredth. None before the second
+    epoch.
     """
     if len(curve) < 3:
         return None

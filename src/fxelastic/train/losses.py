@@ -1,4 +1,4 @@
-"""Losses, and where a result keeps its logits."""
+"""Losses, and the logits in a result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fxelastic.errors import UsageError
 from fxelastic.ir import trees
 from fxelastic.train.processes import ALONE, Processes
 
-#: The target value that `cross_entropy` and `accuracy` leave out, as torch does.
+#: `cross_entropy` and `accuracy` leave out elements with this target, as torch does.
 IGNORED = -100
 
 _NEARLY_CONSTANT = 1e-6
@@ -23,13 +23,13 @@ def normalised_error(output: Any, target: Any, processes: Processes = ALONE) -> 
     """The squared error as a share of the target's variance, averaged over the tensors.
 
     It is 1 for an output that is always the target's mean, whatever the scale, so that branches
-    anywhere in a network have losses of the same size. A tensor without elements does not count,
-    such as the rows of an expert to which the batch sends none.
+    anywhere in a network have losses of the same size. Tensors without elements do not count, such
+    as the rows of an expert when the batch sends none to it.
 
     Args:
         output: A tensor, or any structure of tensors.
         target: The same structure and shapes. Tensors that are not floating-point do not count.
-        processes: Those that hold the other shares of the batch: the variance is that of all.
+        processes: The processes that hold the shares of the batch, whose joint variance counts.
 
     Returns:
         A scalar; 0, which requires no gradient, where no floating-point tensor has elements.
@@ -53,20 +53,20 @@ def _normalised(output: Tensor, target: Tensor, processes: Processes) -> Tensor 
     else:
         variance = mean = target.new_zeros(())
     if processes.world_size > 1:
-        # Even without elements, this process takes part: the others wait for it.
+        # Even without elements, this process takes part, since the others wait for it.
         moments = torch.stack([mean, variance + mean.square(), torch.ones_like(mean)]).double() * n
         processes.average([moments])
         moments = moments / moments[2].clamp_min(1e-9)
         mean, variance = moments[0].float(), (moments[1] - moments[0].square()).float()
     if not n:
         return None
-    # A constant target, as that of a dead unit, has no variance to be a share of.
+    # The variance of a constant target, such as the output of a dead unit, is 0.
     scale = torch.maximum(variance, _NEARLY_CONSTANT * mean.square())
     return F.mse_loss(output, target) / torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
 def cross_entropy(output: Any, target: Tensor) -> Tensor:
-    """The cross-entropy of a model's result, in whose structure the logits are found.
+    """The cross-entropy of the logits in a model's result.
 
     Args:
         output: Logits ``(N, C)``, ``(N, C, ...)`` or ``(N, ..., C)``, or a structure that holds
@@ -78,7 +78,7 @@ def cross_entropy(output: Any, target: Tensor) -> Tensor:
         A scalar; 0, which requires no gradient, where no element is left.
 
     Raises:
-        UsageError: There are no logits, the shapes do not go together, or a class is out of range.
+        UsageError: There are no logits, the shapes do not match, or a class is out of range.
     """
     logits = logits_of(output).float()
     if isinstance(target, Tensor) and target.is_floating_point() and target.shape == logits.shape:
@@ -91,7 +91,7 @@ def cross_entropy(output: Any, target: Tensor) -> Tensor:
 
 
 def soft_cross_entropy(output: Any, teacher: Any) -> Tensor:
-    """How far a result is from that of the original model, without labels.
+    """The distance of a result from the original model's result, without labels.
 
     Where both have logits, it is the Kullback-Leibler divergence of the class probabilities (over
     dimension 1, or over the last one of three); for any other structure `normalised_error`.
@@ -138,14 +138,14 @@ def _divergences(output: Any, teacher: Any) -> Tensor:
 
 
 def check_shapes(output: Tensor, target: Tensor) -> None:
-    """Refuse tensors of different shapes, which broadcasting would compare.
+    """Check that two tensors have one shape, since broadcasting would compare others.
 
     Raises:
         UsageError: The shapes differ, for example if a detector finds other boxes.
     """
     if output.shape != target.shape:
         raise UsageError(
-            "a result and its target have different shapes",
+            f"the result has the shape {tuple(output.shape)}, and its target {tuple(target.shape)}",
             expected=f"the target's shape {tuple(target.shape)}",
             got=str(tuple(output.shape)),
             fix="pass a loss or metric of your own that takes results of different shapes",
@@ -153,7 +153,7 @@ def check_shapes(output: Tensor, target: Tensor) -> None:
 
 
 def is_empty(value: Any) -> bool:
-    """Whether there are floating-point tensors in a structure, and none of them has elements."""
+    """Whether a structure has floating-point tensors, all of them without elements."""
     found = _floats(value)
     return bool(found) and not any(tensor.numel() for tensor in found)
 
@@ -163,10 +163,10 @@ def logits_of(output: Any) -> Tensor:
 
     Args:
         output: A tensor of two dimensions or more, an object or a dict with ``logits``, or a tuple
-            or list of which the only element is one.
+            or list of one element with this form.
 
     Raises:
-        UsageError: It is none of these.
+        UsageError: The result has another form.
     """
     found = output
     if isinstance(output, Mapping):
@@ -178,7 +178,7 @@ def logits_of(output: Any) -> Tensor:
     if isinstance(found, Tensor) and found.dim() >= 2 and found.is_floating_point():
         return found
     raise UsageError(
-        "the model's result holds no logits that can be found",
+        "no logits were found in the model's result",
         expected="a floating-point tensor (N, C, ...), or a structure with one named 'logits'",
         got=_describe(output),
         fix="pass a loss of your own: loss=function of (result, target)",
@@ -186,10 +186,10 @@ def logits_of(output: Any) -> Tensor:
 
 
 def class_dim(logits: Tensor, target: Tensor) -> int:
-    """The dimension of the classes: the one that the target lacks.
+    """The dimension of the classes, which the target lacks.
 
     Raises:
-        UsageError: The target has not the logits' other dimensions, or no integer dtype.
+        UsageError: The target has other dimensions than the logits, or no integer dtype.
     """
     if isinstance(target, Tensor) and not (target.is_floating_point() or target.is_complex()):
         for dim in dict.fromkeys((1, logits.dim() - 1)):
@@ -197,7 +197,7 @@ def class_dim(logits: Tensor, target: Tensor) -> int:
                 return dim
     shape = tuple(logits.shape)
     raise UsageError(
-        "the target does not go with the model's logits",
+        "the target does not match the model's logits",
         expected=f"integer classes of shape {(shape[0], *shape[2:])} for logits {shape}",
         got=f"{target.dtype} of shape {tuple(target.shape)}"
         if isinstance(target, Tensor)
@@ -212,9 +212,9 @@ def _check_classes(target: Tensor, n_classes: int) -> None:
         values = target[wrong].unique().tolist()
         raise UsageError(
             "the target holds classes that the model does not have",
-            expected=f"0 to {n_classes - 1}, or {IGNORED} for what does not count",
+            expected=f"0 to {n_classes - 1}, or {IGNORED} for elements to leave out",
             got=", ".join(map(str, values[:5])) + ("…" if len(values) > 5 else ""),
-            fix="number the classes from 0, as the model was trained with",
+            fix="number the classes from 0, as in the model's training",
         )
 
 

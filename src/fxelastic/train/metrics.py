@@ -23,7 +23,7 @@ def accuracy(output: Any, target: Tensor) -> float:
         From 0 to 1; 0 where every element is left out.
 
     Raises:
-        UsageError: There are no logits, or the shapes do not go together.
+        UsageError: There are no logits, or the shapes do not match.
     """
     logits = logits_of(output)
     found = logits.argmax(class_dim(logits, target))
@@ -33,7 +33,7 @@ def accuracy(output: Any, target: Tensor) -> float:
 
 
 def counts(target: Any) -> bool:
-    """Whether a target (class numbers, or the original's result) has an element to score."""
+    """Whether a target, class numbers or the original's result, has an element to score."""
     if isinstance(target, Tensor) and not target.is_floating_point():
         return bool((target != IGNORED).any())
     return not is_empty(target)
@@ -80,9 +80,9 @@ def likeness(output: Any, teacher: Any) -> float:
 
 
 def cosine(output: Any, teacher: Any) -> float:
-    """The mean over samples of the cosine between a subnet's result and the original's, both flat.
+    """The mean cosine between a subnet's flattened result and the original's, over the samples.
 
-    A sample counts as 1 where both are zero and as 0 where one is, or where there is a NaN.
+    A sample counts as 1 where both results are zero, and as 0 where one is zero or holds a NaN.
 
     Args:
         output: A tensor ``(N, ...)``, or a structure, of which the logits or the first
@@ -99,10 +99,10 @@ def cosine(output: Any, teacher: Any) -> float:
 
 
 def spearman(output: Any, teacher: Any) -> float:
-    """The mean over samples of the rank correlation between a subnet's result and the original's.
+    """The mean rank correlation between a subnet's result and the original's, over the samples.
 
-    It ranks the elements of one sample's result; equal ones have the mean of their ranks. A sample
-    counts as 1 where neither result varies and as 0 where one does not, or where there is a NaN.
+    The elements of one sample's result are ranked; equal ones get the mean of their ranks. A sample
+    counts as 1 where both results are constant, and as 0 where one is constant or holds a NaN.
 
     Args:
         output: A tensor ``(N, ...)``, or a structure, of which the logits or the first
@@ -119,8 +119,8 @@ def spearman(output: Any, teacher: Any) -> float:
     ours, theirs = _vectors(output, teacher)
     if ours.shape[1] < 2:
         raise UsageError(
-            "spearman can't rank these results",
-            expected="results of two numbers or more for each sample",
+            "spearman needs at least two numbers a sample to rank",
+            expected="results of two or more numbers for each sample",
             got=str(tuple(ours.shape)),
             fix="pass another metric",
         )
@@ -131,8 +131,8 @@ def _vectors(output: Any, teacher: Any) -> tuple[Tensor, Tensor]:
     ours, theirs = _main(output), _main(teacher)
     if ours.shape != theirs.shape:
         raise UsageError(
-            "the results can't be compared",
-            expected=f"a tensor of the original's shape {tuple(theirs.shape)}",
+            f"a result has the shape {tuple(ours.shape)}, and the original's {tuple(theirs.shape)}",
+            expected=f"the original's shape {tuple(theirs.shape)}",
             got=str(tuple(ours.shape)),
             fix="pass a metric of your own: metric=function of (result, target)",
         )
@@ -152,7 +152,7 @@ def _main(value: Any) -> Tensor:
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim():
             return leaf
     raise UsageError(
-        "the model's result holds no vectors to compare",
+        "the model's result holds no floating-point vectors to compare",
         expected="a floating-point tensor (N, ...)",
         got=type(value).__name__,
         fix="pass a metric of your own: metric=function of (result, target)",
@@ -160,7 +160,7 @@ def _main(value: Any) -> Tensor:
 
 
 def _ranks(rows: Tensor) -> Tensor:
-    """Ranks less their mean; NaN in rows that hold one."""
+    """Ranks minus their mean; NaN in rows with a NaN."""
     found = torch.empty_like(rows)
     for ranks, row in zip(found, rows, strict=True):
         _, place, n = row.unique(return_inverse=True, return_counts=True)

@@ -1,4 +1,4 @@
-"""What a run reports: a step, an epoch, and in the end its history."""
+"""Reports of a run: of a step, of an epoch, and of the whole run."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class StepReport:
     """One optimiser step.
 
     Attributes:
-        stage: ``distill`` or ``tune``.
+        stage: The name of the stage, such as ``distill`` or ``tune``.
         step: Steps made, from 1.
         epoch: The pass over the loader, from 0.
         batch: Batches of the epoch consumed.
         loss: The mean loss; 0 where no branch had anything to learn from.
-        losses: The loss of each branch that learned; in tuning, of the subnets it was in.
+        losses: The loss of each branch that learned; in tuning, of its subnets.
         archs: The subnets of the step; empty in teacher-forced distillation.
         lr: The learning rate of the first parameter group.
         grad_norm: The largest norm of the gradients before they were clipped.
@@ -48,8 +48,8 @@ class Bucket:
         low: Least cost, inclusive.
         high: Largest cost, inclusive.
         mean: Mean score of the sampled subnets; None where the range has no subnet.
-        best: The highest of them.
-        n: Subnets sampled, each different.
+        best: The highest score; None where the range has no subnet.
+        n: Different subnets that were sampled.
     """
 
     low: float
@@ -61,18 +61,18 @@ class Bucket:
 
 @dataclass(frozen=True)
 class HeldOutReport:
-    """Errors on held-out batches, as inference runs the branches.
+    """Errors on held-out batches, in inference mode.
 
-    The errors are means of the stage's loss over the batches: by branch id where branches learn
-    alone, and one for all, named ``subnets``, where sampled subnets learn. Branches that share
-    weights have one error, under the first one's id. Lower is better.
+    The errors are means of the stage's loss over the batches. Where branches learn alone, each has
+    an error under its id; branches that share weights have one, under the first one's id. Where
+    sampled subnets learn, there is one error for all, named ``subnets``. Lower is better.
 
     Attributes:
-        before: Before training.
-        now: As the branches are now.
-        best: Of the best state of each so far, which the run ends with.
-        steps_left: For how many steps it is worth going on: as long as an epoch is expected to
-            take a hundredth of the mean error away. None where it is not known yet.
+        before: The errors before training.
+        now: The present errors.
+        best: The errors of the best states so far, with which the run ends.
+        steps_left: For how many more steps training is worth it: while an epoch is expected to
+            reduce the mean error by a hundredth. None where it is not known yet.
     """
 
     before: Mapping[str, float]
@@ -82,13 +82,13 @@ class HeldOutReport:
 
     @property
     def n_better(self) -> int:
-        """How many of them training has made better."""
+        """How many of the errors training has reduced."""
         return sum(self.best[name] < error for name, error in self.before.items())
 
     def __str__(self) -> str:
         n = len(self.before)
         if not n:
-            return "no branch had anything to measure"
+            return "no errors were measured"
         before, best = (sum(x.values()) / n for x in (self.before, self.best))
         return f"{self.n_better} of {n} better, mean error {before:.3g} -> {best:.3g}"
 
@@ -98,8 +98,8 @@ class EpochReport:
     """One pass over the loader.
 
     Attributes:
-        stage: ``distill`` or ``tune``.
-        epoch: From 0.
+        stage: The name of the stage, such as ``distill`` or ``tune``.
+        epoch: The number of the epoch, from 0.
         step: Steps made so far.
         loss: The mean loss of the epoch's steps.
         losses: For each branch that learned, the mean of its losses.
@@ -136,15 +136,15 @@ class EpochReport:
 
 @dataclass(frozen=True)
 class History:
-    """What a run did.
+    """What a stage did.
 
     Attributes:
-        stage: ``distill`` or ``tune``.
+        stage: The name of the stage, such as ``distill`` or ``tune``.
         steps: Optimiser steps.
-        epochs: A report for each epoch, also of those before an interruption.
+        epochs: A report for each epoch, including those before an interruption.
         coverage: For each new branch, in how many steps it learned.
-        resumed_at: The step that the run was resumed at; 0 where it began anew.
-        refused: Checkpoints that could not be used, each with the reason.
+        resumed_at: The step at which the stage was resumed; 0 where it started from scratch.
+        refused: Checkpoints that could not be used, with their reasons.
     """
 
     stage: str
@@ -183,11 +183,11 @@ def _rest(report: HeldOutReport) -> str:
         return ""
     if not report.steps_left:
         return "; more steps would hardly help"
-    return f"; some {report.steps_left} more steps are worth it"
+    return f"; about {report.steps_left} more steps are worth it"
 
 
 def _ranges(buckets: tuple[Bucket, ...]) -> str:
     if not buckets:
         return ""
     means = ("-" if bucket.mean is None else f"{bucket.mean:.3f}" for bucket in buckets)
-    return f"; mean scores from the cheapest range to the dearest: {' '.join(means)}"
+    return f"; mean scores from the cheapest range to the most expensive: {' '.join(means)}"

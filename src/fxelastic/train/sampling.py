@@ -226,12 +226,12 @@ def _around(space: SearchSpace, branch: str) -> Arch:
 
 @dataclass(frozen=True)
 class Attentive:
-    """Subnets like those that a search chooses: of little error for what they cost.
+    """Subnets like those that a search chooses: with low errors for their cost.
 
-    Most subnets of a large space are poor, and so is their loss: where all are trained alike, the
-    few that a device will run get worse. Each draw takes the subnet that minimises the sum of its
-    branches' errors within a random cost, with every error multiplied by random noise, so that
-    branches that are nearly as good take part, too.
+    Most subnets of a large space are poor. If all are trained alike, the few that a device will
+    run get worse. Each draw takes the subnet that minimises the sum of its branches' errors within
+    a random cost, with every error multiplied by random noise, so that branches that are nearly as
+    good take part, too.
 
     Attributes:
         errors: Error of each branch by id, such as ``history.held_out.best`` of a teacher-forced
@@ -269,7 +269,9 @@ class Attentive:
             )
         if not 0 <= self.spread <= _WIDEST:
             raise UsageError(
-                "spread is out of range", expected=f"0 to {_WIDEST}", got=repr(self.spread)
+                f"spread must be between 0 and {_WIDEST}, got {self.spread!r}",
+                expected=f"0 to {_WIDEST}",
+                got=repr(self.spread),
             )
         for name, error in self.errors.items():
             if error < 0:
