@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 import fxelastic
 from fxelastic import edge
-from fxelastic.ir.branch import FrozenGraphModule
+from fxelastic.ir.graph_modules import FrozenGraphModule
 from tests.lanes import EXHAUSTIVE
 
 # Whatever a graph module has besides what every module has, on the class and on the instance.

@@ -22,7 +22,7 @@ from fxelastic.errors import (
 )
 
 if TYPE_CHECKING:
-    from fxelastic import edge, testing
+    from fxelastic import edge, kinds, testing
     from fxelastic.api import partition
     from fxelastic.expansion import expand
     from fxelastic.exporting import export
@@ -51,6 +51,7 @@ __all__ = [
     "evaluate",
     "expand",
     "export",
+    "kinds",
     "partition",
     "recalibrate",
     "testing",
@@ -70,7 +71,7 @@ _LAZY_NAMES = {
     "recalibrate": "fxelastic.train",
     "tune": "fxelastic.train",
 }
-_LAZY_MODULES = ("edge", "testing")
+_LAZY_MODULES = ("edge", "kinds", "testing")
 
 
 def __getattr__(name: str) -> Any:

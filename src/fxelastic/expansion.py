@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 from torch import nn
 from tqdm import tqdm
 
 from fxelastic.api import partition
-from fxelastic.branches import DEFAULT_KINDS, BranchMaker, branch_maker
-from fxelastic.branches.calibration import as_batches, calibrate
+from fxelastic.branches import DEFAULT_KINDS, Kind, branch_kind, is_kind
+from fxelastic.branches.calibration import calibrate
+from fxelastic.branches.options import Arguments, as_batches, counts, shares
 from fxelastic.branches.twins import without_twins
 from fxelastic.errors import UsageError
-from fxelastic.ir.branch import Branch, Skip
+from fxelastic.ir.branch import Branch, Refusal
 from fxelastic.ir.supernet import Supernet
 from fxelastic.spec import ORIGINAL
 from fxelastic.threads import computing_with
@@ -26,7 +27,7 @@ def expand(
     *,
     example_inputs: Any = None,
     batched: str | Sequence[str] | None = None,
-    kinds: Sequence[str] = DEFAULT_KINDS,
+    kinds: Sequence[str | Kind] = DEFAULT_KINDS,
     spans: Sequence[int] = (1, 2),
     prune: Sequence[float] = (0.25, 0.5),
     fusion: str = "onnxruntime",
@@ -41,76 +42,95 @@ def expand(
         model: Any ``nn.Module``; it is not changed.
         gamma: Most parameters of a basic block, as a share of the model's, in (0, 1].
         example_inputs: A tensor, a tuple of positional inputs, a dict of keyword inputs or a
-            pair ``(tuple, dict)``. Inferred from the model where None.
+            pair ``(tuple, dict)``. Inferred from the model if None.
         batched: As in `fxelastic.partition`.
-        kinds: Kinds of branches to make beside the originals, which are always there. ``()``
-            for the originals alone; another package's kinds are named here.
-        spans: How many further blocks a merged branch replaces beside its first.
-        prune: Shares of the interior channels that pruned branches remove, each in (0, 1).
+        kinds: Kinds of branches to make beside the originals, which are always there: values such
+            as ``fxelastic.kinds.Merged(spans=(1,))``, or names, such as ``"merged"`` or the name
+            that another package registers, for a kind with its default options. ``()`` for the
+            originals alone.
+        spans: Option ``spans`` of the kind ``"merged"``, if it is given by name.
+        prune: Option ``ratios`` of the kind ``"pruned"``, if it is given by name.
         fusion: As in `fxelastic.partition`.
-        importance: What decides which channels are pruned: ``weight``, ``bn`` or ``activation``,
-            see `fxelastic.branches.pruned.Pruned`; the last one takes ``calibration``.
+        importance: Option of the kind ``"pruned"``, if it is given by name: ``weight``, ``bn`` or
+            ``activation``, see `fxelastic.kinds.Pruned`; ``activation`` takes ``calibration``.
         calibration: A few unlabelled batches, each in a form of ``example_inputs``; a single
-            tensor is one batch. New branches then begin with their last linear map fitted to
+            tensor is one batch. New branches then start with their last linear map fitted to
             the model's own values in closed form; see `fxelastic.branches.calibration`.
-        seed: Seed of branches that start at random; the same seed gives the same weights. The last
+        seed: Seed of branches with random weights; the same seed gives the same weights. The last
             bits of calibrated branches depend on the number of threads.
-        threads: Threads that torch computes with; one where None, since more hardly help but in
-            calibration.
+        threads: Number of threads for torch; one if None, since more help in calibration only.
 
     Returns:
-        The supernet, in eval mode. Its original path computes what the model computes. A branch
-        that equals an earlier one of its interval bit for bit is left out; ``skips`` names both.
+        The supernet, in eval mode. Its original path computes the model's result. A branch that
+        equals an earlier branch of its interval bit for bit is left out; ``skips`` names both.
 
     Raises:
-        UsageError: An argument has the wrong type or value, or a kind is not known.
+        UsageError: An argument has the wrong type or value, or a kind is unknown.
         CaptureError: The model can't be captured, or its inputs can't be inferred.
 
     Source: AdaptiveNet, section 4.1.
     """
-    if isinstance(kinds, str) or not all(isinstance(kind, str) for kind in kinds):
-        raise UsageError(
-            "kinds is no sequence of branch kinds",
-            expected=f"names, like kinds={DEFAULT_KINDS!r}, or kinds=() for the originals alone",
-            got=repr(kinds),
-        )
     # Unknown kinds and options are refused before a capture that takes a minute.
     batches = () if calibration is None else as_batches(calibration)
-    options: dict[str, dict[str, Any]] = {
-        "merged": {"spans": _sequence("spans", spans, int, "integers of at least 1")},
-        "pruned": {
-            "ratios": _sequence("prune", prune, Real, "shares in (0, 1)"),
-            "importance": importance,
-            "calibration": batches,
-        },
+    named: dict[str, dict[str, Any]] = {
+        "merged": {"spans": counts("spans", spans)},
+        "pruned": {"ratios": shares("prune", prune), "importance": importance},
     }
-    makers: list[BranchMaker] = [
-        branch_maker(kind)(**options.get(kind, {})) for kind in dict.fromkeys((ORIGINAL, *kinds))
-    ]
+    chosen = _kinds(kinds, named, batches)
     with computing_with(1 if threads is None else threads):
         blocks = partition(model, gamma, example_inputs, batched=batched, fusion=fusion)
         branches: list[Branch] = []
-        skips: list[Skip] = []
-        # Shown on terminals only, and only where it takes long.
+        refusals: list[Refusal] = []
+        # Shown on terminals only, and only if it takes long.
         with tqdm(desc="branches", unit="", delay=3, leave=False, disable=None) as progress:
-            for maker in makers:
-                for made in maker.make(blocks, seed):
+            for kind in chosen:
+                for made in kind.make(blocks, seed):
                     if isinstance(made, Branch):
                         branches.append(made)
                     else:
-                        skips.append(made)
+                        refusals.append(made)
                     progress.update()
         branches, twins = without_twins(branches)
-        supernet = Supernet(blocks, branches, (*skips, *twins))
+        supernet = Supernet(blocks, branches, (*refusals, *twins))
         if batches:
             calibrate(supernet, batches)
         return supernet
 
 
-def _sequence(name: str, values: Any, kind: type, expected: str) -> tuple[Any, ...]:
-    single = isinstance(values, (str, bytes)) or not isinstance(values, Sequence)
-    if single or not all(isinstance(v, kind) and not isinstance(v, bool) for v in values):
+def _kinds(
+    kinds: Sequence[str | Kind], named: dict[str, dict[str, Any]], batches: Sequence[Arguments]
+) -> list[Kind]:
+    """The originals and the chosen kinds, each once, with calibration data where they take it."""
+    if (
+        isinstance(kinds, str)
+        or not isinstance(kinds, Sequence)
+        or not all(isinstance(kind, str) or is_kind(kind) for kind in kinds)
+    ):
         raise UsageError(
-            f"{name} is no sequence of {expected}", expected=expected, got=repr(values)
+            f"kinds must be a sequence of names and kinds, got {kinds!r}",
+            expected="e.g. kinds=('skip', fxelastic.kinds.Merged(spans=(1,))), or kinds=() for the "
+            "originals alone",
+            got=repr(kinds),
         )
-    return tuple(values)
+    chosen: list[Kind] = []
+    for kind in (ORIGINAL, *kinds):
+        made = branch_kind(kind)(**named.get(kind, {})) if isinstance(kind, str) else kind
+        if made not in chosen:
+            chosen.append(made)
+    return [_with_calibration(kind, batches) for kind in chosen]
+
+
+def _with_calibration(kind: Any, batches: Sequence[Arguments]) -> Kind:
+    takes_data = dataclasses.is_dataclass(kind) and any(
+        field.name == "calibration" for field in dataclasses.fields(kind)
+    )
+    if takes_data and not kind.calibration:
+        kind = dataclasses.replace(kind, calibration=tuple(batches))
+    if getattr(kind, "needs_calibration", False) and not kind.calibration:
+        raise UsageError(
+            f"{type(kind).__name__} with these options needs calibration data",
+            expected="a few batches as calibration=",
+            got="none",
+        )
+    result: Kind = kind
+    return result

@@ -22,8 +22,8 @@ from fxelastic.backends.onnxruntime.kernels import (
     optimised_kernels,
 )
 from fxelastic.ir import Block, Partition, Traced
-from fxelastic.ir.extract import extract
 from fxelastic.ir.fusion import canonical_operator
+from fxelastic.ir.partition import extract
 from tests.lanes import EXHAUSTIVE
 from tests.models import CASES
 from tests.models.captured import captured, grouped, partitioned

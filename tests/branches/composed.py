@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from fxelastic.ir import Partition
-from fxelastic.ir.branch import Branch, Crossings
+from fxelastic.ir.branch import Branch
+from fxelastic.ir.liveness import Liveness
 from fxelastic.spec import BranchSpec, branch_id
 
 
@@ -34,15 +35,15 @@ class Composed(nn.Module):
 
 def compose(partition: Partition, start: int, stop: int) -> Branch | None:
     """One branch for an interval; None where nothing reads what it computes."""
-    crossings = Crossings(partition)
+    liveness = Liveness(partition)
     blocks = partition.blocks[start:stop]
-    live = set(crossings.live(start))
+    live = set(liveness.live(start))
     inputs, context = (
         tuple(dict.fromkeys(n for b in blocks for n in names(b) if n in live))
         for names in (lambda b: b.inputs, lambda b: b.context)
     )
     context = tuple(name for name in context if name not in inputs)
-    outputs = crossings.outputs(start, stop)
+    outputs = liveness.outputs(start, stop)
     if not outputs:
         return None
     return Branch(

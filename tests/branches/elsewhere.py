@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from fxelastic.ir.movable import move_operators
+from fxelastic.ir.graph_modules import move_operators
 
 ELSEWHERE = torch.device("hpu", 0)
 # torch has no implementation without data of a mask that is looked at.

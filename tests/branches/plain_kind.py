@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fxelastic.branches.propagation import is_feature
-from fxelastic.ir.branch import Branch, Crossings, Skip
+from fxelastic.ir.branch import Branch, Refusal
+from fxelastic.ir.liveness import Liveness
 from fxelastic.ir.partition import Partition
 from fxelastic.spec import BranchSpec, branch_id
 
@@ -45,11 +46,11 @@ class Plain:
 
     n_layers: int = 2
 
-    def make(self, partition: Partition, seed: int = 0) -> Iterator[Branch | Skip]:
+    def make(self, partition: Partition, seed: int = 0) -> Iterator[Branch | Refusal]:
         values = {node.name: node.meta.get("val") for node in partition.graph.nodes}
-        crossings = Crossings(partition)
+        liveness = Liveness(partition)
         for i, block in enumerate(partition.blocks):
-            outputs = crossings.outputs(i, i + 1)
+            outputs = liveness.outputs(i, i + 1)
             if block.input is None or len(outputs) != 1:
                 continue
             given, wanted = values[block.input], values[outputs[0]]
@@ -58,7 +59,7 @@ class Plain:
             # The first size is the batch; a width that depends on it has no layer.
             sizes = [given.shape[1 if given.dim() > 2 else -1], *wanted.shape[1:]]
             if str(given.shape) != str(wanted.shape) or not all(type(n) is int for n in sizes):
-                yield Skip("it changes the shape", KIND, i, i + 1)
+                yield Refusal("it changes the shape", KIND, i, i + 1)
                 continue
             with torch.random.fork_rng():
                 torch.manual_seed(seed + i)

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxelastic.branches.interval import Interval, NoBranchError
 from fxelastic.branches.pruned import changes_statistics, prunable, prune
-from fxelastic.branches.pruning.analysis import Analysis
+from fxelastic.branches.pruning.channels import Analysis
 from fxelastic.branches.pruning.selection import importance_by_weight
 from fxelastic.branches.trainable import Trainable, trainable
-from fxelastic.ir.branch import Crossings
+from fxelastic.ir.liveness import Liveness
 from fxelastic.ir.operators import attribute
 from fxelastic.ir.partition import Partition
 
@@ -38,7 +39,7 @@ class PrunedBlock:
 
     def masked(self, operands: list[Any]) -> Tensor:
         """The whole block's result where nothing is read from removed channels."""
-        whole = trainable(self.partition, self.block, self.block + 1, Crossings(self.partition))
+        whole = trainable(self.partition, self.block, self.block + 1, Liveness(self.partition))
         module = whole.module.eval()
         dims = {str(n.target): d for n, d in self.analysis.dims.items() if n.op == "get_attr"}
         for target, dim in self.analysis.contractions:
@@ -53,9 +54,11 @@ class PrunedBlock:
 
 
 def pruned_block(partition: Partition, block: int, ratio: float) -> PrunedBlock | str:
-    """Prune a block; or why it can't be."""
-    read = prunable(partition, Crossings(partition), block)
-    if isinstance(read, str):
-        return read
-    found = prune(partition, read, ratio, importance_by_weight(read.analysis))
-    return found if isinstance(found, str) else PrunedBlock(partition, block, *found)
+    """Prune a block; the reason if it can't be pruned."""
+    interval = Interval(partition, Liveness(partition), "pruned", block, block + 1)
+    try:
+        read = prunable(interval)
+        found = prune(interval, read, ratio, importance_by_weight(read.analysis))
+    except NoBranchError as e:
+        return str(e)
+    return PrunedBlock(partition, block, *found)

@@ -15,7 +15,7 @@ import fxelastic
 from fxelastic import Supernet, UsageError
 from fxelastic.branches import registry
 from fxelastic.branches.original import Original
-from fxelastic.ir.branch import Branch, Skip
+from fxelastic.ir.branch import Branch, Refusal
 from fxelastic.spec import BranchSpec
 
 X = torch.randn(3, 8, generator=torch.Generator().manual_seed(1))
@@ -30,12 +30,12 @@ def net() -> nn.Module:
 class Linear:
     """For tests: one linear layer for each block that keeps its shape."""
 
-    def make(self, partition: fxelastic.Partition, seed: int = 0) -> Iterator[Branch | Skip]:
+    def make(self, partition: fxelastic.Partition, seed: int = 0) -> Iterator[Branch | Refusal]:
         torch.manual_seed(seed)
         for branch in Original().make(partition):
             assert isinstance(branch, Branch)
             if branch.n_params != 72:
-                yield Skip("it changes the shape", "linear", branch.start, branch.stop)
+                yield Refusal("it changes the shape", "linear", branch.start, branch.stop)
                 continue
             spec = BranchSpec(f"linear@{branch.start}", "linear", branch.start, branch.stop, 72, 0)
             yield replace(branch, spec=spec, module=nn.Linear(8, 8))
@@ -98,7 +98,7 @@ def test_options_are_checked_before_the_capture(options: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("kinds", ["original", (3,)])
 def test_kinds_are_checked(kinds: Any) -> None:
-    with pytest.raises(UsageError, match="kinds is no sequence of branch kinds"):
+    with pytest.raises(UsageError, match="kinds must be a sequence of names and kinds"):
         fxelastic.expand(net(), kinds=kinds)
 
 

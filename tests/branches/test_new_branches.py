@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from fxelastic.ir.branch import Crossings, FrozenGraphModule
+from fxelastic.ir.graph_modules import FrozenGraphModule
+from fxelastic.ir.liveness import Liveness
 from fxelastic.ir.supernet import Supernet
 from tests.branches.elsewhere import ELSEWHERE, NOT_WITHOUT_DATA, named, run_elsewhere
 from tests.branches.expanded import LARGE, NAMES, WITH_PLAIN, Expanded, expanded, shared
@@ -129,10 +130,10 @@ def test_weights_are_the_branchs_own(case: Expanded) -> None:
 
 
 def test_specs_tell_the_truth(case: Expanded) -> None:
-    crossings = Crossings(case.supernet.partition)
+    liveness = Liveness(case.supernet.partition)
     for branch in case.new:
         assert branch.n_params == sum(p.numel() for p in branch.module.parameters()), branch.id
-        assert branch.outputs == crossings.outputs(branch.start, branch.stop)
+        assert branch.outputs == liveness.outputs(branch.start, branch.stop)
         replaced = case.supernet.partition.blocks[branch.start : branch.stop]
         if branch.kind == "pruned":
             (block,) = replaced

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 import fxelastic
 from fxelastic import UsageError
 from fxelastic.branches.original import Original
-from fxelastic.ir.branch import Branch, Crossings, FrozenGraphModule
+from fxelastic.ir.branch import Branch
+from fxelastic.ir.graph_modules import FrozenGraphModule
+from fxelastic.ir.liveness import Liveness
 from tests.models import case
 from tests.models.compare import assert_same_output
 
@@ -30,12 +32,12 @@ def partition_case(name: str) -> fxelastic.Partition:
 @pytest.mark.parametrize("name", ["resnet18", "t5", "llama"])
 def test_one_branch_for_each_block(name: str) -> None:
     partition = partition_case(name)
-    crossings = Crossings(partition)
+    liveness = Liveness(partition)
     for i, (branch, block) in enumerate(zip(make(partition), partition.blocks, strict=True)):
         assert (branch.start, branch.stop) == (i, i + 1)
         assert (branch.inputs, branch.context) == (block.inputs, block.context)
-        assert branch.outputs == crossings.outputs(i, i + 1)
-        assert set(branch.inputs) <= set(crossings.live(i))
+        assert branch.outputs == liveness.outputs(i, i + 1)
+        assert set(branch.inputs) <= set(liveness.live(i))
         assert (branch.n_params, branch.flops) == (block.n_params, block.flops)
         assert branch.frozen
 

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import fxelastic
+from fxelastic.branches.interval import Interval, NoBranchError
 from fxelastic.branches.pruned import Pruned, prunable
 from fxelastic.branches.pruning.selection import groups, kept
 from fxelastic.errors import UsageError
-from fxelastic.ir.branch import Branch, Crossings, Skip
+from fxelastic.ir.branch import Branch, Refusal
+from fxelastic.ir.liveness import Liveness
 from fxelastic.ir.partition import Partition
 from tests.branches.expanded import LARGE, NAMES, Expanded, expanded, shared
 from tests.branches.pruning_oracle import PrunedBlock, pruned_block
@@ -165,7 +167,7 @@ def test_activations_decide_when_asked() -> None:
 
 def test_activations_need_data() -> None:
     with pytest.raises(UsageError, match="calibration="):
-        Pruned(importance="activation")
+        fxelastic.expand(_Coupled(), importance="activation", kinds=("pruned",))
 
 
 class _Split(nn.Module):
@@ -249,16 +251,14 @@ class _Odd(nn.Module):
 
 def test_unknown_operators_keep_their_channels() -> None:
     partition = fxelastic.partition(_Odd(), 1.0, torch.randn(2, 8))
-    crossings = Crossings(partition)
-    reason = prunable(partition, crossings, 0)
-    assert isinstance(reason, str)
-    assert "sort" in reason
+    with pytest.raises(NoBranchError, match="sort"):
+        prunable(Interval(partition, Liveness(partition), "pruned", 0, 1))
     skips = list(Pruned().make(partition))
-    assert all(isinstance(skip, Skip) and "sort" in skip.reason for skip in skips)
+    assert all(isinstance(skip, Refusal) and "sort" in skip.reason for skip in skips)
 
 
 @pytest.mark.parametrize("ratios", [(0,), (1.0,), (-0.5,), (True,), ("a",), (float("nan"),)])
-def test_ratios_that_are_none(ratios: tuple[float, ...]) -> None:
+def test_ratios_outside_of_0_to_1_are_refused(ratios: tuple[float, ...]) -> None:
     with pytest.raises(UsageError, match="numbers above 0 and below 1"):
         Pruned(ratios)
 

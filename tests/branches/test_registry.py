@@ -1,4 +1,4 @@
-"""Branch makers are found by kind; duplicates and unknown kinds are refused."""
+"""Kinds are found by name; duplicates and unknown kinds are refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fxelastic import UsageError
-from fxelastic.branches import DEFAULT_KINDS, branch_kinds, branch_maker, registry
+from fxelastic.branches import DEFAULT_KINDS, branch_kind, branch_kinds, registry
 
 GROUP = registry.ENTRY_POINT_GROUP
 REAL = "fxelastic.branches.original:Original"
@@ -30,8 +30,8 @@ def test_the_kinds_beside_the_originals_are_the_default() -> None:
 
 
 @pytest.mark.parametrize("kind", [entry.name for entry in registry.BUILT_IN])
-def test_built_in_makers_are_frozen_dataclasses(kind: str) -> None:
-    maker: Any = branch_maker(kind)
+def test_built_in_kinds_are_frozen_dataclasses(kind: str) -> None:
+    maker: Any = branch_kind(kind)
     assert dataclasses.is_dataclass(maker)
     assert maker() == maker()
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -41,16 +41,16 @@ def test_built_in_makers_are_frozen_dataclasses(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["exit", "Merged", "Original", ""])
 def test_unknown_kind_lists_the_known_ones(kind: str) -> None:
     with pytest.raises(UsageError, match=f"no branch kind {kind!r} in this release") as caught:
-        branch_maker(kind)
+        branch_kind(kind)
     assert caught.value.expected == "one of " + ", ".join(("original", *DEFAULT_KINDS))
 
 
 def test_other_packages_add_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     register(monkeypatch, ("ghost", REAL), ("early", REAL))
     assert branch_kinds() == ("original", *DEFAULT_KINDS, "early", "ghost")
-    assert branch_maker("ghost") is branch_maker("original")
+    assert branch_kind("ghost") is branch_kind("original")
     with pytest.raises(UsageError, match="early, ghost"):
-        branch_maker("exit")
+        branch_kind("exit")
 
 
 def test_one_package_found_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,16 +66,18 @@ def test_kind_registered_twice_is_refused(kind: str, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("value", ["fxelastic.spec:ORIGINAL", "fxelastic.spec:Arch"])
-def test_what_is_no_maker_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entry_point_that_is_not_a_kind_is_refused(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     register(monkeypatch, ("ghost", value))
-    with pytest.raises(UsageError, match="entry point 'ghost' does not refer to a branch maker"):
-        branch_maker("ghost")
+    with pytest.raises(UsageError, match="entry point 'ghost' does not refer to a branch kind"):
+        branch_kind("ghost")
 
 
-def test_makers_are_imported_when_asked_for() -> None:
+def test_kinds_are_imported_when_asked_for() -> None:
     code = (
-        "import sys; from fxelastic.branches import branch_kinds, branch_maker; branch_kinds();"
-        "print('fxelastic.branches.original' in sys.modules); branch_maker('original');"
+        "import sys; from fxelastic.branches import branch_kinds, branch_kind; branch_kinds();"
+        "print('fxelastic.branches.original' in sys.modules); branch_kind('original');"
         "print('fxelastic.branches.original' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

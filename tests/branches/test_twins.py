@@ -14,10 +14,10 @@ from torch import Tensor, fx, nn
 
 import fxelastic
 from fxelastic import Partition, Supernet
-from fxelastic.branches import branch_maker, registry
+from fxelastic.branches import branch_kind, registry
 from fxelastic.branches.trainable import trainable
 from fxelastic.branches.twins import without_twins
-from fxelastic.ir.branch import Branch, Skip
+from fxelastic.ir.branch import Branch, Refusal
 from fxelastic.spec import BranchSpec, branch_id
 
 
@@ -184,7 +184,7 @@ def test_only_what_is_surely_the_same_is_dropped(
     given = branches(first(), second())
     kept, skips = without_twins(given)
     assert kept == given[: 1 if same else 2]
-    wanted = Skip("k1@0 is the same as k0@0, bit for bit", "k1", 0, 1)
+    wanted = Refusal("k1@0 is the same as k0@0, bit for bit", "k1", 0, 1)
     assert skips == ([wanted] if same else [])
 
 
@@ -200,9 +200,9 @@ def test_branches_of_other_intervals_or_values_are_not_twins() -> None:
 class Copies:
     """For tests: a kind that makes what the other kinds make, and a copy of each block."""
 
-    def make(self, partition: Partition, seed: int = 0) -> Iterator[Branch | Skip]:
+    def make(self, partition: Partition, seed: int = 0) -> Iterator[Branch | Refusal]:
         for kind in ("merged", "pruned", "skip"):
-            for made in branch_maker(kind)().make(partition, seed):
+            for made in branch_kind(kind)().make(partition, seed):
                 if isinstance(made, Branch):
                     yield _again(made, copy.deepcopy(made.module))
         for i, block in enumerate(partition.blocks):

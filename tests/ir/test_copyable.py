@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import fxelastic
 from fxelastic.errors import UsageError
 from fxelastic.ir import trees
-from fxelastic.ir.branch import FrozenGraphModule
+from fxelastic.ir.graph_modules import FrozenGraphModule
 from fxelastic.ir.supernet import Supernet
 from fxelastic.passes.capture import capture
 from tests.models import CASES

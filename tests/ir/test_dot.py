@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from fxelastic.ir import Partition
-from fxelastic.ir.dot import COLOURS, to_dot
+from fxelastic.ir.graphs import COLOURS, to_dot
 from tests.ir.hand_written import convolutional, gated, relative_bias, tied
 
 # The part of the DOT language that is used. A quoted string ends at the first quote that no

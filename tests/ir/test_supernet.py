@@ -14,8 +14,9 @@ from torch import Tensor, fx, nn
 
 import fxelastic
 from fxelastic import Supernet, UsageError
-from fxelastic.branches import branch_maker
-from fxelastic.ir.branch import Branch, Crossings, Skip
+from fxelastic.branches import branch_kind
+from fxelastic.ir.branch import Branch, Refusal
+from fxelastic.ir.liveness import Liveness
 from fxelastic.spec import Arch, BranchSpec, branch_id
 from tests.branches.composed import all_composed, compose
 from tests.models import CASES, ModelCase
@@ -58,7 +59,7 @@ X = torch.randn(3, 8, generator=torch.Generator().manual_seed(1))
 
 
 def originals(partition: fxelastic.Partition) -> list[Branch]:
-    return [b for b in branch_maker("original")().make(partition) if isinstance(b, Branch)]
+    return [b for b in branch_kind("original")().make(partition) if isinstance(b, Branch)]
 
 
 def trainable(original: Branch) -> Branch:
@@ -251,7 +252,7 @@ def test_values_are_dropped_when_nothing_reads_them() -> None:
     for branch in supernet.path():
         supernet.run_branch(branch, values)
         sizes.append(len(values))
-        live = Crossings(supernet.partition).live(branch.stop)
+        live = Liveness(supernet.partition).live(branch.stop)
         assert sorted(values) == sorted(live)
     assert max(sizes) <= 2
 
@@ -276,8 +277,8 @@ def test_wrong_inputs_are_refused() -> None:
 def test_branch_that_reads_what_need_not_be_there_is_refused() -> None:
     partition = fxelastic.partition(net(), 0.3, X)
     made = originals(partition)
-    crossings = Crossings(partition)
-    inner = next(v for v in partition.blocks[1].outputs if v not in crossings.live(len(made) - 1))
+    liveness = Liveness(partition)
+    inner = next(v for v in partition.blocks[1].outputs if v not in liveness.live(len(made) - 1))
     bad = dataclasses.replace(
         compose(partition, len(made) - 1, len(made)),  # type: ignore[type-var]
         inputs=(inner,),
@@ -343,7 +344,7 @@ def test_summary() -> None:
     made = originals(partition)
     new = dataclasses.replace(trainable(made[0]), approximate=True)
     supernet = Supernet(
-        partition, [*made, new], [Skip("shapes differ", "skip", 1, 2), Skip("no reason")]
+        partition, [*made, new], [Refusal("shapes differ", "skip", 1, 2), Refusal("no reason")]
     )
     n = len(made)
     text = str(supernet)

@@ -16,9 +16,10 @@ from fxelastic.api import partition
 from fxelastic.ir import Block, Partition, Signature, trees
 from fxelastic.ir.diff import TextDiff
 from fxelastic.ir.fusion import FusionRules
-from fxelastic.ir.table import engineering, percent
-from fxelastic.ir.text import block_table, fold, to_text
+from fxelastic.ir.table import block_table, percent
+from fxelastic.ir.text import fold, to_text
 from fxelastic.ir.values import Values
+from fxelastic.spec.columns import engineering
 from tests.ir.hand_written import convolutional, gated, relative_bias, tied
 
 ROOT = Path(__file__).parents[2]

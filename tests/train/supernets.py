@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 import fxelastic
 from fxelastic import Partition, Supernet
-from fxelastic.branches import branch_maker
-from fxelastic.ir.branch import Branch, Crossings
+from fxelastic.branches import branch_kind
+from fxelastic.ir.branch import Branch
+from fxelastic.ir.liveness import Liveness
 from fxelastic.spec import BranchSpec, branch_id
 
 
@@ -73,7 +74,7 @@ def supernet_of(
 ) -> Supernet:
     """A supernet with one student for each interval of these lengths."""
     partition = fxelastic.partition(model, gamma, example)
-    originals = [b for b in branch_maker("original")().make(partition) if isinstance(b, Branch)]
+    originals = [b for b in branch_kind("original")().make(partition) if isinstance(b, Branch)]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         students = [
@@ -88,8 +89,8 @@ def supernet_of(
 def _student(partition: Partition, start: int, stop: int, dropout: float) -> Branch | None:
     if any(block.kind == "context" for block in partition.blocks[start:stop]):
         return None
-    crossings = Crossings(partition)
-    live, outputs = crossings.live(start), crossings.outputs(start, stop)
+    liveness = Liveness(partition)
+    live, outputs = liveness.live(start), liveness.outputs(start, stop)
     inputs = [name for name in partition.blocks[start].inputs if name in live][:1]
     values = {node.name: node.meta.get("val") for node in partition.graph.nodes}
     tensors = [values[name] for name in (*inputs, *outputs)]

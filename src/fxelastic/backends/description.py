@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from fxelastic.errors import ExportError, InternalError
 from fxelastic.ir import trees
-from fxelastic.ir.branch import Crossings
+from fxelastic.ir.liveness import Liveness
 from fxelastic.ir.operators import attribute
 from fxelastic.ir.partition import Partition
 from fxelastic.ir.value_names import value_names
@@ -45,11 +45,11 @@ def describe_values(partition: Partition) -> tuple[ValueInfo, ...]:
     Raises:
         ExportError: One is no tensor, or of a dtype that no device knows.
     """
-    crossings, types = Crossings(partition), Values(partition)
+    liveness, types = Liveness(partition), Values(partition)
     names = device_names(partition)
     values = []
-    for name, produced in crossings.produced.items():
-        last_read = crossings.last_read.get(name, -1)
+    for name, produced in liveness.produced.items():
+        last_read = liveness.last_read.get(name, -1)
         if produced < 0 or last_read > produced:
             values.append(_describe(name, names, types, produced, last_read))
     inputs = [value for value in values if value.produced < 0]

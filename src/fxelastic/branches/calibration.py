@@ -1,9 +1,9 @@
-"""Make new branches useful before any training: fit their last linear map in closed form."""
+"""Calibration: fit the last linear map of new branches in closed form, before any training."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,18 +11,15 @@ import torch
 from torch import Tensor, fx
 
 from fxelastic.branches.last_map import LastMap, last_map
+from fxelastic.branches.options import Arguments, as_batches
 from fxelastic.branches.trainable import BatchNorm
-from fxelastic.errors import UsageError
 from fxelastic.ir.branch import Branch
 from fxelastic.ir.operators import operator_name
 from fxelastic.ir.supernet import Supernet
 
-#: Positional and keyword arguments of one call of the model.
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-
-#: Rows of a batch that are used, for each input of the map: more would hardly change the fit.
+#: Rows of a batch that are used for each input of the map; more rows hardly change the fit.
 _ROWS = 4
-#: The share of the inputs' mean square that pulls the weights to what they were.
+#: The pull towards the old weights, as a share of the inputs' mean square.
 _RIDGE = 1e-3
 _MAX_INPUTS = 4608
 _MAX_GRAM_BYTES = 2**29
@@ -30,72 +27,35 @@ _MAX_GRAM_BYTES = 2**29
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What calibration did to one branch.
+    """The effect of calibration on one branch.
 
     Attributes:
         before: Mean squared error against the teacher, over the variance of the teacher's values.
-        after: The same afterwards; never more than before.
+        after: The same error afterwards; never more than before.
     """
 
     before: float
     after: float
 
 
-def as_batches(calibration: Any) -> tuple[Arguments, ...]:
-    """Calibration data as the arguments of calls.
-
-    Args:
-        calibration: A tensor, which is one batch, or an iterable of batches, each a tensor, a
-            tuple of positional inputs, a dict of keyword inputs or a pair ``(tuple, dict)``.
-
-    Raises:
-        UsageError: There are no batches, or one is none.
-    """
-    expected = "a tensor, or an iterable of batches in the forms of example_inputs"
-    if isinstance(calibration, Tensor):
-        calibration = (calibration,)
-    if isinstance(calibration, (str, bytes, Mapping)) or not isinstance(calibration, Iterable):
-        raise UsageError(
-            "calibration is no data", expected=expected, got=type(calibration).__name__
-        )
-    batches: list[Arguments] = []
-    for batch in calibration:
-        if isinstance(batch, Tensor):
-            batches.append(((batch,), {}))
-        elif isinstance(batch, Mapping):
-            batches.append(((), dict(batch)))
-        elif isinstance(batch, tuple):
-            pair = len(batch) == 2 and isinstance(batch[0], tuple) and isinstance(batch[1], dict)
-            batches.append((batch[0], batch[1]) if pair else (batch, {}))
-        else:
-            raise UsageError(
-                f"batch {len(batches)} of calibration is none",
-                expected=expected,
-                got=type(batch).__name__,
-            )
-    if not batches:
-        raise UsageError("calibration has no batches", expected=expected, got="none")
-    return tuple(batches)
-
-
 def calibrate(supernet: Supernet, calibration: Any) -> dict[str, Calibrated]:
     """Fit each new branch to the model's own values on a few unlabelled batches, in place.
 
-    The branch reads what the model's own blocks give. Its batch norms first get the statistics of
-    that; then its last linear map, a linear layer or a convolution without groups, gets the
-    weights that are best by least squares, drawn slightly to what they were. Shapes don't change.
-    Of what the branch was, what it is with new statistics, and what it is with new weights too,
-    the one with the least error on the data stays.
+    The branch reads the values of the model's own blocks. Its batch norms first get the statistics
+    of these values. Then its last linear map, a linear layer or a convolution without groups, gets
+    the weights that are best by least squares, with a slight pull towards the old weights. Shapes
+    don't change. Of three versions (unchanged, with new statistics, with new statistics and
+    weights) the branch keeps the one with the least error on the data.
 
     Args:
         supernet: The supernet; its new branches change.
         calibration: As in `as_batches`.
 
     Returns:
-        The errors before and after, by branch id; of branches that have something to fit.
+        The errors before and after, by the id of each branch that has something to fit.
 
     Raises:
-        UsageError: The data is none, or does not fit the model.
+        UsageError: The data has no batches, or does not fit the model.
     """
     teacher = _Teacher(supernet, as_batches(calibration))
     fits = [fit for branch in supernet.branches.values() if (fit := _fit(supernet, branch))]
@@ -137,7 +97,7 @@ class _Teacher:
     batches: tuple[Arguments, ...]
 
     def values(self, fits: Sequence[_Fit]) -> Iterator[dict[str, Any]]:
-        """For each batch every value that crosses a cut, and those that the fits name."""
+        """For each batch, every value that crosses a cut and the values that the fits name."""
         if not fits:
             return
         named: dict[int, set[str]] = {}
@@ -158,7 +118,7 @@ class _Teacher:
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a module, and keeps the values of some nodes."""
+    """Runs a module and records the values of some nodes."""
 
     def __init__(self, module: fx.GraphModule, names: Container[str]) -> None:
         super().__init__(module)
@@ -174,16 +134,16 @@ class _Recorder(fx.Interpreter):
 
 @dataclass
 class _Fit:
-    """One branch, and the sums that its fit takes.
+    """One branch, and the sums of its fit.
 
     Attributes:
         branch: The branch.
         module: Its module.
         norms: Its batch norms.
-        last: Its last linear map, if that can be fitted.
-        operand: Where branch and model end with the same activation: the name of what the model's
-            reads.
-        versions: The branch's tensors as they were, with new statistics, with new weights.
+        last: Its last linear map, if it can be fitted.
+        operand: If branch and model end with the same activation, the name of the value that the
+            model's activation reads.
+        versions: The branch's tensors: unchanged, with new statistics, with new weights.
         errors: The error of each version.
     """
 
@@ -202,21 +162,20 @@ class _Fit:
 
     @property
     def n_inputs(self) -> int:
-        """Inputs of the map, a constant too where it can have one."""
+        """Number of inputs of the map, including a constant if it can have one."""
         assert self.last is not None
         return len(self.last.matrix) + self.last.takes_constant
 
     @property
     def gram_bytes(self) -> int:
-        """Memory that the normal equations take."""
+        """Memory of the normal equations."""
         return 8 * self.n_inputs**2 if self.last is not None else 0
 
     def run(self, values: Mapping[str, Any], names: Container[str] = ()) -> _Recorder:
         """Run the branch on the model's values."""
         run = _Recorder(self.module, names)
-        (output,) = (node for node in self.module.graph.nodes if node.op == "output")
         result = run.run(*(values[n] for n in (*self.branch.inputs, *self.branch.context)))
-        run.recorded[output] = result
+        run.recorded[self.module.graph.output_node()] = result
         return run
 
     def add_error(self, values: Mapping[str, Any]) -> None:
@@ -227,7 +186,7 @@ class _Fit:
         self._variance += float((wanted - wanted.mean()).square().sum())
 
     def end_version(self) -> None:
-        """Keep the branch as it is now, with its error."""
+        """Record the branch's present state and error."""
         state = self.module.state_dict()
         self.versions.append({name: value.clone() for name, value in state.items()})
         error = self._error / max(self._variance, 1e-30)
@@ -235,7 +194,7 @@ class _Fit:
         self._error = self._variance = 0.0
 
     def begin_statistics(self) -> None:
-        """Have the norms take the mean statistics over batches."""
+        """Make the norms average statistics over batches."""
         self._statistics = [
             {name: value.clone() for name, value in norm.named_buffers()} for norm in self.norms
         ]
@@ -245,7 +204,7 @@ class _Fit:
             norm.train()
 
     def end_statistics(self) -> None:
-        """Set the norms' statistics to the measured ones; keep the old ones if there are none."""
+        """End the averaging; a norm that has seen no batch gets its old statistics back."""
         for norm, momentum, old in zip(self.norms, self._momenta, self._statistics, strict=True):
             if not norm.num_batches_tracked:
                 norm.load_state_dict(old, strict=False)
@@ -271,7 +230,7 @@ class _Fit:
         self._right = right if self._right is None else self._right + right
 
     def solve(self) -> None:
-        """Give the map the weights that fit best."""
+        """Set the map's weights to the best fit."""
         if self.last is None or self._gram is None or self._right is None:
             return
         matrix, own = self.last.matrix, self.last.own_bias
@@ -295,18 +254,18 @@ class _Fit:
             self.last.add_constant((solution[-1] - old[-1]).to(matrix.dtype))
 
     def choose(self) -> None:
-        """Make the branch the version with the least error; an earlier one where equal."""
+        """Restore the version with the least error, the earliest of equals."""
         best = min(range(len(self.errors)), key=self.errors.__getitem__)
         self.module.load_state_dict(self.versions[best])
         self.versions.clear()
 
 
 def _fit(supernet: Supernet, branch: Branch) -> _Fit | None:
-    """What can be fitted of a branch, if anything."""
+    """The fit of a branch, or None if there is nothing to fit."""
     module = branch.module
     if branch.frozen or len(branch.outputs) != 1 or not isinstance(module, fx.GraphModule):
         return None
-    value = next(n for n in supernet.partition.graph.nodes if n.name == branch.outputs[0])
+    value = supernet.partition.nodes[branch.outputs[0]]
     if not isinstance(value.meta.get("val"), Tensor):
         return None
     norms = [m for m in module.modules() if isinstance(m, BatchNorm) and m.track_running_stats]
@@ -321,7 +280,7 @@ def _fit(supernet: Supernet, branch: Branch) -> _Fit | None:
 
 
 def _operand_of_the_same(activation: fx.Node, node: fx.Node) -> str | None:
-    """What the model's last operator reads, if it is the same activation as the branch's."""
+    """The operand of the model's last operator, if that is the branch's activation too."""
     same = (
         operator_name(activation) == operator_name(node)
         and activation.args[1:] == node.args[1:]
@@ -331,7 +290,7 @@ def _operand_of_the_same(activation: fx.Node, node: fx.Node) -> str | None:
 
 
 def _groups(fits: Sequence[_Fit]) -> Iterator[list[_Fit]]:
-    """Fits whose equations are in memory at once."""
+    """Groups of fits whose equations are in memory at the same time."""
     group: list[_Fit] = []
     for fit in fits:
         if group and sum(f.gram_bytes for f in (*group, fit)) > _MAX_GRAM_BYTES:

@@ -1,9 +1,9 @@
-"""Weights that a block computes from its parameters, taken as parameters of their own.
+"""Folding: weights that a block computes from its parameters become parameters themselves.
 
 Parametrisations (weight norm, spectral norm, pruning masks), merged adapters (LoRA, DoRA) and
-layers that scale their weight compute it anew in every call, though no input changes it. A branch
-is a copy with weights of its own, so it can hold the result: its channels can then be pruned, its
-outer layers retargeted and its last map calibrated, as those of a plain layer.
+layers that scale their weight compute it in every call, though no input changes it. A branch has
+weights of its own, so it can hold the result. Its channels can then be pruned, its outer layers
+retargeted and its last map calibrated like those of a plain layer.
 """
 
 from __future__ import annotations
@@ -17,29 +17,32 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxelastic.ir.flops import is_matrix_operator
-from fxelastic.ir.operators import attribute, operator_name
-
-#: Operators besides the matrix operators that have weights.
-_WEIGHTED = frozenset(
-    f"aten.{name}"
-    for name in (
-        *("batch_norm", "instance_norm", "group_norm", "layer_norm", "rms_norm"),
-        *("embedding", "embedding_bag", "bilinear", "prelu"),
-    )
+from fxelastic.ir.operators import (
+    MATRIX_OPERATORS,
+    NORMS,
+    attribute,
+    is_idle_dropout,
+    operator_name,
 )
-_DROPOUTS = ("aten.dropout", "aten.feature_dropout")
+
+#: Operators with weights. The operands of an attention are values, though a learned query can be
+#: constant.
+_WEIGHTED = (MATRIX_OPERATORS | NORMS) - {"aten.scaled_dot_product_attention"} | {
+    "aten.embedding",
+    "aten.embedding_bag",
+    "aten.prelu",
+}
 #: Where torch keeps the parameters behind a parametrised tensor.
 _PARAMETRIZATIONS = "parametrizations."
 
 
 @dataclass(frozen=True, eq=False)
 class Folded:
-    """A weight that was computed.
+    """The value of a computed weight.
 
     Attributes:
         value: The weight: a parameter if a parameter is among its operands, else a tensor.
-        target: A dotted name for it, in the module of the parameters behind it.
+        target: A dotted name for it, in the module of the parameters that it depends on.
     """
 
     value: Tensor
@@ -47,23 +50,22 @@ class Folded:
 
 
 def folded_weights(module: fx.GraphModule, nodes: Sequence[fx.Node]) -> dict[fx.Node, Folded]:
-    """Compute the weights that some operators compute from parameters and buffers alone.
+    """Compute the weights that operators compute from parameters and buffers alone.
 
     A weight is an operand of a matrix operator, norm or embedding. Views (a transpose, a part of a
-    packed weight) stay as they are, and so do weights that are larger than the parameters behind
-    them.
+    packed weight) are not folded, nor are weights larger than the parameters they depend on.
 
     Args:
-        module: Holds the parameters and buffers; not changed.
+        module: Holds the parameters and buffers; it is not changed.
         nodes: Operators of its graph, in order.
 
     Returns:
-        For each operator whose result can be held instead, the result.
+        Operator → its result, for each operator whose result is a weight.
     """
     held = _held(module, nodes)
     found: dict[fx.Node, Folded] = {}
     for reader in nodes:
-        if reader in held or not _has_weights(reader):
+        if reader in held or operator_name(reader) not in _WEIGHTED:
             continue
         for operand in reader.all_input_nodes:
             node = _computed_weight(operand, held)
@@ -75,7 +77,7 @@ def folded_weights(module: fx.GraphModule, nodes: Sequence[fx.Node]) -> dict[fx.
 
 
 def _held(module: fx.GraphModule, nodes: Sequence[fx.Node]) -> dict[fx.Node, None]:
-    """The operators that depend on no input, so that their results are the same in every call."""
+    """The operators that depend on no input, whose results are the same in every call."""
     held: dict[fx.Node, None] = {}
     for node in nodes:
         if node.op != "call_function" or not _is_deterministic(node):
@@ -90,7 +92,7 @@ def _is_deterministic(node: fx.Node) -> bool:
         return True
     if not isinstance(node.target, torch._ops.OpOverload):
         return not node.all_input_nodes  # arithmetic on numbers
-    if operator_name(node) in _DROPOUTS and not node.args[2]:
+    if is_idle_dropout(node):
         return True
     return torch.Tag.nondeterministic_seeded not in node.target.tags
 
@@ -99,18 +101,11 @@ def _is_tensor(module: fx.GraphModule, node: fx.Node) -> bool:
     return node.op == "get_attr" and isinstance(attribute(module, str(node.target)), Tensor)
 
 
-def _has_weights(node: fx.Node) -> bool:
-    name = operator_name(node)
-    # The operands of an attention are values, though a learned query can be held.
-    counted = is_matrix_operator(node) and name != "aten.scaled_dot_product_attention"
-    return counted or name in _WEIGHTED
-
-
 def _computed_weight(operand: fx.Node, held: dict[fx.Node, None]) -> fx.Node | None:
-    """The tensor to hold for a weight: the weight itself, or the tensor that it is a view of.
+    """The tensor to fold for a weight.
 
     Returns:
-        The operand itself, or a tensor that it is a view of; None where nothing is computed.
+        The operand itself, or a tensor that it is a view of; None if nothing is computed.
     """
     views: list[fx.Node] = []
     while operand in held:
@@ -145,7 +140,7 @@ def _is_view(node: fx.Node) -> bool:
 def _fold(
     module: fx.GraphModule, node: fx.Node, held: dict[fx.Node, None], role: str
 ) -> Folded | None:
-    """The weight that a node computes; None where it would hold more than its operands."""
+    """The weight that a node computes; None if it is larger than its operands."""
     needed = _needed(node, held)
     targets = dict.fromkeys(
         str(operand.target)
@@ -165,7 +160,7 @@ def _fold(
 
 
 def _needed(node: fx.Node, held: dict[fx.Node, None]) -> list[fx.Node]:
-    """The nodes that a node is computed by, in order."""
+    """The nodes that compute a node, in order."""
     seen, pending = {node}, [node]
     while pending:
         for operand in pending.pop().all_input_nodes:
@@ -202,7 +197,7 @@ def _role(reader: fx.Node, operand: fx.Node) -> str:
 
 
 def _name(targets: Sequence[str], role: str) -> str:
-    """A name in the innermost module that has all of these: ``conv.weight``."""
+    """A name in the innermost module that contains all targets: ``conv.weight``."""
     paths = [target.partition(_PARAMETRIZATIONS)[0].split(".")[:-1] for target in targets]
     shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
     return ".".join((*(part for part, *_ in shared), role))

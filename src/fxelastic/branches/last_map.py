@@ -1,4 +1,4 @@
-"""The last linear map of a branch, and what its result should have been."""
+"""The last linear map of a branch, and the target of its result."""
 
 from __future__ import annotations
 
@@ -11,46 +11,30 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxelastic.branches.trainable import BatchNorm
-from fxelastic.ir.operators import attribute, operator_name
+from fxelastic.ir.operators import (
+    ACTIVATIONS,
+    COPIES,
+    RESHAPES,
+    argument,
+    attribute,
+    groups_of,
+    operator_name,
+)
 
-#: Elementwise functions through which the target is taken before, not after them.
-ACTIVATIONS = frozenset(
-    (
-        "aten.relu",
-        "aten.relu6",
-        "aten.hardtanh",
-        "aten.leaky_relu",
-        "aten.elu",
-        "aten.gelu",
-        "aten.silu",
-        "aten.hardswish",
-        "aten.hardsigmoid",
-        "aten.sigmoid",
-        "aten.tanh",
-        "aten.mish",
-        "aten.softplus",
-        "aten.selu",
-        "aten.celu",
-    )
-)
-_SAME = frozenset(("aten.clone", "aten.contiguous", "aten.alias", "aten.detach"))
-_RESHAPES = frozenset(
-    ("aten.reshape", "aten.view", "aten._unsafe_view", "aten.flatten", "aten.unflatten")
-)
 _PRODUCTS = ("aten.addmm", "aten.mm", "aten.matmul")
-#: Scales below this share of the largest are taken for this: their channels hardly count.
+#: Smaller scales are replaced by this share of the largest: their channels hardly count.
 _LEAST_SCALE = 1e-3
 
 
 @dataclass(frozen=True)
 class LastMap:
-    """A linear map whose result reaches the branch's output by steps that can be undone.
+    """A linear map whose result reaches the branch's output through invertible operators.
 
     Attributes:
         module: The branch.
         node: The map: a linear layer, or a convolution without groups.
         steps: The operators between the map and the output, the last one first.
-        norm: The batch norm directly behind the map, if there is one.
+        norm: The batch norm that reads the map's result, or None.
     """
 
     module: fx.GraphModule
@@ -66,7 +50,7 @@ class LastMap:
 
     @property
     def own_bias(self) -> Tensor | None:
-        """What the map itself adds."""
+        """The map's own bias, or None."""
         node = _bias(self.node)
         value = attribute(self.module, str(node.target)) if node is not None else None
         return value.detach() if isinstance(value, Tensor) else None
@@ -77,18 +61,18 @@ class LastMap:
         return self.own_bias is not None or (self.norm is not None and self.norm.bias is not None)
 
     def add_constant(self, constant: Tensor) -> None:
-        """Add to what the map gives, by its own bias or that of the norm behind it."""
+        """Add a constant to the map's result, in its own bias or in the norm's."""
         if self.own_bias is not None:
             self.own_bias.add_(constant)
         elif self.norm is not None and self.norm.bias is not None:
             self.norm.bias.detach().add_(_scale(self.norm)[0] * constant)
 
     def rows(self, values: Mapping[fx.Node, Tensor], target: Tensor) -> tuple[Tensor, Tensor]:
-        """What the map reads, and what it should give, a row for each place.
+        """The map's operand and the target of its result, a row for each position.
 
         Args:
             values: The values of a run of the branch, by node.
-            target: What the branch should give; for a last activation, what that should read.
+            target: The target of the branch, or of the operand of its last activation.
 
         Returns:
             Tensors ``[n, d_in]`` and ``[n, d_out]``.
@@ -117,7 +101,7 @@ class LastMap:
         if name == "aten.mul":
             (rest,) = (operand for operand in step.args[:2] if operand is not chained)
             return target / _safe(values[rest])  # type: ignore[index]
-        if name in _RESHAPES:
+        if name in RESHAPES:
             return target.reshape(values[chained].shape)
         if name == "aten.permute":
             order = [int(d) % target.dim() for d in step.args[1]]  # type: ignore[union-attr, arg-type]
@@ -127,7 +111,7 @@ class LastMap:
         return target
 
     def _chained(self, step: fx.Node) -> fx.Node:
-        """The operand of a step that the chain comes from."""
+        """The operand of a step that is on the chain from the map."""
         chain = {self.node, *self.steps}
         return next(operand for operand in step.all_input_nodes if operand in chain)
 
@@ -139,11 +123,9 @@ def last_map(module: fx.GraphModule) -> tuple[LastMap, fx.Node | None] | None:
         module: The branch, with one result.
 
     Returns:
-        The map, and the activation at the branch's end if there is one; None where there is no
-        such map.
+        The map, and the activation at the branch's end or None; None if there is no such map.
     """
-    (output,) = (node for node in module.graph.nodes if node.op == "output")
-    last = output.args[0]
+    last = module.graph.output_node().args[0]
     if not isinstance(last, fx.Node):
         return None
     activation = None
@@ -163,7 +145,7 @@ def last_map(module: fx.GraphModule) -> tuple[LastMap, fx.Node | None] | None:
 def _search(
     module: fx.GraphModule, node: fx.Node, steps: tuple[fx.Node, ...], order: Mapping[fx.Node, int]
 ) -> tuple[fx.Node, tuple[fx.Node, ...]] | None:
-    """The latest map behind a node, through operators that can be undone."""
+    """The latest map that reaches a node through invertible operators."""
     if len(node.users) != 1:
         return None
     if _is_map(module, node):
@@ -182,7 +164,7 @@ def _search(
         operands = [o for o in operands if o.op != "get_attr" and _same_shape(o, node)]
         if len(held) != 1:
             return None
-    elif name in _SAME or name in _RESHAPES or name in ("aten.permute", "aten.transpose"):
+    elif name in COPIES or name in RESHAPES or name in ("aten.permute", "aten.transpose"):
         operands = operands[:1]
     else:
         return None
@@ -212,14 +194,16 @@ def _is_map(module: fx.GraphModule, node: fx.Node) -> bool:
         return False
     if _is_product(node):
         return _weight(module, node).dim() == 2
-    padding = _argument(node, 4)
-    return name == "aten.linear" or (_argument(node, 6, 1) == 1 and not isinstance(padding, str))
+    padding = argument(node, 4, "padding")
+    return name == "aten.linear" or (groups_of(node) == 1 and not isinstance(padding, str))
 
 
 def _patches(node: fx.Node, x: Tensor, weight: Tensor) -> Tensor:
-    """What a convolution multiplies its weight with, a row for each place of the result."""
+    """The patches that a convolution multiplies with its weight, a row for each position."""
     dims = weight.dim() - 2
-    stride, padding, dilation = (_sizes(_argument(node, 3 + i), dims, i != 1) for i in range(3))
+    names = ("stride", "padding", "dilation")
+    given = (argument(node, 3 + i, name) for i, name in enumerate(names))
+    stride, padding, dilation = (_sizes(v, dims, i != 1) for i, v in enumerate(given))
     kernel = tuple(weight.shape[2:])
     if dims == 1:
         x, kernel = x.unsqueeze(2), (1, *kernel)
@@ -234,7 +218,7 @@ def _sizes(value: Any, dims: int, one: bool) -> tuple[int, ...]:
 
 
 def _scale(norm: BatchNorm) -> tuple[Tensor, Tensor]:
-    """What a batch norm multiplies with, and what it adds."""
+    """The factor and the summand of a batch norm."""
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None
     assert variance is not None
@@ -266,12 +250,12 @@ def _same_shape(one: fx.Node, other: fx.Node) -> bool:
 
 
 def _is_product(node: fx.Node) -> bool:
-    """Whether the weight is ``[d_in, d_out]``."""
+    """Whether the weight has the shape ``[d_in, d_out]``."""
     return operator_name(node) in _PRODUCTS
 
 
 def _weight_node(node: fx.Node) -> fx.Node | None:
-    weight = node.args[2] if operator_name(node) == "aten.addmm" else _argument(node, 1)
+    weight = node.args[2] if operator_name(node) == "aten.addmm" else argument(node, 1, "weight")
     return weight if isinstance(weight, fx.Node) else None
 
 
@@ -279,7 +263,7 @@ def _bias(node: fx.Node) -> fx.Node | None:
     if _is_product(node):
         bias = node.args[0] if operator_name(node) == "aten.addmm" else None
     else:
-        bias = _argument(node, 2)
+        bias = argument(node, 2, "bias")
     return bias if isinstance(bias, fx.Node) else None
 
 
@@ -289,10 +273,3 @@ def _weight(module: fx.GraphModule, node: fx.Node) -> Tensor:
     value = attribute(module, str(weight.target))
     assert isinstance(value, Tensor)
     return value
-
-
-def _argument(node: fx.Node, position: int, default: Any = None) -> Any:
-    if len(node.args) > position:
-        return node.args[position]
-    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    return node.kwargs.get(names[position], default)

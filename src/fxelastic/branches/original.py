@@ -11,31 +11,31 @@ import torch
 from torch import fx, nn
 
 from fxelastic.errors import UsageError, said
-from fxelastic.ir.branch import Branch, FrozenGraphModule, Skip
-from fxelastic.ir.extract import extract
-from fxelastic.ir.operators import VIEWS, attribute
-from fxelastic.ir.partition import Partition
+from fxelastic.ir.branch import Branch, Refusal
+from fxelastic.ir.graph_modules import FrozenGraphModule
+from fxelastic.ir.operators import VIEWS, attach, attribute
+from fxelastic.ir.partition import Partition, extract
 from fxelastic.spec import ORIGINAL, BranchSpec, branch_id
 
 
 @dataclass(frozen=True)
 class Original:
-    """One branch for each block, contexts and glue too, that computes what the block computes.
+    """A branch for each block, including contexts and glue, that computes what the block computes.
 
-    Its weights never train, and the user's model never changes. A parameter of the model becomes
+    Its weights never train, and the user's model never changes. Each parameter of the model becomes
     a new ``nn.Parameter`` over the same memory that requires no gradient: gradients pass through
-    an original to what comes before it, but none is computed for it. The model's own parameters
-    keep their ``requires_grad``, ``grad`` and device, whatever is done to the supernet, except
-    that writing to a weight in place (``load_state_dict``) writes to the memory of both. A
-    parameter that the model uses in several places is one parameter here too.
+    an original to the branches before it, but it gets none itself. The model's own parameters keep
+    their ``requires_grad``, ``grad`` and device, whatever happens to the supernet. Only writing to
+    a weight in place (``load_state_dict``) writes to the memory of both. A parameter that the
+    model uses in several places is a single parameter here as well.
     """
 
-    def make(self, partition: Partition, seed: int = 0) -> Iterator[Branch | Skip]:
+    def make(self, partition: Partition, seed: int = 0) -> Iterator[Branch | Refusal]:
         """Make the originals.
 
         Args:
-            partition: What to make them for.
-            seed: Not used: nothing here is random.
+            partition: The partition to make them for.
+            seed: Not used, since nothing here is random.
 
         Yields:
             A branch for each block, in execution order.
@@ -57,19 +57,18 @@ def _freeze(block: fx.GraphModule, frozen: dict[int, Any]) -> FrozenGraphModule:
     """The block over frozen parameters.
 
     Args:
-        block: A block's graph module of its own over the user's parameters.
-        frozen: What took the place of each parameter so far, by the parameter's id; added to.
+        block: A graph module of the block over the user's parameters.
+        frozen: The replacement of each parameter so far, by the parameter's id; extended.
     """
     trained = tuple(name for name, parameter in block.named_parameters() if parameter.requires_grad)
     for target in dict.fromkeys(
         str(node.target) for node in block.graph.nodes if node.op in ("get_attr", "call_module")
     ):
-        path, _, name = target.rpartition(".")
         value = attribute(block, target)
         if isinstance(value, nn.Parameter):
-            setattr(block.get_submodule(path), name, _frozen_parameter(value, frozen))
+            attach(block, target, _frozen_parameter(value, frozen))
         elif isinstance(value, nn.Module):
-            setattr(block.get_submodule(path), name, _frozen_module(value, frozen))
+            attach(block, target, _frozen_module(value, frozen))
     for node in block.graph.nodes:
         if node.target in VIEWS:
             node.target = torch.ops.aten.reshape.default
@@ -90,14 +89,14 @@ def _frozen_module(module: nn.Module, frozen: dict[int, Any]) -> nn.Module:
     for parameter in module.parameters():
         _frozen_parameter(parameter, frozen)
     shared = {id(buffer): buffer for buffer in module.buffers()}
-    # deepcopy refuses tensors that an earlier forward pass computed (weight norm keeps such).
+    # deepcopy refuses tensors of an earlier forward pass, which weight norm keeps.
     for part in module.modules():
         values = vars(part).values()
         shared |= {id(v): v for v in values if isinstance(v, torch.Tensor) and not v.is_leaf}
     try:
         return copy.deepcopy(module, frozen | shared)
     except Exception as e:
-        # The user's module is the one part of what stands for it in the graph.
+        # The graph holds the user's module as the only part of a wrapper.
         own = next(module.children(), module)
         raise UsageError(
             f"the opaque module {type(own).__name__} cannot be copied",

@@ -1,4 +1,4 @@
-"""Operators that turn a tensor of one shape into one of another, for the ends of a branch."""
+"""Projections: operators at the ends of a branch that change the shape of a tensor."""
 
 from __future__ import annotations
 
@@ -21,42 +21,42 @@ _UPSAMPLINGS = {
 
 
 def obstacle(source: Tensor, target: Tensor) -> str:
-    """Why no projection leads from one shape to the other; empty where one does.
+    """The reason why no projection leads from one shape to the other; empty if one does.
 
     Args:
         source: A fake tensor.
         target: A fake tensor.
     """
     if source.dtype != target.dtype:
-        return f"{source.dtype} is not {target.dtype}"
+        return f"its dtype is {source.dtype}, not {target.dtype}"
     if not source.is_floating_point():
-        return f"{source.dtype} cannot be projected"
+        return f"values of {source.dtype} can't be projected"
     if source.dim() != target.dim():
-        return f"{source.dim()} dimensions are not {target.dim()}"
+        return f"it has {source.dim()} dimensions, not {target.dim()}"
     differ = [
         d for d, (a, b) in enumerate(zip(sizes(source), sizes(target), strict=True)) if a != b
     ]
     if any(isinstance(sizes(v)[d], str) for d in differ for v in (source, target)) or 0 in differ:
-        return "the sizes that follow the batch differ"
+        return "sizes that depend on the batch differ"
     return ""
 
 
 def project(
     module: fx.GraphModule, value: fx.Node, source: Tensor, target: Tensor, channel: int, name: str
 ) -> fx.Node:
-    """Add operators that project a value; the caller has asked for an `obstacle`.
+    """Add operators that project a value; the caller checks `obstacle` first.
 
-    Channels go through a 1x1 convolution, or a linear layer where they are the last dimension,
-    that begins as an identity on the channels that both have. It has the stride by which the
-    other sizes fall; what is left of a difference (odd sizes) is pooled or interpolated.
+    Channels go through a 1x1 convolution, or a linear layer if they are the last dimension, that
+    starts as an identity on the common channels. Its stride is the reduction of the other sizes;
+    pooling or interpolation removes the rest of a difference (odd sizes).
 
     Args:
-        module: Its graph is added to, at the insertion point that the caller has set.
+        module: Its graph gets the operators at the insertion point that the caller has set.
         value: The value to project.
         source: Fake tensor of its shape.
         target: Fake tensor of the shape wanted.
         channel: The dimension of the channels.
-        name: Name of the new weight in the module; another one where the module has it already.
+        name: Name of the new weight in the module, changed if the module has it already.
 
     Returns:
         The projected value.
@@ -90,16 +90,10 @@ def project(
     return value if before == after else _resize(graph, value, before, after)
 
 
-def n_weights(source: Tensor, target: Tensor, channel: int) -> int:
-    """Parameters that `project` would add."""
-    start, end = _fixed(source), _fixed(target)
-    return 0 if start[channel] == end[channel] else start[channel] * end[channel]
-
-
 def _resize(
     graph: fx.Graph, value: fx.Node, before: Sequence[int], after: Sequence[int]
 ) -> fx.Node:
-    """Bring the dimensions after the channels to their sizes."""
+    """Resize the dimensions after the channels."""
     n = len(before)
     if n in _POOLINGS and all(a % b == 0 for a, b in zip(before, after, strict=True)):
         window = [a // b for a, b in zip(before, after, strict=True)]
@@ -108,7 +102,7 @@ def _resize(
 
 
 def _weight(module: fx.GraphModule, name: str, like: Tensor, shape: Sequence[int]) -> fx.Node:
-    """A weight that copies channels: channel i of the output is channel i, again and again."""
+    """A weight that copies channels: output channel i is input channel i, modulo their number."""
     weight = torch.zeros(*shape, dtype=like.dtype, device=like.device)
     rows = torch.arange(shape[0])
     weight[rows, rows % shape[1]] = 1.0
@@ -118,5 +112,5 @@ def _weight(module: fx.GraphModule, name: str, like: Tensor, shape: Sequence[int
 
 
 def _fixed(value: Tensor) -> list[int]:
-    """The sizes after the first; symbolic ones are equal on both sides and count as 1."""
+    """The sizes after the first; symbolic sizes are equal on both sides and count as 1."""
     return [0, *(size if isinstance(size, int) else 1 for size in sizes(value)[1:])]

@@ -1,4 +1,4 @@
-"""Shapes, dtypes and costs of a graph that was changed, without running it."""
+"""Shapes, dtypes and FLOPs of a changed graph, without running it on data."""
 
 from __future__ import annotations
 
@@ -14,22 +14,11 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from fxelastic.ir.flops import node_flops
+from fxelastic.ir.operators import ACTIVATIONS, operator_name
 
-#: Batch sizes at which a changed graph is tried; the last one gives the costs of one sample. The
-#: first is above that at which pruning looks at a graph, 3, so that a size left from there shows.
+#: Batch sizes for trying a changed graph; the last one gives the FLOPs of one sample. The first
+#: differs from 3, the batch size of pruning's analysis, so that a size left over from there shows.
 BATCH_SIZES = (5, 1)
-_ACTIVATIONS = frozenset(
-    (
-        torch.ops.aten.relu.default,
-        torch.ops.aten.gelu.default,
-        torch.ops.aten.silu.default,
-        torch.ops.aten.sigmoid.default,
-        torch.ops.aten.tanh.default,
-        torch.ops.aten.hardtanh.default,
-        torch.ops.aten.hardswish.default,
-        torch.ops.aten.hardsigmoid.default,
-    )
-)
 
 
 def misfit(
@@ -38,26 +27,26 @@ def misfit(
     result: torch.Tensor,
     batch_sizes: Sequence[int] = BATCH_SIZES,
 ) -> str:
-    """Why a graph does not give the shape and dtype wanted; empty where it does.
+    """The reason why a graph does not give a certain shape and dtype; empty if it does.
 
-    The graph runs on tensors without data, with numbers for symbolic sizes: run on the
-    partition's fakes, some operators would fix the batch size there for good.
+    The graph runs on tensors without data, with numbers for symbolic sizes: on the partition's
+    fake tensors, some operators would fix the batch size for good.
 
     Args:
-        module: The graph. Its nodes' ``meta["val"]`` are written.
+        module: The graph. Its nodes get new ``meta["val"]``.
         operands: Fake tensors, one for each placeholder; sizes may be symbolic.
-        result: Fake tensor of the result wanted.
-        batch_sizes: What to try; the nodes keep the values of the last one.
+        result: Fake tensor of the right result.
+        batch_sizes: Batch sizes to try; the nodes keep the values of the last one.
     """
     symbols = _symbols((*operands, result))
     for batch_size in batch_sizes if symbols else (0,):
         numbers = _Sizes(symbols, batch_size)
         try:
             found = _on_meta(module, operands, numbers)
-        except Exception:  # noqa: BLE001  # what fails on that device may do on fakes of the real one
+        except Exception:  # noqa: BLE001  # fakes of the real device may work
             try:
                 found = _on_fakes(module, operands, numbers)
-            except Exception as e:  # noqa: BLE001  # operators refuse shapes with errors of all types
+            except Exception as e:  # noqa: BLE001  # operators raise errors of all types
                 return f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
         if not isinstance(found, torch.Tensor):
             return f"it gives a {type(found).__name__}"
@@ -69,14 +58,14 @@ def misfit(
 
 
 def _on_meta(module: fx.GraphModule, operands: Sequence[Any], numbers: _Sizes) -> Any:
-    """Run on tensors without storage: ten times as fast as on fakes, for most operators."""
+    """Run on tensors without storage, mostly ten times as fast as on fakes."""
     with torch.no_grad():
         given = [_concrete(value, numbers, torch.device("meta")) for value in operands]
         return _MetaRun(module).run(*given)
 
 
 def _on_fakes(module: fx.GraphModule, operands: Sequence[Any], numbers: _Sizes) -> Any:
-    """Run on fakes, which know the device that they stand for."""
+    """Run on fakes, which know their device."""
     mode = FakeTensorMode()
     with mode, torch.no_grad(), _no_log():
         given = [_concrete(value, numbers) for value in operands]
@@ -85,7 +74,7 @@ def _on_fakes(module: fx.GraphModule, operands: Sequence[Any], numbers: _Sizes) 
 
 @contextlib.contextmanager
 def _no_log() -> Iterator[None]:
-    """Torch logs an operator that refuses a shape as an error; here it is an answer."""
+    """Silence torch, which logs an operator's failure that is an answer here."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     level = log.level
     log.setLevel(logging.CRITICAL)
@@ -107,7 +96,7 @@ def graph_flops(module: fx.GraphModule) -> int:
 def computes_nothing(module: fx.GraphModule) -> bool:
     """Whether a branch has no FLOPs: at most norms, activations and views.
 
-    An opaque module may compute anything, so it counts as something.
+    An opaque module may compute anything, so a branch with one has FLOPs.
     """
     called = (
         module.get_submodule(str(node.target))
@@ -129,15 +118,15 @@ def same_kind(one: Any, other: Any) -> bool:
 
 
 def is_feature(value: Any) -> bool:
-    """Whether another value of its shape may stand for it: indices and flags mean something.
+    """Whether another value of the same shape may replace it, unlike indices and flags.
 
-    An index into 8,400 boxes is none into 300, though both are numbers of one shape.
+    An index into 8,400 boxes is useless for 300 boxes, though both are numbers of one shape.
     """
     return isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
 
 
 def sizes(value: torch.Tensor) -> tuple[int | str, ...]:
-    """The sizes of a fake tensor; symbolic ones as texts, which compare without a guard."""
+    """The sizes of a fake tensor; symbolic sizes as texts, which compare without a guard."""
     return tuple(
         str(size.node.expr) if isinstance(size, torch.SymInt) else int(size) for size in value.shape
     )
@@ -151,7 +140,7 @@ def _concrete(value: Any, numbers: _Sizes, device: torch.device | None = None) -
 
 
 def _symbols(values: Sequence[Any]) -> list[Any]:
-    """The symbols in the sizes of fake tensors: the batch first, then those that data choose."""
+    """The symbols in the sizes of fake tensors: the batch first, then sizes that depend on data."""
     found: set[Any] = set()
     for value in values:
         shape: Sequence[Any] = value.shape if isinstance(value, torch.Tensor) else ()
@@ -163,9 +152,9 @@ def _symbols(values: Sequence[Any]) -> list[Any]:
 
 
 class _Sizes:
-    """Numbers for symbolic sizes: another one for each symbol, except in a batch of 1.
+    """Numbers for symbolic sizes, different for each symbol except in a batch of 1.
 
-    The rows that data choose are not the samples of the batch, though they may be as many.
+    Rows that data choose are not the samples of the batch, though there may be as many of them.
     """
 
     def __init__(self, symbols: Sequence[Any], batch_size: int) -> None:
@@ -179,7 +168,7 @@ class _Sizes:
 
 
 class _ShapeRun(fx.Interpreter, ABC):
-    """Runs a graph over stand-ins for its weights."""
+    """Runs a graph over weights without data."""
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
@@ -199,15 +188,18 @@ class _ShapeRun(fx.Interpreter, ABC):
 
     @abstractmethod
     def _fake(self, value: Any) -> Any:
-        """The stand-in for a weight; what is no tensor stays."""
+        """A tensor without data for a weight; other values stay."""
 
 
 class _MetaRun(_ShapeRun):
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+    def run_node(self, n: fx.Node) -> Any:
         # Several of these are written in Python for this device, and take as long as on fakes.
-        if target in _ACTIVATIONS and args[0].is_floating_point():
-            return torch.empty_like(args[0])
-        return super().call_function(target, args, kwargs)
+        if operator_name(n) in ACTIVATIONS:
+            operand = self.fetch_args_kwargs_from_env(n)[0][0]
+            if operand.is_floating_point():
+                n.meta["val"] = torch.empty_like(operand)
+                return n.meta["val"]
+        return super().run_node(n)
 
     def _fake(self, value: Any) -> Any:
         if not isinstance(value, torch.Tensor):

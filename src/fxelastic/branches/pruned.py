@@ -3,151 +3,120 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
+from functools import partial
 
 import numpy as np
 import torch
-from torch import nn
+from torch import fx, nn
 
-from fxelastic.branches.propagation import graph_flops, misfit
-from fxelastic.branches.pruning.activations import Arguments, activations
-from fxelastic.branches.pruning.analysis import Analysis, Policy, analysed
+from fxelastic.branches.interval import Interval, NoBranchError, intervals
+from fxelastic.branches.options import Arguments, shares
+from fxelastic.branches.propagation import misfit
+from fxelastic.branches.pruning.activations import activations
+from fxelastic.branches.pruning.analysis import analysed
+from fxelastic.branches.pruning.channels import Analysis, PruningPolicy
 from fxelastic.branches.pruning.selection import IMPORTANCE, Group, groups, removed
 from fxelastic.branches.pruning.surgery import Surgery
-from fxelastic.branches.trainable import Trainable, trainable
+from fxelastic.branches.trainable import Trainable
 from fxelastic.errors import UsageError
-from fxelastic.ir.branch import Branch, Crossings, Skip
-from fxelastic.ir.operators import operator_name
+from fxelastic.ir.branch import Branch, Refusal
+from fxelastic.ir.operators import CONVOLUTIONS, LAYER_NORMS, groups_of, operator_name
 from fxelastic.ir.partition import Partition
-from fxelastic.spec import BranchSpec, branch_id
 
 KIND = "pruned"
 _ACTIVATION = "activation"
-#: Tried in this order; that by which most can be removed is taken.
-_POLICIES = tuple(Policy(factor, whole) for whole in (True, False) for factor in (-2, 0, -1))
+#: In order of preference; the policy that can remove most is taken.
+_POLICIES = tuple(PruningPolicy(factor, whole) for whole in (True, False) for factor in (-2, 0, -1))
 
 
 @dataclass(frozen=True)
 class Pruned:
     """A trained copy of each block without some of its interior channels or heads.
 
-    The block's input and output keep theirs. Each group of channels that are alike loses its share
-    once, however many layers it runs through. What the analysis does not know stays whole, and a
-    block where nothing is left to remove has a reason instead of a branch.
+    The block's input and output keep their channels. Each group of alike channels loses its share
+    once, however many layers it runs through. Channels that the analysis does not understand stay,
+    and a block without removable channels gets a refusal with the reason.
 
-    Removal is exact: the branch computes what the block does when the contributions of the
-    removed channels are zero. Only where nothing can be removed so, channels go that a layer norm
-    takes its statistics over; the branch is then marked as approximate.
+    Removal is exact: the branch computes what the block computes if the removed channels contribute
+    zero. Only if nothing can be removed exactly, channels go that a layer norm takes its statistics
+    over; the branch is then marked as approximate.
 
     Attributes:
-        ratios: Shares to remove, each of which makes one branch.
-        importance: What ranks the channels: ``weight`` (sum of magnitudes of all weights that go
-            with a channel), ``bn`` (magnitude of its batch norm's scale, where it has one) or
-            ``activation`` (mean magnitude of its values on the calibration batches).
-        round_to: The number of channels kept is a multiple of this where that is possible.
-        calibration: Positional and keyword arguments of some calls of the model.
+        ratios: Shares of the channels to remove; each makes one branch.
+        importance: How channels are ranked: by ``weight`` (sum of magnitudes of all weights of a
+            channel), ``bn`` (magnitude of its batch norm's scale, if it has one) or ``activation``
+            (mean magnitude of its values on the calibration batches).
+        round_to: The number of channels kept is a multiple of this where possible.
+        calibration: Positional and keyword arguments of some calls of the model; those of
+            `fxelastic.expand` if empty.
+
+    Raises:
+        UsageError: A ratio is not in (0, 1), or the importance is unknown.
 
     Source: AdaptiveNet, section 4.1, the blocks ``B_i^(-k)``.
     """
 
-    ratios: tuple[float, ...] = (0.25, 0.5)
+    ratios: Sequence[float] = (0.25, 0.5)
     importance: str = "weight"
     round_to: int = 8
     calibration: tuple[Arguments, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse options that are none.
-
-        Raises:
-            UsageError: A ratio is no number in (0, 1), or the importance is not known.
-        """
-        for ratio in self.ratios:
-            if isinstance(ratio, bool) or not isinstance(ratio, Real) or not 0 < ratio < 1:
-                raise UsageError(
-                    "prune has a ratio that is no share",
-                    expected="numbers above 0 and below 1, like prune=(0.25, 0.5)",
-                    got=repr(self.ratios),
-                )
+        """Check the options."""
+        object.__setattr__(self, "ratios", shares("ratios", self.ratios))
         if self.importance not in (*IMPORTANCE, _ACTIVATION):
             raise UsageError(
                 "unknown importance",
                 expected="one of " + ", ".join((*IMPORTANCE, _ACTIVATION)),
                 got=repr(self.importance),
             )
-        if self.importance == _ACTIVATION and not self.calibration:
-            raise UsageError(
-                "importance='activation' needs data to measure activations on",
-                expected="a few batches as calibration=",
-                got="none",
-            )
 
-    def make(self, partition: Partition, seed: int = 0) -> Iterator[Branch | Skip]:
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the ranking takes data."""
+        return self.importance == _ACTIVATION
+
+    def make(self, partition: Partition, seed: int = 0) -> Iterator[Branch | Refusal]:
         """Make the branches.
 
         Args:
-            partition: What to make them for.
-            seed: Not used: nothing here is random.
+            partition: The partition to make them for.
+            seed: Not used, since nothing here is random.
 
         Yields:
-            For each block and ratio a branch, or the reason why there is none.
+            A branch for each block and ratio, or the reason why there is none.
         """
-        crossings = Crossings(partition)
-        blocks = (i for i, b in enumerate(partition.blocks) if b.kind in ("basic", "oversize"))
-        if self.importance == _ACTIVATION:
+        found: Iterable[tuple[Interval, Prunable | str]]
+        found = ((interval, _attempt(interval)) for interval in intervals(partition, KIND))
+        measured: Mapping[int, Mapping[int, float]] = {}
+        if self.needs_calibration:
             # One run of the model for all blocks.
-            found = {i: prunable(partition, crossings, i) for i in blocks}
-            readable = {i: b for i, b in found.items() if isinstance(b, Prunable)}
-            measured = activations(
-                partition,
-                {i: (b.copied, b.analysis) for i, b in readable.items()},
-                self.calibration,
-            )
-            for i, block in found.items():
-                yield from self._branches(partition, i, block, measured.get(i, {}))
-        else:
-            for i in blocks:
-                block = prunable(partition, crossings, i)
-                by = {} if isinstance(block, str) else IMPORTANCE[self.importance](block.analysis)
-                yield from self._branches(partition, i, block, by)
-
-    def _branches(
-        self, partition: Partition, i: int, block: Prunable | str, by: Mapping[int, float]
-    ) -> Iterator[Branch | Skip]:
-        for ratio in dict.fromkeys(self.ratios):
-            if isinstance(block, str):
-                yield Skip(block, KIND, i, i + 1)
-            else:
-                yield self._branch(partition, i, ratio, block, by)
+            found = list(found)
+            blocks = {i.start: (b.copied, b.analysis) for i, b in found if isinstance(b, Prunable)}
+            measured = activations(partition, blocks, self.calibration)
+        for interval, block in found:
+            by = measured.get(interval.start, {})
+            if isinstance(block, Prunable) and not self.needs_calibration:
+                by = IMPORTANCE[self.importance](block.analysis)
+            for ratio in dict.fromkeys(self.ratios):
+                if isinstance(block, str):
+                    yield interval.refuse(block)
+                else:
+                    branch = partial(self._branch, block=block, ratio=ratio, by=by)
+                    yield interval.attempt(branch)
 
     def _branch(
-        self,
-        partition: Partition,
-        i: int,
-        ratio: float,
-        block: Prunable,
-        by: Mapping[int, float],
-    ) -> Branch | Skip:
-        found = prune(partition, block, ratio, by, self.round_to)
-        if isinstance(found, str):
-            return Skip(f"{found} (ratio {ratio:g})", KIND, i, i + 1)
-        copied, analysis, labels, lines = found
-        module = copied.module
-        spec = BranchSpec(
-            branch_id(f"{KIND}{_percent(ratio)}", i, i + 1),
-            KIND,
-            i,
-            i + 1,
-            sum(p.numel() for p in module.parameters()),
-            graph_flops(module),
-        )
-        return Branch(
-            spec,
-            module,
-            copied.inputs,
-            copied.outputs,
-            copied.context,
+        self, interval: Interval, *, block: Prunable, ratio: float, by: Mapping[int, float]
+    ) -> Branch:
+        try:
+            copied, analysis, labels, lines = prune(interval, block, ratio, by, self.round_to)
+        except NoBranchError as e:
+            raise NoBranchError(f"{e} (ratio {ratio:g})") from e
+        return interval.branch(
+            copied,
+            variant=f"{100 * ratio:g}".replace(".", "_"),
             approximate=changes_statistics(analysis, labels),
             note="; ".join(lines),
         )
@@ -155,12 +124,12 @@ class Pruned:
 
 @dataclass(frozen=True)
 class Prunable:
-    """A block of which channels can be removed.
+    """A block with removable channels.
 
     Attributes:
-        copied: A copy of the block, over the model's own weights.
-        analysis: What is known of its channels.
-        groups: Those that can be removed.
+        copied: A copy of the block that shares the model's weights.
+        analysis: The analysis of its channels.
+        groups: The channels that can be removed.
     """
 
     copied: Trainable
@@ -169,43 +138,46 @@ class Prunable:
 
 
 def prune(
-    partition: Partition,
+    interval: Interval,
     block: Prunable,
     ratio: float,
     importance: Mapping[int, float],
     round_to: int = 8,
-) -> tuple[Trainable, Analysis, frozenset[int], list[str]] | str:
+) -> tuple[Trainable, Analysis, frozenset[int], list[str]]:
     """Remove a share of a block's channels.
 
     Args:
-        partition: The blocks.
-        block: The block; it is left as it is.
+        interval: The block's interval.
+        block: The block; it does not change.
         ratio: The share.
         importance: The importance of each label.
         round_to: Channels are kept in multiples of this where possible.
 
     Returns:
-        The pruned copy, the analysis of its graph, the labels removed, and a line for each group
-        that lost some; or a sentence why nothing was removed.
+        The pruned copy, the analysis of its graph, the removed labels, and a line for each group
+        that lost channels.
+
+    Raises:
+        NoBranchError: Nothing can be removed, or the result would not fit.
     """
     labels, lines = removed(block.analysis, block.groups, importance, ratio, round_to)
     if not labels:
-        return "rounding leaves every channel"
-    # Weights that surgery does not slice are copied afterwards: slices are copies already.
+        raise NoBranchError("rounding leaves every channel")
+    # Slices are copies already, so only the weights that surgery does not slice are copied.
     module = block.copied.module
     held = {id(t): t for t in (*module.parameters(), *module.buffers())}
     copied = replace(block.copied, module=copy.deepcopy(module, dict(held)))
     analysis = block.analysis.of_copy(copied.module)
     Surgery(analysis, labels).apply()
     _own_the_rest(copied.module, held)
-    problem = misfit(copied.module, *_ends(partition, copied))
+    problem = misfit(copied.module, interval.operands(copied), interval.ends()[1])
     if problem:
-        return f"the pruned block would not fit: {problem}"
+        raise NoBranchError(f"the pruned block would not fit: {problem}")
     return copied, analysis, labels, lines
 
 
 def _own_the_rest(module: nn.Module, held: Mapping[int, torch.Tensor]) -> None:
-    """Copy the weights that are still the other module's."""
+    """Copy the weights that a module still shares."""
     for owner in module.modules():
         for name, value in list(owner._parameters.items()):
             if value is not None and id(value) in held:
@@ -217,11 +189,11 @@ def _own_the_rest(module: nn.Module, held: Mapping[int, torch.Tensor]) -> None:
 
 
 def changes_statistics(analysis: Analysis, labels: frozenset[int]) -> bool:
-    """Whether a norm takes its statistics over channels that are removed.
+    """Whether a norm takes its statistics over removed channels.
 
     Args:
-        analysis: The block's.
-        labels: The labels removed.
+        analysis: The block's analysis.
+        labels: The removed labels.
     """
     return any(
         int(label) in labels
@@ -230,53 +202,55 @@ def changes_statistics(analysis: Analysis, labels: frozenset[int]) -> bool:
     )
 
 
-def prunable(partition: Partition, crossings: Crossings, i: int) -> Prunable | str:
-    """What can be removed of a block, by the policy that can remove most; or why nothing can.
+def _attempt(interval: Interval) -> Prunable | str:
+    try:
+        return prunable(interval)
+    except NoBranchError as e:
+        return str(e)
 
-    A policy that changes no norm's statistics is preferred.
+
+def prunable(interval: Interval) -> Prunable:
+    """The removable channels of a block, by the policy that can remove most.
+
+    Policies that change no norm's statistics come first.
+
+    Raises:
+        NoBranchError: No policy can remove any.
     """
-    copied = trainable(partition, i, i + 1, crossings, share=True)
-    if len(copied.inputs) != 1 or len(copied.outputs) != 1:
-        return "the block has not one input and one output"
+    copied = interval.copy(share=True)
+    _, result = interval.ends()
     # At batch size 3, which few other sizes equal; at 1, batch and broadcast look alike.
-    problem = misfit(copied.module, *_ends(partition, copied), batch_sizes=(3,))
+    problem = misfit(copied.module, interval.operands(copied), result, batch_sizes=(3,))
     if problem:
-        return f"its shapes cannot be derived: {problem}"
+        raise NoBranchError(f"its shapes cannot be derived: {problem}")
+    nodes = [interval.partition.nodes[name] for name in interval.blocks[0].nodes]
     reason = ""
     for approximate in (False, True):
         best: Prunable | None = None
         share = -1
-        for policy in _policies(partition, i):
-            read = _read(copied, replace(policy, approximate=approximate))
-            if isinstance(read, str):
-                reason = reason or read
+        for policy in _policies(nodes):
+            try:
+                read = _read(copied, replace(policy, approximate=approximate))
+            except NoBranchError as e:
+                reason = reason or str(e)
                 continue
             elements = _elements(read.analysis, read.groups)
             if elements > share:
                 best, share = read, elements
         if best is not None:
             return best
-        if not _has_norm(partition, i):
+        if not any(operator_name(node) in LAYER_NORMS for node in nodes):
             break
-    return reason
+    raise NoBranchError(reason)
 
 
-def _has_norm(partition: Partition, i: int) -> bool:
-    nodes = {node.name: node for node in partition.graph.nodes}
-    norms = ("aten.layer_norm", "aten.rms_norm")
-    return any(operator_name(nodes[name]) in norms for name in partition.blocks[i].nodes)
-
-
-def _policies(partition: Partition, i: int) -> tuple[Policy, ...]:
-    """The policies that differ on this block."""
-    nodes = {node.name: node for node in partition.graph.nodes}
-    names = [operator_name(nodes[name]) for name in partition.blocks[i].nodes]
-    splits = any("view" in n or "reshape" in n or "flatten" in n for n in names)
+def _policies(nodes: Sequence[fx.Node]) -> tuple[PruningPolicy, ...]:
+    """The policies that differ on a block."""
+    names = [operator_name(node) for node in nodes]
+    splits = any("view" in name or "reshape" in name or "flatten" in name for name in names)
     grouped = any(
-        "conv" in operator_name(nodes[name])
-        and len(nodes[name].args) > 6
-        and nodes[name].args[6] != 1
-        for name in partition.blocks[i].nodes
+        name in CONVOLUTIONS and groups_of(node) != 1
+        for name, node in zip(names, nodes, strict=True)
     )
     return tuple(
         policy
@@ -285,35 +259,26 @@ def _policies(partition: Partition, i: int) -> tuple[Policy, ...]:
     )
 
 
-def _read(copied: Trainable, policy: Policy) -> Prunable | str:
+def _read(copied: Trainable, policy: PruningPolicy) -> Prunable:
     analysis = analysed(copied.module, frozenset(copied.inputs), policy)
     found = [group for group in groups(analysis) if len(group.labels) > 1]
     if not found:
         reasons = "; ".join(analysis.channels.reasons)
-        return f"no channels to remove: {reasons or 'all are tied to its input or output'}"
+        raise NoBranchError(
+            f"no channels to remove: {reasons or 'all are tied to its input or output'}"
+        )
     return Prunable(copied, analysis, found)
 
 
-def _ends(partition: Partition, copied: Trainable) -> tuple[list[torch.Tensor], torch.Tensor]:
-    values = {node.name: node.meta.get("val") for node in partition.graph.nodes}
-    operands = [values[name] for name in (*copied.inputs, *copied.context)]
-    return operands, values[copied.outputs[0]]
-
-
 def _elements(analysis: Analysis, found: list[Group]) -> int:
-    """How many weights the removable channels have."""
+    """Number of weights of the removable channels."""
     free = [label for group in found for label in group.labels]
     total = 0
     for node, dims in analysis.dims.items():
         if node.op == "get_attr":
-            sizes = [len(labels) for labels in dims]
-            stay = [int((~np.isin(analysis.channels.roots(labels), free)).sum()) for labels in dims]
             whole = rest = 1
-            for size, left in zip(sizes, stay, strict=True):
-                whole, rest = whole * size, rest * left
+            for labels in dims:
+                whole *= len(labels)
+                rest *= int((~np.isin(analysis.channels.roots(labels), free)).sum())
             total += whole - rest
     return total
-
-
-def _percent(ratio: float) -> str:
-    return f"{100 * ratio:g}".replace(".", "_")

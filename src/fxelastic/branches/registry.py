@@ -1,4 +1,4 @@
-"""The branch makers, by kind."""
+"""The kinds of branches, by name."""
 
 from __future__ import annotations
 
@@ -7,92 +7,100 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol
 
 from fxelastic.errors import UsageError
-from fxelastic.ir.branch import Branch, Skip
+from fxelastic.ir.branch import Branch, Refusal
 from fxelastic.ir.partition import Partition
 from fxelastic.spec import ORIGINAL
 
 ENTRY_POINT_GROUP = "fxelastic.branches"
 
-# Entry points, so that a maker is imported when it is asked for, as those of other packages are.
+# Entry points, so that a kind is imported when it is asked for, as kinds of other packages are.
 BUILT_IN: tuple[EntryPoint, ...] = (
     EntryPoint(ORIGINAL, "fxelastic.branches.original:Original", ENTRY_POINT_GROUP),
     EntryPoint("merged", "fxelastic.branches.merged:Merged", ENTRY_POINT_GROUP),
     EntryPoint("pruned", "fxelastic.branches.pruned:Pruned", ENTRY_POINT_GROUP),
-    EntryPoint("skip", "fxelastic.branches.skip:Identities", ENTRY_POINT_GROUP),
+    EntryPoint("skip", "fxelastic.branches.skip:Skip", ENTRY_POINT_GROUP),
 )
 
-#: The kinds that a supernet has beside the originals when none are asked for.
+#: The kinds that a supernet has beside the originals by default.
 DEFAULT_KINDS: tuple[str, ...] = tuple(e.name for e in BUILT_IN if e.name != ORIGINAL)
 
 
-class BranchMaker(Protocol):
-    """Makes every branch of one kind: a frozen dataclass whose fields are its options.
+class Kind(Protocol):
+    """A kind of branches: a frozen dataclass whose fields are its options, all with defaults.
 
-    All options have defaults. The contract of a branch is that of `Branch`; a branch that can't
-    be made right is a `Skip` with the reason, never a wrong module.
+    A kind with a field ``calibration`` receives the batches that `fxelastic.expand` is called with
+    (positional and keyword arguments of some calls of the model), unless it has batches of its
+    own. If it can't do without, it has a property ``needs_calibration`` that is true.
     """
 
-    def make(self, partition: Partition, seed: int = 0) -> Iterator[Branch | Skip]:
-        """Make the branches of this kind, by interval.
+    def make(self, partition: Partition, seed: int = 0) -> Iterator[Branch | Refusal]:
+        """Make every branch of this kind, by interval.
 
         Args:
-            partition: What to make them for; neither it nor the weights it refers to change.
-            seed: For what starts at random; the same seed gives the same weights.
+            partition: The partition to make them for. It does not change, nor do the weights that
+                it refers to.
+            seed: Seed of random weights; the same seed gives the same weights.
 
         Yields:
-            Each branch, or the reason why there is none.
+            Each branch, which keeps the contract of `Branch`, or a refusal with the reason if it
+            can't.
         """
         ...  # pragma: no cover
 
 
+def is_kind(value: object) -> bool:
+    """Whether a value can be passed as a kind."""
+    return not isinstance(value, type) and callable(getattr(value, "make", None))
+
+
 def branch_kinds() -> tuple[str, ...]:
-    """Every known kind: the built-in ones, then those of other packages by name.
+    """The names of all kinds: built-in kinds, then kinds of other packages in order of their names.
 
     Raises:
-        UsageError: Two makers have the same kind.
+        UsageError: Two packages register one name.
     """
-    return tuple(_makers())
+    return tuple(_entries())
 
 
-def branch_maker(kind: str) -> Callable[..., BranchMaker]:
-    """The maker class of a kind.
+def branch_kind(name: str) -> Callable[..., Kind]:
+    """The class of a kind.
 
     Args:
-        kind: A built-in kind, or the name of an entry point in the group ``fxelastic.branches``.
+        name: The name of a built-in kind or of an entry point in ``fxelastic.branches``.
 
     Returns:
-        The class; calling it with options, or none, gives a maker.
+        The class; called with options, it gives a kind.
 
     Raises:
-        UsageError: No maker has this kind, several have it, or an entry point refers to
-            something else.
+        UsageError: No kind or several kinds have this name, or its entry point does not refer to a
+            kind.
     """
-    makers = _makers()
-    if kind not in makers:
+    entries = _entries()
+    if name not in entries:
         raise UsageError(
-            f"there is no branch kind {kind!r} in this release",
-            expected="one of " + ", ".join(makers),
-            got=repr(kind),
+            f"there is no branch kind {name!r} in this release",
+            expected="one of " + ", ".join(entries),
+            got=repr(name),
             fix="leave it out; other packages add kinds by an entry point in the group "
             f"{ENTRY_POINT_GROUP!r}",
         )
-    maker: Any = makers[kind].load()
-    if not callable(maker) or not callable(getattr(maker, "make", None)):
+    found: Any = entries[name].load()
+    if not callable(found) or not callable(getattr(found, "make", None)):
         raise UsageError(
-            f"entry point {kind!r} does not refer to a branch maker",
+            f"entry point {name!r} does not refer to a branch kind",
             expected="a class with a method make(partition, seed)",
-            got=f"{makers[kind].value!r}, a {type(maker).__name__}",
+            got=f"{entries[name].value!r}, a {type(found).__name__}",
             fix=f"correct the entry point in the group {ENTRY_POINT_GROUP!r}",
         )
-    result: Callable[..., BranchMaker] = maker
+    result: Callable[..., Kind] = found
     return result
 
 
-def _makers() -> dict[str, EntryPoint]:
+def _entries() -> dict[str, EntryPoint]:
     found = {entry_point.name: entry_point for entry_point in BUILT_IN}
     others = entry_points(group=ENTRY_POINT_GROUP)
     for entry_point in sorted(others, key=lambda e: (e.name, e.value)):
-        # One distribution that is found twice on the path gives equal entry points.
+        # A distribution that is on the path twice gives equal entry points.
         if found.get(entry_point.name, entry_point) != entry_point:
             raise UsageError(
                 f"branch kind {entry_point.name!r} is registered twice",

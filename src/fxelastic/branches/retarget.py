@@ -1,4 +1,4 @@
-"""Change the outer layers of a block's copy to other shapes, keeping overlapping weights."""
+"""Change the outer layers of a block's copy to other shapes and keep overlapping weights."""
 
 from __future__ import annotations
 
@@ -9,37 +9,29 @@ from torch import Tensor, fx, nn
 
 from fxelastic.branches.propagation import sizes
 from fxelastic.branches.trainable import BatchNorm
-from fxelastic.ir.operators import attribute
-
-_ATEN = torch.ops.aten
-_CONVOLUTIONS = (_ATEN.conv1d.default, _ATEN.conv2d.default, _ATEN.conv3d.default)
-_LINEAR = _ATEN.linear.default
-_PASSING = (
-    _ATEN.relu.default,
-    _ATEN.relu6.default,
-    _ATEN.gelu.default,
-    _ATEN.silu.default,
-    _ATEN.sigmoid.default,
-    _ATEN.tanh.default,
-    _ATEN.hardtanh.default,
-    _ATEN.hardswish.default,
-    _ATEN.leaky_relu.default,
-    _ATEN.elu.default,
-    _ATEN.clamp.default,
+from fxelastic.ir.operators import (
+    ACTIVATIONS,
+    CONVOLUTIONS,
+    attribute,
+    groups_of,
+    operator_name,
+    owner_of,
 )
+
+#: Operators that a last layer's channels pass through unchanged.
+_PASSING = ACTIVATIONS | {"aten.clamp"}
 
 
 def retarget(module: fx.GraphModule, operand: Tensor, result: Tensor) -> bool:
-    """Fit a copied block between other shapes, where its outer layers allow it.
+    """Fit a copied block between other shapes, if its outer layers allow it.
 
-    They do where the input is read by convolutions (not grouped) or linear layers alone, and the
-    output comes from one, with a batch norm and elementwise operators in between. Strides are
-    multiplied by what the sizes fall in addition. Whether the sizes then agree is for
-    `propagate` to find out.
+    They do if only linear layers or convolutions without groups read the input, and the output
+    comes from such a layer, with a batch norm and activations in between. Strides are multiplied
+    by the additional reduction of the sizes. The caller checks with `misfit` whether the sizes
+    then agree.
 
     Args:
-        module: The copy; changed in place where this returns True, and partly where it returns
-            False.
+        module: The copy, changed in place; partly changed if the result is False.
         operand: Fake tensor of the new input.
         result: Fake tensor of the new output.
 
@@ -47,8 +39,7 @@ def retarget(module: fx.GraphModule, operand: Tensor, result: Tensor) -> bool:
         Whether the layers could be changed.
     """
     placeholder = next(node for node in module.graph.nodes if node.op == "placeholder")
-    (output,) = (node for node in module.graph.nodes if node.op == "output")
-    last = output.args[0]
+    last = module.graph.output_node().args[0]
     if not isinstance(last, fx.Node) or last is placeholder:
         return False
     old_in, old_out = placeholder.meta["val"], last.meta["val"]
@@ -78,7 +69,7 @@ def _fit_input(module: fx.GraphModule, value: fx.Node, old: Tensor, new: Tensor)
 
 def _fit_output(module: fx.GraphModule, value: fx.Node, old: Tensor, new: Tensor) -> bool:
     node, passed = value, []
-    while node.target in _PASSING or _batch_norm(module, node) is not None:
+    while operator_name(node) in _PASSING or _batch_norm(module, node) is not None:
         passed.append(node)
         operand = node.args[0]
         if not isinstance(operand, fx.Node) or len(operand.users) != 1:
@@ -119,7 +110,7 @@ def _fit_strides(
     if all(factor == 1 for factor in factors):
         return True
     for reader in tuple(value.users):  # assigning arguments changes the order of the users
-        if reader.target not in _CONVOLUTIONS:
+        if operator_name(reader) not in CONVOLUTIONS:
             return False
         arguments: list[Any] = list(reader.args)
         while len(arguments) < 4:
@@ -136,10 +127,9 @@ def _channel(node: fx.Node) -> int | None:
     weight = node.args[1] if len(node.args) > 1 else None
     if not isinstance(weight, fx.Node) or weight.op != "get_attr" or len(weight.users) != 1:
         return None
-    if node.target is _LINEAR:
+    if operator_name(node) == "aten.linear":
         return -1
-    groups = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
-    return 1 if node.target in _CONVOLUTIONS and groups == 1 else None
+    return 1 if operator_name(node) in CONVOLUTIONS and groups_of(node) == 1 else None
 
 
 def _batch_norm(module: fx.GraphModule, node: fx.Node) -> BatchNorm | None:
@@ -156,8 +146,7 @@ def _resize(module: fx.GraphModule, operand: Any, dim: int, size: int) -> bool:
     value = attribute(module, target)
     if not isinstance(value, nn.Parameter):
         return False
-    path, _, name = target.rpartition(".")
-    owner = module.get_submodule(path)
+    owner, name = owner_of(module, target)
     owner.register_parameter(name, nn.Parameter(resized(value.detach(), dim, size)))
     return True
 
@@ -173,7 +162,7 @@ def _resize_norm(norm: BatchNorm, size: int) -> None:
 
 
 def resized(value: Tensor, dim: int, size: int) -> Tensor:
-    """A tensor with another size in one dimension: cut, or repeated from its beginning."""
+    """A tensor with another size in one dimension: cut, or repeated from the start."""
     old = value.shape[dim]
     if size <= old:
         return value.narrow(dim, 0, size).clone(memory_format=torch.contiguous_format)

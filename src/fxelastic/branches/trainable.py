@@ -1,4 +1,4 @@
-"""An interval of blocks as a module of its own that can learn."""
+"""An interval of blocks as a trainable module."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from fxelastic.branches.folding import Folded, folded_weights
-from fxelastic.ir.branch import Crossings
-from fxelastic.ir.movable import MovableGraphModule
-from fxelastic.ir.operators import VIEWS, attribute
+from fxelastic.ir.graph_modules import MovableGraphModule
+from fxelastic.ir.liveness import Liveness
+from fxelastic.ir.operators import VIEWS, attach, attribute, is_idle_dropout
 from fxelastic.ir.part_names import free_name
 from fxelastic.ir.partition import Partition
 
 _BATCH_NORM = torch.ops.aten.batch_norm.default
-_DROPOUTS = (torch.ops.aten.dropout.default, torch.ops.aten.feature_dropout.default)
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
     """A batch norm over any number of dimensions that obeys ``train()`` and ``eval()``.
 
-    A batch with fewer than two values a channel has no statistics. In training, too, it is
-    normalised with the running statistics, which it doesn't change.
+    A batch with fewer than two values per channel has no statistics. Even in training, such a batch
+    is normalised with the running statistics and doesn't change them.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -40,7 +39,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         return normalised
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Accept what the captured operator accepted."""
+        """Accept any input that the captured operator accepts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +47,8 @@ class Trainable:
     """A copy of an interval of blocks.
 
     Attributes:
-        module: Called with the inputs and then the contexts; returns the output, or a tuple of
-            several. Its weights are copies; those that are parameters require gradients.
+        module: Takes the inputs and then the contexts, and returns the output or a tuple of
+            several. Its weights are copies; its parameters require gradients.
         inputs: Names of the stream values that it reads.
         context: Names of the context values that it reads.
         outputs: Names of the values that it computes for later blocks.
@@ -65,22 +64,22 @@ def trainable(
     partition: Partition,
     start: int,
     stop: int,
-    crossings: Crossings | None = None,
+    liveness: Liveness | None = None,
     *,
     share: bool = False,
 ) -> Trainable:
     """Copy an interval of blocks as a module with weights of its own.
 
-    A captured graph has eval mode and the example's strides baked in. In the copy, batch norms are
-    modules that obey ``train()``, dropout that is off is gone, and views are reshapes. Weights that
-    the blocks compute from parameters alone are parameters (`fxelastic.branches.folding`).
+    A captured graph is fixed to eval mode and the example's strides. In the copy, batch norms are
+    modules that obey ``train()``, idle dropouts are gone, and views are reshapes. Weights that the
+    blocks compute from parameters alone are parameters (`fxelastic.branches.folding`).
 
     Args:
         partition: The blocks.
         start: The first block.
         stop: The block after the last one.
-        crossings: The partition's, where they are known already.
-        share: Leave the weights' memory that of the model, for a copy that is only looked at.
+        liveness: The partition's liveness, if it is known already.
+        share: Share the weights' memory with the model, for a copy that is only analysed.
 
     Returns:
         The copy, in eval mode. Its nodes keep their names and metadata.
@@ -91,8 +90,8 @@ def trainable(
     inputs = tuple(dict.fromkeys(read))
     read = [name for block in blocks for name in block.context if name not in made]
     context = tuple(name for name in dict.fromkeys(read) if name not in inputs)
-    outputs = (crossings or Crossings(partition)).outputs(start, stop)
-    nodes = {node.name: node for node in partition.graph.nodes}
+    outputs = (liveness or Liveness(partition)).outputs(start, stop)
+    nodes = partition.nodes
     module = _copied(
         partition.graph_module,
         [nodes[name] for name in (*inputs, *context)],
@@ -129,7 +128,7 @@ def _copied(
             continue
         read: Any = node.args[0] if node.args else None
         norm = own.batch_norm(node) if node.target is _BATCH_NORM else None
-        if node.target in _DROPOUTS and not node.args[2]:
+        if is_idle_dropout(node):
             take_weights([read])
             copies[node] = copies[read]
             continue
@@ -153,7 +152,7 @@ def _copied(
 def _read(
     operators: Sequence[fx.Node], results: Sequence[fx.Node], folded: Mapping[fx.Node, Folded]
 ) -> list[fx.Node]:
-    """The operators, without those that only compute the folded weights."""
+    """The operators without those that only compute folded weights."""
     read = set(results)
     for node in reversed(operators):
         if node in read and node not in folded:
@@ -162,7 +161,7 @@ def _read(
 
 
 def _distinct(folded: Mapping[fx.Node, Folded], operators: Sequence[fx.Node]) -> dict[fx.Node, str]:
-    """Names for the folded weights that differ from the names that the operators read."""
+    """Names for the folded weights, different from all names that the operators read."""
     names: dict[fx.Node, str] = {}
     taken = [
         str(node.target)
@@ -181,7 +180,7 @@ def _distinct(folded: Mapping[fx.Node, Folded], operators: Sequence[fx.Node]) ->
 
 
 class _OwnWeights:
-    """Copies of a model's weights, under the model's own names, and weights that were computed."""
+    """Copies of a model's weights under the model's own names, and folded weights."""
 
     def __init__(
         self,
@@ -200,32 +199,32 @@ class _OwnWeights:
         return value.detach() if self._share else value.detach().clone()
 
     def take(self, node: fx.Node) -> str:
-        """Copy a parameter, buffer, constant or opaque module, or hold a folded weight.
+        """Add a copy of a parameter, buffer, constant or opaque module, or a folded weight.
 
         Returns:
             Its name.
         """
         folded = self._folded.get(node)
         target = self._names[node] if folded is not None else str(node.target)
-        owner, name = self._owner(target)
-        value = attribute(self._source, target) if folded is None else folded.value
-        if folded is not None and isinstance(value, nn.Parameter):
-            owner.register_parameter(name, value)
-        elif isinstance(value, nn.Parameter):
+        if folded is not None:
+            attach(self.root, target, folded.value)
+            return target
+        value = attribute(self._source, target)
+        if isinstance(value, nn.Parameter):
             learns = value.is_floating_point() or value.is_complex()
-            owner.register_parameter(name, nn.Parameter(self._copy(value), learns))
+            value = nn.Parameter(self._copy(value), learns)
         elif isinstance(value, Tensor):
-            owner.register_buffer(name, value if folded is not None else self._copy(value))
+            value = self._copy(value)
         elif isinstance(value, nn.Module):
-            owner.add_module(name, copy.deepcopy(value).requires_grad_())
-        else:
-            setattr(owner, name, value)
+            value = copy.deepcopy(value).requires_grad_()
+        attach(self.root, target, value)
         return target
 
     def batch_norm(self, node: fx.Node) -> str | None:
-        """The name of a module that does what a captured batch norm does.
+        """Add a module for a captured batch norm.
 
-        None where it has no statistics, or where they or the weights are computed.
+        Returns:
+            Its name; None if the norm has no statistics, or computes them or its weights.
         """
         _, weight, bias, mean, variance, training, momentum, eps, *_ = node.args
         if not isinstance(mean, fx.Node) or mean.op != "get_attr":
@@ -246,11 +245,10 @@ class _OwnWeights:
         for name, value in zip(("running_mean", "running_var"), tensors[2:], strict=True):
             norm.register_buffer(name, self._copy(value) if value is not None else None)
         path = str(mean.target).rpartition(".")[0]
-        # Free in the source, too: a part of that name may be copied later.
+        # Free in the source as well, whose part of that name may be copied later.
         name = free_name(self._source.get_submodule(path), node.name)
         target = f"{path}.{name}" if path else name
-        owner, name = self._owner(target)
-        owner.add_module(name, norm)
+        attach(self.root, target, norm)
         return target
 
     def _tensor(self, value: object) -> Tensor | None:
@@ -260,14 +258,3 @@ class _OwnWeights:
             return None
         result = attribute(self._source, str(value.target))
         return result if isinstance(result, Tensor) else None
-
-    def _owner(self, target: str) -> tuple[nn.Module, str]:
-        *path, name = target.split(".")
-        owner = self.root
-        for part in path:
-            child = owner._modules.get(part)
-            if child is None:
-                child = nn.Module()
-                owner.add_module(part, child)
-            owner = child
-        return owner, name

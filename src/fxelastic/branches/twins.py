@@ -1,4 +1,4 @@
-"""Drop branches that equal another one, which would be trained, exported and timed for nothing."""
+"""Twins: branches that equal another branch, whose training, export and timing is wasted."""
 
 from __future__ import annotations
 
@@ -8,30 +8,27 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import fx, nn
 
-from fxelastic.ir.branch import Branch, Skip
+from fxelastic.ir.branch import Branch, Refusal
 from fxelastic.ir.description import Description, describe
-from fxelastic.ir.operators import attribute, operator_name
-
-#: Operators that return what they read.
-_SAME = frozenset(f"aten.{name}" for name in ("alias", "clone", "contiguous", "detach"))
+from fxelastic.ir.operators import COPIES, attribute, operator_name
 
 
-def without_twins(branches: Sequence[Branch]) -> tuple[list[Branch], list[Skip]]:
-    """Drop the branches that compute what an earlier one does, with the same weights.
+def without_twins(branches: Sequence[Branch]) -> tuple[list[Branch], list[Refusal]]:
+    """Drop the branches that compute the same as an earlier branch, with the same weights.
 
-    Two branches are twins if they stand for the same interval, read and give the same values, and
-    have the same graph (or the same class and attributes) with equal weights, of which the same
-    ones learn. Branches that can't be compared stay. A frozen original and a copy of it that learns
-    are not twins.
+    Two branches are twins if they stand in for the same interval, read and compute the same values,
+    and have the same graph (or the same class and attributes) with equal weights, of which the
+    same ones are trainable. Branches that can't be compared stay. A frozen original and a trainable
+    copy of it are not twins.
 
     Args:
         branches: In order of preference, the originals first.
 
     Returns:
-        The branches that are left, in order, and a reason for each that is not.
+        The remaining branches in order, and a refusal for each dropped branch.
     """
     kept: list[Branch] = []
-    skips: list[Skip] = []
+    refusals: list[Refusal] = []
     alike: dict[Hashable, list[tuple[Branch, nn.Module, tuple[str, ...]]]] = defaultdict(list)
     several = _intervals_with_several(branches)
     for branch in branches:
@@ -54,8 +51,8 @@ def without_twins(branches: Sequence[Branch]) -> tuple[list[Branch], list[Skip]]
             others.append((branch, branch.module, found.weights))
         else:
             reason = f"{branch.id} is the same as {twin.id}, bit for bit"
-            skips.append(Skip(reason, branch.kind, branch.start, branch.stop))
-    return kept, skips
+            refusals.append(Refusal(reason, branch.kind, branch.start, branch.stop))
+    return kept, refusals
 
 
 def _intervals_with_several(branches: Sequence[Branch]) -> set[tuple[int, int]]:
@@ -68,7 +65,7 @@ def _intervals_with_several(branches: Sequence[Branch]) -> set[tuple[int, int]]:
 
 
 def _described(branch: Branch) -> Description | None:
-    """A description of the branch's module and what it reads; None where it can't be compared."""
+    """A description of the branch's module and operands; None if it can't be compared."""
     operands = (*branch.inputs, *branch.context)
     returned = _returned(branch.module, operands)
     if returned is not None:
@@ -78,14 +75,13 @@ def _described(branch: Branch) -> Description | None:
 
 
 def _returned(module: nn.Module, operands: Sequence[str]) -> str | None:
-    """The operand that a module returns as it is."""
+    """The operand that a module returns unchanged, or None."""
     if isinstance(module, nn.Identity):
         return operands[0]
     if not isinstance(module, fx.GraphModule):
         return None
-    (output,) = (node for node in module.graph.nodes if node.op == "output")
-    value = output.args[0]
-    while isinstance(value, fx.Node) and operator_name(value) in _SAME:
+    value = module.graph.output_node().args[0]
+    while isinstance(value, fx.Node) and operator_name(value) in COPIES:
         value = value.args[0]
     if not isinstance(value, fx.Node) or value.op != "placeholder":
         return None

@@ -27,7 +27,7 @@ _EPILOG = """\
 examples:
   fxelastic-export torchvision.models:resnet50 bundle/ --gamma 0.25
   fxelastic-export my_model.py:build bundle/ --weights model.pt --supernet-weights net.safetensors
-  fxelastic-export my_model.py:build bundle/ --kinds merged,skip --spans 1,2 --force
+  fxelastic-export my_model.py:build bundle/ --kind merged:spans=1,2 --kind skip --force
 
 exit codes: 0 success, 1 the model can't be captured or exported, 2 usage error, 130 interrupted
 (OUT is written in one step: whatever fails or interrupts leaves it as it was)"""

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from fxelastic.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
+    from fxelastic.branches import Kind
     from fxelastic.ir.supernet import Supernet
 
 
@@ -24,20 +26,28 @@ def add_expansion(parser: argparse.ArgumentParser) -> None:
         "--kinds",
         type=words,
         metavar="KIND,…",
-        help="kinds of branches besides the originals; an empty text for none "
-        "(default: merged,pruned,skip)",
+        help="kinds of branches besides the originals, with their default options; an empty text "
+        "for none (default: merged,pruned,skip, or the kinds of --kind)",
+    )
+    parser.add_argument(
+        "--kind",
+        metavar="KIND:OPTION=VALUE,…",
+        action="append",
+        default=[],
+        help="a kind of branches with options, e.g. merged:spans=1,2 or "
+        "my_package.kinds:MyKind:factor=2; may be repeated",
     )
     parser.add_argument(
         "--spans",
         type=_numbers(int),
         metavar="N,…",
-        help="for merged branches, the numbers of further blocks that one replaces (default: 1,2)",
+        help="shorthand for --kind merged:spans=N,… (default: 1,2)",
     )
     parser.add_argument(
         "--prune",
         type=_numbers(float),
         metavar="SHARE,…",
-        help="for pruned branches, shares of the channels to remove (default: 0.25,0.5)",
+        help="shorthand for --kind pruned:ratios=SHARE,… (default: 0.25,0.5)",
     )
     parser.add_argument(
         "--weights",
@@ -47,7 +57,7 @@ def add_expansion(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--supernet-weights",
         metavar="FILE",
-        help="weights of the trained branches, as supernet.save writes them",
+        help="weights of the trained branches, a file of supernet.save",
     )
 
 
@@ -65,6 +75,8 @@ def supernet_of(args: argparse.Namespace) -> Supernet:
         PartitionError: It can't be partitioned.
     """
     with contextlib.redirect_stdout(sys.stderr):
+        # Parsed first: a wrong option is refused before the model is built.
+        kinds = _kinds(args.kind)
         progress(args, f"loading {args.model}")
         from fxelastic.cli.example_inputs import load_example_inputs
         from fxelastic.cli.model import load_model
@@ -83,6 +95,8 @@ def supernet_of(args: argparse.Namespace) -> Supernet:
             for name in ("kinds", "spans", "prune")
             if getattr(args, name) is not None
         }
+        if kinds:
+            chosen["kinds"] = (*chosen.get("kinds", ()), *kinds)
         supernet = fxelastic.expand(
             model,
             DEFAULT_GAMMA if args.gamma is None else args.gamma,
@@ -98,6 +112,14 @@ def supernet_of(args: argparse.Namespace) -> Supernet:
     for warning in supernet.partition.warnings:
         print(f"fxelastic: warning: {warning}", file=sys.stderr)
     return supernet
+
+
+def _kinds(texts: Sequence[str]) -> list[Kind]:
+    if not texts:
+        return []
+    from fxelastic.cli.kinds import parse_kind
+
+    return [parse_kind(text) for text in texts]
 
 
 def _load_weights(model: torch.nn.Module, path: Path) -> None:

@@ -1,7 +1,6 @@
 """The stages' types: what capture, partition and branching produce."""
 
-from fxelastic.ir.block import Block, BlockKind
-from fxelastic.ir.notes import OpenedModule, SoftFusion, UntakenCut
+from fxelastic.ir.block import Block, BlockKind, OpenedModule, SoftFusion, UntakenCut
 from fxelastic.ir.partition import Partition
 from fxelastic.ir.signature import Signature
 from fxelastic.ir.traced import Traced

@@ -1,8 +1,8 @@
-"""Why torch can't record a module, and one step that helps.
+"""The cause of a failed capture or export, and one step that helps.
 
-``torch.export`` raises dozens of types for a handful of causes, and its texts speak of its own
-symbols. The cause is derived from the error's type and text, the functions that were running, and
-the modules of the model. Where these don't show the cause, the result has no advice.
+``torch.export`` raises dozens of error types for a handful of causes, and its messages name its
+own symbols. This file derives the cause from the error's type and text, the functions that were
+running, and the modules of the model. If these don't show the cause, the result has no advice.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ class Cause:
     """Why a module can't be recorded.
 
     Attributes:
-        reason: One line: what the module does, where, and torch's message.
-        fix: One step that helps; None where the cause is not known.
-        separable: Whether the part that fails can be a submodule of its own, which is kept whole.
+        reason: What the module does, where, and torch's message, in one line.
+        fix: One step that helps; None if the cause is unknown.
+        separable: Whether the user can move the failing part to a submodule of its own, which the
+            capture then keeps whole.
     """
 
     reason: str
@@ -53,11 +54,11 @@ class Cause:
 
 @dataclass(frozen=True)
 class _Failure:
-    """An error of torch's tracing, taken apart.
+    """The parts of an error of torch's tracing.
 
     Attributes:
-        model: The module that was being recorded.
-        texts: ``TypeName: first line`` of the error and of those it came from.
+        model: The module that torch was recording.
+        texts: ``TypeName: first line`` of the error and of the errors that caused it.
         frames: Every frame that was running, outermost first.
     """
 
@@ -71,14 +72,14 @@ class _Failure:
 
 
 def cause_of(error: BaseException, model: nn.Module) -> Cause:
-    """Find out why torch could not record a module.
+    """Find the reason why torch could not record a module.
 
     Args:
-        error: What ``torch.export`` raised.
-        model: The module that was being recorded, with its submodules.
+        error: The error that ``torch.export`` raised.
+        model: The module that torch was recording, with its submodules.
 
     Returns:
-        The reason, and advice where the cause is known.
+        The reason, with advice if the cause is known.
     """
     errors = list(_chain(error))
     texts = tuple(_said(e) for e in errors)
@@ -131,9 +132,7 @@ def _faked(failure: _Failure) -> Cause | None:
     found = next((part for part in running if isinstance(part, FakeQuantizeBase)), None)
     if found is None:
         return None
-    return Cause(
-        f"{type(found).__name__} looks at its own switches", WITHOUT_FAKES, separable=False
-    )
+    return Cause(f"{type(found).__name__} reads its own switches", WITHOUT_FAKES, separable=False)
 
 
 def _parametrised(failure: _Failure) -> Cause | None:
@@ -152,7 +151,7 @@ def _numpy(failure: _Failure) -> Cause | None:
         return None
     return Cause(
         "it computes with numpy, which torch can't record",
-        "use torch functions in the place of numpy's",
+        "use torch functions instead of numpy's",
     )
 
 
@@ -160,7 +159,7 @@ def _decides(failure: _Failure) -> Cause | None:
     found = failure.says(r"Could not guard on data-dependent expression (.*)")
     if found is None:
         return None
-    # A truth value is compared with 1, and zuf is a fraction; other expressions are sizes.
+    # Truth values are compared with 1, and zuf is a fraction; other expressions are sizes.
     if not re.match(r"Eq\(u\d+, 1\)|.*zuf", found[1]):
         return Cause(
             "a size depends on the values of a tensor",
@@ -178,8 +177,8 @@ def _takes_numbers(failure: _Failure) -> Cause | None:
     ):
         return None
     return Cause(
-        "it takes a number out of a tensor, as .item(), int() and float() do",
-        "leave the number a tensor",
+        "it turns a tensor into a number, as .item(), int() and float() do",
+        "keep the number as a tensor",
     )
 
 
@@ -196,7 +195,7 @@ def _operator(failure: _Failure) -> Cause | None:
     return Cause(f"the operator {operator} has no implementation for tracing", fix)
 
 
-#: Tried in turn; the first one that finds a cause decides.
+#: In order; the first that finds a cause decides.
 _CAUSES: tuple[Callable[[_Failure], Cause | None], ...] = (
     _packed,
     _quantised,
@@ -210,7 +209,7 @@ _CAUSES: tuple[Callable[[_Failure], Cause | None], ...] = (
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and the errors that caused it, in this order."""
+    """The error, followed by the errors that caused it."""
     found: BaseException | None = error
     while found is not None:
         yield found
@@ -218,7 +217,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _calls(error: BaseException) -> list[TracebackType]:
-    """The calls that an error passed through, outermost first."""
+    """The calls that an error propagated through, outermost first."""
     calls = []
     trace = error.__traceback__
     while trace is not None:
@@ -228,7 +227,7 @@ def _calls(error: BaseException) -> list[TracebackType]:
 
 
 def _said(error: BaseException) -> str:
-    # Torch's own symbols, and the expression repeated, mean nothing to a user.
+    # Torch's symbols and the repeated expression mean nothing to a user.
     return re.sub(r"\s*\((?:unhinted|Size-like).*", "", said(error, 2 * _MAX_SAID))[:_MAX_SAID]
 
 

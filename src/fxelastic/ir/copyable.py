@@ -15,7 +15,7 @@ class Copyable:
     """Base class of objects that hold a captured graph.
 
     - ``copy.deepcopy`` shares nothing with the original that a run or training changes. Parameters
-      over the same memory (a frozen original and the model's own weight) share it in the copy, too.
+      that share memory (a frozen original and the model's own weight) do so in the copy, too.
     - Pickling raises a `UsageError`: a graph's shapes are symbols of the process that captured it.
     """
 
@@ -47,7 +47,7 @@ class Copyable:
         return new
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        """Refuse to be pickled.
+        """Refuse pickling.
 
         Raises:
             UsageError: Always.

@@ -1,4 +1,4 @@
-"""Describe what a module computes, whatever its weights are, to compare it with another one."""
+"""Describe what a module computes apart from its weights, to compare it with another module."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fxelastic.ir.operators import attribute
 _PLAIN = (
     *(type(None), bool, int, float, complex, str),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format),
-    # Operators, and functions such as operator.add, which equal only themselves.
+    # Operators, and functions such as operator.add: each equals only itself.
     *(torch._ops.OpOverload, FunctionType, BuiltinFunctionType),
 )
 _REGISTRIES = vars(nn.Module()).keys() - {"training"}
@@ -27,8 +27,8 @@ class Description:
     """What a module computes.
 
     Attributes:
-        key: Equal for modules that compute the same once their weights are.
-        weights: Names of the parameters and buffers, in an order that modules of one key share.
+        key: Equal for modules that compute the same if their weights are equal.
+        weights: Names of the parameters and buffers, in the same order for all modules of a key.
     """
 
     key: Hashable
@@ -39,14 +39,15 @@ def describe(module: nn.Module) -> Description | None:
     """Describe a module.
 
     A description compares operators, types, plain attributes, and the dtypes, sizes and strides of
-    weights. Modules that it can't compare count as different.
+    weights.
 
     Args:
-        module: A graph module is described by its graph, any other one by its class and attributes.
+        module: The module. The description of a graph module is of its graph, that of any other
+            module is of its class and attributes.
 
     Returns:
-        The description; None where the module has hooks, or holds anything but modules, tensors
-        and plain values.
+        The description; None if the module can't be compared because it has hooks or holds
+        anything but modules, tensors and plain values.
     """
     found = _Description(module)
     try:
@@ -133,11 +134,11 @@ def _hooked(module: nn.Module) -> bool:
 
 
 def _plain(value: object, position: Mapping[fx.Node, int] = MappingProxyType({})) -> Hashable:
-    """A value of constants and nodes in a form that compares by type too: 1, 1.0 and True differ.
+    """A value of constants and nodes in a form that also compares types: 1, 1.0 and True differ.
 
     Args:
         value: The value.
-        position: The form of each node.
+        position: A number for each node.
     """
     if isinstance(value, (tuple, list)):
         return tuple(_plain(item, position) for item in value)
@@ -148,7 +149,7 @@ def _plain(value: object, position: Mapping[fx.Node, int] = MappingProxyType({})
     if isinstance(value, fx.Node):
         return fx.Node, position[value]
     if isinstance(value, float):
-        # By its digits: nan is unlike itself, and -0.0 like 0.0.
+        # As text, since nan differs from itself and -0.0 equals 0.0.
         return float, repr(value)
     if isinstance(value, _PLAIN):
         return type(value), value

@@ -1,7 +1,7 @@
-"""Compare a partition's text with a golden one, and say what changed in words.
+"""Compare a partition's text with a golden text, and describe the changes in words.
 
-Only text is read here (`fxelastic.ir.text` writes it): a golden file of another version of this
-package, or of another model, still gives a readable answer.
+The comparison reads text only (`fxelastic.ir.text` writes it), so the golden file of another
+version of this package, or of another model, still gives a readable answer.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Change:
     Attributes:
         name: The block's name; empty in the header.
         key: The entry, e.g. ``params``.
-        golden: What the golden text says; empty for nothing.
-        actual: What the partition says; empty for nothing.
+        golden: The value in the golden text, or empty.
+        actual: The value in the partition, or empty.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Change:
 
 @dataclass(frozen=True)
 class TextDiff:
-    """How a partition's text differs from a golden one.
+    """The differences between a partition's text and a golden text.
 
     Attributes:
         golden: The golden text.
@@ -55,7 +55,7 @@ class TextDiff:
 
     @property
     def equal(self) -> bool:
-        """Whether the texts are the same, line ends aside."""
+        """Whether the texts are the same apart from line ends."""
         return self.golden.splitlines() == self.actual.splitlines()
 
     @cached_property
@@ -64,10 +64,10 @@ class TextDiff:
 
     @cached_property
     def renamed(self) -> tuple[tuple[str, str], ...]:
-        """Blocks that are the same but for their names: (golden, actual).
+        """Blocks that differ in their names only: (golden, actual).
 
-        Many blocks of a model look alike, so a block of the same content is the same block only
-        where it stands between the same blocks as before.
+        Many blocks of a model look alike, so a block with the same content counts as the same
+        block only if it is between the same blocks as before.
         """
         old, new = self._parsed
         place_before, place_now = _places(old, new), _places(new, old)
@@ -84,21 +84,21 @@ class TextDiff:
 
     @cached_property
     def vanished(self) -> tuple[str, ...]:
-        """Blocks that only the golden text has."""
+        """Blocks that are only in the golden text."""
         old, new = self._parsed
         renamed = {name for name, _ in self.renamed}
         return tuple(name for name in old.blocks if name not in new.blocks and name not in renamed)
 
     @cached_property
     def appeared(self) -> tuple[str, ...]:
-        """Blocks that the golden text lacks."""
+        """Blocks that are not in the golden text."""
         old, new = self._parsed
         renamed = {name for _, name in self.renamed}
         return tuple(name for name in new.blocks if name not in old.blocks and name not in renamed)
 
     @cached_property
     def changed(self) -> tuple[Change, ...]:
-        """Entries that differ in blocks that both texts have."""
+        """Different entries of blocks that are in both texts."""
         old, new = self._parsed
         names = dict(self.renamed)
         changes: list[Change] = []
@@ -109,20 +109,20 @@ class TextDiff:
 
     @cached_property
     def settings(self) -> tuple[Change, ...]:
-        """Entries of the header that differ: settings, P0, the model's inputs and results."""
+        """Different entries of the header: settings, P0, the model's inputs and results."""
         old, new = self._parsed
         return tuple(_changes("", _renamed(old.header, dict(self.renamed)), new.header))
 
     @cached_property
     def moved(self) -> bool:
-        """Whether the blocks that both texts have stand in another order."""
+        """Whether the blocks of both texts are in another order."""
         old, new = self._parsed
         return [n for n in old.blocks if n in new.blocks] != [
             n for n in new.blocks if n in old.blocks
         ]
 
     def summary(self) -> list[str]:
-        """What changed, a line for each fact; empty when nothing did."""
+        """The changes, a line for each; empty if there are none."""
         if self.equal:
             return []
         old, new = self._parsed
@@ -137,7 +137,7 @@ class TextDiff:
         lines += _list("appeared", [_short(name, new) for name in self.appeared])
         lines += _list("changed", [str(change) for change in self.changed])
         if self.moved:
-            lines.append("the blocks stand in another order")
+            lines.append("the blocks are in another order")
         if old.notes != new.notes:
             lines.append("soft fusions or unused parameters changed")
         return lines or ["the texts differ in layout only"]
@@ -159,7 +159,7 @@ class TextDiff:
 
         Args:
             golden_name: What to call the golden text, e.g. its path.
-            max_lines: A longer diff is cut, which is said.
+            max_lines: A longer diff is cut, with a note.
         """
         if self.equal:
             return ""
@@ -171,7 +171,7 @@ class TextDiff:
 
 @dataclass(frozen=True)
 class _Text:
-    """A partition text taken apart; entries may repeat a key, so their values are lists."""
+    """The parts of a partition text; keys may repeat, so the values of entries are lists."""
 
     version: str
     header: _Entries
@@ -180,13 +180,13 @@ class _Text:
 
 
 def settings(text: str) -> dict[str, str]:
-    """The header of a partition text: ``gamma``, ``fusion`` and the like; empty for another."""
+    """The header of a partition text: ``gamma``, ``fusion`` etc.; empty for any other text."""
     parsed = _parse(text)
     return {key: values[0] for key, values in parsed.header.items()} if parsed.version else {}
 
 
 def _parse(text: str) -> _Text:
-    """Take a partition text apart. Whatever is not one gives an empty version."""
+    """Parse a partition text; any other text gives an empty version."""
     lines = text.splitlines()
     first = lines[0] if lines else ""
     version = first.removeprefix(_TITLE).strip() if first.startswith(_TITLE) else ""
@@ -220,7 +220,7 @@ def _changes(name: str, old: _Entries, new: _Entries) -> list[Change]:
 
 
 def _renamed(entries: _Entries, names: dict[str, str]) -> _Entries:
-    """The entries as they would be had the blocks they name had their new names already."""
+    """The entries with the new names of the blocks that they name."""
 
     def rename(value: str) -> str:
         head, separator, source = value.rpartition(" from ")
@@ -234,7 +234,7 @@ def _renamed(entries: _Entries, names: dict[str, str]) -> _Entries:
 
 
 def _places(text: _Text, other: _Text) -> dict[str, int]:
-    """How many blocks that both texts have stand before each that only ``text`` has."""
+    """For each block that only ``text`` has, how many blocks of both texts come before it."""
     places: dict[str, int] = {}
     common = 0
     for name in text.blocks:
@@ -246,7 +246,7 @@ def _places(text: _Text, other: _Text) -> dict[str, int]:
 
 
 def _body(entries: _Entries) -> _Entries:
-    """What a block is, whatever its name and its neighbours' names."""
+    """A block's entries without the names of blocks."""
     return {
         key: [value.partition(" from ")[0] for value in values] if key in _SOURCED else values
         for key, values in entries.items()
@@ -255,7 +255,7 @@ def _body(entries: _Entries) -> _Entries:
 
 
 def _list(what: str, items: list[str]) -> list[str]:
-    """Some of the blocks to which the same happened, and how many there are."""
+    """The first blocks with the same change, and the number of the others."""
     rest = [f"blocks {what}: {len(items) - _FEW} more"] if len(items) > _FEW else []
     return [f"block {what}: {item}" for item in items[:_FEW]] + rest
 

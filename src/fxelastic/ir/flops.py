@@ -1,8 +1,8 @@
 """Count floating point operations from shapes.
 
-Convention: a multiply and an add count as two; matrix operators (convolution, linear, matrix
-products, attention, recurrent layers) are counted, elementwise ones are not; symbolic sizes count
-as 1, so figures are per sample where the batch is dynamic.
+A multiply and an add count as two. Matrix operators (convolutions, linear layers, matrix products,
+attention, recurrent layers) count, elementwise operators do not. Symbolic sizes count as 1, so the
+result is for one sample if the batch is dynamic.
 """
 
 from __future__ import annotations
@@ -14,24 +14,25 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxelastic.ir.operators import operator_name
+from fxelastic.ir.operators import (
+    CONVOLUTIONS,
+    PRODUCTS,
+    RECURRENT,
+    TRANSPOSED_CONVOLUTIONS,
+    operator_name,
+)
 
 
 def node_flops(node: fx.Node) -> int:
-    """Floating point operations of one operator; 0 for operators that are not counted."""
+    """Floating point operations of one operator; 0 for operators that do not count."""
     count = _COUNTERS.get(operator_name(node))
     if count is None:
         return 0
     try:
         return int(count(node))
     except (AttributeError, IndexError, KeyError, TypeError):
-        # A form of the operator (missing operands) whose shapes cannot be read.
+        # A form of the operator with other operands than the counter reads.
         return 0
-
-
-def is_matrix_operator(node: fx.Node) -> bool:
-    """Whether the operator is one of those that are counted."""
-    return operator_name(node) in _COUNTERS
 
 
 def _shape(operand: Any) -> list[int]:
@@ -62,15 +63,12 @@ def _transposed_convolution(node: fx.Node) -> int:
     return 2 * _numel(node.args[0]) * math.prod(_shape(node.args[1])[1:])
 
 
-def _linear(node: fx.Node) -> int:
-    return 2 * _numel(node) * _shape(node.args[1])[-1]
-
-
 def _product(node: fx.Node) -> int:
     return 2 * _numel(node) * _shape(node.args[0])[-1]
 
 
-def _added_product(node: fx.Node) -> int:
+def _weighted(node: fx.Node) -> int:
+    """A linear layer, or a product that is added to something: the second operand has the depth."""
     return 2 * _numel(node) * _shape(node.args[1])[-1]
 
 
@@ -99,24 +97,13 @@ def _recurrent(node: fx.Node) -> int:
 
 
 _COUNTERS: dict[str, Callable[[fx.Node], int]] = {
-    "aten.conv1d": _convolution,
-    "aten.conv2d": _convolution,
-    "aten.conv3d": _convolution,
+    **dict.fromkeys(CONVOLUTIONS, _convolution),
+    **dict.fromkeys(TRANSPOSED_CONVOLUTIONS, _transposed_convolution),
     "aten.convolution": _general_convolution,
-    "aten.conv_transpose1d": _transposed_convolution,
-    "aten.conv_transpose2d": _transposed_convolution,
-    "aten.conv_transpose3d": _transposed_convolution,
-    "aten.linear": _linear,
-    "aten.matmul": _product,
-    "aten.mm": _product,
-    "aten.bmm": _product,
-    "aten.addmm": _added_product,
-    "aten.baddbmm": _added_product,
+    **dict.fromkeys(PRODUCTS, _product),
+    **dict.fromkeys(("aten.linear", "aten.addmm", "aten.baddbmm"), _weighted),
     "aten.bilinear": _bilinear,
     "aten.einsum": _einsum,
     "aten.scaled_dot_product_attention": _attention,
-    "aten.lstm": _recurrent,
-    "aten.gru": _recurrent,
-    "aten.rnn_tanh": _recurrent,
-    "aten.rnn_relu": _recurrent,
+    **dict.fromkeys(RECURRENT, _recurrent),
 }

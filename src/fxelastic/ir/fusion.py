@@ -1,8 +1,8 @@
-"""Which pairs of operators an inference framework computes with one kernel: rules as data.
+"""Rules for the pairs of operators that an inference framework computes with one kernel.
 
-A partition must not put a boundary where the framework would fuse, because the fused kernel would
-be lost. The rules are data that a backend provides; the partitioner reads them and knows no
-backend. Operators are named by strings, so this file needs no torch.
+A boundary between such a pair costs the fused kernel, so a partition must not put one there. A
+backend provides the rules as data; the partitioner reads them and knows no backend. Rules name
+operators by strings, so this file needs no torch.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ from dataclasses import dataclass
 
 
 def canonical_operator(target: object) -> str:
-    """Name an operator as the rules do: without its overload and in-place suffix.
+    """The name of an operator in the rules, without its overload and in-place suffix.
 
     Args:
-        target: What an fx node calls (``torch.ops.aten.relu_.default``), or its name
+        target: The target of an fx node (``torch.ops.aten.relu_.default``), or its name
             (``"aten.relu_.default"``, ``"aten::relu_"``, ``"aten.relu"``).
 
     Returns:
-        ``namespace.operator``, e.g. ``aten.relu``. What isn't an operator of a namespace is
-        returned as its text.
+        ``namespace.operator``, e.g. ``aten.relu``. For any other target, its text.
     """
     text = str(target).replace("::", ".")
     parts = text.split(".")
@@ -33,20 +32,20 @@ def canonical_operator(target: object) -> str:
 
 @dataclass(frozen=True)
 class FusionRule:
-    """A producer and a consumer of its value that are computed with one kernel.
+    """A producer and a consumer that the framework computes with one kernel.
 
-    Every rule assumes that the producer's value has exactly one reader: with a second one it must
-    exist in memory, and nothing is fused.
+    Every rule assumes that the producer's value has exactly one reader. With a second reader the
+    value must exist in memory, and the framework fuses nothing.
 
     Attributes:
         name: Kebab-case, unique among the rules of a backend, e.g. ``conv-bn``.
         producer: Operators (see `canonical_operator`) that compute the value.
         consumer: Operators that read it.
-        soft: Whether a boundary may separate the pair. It is then listed and paid for.
+        soft: Whether a boundary may separate the pair. The partition then lists it.
         constant_operand: Whether the consumer's other tensor operands must be constants
-            (parameters, buffers, numbers), as with a scale that is folded into the weights.
+            (parameters, buffers, numbers), as for a scale that is folded into the weights.
         constant_producer: Whether all but one of the producer's tensor operands must be constants,
-            as with a factor that becomes an attribute of the matrix product that follows.
+            as for a factor that becomes an attribute of the matrix product that follows.
         reason: What fuses the pair in the framework, in one sentence.
     """
 
@@ -96,20 +95,20 @@ class FusionRules:
         other_is_constant: bool,
         producer_is_constant: bool | None = None,
     ) -> FusionRule | None:
-        """Find the rule that a producer and the only reader of its value fall under.
+        """Find the rule for a producer and the only reader of its value.
 
         Args:
             producer_op: The operator that computes the value, or its name, see
                 `canonical_operator`.
             consumer_op: The operator that reads it, or its name.
             other_is_constant: Whether all other tensor operands of the consumer are constants
-                (true when it has none).
-            producer_is_constant: The same for the producer: whether it has one tensor operand that
-                is no constant. When unknown (None), a rule that asks for it holds if it is soft
-                and not if it is hard: a pair too many is listed, but no cut is forbidden.
+                (true if it has none).
+            producer_is_constant: Whether exactly one tensor operand of the producer is not a
+                constant. If this is unknown (None), soft rules that depend on it match and hard
+                rules do not: the partition may list a pair too many, but forbids no cut.
 
         Returns:
-            The first hard rule that holds, else the first soft one, else None.
+            The first hard rule that matches, else the first soft rule, else None.
         """
         producer, consumer = canonical_operator(producer_op), canonical_operator(consumer_op)
         soft: FusionRule | None = None

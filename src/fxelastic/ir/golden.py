@@ -1,4 +1,4 @@
-"""Golden files: a partition's text, committed next to the model's tests."""
+"""Golden files: the text of a partition, committed beside the model's tests."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def read_golden(path: Path) -> str | None:
         path: The file.
 
     Returns:
-        Its text, or None when there is no such file.
+        Its text, or None if there is no such file.
 
     Raises:
-        UsageError: It exists and can't be read, or isn't text.
+        UsageError: The file exists and can't be read, or is not text.
     """
     try:
         return path.read_text(encoding="utf-8")
@@ -30,7 +30,7 @@ def read_golden(path: Path) -> str | None:
     except UnicodeDecodeError as e:
         raise UsageError(
             f"the golden file {path} is not text",
-            expected="UTF-8 text that an update has written",
+            expected="UTF-8 text that an update wrote",
             got=str(e),
             fix="name another file, or delete this one and update",
         ) from e
@@ -39,33 +39,33 @@ def read_golden(path: Path) -> str | None:
 
 
 def write_golden(path: Path, text: str) -> Literal["created", "updated", "unchanged"]:
-    """Write a golden file in one step: at every moment it holds all of the old or of the new text.
+    """Write a golden file in one step: it always holds all of the old text or all of the new.
 
-    Missing folders are created. A symbolic link stays one. A file that holds the text already is
-    not touched.
+    Missing folders are created and symbolic links followed. A file that already holds the text
+    stays untouched.
 
     Args:
         path: The file.
         text: Its new text.
 
     Returns:
-        What happened.
+        What the call did.
 
     Raises:
-        UsageError: It can't be written, or holds something else; the old file is as it was.
+        UsageError: The file can't be written, or holds something else; it is unchanged.
     """
     target = Path(os.path.realpath(path))
     try:
-        # Bytes: a file that differs in its line ends only is written anew.
+        # Bytes, so that a file with other line ends is written again.
         before = target.read_bytes() if target.exists() else None
         data = text.encode("utf-8")
         if before == data:
             return "unchanged"
-        # Anywhere: a file with the marks of a merge in it is to be written anew, too.
+        # Anywhere in the file, so that a file with the marks of a merge is written again.
         if before and TITLE.encode() not in before:
             raise UsageError(
-                f"{path} is no golden file, and would be lost",
-                expected=f"a file with a line that begins with {TITLE.strip()!r}, or none",
+                f"{path} is not a golden file and would be overwritten",
+                expected=f"a file with a line that begins with {TITLE.strip()!r}, or no file",
                 got=f"{len(before):,} bytes of something else",
                 fix="name another file, or delete this one",
             )

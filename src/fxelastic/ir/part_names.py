@@ -1,8 +1,8 @@
-"""The user's names of parts, parameters and buffers, and how a graph module holds them.
+"""The user's names of parts, parameters and buffers, and their names in a graph module.
 
 A graph module keeps weights and parts as attributes beside its own (``graph``, ``meta``, ``code``),
-and its generated code reads them as ``self.NAME``. Where a name is taken or can't be written so,
-the part is held under another name, from which the user's can be read back. Other names stay.
+and its generated code reads them as ``self.NAME``. A part whose name is taken, or can't be written
+in code, gets another name that encodes the user's. Other names stay.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from urllib.parse import quote, unquote
 
 from torch import fx, nn
 
-# Names that begin with it are replaced, too, so that no two parts share a name.
+from fxelastic.ir.graph_modules import FrozenGraphModule
+
+# A user's name that begins with it is encoded, too, so that no two parts share a name.
 _PREFIX = "user__"
 
-# Characters that stay as they are behind the prefix: strings in generated code can hold them.
+# Characters that need no encoding after the prefix: strings in generated code can hold them.
 _SAFE = " !#$&'()*+,/:;<=>?@[]^`{|}~"
 
 
@@ -28,7 +30,7 @@ def target_of(name: str) -> str:
         name: The user's own path: ``stem.graph.weight``.
 
     Returns:
-        The path, with its first name replaced where it is an attribute of graph modules, and each
+        The path. Its first name is encoded if it is an attribute of graph modules, and so is each
         name that can't be written in code, such as ``class``. `name_of` gives the user's path.
     """
     head, *rest = name.split(".")
@@ -48,7 +50,7 @@ def name_of(target: str) -> str:
 
 
 def free_name(module: nn.Module, name: str) -> str:
-    """A free name in a module: ``name``, with as many ``_`` behind it as that takes."""
+    """A name that is free in a module: ``name``, followed by ``_`` as often as needed."""
     while hasattr(module, name):
         name = f"{name}_"
     return name
@@ -70,8 +72,5 @@ def _can_be_written(part: str) -> bool:
 
 @functools.cache
 def _attributes() -> frozenset[str]:
-    """The attributes of graph modules, ours included."""
-    # Imported late: that file imports this one.
-    from fxelastic.ir.branch import FrozenGraphModule
-
+    """The attributes of graph modules, including those of this package."""
     return frozenset(dir(FrozenGraphModule(nn.Module(), fx.Graph())))

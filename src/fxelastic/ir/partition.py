@@ -1,112 +1,39 @@
-"""The second stage: a captured graph cut into basic blocks."""
+"""The second stage: a captured graph cut into basic blocks, each of which runs by itself."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
-from fxelastic.ir.block import Block
-from fxelastic.ir.copyable import Copyable
-from fxelastic.ir.fusion import FusionRules
-from fxelastic.ir.notes import OpenedModule, SoftFusion, UntakenCut
-from fxelastic.ir.signature import Signature, check_tensors
+from fxelastic.ir.block import Block, BlockGraph
+from fxelastic.ir.graphs import to_dot, to_networkx
+from fxelastic.ir.operators import attach, attribute
+from fxelastic.ir.signature import check_tensors
+from fxelastic.ir.table import block_table
+from fxelastic.ir.text import to_text
+from fxelastic.ir.verify import verify
+
+if TYPE_CHECKING:
+    import networkx
 
 
 @dataclass(frozen=True)
-class Partition(Copyable):
+class Partition(BlockGraph):
     """A model as basic blocks in execution order (AdaptiveNet §4.1).
 
-    Attributes:
-        graph_module: Holds the graph and, by reference, the user's weights.
-        blocks: Every block, in execution order; running them one after the other is running
-            the model.
-        gamma: The cap on a basic block's parameters, as a share of P0.
-        signature: The model's calling convention.
-        fusion: The inference framework's fusion rules that the cuts respect.
-        soft_fusions: Fused pairs that a boundary separates because nothing else was possible.
-        untaken_cuts: Cuts that were possible and not taken, each with its reason.
-        opened_modules: Repeating modules that were cut because they exceed the cap by a little,
-            each with the gamma that keeps it whole.
-        unused_params: Parameters of the model that the graph never reads; not in P0.
-        dynamic_batch: Whether the batch size may differ from the example's.
-        batched: Names of the inputs that hold samples in their first dimension. The others are
-            passed whole.
-        model_name: The model's class name.
-        opaque: Modules that could not be captured, kept as single nodes: (path, reason).
-        warnings: What the user should know, one sentence each.
-        example: The example inputs that the model was captured with, in the order of
-            ``signature.inputs``.
+    It has the fields of `BlockGraph`, and verifies, prints and runs itself.
     """
 
-    graph_module: fx.GraphModule
-    blocks: tuple[Block, ...]
-    gamma: float
-    signature: Signature
-    fusion: FusionRules
-    soft_fusions: tuple[SoftFusion, ...] = ()
-    untaken_cuts: tuple[UntakenCut, ...] = ()
-    opened_modules: tuple[OpenedModule, ...] = ()
-    unused_params: tuple[str, ...] = ()
-    dynamic_batch: bool = True
-    batched: tuple[str, ...] = ()
-    model_name: str = ""
-    opaque: tuple[tuple[str, str], ...] = ()
-    warnings: tuple[str, ...] = ()
-    example: tuple[Any, ...] = field(default=(), compare=False, repr=False)
-
-    def _modules_to_copy(self) -> tuple[nn.Module, ...]:
-        return (self.graph_module,)
-
-    @property
-    def graph(self) -> fx.Graph:
-        """The graph that the blocks' node names refer to; every node has ``meta["val"]``."""
-        return self.graph_module.graph
-
-    @cached_property
-    def n_params(self) -> int:
-        """P0: elements of the parameters that the graph reads, each parameter once."""
-        return sum(block.n_params for block in self.blocks)
-
-    @property
-    def max_block_params(self) -> float:
-        """The cap ``gamma * P0`` on the parameters of a basic block."""
-        return self.gamma * self.n_params
-
-    @cached_property
-    def parameters(self) -> Mapping[str, nn.Parameter]:
-        """The parameters that the graph reads, by the user's own names."""
-        from fxelastic.ir.operators import node_parameters
-
-        return {
-            name: parameter
-            for node in self.graph.nodes
-            for name, parameter in node_parameters(node, self.graph_module).items()
-        }
-
-    @cached_property
-    def _by_name(self) -> dict[str, Block]:
-        return {block.name: block for block in self.blocks}
-
-    def block(self, name: str) -> Block:
-        """The block of that name.
-
-        Raises:
-            KeyError: There is none.
-        """
-        return self._by_name[name]
-
     def verify(self) -> None:
-        """Derive every invariant anew from the graph and compare.
+        """Derive every invariant from the graph again and compare.
 
         Raises:
-            PartitionError: One does not hold; the message names the block and the node.
+            PartitionError: An invariant does not hold; the message names the block and the node.
         """
-        from fxelastic.ir.verify import verify
-
         verify(self)
 
     @cached_property
@@ -114,22 +41,19 @@ class Partition(Copyable):
         """Each block as a standalone module, by block name.
 
         A module takes the block's ``inputs`` and then its ``context`` values as positional
-        arguments. It returns one tensor, or a tuple of them for a block with several outputs.
+        arguments. It returns one tensor, or a tuple of tensors for a block with several outputs.
         """
-        from fxelastic.ir.extract import extract
-
         return {block.name: extract(self, block) for block in self.blocks}
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        """Run the blocks in order: the model's own arguments in, its own result out.
+        """Run the blocks in order: takes the model's own arguments and returns its own result.
 
         Raises:
             UsageError: The arguments have another structure than the example inputs, or shapes or
                 dtypes that were not captured.
         """
         leaves = self.signature.flatten_arguments(args, kwargs)
-        placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
-        check_tensors(self.signature.names, placeholders, leaves)
+        check_tensors(self.signature.names, self.placeholders, leaves)
         values: dict[str, Any] = dict(zip(self.signature.inputs, leaves, strict=True))
         for block in self.blocks:
             operands = [values[name] for name in (*block.inputs, *block.context)]
@@ -138,32 +62,70 @@ class Partition(Copyable):
                 values[block.outputs[0]] = result
             else:
                 values.update(zip(block.outputs, result, strict=True))
-        return self.signature.unflatten_result(self._outputs(values))
-
-    def _outputs(self, values: Mapping[str, Any]) -> list[Any]:
-        from fxelastic.ir.operators import attribute
-
-        (output,) = (node for node in self.graph.nodes if node.op == "output")
-        return [
-            attribute(self.graph_module, str(value.target))
-            if value.op == "get_attr"
-            else values[value.name]
-            for value in output.args[0]
-        ]
+        outputs: Any = self.output_node.args[0]
+        return self.signature.unflatten_result(
+            [
+                attribute(self.graph_module, str(value.target))
+                if value.op == "get_attr"
+                else values[value.name]
+                for value in outputs
+            ]
+        )
 
     def to_text(self) -> str:
         """A stable dump for people and for diffs; the same model gives the same text."""
-        from fxelastic.ir.text import to_text
-
         return to_text(self)
 
     def to_dot(self) -> str:
         """The blocks as a Graphviz digraph."""
-        from fxelastic.ir.dot import to_dot
-
         return to_dot(self)
 
-    def __str__(self) -> str:
-        from fxelastic.ir.text import block_table
+    def to_networkx(self) -> networkx.MultiDiGraph:
+        """The blocks as a networkx graph.
 
+        Returns:
+            A graph with a node for each block, with its index in ``blocks`` as the key and its
+            facts as attributes; a node for each input of the model (``"input x"``) and one for the
+            result (``"result"``); and an edge for each value that a block or the result reads.
+            See `fxelastic.ir.graphs.to_networkx` for the attributes.
+        """
+        return to_networkx(self)
+
+    def __str__(self) -> str:
         return block_table(self)
+
+
+def extract(partition: BlockGraph, block: Block) -> fx.GraphModule:
+    """Copy a block's operators into a graph module of their own.
+
+    Args:
+        partition: The partition that the block belongs to.
+        block: The block.
+
+    Returns:
+        A module ``(*block.inputs, *block.context) -> output``, or a tuple of ``block.outputs``
+        if there are several. It shares the model's parameters by reference, under the same names.
+        Node names and metadata are those of ``partition.graph``.
+    """
+    source, nodes = partition.graph_module, partition.nodes
+    graph, root = fx.Graph(), nn.Module()
+    copies: dict[fx.Node, fx.Node] = {}
+    for name in (*block.inputs, *block.context):
+        placeholder = graph.placeholder(name)
+        placeholder.meta = dict(nodes[name].meta)
+        copies[nodes[name]] = placeholder
+    for name in block.nodes:
+        node = nodes[name]
+        for operand in node.all_input_nodes:
+            if operand.op == "get_attr" and operand not in copies:
+                copies[operand] = graph.node_copy(operand)
+                target = str(operand.target)
+                attach(root, target, attribute(source, target), persistent=False)
+        if node.op == "call_module":
+            attach(root, str(node.target), source.get_submodule(str(node.target)))
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    results = tuple(copies[nodes[name]] for name in block.outputs)
+    values = tuple(result.meta.get("val") for result in results)
+    output = graph.output(results[0] if len(results) == 1 else results)
+    output.meta["val"] = values[0] if len(values) == 1 else values
+    return fx.GraphModule(root, graph, class_name="Block")

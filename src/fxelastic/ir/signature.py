@@ -1,4 +1,4 @@
-"""How a captured graph's flat tensors map to the arguments and the result of the user's model."""
+"""The mapping between a captured graph's flat tensors and the user model's arguments and result."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Signature(Copyable):
         arguments: Structure of ``(args, kwargs)``.
         result: Structure of the result.
         inputs: Names of the graph's placeholders, one for each tensor of the arguments.
-        parameters: Names of the parameters of the model's ``forward`` that may be passed by
-            position, in order.
-        names: Names of the same tensors for people and devices: the user's own, where a graph may
-            need another (``input`` is ``input_1`` there); ``inputs`` by default.
+        parameters: Names of the parameters of the model's ``forward`` that take positional
+            arguments, in order.
+        names: The user's own names of the same tensors, for people and devices. A graph may need
+            another name (``input`` becomes ``input_1``). The same as ``inputs`` by default.
     """
 
     arguments: trees.Tree
@@ -35,12 +35,12 @@ class Signature(Copyable):
     names: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        """Fill in the names."""
+        """Set the default of ``names``."""
         if not self.names:
             object.__setattr__(self, "names", self.inputs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Signature:
-        """The signature itself: it never changes, and some constants equal only themselves."""
+        """Return the signature itself, since some constants equal only themselves."""
         return self
 
     @property
@@ -50,27 +50,27 @@ class Signature(Copyable):
 
     @property
     def keywords(self) -> tuple[str, ...]:
-        """Names that an argument may be passed by, as far as they are known."""
+        """Known names by which an argument may be passed."""
         return tuple(dict.fromkeys((*self.parameters, *self.captured)))
 
     def flatten_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """The tensors of a call, in the order of ``inputs``.
 
         Raises:
-            UsageError: The call's structure is not the one that was captured.
+            UsageError: The call has another structure than the example inputs.
         """
         leaves, tree = trees.flatten(self.normalise(args, kwargs))
         if tree != self.arguments:
             raise UsageError(
-                "the arguments do not have the structure the model was captured with",
+                "the arguments have another structure than the example inputs",
                 expected=trees.describe(self.arguments),
                 got=trees.describe(tree),
-                fix="call it as the example inputs did, or capture again with inputs like these",
+                fix="pass arguments like the example inputs, or capture again with these",
             )
         return leaves
 
     def normalise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Arguments by name: one form for positional and keyword calls, in any order."""
+        """Arguments by name, in the order of the capture, however the call passes them."""
         bound = normalise_arguments(self.parameters, args, kwargs)
         ordered = [name for name in self.captured if name in bound]
         return {name: bound[name] for name in dict.fromkeys((*ordered, *bound))}
@@ -83,7 +83,7 @@ class Signature(Copyable):
 def normalise_arguments(
     parameters: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
-    """Bind a call's arguments to names; positional ones beyond the names get a number."""
+    """Bind a call's arguments to names; further positional arguments get a number as name."""
     named = dict(zip(parameters, args, strict=False))
     for i, value in enumerate(args[len(parameters) :]):
         name = f"args_{i}"
@@ -109,7 +109,7 @@ def batch_dims(value: Any) -> tuple[int, ...]:
     if not isinstance(value, torch.Tensor):
         return ()
     sizes: Sequence[Any] = value.shape
-    # A size that turned out to be fixed is a SymInt, too, with a constant expression.
+    # A size that export found to be fixed is a SymInt with a constant expression.
     return tuple(
         i
         for i, size in enumerate(sizes)
@@ -118,7 +118,7 @@ def batch_dims(value: Any) -> tuple[int, ...]:
 
 
 def check_tensors(names: Sequence[str], captured: Sequence[fx.Node], values: Sequence[Any]) -> None:
-    """Refuse inputs that differ from the captured ones in more than the batch size.
+    """Check that inputs differ from the captured inputs in the batch size only.
 
     Args:
         names: The user's names of the inputs.
@@ -145,7 +145,7 @@ def check_tensors(names: Sequence[str], captured: Sequence[fx.Node], values: Seq
         )
         if not fits or value.dtype != like.dtype:
             raise UsageError(
-                f"input {name!r} has another shape or dtype than the one captured",
+                f"input {name!r} has another shape or dtype than the captured input",
                 expected=_describe(like),
                 got=_describe(value),
                 fix="capture again with example_inputs like these",
@@ -159,8 +159,8 @@ def check_tensors(names: Sequence[str], captured: Sequence[fx.Node], values: Seq
                     f"inputs {batch[0]!r} and {name!r} hold different numbers of samples",
                     expected="the same batch size N in both",
                     got=f"{batch[1]} in {batch[0]!r}, {size} in {name!r}",
-                    fix="pass as many samples in each; if one of them holds none, capture again "
-                    "with batched= naming the inputs that do",
+                    fix="pass the same number of samples in both; if one of them holds no samples, "
+                    "capture again and name the inputs that do with batched=",
                 )
 
 

@@ -10,13 +10,14 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxelastic.ir.branch import Branch, FrozenGraphModule
-from fxelastic.ir.partition import Partition
+from fxelastic.ir.block import BlockGraph
+from fxelastic.ir.branch import Branch
+from fxelastic.ir.graph_modules import FrozenGraphModule
 from fxelastic.ir.signature import Signature, check_tensors
 
 
 def subnet_module(
-    partition: Partition,
+    partition: BlockGraph,
     branches: Sequence[Branch],
     results: Iterable[tuple[str, bool]],
     constants: nn.Module,
@@ -25,29 +26,27 @@ def subnet_module(
 
     Args:
         partition: The blocks.
-        branches: Those that tile them, in order.
+        branches: Branches that tile the blocks, in order.
         results: For each flat result of the model its name, and whether it is a constant.
         constants: Holds the constants, by name.
 
     Returns:
-        A graph module that is called as the model is. It is a copy; frozen branches share their
-        weights' memory with the model.
+        A graph module with the calling convention of the model. It is a copy; frozen branches
+        share their weights' memory with the model.
     """
-    placeholders = [node for node in partition.graph.nodes if node.op == "placeholder"]
     memo: dict[int, Any] = {}
     for branch in branches:
         if branch.frozen:
             _share(branch.module, memo)
     signature = partition.signature
     root, graph = nn.Module(), fx.Graph()
-    root.add_module("arguments", _Arguments(signature, placeholders))
+    root.add_module("arguments", _Arguments(signature, partition.placeholders))
     packed = graph.placeholder("*args"), graph.placeholder("**kwargs")
     leaves = graph.call_module("arguments", packed)
-    nodes = {node.name: node for node in partition.graph.nodes}
     values: dict[str, fx.Node] = {}
 
     def name_value(name: str, value: fx.Node) -> None:
-        value.meta["val"] = nodes[name].meta.get("val")
+        value.meta["val"] = partition.value(name)
         values[name] = value
 
     for i, name in enumerate(signature.inputs):
@@ -81,7 +80,7 @@ def subnet_module(
 
 
 def identifier(name: str, taken: set[str]) -> str:
-    """A name for a submodule, different from those taken; takes it."""
+    """A name for a submodule that differs from all taken names; adds it to them."""
     base = re.sub(r"\W", "_", name)
     result, n = base, 2
     while result in taken:
@@ -91,25 +90,25 @@ def identifier(name: str, taken: set[str]) -> str:
 
 
 class _Arguments(nn.Module):
-    """The model's arguments as the flat tensors that its graph reads."""
+    """Flattens the model's arguments into the tensors that its graph reads."""
 
     def __init__(self, signature: Signature, captured: Iterable[fx.Node]) -> None:
         super().__init__()
         self._signature = signature
-        # Copies in a graph of their own: the partition's graph would be kept and copied with it.
+        # Copies in a new graph: otherwise a copy of this module would copy the partition's graph.
         self._captured = fx.Graph()
         for node in captured:
             self._captured.node_copy(node)
 
     def forward(self, args: Any, kwargs: Any) -> list[Any]:
-        # fx.Interpreter passes all that is left for a starred placeholder: an empty list here.
+        # fx.Interpreter passes an empty list for a starred placeholder without arguments.
         leaves = self._signature.flatten_arguments(tuple(args), dict(kwargs))
         check_tensors(self._signature.names, list(self._captured.nodes), leaves)
         return leaves
 
 
 class _Result(nn.Module):
-    """Flat tensors in the structure of the model's result."""
+    """Puts flat tensors into the structure of the model's result."""
 
     def __init__(self, signature: Signature) -> None:
         super().__init__()
@@ -120,7 +119,7 @@ class _Result(nn.Module):
 
 
 class _AsModel(nn.Module):
-    """Runs an original as the model does."""
+    """Runs a frozen branch as the model runs its block."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -136,7 +135,7 @@ def _item(graph: fx.Graph, value: fx.Node, i: int, name: str) -> fx.Node:
 
 
 def _share(module: nn.Module, memo: dict[int, Any]) -> None:
-    """Have ``copy.deepcopy(module, memo)`` share memory: no copy of a frozen weight is needed."""
+    """Make ``copy.deepcopy(module, memo)`` share the memory of frozen weights."""
     for parameter in module.parameters():
         if id(parameter) not in memo:
             memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)

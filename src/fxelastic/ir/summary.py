@@ -1,62 +1,63 @@
-"""What a supernet is made of, for terminals."""
+"""A supernet's branches, subnets and size, for terminals."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
 
-from fxelastic.ir.notes import opened_lines
-from fxelastic.ir.table import aligned, engineering
+from fxelastic.ir.block import BlockGraph
+from fxelastic.ir.branch import Branch, Refusal
+from fxelastic.ir.table import opened_lines
+from fxelastic.spec import SearchSpace
+from fxelastic.spec.columns import aligned, engineering
 
-if TYPE_CHECKING:
-    from fxelastic.ir.branch import Skip
-    from fxelastic.ir.partition import Partition
-    from fxelastic.ir.supernet import Supernet
-
-# Where twins stand: of "pruned50@3 is the same as pruned25@3, bit for bit" only the kinds count.
+# The places of twins: "pruned50@3 is the same as pruned25@3, bit for bit" is grouped by kinds.
 _PLACE = re.compile(r"(?<=\w)@\d+(-\d+)?(?= is the same as |, bit for bit$)")
 
 
-def summary(supernet: Supernet) -> str:
-    """The branches of each kind, the number of subnets, the size, and what was not made.
+def summary(
+    partition: BlockGraph,
+    space: SearchSpace,
+    branches: Mapping[str, Branch],
+    refusals: Sequence[Refusal],
+) -> str:
+    """The branches of each kind, the number of subnets, the size, and the refusals.
 
-    Branches that were not made for the same reason share a line.
+    Refusals with the same reason share a line.
     """
-    blocks, count = supernet.space.n_blocks, supernet.space.count()
-    base = supernet.partition.n_params
+    blocks, count, base = space.n_blocks, space.count(), partition.n_params
     rows = [("kind", "branches", "params", "FLOPs", "approximate")]
-    for kind in dict.fromkeys(spec.kind for spec in supernet.space.branches):
-        branches = [branch for branch in supernet.branches.values() if branch.kind == kind]
+    for kind in dict.fromkeys(spec.kind for spec in space.branches):
+        made = [branch for branch in branches.values() if branch.kind == kind]
         rows.append(
             (
                 kind,
-                str(len(branches)),
-                f"{sum(branch.n_params for branch in branches):,}",
-                engineering(sum(branch.flops for branch in branches)),
-                str(sum(branch.approximate for branch in branches) or "-"),
+                str(len(made)),
+                f"{sum(branch.n_params for branch in made):,}",
+                engineering(sum(branch.flops for branch in made)),
+                str(sum(branch.approximate for branch in made) or "-"),
             )
         )
-    ratio = f"{supernet.n_params / base:.2f}" if base else "-"
+    n_params = sum(spec.n_params for spec in space.branches)
+    ratio = f"{n_params / base:.2f}" if base else "-"
     lines = [
-        f"Supernet of {supernet.partition.model_name}: {blocks} block{'s' * (blocks != 1)}, "
-        f"{len(supernet.branches)} branch{'es' * (len(supernet.branches) != 1)}, "
+        f"Supernet of {partition.model_name}: {blocks} block{'s' * (blocks != 1)}, "
+        f"{len(branches)} branch{'es' * (len(branches) != 1)}, "
         f"{_count(count)} subnet{'s' * (count != 1)}",
         "",
         *aligned(rows, right={1, 2, 3, 4}),
         "",
-        f"{supernet.n_params:,} parameters, {ratio} × the model's {base:,}",
-        *_inputs(supernet.partition),
-        *opened_lines(supernet.partition.opened_modules),
+        f"{n_params:,} parameters, {ratio} × the model's {base:,}",
+        *_inputs(partition),
+        *opened_lines(partition.opened_modules),
     ]
-    if supernet.skips:
-        lines += ["", f"{len(supernet.skips)} branches not made:"]
-        lines += _reasons(supernet.skips)
+    if refusals:
+        lines += ["", f"{len(refusals)} branches not made:", *_reasons(refusals)]
     return "\n".join(lines)
 
 
-def _inputs(partition: Partition) -> list[str]:
+def _inputs(partition: BlockGraph) -> list[str]:
     """Lines that name the inputs with and without samples, if there are several inputs."""
     if len(partition.signature.inputs) < 2:
         return []
@@ -69,12 +70,12 @@ def _count(n: int) -> str:
     return f"{n:,}" if n < 10**12 else f"about {n:.2g}"
 
 
-def _reasons(skips: Iterable[Skip]) -> list[str]:
+def _reasons(refusals: Iterable[Refusal]) -> list[str]:
     """A line for each kind and reason, the most frequent first.
 
     Reasons that differ only in the blocks of the branches that they name count as one.
     """
-    counts = Counter((skip.kind, _PLACE.sub("", skip.reason)) for skip in skips)
+    counts = Counter((found.kind, _PLACE.sub("", found.reason)) for found in refusals)
     order = sorted(counts, key=lambda key: -counts[key])
     return [
         f"{counts[key]:4} × {key[0]}: {key[1]}" if key[0] else f"{counts[key]:4} × {key[1]}"

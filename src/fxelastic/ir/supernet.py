@@ -12,8 +12,10 @@ from torch import fx, nn
 
 from fxelastic.errors import UsageError
 from fxelastic.ir import supernet_file
-from fxelastic.ir.branch import Branch, Crossings, FrozenGraphModule, Skip
+from fxelastic.ir.branch import Branch, Refusal
 from fxelastic.ir.copyable import Copyable
+from fxelastic.ir.graph_modules import FrozenGraphModule
+from fxelastic.ir.liveness import Liveness
 from fxelastic.ir.operators import attribute
 from fxelastic.ir.partition import Partition
 from fxelastic.ir.signature import check_tensors
@@ -25,44 +27,44 @@ from fxelastic.spec import Arch, SearchSpace
 class Supernet(Copyable, nn.Module):
     """A model as a multi-path network (AdaptiveNet §4.1).
 
-    It is called as the model is, and returns what the model returns; a keyword ``arch`` chooses
-    the subnet. Where the model takes an argument ``arch`` of its own, an `Arch` chooses the subnet
-    and anything else is the model's; a call that needs both passes the model's by position.
+    It takes the model's arguments and returns the model's result; the keyword ``arch`` chooses
+    the subnet. If the model has an argument ``arch`` of its own, an `Arch` chooses the subnet and
+    any other value goes to the model; a call that needs both passes the model's by position.
 
-    ``copy.deepcopy`` gives an independent supernet; pickling is refused (see `save`).
+    ``copy.deepcopy`` gives an independent supernet. Pickling raises an error; see `save`.
 
-    A subnet runs over named values: each branch reads the values that it names and adds its
-    outputs, so that any branches that tile the blocks run after one another, whatever their kind.
-    A value is dropped after the last block that reads it.
+    A subnet runs over named values: each branch reads values by name and adds its outputs, so any
+    branches that tile the blocks can follow one another, whatever their kind. A value is deleted
+    after the last block that reads it.
 
     Originals stay in eval mode and never train: their parameters require no gradients (see
-    `fxelastic.branches.original`). All others do, so that an optimiser is given the parameters
-    with ``requires_grad``. The subnet of originals alone computes what the model does bit for bit,
-    with and without gradients: its result requires them where the model's does, though a backward
-    pass leaves no gradient anywhere but in the inputs. Beside new branches, originals run over
-    weights that require none, for which torch may round differently.
+    `fxelastic.branches.original`). All other parameters do, so give an optimiser the parameters
+    with ``requires_grad``. The subnet of originals computes the model's result bit for bit, with
+    and without gradients: its result requires gradients if the model's does, though a backward
+    pass leaves gradients in the inputs only. Beside new branches, originals run over weights that
+    require no gradients, for which torch may round differently.
 
     Attributes:
         partition: The blocks.
         branches: Each branch by its id, in the search space's order.
         space: The search space.
-        skips: What makers did not make, with the reasons.
+        skips: The branches that kinds did not make, with the reasons.
         branch_modules: The branches' modules, by their ids as identifiers (``original_3``).
     """
 
     def __init__(
-        self, partition: Partition, branches: Iterable[Branch], skips: Iterable[Skip] = ()
+        self, partition: Partition, branches: Iterable[Branch], skips: Iterable[Refusal] = ()
     ) -> None:
-        """Put branches over a partition together.
+        """Combine branches over a partition.
 
         Args:
             partition: The blocks.
-            branches: An original for each block, and any others.
-            skips: What makers did not make.
+            branches: An original for each block, and any other branches.
+            skips: Branches that kinds did not make.
 
         Raises:
-            UsageError: The branches are no search space, or one reads what need not be there, or
-                does not give what the interval's blocks give.
+            UsageError: The branches do not make a search space, or one of them reads a value that
+                is not live, or computes other values than its interval.
         """
         super().__init__()
         given = tuple(branches)
@@ -73,11 +75,11 @@ class Supernet(Copyable, nn.Module):
             spec.id: by_id[spec.id] for spec in self.space.branches
         }
         self.skips = tuple(skips)
-        self._crossings = Crossings(partition)
+        self._liveness = Liveness(partition)
         self.branch_modules = nn.Module()
         names = set(dir(self.branch_modules))
         for branch in self.branches.values():
-            _check_values(branch, self._crossings)
+            _check_values(branch, self._liveness)
             self.branch_modules.add_module(identifier(branch.id, names), branch.module)
         self._constants = nn.Module()
         self._results = tuple(self._result(node) for node in self._output_nodes())
@@ -91,17 +93,17 @@ class Supernet(Copyable, nn.Module):
 
         Args:
             args: The model's own positional arguments.
-            arch: The subnet; the model itself where None. Any other value than an `Arch` is passed
-                to the model, if it takes an argument ``arch``.
+            arch: The subnet; the model itself if None. Any value but an `Arch` goes to the model if
+                it has an argument ``arch``.
             kwargs: The model's own keyword arguments.
 
         Returns:
-            The subnet's result, in the structure of the model's. That of the originals is the
-            model's, bit for bit.
+            The subnet's result, in the structure of the model's result. The originals give the
+            model's result bit for bit.
 
         Raises:
-            UsageError: The arch is none of this search space, or the arguments do not have the
-                structure that the model was captured with.
+            UsageError: The arch is not in this search space, or the arguments have another
+                structure than the example inputs.
         """
         if self._is_models_own(arch, args):
             kwargs, arch = {**kwargs, "arch": arch}, None
@@ -120,10 +122,10 @@ class Supernet(Copyable, nn.Module):
         return "arch" in (signature.captured if arch is None else signature.keywords)
 
     def path(self, arch: Arch | None = None) -> tuple[Branch, ...]:
-        """The branches of a subnet in execution order; the originals where None.
+        """The branches of a subnet in execution order; the originals if ``arch`` is None.
 
         Raises:
-            UsageError: The arch is none of this search space.
+            UsageError: The arch is not in this search space.
         """
         if arch is None:
             return self._original_path
@@ -134,10 +136,10 @@ class Supernet(Copyable, nn.Module):
         return self.path(self.space.original)
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The values that a call begins with: the model's inputs, by their names in the graph.
+        """The values at the start of a call: the model's inputs, by their names in the graph.
 
         Raises:
-            UsageError: The arguments do not have the structure that the model was captured with.
+            UsageError: The arguments have another structure than the example inputs.
         """
         signature = self.partition.signature
         leaves = signature.flatten_arguments(args, kwargs)
@@ -146,7 +148,7 @@ class Supernet(Copyable, nn.Module):
 
     @cached_property
     def _placeholders(self) -> tuple[fx.Node, ...]:
-        return tuple(node for node in self.partition.graph.nodes if node.op == "placeholder")
+        return self.partition.placeholders
 
     def run_branch(
         self, branch: Branch, values: MutableMapping[str, Any], *, as_model: bool = False
@@ -154,11 +156,11 @@ class Supernet(Copyable, nn.Module):
         """Run one branch.
 
         Args:
-            branch: One of the supernet's branches; those before its interval have run.
-            values: Named values. The branch's outputs are added; what no later block reads is
-                removed.
-            as_model: Run an original exactly as the model does, as a teacher is run: gradients
-                are tracked for weights too, unless they are disabled.
+            branch: One of the supernet's branches; the branches before its interval have run.
+            values: Named values, changed in place: the branch's outputs are added, and values that
+                no later block reads are removed.
+            as_model: Run an original exactly as the model does, for a teacher: torch tracks the
+                gradients of weights too, unless they are disabled.
         """
         operands = [values[name] for name in (*branch.inputs, *branch.context)]
         if as_model and isinstance(branch.module, FrozenGraphModule):
@@ -169,12 +171,12 @@ class Supernet(Copyable, nn.Module):
             values[branch.outputs[0]] = result
         else:
             values.update(zip(branch.outputs, result, strict=True))
-        last_read = self._crossings.last_read
+        last_read = self._liveness.last_read
         for name in [name for name in values if last_read.get(name, -1) < branch.stop]:
             del values[name]
 
     def result(self, values: Mapping[str, Any]) -> Any:
-        """The model's own result structure from the values after the last branch."""
+        """The result in the model's own structure, from the values after the last branch."""
         outputs = [
             getattr(self._constants, name) if constant else values[name]
             for name, constant in self._results
@@ -185,28 +187,28 @@ class Supernet(Copyable, nn.Module):
         """One subnet as a module of its own.
 
         Args:
-            arch: The subnet; the model itself where None.
+            arch: The subnet; the model itself if None.
 
         Returns:
-            A graph module that is called as the model is and holds only this subnet's branches,
-            each a submodule. It is a copy: training or moving it leaves the supernet as it is.
-            Originals share their weights' memory with the model, as in the supernet.
+            A graph module with the model's calling convention that holds only this subnet's
+            branches, each as a submodule. It is a copy: training or moving it does not change the
+            supernet. Originals share their weights' memory with the model, as in the supernet.
 
         Raises:
-            UsageError: The arch is none of this search space.
+            UsageError: The arch is not in this search space.
         """
         result = subnet_module(self.partition, self.path(arch), self._results, self._constants)
         result.meta["arch"] = str(arch or self.space.original)
         return result.train(self.training)
 
     def trainable_parameters(self, arch: Arch | None = None) -> Iterator[nn.Parameter]:
-        """The parameters that training may change: those of new branches, each once.
+        """The parameters that training may change, which are those of new branches, each once.
 
         Args:
-            arch: Of this subnet's branches only; of all where None.
+            arch: A subnet, for the parameters of its branches; all branches if None.
 
         Raises:
-            UsageError: The arch is none of this search space.
+            UsageError: The arch is not in this search space.
         """
         branches = self.branches.values() if arch is None else self.path(arch)
         seen: set[int] = set()
@@ -219,15 +221,15 @@ class Supernet(Copyable, nn.Module):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the new branches' weights and statistics to a safetensors file, in one step.
 
-        The model's own weights are not in it.
+        The file does not contain the model's own weights.
 
         Args:
-            path: The file; one that is there is replaced.
+            path: The file; an existing file is replaced.
 
         Raises:
-            UsageError: The file can't be written; an old one is as it was.
+            UsageError: The file can't be written; an existing file is unchanged.
         """
-        supernet_file.save(self, path)
+        supernet_file.save(self.partition, self.branches, path)
 
     def load(self, path: str | os.PathLike[str]) -> Supernet:
         """Read a file that `save` wrote from a supernet of the same model and options.
@@ -239,19 +241,18 @@ class Supernet(Copyable, nn.Module):
             This supernet.
 
         Raises:
-            UsageError: There is no such file, it is damaged, or it is of another supernet. The
-                supernet is unchanged then.
+            UsageError: There is no such file, it is damaged, or it is from another supernet. The
+                supernet is unchanged.
         """
-        supernet_file.load(self, path)
+        supernet_file.load(self.partition, self.branches, path)
         return self
 
     def _output_nodes(self) -> list[fx.Node]:
-        (output,) = (node for node in self.partition.graph.nodes if node.op == "output")
-        nodes: list[fx.Node] = list(output.args[0])
-        return nodes
+        outputs: Any = self.partition.output_node.args[0]
+        return list(outputs)
 
     def _result(self, node: fx.Node) -> tuple[str, bool]:
-        """Where a result comes from: its name, and whether it is a constant of the model."""
+        """A result's name, and whether it is a constant of the model."""
         if node.op != "get_attr":
             return node.name, False
         # No attribute of a module has this prefix.
@@ -264,28 +265,28 @@ class Supernet(Copyable, nn.Module):
 
     @property
     def n_params(self) -> int:
-        """Parameters of all branches."""
+        """Number of parameters of all branches."""
         return sum(spec.n_params for spec in self.space.branches)
 
     def __str__(self) -> str:
-        """A summary for terminals: branches of each kind, subnets, size, what was not made."""
-        return summary(self)
+        """A summary for terminals: branches of each kind, subnets, size, refusals."""
+        return summary(self.partition, self.space, self.branches, self.skips)
 
 
-def _check_values(branch: Branch, crossings: Crossings) -> None:
-    """Refuse a branch that can't stand for its interval beside any others."""
-    live = crossings.live(branch.start)
+def _check_values(branch: Branch, liveness: Liveness) -> None:
+    """Check that a branch can stand in for its interval beside any other branches."""
+    live = liveness.live(branch.start)
     missing = [name for name in (*branch.inputs, *branch.context) if name not in live]
     if missing:
         raise UsageError(
-            f"branch {branch.id!r} reads {missing[0]!r}, which need not be there",
+            f"branch {branch.id!r} reads {missing[0]!r}, which is not live before its interval",
             expected=f"values that cross the cut before block {branch.start}: {', '.join(live)}",
             got=", ".join((*branch.inputs, *branch.context)),
         )
-    outputs = crossings.outputs(branch.start, branch.stop)
+    outputs = liveness.outputs(branch.start, branch.stop)
     if sorted(branch.outputs) != sorted(outputs):
         raise UsageError(
-            f"branch {branch.id!r} does not give what its interval gives",
+            f"branch {branch.id!r} computes other values than its interval",
             expected=f"outputs {', '.join(outputs) or 'none'}",
             got=f"outputs {', '.join(branch.outputs) or 'none'}",
         )

@@ -1,4 +1,4 @@
-"""A supernet's new branches as a safetensors file."""
+"""The weights of a supernet's new branches as a safetensors file."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import safetensors.torch
 import torch
@@ -18,60 +17,62 @@ from torch import Tensor
 
 from fxelastic.errors import UsageError
 from fxelastic.files import replace_file
+from fxelastic.ir.block import BlockGraph
+from fxelastic.ir.branch import Branch
 from fxelastic.ir.part_names import name_of
-
-if TYPE_CHECKING:
-    from fxelastic.ir.supernet import Supernet
+from fxelastic.ir.text import to_text
 
 SCHEMA = "fxelastic.supernet/1"
 _ENTRY = "fxelastic"
 
+_Branches = Mapping[str, Branch]
+
 logger = logging.getLogger(__name__)
 
 
-def save(supernet: Supernet, path: str | os.PathLike[str]) -> None:
+def save(partition: BlockGraph, branches: _Branches, path: str | os.PathLike[str]) -> None:
     """Write the new branches' weights and statistics; see `Supernet.save`."""
     target = Path(path)
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in _tensors(supernet).items()}
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in _tensors(branches).items()}
     metadata = {
         "schema": SCHEMA,
-        "structure": structure_digest(supernet),
-        "model": _content(_model_tensors(supernet)),
+        "structure": _structure_digest(partition, branches),
+        "model": _content(_model_tensors(branches)),
         "content": _content(tensors.items()),
     }
-    # One entry: safetensors writes several in an order of chance.
+    # A single entry, since safetensors writes several in random order.
     header = {_ENTRY: json.dumps(metadata)}
     try:
         replace_file(target, safetensors.torch.save(tensors, header))
     except OSError as e:
         raise UsageError(
             f"the supernet can't be written to {target}",
-            expected="a file in a folder that exists, on a disk with space",
+            expected="a file in a folder that exists, and free disk space",
             got=f"{type(e).__name__}: {e.strerror or e}",
         ) from e
 
 
-def load(supernet: Supernet, path: str | os.PathLike[str]) -> None:
-    """Read what `save` wrote into the same branches; see `Supernet.load`."""
-    own = _tensors(supernet)
+def load(partition: BlockGraph, branches: _Branches, path: str | os.PathLike[str]) -> None:
+    """Read a file of `save` into the same branches; see `Supernet.load`."""
+    own = _tensors(branches)
     tensors, metadata = _read(Path(path))
     if metadata.get("schema") != SCHEMA:
         raise _refused(path, f"a file of schema {SCHEMA}", repr(metadata.get("schema")))
-    if metadata.get("structure") != structure_digest(supernet):
+    if metadata.get("structure") != _structure_digest(partition, branches):
         differences = _differences(own, tensors)
         raise _refused(
             path,
             "the branches of this supernet",
-            f"those of another one: {differences or 'the same names, computed otherwise'}",
-            "expand the same model with the gamma, kinds, spans and ratios of then",
+            f"branches of another supernet: {differences or 'same names, other operators'}",
+            "expand the same model with the same gamma and kinds",
         )
     differences = _differences(own, tensors)
     if differences or metadata.get("content") != _content(tensors.items()):
-        raise _refused(path, "a file as it was written", differences or "other bytes")
-    if metadata.get("model") != _content(_model_tensors(supernet)):
+        raise _refused(path, "an unchanged file", differences or "other bytes")
+    if metadata.get("model") != _content(_model_tensors(branches)):
         logger.warning(
-            "%s was saved beside other weights of the model: its branches were trained to mimic "
-            "those, and may be of little use beside these",
+            "%s was saved beside other weights of the model: its branches learned to mimic those "
+            "weights, and may be of little use beside the present ones",
             path,
         )
     with torch.no_grad():
@@ -79,29 +80,28 @@ def load(supernet: Supernet, path: str | os.PathLike[str]) -> None:
             value.copy_(tensors[name])
 
 
-def structure_digest(supernet: Supernet) -> str:
-    """What the supernet is made of: the blocks, the branches and the shapes of their weights."""
-    partition = supernet.partition
+def _structure_digest(partition: BlockGraph, branches: _Branches) -> str:
+    """A digest of the blocks, the branches and the shapes of their weights."""
     # Names of inputs don't change the branches.
     signature = dataclasses.replace(partition.signature, names=partition.signature.inputs)
-    text = dataclasses.replace(partition, signature=signature).to_text()
-    lines = [text, *map(repr, supernet.space.branches)]
-    lines += [f"{k} {v.dtype} {tuple(v.shape)}" for k, v in _tensors(supernet).items()]
+    text = to_text(dataclasses.replace(partition, signature=signature))
+    lines = [text, *(repr(branch.spec) for branch in branches.values())]
+    lines += [f"{k} {v.dtype} {tuple(v.shape)}" for k, v in _tensors(branches).items()]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _tensors(supernet: Supernet) -> dict[str, Tensor]:
+def _tensors(branches: _Branches) -> dict[str, Tensor]:
     """The parameters and buffers of the new branches, by branch and name."""
     return {
         f"{branch.id}/{name_of(name)}": value
-        for branch in supernet.branches.values()
+        for branch in branches.values()
         if not branch.frozen
         for name, value in branch.module.state_dict(keep_vars=True).items()
     }
 
 
-def _model_tensors(supernet: Supernet) -> Iterable[tuple[str, Tensor]]:
-    for branch in supernet.branches.values():
+def _model_tensors(branches: _Branches) -> Iterable[tuple[str, Tensor]]:
+    for branch in branches.values():
         if branch.frozen:
             yield from branch.module.state_dict().items()
 
@@ -117,13 +117,13 @@ def _content(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
-        raise _refused(path, "a file that supernet.save wrote", "no file")
+        raise _refused(path, "a file of supernet.save", "no file")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get(_ENTRY, "{}"))
             return {k: file.get_tensor(k) for k in file.keys()}, dict(metadata)  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError) as e:
-        raise _refused(path, "a whole safetensors file", str(e)) from e
+        raise _refused(path, "a complete safetensors file", str(e)) from e
 
 
 def _differences(own: dict[str, Tensor], found: dict[str, Tensor]) -> str:

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from fxelastic.ir.notes import opened_lines
-from fxelastic.ir.values import (
-    Values,
-    ValueType,
-    block_outputs,
-    one_line,
-    stream_inputs,
-)
-from fxelastic.spec.columns import aligned as aligned
-from fxelastic.spec.columns import engineering as engineering
-
-if TYPE_CHECKING:
-    from fxelastic.ir.block import Block
-    from fxelastic.ir.partition import Partition
+from fxelastic.ir.block import Block, BlockGraph, OpenedModule
+from fxelastic.ir.values import Values, ValueType, block_outputs, one_line, stream_inputs
+from fxelastic.spec.columns import aligned, engineering
 
 
-def block_table(partition: Partition) -> str:
+def block_table(partition: BlockGraph) -> str:
     """Write a partition as an aligned table for terminals.
 
     Args:
@@ -29,8 +17,8 @@ def block_table(partition: Partition) -> str:
 
     Returns:
         A title line, a line for each block (name, kind, parameters, share of P0, FLOPs of one
-        sample, shapes, what else it reads), totals, and a line that sums up. Values are float32
-        where no dtype is given; a name that begins with a dot is one in the block's own module.
+        sample, shapes, other values that it reads), totals, and a summary. Values without a dtype
+        are float32; a name that begins with a dot belongs to the block's own module.
     """
     values = Values(partition)
     header = ("block", "kind", "params", "% P0", "FLOPs", "input", "output", "notes")
@@ -45,7 +33,7 @@ def block_table(partition: Partition) -> str:
     return "\n".join([*lines, *map(one_line, opened_lines(partition.opened_modules))])
 
 
-def _title(partition: Partition) -> str:
+def _title(partition: BlockGraph) -> str:
     batch = "dynamic batch N" if partition.dynamic_batch else "static batch"
     if len(partition.signature.inputs) > 1:
         batch += f" of {', '.join(partition.batched) or 'no input'}"
@@ -56,7 +44,7 @@ def _title(partition: Partition) -> str:
     )
 
 
-def _row(block: Block, partition: Partition, values: Values) -> tuple[str, ...]:
+def _row(block: Block, partition: BlockGraph, values: Values) -> tuple[str, ...]:
     sources = _relative([values.source(name) for name in stream_inputs(block)], block)
     notes = [f"joins {_some(sources)}"] if len(sources) > 1 else []
     if block.context:
@@ -83,8 +71,8 @@ def _relative(names: Sequence[str], block: Block) -> list[str]:
     return [f".{n.removeprefix(prefix)}" if n.startswith(prefix) else n for n in names]
 
 
-def summary(partition: Partition) -> str:
-    """One line on a partition: how many blocks of which kind, and the largest of them."""
+def summary(partition: BlockGraph) -> str:
+    """How many blocks of each kind a partition has, and the largest of them, in one line."""
     kinds = [block.kind for block in partition.blocks]
     counts = [
         f"{kinds.count(kind)} {kind}"
@@ -100,7 +88,7 @@ def summary(partition: Partition) -> str:
 
 
 def percent(part: int, whole: int) -> str:
-    """A share in percent with one decimal; ``-`` where there is no whole."""
+    """A share in percent with one decimal; ``-`` if the whole is 0."""
     return f"{100 * part / whole:.1f}" if whole else "-"
 
 
@@ -110,7 +98,30 @@ def _types(types: Sequence[ValueType]) -> str:
 
 
 def _some(items: Sequence[str], most: int = 3) -> str:
-    """The first items, and how many more there are."""
+    """The first items, and the number of the others."""
     rest = [f"{len(items) - most} more"] if len(items) > most + 1 else []
     shown = items[:most] if rest else items
     return ", ".join([*shown, *rest])
+
+
+def opened_lines(opened: Sequence[OpenedModule], most: int = 3) -> list[str]:
+    """A line for each gamma that keeps modules whole, the smallest first.
+
+    Args:
+        opened: The notes of a partition.
+        most: How many modules a line names; the line counts the others.
+    """
+    by_gamma: dict[float, list[OpenedModule]] = {}
+    for note in sorted(opened, key=lambda note: note.gamma):
+        by_gamma.setdefault(note.gamma, []).append(note)
+    lines = []
+    for gamma, notes in by_gamma.items():
+        names = [note.path for note in notes]
+        rest = len(names) - most
+        shown = ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+        verb, over = ("is", "it") if len(names) == 1 else ("are", "them")
+        share = f"{100 * max(note.over for note in notes):.2g} %"
+        lines.append(
+            f"{shown} {verb} cut, {share} over the cap: gamma={gamma:g} keeps {over} whole"
+        )
+    return lines

@@ -1,24 +1,17 @@
-"""A partition as stable text, to be committed and compared.
+"""A partition as stable text, to commit and compare.
 
-It holds nothing that one change of the model spreads over many lines: no positions, no numbered
-node names, and no share of P0, with which every block's lines would change. What a block reads is
-named by the block that computes it. `fxelastic.ir.table` is the text for people.
+A small change of the model changes few lines: the text has no positions, no numbered node names
+and no shares of P0, which would change in every block. It names each value by the block that
+computes it. `fxelastic.ir.table` writes the table for people.
 """
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
-from fxelastic.ir.table import block_table
+from fxelastic.ir.block import Block, BlockGraph
 from fxelastic.ir.values import Values, block_outputs, one_line, stream_inputs
-
-if TYPE_CHECKING:
-    from fxelastic.ir.block import Block
-    from fxelastic.ir.partition import Partition
-
-__all__ = ["FORMAT_VERSION", "TITLE", "block_table", "fold", "to_text"]
 
 FORMAT_VERSION = 1
 TITLE = "fxelastic partition text, format "
@@ -28,11 +21,11 @@ _LINE_WIDTH = 96
 _MAX_PERIOD = 64
 
 
-def to_text(partition: Partition) -> str:
+def to_text(partition: BlockGraph) -> str:
     """Write a partition as stable text for golden files.
 
-    The same model, settings and torch version give the same bytes in every process. A header of
-    the settings and P0 is followed by a paragraph for each block; see docs/cli.md for the format.
+    The same model, settings and torch version give the same bytes in every process. The text has
+    a header with the settings and P0 and a paragraph for each block; docs/cli.md has the format.
 
     Args:
         partition: Any partition, verified or not.
@@ -52,7 +45,7 @@ def to_text(partition: Partition) -> str:
     return text + "\n"
 
 
-def _header(partition: Partition, values: Values) -> list[str]:
+def _header(partition: BlockGraph, values: Values) -> list[str]:
     lines = [
         f"{TITLE}{FORMAT_VERSION}",
         _entry("model", partition.model_name),
@@ -92,7 +85,7 @@ def _block(block: Block, values: Values) -> list[str]:
     return lines
 
 
-def _soft_fusions(partition: Partition, values: Values) -> list[str]:
+def _soft_fusions(partition: BlockGraph, values: Values) -> list[str]:
     owner = {name: block.name for block in partition.blocks for name in block.nodes}
     lines = ["soft fusions"]
     for fusion in partition.soft_fusions:
@@ -134,8 +127,8 @@ def fold(names: Sequence[str]) -> Iterator[str]:
         names: Operators in execution order.
 
     Yields:
-        The same sequence, ``a b a b c c c`` as ``(a b)*2``, ``c*3``. Nothing is lost: writing
-        every group out as often as it says gives ``names`` again.
+        The same sequence, ``a b a b c c c`` as ``(a b)*2``, ``c*3``. Expanding every group gives
+        ``names`` again.
     """
     i = 0
     while i < len(names):
@@ -151,7 +144,7 @@ def fold(names: Sequence[str]) -> Iterator[str]:
 
 
 def _repetition(names: Sequence[str], start: int) -> tuple[int, int]:
-    """The group at ``start`` whose repetition covers most: its length, how often it stands."""
+    """Length and number of repetitions of the group at ``start`` that covers most."""
     best = (1, 1)
     for period in range(1, min(_MAX_PERIOD, (len(names) - start) // 2) + 1):
         group = names[start : start + period]

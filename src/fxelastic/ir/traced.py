@@ -15,30 +15,30 @@ from fxelastic.ir.signature import Signature
 class Traced(Copyable):
     """A captured model: one functional graph over the user's own weights.
 
-    What holds for the graph, and what every later stage relies on:
+    Every later stage relies on these properties of the graph:
 
     - Every operator node has ``meta["val"]`` (a fake tensor, tuple or number) and
       ``meta["nn_module_stack"]`` with the user's module paths.
     - No operator writes to its operands.
     - Parameters and buffers are ``get_attr`` nodes named by the user's own names, one for each
-      distinct tensor, and are the user's own tensors, not copies.
-    - A size that depends on the batch is computed next to its reader, from that reader's own
-      operand or, where it has none, from an input of the model.
+      distinct tensor. They are the user's own tensors, not copies.
+    - A size that depends on the batch is computed next to its reader, from the reader's own
+      operand or, if the reader has none, from an input of the model.
 
     Attributes:
         graph_module: Holds the graph and, by reference, the weights.
         signature: The model's calling convention.
         model_name: The model's class name.
-        method: How it was captured: ``export``, or ``export+opaque`` when some modules could
-            not be looked into and are single nodes.
+        method: How it was captured: ``export``, or ``export+opaque`` if some modules could not
+            be captured and are single nodes.
         dynamic_batch: Whether the batch size may differ from the example's.
-        batched: Names of the inputs that hold samples in their first dimension. The others are
+        batched: Names of the inputs that hold samples in their first dimension. All others are
             passed whole.
-        opaque: Paths of modules kept as single nodes, each with its reason.
+        opaque: Paths of modules that are single nodes, each with its reason.
         unused_params: Parameters of the model that the graph never reads.
-        warnings: What the user should know, one sentence each.
-        example: The example inputs that it was captured with, in the order of
-            ``signature.inputs`` and in memory of their own.
+        warnings: Warnings for the user, one sentence each.
+        example: Copies of the example inputs that it was captured with, in the order of
+            ``signature.inputs``.
     """
 
     graph_module: fx.GraphModule
@@ -61,7 +61,7 @@ class Traced(Copyable):
         return self.graph_module.graph
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        """Run the captured graph as the model would be run."""
+        """Run the captured graph with the model's own arguments."""
         leaves = self.signature.flatten_arguments(args, kwargs)
         outputs = self.graph_module(*leaves)
         return self.signature.unflatten_result(list(outputs))

@@ -1,8 +1,8 @@
-"""Flatten any argument or result structure into tensors, and put it back together.
+"""Flatten any argument or result structure into tensors, and rebuild it from them.
 
-``torch.export`` accepts only types known to the global pytree registry. A user's dataclass, or a
-cache object of some library, is none of these, and registering it would change the behaviour of
-the user's own process. So structures are taken apart here, without touching any registry.
+``torch.export`` accepts only types in the global pytree registry. A user's dataclass or a
+library's cache object is not in it, and registering one would change the user's own process. This
+file uses no registry.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MAX_DEPTH = 32
 
 
 class Tree:
-    """The shape of a structure: what is left when its tensors are taken out."""
+    """A structure without its tensors."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Leaf(Tree):
 
 @dataclass(frozen=True)
 class Constant(Tree):
-    """Anything that holds no tensor (numbers, strings, None, …), kept as it is."""
+    """Anything that holds no tensor (numbers, strings, None, …), by reference."""
 
     value: Any
 
@@ -45,7 +45,7 @@ class Node(Tree):
         kind: Its type's name, for messages and comparison.
         keys: Names of the children, for readable value names.
         children: The structures inside.
-        build: Puts a container of the same type together from its children.
+        build: Makes a container of the same type from its children.
     """
 
     kind: str
@@ -55,14 +55,14 @@ class Node(Tree):
 
 
 def flatten(value: Any) -> tuple[list[Any], Tree]:
-    """Take a structure apart.
+    """Split a structure into its tensors and its shape.
 
     Args:
         value: Any nesting of tuples, lists, dicts, named tuples, dataclasses, types known to
             torch's pytree registry, and plain objects that hold tensors in their attributes.
 
     Returns:
-        Its tensors in a stable order, and its shape.
+        The tensors in a stable order, and the structure without them.
 
     Raises:
         CaptureError: The structure contains itself or is nested too deeply.
@@ -72,10 +72,8 @@ def flatten(value: Any) -> tuple[list[Any], Tree]:
 
 
 def unflatten(tree: Tree, leaves: list[Any]) -> Any:
-    """Put a structure together again: the inverse of `flatten`."""
-    rest = iter(leaves)
-    result = _unflatten(tree, rest)
-    return result
+    """Rebuild a structure; the inverse of `flatten`."""
+    return _unflatten(tree, iter(leaves))
 
 
 def leaf_names(tree: Tree, prefix: str) -> list[str]:
@@ -85,7 +83,7 @@ def leaf_names(tree: Tree, prefix: str) -> list[str]:
 
 
 def leaf_paths(tree: Tree) -> list[tuple[str, ...]]:
-    """The keys on the way to each leaf."""
+    """The path of keys to each leaf."""
     if isinstance(tree, Leaf):
         return [()]
     if not isinstance(tree, Node):
@@ -120,7 +118,7 @@ def _flatten(value: Any, leaves: list[Any], depth: int) -> Tree:
         raise CaptureError(
             "an argument or result is nested too deeply",
             expected=f"at most {_MAX_DEPTH} levels of containers",
-            got=f"a {type(value).__name__} that contains itself or more levels",
+            got=f"a {type(value).__name__} with more levels, or one that contains itself",
             fix="return tensors, or tuples, lists, dicts and dataclasses of them",
         )
     parts = _take_apart(value)
@@ -147,7 +145,7 @@ _Parts = tuple[tuple[str, ...], list[Any], Callable[[list[Any]], Any]]
 
 
 def _take_apart(value: Any) -> _Parts | None:
-    """Keys, children and builder of a container; None for anything else."""
+    """Keys, children and builder of a container; None for any other value."""
     cls = type(value)
     if cls in (list, tuple):
         return _numbered(value), list(value), cls
@@ -182,9 +180,8 @@ def _take_apart_registered(value: Any) -> _Parts:
 
 
 def _take_apart_dataclass(value: Any) -> _Parts:
-    # copy + setattr keeps what __init__ would lose: init=False fields and attributes set later.
-    # Library outputs that are dict and dataclass at once (Hugging Face) are registered pytrees
-    # and never get here.
+    # copy + setattr keeps init=False fields and attributes set later, which __init__ would lose.
+    # Outputs that are both dict and dataclass (Hugging Face) are registered pytrees.
     names = tuple(field.name for field in dataclasses.fields(value))
 
     def build(children: list[Any]) -> Any:
@@ -212,7 +209,7 @@ def _take_apart_object(value: Any) -> _Parts:
 
 
 def _is_opaque(value: Any) -> bool:
-    """Whether this is a plain object whose attributes may hold tensors (a key-value cache)."""
+    """Whether a value is a plain object whose attributes may hold tensors (a key-value cache)."""
     cls = type(value)
     return (
         hasattr(value, "__dict__")

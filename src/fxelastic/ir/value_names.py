@@ -1,4 +1,4 @@
-"""Names of a call's tensors for people and devices: the user's own if there is one."""
+"""Names of a call's tensors for people and devices: the user's own names where possible."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def value_names(
 
     Args:
         tree: The arguments by name, or a result.
-        taken: Names that none of them may have.
-        nameless: Prefix for tensors that only have a number, as in a tuple.
+        taken: Names that the result must not contain.
+        nameless: Prefix for tensors that have only a number, as in a tuple.
 
     Returns:
         Distinct names in the order of the tensors. A tensor at the top of the structure has the
-        name of its argument, entry or field; one inside a container is named by the path to it
-        (``boxes_0``), with a number behind it where another one has that name. ``_`` replaces what
-        a name can't hold (a blank, a dash).
+        name of its argument, entry or field; a tensor inside a container is named by the path to
+        it (``boxes_0``), followed by a number if another tensor has that name. ``_`` replaces
+        characters that a name can't hold (a blank, a dash).
     """
     paths = trees.leaf_paths(tree)
     cleaned = [_clean("_".join(path), nameless) for path in paths]

@@ -1,8 +1,7 @@
-"""What the dumps say about a value: where it comes from, its shape and its dtype.
+"""Source, shape and dtype of a value, as the dumps print them.
 
-Names of graph nodes are numbered through the whole model (``add_17``), so a dump that printed
-them would change everywhere when one layer is added. Dumps name a value by the block that computes
-it instead.
+Names of graph nodes are numbered through the whole model (``add_17``), so one more layer would
+change a dump of them everywhere. Dumps name a value by the block that computes it instead.
 """
 
 from __future__ import annotations
@@ -10,18 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
+from fxelastic.ir.block import Block, BlockGraph
 from fxelastic.ir.operators import is_operator, operator_name
 from fxelastic.ir.part_names import name_of
-
-if TYPE_CHECKING:
-    from fxelastic.ir.block import Block
-    from fxelastic.ir.partition import Partition
 
 _WORD = re.compile(r"(?<![\w.])\w+(?![\w.]*\w)")
 
@@ -31,7 +27,7 @@ class ValueType:
     """The type of one value.
 
     Attributes:
-        dtype: ``float32``; ``number`` for a size; empty for what is neither (a tuple).
+        dtype: ``float32``; ``number`` for a size; empty for anything else (a tuple).
         shape: Dimensions as text: literal sizes, and expressions of ``N``, the batch size, such
             as ``N`` or ``49*N``.
     """
@@ -48,7 +44,7 @@ class ValueType:
 class Values:
     """Sources and types of the values of one partition."""
 
-    def __init__(self, partition: Partition) -> None:
+    def __init__(self, partition: BlockGraph) -> None:
         """Index the partition's graph and blocks."""
         self._nodes = {node.name: node for node in partition.graph.nodes}
         self._symbols = _name_symbols(self._nodes.values())
@@ -67,14 +63,14 @@ class Values:
                 self._sources[name] = f"{block.name} output {i}" if len(outputs) > 1 else block.name
 
     def source(self, name: str) -> str:
-        """Where a value comes from.
+        """The source of a value.
 
         Args:
             name: A value's name.
 
         Returns:
-            ``input x`` for an argument of the model; a block's name, with ``output i`` when the
-            block has several; ``parameter layer.weight`` for a parameter or buffer.
+            ``input x`` for an argument of the model; a block's name, with ``output i`` if the
+            block has several outputs; ``parameter layer.weight`` for a parameter or buffer.
         """
         if name in self._sources:
             return self._sources[name]
@@ -89,15 +85,15 @@ class Values:
         return self._describe(None if node is None else node.meta.get("val"))
 
     def reason(self, text: str) -> str:
-        """A reason with operators in the place of the node names in it: ``add`` for ``add_17``."""
+        """A reason with each node name replaced by its operator: ``add`` for ``add_17``."""
         return _WORD.sub(lambda word: self._operators.get(word[0], word[0]), text)
 
     def operator(self, name: str) -> str:
-        """What a node computes, short: ``conv2d``, ``getitem``, ``module:encoder.lstm``."""
+        """A node's operator, short: ``conv2d``, ``getitem``, ``module:encoder.lstm``."""
         return self._operators.get(name, "?")
 
     def results(self) -> tuple[str, ...]:
-        """Names of the model's flat results; one that is no value is left out."""
+        """Names of the model's flat results, without results that are not values."""
         for node in self._nodes.values():
             if node.op == "output":
                 return tuple(operand.name for operand in _operands(node.args))
@@ -130,7 +126,7 @@ def block_outputs(block: Block) -> tuple[str, ...]:
 
 
 def data_dims(value: Any) -> tuple[int, ...]:
-    """Dimensions of a captured value whose size data choose, as the rows of an expert."""
+    """Dimensions of a captured value whose size depends on data, as the rows of an expert do."""
     if not isinstance(value, torch.Tensor):
         return ()
     sizes: tuple[Any, ...] = tuple(value.shape)
@@ -138,7 +134,7 @@ def data_dims(value: Any) -> tuple[int, ...]:
 
 
 def one_line(text: str) -> str:
-    """Hide what would break a line or differ between processes: control characters, addresses."""
+    """Escape control characters and hide addresses, which differ between processes."""
     text = re.sub(r"\b0x[0-9a-fA-F]{6,}\b", "0x...", text)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 

@@ -9,9 +9,8 @@ import torch
 from torch import fx
 
 from fxelastic.errors import InternalError
-from fxelastic.ir.block import Block, BlockKind
+from fxelastic.ir.block import Block, BlockKind, SoftFusion, UntakenCut
 from fxelastic.ir.flops import node_flops
-from fxelastic.ir.notes import SoftFusion, UntakenCut
 from fxelastic.ir.operators import node_parameters
 from fxelastic.ir.traced import Traced
 from fxelastic.passes.contexts import arrange_contexts

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import fx
 
-from fxelastic.ir.notes import OpenedModule
+from fxelastic.ir.block import OpenedModule
 from fxelastic.passes.flow import Flow
 from fxelastic.passes.packing import Pack
 from fxelastic.passes.repeats import instance_path

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-from fxelastic.ir.flops import is_matrix_operator
+from fxelastic.ir.operators import is_matrix_operator
 
 _NUMBER = re.compile(r"\d+[a-z]?")
 #: Classes that only hold others: being of the same one makes two modules no relatives.

@@ -1,1 +1,1 @@
-"""Which channels of a block may go together, and the surgery that removes them."""
+"""The analysis of channels that can only be removed together, and their removal."""

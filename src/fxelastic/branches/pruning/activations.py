@@ -1,4 +1,4 @@
-"""How large the values are that flow through a block's channels, on data."""
+"""The magnitude of the values of a block's channels, on data."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxelastic.branches.options import Arguments
 from fxelastic.branches.original import Original
-from fxelastic.branches.pruning.analysis import Analysis
-from fxelastic.branches.pruning.labels import FIXED
+from fxelastic.branches.pruning.channels import FIXED, Analysis
 from fxelastic.branches.trainable import Trainable
 from fxelastic.ir.branch import Branch
+from fxelastic.ir.operators import MATRIX_OPERATORS, RECURRENT, operator_name
 from fxelastic.ir.partition import Partition
 from fxelastic.ir.supernet import Supernet
 
-#: Positional and keyword arguments of one call of the model.
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+#: Operators whose operands are activations: channels that a product sums over.
+_PRODUCTS = MATRIX_OPERATORS - RECURRENT - {"aten.scaled_dot_product_attention"}
 
 
 def activations(
@@ -25,12 +26,12 @@ def activations(
     blocks: Mapping[int, tuple[Trainable, Analysis]],
     batches: Iterable[Arguments],
 ) -> dict[int, dict[int, float]]:
-    """Measure what products sum over, in the model's own run.
+    """Measure the values that products sum over, in a run of the model.
 
     Args:
         partition: The blocks.
-        blocks: Copies of some of them, and what is known of their channels.
-        batches: Arguments of the model's calls.
+        blocks: Copies of some of the blocks, and the analyses of their channels.
+        batches: Arguments of calls of the model.
 
     Returns:
         For each of these blocks and each of its channels' labels the mean magnitude of the
@@ -54,7 +55,7 @@ def activations(
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a block's copy, and adds up magnitudes by label."""
+    """Runs a block's copy and adds up magnitudes by label."""
 
     def __init__(self, copied: Trainable, analysis: Analysis) -> None:
         super().__init__(copied.module.eval())
@@ -73,10 +74,10 @@ class _Recorder(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        # Weights are no activations; and a value that some product reads is counted once for each.
-        reads = sum(_is_product(user) for user in n.users)
+        # Weights are not activations. A value counts once for each product that reads it.
+        reads = sum(operator_name(user) in _PRODUCTS for user in n.users)
         flows = isinstance(result, Tensor) and n not in self._analysis.held
-        # Data may choose no row; the mean would be NaN.
+        # A value without rows has no mean.
         if reads and flows and result.is_floating_point() and result.numel():
             self._add(self._analysis.dims.get(n, ()), result, reads)
         return result
@@ -93,10 +94,3 @@ class _Recorder(fx.Interpreter):
             for label, mean in zip(roots, means.tolist(), strict=True):
                 if label in self._summed:
                     self.totals[label] = self.totals.get(label, 0.0) + reads * float(mean)
-
-
-def _is_product(node: fx.Node) -> bool:
-    name = str(node.target)
-    return any(
-        part in name for part in ("conv", "linear", "matmul", "addmm", "bmm", "einsum", "mm.")
-    )

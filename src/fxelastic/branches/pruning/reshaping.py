@@ -1,4 +1,4 @@
-"""Labels through a change of shape: dimensions that split into factors, and that merge."""
+"""Labels through a change of shape, where dimensions split into factors or merge."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fxelastic.branches.pruning.labels import FIXED, Channels, Dims, Labels, fixed
+from fxelastic.branches.pruning.channels import FIXED, Channels, Dims, Labels, fixed
 
 
 def reshaped(
@@ -15,16 +15,16 @@ def reshaped(
     """The labels of a tensor of another shape with the same elements in the same order.
 
     Args:
-        channels: The labels' relations; added to.
+        channels: The relations between labels, which the call adds to.
         dims: The labels before.
         before: The shape before.
         after: The shape after.
-        factor: Which factor of a split dimension keeps its labels, where several could: an index
-            into the factors above 1.
+        factor: Which factor of a split dimension keeps its labels if several could: an index into
+            the factors above 1.
 
     Returns:
-        The labels after. Where a split leaves a choice, one factor keeps the labels, and what
-        differs only in the others goes together.
+        The labels after. Where a split leaves a choice, one factor keeps the labels, and indices
+        that differ only in the other factors go together.
     """
     result: list[Labels] = []
     for old, new in _matching(before, after):
@@ -59,7 +59,7 @@ def _matching(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[in
                 j += 1
             else:
                 raise ValueError(f"{list(before)} and {list(after)} have no common factors")
-        # Sizes of 1 behind a group belong to it, so that no group is without partners.
+        # Sizes of 1 after a group belong to it, so that every group has partners.
         while i < len(before) and before[i] == 1 and (j >= len(after) or after[j] != 1):
             old.append(i)
             i += 1
@@ -71,7 +71,7 @@ def _matching(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[in
 
 
 def _merged(channels: Channels, dims: Sequence[Labels], sizes: Sequence[int]) -> Labels:
-    """The labels of dimensions that become one."""
+    """The labels of dimensions that merge into one."""
     labelled = [i for i, labels in enumerate(dims) if (channels.roots(labels) != FIXED).any()]
     if len(labelled) > 1:
         for i in labelled:

@@ -1,4 +1,4 @@
-"""Which channels to remove: groups of like ones, by importance, to the share asked for."""
+"""The choice of channels to remove: a share of each group of alike channels, by importance."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fxelastic.branches.pruning.analysis import Analysis
-from fxelastic.branches.pruning.labels import FIXED
+from fxelastic.branches.pruning.channels import FIXED, Analysis
 from fxelastic.ir.operators import attribute
 
 
 @dataclass(frozen=True)
 class Group:
-    """Channels that are alike: any of them may go, each once.
+    """Channels that are alike: any of them may be removed, each once.
 
     Attributes:
-        names: The weights' dimensions that they are indices of: (target, dimension).
+        names: The weights' dimensions that they index: (target, dimension).
         labels: Their labels.
-        width: How many indices in a row one of them takes in the first of these dimensions: more
-            than one for heads and for groups of a convolution. A gate's channel, which stands at
-            two places, takes one.
+        width: How many neighbouring indices a channel takes in the first of these dimensions: more
+            than one for heads and for groups of a convolution. A gate's channel, which is at two
+            places, takes one.
     """
 
     names: tuple[tuple[str, int], ...]
@@ -35,7 +34,7 @@ class Group:
 def groups(analysis: Analysis) -> list[Group]:
     """The groups of removable channels, in the order of the graph.
 
-    A channel is what some product sums over: rows of a table that nothing reads are none.
+    Only channels that a product sums over count, unlike the rows of a table that nothing reads.
     """
     summed = {x for labels in analysis.summed for x in analysis.channels.roots(labels).tolist()}
     family: dict[int, int] = {}
@@ -54,7 +53,7 @@ def groups(analysis: Analysis) -> list[Group]:
         for label in free:
             family.setdefault(label, label)
             widths.setdefault(label, runs[label])
-        # A weight's outgoing channels are alike; what flows into one may come from several.
+        # A weight's outgoing channels are alike; its incoming channels may come from several.
         if free and (target, dim) not in analysis.contractions:
             for label in free[1:]:
                 family[find(label)] = find(free[0])
@@ -70,7 +69,7 @@ def groups(analysis: Analysis) -> list[Group]:
 
 
 def _first_runs(roots: NDArray[np.int64]) -> dict[int, int]:
-    """How often each label comes in a row where it comes first, in order."""
+    """The length of the first run of each label, in order."""
     starts = np.flatnonzero(np.diff(roots, prepend=-1))
     lengths = np.diff(starts, append=len(roots))
     result: dict[int, int] = {}
@@ -80,7 +79,7 @@ def _first_runs(roots: NDArray[np.int64]) -> dict[int, int]:
 
 
 def importance_by_weight(analysis: Analysis) -> dict[int, float]:
-    """For each channel the sum of the magnitudes of all weights that go with it."""
+    """For each channel, the sum of the magnitudes of all its weights."""
     result: dict[int, float] = {}
     for target, dim, labels in _weight_dims(analysis):
         value = _weight(analysis, target)
@@ -97,7 +96,7 @@ def importance_by_weight(analysis: Analysis) -> dict[int, float]:
 
 
 def importance_by_scale(analysis: Analysis) -> dict[int, float]:
-    """For each channel the magnitude of its batch norm's scale; by weight where it has none.
+    """For each channel, the magnitude of its batch norm's scale; by weight if it has none.
 
     Source: network slimming, as in AdaptiveNet's related work.
     """
@@ -121,13 +120,13 @@ IMPORTANCE: Mapping[str, Callable[[Analysis], dict[int, float]]] = {
 
 
 def kept(n: int, ratio: float, round_to: int, width: int) -> int:
-    """How many of ``n`` channels stay.
+    """The number of channels that stay.
 
     Args:
         n: Channels, or heads, or groups.
         ratio: The share to remove.
-        round_to: Stay at a multiple of this where that leaves some and removes some.
-        width: Indices that one takes; only single channels are rounded.
+        round_to: Keep a multiple of this if that keeps some and removes some.
+        width: Indices that a channel takes; only single channels are rounded.
 
     Returns:
         At least 1, at most n.
@@ -146,9 +145,9 @@ def removed(
     ratio: float,
     round_to: int,
 ) -> tuple[frozenset[int], list[str]]:
-    """The labels to remove, and a line for each group that loses some.
+    """The labels to remove, and a line for each group that loses channels.
 
-    Of every part that a group's channels are split into, the most important one stays.
+    If a group's channels are split into parts, the most important channel of each part stays.
     """
     labels: set[int] = set()
     lines: list[str] = []
@@ -170,7 +169,7 @@ def removed(
 
 
 def _parts(analysis: Analysis) -> set[frozenset[int]]:
-    """The labels of each dimension of each tensor, where none of them is fixed."""
+    """The labels of each dimension of each tensor that has no fixed label."""
     parts: set[frozenset[int]] = set()
     several = (dims for results in analysis.parts.values() for dims in results)
     for dims in (*analysis.dims.values(), *several):

@@ -1,4 +1,4 @@
-"""Remove channels from a block's copy: its weights, its literal sizes, its groups."""
+"""The removal of channels from a block's copy: from its weights, literal sizes and groups."""
 
 from __future__ import annotations
 
@@ -8,11 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from fxelastic.branches.pruning.analysis import Analysis
-from fxelastic.branches.pruning.labels import Dims, Labels
+from fxelastic.branches.pruning.channels import Analysis, Dims, Labels
 from fxelastic.branches.pruning.rules.products import loses_groups
 from fxelastic.branches.trainable import BatchNorm
-from fxelastic.ir.operators import attribute, operator_name
+from fxelastic.ir.operators import (
+    CONVOLUTIONS,
+    LAYER_NORMS,
+    argument,
+    attribute,
+    groups_of,
+    operator_name,
+    owner_of,
+)
 from fxelastic.ir.part_names import free_name
 
 _ATEN = torch.ops.aten
@@ -24,18 +31,18 @@ class Surgery:
     """Removes labels from the block that was analysed, in place."""
 
     def __init__(self, analysis: Analysis, labels: frozenset[int]) -> None:
-        """Prepare; `apply` removes.
+        """Prepare the removal; `apply` does it.
 
         Args:
             analysis: The block, and the labels of its tensors.
-            labels: What to remove: labels that stand for themselves (`Channels.roots`).
+            labels: The labels to remove, which must be representatives (`Channels.roots`).
         """
         self._analysis = analysis
         self._removed = np.fromiter(sorted(labels), np.int64, len(labels))
         self._module = analysis.module
 
     def apply(self) -> None:
-        """Slice the weights and rewrite what depends on their sizes."""
+        """Slice the weights and rewrite everything that depends on their sizes."""
         done: set[str] = set()
         for node in list(self._module.graph.nodes):
             if node.op == "placeholder":
@@ -58,7 +65,7 @@ class Surgery:
         return np.flatnonzero(~np.isin(roots, self._removed))
 
     def _lost(self, dims: Dims) -> list[tuple[int, Tensor]]:
-        """The dimensions that lose indices, and those that they keep."""
+        """The dimensions that lose indices, and the indices that they keep."""
         kept = [(d, self.stay(labels)) for d, labels in enumerate(dims)]
         return [(d, torch.from_numpy(k)) for d, k in kept if len(k) < len(dims[d])]
 
@@ -71,8 +78,7 @@ class Surgery:
         new = value.detach()
         for d, index in lost:
             new = new.index_select(d, index.to(new.device))
-        path, _, name = target.rpartition(".")
-        owner = self._module.get_submodule(path)
+        owner, name = owner_of(self._module, target)
         if isinstance(value, nn.Parameter):
             owner.register_parameter(name, nn.Parameter(new, value.requires_grad))
         else:
@@ -94,7 +100,7 @@ class Surgery:
                 norm.register_buffer(name, new)
 
     def _select(self, node: fx.Node) -> None:
-        """Take the remaining heads of a context, which other blocks read whole."""
+        """Select the remaining heads of a context, all of which other blocks read."""
         value: fx.Node = node
         for d, index in self._lost(self._analysis.dims.get(node, ())):
             name = free_name(self._module, f"kept_{node.name}_{d}")
@@ -109,7 +115,7 @@ class Surgery:
             value = new
 
     def _device(self) -> torch.device:
-        """Where the block's weights are."""
+        """The device of the block's weights."""
         for value in (*self._module.parameters(), *self._module.buffers()):
             return value.device
         return torch.device("cpu")
@@ -127,15 +133,15 @@ class Surgery:
             self._split(node)
         elif name == "aten.slice":
             self._slice_bounds(node)
-        elif name in ("aten.conv1d", "aten.conv2d", "aten.conv3d"):
+        elif name in CONVOLUTIONS:
             self._convolution(node)
         elif name == "aten.group_norm":
             self._group_norm(node)
-        elif name in ("aten.layer_norm", "aten.rms_norm") and dims is not None:
+        elif name in LAYER_NORMS and dims is not None:
             self._sizes(node, 1, dims[-len(node.args[1]) :])  # type: ignore[arg-type]
 
     def _sizes(self, node: fx.Node, position: int, dims: Dims) -> None:
-        """Literal sizes by the labels of the result."""
+        """Adjust literal sizes to the labels of the result."""
         sizes = list(node.args[position])  # type: ignore[arg-type]
         for i, size in enumerate(sizes):
             labels = dims[i]
@@ -145,11 +151,10 @@ class Surgery:
         node.args = (*node.args[:position], sizes, *node.args[position + 1 :])
 
     def _split(self, node: fx.Node) -> None:
-        """Sections by the labels of each result: they may have become unequal."""
+        """Adjust sections to the labels of each result, which may have become unequal."""
         operand: Any = node.args[0]
         rank = len(self._analysis.dims.get(operand, ()))
-        d = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
-        d = int(d) % rank if rank else 0  # type: ignore[arg-type]
+        d = int(argument(node, 2, "dim", 0)) % rank if rank else 0
         parts = self._analysis.parts.get(node, [])
         counts = [len(self.stay(dims[d])) for dims in parts]
         if counts != [len(dims[d]) for dims in parts]:
@@ -172,12 +177,12 @@ class Surgery:
         start, stop, _ = slice(arguments[2], arguments[3]).indices(size)
         before = sum(1 for i in range(start) if i in stay)
         inside = sum(1 for i in range(start, stop) if i in stay)
-        # What goes to the end does so for other batches, too: heads may be counted with samples.
+        # A slice to the end stays one for any batch: heads may be counted with samples.
         end = before + inside if stop < size else _TO_THE_END
         node.args, node.kwargs = (operand, d, before, end, 1), {}
 
     def _convolution(self, node: fx.Node) -> None:
-        groups = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
+        groups = groups_of(node)
         operand: Any = node.args[0]
         dims = self._analysis.dims.get(operand)
         if groups == 1 or dims is None or not isinstance(groups, int):

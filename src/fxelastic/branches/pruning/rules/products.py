@@ -1,25 +1,23 @@
-"""Operators that sum over products: their channels are what can be removed."""
+"""Rules of operators that sum over products, whose channels can be removed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import fx
 
-from fxelastic.branches.pruning.labels import Dims, Labels, fixed
-from fxelastic.branches.pruning.rules.arguments import argument, first_operand, mixes
-
-if TYPE_CHECKING:
-    from fxelastic.branches.pruning.analysis import Analysis
+from fxelastic.branches.pruning.channels import Analysis, Dims, Labels, fixed
+from fxelastic.branches.pruning.rules.elementwise import first_operand
+from fxelastic.ir.operators import argument, groups_of
 
 
 def convolution(a: Analysis, node: fx.Node) -> Dims:
-    """Convolutions; of grouped ones whole groups, or the same channels of each."""
+    """Convolutions; grouped convolutions lose whole groups, or the same channels of each group."""
     x, weight = a.dims[first_operand(node)], a.dims[node.args[1]]  # type: ignore[index]
-    groups = int(argument(node, 6, "groups", 1))
-    mixes(a, node, x[2:])
+    groups = int(groups_of(node))
+    a.mixes(node, x[2:])
     a.channels.fix_dims(weight[2:])
     bias = argument(node, 2, "bias")
     if isinstance(bias, fx.Node):
@@ -43,16 +41,16 @@ def convolution(a: Analysis, node: fx.Node) -> Dims:
 
 
 def loses_groups(a: Analysis, node: fx.Node) -> bool:
-    """Whether a grouped convolution loses whole groups, as a depthwise one can only do."""
+    """Whether a grouped convolution loses whole groups, as depthwise convolutions must."""
     return a.policy.whole_groups or a.shape(node.args[1])[1] == 1  # type: ignore[arg-type]
 
 
 def transposed_convolution(a: Analysis, node: fx.Node) -> Dims | None:
     """Transposed convolutions without groups."""
-    if int(argument(node, 6, "groups", 1)) != 1:
+    if int(groups_of(node)) != 1:
         return None
     x, weight = a.dims[first_operand(node)], a.dims[node.args[1]]  # type: ignore[index]
-    mixes(a, node, x[2:])
+    a.mixes(node, x[2:])
     a.channels.fix_dims(weight[2:])
     bias = argument(node, 2, "bias")
     if isinstance(bias, fx.Node):
@@ -74,7 +72,7 @@ def linear(a: Analysis, node: fx.Node) -> Dims:
 
 
 def product(a: Analysis, node: fx.Node) -> Dims | None:
-    """Matrix products of two tensors, batched ones too."""
+    """Matrix products of two tensors, with or without batch dimensions."""
     left, right = node.args[:2]
     return _product(a, left, right)
 
@@ -84,7 +82,7 @@ def _product(a: Analysis, left: Any, right: Any) -> Dims | None:
     if len(x) < 2 or len(y) < 2:
         return None
     if left not in a.held and right not in a.held:
-        # Queries by keys: what is summed over is no channel that a weight reads.
+        # Queries by keys: no weight reads the channels that are summed over.
         a.channels.fix_dims((x[-1], y[-2]), "the products of attention run over these channels")
     a.channels.unite(x[-1], y[-2])
     _contraction(a, left, len(x) - 1)
@@ -122,11 +120,11 @@ def einsum(a: Analysis, node: fx.Node) -> Dims | None:
 
 
 def attention(a: Analysis, node: fx.Node) -> Dims | None:
-    """Scaled dot products; heads go as a whole, and with the queries that share keys."""
+    """Scaled dot products; heads go as a whole, together with all queries that share their keys."""
     query, key, value = (a.dims[operand] for operand in node.args[:3])  # type: ignore[index]
     mask = argument(node, 3, "attn_mask")
-    # Fewer dimensions of a head would change the scale, which is their number by default.
-    mixes(a, node, (query[-1], key[-1], key[-2], value[-2], query[-2]))
+    # The default scale depends on the number of dimensions of a head, so all of them stay.
+    a.mixes(node, (query[-1], key[-1], key[-2], value[-2], query[-2]))
     heads = argument(node, 7, "enable_gqa", False)
     if heads and len(query[-3]) != len(key[-3]):
         shared = query[-3].reshape(len(key[-3]), -1)

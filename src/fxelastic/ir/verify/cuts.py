@@ -1,27 +1,23 @@
-"""Fusion: no boundary separates what the inference framework computes with one kernel."""
+"""Cuts: none separates a fused pair, and each untaken cut is in the block that it names."""
 
 from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
-from typing import TYPE_CHECKING
 
 import torch
 from torch import fx
 
 from fxelastic.errors import PartitionError
+from fxelastic.ir.block import BlockGraph, SoftFusion
 from fxelastic.ir.fusion import FusionRules
-from fxelastic.ir.notes import SoftFusion
-from fxelastic.ir.verify_layout import Layout
-
-if TYPE_CHECKING:
-    from fxelastic.ir.partition import Partition
+from fxelastic.ir.verify.layout import Layout
 
 
-def check_fusion(partition: Partition, layout: Layout) -> None:
-    """Check that every fused pair that a boundary separates is listed, and only such pairs.
+def check_fusion(partition: BlockGraph, layout: Layout) -> None:
+    """Check that the partition lists exactly the fused pairs that a boundary separates.
 
-    A pair is fused when a rule matches it and the producer's value has no other reader. A soft
-    rule, or a pair at a glue block, may be separated; any other pair never.
+    The framework fuses a pair if a rule matches it and the producer's value has no other reader. A
+    boundary may separate a pair of a soft rule or at a glue block, but no other pair.
 
     Raises:
         PartitionError: A pair is separated and not listed, or listed and not separated.
@@ -56,12 +52,12 @@ def check_fusion(partition: Partition, layout: Layout) -> None:
             )
 
 
-def _check_listed(partition: Partition, layout: Layout, fusion: SoftFusion) -> None:
+def _check_listed(partition: BlockGraph, layout: Layout, fusion: SoftFusion) -> None:
     producer, consumer = layout.nodes[fusion.producer], layout.nodes[fusion.consumer]
     pair = f"soft fusion {fusion.rule!r} of {fusion.producer!r} and {fusion.consumer!r}"
     if not fusion.reason:
         raise PartitionError(
-            f"{pair} has no reason", expected="a sentence that says why", got="nothing"
+            f"{pair} has no reason", expected="a sentence with the reason", got="nothing"
         )
     rules = [rule for rule in partition.fusion.rules if rule.name == fusion.rule]
     rule = FusionRules(partition.fusion.name, tuple(rules)).match(
@@ -83,16 +79,16 @@ def _check_listed(partition: Partition, layout: Layout, fusion: SoftFusion) -> N
 
 
 def _operator(node: fx.Node) -> str:
-    """The operator as the rules name it, or the node's target where it has no such name."""
+    """The operator's name in the rules, or the node's target if it has none."""
     if isinstance(node.target, torch._ops.OpOverload):
         return f"{node.target.namespace}.{node.target._opname}"
     return str(node.target)
 
 
 def _constants(layout: Layout) -> AbstractSet[fx.Node]:
-    """Values that every call computes alike: weights, and what is computed from them alone.
+    """Values that are the same in every call: weights, and values computed from them alone.
 
-    A size is none, even where an input's shape is all that it depends on.
+    A size is not a constant, even if it depends on an input's shape alone.
     """
     found = {node for node in layout.nodes.values() if node.op == "get_attr"}
     for node in layout.order:
@@ -112,3 +108,27 @@ def _others_constant(producer: fx.Node, consumer: fx.Node, constants: AbstractSe
     fx.map_arg((consumer.args, consumer.kwargs), visit)
     others.remove(producer)
     return all(other in constants for other in others)
+
+
+def check_untaken_cuts(partition: BlockGraph, layout: Layout) -> None:
+    """Check the partition's notes on cuts that it did not take.
+
+    Raises:
+        PartitionError: A cut is not in the block that it names, or has no reason.
+    """
+    for cut in partition.untaken_cuts:
+        owner = layout.owner.get(layout.nodes[cut.value])
+        if owner is None or partition.blocks[owner].name != cut.block:
+            raise PartitionError(
+                f"the untaken cut at {cut.value!r} is not in block {cut.block!r}",
+                expected="a value that the block computes",
+                got="a value of no block"
+                if owner is None
+                else f"a value of block {partition.blocks[owner].name!r}",
+            )
+        if not cut.reason:
+            raise PartitionError(
+                f"the untaken cut at {cut.value!r} in block {cut.block!r} has no reason",
+                expected="a sentence with the reason",
+                got="nothing",
+            )

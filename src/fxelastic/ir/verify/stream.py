@@ -1,26 +1,22 @@
-"""Which values belong to the data stream, from what they depend on.
+"""The values of the data stream, by their dependence on inputs and parameters.
 
-A stream value depends on a user input through an operator that uses parameters. Such an operator
-has an operand (or is a module) that depends on parameters and on no input. So a value that
-depends on both an input and a parameter has passed through one, and the other way round: it is
-enough to know of each value whether it depends on an input and whether on a parameter.
+A stream value depends on an input through an operator that uses parameters. That is so exactly if
+it depends on both an input and a parameter: where the two first meet, the operator has an operand
+(or is a module) that depends on parameters and on no input.
 
-Sizes carry no dependence: knowing how large a value is is not reading it.
+Sizes carry no dependence: reading the size of a value is not reading the value.
 """
 
 from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
 from enum import Flag, auto
-from typing import TYPE_CHECKING
 
 import torch
 from torch import fx
 
-from fxelastic.ir.verify_layout import Layout
-
-if TYPE_CHECKING:
-    from fxelastic.ir.partition import Partition
+from fxelastic.ir.block import BlockGraph
+from fxelastic.ir.verify.layout import Layout
 
 _SIZE_OPERATORS = frozenset(
     {"sym_size", "sym_stride", "sym_numel", "sym_storage_offset", "size", "stride", "numel", "dim"}
@@ -36,15 +32,15 @@ class _Source(Flag):
 _STREAM = _Source.INPUT | _Source.PARAMETER
 
 
-def stream_values(partition: Partition, layout: Layout) -> AbstractSet[fx.Node]:
+def stream_values(partition: BlockGraph, layout: Layout) -> AbstractSet[fx.Node]:
     """Find the operators whose values belong to the data stream.
 
     Args:
-        partition: The partition; only its graph and its weights are looked at.
-        layout: Gives an order in which operands come first.
+        partition: The partition; only its graph and weights matter.
+        layout: Its order has operands before their readers.
 
     Returns:
-        The operator nodes whose value is a stream value; never a placeholder.
+        The operator nodes whose value is a stream value, without placeholders.
     """
     sources: dict[fx.Node, _Source] = {}
     for node in layout.nodes.values():
@@ -64,14 +60,14 @@ def stream_values(partition: Partition, layout: Layout) -> AbstractSet[fx.Node]:
 
 
 def reads_size(node: fx.Node) -> bool:
-    """Whether the operator reads only how large its operand is."""
+    """Whether the operator reads only the size of its operand."""
     if isinstance(node.target, torch._ops.OpOverload):
         return node.target._opname in _SIZE_OPERATORS
     return node.op == "call_method" and node.target in _SIZE_OPERATORS
 
 
 def _held(root: torch.nn.Module, target: str) -> _Source:
-    """What reading an attribute of the graph module means: a parameter, or nothing."""
+    """The source of an attribute of the graph module: a parameter, or nothing."""
     value: object = root
     for name in target.split("."):
         value = getattr(value, name)

@@ -1,19 +1,16 @@
-"""No operator writes to its operands, so no value can change after a block has handed it on."""
+"""Mutation: no operator writes to its operands, so a value never changes after its block ran."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import fx
 
 from fxelastic.errors import PartitionError
-from fxelastic.ir.verify_layout import Layout
-
-if TYPE_CHECKING:
-    from fxelastic.ir.partition import Partition
+from fxelastic.ir.block import BlockGraph
+from fxelastic.ir.verify.layout import Layout
 
 _WRITING_FUNCTIONS = frozenset(
     {
@@ -36,11 +33,11 @@ _WRITING_FUNCTIONS = frozenset(
 )
 
 
-def check_mutation(partition: Partition, layout: Layout) -> None:
+def check_mutation(partition: BlockGraph, layout: Layout) -> None:
     """Check that no operator writes to a value, inside a block or at its boundary.
 
     Raises:
-        PartitionError: One does.
+        PartitionError: An operator writes to one.
     """
     for node in layout.order:
         for value in _written(node):
@@ -53,7 +50,7 @@ def check_mutation(partition: Partition, layout: Layout) -> None:
 
 
 def _written(node: fx.Node) -> Iterator[fx.Node]:
-    """Operands that the operator changes."""
+    """Operands that the operator writes to."""
     yield from _nodes(node.kwargs.get("out"))
     if node.op == "call_method":
         name = str(node.target)
@@ -79,7 +76,7 @@ def _written_by_schema(node: fx.Node, schema: torch.FunctionSchema) -> Iterator[
 
 
 def _nodes(argument: object) -> Iterator[fx.Node]:
-    """The nodes in one argument, which may be a list of them."""
+    """The nodes in one argument, which may be a list."""
     if isinstance(argument, fx.Node):
         yield argument
     elif isinstance(argument, (tuple, list)):

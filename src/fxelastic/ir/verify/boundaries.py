@@ -1,42 +1,109 @@
-"""What a block declares at its boundaries: exactly what the graph says, and what its kind may."""
+"""Boundaries: each block declares exactly what the graph says, and no more than its kind may."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import operator
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
+import torch
 from torch import fx
 
 from fxelastic.errors import PartitionError
-from fxelastic.ir.block import Block
-from fxelastic.ir.verify_crossings import Crossings
-from fxelastic.ir.verify_glue import split_operator
-from fxelastic.ir.verify_layout import Layout
+from fxelastic.ir.block import Block, BlockGraph
+from fxelastic.ir.verify.layout import Layout, quoted
 
-if TYPE_CHECKING:
-    from fxelastic.ir.partition import Partition
+
+@dataclass(frozen=True)
+class Edges:
+    """The values that enter and leave every block, by the graph's edges alone.
+
+    Attributes:
+        reads: For each block, value from outside → its first reader in the block. The values are
+            placeholders and operators of other blocks.
+        escapes: For each block, value read outside → its first reader there, in words.
+    """
+
+    reads: tuple[Mapping[fx.Node, fx.Node], ...]
+    escapes: tuple[Mapping[fx.Node, str], ...]
+
+
+def find_edges(partition: BlockGraph, layout: Layout) -> Edges:
+    """Collect the values that cross boundaries.
+
+    Raises:
+        PartitionError: A value that crosses is a tuple or a number, or a node has no
+            ``meta["val"]``.
+    """
+    for node in layout.nodes.values():
+        if (node in layout.owner or node.op == "placeholder") and "val" not in node.meta:
+            raise PartitionError(
+                f"node {node.name!r} {_origin(partition, layout, node)} has no meta['val']",
+                expected="a fake tensor with its shape and dtype, a tuple of them, or a number",
+                got="nothing",
+            )
+    reads: list[dict[fx.Node, fx.Node]] = [{} for _ in partition.blocks]
+    escapes: list[dict[fx.Node, str]] = [{} for _ in partition.blocks]
+    for node in layout.order:
+        reader = layout.owner[node]
+        for value in node.all_input_nodes:
+            producer = layout.owner.get(value)
+            if producer == reader or value.op == "get_attr":
+                continue
+            where = f"node {node.name!r} of block {partition.blocks[reader].name!r}"
+            if value not in reads[reader]:
+                _check_crosses(partition, layout, value, where)
+                reads[reader][value] = node
+            if producer is not None:
+                escapes[producer].setdefault(value, where)
+    for value in layout.results:
+        if value in layout.owner:
+            if not isinstance(value.meta["val"], (int, torch.SymInt)):  # a model may return a size
+                _check_crosses(partition, layout, value, "the model's result")
+            escapes[layout.owner[value]].setdefault(value, "the model's result")
+    return Edges(tuple(reads), tuple(escapes))
+
+
+def _check_crosses(partition: BlockGraph, layout: Layout, value: fx.Node, reader: str) -> None:
+    if not isinstance(value.meta["val"], torch.Tensor):
+        raise PartitionError(
+            f"value {value.name!r} {_origin(partition, layout, value)} crosses a boundary and is "
+            "not a tensor",
+            expected="one tensor",
+            got=f"a {type(value.meta['val']).__name__}, read by {reader}",
+            fix="keep numbers that the model takes out of tensors (.item(), float()) as tensors"
+            if isinstance(value.meta["val"], (torch.SymInt, torch.SymFloat, torch.SymBool))
+            else None,
+        )
+
+
+def _origin(partition: BlockGraph, layout: Layout, node: fx.Node) -> str:
+    """The source of a value, in words."""
+    if node in layout.owner:
+        return f"of block {partition.blocks[layout.owner[node]].name!r}"
+    return "(an input of the model)"
 
 
 def check_boundaries(
-    partition: Partition, layout: Layout, crossings: Crossings, stream: AbstractSet[fx.Node]
+    partition: BlockGraph, layout: Layout, edges: Edges, stream: AbstractSet[fx.Node]
 ) -> None:
     """Check the inputs, contexts and outputs of every block.
 
     Args:
         partition: The partition.
-        layout: Where every operator stands.
-        crossings: What the graph's edges say about every block.
+        layout: The order of the operators.
+        edges: The values that enter and leave each block.
         stream: The values that belong to the data stream.
 
     Raises:
-        PartitionError: A block declares something else, or more than its kind may.
+        PartitionError: A block declares other values, or more than its kind may.
     """
     for index, block in enumerate(partition.blocks):
-        _check_outputs(block, crossings.escapes[index], layout)
-        _check_reads(block, crossings.reads[index])
+        _check_outputs(block, edges.escapes[index], layout)
+        _check_reads(block, edges.reads[index])
         if block.kind == "context":
-            _check_context(block, crossings.reads[index], stream, layout)
+            _check_context(block, edges.reads[index], stream, layout)
         else:
             _check_stream_block(block, stream, layout)
     for block in partition.blocks:
@@ -56,15 +123,15 @@ def _check_outputs(block: Block, escapes: Mapping[fx.Node, str], layout: Layout)
         if name not in outputs:
             raise PartitionError(
                 f"value {name!r} inside block {block.name!r} is used outside",
-                expected=f"only its outputs ({_listed(block.outputs)}) read elsewhere",
+                expected=f"only its outputs ({quoted(block.outputs)}) read elsewhere",
                 got=f"{name!r} read by {reader}",
             )
     for name in block.outputs:
         if name not in read:
             raise PartitionError(
-                f"block {block.name!r} declares output {name!r}, which it does not give to others",
-                expected=_listed(read),
-                got=_listed(block.outputs),
+                f"block {block.name!r} declares output {name!r}, which no other block reads",
+                expected=quoted(read),
+                got=quoted(block.outputs),
             )
     if block.output != block.outputs[0]:
         raise PartitionError(
@@ -88,16 +155,16 @@ def _check_reads(block: Block, reads: Mapping[fx.Node, fx.Node]) -> None:
         if name not in declared:
             raise PartitionError(
                 f"block {block.name!r} reads {name!r} without declaring it",
-                expected=f"inputs and context to name all of: {_listed(read)}",
-                got=f"{_listed(declared)}; {name!r} is read by node {reader.name!r}",
+                expected=f"inputs and context to name all of: {quoted(read)}",
+                got=f"{quoted(declared)}; {name!r} is read by node {reader.name!r}",
             )
     for name in declared:
         if name not in read:
             raise PartitionError(
                 f"block {block.name!r} declares {name!r}, which none of its nodes reads from "
                 "outside",
-                expected=_listed(read),
-                got=_listed(declared),
+                expected=quoted(read),
+                got=quoted(declared),
             )
     context = set(block.context)
     for name in block.inputs:
@@ -147,11 +214,11 @@ def _check_stream_block(block: Block, stream: AbstractSet[fx.Node], layout: Layo
         raise PartitionError(
             f"{block.kind} block {block.name!r} has {len(block.inputs)} inputs",
             expected="at most one stream value read from outside",
-            got=_listed(block.inputs),
+            got=quoted(block.inputs),
         )
 
 
-def _check_context_sources(partition: Partition, layout: Layout, block: Block) -> None:
+def _check_context_sources(partition: BlockGraph, layout: Layout, block: Block) -> None:
     for name in block.context:
         source = layout.owner.get(layout.nodes[name])
         if source is not None and partition.blocks[source].kind != "context":
@@ -163,5 +230,14 @@ def _check_context_sources(partition: Partition, layout: Layout, block: Block) -
             )
 
 
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(repr(name) for name in names) or "none"
+def split_operator(block: Block, layout: Layout) -> fx.Node | None:
+    """The operator whose results are all of the block's outputs, or None."""
+    sources = [unpacked(layout.nodes[name]) for name in block.outputs]
+    return sources[0] if len(set(sources)) == 1 and sources[0].name not in block.outputs else None
+
+
+def unpacked(node: fx.Node) -> fx.Node:
+    """The operator whose tuple of results holds a value, or the value's own operator."""
+    while node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node

@@ -1,0 +1,172 @@
+"""The interval of blocks that a branch is to stand in for: what every kind does with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from fxelastic.branches.propagation import computes_nothing, graph_flops, misfit
+from fxelastic.branches.trainable import Trainable, trainable
+from fxelastic.ir.block import REPLACEABLE, Block
+from fxelastic.ir.branch import Branch, Refusal
+from fxelastic.ir.liveness import Liveness
+from fxelastic.ir.partition import Partition
+from fxelastic.spec import BranchSpec, branch_id
+
+NOTHING_LEFT = "nothing would be left to compute: 0 FLOPs"
+
+
+class NoBranchError(Exception):
+    """Raised while a branch is made, with the reason why there is none.
+
+    `Interval.attempt` turns it into a `Refusal`; it never reaches the user.
+    """
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Blocks ``[start, stop)`` of a partition, for a branch of one kind.
+
+    Attributes:
+        partition: The partition.
+        liveness: Its liveness.
+        kind: The kind of the branch.
+        start: The first block.
+        stop: The block after the last one.
+    """
+
+    partition: Partition
+    liveness: Liveness
+    kind: str
+    start: int
+    stop: int
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The blocks."""
+        return self.partition.blocks[self.start : self.stop]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the stream values that the blocks read from outside."""
+        made = {name for block in self.blocks for name in block.nodes}
+        read = (name for block in self.blocks for name in block.inputs if name not in made)
+        return tuple(dict.fromkeys(read))
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the values that the blocks compute for others."""
+        return self.liveness.outputs(self.start, self.stop)
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Fake tensors of the only input and the only output.
+
+        Raises:
+            NoBranchError: There are several, or one of them is not a tensor.
+        """
+        inputs, outputs = self.inputs, self.outputs
+        if len(inputs) != 1 or len(outputs) != 1:
+            counted = f"{_counted(len(inputs), 'input')} and {_counted(len(outputs), 'output')}"
+            raise NoBranchError(f"it has {counted} instead of one each")
+        ends = self.partition.value(inputs[0]), self.partition.value(outputs[0])
+        if not all(isinstance(end, Tensor) for end in ends):
+            raise NoBranchError("its input or output is not a tensor")
+        return ends
+
+    def copy(self, *, share: bool = False) -> Trainable:
+        """Copy the blocks as a module with weights of its own; see `trainable`."""
+        return trainable(self.partition, self.start, self.stop, self.liveness, share=share)
+
+    def attempt(self, make: Callable[[Interval], Branch]) -> Branch | Refusal:
+        """Make a branch, or refuse with the reason of a `NoBranchError`."""
+        try:
+            return make(self)
+        except NoBranchError as e:
+            return self.refuse(str(e))
+
+    def rewrite(
+        self,
+        change: Callable[[fx.GraphModule], str],
+        *,
+        variant: str = "",
+        approximate: bool = False,
+    ) -> Branch | Refusal:
+        """Copy the blocks, change the copy's graph, and make a branch of it.
+
+        Args:
+            change: Called with the copy, a graph module with weights of its own and fake tensors as
+                ``meta["val"]`` of its nodes. Changes its graph and weights in place and returns a
+                note for the user (or an empty text); raises `NoBranchError` if it can't.
+            variant: Tells several branches of this kind for one interval apart; part of the id.
+            approximate: See `Branch`.
+
+        Returns:
+            The branch, or a refusal if the blocks have several inputs or outputs, the copy can't be
+            changed, its result has another shape or dtype, or there is nothing left to compute.
+        """
+
+        def make(self: Interval) -> Branch:
+            _, result = self.ends()
+            copied = self.copy()
+            note = change(copied.module)
+            problem = misfit(copied.module, self.operands(copied), result)
+            if problem:
+                raise NoBranchError(f"the changed block would not fit: {problem}")
+            if computes_nothing(copied.module):
+                raise NoBranchError(NOTHING_LEFT)
+            return self.branch(copied, variant=variant, note=note, approximate=approximate)
+
+        return self.attempt(make)
+
+    def operands(self, copied: Trainable) -> list[Any]:
+        """The captured values of what a copy reads, one for each placeholder."""
+        return [self.partition.value(name) for name in (*copied.inputs, *copied.context)]
+
+    def branch(
+        self, copied: Trainable, *, variant: str = "", note: str = "", approximate: bool = False
+    ) -> Branch:
+        """Make a branch of a graph module whose nodes have shapes, which its FLOPs depend on.
+
+        Args:
+            copied: The module, and the names of what it reads and computes.
+            variant: See `rewrite`.
+            note: See `Branch`.
+            approximate: See `Branch`.
+        """
+        copied.module.graph.lint()
+        copied.module.recompile()
+        spec = self.spec(n_weights(copied.module), graph_flops(copied.module), variant)
+        return Branch(
+            *(spec, copied.module, copied.inputs, copied.outputs, copied.context),
+            approximate=approximate,
+            note=note,
+        )
+
+    def spec(self, n_params: int, flops: int, variant: str = "") -> BranchSpec:
+        """The entry of a branch in the search space."""
+        name = branch_id(f"{self.kind}{variant}", self.start, self.stop)
+        return BranchSpec(name, self.kind, self.start, self.stop, n_params, flops)
+
+    def refuse(self, reason: str) -> Refusal:
+        """The refusal of a branch."""
+        return Refusal(reason, self.kind, self.start, self.stop)
+
+
+def intervals(partition: Partition, kind: str) -> Iterator[Interval]:
+    """Each block that branches may replace, as an interval, in execution order."""
+    liveness = Liveness(partition)
+    for i, block in enumerate(partition.blocks):
+        if block.kind in REPLACEABLE:
+            yield Interval(partition, liveness, kind, i, i + 1)
+
+
+def n_weights(module: nn.Module) -> int:
+    """Number of parameters of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n} {noun}{'s' * (n != 1)}"
