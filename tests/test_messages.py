@@ -108,11 +108,11 @@ def exported(model: nn.Module | None = None, **options: Any) -> Callable[[Path],
 
 #: What provokes a message, its type, and what it says.
 PROVOKED: dict[str, tuple[Callable[[Path], object], type[FxElasticError], str]] = {
-    "calibration of a number": (calibrated(3), UsageError, "calibration is no data"),
+    "calibration of a number": (calibrated(3), UsageError, "calibration must be a tensor or an iterable"),
     "calibration of numbers": (calibrated([3]), UsageError, "batch 0 of calibration"),
-    "calibration of nothing": (calibrated([]), UsageError, "calibration has no batches"),
-    "a call of another structure": (call([X]), UsageError, "do not have the structure"),
-    "a call without a tensor": (call(3), UsageError, "do not have the structure"),
+    "calibration of nothing": (calibrated([]), UsageError, "calibration must have at least one batch"),
+    "a call of another structure": (call([X]), UsageError, "have another structure"),
+    "a call without a tensor": (call(3), UsageError, "have another structure"),
     "a call of another size": (call(X[:, :4]), UsageError, "has another shape or dtype"),
     "a call of another dtype": (call(X.double()), UsageError, "has another shape or dtype"),
     "a call that gives an input twice": (call(X, input=X), UsageError, "is given twice"),
@@ -163,12 +163,12 @@ PROVOKED: dict[str, tuple[Callable[[Path], object], type[FxElasticError], str]] 
     "a number between blocks": (
         lambda _: fxelastic.partition(Scales(), 0.4, X),
         PartitionError,
-        "the numbers that the model takes out of tensors",
+        "keep numbers that the model takes out of tensors",
     ),
     "a number as a result": (
         lambda _: fxelastic.partition(Does(lambda x: (x, x.mean().item())), 1.0, X),
         PartitionError,
-        "the numbers that the model takes out of tensors",
+        "keep numbers that the model takes out of tensors",
     ),
 }
 

@@ -144,5 +144,5 @@ def test_what_is_no_data(data: object) -> None:
 
 
 def test_expand_refuses_bad_data_before_the_capture() -> None:
-    with pytest.raises(UsageError, match="calibration has no batches"):
+    with pytest.raises(UsageError, match="calibration must have at least one batch"):
         fxelastic.expand(nn.Identity(), calibration=[])

@@ -51,7 +51,7 @@ CONVOLUTIONAL: dict[str, Corruption] = {
     ),
     "signature of too many names": (
         lambda p: replace(p, signature=replace(p.signature, names=("x", "y", "z"))),
-        "a name of its own",
+        "a unique name",
     ),
     "missing node": (
         lambda p: change(p, "stem", nodes=("stem_conv", "stem_bn")),

@@ -315,7 +315,7 @@ MUTATIONS: dict[Mutation, str] = {
     duplicate_name: "two blocks are named",
     nodes_reversed: "comes before its operand",
     blocks_swapped: "comes before its operand",
-    node_moved: "is not in block|used outside|does not give to others|not a tensor",
+    node_moved: "is not in block|used outside|no other block reads|not a tensor",
     in_place_operator: "writes to",
     no_value: r"has no meta\['val'\]",
     wrong_output: "used outside",

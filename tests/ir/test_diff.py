@@ -98,7 +98,7 @@ def test_moved_blocks() -> None:
     made = convolutional()
     diff = compare(replace(made, blocks=(made.blocks[1], made.blocks[0], *made.blocks[2:])))
     assert diff.moved
-    assert diff.summary() == ["the blocks stand in another order"]
+    assert diff.summary() == ["the blocks are in another order"]
 
 
 def test_settings_are_compared() -> None:

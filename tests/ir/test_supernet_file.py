@@ -144,9 +144,9 @@ def _foreign(data: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda data: data[:-100], "a whole safetensors file"),
-        (lambda data: b"", "a whole safetensors file"),
-        (lambda data: b"x" * 500, "a whole safetensors file"),
+        (lambda data: data[:-100], "a complete safetensors file"),
+        (lambda data: b"", "a complete safetensors file"),
+        (lambda data: b"x" * 500, "a complete safetensors file"),
         (_flipped, "as it was written"),
         (_of_another_schema, "schema"),
         (_foreign, "schema"),

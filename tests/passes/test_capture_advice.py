@@ -133,23 +133,23 @@ OUTERMOST: dict[str, tuple[Callable[[], nn.Module], Any, str, str, str]] = {
     "item": (
         lambda: Does(lambda x: sum([x] * int(x.abs().sum().item()))),
         X,
-        "a number out of a tensor",
+        "a tensor into a number",
         ".item()",
-        "leave the number a tensor",
+        "keep the number as a tensor",
     ),
     "int": (
         lambda: Does(lambda x: sum([x] * (1 + int((x > 0).sum())))),
         X,
-        "a number out of a tensor",
+        "a tensor into a number",
         "int((x > 0).sum())",
-        "leave the number a tensor",
+        "keep the number as a tensor",
     ),
     "numpy": (
         lambda: Does(lambda x: torch.from_numpy(np.tanh(x.detach().numpy()))),
         X,
         "numpy",
         "np.tanh",
-        "torch functions in the place of numpy's",
+        "torch functions instead of numpy's",
     ),
     "asarray": (
         lambda: Does(lambda x: torch.tensor(np.asarray(x.detach()))),
