@@ -108,9 +108,17 @@ def exported(model: nn.Module | None = None, **options: Any) -> Callable[[Path],
 
 #: What provokes a message, its type, and what it says.
 PROVOKED: dict[str, tuple[Callable[[Path], object], type[FxElasticError], str]] = {
-    "calibration of a number": (calibrated(3), UsageError, "calibration must be a tensor or an iterable"),
+    "calibration of a number": (
+        calibrated(3),
+        UsageError,
+        "calibration must be a tensor or an iterable",
+    ),
     "calibration of numbers": (calibrated([3]), UsageError, "batch 0 of calibration"),
-    "calibration of nothing": (calibrated([]), UsageError, "calibration must have at least one batch"),
+    "calibration of nothing": (
+        calibrated([]),
+        UsageError,
+        "calibration must have at least one batch",
+    ),
     "a call of another structure": (call([X]), UsageError, "have another structure"),
     "a call without a tensor": (call(3), UsageError, "have another structure"),
     "a call of another size": (call(X[:, :4]), UsageError, "has another shape or dtype"),
