@@ -113,9 +113,9 @@ def test_other_weights_of_the_model_are_told(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kinds": ("merged",)}, "another one: it also has"),
-        ({"prune": (0.25,)}, "another one: it also has"),
-        ({"prune": (0.25, 0.5, 0.75)}, "another one: it has no"),
+        ({"kinds": ("merged",)}, "another supernet: it also has"),
+        ({"prune": (0.25,)}, "another supernet: it also has"),
+        ({"prune": (0.25, 0.5, 0.75)}, "another supernet: it has no"),
     ],
 )
 def test_another_structure(
@@ -147,7 +147,7 @@ def _foreign(data: bytes) -> bytes:
         (lambda data: data[:-100], "a complete safetensors file"),
         (lambda data: b"", "a complete safetensors file"),
         (lambda data: b"x" * 500, "a complete safetensors file"),
-        (_flipped, "as it was written"),
+        (_flipped, "an unchanged file"),
         (_of_another_schema, "schema"),
         (_foreign, "schema"),
     ],
