@@ -95,6 +95,7 @@ def main() -> int:
     parser.add_argument(
         "--epochs", type=int, default=12, help="of the model; a third for each stage"
     )
+    parser.add_argument("--seconds", type=float, default=10, help="to measure the device")
     args = parser.parse_args()
     torch.manual_seed(0)
     model = Classifier()
@@ -113,7 +114,7 @@ def main() -> int:
     # A device does what follows; arrays go by the names of the model's inputs.
     tokens, mask, classes = (array.numpy() for array in bracelets(500, seed=1))
     local = {"input_ids": tokens, "attention_mask": mask, "targets": classes}
-    table = edge.profile(bundle, time_budget_s=10)
+    table = edge.profile(bundle, time_budget_s=args.seconds)
     budgets = ["60%", "80%", "100%"]
     # Runs of so small a model last too short for an exact table on a busy machine.
     result = edge.search(bundle, table, local, budget=budgets, max_subnets=60, force=True)

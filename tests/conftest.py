@@ -26,13 +26,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="leave out what takes long")
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Take what is slow first, or not at all."""
-    items.sort(key=lambda item: not item.nodeid.startswith(SLOW))
+    """Take what is slow first, or not at all, and the tests of a group one after another."""
+    groups: dict[object, int] = {}
+    places = [groups.setdefault(_group(item), len(groups)) for item in items]
+    keys = {item: (not item.nodeid.startswith(SLOW), places[i]) for i, item in enumerate(items)}
+    items.sort(key=keys.__getitem__)
     if config.getoption("fast"):
         chosen = [item for item in items if is_fast(item.nodeid, _values(item))]
         config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
         items[:] = chosen
+
+
+def _group(item: pytest.Item) -> object:
+    """What tests have in common that belong together: their group, else their module."""
+    marker = item.get_closest_marker("xdist_group")
+    return marker.args[0] if marker else item.path
 
 
 def _values(item: pytest.Item) -> list[object]:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ def test_python_blocks_run(
     monkeypatch.chdir(tmp_path)
     # So small a model, timed beside other tests, may well get a table that is marked unusable.
     monkeypatch.setattr(LatencyTable, "check_usable", lambda *args, **options: None)
+    limit_times(monkeypatch)
     text = page.read_text(encoding="utf-8")
     if '("bundle' in text and page.name != "README.md":
         shutil.copytree(device_files, tmp_path, dirs_exist_ok=True)
@@ -101,6 +103,18 @@ def device_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = edge.search(bundle, table, folder / "local.npz", **options)
     result.pool.save(folder / "bundle.pool.json")
     return folder
+
+
+def limit_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what may take minutes on the pages take two seconds."""
+    profile, search = edge.profile, edge.search
+
+    def short_search(*args: Any, **options: Any) -> Any:
+        limited = {"time_budget_s": 2} if "time_budget_s" in options else {}
+        return search(*args, **options | limited)
+
+    monkeypatch.setattr(edge, "profile", partial(profile, time_budget_s=2))
+    monkeypatch.setattr(edge, "search", short_search)
 
 
 def run_in_two_processes(code: str) -> None:

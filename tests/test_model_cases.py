@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -13,11 +14,20 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from tests.models import CASES, TAGS, ModelCase, case, collect
+from tests.models.captured import grouped
 from tests.models.compare import assert_same_output, tensors
 
-NAMES = tuple(CASES)
-EXPORTABLE = tuple(name for name in NAMES if "no-plain-export" not in CASES[name].tags)
+NAMES = tuple(grouped(name) for name in CASES)
+EXPORTABLE = tuple(
+    grouped(name) for name, item in CASES.items() if "no-plain-export" not in item.tags
+)
 BATCHES = (1, 2, 3)
+
+
+@lru_cache(maxsize=1)
+def built(name: str) -> nn.Module:
+    """A model for tests that only call it."""
+    return case(name).build()
 
 
 def batch_dim(item: ModelCase) -> int:
@@ -100,8 +110,7 @@ def test_builds_the_same_model_every_time(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_at_every_batch_size(name: str) -> None:
-    item = case(name)
-    model = item.build()
+    item, model = case(name), built(name)
     for batch in BATCHES:
         found = tensors(run(model, item, batch))
         assert found
@@ -118,8 +127,7 @@ def test_runs_at_every_batch_size(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_signature_tags_are_true(name: str) -> None:
-    item = case(name)
-    model = item.build()
+    item, model = case(name), built(name)
     args, kwargs = item.inputs(2)
     inputs = tensors([args, kwargs])
     before = [tensor.clone() for tensor in inputs]
@@ -144,7 +152,7 @@ def test_signature_tags_are_true(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_symbolic_trace_fails_where_the_tag_says_so(name: str) -> None:
     try:
-        torch.fx.symbolic_trace(case(name).build())
+        torch.fx.symbolic_trace(built(name))
     except Exception:  # noqa: BLE001  # whatever the tracer meets first
         traced = False
     else:
@@ -154,8 +162,7 @@ def test_symbolic_trace_fails_where_the_tag_says_so(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXPORTABLE)
 def test_exports(name: str) -> None:
-    item = case(name)
-    model = item.build()
+    item, model = case(name), built(name)
     dynamic = "no-dynamic-export" not in item.tags
     program = export(model, item, dynamic)
     module = program.module()
@@ -173,13 +180,13 @@ def test_exports(name: str) -> None:
     assert {tag for tag in found if found[tag]} == item.tags & found.keys()
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in EXPORTABLE])
+@pytest.mark.parametrize("name", [n for n in CASES if "no-plain-export" in CASES[n].tags])
 def test_export_fails_where_the_tag_says_so(name: str) -> None:
     with pytest.raises((RuntimeError, torch._dynamo.exc.UserError)):
         export(case(name).build(), case(name), dynamic=False)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if "no-dynamic-export" in CASES[n].tags])
+@pytest.mark.parametrize("name", [n for n in CASES if "no-dynamic-export" in CASES[n].tags])
 def test_dynamic_export_fails_where_the_tag_says_so(name: str) -> None:
     with pytest.raises(AssertionError, match="tree_name"):
         export(case(name).build(), case(name), dynamic=True)
@@ -192,7 +199,7 @@ def test_published_architectures_have_their_published_sizes() -> None:
         "mobilenet_v2": 3_504_872,
         "vgg11": 132_863_336,
     }
-    assert {n for n in NAMES if "real" in CASES[n].tags} == published.keys()
+    assert {n for n in CASES if "real" in CASES[n].tags} == published.keys()
     for name, n_params in published.items():
         assert sum(p.numel() for p in case(name).build().parameters()) == n_params
 

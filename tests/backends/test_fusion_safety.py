@@ -21,6 +21,8 @@ from fxelastic.backends.onnxruntime.kernels import (
     export_each,
     optimised_kernels,
 )
+from fxelastic.backends.onnxruntime.pieces import Piece
+from fxelastic.backends.onnxruntime.templates import templates
 from fxelastic.ir import Block, Partition, Traced
 from fxelastic.ir.fusion import canonical_operator
 from fxelastic.ir.partition import extract
@@ -100,11 +102,11 @@ def diffs(
     """
     traced, inputs = traced_with_inputs(name)
     partitions = [partitioned(name, gamma) for gamma in gammas]
-    pieces: list[tuple[fx.GraphModule, Sequence[Any]]] = [(traced.graph_module, inputs)]
+    pieces = [whole_piece(traced.graph_module, inputs)]
     for partition in partitions:
         values = Values(partition.graph_module, inputs).values
         pieces += [piece(partition, block, values) for block in partition.blocks]
-    whole, *rest = map(optimised_kernels, export_each(pieces, dynamic_batch))
+    whole, *rest = kernels(pieces, dynamic_batch)
     result = []
     for partition in partitions:
         parts, rest = rest[: len(partition.blocks)], rest[len(partition.blocks) :]
@@ -112,12 +114,29 @@ def diffs(
     return result
 
 
-def piece(
-    partition: Partition, block: Block, values: Mapping[str, Any]
-) -> tuple[fx.GraphModule, list[Any]]:
-    """A block as a module, and its inputs."""
+def whole_piece(module: fx.GraphModule, inputs: Sequence[Any]) -> Piece:
+    """A model as a module to convert."""
+    return Piece("whole", module, (), ("result",), tuple(inputs), ())
+
+
+def piece(partition: Partition, block: Block, values: Mapping[str, Any]) -> Piece:
+    """A block as a module to convert."""
     names = (*block.inputs, *block.context)
-    return extract(partition, block), [values[name] for name in names]
+    operands = tuple(values[name] for name in names)
+    return Piece(block.name, extract(partition, block), names, block.outputs, operands, ())
+
+
+def kernels(pieces: Sequence[Piece], dynamic_batch: bool) -> list[Counter[str]]:
+    """The kernels of each piece; those that differ in their weights alone have the same."""
+    groups = templates(pieces)
+    firsts = [(group.first.module, group.first.examples) for group in groups]
+    models = export_each(firsts, dynamic_batch)
+    found = {
+        id(piece): counted
+        for group, counted in zip(groups, map(optimised_kernels, models), strict=True)
+        for piece in group.pieces
+    }
+    return [found[id(piece)] for piece in pieces]
 
 
 def unexplained(partition: Partition, diff: KernelDiff) -> tuple[Counter[str], Counter[str]]:
@@ -204,9 +223,9 @@ def test_a_bad_cut_fails(producer: str, consumer: str, kernel: str) -> None:
     )
     spoiled = dataclasses.replace(partition, blocks=(head, tail, *partition.blocks[1:]))
     values = Values(partition.graph_module, inputs).values
-    pieces = [(partition.graph_module, inputs)]
+    pieces = [whole_piece(partition.graph_module, inputs)]
     pieces += [piece(spoiled, block, values) for block in spoiled.blocks]
-    whole, *parts = map(optimised_kernels, export_each(pieces, dynamic_batch=False))
+    whole, *parts = kernels(pieces, dynamic_batch=False)
     diff = compare_kernels(whole, parts)
     assert not diff.equal
     assert diff.lost == {"com.microsoft.FusedConv[Relu]": 1}

@@ -33,9 +33,11 @@ class Composed(nn.Module):
         return given if len(given) > 1 else given[0]
 
 
-def compose(partition: Partition, start: int, stop: int) -> Branch | None:
+def compose(
+    partition: Partition, start: int, stop: int, liveness: Liveness | None = None
+) -> Branch | None:
     """One branch for an interval; None where nothing reads what it computes."""
-    liveness = Liveness(partition)
+    liveness = liveness or Liveness(partition)
     blocks = partition.blocks[start:stop]
     live = set(liveness.live(start))
     inputs, context = (
@@ -57,9 +59,9 @@ def compose(partition: Partition, start: int, stop: int) -> Branch | None:
 
 def all_composed(partition: Partition, spans: tuple[int, ...]) -> Iterator[Branch]:
     """A branch for each interval of these lengths."""
-    n_blocks = len(partition.blocks)
+    n_blocks, liveness = len(partition.blocks), Liveness(partition)
     for start in range(n_blocks):
         for stop in (start + span for span in spans if start + span <= n_blocks):
-            branch = compose(partition, start, stop)
+            branch = compose(partition, start, stop, liveness)
             if branch is not None:
                 yield branch

@@ -7,10 +7,11 @@ zero. That says which channels were removed, and nothing of how.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxelastic.branches.interval import Interval, NoBranchError
 from fxelastic.branches.pruned import changes_statistics, prunable, prune
@@ -39,6 +40,11 @@ class PrunedBlock:
 
     def masked(self, operands: list[Any]) -> Tensor:
         """The whole block's result where nothing is read from removed channels."""
+        with torch.no_grad():
+            return self._masked_block(*operands)
+
+    @cached_property
+    def _masked_block(self) -> nn.Module:
         whole = trainable(self.partition, self.block, self.block + 1, Liveness(self.partition))
         module = whole.module.eval()
         dims = {str(n.target): d for n, d in self.analysis.dims.items() if n.op == "get_attr"}
@@ -49,8 +55,7 @@ class PrunedBlock:
             shape = [1] * weight.dim()
             shape[dim] = -1
             weight.data.mul_(mask.view(shape))
-        with torch.no_grad():
-            return module(*operands)
+        return module
 
 
 def pruned_block(partition: Partition, block: int, ratio: float) -> PrunedBlock | str:
