@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -288,17 +289,7 @@ def _report(supernet: Supernet, histories: list[History], path: Path) -> dict[st
         "weights": str(path),
         "n_branches": len(supernet.branches),
         "n_subnets": supernet.space.count(),
-        "stages": [
-            {
-                "stage": history.stage,
-                "steps": history.steps,
-                "resumed_at": history.resumed_at,
-                "refused": list(history.refused),
-                "coverage": dict(history.coverage),
-                "epochs": [report.to_json() for report in history.epochs],
-            }
-            for history in histories
-        ],
+        "stages": [dataclasses.asdict(history) for history in histories],
     }
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fxelastic.report.run_folder import RunFolder
-from fxelastic.report.trace import plot_trace, required
+from fxelastic.report.trace import TraceData, plot_trace, required
 from fxelastic.spec import Arch
 
 if TYPE_CHECKING:
@@ -57,65 +57,66 @@ class Plot:
 
 def plots(run: RunFolder) -> list[Plot]:
     """Every figure for which the run has the data."""
-    found = []
-    if run.pool is not None or run.chosen:
-        found.append(
+    trace, pool = run.trace, run.pool
+    candidates = (
+        (
+            pool is not None or bool(run.chosen),
             Plot(
                 "tradeoff",
                 "Accuracy and latency",
                 "Every subnet that the search evaluated, the Pareto front, the subnet of each "
                 "budget as measured, and the original.",
                 lambda: _tradeoff(run),
-            )
-        )
-    if run.bundle is not None:
-        found.append(
+            ),
+        ),
+        (
+            run.bundle is not None,
             Plot(
                 "supernet",
                 "The supernet, and the path of the smallest budget",
                 "Blocks from left to right; a box is a branch and spans the blocks it replaces. "
                 "Filled boxes belong to the subnet.",
                 lambda: _supernet(run),
-            )
-        )
-    if run.table is not None and run.bundle is not None:
-        found.append(
+            ),
+        ),
+        (
+            run.table is not None and run.bundle is not None,
             Plot(
                 "latency",
                 "Latency by block and branch",
-                "What each branch takes in a subnet, in ms; the darker, the longer.",
+                "The latency of each branch in a subnet, in ms; the darker, the longer.",
                 lambda: _heat_map(run),
-            )
-        )
-    if run.search is not None:
-        found.append(
+            ),
+        ),
+        (
+            run.search is not None,
             Plot(
                 "search",
                 "The search",
                 "The best score so far by the number of subnets evaluated, for each budget.",
                 lambda: _history(run),
-            )
-        )
-    if run.pool is not None and len(run.pool) > 1:
-        found.append(
+            ),
+        ),
+        (
+            pool is not None and len(pool) > 1,
             Plot(
                 "ranges",
                 "Accuracy by range of latency",
                 "Mean and best score of the subnets evaluated, by their latency.",
                 lambda: _ranges(run),
-            )
-        )
-    trace = run.trace
-    if trace is not None and trace.requests:
-        found.append(
+            ),
+        ),
+        (
+            trace is not None and bool(trace.requests),
             Plot(
                 "trace",
                 "Serving while the load changes",
                 "Latency of requests, the subnet in use, its accuracy, and r over time.",
-                lambda: plot_trace(trace),
-            )
-        )
-    return found
+                lambda: plot_trace(trace or TraceData()),
+            ),
+        ),
+    )
+    return [plot for drawn, plot in candidates if drawn]
 
 
 @contextmanager

@@ -129,13 +129,7 @@ def spearman(output: Any, teacher: Any) -> float:
 
 def _vectors(output: Any, teacher: Any) -> tuple[Tensor, Tensor]:
     ours, theirs = _main(output), _main(teacher)
-    if ours.shape != theirs.shape:
-        raise UsageError(
-            f"a result has the shape {tuple(ours.shape)}, and the original's {tuple(theirs.shape)}",
-            expected=f"the original's shape {tuple(theirs.shape)}",
-            got=str(tuple(ours.shape)),
-            fix="pass a metric of your own: metric=function of (result, target)",
-        )
+    check_shapes(ours, theirs)
     # On the CPU, since some devices lack double precision.
     n = len(ours)
     width = ours.numel() // n if n else 0
