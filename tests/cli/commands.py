@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -15,13 +14,7 @@ def environment() -> dict[str, str]:
 
 
 def fxelastic(*argv: str, cwd: Path, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
-    """``fxelastic …`` in a fresh process."""
-    return subprocess.run(
-        [sys.executable, "-m", "fxelastic.cli", *argv],
-        cwd=cwd,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
+    """``fxelastic …`` in a process of its own, with torch imported already."""
+    from tests import warm
+
+    return warm.run("fxelastic.cli", *argv, cwd=cwd, timeout_s=timeout_s)

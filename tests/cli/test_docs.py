@@ -6,7 +6,6 @@ import argparse
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,8 @@ import pytest
 from fxelastic.cli.app import build_parser
 from fxelastic.cli.explain_json import SCHEMA, report
 from fxelastic.cli.export import build_export_parser
-from tests.cli.commands import ROOT, environment
+from tests import warm
+from tests.cli.commands import ROOT
 from tests.cli.docs_sessions import fenced, refreshed
 from tests.ir.hand_written import tied
 
@@ -98,14 +98,7 @@ def test_the_recipe_for_pytest_works(tmp_path: Path) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
 
     def pytest_run(*argv: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *argv],
-            cwd=tmp_path,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return warm.run("pytest", "-q", "-p", "no:cacheprovider", *argv, cwd=tmp_path)
 
     updated = pytest_run("--update-golden")
     assert updated.returncode == 0, updated.stdout
