@@ -17,21 +17,15 @@ import pytest
 import torch
 
 from fxelastic.cli import export_main, main
-from tests.cli.commands import ROOT, environment
+from tests import warm
+from tests.cli.commands import ROOT
 
 EXAMPLES = ROOT / "examples"
 
 
-def run(*argv: str, timeout_s: float = 600) -> subprocess.CompletedProcess[str]:
-    """An example in a process of its own, with one thread."""
-    return subprocess.run(
-        [sys.executable, str(EXAMPLES / argv[0]), *argv[1:]],
-        env={**environment(), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
+def run(name: str, *argv: str, timeout_s: float = 600) -> subprocess.CompletedProcess[str]:
+    """An example in a process of its own."""
+    return warm.run(str(EXAMPLES / name), *argv, cwd=Path.cwd(), timeout_s=timeout_s)
 
 
 # What the demo says before it is interrupted.
@@ -79,25 +73,23 @@ def interrupted_demo(folder: Path, moment: str, after_s: float) -> str:
 
     As in a terminal, all processes of the demo get the signal.
     """
-    process = subprocess.Popen(
-        [sys.executable, str(EXAMPLES / "demo.py"), "--quick", "--out", str(folder)],
-        env={**environment(), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
+    reader, writer = os.pipe()
+    demo = (str(EXAMPLES / "demo.py"), "--quick", "--out", str(folder))
+    process = warm.start(*demo, cwd=Path.cwd(), stdout=writer, stderr=writer)
+    os.close(writer)
     said = ""
-    for line in process.stdout:
-        said += line
-        if moment in line and not line.rstrip().endswith("there already"):
-            break
-    time.sleep(after_s)
-    os.killpg(process.pid, signal.SIGINT)
-    rest, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, said + rest
-    return said + rest
+    with open(reader) as lines:
+        for line in lines:
+            said += line
+            if moment in line and not line.rstrip().endswith("there already"):
+                break
+        time.sleep(after_s)
+        assert process.pid is not None
+        os.killpg(process.pid, signal.SIGINT)
+        said += lines.read()
+    process.join(120)
+    assert process.exitcode == 130, said
+    return said
 
 
 @pytest.mark.parametrize(
@@ -135,7 +127,17 @@ def test_the_demo_measures_again_when_the_device_has_changed(
 
 
 def test_a_transformer_with_masks(tmp_path: Path) -> None:
-    done = run("text_classification.py", "--texts", "200", "--epochs", "1", "--out", str(tmp_path))
+    done = run(
+        "text_classification.py",
+        "--texts",
+        "200",
+        "--epochs",
+        "1",
+        "--seconds",
+        "2",
+        "--out",
+        str(tmp_path),
+    )
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"^\s*\d+%.* ms .*%", done.stdout, re.MULTILINE)) == 3
 
