@@ -251,7 +251,7 @@ class Stage:
         """Describe a stage; see the attributes.
 
         Raises:
-            UsageError: The objective does not take this sampling, or the name is no file name.
+            UsageError: The objective does not take this sampling, or the name is not a valid file name.
         """
         alone = bool(objective.independent)
         if sampling is None:
