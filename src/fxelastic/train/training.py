@@ -251,7 +251,8 @@ class Stage:
         """Describe a stage; see the attributes.
 
         Raises:
-            UsageError: The objective does not take this sampling, or the name is not a valid file name.
+            UsageError: The objective does not take this sampling, or the name is not a
+                valid file name.
         """
         alone = bool(objective.independent)
         if sampling is None:
