@@ -264,12 +264,12 @@ def no_jinja2(place: Place) -> None:
 
 
 REPRODUCED: dict[str, Callable[[Place], None]] = {
-    "no example inputs were given for … and none could be inferred": no_inputs,
-    "… cannot be captured": uncaptured,
+    "… needs example inputs, and none could be inferred": no_inputs,
+    "… can't be captured": uncaptured,
     "… have no values": no_values,
     "… have no shape yet": no_shape,
     "the batch seems to be in dimension 1 of …": second_dimension,
-    "gamma is not a share of the model's parameters": bad_gamma,
+    "gamma must be above 0 and at most 1, got …": bad_gamma,
     "the partition of … is not the golden one": golden,
     "NaN or infinity at …": nan_data,
     "no checkpoint of … can be used": foreign_checkpoint,

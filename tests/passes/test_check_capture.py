@@ -62,7 +62,7 @@ def test_a_sample_that_is_treated_unlike_a_batch_is_told() -> None:
     traced = capture(model, torch.randn(3, 4))
     assert traced.dynamic_batch
     assert traced.warnings == (
-        "at batch size 1 the capture computes something else than the model",
+        "at batch size 1 the capture computes another result than the model",
     )
 
 
@@ -184,5 +184,5 @@ def test_what_a_capture_can_t_hold_is_told(between: Callable[[Tensor], Tensor], 
 
 def test_a_scripted_part_is_named() -> None:
     model = nn.Sequential(nn.Linear(8, 8), torch.jit.script(nn.Linear(8, 8))).eval()
-    with pytest.raises(UsageError, match="scripted module cannot be captured: 1"):
+    with pytest.raises(UsageError, match="scripted module can't be captured: 1"):
         capture(model, torch.randn(2, 8))

@@ -105,5 +105,5 @@ def test_an_output_of_any_size_is_refused() -> None:
             return (x * self.weight)[x.sum(1) > 0]
 
     x = torch.tensor([[1.0, 2, 3, 4], [-1, -2, -3, -4], [1, 1, 1, 1]])
-    with pytest.raises(CaptureError, match="follows no input's"):
+    with pytest.raises(CaptureError, match="does not follow an input's shape"):
         capture(nn.Sequential(nn.Identity(), Selects(), nn.Linear(4, 4)), x)

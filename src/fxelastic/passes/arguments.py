@@ -1,4 +1,4 @@
-"""The example inputs: normalise what the user gave, or infer them from the model."""
+"""The example inputs: normalise the user's inputs, or infer inputs from the model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
-#: Side lengths of images tried in turn when the model does not say its own.
+#: Side lengths of images to try in turn if the model does not declare its own.
 _IMAGE_SIZES = (224, 32, 64, 28, 128, 256, 299, 384, 96, 448, 512)
 _SEQUENCE_LENGTHS = (16, 64, 128, 512)
 _SIGNAL_LENGTHS = (1024, 128, 16000)
@@ -36,7 +36,7 @@ def resolve_arguments(model: nn.Module, example_inputs: Any) -> Arguments:
 
     Raises:
         UsageError: ``example_inputs`` has another type.
-        CaptureError: Nothing was given and nothing could be inferred.
+        CaptureError: There are no inputs, and none could be inferred.
     """
     if example_inputs is None:
         return _infer(model)
@@ -57,7 +57,7 @@ def _normalise(example_inputs: Any) -> Arguments:
     if isinstance(example_inputs, Mapping):
         return (), _string_keys(example_inputs)
     raise UsageError(
-        "example_inputs has a type that cannot be passed to a model",
+        "example_inputs has a type that a model can't take",
         expected="a tensor, a tuple of inputs, a dict of keyword inputs, or (tuple, dict)",
         got=type(example_inputs).__name__,
         fix=f"for example {_HINTS}",
@@ -90,9 +90,9 @@ def _infer(model: nn.Module) -> Arguments:
         return arguments
     required = ", ".join(_required(model)) or "its inputs"
     raise CaptureError(
-        f"no example inputs were given for {type(model).__name__} and none could be inferred",
+        f"{type(model).__name__} needs example inputs, and none could be inferred",
         expected=f"example_inputs for: {required}",
-        got="; ".join(tried[:3]) if tried else "no layer that tells the input's shape",
+        got="; ".join(tried[:3]) if tried else "no layer from which the input's shape follows",
         fix=f"pass them, for example {_example_call(model)}",
     )
 
@@ -107,7 +107,7 @@ def _candidates(model: nn.Module) -> Iterator[tuple[str, Arguments]]:
 
 
 def _declared(model: nn.Module) -> Iterator[tuple[str, Arguments]]:
-    """Inputs the model itself declares, by the conventions of the common libraries."""
+    """Inputs that the model itself declares, by the conventions of common libraries."""
     device, dtype = _device_and_dtype(model)
     example = _attribute(model, "example_input_array")
     if example is not None:
@@ -131,16 +131,16 @@ def _declared(model: nn.Module) -> Iterator[tuple[str, Arguments]]:
 
 
 def _attribute(model: nn.Module, name: str) -> Any:
-    """An attribute that a model may have; None where it has none, or a property that fails."""
+    """An attribute of a model; None if it has none, or if it is a property that fails."""
     try:
         return getattr(model, name, None)
-    except Exception as e:  # noqa: BLE001  # the user's code may raise anything; others are tried
+    except Exception as e:  # noqa: BLE001  # the user's code may raise anything; other sources follow
         logger.warning("%s of %s can't be read: %s", name, type(model).__name__, said(e))
         return None
 
 
 def _from_first_layer(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Inputs shaped for the first few layers with parameters, in order of registration."""
+    """Inputs with shapes for the first layers with parameters, in order of registration."""
     device, dtype = _device_and_dtype(model)
     sides = tuple(dict.fromkeys((*_declared_sides(model), *_IMAGE_SIZES)))
     layers = [
@@ -189,7 +189,7 @@ def _shapes(layer: nn.Module, sides: tuple[int, ...]) -> Iterator[tuple[tuple[in
 
 
 def _declared_sides(model: nn.Module) -> Iterator[int]:
-    """Image sizes that the model or one of its parts states as an attribute."""
+    """Image sizes that the model or one of its parts has as an attribute."""
     holders: list[Any] = [model, getattr(model, "config", None)]
     holders += list(model.children())
     for holder in holders:

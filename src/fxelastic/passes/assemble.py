@@ -1,4 +1,4 @@
-"""Turn packs into blocks over a graph whose nodes stand in block order."""
+"""Turn packs into blocks over a graph whose nodes are in block order."""
 
 from __future__ import annotations
 
@@ -15,16 +15,14 @@ from fxelastic.ir.operators import node_parameters
 from fxelastic.ir.traced import Traced
 from fxelastic.passes.contexts import arrange_contexts
 from fxelastic.passes.flow import Flow
-from fxelastic.passes.labels import block_label
 from fxelastic.passes.packing import FindRule, Pack
-from fxelastic.passes.repeats import instance_path
+from fxelastic.passes.repeats import STRUCTURAL, block_label, instance_path
 from fxelastic.passes.sizes import size_from
-from fxelastic.passes.structure import STRUCTURAL
 
 
 @dataclass(frozen=True)
 class Assembled:
-    """Blocks and the graph they refer to."""
+    """Blocks and the graph that they refer to."""
 
     graph_module: fx.GraphModule
     blocks: tuple[Block, ...]
@@ -48,7 +46,7 @@ def assemble(
     """Build the final graph and describe each block.
 
     Args:
-        traced: The captured model; not changed.
+        traced: The captured model; it is not changed.
         flow: Its classification.
         packs: The stream's blocks, in execution order.
         cap: Most parameters of a basic block.
@@ -100,7 +98,7 @@ def _drafts(traced: Traced, flow: Flow, packs: Sequence[Pack], find_rule: FindRu
 
 
 def _core(pack: Pack) -> list[fx.Node]:
-    """The operators a block is named after: those of its unit, without what was absorbed."""
+    """The operators that give a block its name: those of its unit, without absorbed ones."""
     if not pack.path:
         return list(pack.nodes)
     inside = [node for node in pack.nodes if pack.path[-1] in instance_path(node)]
@@ -128,7 +126,7 @@ def _shared_path(nodes: Sequence[fx.Node]) -> str:
 def _reorder(
     traced: Traced, drafts: Sequence[_Draft]
 ) -> tuple[fx.Graph, dict[fx.Node, fx.Node], list[list[fx.Node]]]:
-    """Copy the graph so that its operators stand in block order."""
+    """Copy the graph with its operators in block order."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in traced.graph.nodes:
@@ -144,8 +142,7 @@ def _reorder(
                 block.append(new)
             copies[node] = new
         members.append(block)
-    (output,) = (node for node in traced.graph.nodes if node.op == "output")
-    copies[output] = graph.node_copy(output, copies.__getitem__)
+    graph.node_copy(traced.graph.output_node(), copies.__getitem__)
     return graph, copies, members
 
 
@@ -156,7 +153,7 @@ def _rebound_size(
     copies: Mapping[fx.Node, fx.Node],
     block: list[fx.Node],
 ) -> fx.Node | None:
-    """Take a size of a model input from the block's own input instead, where that tells it."""
+    """Compute a size of a model input from the block's own input instead, if that is possible."""
     if pack is None or node.target is not torch.ops.aten.sym_size.int or not pack.reads:
         return None
     source, size = node.args[0], node.meta["val"]
@@ -200,7 +197,7 @@ def _describe(
         inputs = tuple(name for name in reads if name in stream_inputs[i])
         context = tuple(name for name in reads if name not in stream_inputs[i])
         if draft.pack and not draft.pack.glue and not inputs and context:
-            # A first layer behind a context: the value it reads is its input.
+            # A first layer after a context: the context is its input.
             inputs, context = context[:1], context[1:]
         outputs = tuple(
             node.name for node in nodes if any(home.get(reader) != i for reader in node.users)
@@ -230,7 +227,7 @@ def _describe(
 def _count(
     graph_module: fx.GraphModule, nodes: Sequence[fx.Node], counted: set[int]
 ) -> tuple[tuple[str, ...], tuple[str, ...], int]:
-    """Parameters that a block counts, those it shares with an earlier block, and the count."""
+    """Parameters that a block counts, parameters shared with an earlier block, and the count."""
     own: list[str] = []
     shared: list[str] = []
     seen: set[int] = set()
@@ -266,11 +263,11 @@ def _reason(pack: Pack | None, n_params: int, cap: float) -> str:
         return ""
     fused = dict.fromkeys(kept.rule for kept in pack.kept if kept.rule)
     if fused:
-        return f"cannot be split below the cap: fused ({', '.join(fused)})"
+        return f"can't be split below the cap: fused ({', '.join(fused)})"
     weighty = [node.name for node in pack.nodes if node_flops(node) or node.op == "call_module"]
     if pack.reason and len(pack.nodes) > 1:
-        return f"cannot be split below the cap: {pack.reason}"
-    return f"cannot be split below the cap: one operator ({(weighty or [pack.nodes[0].name])[0]})"
+        return f"can't be split below the cap: {pack.reason}"
+    return f"can't be split below the cap: one operator ({(weighty or [pack.nodes[0].name])[0]})"
 
 
 def _unique(label: str, taken: set[str]) -> str:
@@ -299,7 +296,9 @@ def _soft_fusions(
         if rule.soft:
             reason = "no other cut was possible"
         elif _is_executed_only(draft) or _is_executed_only(home[readers[0]]):
-            reason = "a region above the cap was opened, or a context is computed once for all"
+            reason = (
+                "a region above the cap is opened, or a context is computed once for all readers"
+            )
         else:
             raise InternalError(f"the cut at {value.name} separates a pair of {rule.name}")
         found.append(SoftFusion(rule.name, copies[value].name, copies[readers[0]].name, reason))
@@ -307,5 +306,5 @@ def _soft_fusions(
 
 
 def _is_executed_only(draft: _Draft) -> bool:
-    """Whether this becomes a block that is never replaced: glue or context."""
+    """Whether a draft becomes a block that is never replaced: glue or context."""
     return draft.pack is None or draft.pack.glue

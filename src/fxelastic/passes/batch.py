@@ -1,12 +1,15 @@
-"""Which dimensions of the example inputs are the batch."""
+"""The batch: the inputs that hold samples in their first dimension."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import torch
+from torch import nn
 
 from fxelastic.errors import UsageError
 from fxelastic.ir import trees
@@ -19,8 +22,8 @@ class Batch:
 
     Attributes:
         positions: Their positions among the flat inputs.
-        rows: Positions of inputs that have as many rows as there are samples, while the model does
-            not tie their rows to the samples.
+        rows: Positions of inputs that have as many rows as there are samples, but whose rows the
+            model does not tie to the samples.
         untied: Whether the model does not tie all inputs in ``positions`` to each other.
     """
 
@@ -32,16 +35,16 @@ class Batch:
 def batch_by_name(
     batched: str | Sequence[str], arguments: trees.Tree, leaves: Sequence[Any]
 ) -> Batch:
-    """The inputs that a user says hold samples.
+    """The inputs that the user names.
 
     Args:
-        batched: Names of inputs; the name of an argument of several tensors stands for all.
+        batched: Names of inputs; the name of an argument with several tensors means all of them.
         arguments: Structure of the arguments by name.
         leaves: The flat inputs.
 
     Raises:
-        UsageError: A name is not an input's, an input has no first dimension, or two of them hold
-            different numbers of samples.
+        UsageError: A name is not the name of an input, an input has no first dimension, or two
+            inputs hold different numbers of samples.
     """
     given = [batched] if isinstance(batched, str) else batched
     if not isinstance(given, Sequence) or not all(isinstance(name, str) for name in given):
@@ -92,8 +95,7 @@ def _stands_for(name: str, path: tuple[str, ...]) -> bool:
 def with_batch_size(leaves: list[Any], batched: Sequence[int], size: int) -> list[Any]:
     """The same inputs with another batch size: samples are repeated in turn, or dropped.
 
-    ``torch.export`` specialises a dimension of size 1, so an example of one sample is captured
-    with two.
+    ``torch.export`` specialises a dimension of size 1, so a single sample is captured as two.
     """
     result = list(leaves)
     for i in batched:
@@ -104,7 +106,7 @@ def with_batch_size(leaves: list[Any], batched: Sequence[int], size: int) -> lis
 
 
 def copies(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The same inputs in memory of their own, detached, with their ``requires_grad``."""
+    """Detached copies of the inputs, with the same ``requires_grad``."""
     leaves, tree = trees.flatten((args, kwargs))
     own = [
         leaf.detach().clone().requires_grad_(leaf.requires_grad)
@@ -114,3 +116,198 @@ def copies(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ..
     ]
     result: tuple[tuple[Any, ...], dict[str, Any]] = trees.unflatten(tree, own)
     return result
+
+
+logger = logging.getLogger(__name__)
+
+# With up to this many inputs, every set of inputs is tried.
+_MANY = 5
+
+#: The shapes of a model's flat results.
+_Shapes = list[tuple[int, ...]]
+
+
+def find_batch(model: nn.Module, args: Any, kwargs: Any, results: Sequence[Any]) -> Batch:
+    """Find the inputs that hold samples in their first dimension.
+
+    Candidates are all inputs with as many rows as the first input whose number of rows decides the
+    first size of a result. Without such an input, the first input that has its first size in common
+    with a result counts, else the first input. If the model runs with more rows in some candidates
+    alone, it does not tie them to the others. The batch is then the group whose rows are dimension
+    0 of a result, and the other inputs keep their rows. If a result spans two groups, such as
+    scores of images by texts, the first group is the batch. Several groups with a result each (two
+    towers) count as one batch.
+
+    Args:
+        model: The model, safe to run.
+        args: Positional example inputs.
+        kwargs: Keyword example inputs.
+        results: Its flat results for these inputs.
+    """
+    leaves, tree = trees.flatten((args, kwargs))
+    positions = _candidates(model, tree, leaves, results)
+    if len(positions) < 2:
+        return Batch(positions)
+    n_rows = leaves[positions[0]].shape[0]
+    if n_rows == 1:
+        # One row broadcasts, and every input of one row may hold the one sample.
+        n_rows, row = 2, _row_of_one(model, tree, leaves, positions)
+        if row is not None:
+            positions = tuple(i for i in positions if i != row)
+            found = _tied(model, tree, leaves, positions, n_rows)
+            return Batch(found.positions, tuple(sorted((row, *found.rows))), found.untied)
+    return _tied(model, tree, leaves, positions, n_rows)
+
+
+def _candidates(
+    model: nn.Module, tree: trees.Tree, leaves: list[Any], results: Sequence[Any]
+) -> tuple[int, ...]:
+    """The inputs with as many rows as there are samples."""
+    groups: dict[int, list[int]] = {}
+    for i, leaf in enumerate(leaves):
+        if _has_rows(leaf) and leaf.shape[0]:
+            groups.setdefault(leaf.shape[0], []).append(i)
+    if not groups:
+        return ()
+    returned = [r.shape[0] if _has_rows(r) else None for r in results]
+
+    def decides(size: int) -> bool:
+        # Some models take two frames at a time: they run with twice as many rows, not with one
+        # more.
+        for n in (size + 1, 2 * size):
+            shapes = _shapes(model, tree, with_batch_size(leaves, groups[size], n))
+            if shapes is not None and len(shapes) == len(returned):
+                firsts = [shape[0] if shape else None for shape in shapes]
+                return firsts != returned
+        return False
+
+    found = next(filter(decides, groups), None) if len(groups) > 1 else None
+    if found is None:
+        found = next((size for size in groups if size in returned), next(iter(groups)))
+    return tuple(groups[found])
+
+
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() > 0
+
+
+def _row_of_one(
+    model: nn.Module, tree: trees.Tree, leaves: list[Any], positions: Sequence[int]
+) -> int | None:
+    """The input that the model takes only with a single row, or None."""
+    if _shapes(model, tree, with_batch_size(leaves, positions, 2)) is not None:
+        return None
+    for row in positions:
+        others = [i for i in positions if i != row]
+        if _shapes(model, tree, with_batch_size(leaves, others, 2)) is not None:
+            return row
+    return None
+
+
+def _tied(
+    model: nn.Module, tree: trees.Tree, leaves: list[Any], positions: tuple[int, ...], n_rows: int
+) -> Batch:
+    """The batch among inputs with the same number of rows."""
+    leaves = with_batch_size(leaves, positions, n_rows)
+    telling = [_telling(leaf) if i in positions else leaf for i, leaf in enumerate(leaves)]
+    shapes = _shapes(model, tree, telling)
+    if shapes is None:
+        shapes = _shapes(model, tree, leaves)
+    else:
+        leaves = telling
+
+    def grown(some: Sequence[int]) -> _Shapes | None:
+        found = _shapes(model, tree, with_batch_size(leaves, some, n_rows + 1))
+        same = found is not None and shapes is not None and len(found) == len(shapes)
+        return found if same else None
+
+    groups = _groups(positions, grown)
+    if shapes is None or not groups:
+        return Batch(positions)
+    ordered = sorted(groups)
+    # For each result and each group, the dimensions that change with the group's rows.
+    follows = [
+        [_changed(shapes[r], groups[group][r]) for group in ordered] for r in range(len(shapes))
+    ]
+    every = range(len(ordered))
+    leading = [g for g in every if any(0 in dims[g] for dims in follows)]
+    if not leading and sum(map(len, ordered)) < len(positions):
+        return Batch(positions)  # some inputs fix their rows, but the results don't show which
+    leading = leading or [0]
+    crossed = any(
+        0 in dims[a] and dims[b] - {0} for dims in follows for a in every for b in every if a != b
+    )
+    chosen = leading[:1] if crossed else leading
+    found = tuple(sorted(i for g in chosen for i in ordered[g]))
+    return Batch(found, tuple(i for i in positions if i not in found), untied=len(chosen) > 1)
+
+
+def _telling(value: Any) -> Any:
+    """Other values for a constant input, since a model may skip a mask of ones."""
+    if not isinstance(value, torch.Tensor) or value.dim() < 2 or not value.numel():
+        return value
+    if not bool((value == value.flatten()[0]).all()):
+        return value
+    other = value.detach().clone()
+    other[..., value.shape[-1] // 2 :] = 0
+    return other
+
+
+def _groups(
+    positions: Sequence[int], grown: Callable[[Sequence[int]], _Shapes | None]
+) -> dict[tuple[int, ...], _Shapes]:
+    """Groups of inputs that can have more rows without the others, with the results' shapes."""
+    groups: dict[tuple[int, ...], _Shapes] = {}
+
+    def rest() -> tuple[int, ...]:
+        return tuple(i for i in positions if not any(i in group for group in groups))
+
+    for some in _sets(positions):
+        found = grown(some) if set(some) <= set(rest()) else None
+        if found is not None:
+            groups[some] = found
+    if not groups or not rest():
+        return groups
+    # A group may run with more rows than the others, though the others don't without the group.
+    for with_group in ((), *groups):
+        together = tuple(sorted((*rest(), *with_group)))
+        found = grown(together)
+        if found is not None:
+            groups.pop(with_group, None)
+            return {**groups, together: found}
+    # An input that can't have more rows, alone or with others, keeps its rows, as a causal mask
+    # does.
+    return groups if grown(positions) is None else {}
+
+
+def _sets(positions: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Sets of inputs that may be tied to one another, smaller sets first.
+
+    Among many inputs only neighbours are tried, such as a sequence and its mask.
+    """
+    n = len(positions)
+    for size in range(1, n):
+        if n <= _MANY:
+            yield from combinations(positions, size)
+        elif size <= 2:
+            yield from (tuple(positions[i : i + size]) for i in range(n - size + 1))
+        else:
+            yield tuple(positions[:size])
+
+
+def _changed(before: tuple[int, ...], after: tuple[int, ...]) -> set[int]:
+    """The dimensions of a result whose size differs."""
+    return {dim for dim, (a, b) in enumerate(zip(before, after, strict=False)) if a != b}
+
+
+def _shapes(model: nn.Module, tree: trees.Tree, leaves: list[Any]) -> _Shapes | None:
+    """The shapes of the results; None if the model does not run."""
+    own = [leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+    args, kwargs = trees.unflatten(tree, own)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            results, _ = trees.flatten(model(*args, **kwargs))
+    except Exception as e:  # noqa: BLE001  # the user's own code
+        logger.debug("the model does not run with other numbers of rows: %s", e)
+        return None
+    return [tuple(r.shape) if isinstance(r, torch.Tensor) else () for r in results]

@@ -14,8 +14,8 @@ from fxelastic.ir import trees
 
 logger = logging.getLogger(__name__)
 
-#: Largest relative difference that another order of summation explains, for dtypes of at most 16
-#: bits, and for others.
+#: Largest relative difference that counts as another order of summation: for dtypes of at most
+#: 16 bits, and for others.
 _TOLERANCES = (5e-2, 1e-3)
 
 
@@ -26,21 +26,22 @@ def batch_elsewhere(
     names: Sequence[str],
     batched: Sequence[int],
 ) -> str | None:
-    """Describe inputs that have the batch in dimension 1.
+    """Find inputs that have the batch in dimension 1.
 
     Samples don't affect one another: the result for one sample alone is its part of the result for
-    all. If this fails along dimension 0 and holds along dimension 1, the batch is in dimension 1.
-    States of recurrent layers may have it there while other inputs have it in dimension 0.
+    all samples. If this fails along dimension 0 and holds along dimension 1, the batch is in
+    dimension 1. States of recurrent layers may have it there while other inputs have it in
+    dimension 0.
 
     Args:
-        model: The clone that is captured, safe to run.
+        model: The clone for the capture, safe to run.
         args: Positional example inputs.
         kwargs: Keyword example inputs.
         names: Names of the inputs, one for each tensor in them.
-        batched: Positions of the tensors whose dimension 0 is taken for the batch.
+        batched: Positions of the tensors whose dimension 0 counts as the batch.
 
     Returns:
-        The text of a warning; None where dimension 0 is the batch, or the results don't show it.
+        A warning; None if dimension 0 is the batch, or the results don't show it.
     """
     leaves, tree = trees.flatten((args, kwargs))
     first = next((i for i, leaf in enumerate(leaves) if _dims(leaf) >= 2), None)
@@ -83,8 +84,8 @@ def batch_elsewhere(
 def _columns(leaves: Sequence[Any], rows: Mapping[int, int]) -> list[dict[int, int]]:
     """Sets of inputs with as many columns as there are rows, such as states of layers.
 
-    The inputs that are not in ``rows``; and all but the first input, since the number of layers may
-    equal the number of samples by coincidence.
+    The first set has the inputs that are not in ``rows``. The second has all but the first input,
+    since the number of layers may equal the number of samples by coincidence.
     """
     first = next(iter(rows))
     size = leaves[first].shape[0]
@@ -95,7 +96,7 @@ def _columns(leaves: Sequence[Any], rows: Mapping[int, int]) -> list[dict[int, i
 
 
 def _candidates(leaves: Sequence[Any], first: int) -> list[dict[int, int]]:
-    """Dimensions that may be the batch by position: of all inputs of that size, or of one alone."""
+    """Dimensions that may be the batch, by input: of all inputs of that size, or of one."""
     size = leaves[first].shape[1]
     every = {}
     for i, leaf in enumerate(leaves):
@@ -108,7 +109,7 @@ def _candidates(leaves: Sequence[Any], first: int) -> list[dict[int, int]]:
 
 
 class _Samples:
-    """Runs a model on one sample, and on all of them."""
+    """Runs a model on one sample and on all samples."""
 
     def __init__(self, model: nn.Module, tree: trees.Tree, leaves: list[Any]) -> None:
         self._model = model
@@ -122,7 +123,7 @@ class _Samples:
             dims: The dimension of the samples, by the inputs' positions.
 
         Returns:
-            None where the model does not run on that sample, or no result has a part for it.
+            None if the model does not run on that sample, or no result has a part for it.
         """
         sizes = {self._leaves[i].shape[dim] for i, dim in dims.items()}
         if len(sizes) != 1:
@@ -156,7 +157,7 @@ class _Samples:
 
 
 def _part(of_all: Any, of_one: Any, size: int) -> bool | None:
-    """Whether one result is a part of another; None where it is the same for any samples."""
+    """Whether one result is a part of another; None if both are the same for any samples."""
     if not isinstance(of_all, torch.Tensor) or of_all.dim() != of_one.dim():
         return None
     differ = [d for d in range(of_all.dim()) if of_all.shape[d] != of_one.shape[d]]
@@ -175,7 +176,7 @@ def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
     if not (a.is_floating_point() or a.is_complex()):
         return torch.equal(a, b)
     tolerance = _TOLERANCES[a.dtype.itemsize > 2]
-    if a.dtype.itemsize == 1:  # torch computes nothing with 8 bits
+    if a.dtype.itemsize == 1:  # torch has no arithmetic with 8 bits
         a, b = a.float(), b.float()
     finite = b[b.isfinite()]
     scale = float(finite.abs().max()) if finite.numel() else 0.0
@@ -187,7 +188,7 @@ def _dims(value: Any) -> int:
 
 
 def _sequence_first(model: nn.Module) -> list[str]:
-    """The outermost of torch's own layers whose ``batch_first`` is False."""
+    """The outermost layers of torch whose ``batch_first`` is False."""
     parts = dict(model.named_modules())
     found: dict[str, None] = {}
     for name, part in parts.items():

@@ -13,36 +13,42 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxelastic.errors import CaptureError, InternalError, UsageError, listed, said
+from fxelastic.errors import CaptureError, InternalError, said
 from fxelastic.ir import trees
 from fxelastic.ir.operators import node_parameters
 from fxelastic.ir.signature import Signature, normalise_arguments
 from fxelastic.ir.traced import Traced
 from fxelastic.ir.value_names import value_names
 from fxelastic.passes.arguments import resolve_arguments
-from fxelastic.passes.batch import Batch, batch_by_name, copies
+from fxelastic.passes.batch import Batch, batch_by_name, copies, find_batch
 from fxelastic.passes.batch_dimension import batch_elsewhere
-from fxelastic.passes.casts import drop_idle_casts
+from fxelastic.passes.canonical import (
+    drop_idle_casts,
+    fill_empty,
+    name_squeezed_dimensions,
+    replace_copies,
+)
 from fxelastic.passes.check_capture import BatchFixedError, check_capture
-from fxelastic.passes.check_weights import check_weights
+from fxelastic.passes.checks import (
+    check_input_types,
+    check_inputs,
+    check_model,
+    check_weights,
+    refuse_state,
+    shapes_of,
+)
 from fxelastic.passes.clone import clone_for_capture
-from fxelastic.passes.copies import replace_copies
-from fxelastic.passes.empties import fill_empty
 from fxelastic.passes.export import Exported, quiet
-from fxelastic.passes.find_batch import find_batch
 from fxelastic.passes.functionalise import functionalise_simple
-from fxelastic.passes.input_types import check_input_types
 from fxelastic.passes.normalise import normalise
 from fxelastic.passes.opaque import export_with_opaque, restore_opaque
 from fxelastic.passes.sizes import localise_sizes
-from fxelastic.passes.squeezes import name_squeezed_dimensions
-from fxelastic.passes.state import refuse_state
 
 logger = logging.getLogger(__name__)
 
 _FIXED = "the batch size is fixed to the example's"
 
-# Names that the code of a graph has for something else.
+# Names that the code of a graph uses for other things.
 _TAKEN = frozenset({"torch", "self", "device", "inf", "nan", "NoneType", "fx_pytree", "pytree"})
 
 
@@ -54,26 +60,26 @@ def capture(
     Args:
         model: Any module, in any mode; it is not changed.
         example_inputs: A tensor, a tuple of positional inputs, a dict of keyword inputs or a
-            pair ``(tuple, dict)``. Inferred from the model where None.
-        batched: Names of the inputs that hold samples in their first dimension. Found out where
-            None (see `fxelastic.passes.find_batch`).
+            pair ``(tuple, dict)``. Inferred from the model if None.
+        batched: Names of the inputs that hold samples in their first dimension. Found by running
+            the model if None (see `fxelastic.passes.batch.find_batch`).
 
     Returns:
         The captured model.
 
     Raises:
-        UsageError: ``model`` is no module, or ``example_inputs`` of an unsupported type.
-        CaptureError: No inputs could be inferred, the model does not run on those given, or it
-            cannot be captured (control flow over data in its outermost ``forward``).
+        UsageError: ``model`` is not a module, or ``example_inputs`` has an unsupported type.
+        CaptureError: No inputs could be inferred, the model does not run on the inputs, or it can't
+            be captured (control flow over data in its outermost ``forward``).
 
     Source: AdaptiveNet, section 6, which traces models with torch.fx.
     """
-    _check_model(model)
+    check_model(model)
     check_weights(model)
     clone = clone_for_capture(model)
     args, kwargs = _in_order(clone, *resolve_arguments(clone, example_inputs))
     check_input_types(args, kwargs)
-    _check_inputs(args, kwargs)
+    check_inputs(args, kwargs)
     args, kwargs = copies(args, kwargs)  # a model may write to its inputs
     results = _check_runs(clone, *copies(args, kwargs))
     leaves, _ = trees.flatten((args, kwargs))
@@ -83,7 +89,7 @@ def capture(
         batch = batch_by_name(batched, _named(model, args, kwargs), leaves)
     traced = _checked(model, clone, args, kwargs, batch)
     if batch.rows and not traced.dynamic_batch:
-        # An input that ran with one row more may still be tied, where values decide what is read.
+        # An input that ran with one more row may still be tied, if values decide what is read.
         tied = Batch(tuple(sorted((*batch.positions, *batch.rows))))
         other = _checked(model, clone, args, kwargs, tied)
         traced = other if other.dynamic_batch else traced
@@ -93,7 +99,7 @@ def capture(
 def _checked(
     model: nn.Module, clone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: Batch
 ) -> Traced:
-    """The capture, of a fixed batch size where it does not hold for others."""
+    """The capture; with a fixed batch size if it does not hold for other sizes."""
     traced = _trace(model, clone, args, kwargs, batch, dynamic=True)
     try:
         return check_capture(traced, clone, args, kwargs)
@@ -107,13 +113,13 @@ def _checked(
 def _with_dimension(
     traced: Traced, clone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Traced:
-    """The capture with a warning where the batch is in another dimension than the first."""
+    """The capture, with a warning if the batch is not in the first dimension."""
     inputs = traced.signature.names
     batched = [inputs.index(name) for name in traced.batched]
     warning = batch_elsewhere(clone, args, kwargs, inputs, batched)
     if warning is None:
         return traced
-    # The first dimension is not the batch then, so that it is fixed does not matter.
+    # The first dimension is not the batch, so it does not matter that it is fixed.
     others = (other for other in traced.warnings if not other.startswith(_FIXED))
     return dataclasses.replace(traced, warnings=(warning, *others))
 
@@ -152,37 +158,10 @@ def _trace(
     )
 
 
-def _check_model(model: Any) -> None:
-    if isinstance(model, type) and issubclass(model, nn.Module):
-        raise UsageError(
-            "the model is a class, not an instance",
-            expected="an instance of torch.nn.Module",
-            got=f"the class {model.__name__}",
-            fix=f"pass {model.__name__}(...)",
-        )
-    if not isinstance(model, nn.Module):
-        raise UsageError(
-            "the model is not a module",
-            expected="an instance of torch.nn.Module",
-            got=type(model).__name__,
-            fix="wrap a plain function in a Module with a forward method",
-        )
-    for name, module in model.named_modules():
-        if isinstance(module, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
-            raise UsageError(
-                f"a scripted module cannot be captured: {name}"
-                if name
-                else "a scripted model cannot be captured",
-                expected="the nn.Module it was scripted from",
-                got=type(module).__name__,
-                fix="pass the original Python module",
-            )
-
-
 def _in_order(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Keyword inputs in the order of ``forward``'s parameters, however the caller wrote them."""
+    """Keyword inputs in the order of ``forward``'s parameters, whatever the caller's order."""
     names = _forward_parameters(model)
     ordered = [name for name in names if name in kwargs]
     ordered += [name for name in kwargs if name not in names]
@@ -211,8 +190,8 @@ def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
         raise CaptureError(
             f"{type(model).__name__} does not run on the example inputs",
             expected="inputs that model(*args, **kwargs) accepts",
-            got=f"{_shapes(args, kwargs) or shown}, and {said(e)}",
-            fix="pass example_inputs= of the shapes and dtypes the model is used with",
+            got=f"{shapes_of(args, kwargs) or shown}, and {said(e)}",
+            fix="pass example_inputs= with the shapes and dtypes that the model takes",
         ) from e
     leaves, shape = trees.flatten(result)
     if not any(isinstance(leaf, torch.Tensor) for leaf in leaves):
@@ -223,36 +202,6 @@ def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
             fix="return the results from forward",
         )
     return leaves
-
-
-def _check_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse inputs without values or without samples."""
-    leaves, _ = trees.flatten((args, kwargs))
-    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    if any(tensor.is_meta for tensor in tensors):
-        raise UsageError(
-            "the example inputs hold no values",
-            expected="tensors in memory",
-            got="a tensor on the meta device",
-            fix="make the example inputs on the device of the model's weights",
-        )
-    if next((tensor.shape[0] for tensor in tensors if tensor.dim()), 1) == 0:
-        raise UsageError(
-            "the example inputs hold no samples",
-            expected="at least one sample",
-            got=_shapes(args, kwargs),
-            fix="pass example inputs of at least one sample",
-        )
-
-
-def _shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    leaves, _ = trees.flatten((args, kwargs))
-    shapes = (
-        f"{str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}"
-        for leaf in leaves
-        if isinstance(leaf, torch.Tensor)
-    )
-    return listed(shapes, 8)
 
 
 def _signature(
@@ -318,7 +267,7 @@ def _without_copies(graph_module: fx.GraphModule) -> fx.GraphModule:
 
 
 def _placeholders(graph_module: fx.GraphModule) -> tuple[str, ...]:
-    """The inputs' names as fx has them: a name like ``input`` gets a number."""
+    """The inputs' names in the graph: fx adds a number to a name like ``input``."""
     return tuple(node.name for node in graph_module.graph.nodes if node.op == "placeholder")
 
 
@@ -337,8 +286,8 @@ def _warnings(exported: Exported, inputs: tuple[str, ...]) -> tuple[str, ...]:
     batch = exported.batch
     names = ", ".join(repr(inputs[i]) for i in batch.positions)
     found = [
-        f"input {inputs[i]!r} has as many rows as the example has samples, but its rows are not "
-        f"tied to the samples of {names}: it keeps its shape; if it holds samples, name it in "
+        f"input {inputs[i]!r} has as many rows as the example has samples, but the model does not "
+        f"tie them to the samples of {names}: it keeps its shape; if it holds samples, name it in "
         "batched="
         for i in batch.rows
     ]

@@ -1,4 +1,4 @@
-"""Compare a captured graph with the model it came from, by running both."""
+"""Compare a captured graph with its model by running both."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fxelastic.errors import CaptureError, listed, said
 from fxelastic.ir import trees
 from fxelastic.ir.traced import Traced
 from fxelastic.passes.batch import with_batch_size
-from fxelastic.passes.state import refuse_state
+from fxelastic.passes.checks import refuse_state
 
 logger = logging.getLogger(__name__)
 
@@ -24,33 +24,33 @@ _Results: TypeAlias = "tuple[list[Any], trees.Tree]"
 
 _watching = threading.RLock()
 
-# Errors of a graph's operators for sizes that they don't take.
+# Errors that a graph's operators raise for unsupported sizes.
 _FAILURES = (RuntimeError, IndexError, ValueError)
 
-#: Largest relative difference that rounding explains.
+#: Largest relative difference that counts as rounding.
 _TOLERANCE = 1e-3
 
 
 class BatchFixedError(Exception):
-    """The captured graph holds for the example's batch size only."""
+    """The captured graph is right for the example's batch size only."""
 
 
 def check_capture(
     traced: Traced, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Traced:
-    """Run the model and its capture on the example inputs, at other batch sizes too, and compare.
+    """Run the model and its capture on the example inputs and at other batch sizes, and compare.
 
     Args:
         traced: The capture.
-        model: The clone that was captured.
+        model: The clone for the capture.
         args: Positional example inputs.
         kwargs: Keyword example inputs.
 
     Returns:
-        The same capture, with a warning added where the results agree only approximately.
+        The same capture, with a warning if the results agree only approximately.
 
     Raises:
-        CaptureError: They differ on the example inputs.
+        CaptureError: The results differ on the example inputs.
         BatchFixedError: They differ at another batch size, or the capture does not run there.
     """
     leaves, tree = trees.flatten((args, kwargs))
@@ -69,12 +69,14 @@ def check_capture(
         found.append(f"{_unsteady(expected, again)}: the capture can't be compared")
         return dataclasses.replace(traced, warnings=tuple(found))
     if worst > _TOLERANCE:
-        raise _unlike(traced, _told(expected, captured, worst))
+        raise _unlike(traced, _difference_in_words(expected, captured, worst))
     if traced.dynamic_batch:
         worst = max(worst, _worst_at_other_sizes(traced, model, tree, leaves))
         found += _alone(traced, model, tree, leaves)
     if _farthest(expected, _results(model, tree, leaves, seed=1)) > _TOLERANCE:
-        found.append("the model draws random numbers in eval mode: an export can't be compared")
+        found.append(
+            "the model draws random numbers in eval mode, so an export can't be compared with it"
+        )
     if functions:
         found.append(
             f"the backward of {listed(sorted(functions))} is not captured: training takes the "
@@ -91,7 +93,7 @@ def _worst_at_other_sizes(
     batched = _batched(traced)
     size = leaves[batched[0]].shape[0]
     worst = 0.0
-    # One sample more, and a number with other divisors: graphs may have guessed at either.
+    # One more sample, and a number with other divisors, since a graph may hold a guess at either.
     for other in (size + 1, size + 4):
         example = with_batch_size(leaves, batched, other)
         expected = _results_if_any(model, tree, example)
@@ -102,15 +104,15 @@ def _worst_at_other_sizes(
         except _FAILURES as e:
             raise BatchFixedError(f"at batch size {other}, {said(e)}") from e
         if difference > _TOLERANCE:
-            raise BatchFixedError(f"at batch size {other} the capture computes something else")
+            raise BatchFixedError(f"at batch size {other} the capture computes another result")
         worst = max(worst, difference)
     return worst
 
 
 def _alone(traced: Traced, model: nn.Module, tree: trees.Tree, leaves: list[Any]) -> list[str]:
-    """What to warn of where a single sample is treated unlike a batch.
+    """Warnings if the capture treats a single sample unlike a batch.
 
-    A model that squeezes all dimensions of size 1 does so; its other batch sizes are as useful.
+    A model that squeezes all dimensions of size 1 does so; other batch sizes are as useful.
     """
     example = with_batch_size(leaves, _batched(traced), 1)
     expected = _results_if_any(model, tree, example)
@@ -121,7 +123,7 @@ def _alone(traced: Traced, model: nn.Module, tree: trees.Tree, leaves: list[Any]
     except _FAILURES as e:
         return [f"at batch size 1 the capture can't be run, but the model can: {said(e)}"]
     if difference > _TOLERANCE:
-        return ["at batch size 1 the capture computes something else than the model"]
+        return ["at batch size 1 the capture computes another result than the model"]
     return []
 
 
@@ -130,7 +132,7 @@ def _batched(traced: Traced) -> list[int]:
 
 
 def _results_if_any(model: nn.Module, tree: trees.Tree, leaves: list[Any]) -> _Results | None:
-    """The model's results; None where it does not run on these inputs."""
+    """The model's results; None if it does not run on these inputs."""
     try:
         return _results(model, tree, leaves)
     except Exception as e:  # noqa: BLE001  # the user's own code
@@ -140,10 +142,10 @@ def _results_if_any(model: nn.Module, tree: trees.Tree, leaves: list[Any]) -> _R
 
 def _unlike(traced: Traced, got: str) -> Exception:
     if traced.dynamic_batch:
-        # A model may treat a single sample unlike a batch, which it was captured with.
+        # A model may treat a single sample unlike a batch; the capture has a batch.
         return BatchFixedError(f"at the example's batch size, {got}")
     return CaptureError(
-        f"the captured graph of {traced.model_name} computes something else",
+        f"the captured graph of {traced.model_name} computes another result",
         expected="the model's own result on the example inputs",
         got=got,
         fix="look for Python code in forward() that depends on values, on state, or on whether "
@@ -163,31 +165,31 @@ def _difference(traced: Traced, expected: _Results, tree: trees.Tree, leaves: li
 
 
 def _farthest(a: _Results, b: _Results) -> float:
-    """The largest relative difference of any result."""
+    """The largest relative difference of the results."""
     if a[1] != b[1]:
         return float("inf")
     return max((_relative(x, y) for x, y in zip(a[0], b[0], strict=True)), default=0.0)
 
 
 def _unsteady(expected: _Results, again: _Results) -> str:
-    """Why a model gives other results for the same inputs."""
+    """The reason why a model gives other results for the same inputs."""
     if expected[1] != again[1] and _farthest((expected[0], again[1]), again) <= _TOLERANCE:
         return "a result that is not a tensor differs in each call"
     return "the model is random in eval mode, or keeps state"
 
 
-def _told(expected: _Results, found: _Results, worst: float) -> str:
+def _difference_in_words(expected: _Results, found: _Results, worst: float) -> str:
     if expected[1] == found[1]:
         for a, b in zip(expected[0], found[0], strict=True):
             if isinstance(a, torch.Tensor) and a.shape != b.shape:
-                return f"a result of shape {tuple(b.shape)} in place of {tuple(a.shape)}"
+                return f"a result of shape {tuple(b.shape)} instead of {tuple(a.shape)}"
         return f"a relative difference of {worst:.1e}"
     shapes = [trees.describe(tree) for _, tree in (found, expected)]
-    return f"{shapes[0]} in place of {shapes[1]}" if shapes[0] != shapes[1] else "other constants"
+    return f"{shapes[0]} instead of {shapes[1]}" if shapes[0] != shapes[1] else "other constants"
 
 
 def _run(function: Any, args: Any, kwargs: Any, seed: int | None) -> _Results:
-    """Run with the random numbers that are next, or those of a seed."""
+    """Run a function, with a seed if there is one."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]), _slow_attention():
         if seed is not None:
             torch.manual_seed(seed)
@@ -196,8 +198,8 @@ def _run(function: Any, args: Any, kwargs: Any, seed: int | None) -> _Results:
 
 @contextlib.contextmanager
 def _noted_functions(names: set[str]) -> Iterator[None]:
-    """Note the functions with a backward of their own that are called, but for torch's."""
-    # One at a time: two threads would take each other's for the usual one.
+    """Record the called autograd functions that are not torch's."""
+    # One at a time: two threads would restore each other's patched function.
     with _watching:
         usual = vars(torch.autograd.Function)["apply"]
 
@@ -237,7 +239,7 @@ def _relative(a: Any, b: Any) -> float:
         return 0.0
     if not (a.is_floating_point() or a.is_complex()):
         return float("inf")
-    if a.dtype.itemsize == 1:  # torch computes nothing with 8 bits
+    if a.dtype.itemsize == 1:  # torch has no arithmetic with 8 bits
         a, b = a.float(), b.float()
     if a.isnan().any() or b.isnan().any():
         same = torch.equal(a.isnan(), b.isnan())

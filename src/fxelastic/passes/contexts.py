@@ -1,10 +1,11 @@
-"""Arrange the context operators: into the block that needs them, or into segments of their own."""
+"""Place the context operators: in the block that needs them, or in blocks of their own."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import networkx
 from torch import fx
 
 from fxelastic.ir.operators import is_operator, is_tensor
@@ -14,11 +15,11 @@ from fxelastic.passes.packing import FindRule, Pack
 
 @dataclass(frozen=True)
 class ContextPlan:
-    """Where each shared context operator goes.
+    """The place of each shared context operator.
 
     Attributes:
         segments: Connected context operators that become blocks of kind ``context``.
-        absorbed: For a pack's index, context operators that only this pack needs.
+        absorbed: For a pack's index, the context operators that only this pack needs.
     """
 
     segments: tuple[tuple[fx.Node, ...], ...]
@@ -28,8 +29,8 @@ class ContextPlan:
 def arrange_contexts(flow: Flow, packs: Sequence[Pack], find_rule: FindRule) -> ContextPlan:
     """Place each shared context operator.
 
-    What only one block needs moves into it, so that a table computed once (cosines) crosses the
-    boundary and not each layer's view of it. Parameters stay outside: they would not fit the cap.
+    Operators that only one block needs move into it, so that a table computed once (cosines)
+    crosses the boundary, not each layer's view of it. Parameters stay outside because of the cap.
     """
     home = {node: i for i, pack in enumerate(packs) for node in pack.nodes}
     for reader, nodes in flow.attached.items():
@@ -60,25 +61,16 @@ def _is_fused(operand: fx.Node, node: fx.Node, find_rule: FindRule) -> bool:
 
 
 def _takes_apart(node: fx.Node) -> bool:
-    """Whether the node picks one of several results, which can't cross a boundary."""
+    """Whether the node selects one of several results, which can't cross a boundary."""
     return any(is_operator(o) and not is_tensor(o) for o in node.all_input_nodes)
 
 
 def _connected(nodes: Sequence[fx.Node]) -> list[tuple[fx.Node, ...]]:
     """Groups of operators that read one another, each in graph order, by their first member."""
-    parent: dict[fx.Node, fx.Node] = {node: node for node in nodes}
-
-    def find(node: fx.Node) -> fx.Node:
-        while parent[node] is not node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
-    for node in nodes:
-        for operand in node.all_input_nodes:
-            if is_operator(operand) and operand in parent:
-                parent[find(node)] = find(operand)
-    groups: dict[fx.Node, list[fx.Node]] = {}
-    for node in nodes:
-        groups.setdefault(find(node), []).append(node)
-    return [tuple(group) for group in groups.values()]
+    position = {node: i for i, node in enumerate(nodes)}
+    graph = networkx.Graph()
+    graph.add_nodes_from(range(len(nodes)))
+    for i, node in enumerate(nodes):
+        graph.add_edges_from((position[o], i) for o in node.all_input_nodes if o in position)
+    groups = networkx.connected_components(graph)
+    return [tuple(nodes[i] for i in sorted(group)) for group in groups]

@@ -1,4 +1,4 @@
-"""Run ``torch.export`` on any signature, with a dynamic batch where the model allows it."""
+"""Run ``torch.export`` on any signature, with a dynamic batch if the model allows it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WRAPPED = "model"
 
 
 class _Seen:
-    """What a forward pass leaves behind; torch.export takes back what it assigns to attributes."""
+    """The outcome of a forward pass, in an object since torch.export undoes assignments."""
 
     result: trees.Tree | None = None
 
@@ -33,7 +33,7 @@ class _Seen:
 class Flat(nn.Module):
     """Calls a model from a flat list of tensors and returns a flat tuple of tensors.
 
-    ``torch.export`` then sees tensors only, whatever the model's own signature is.
+    ``torch.export`` then handles tensors only, whatever the model's own signature is.
     """
 
     def __init__(
@@ -51,9 +51,9 @@ class Flat(nn.Module):
         self.seen = _Seen()
 
     def forward(self, *leaves: Any) -> tuple[Any, ...]:
-        """The model's tensors from its argument's tensors; notes the result's structure."""
+        """Compute the result's tensors from the arguments' tensors, and record its structure."""
         for i in self._batched[1:]:
-            # Each inferred size has a symbol of its own unless it is declared equal to others.
+            # Each inferred size gets its own symbol unless it is declared equal to others.
             torch._check(leaves[i].shape[0] == leaves[self._batched[0]].shape[0])
         args, kwargs = trees.unflatten(self._arguments, list(leaves))
         outputs, result = trees.flatten(self.model(*args, **kwargs))
@@ -63,14 +63,14 @@ class Flat(nn.Module):
 
 @dataclass(frozen=True)
 class Exported:
-    """What one successful export gives.
+    """The result of a successful export.
 
     Attributes:
         program: The exported program.
         result: Structure of the model's result.
         batch: The inputs that hold samples.
         dynamic_batch: Whether the batch is dynamic.
-        why_static: Why the batch is not dynamic, if it is not.
+        why_static: Why the batch is not dynamic, or empty.
     """
 
     program: ExportedProgram
@@ -89,8 +89,8 @@ def export(
 ) -> Exported:
     """Export with the strictest batch handling that the model supports.
 
-    Tried in turn: a proven dynamic batch, an inferred one (some reshapes leave guards that the
-    solver can't prove), a static batch.
+    In turn, this tries a proven dynamic batch, an inferred one (some reshapes leave guards that the
+    solver can't prove), and a static batch.
 
     Args:
         model: The model, safe to run.
@@ -101,10 +101,10 @@ def export(
         dynamic: Whether to try for a dynamic batch.
 
     Returns:
-        The first that succeeded.
+        The first that succeeds.
 
     Raises:
-        Exception: Whatever ``torch.export`` raised for the static batch.
+        Exception: The error of ``torch.export`` for the static batch.
     """
     leaves, tree = trees.flatten((args, kwargs))
     why_static = "no input has a batch dimension"
@@ -162,15 +162,15 @@ def _symbols(inputs: Sequence[fx.Node]) -> set[Any]:
     """The symbols that sizes of the inputs depend on."""
     values = [node.meta.get("val") for node in inputs]
     sizes: list[Any] = [size for v in values if isinstance(v, torch.Tensor) for size in v.shape]
-    # A size that the model turned out to fix is a SymInt, too, with a constant expression.
+    # A size that the model fixes is a SymInt with a constant expression.
     return set().union(*(s.node.expr.free_symbols for s in sizes if isinstance(s, torch.SymInt)))
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the warnings of tracing: none is about something the user did.
+    """Silence the warnings of tracing, none of which concerns the user.
 
-    On a failure torch.export prints the half-traced graph to stderr; that goes to the debug log.
+    After a failure, torch.export prints the partial graph to stderr; it goes to the debug log.
     """
     loggers = [logging.getLogger(name) for name in ("torch.export", "torch.fx.experimental")]
     levels = [log.level for log in loggers]

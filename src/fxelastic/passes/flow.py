@@ -1,8 +1,8 @@
-"""Tell the data stream from its context (masks, rotary tables, sizes).
+"""Distinguish the data stream from its context (masks, rotary tables, sizes).
 
-A value is *stream* if it depends on a user input through an operator with parameters. What leads
-from an input to the first such operator (a normalisation, a reshape) is stream too, so that it goes
-with the stem. Everything else is *context*.
+A value is *stream* if it depends on a user input through an operator with parameters. Operators
+from an input to the first such operator (a normalisation, a reshape) are stream as well, so that
+they belong to the stem. All other values are *context*.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fxelastic.ir.operators import (
     operator_name,
 )
 
-#: Operators that combine or reshape values without a weight of their own.
+#: Operators without weights that combine or reshape values.
 _MIXING = frozenset(
     f"aten.{name}"
     for name in (
@@ -37,20 +37,20 @@ _MIXING = frozenset(
 
 @dataclass(frozen=True)
 class Flow:
-    """The captured graph's operators, sorted into stream and context.
+    """The captured graph's operators, divided into stream and context.
 
     Attributes:
         stream: Operators of the data stream, in graph order.
-        operands: For each of them, the stream values and inputs of the model that it reads.
+        operands: For each of them, the stream values and model inputs that it reads.
         attached: For a stream operator, the context operators that only it reads, in graph
-            order: they move with it.
+            order; they move with it.
         shared: All other context operators, in graph order.
-        parameters: For each operator, the parameters that it and what is attached to it read:
+        parameters: For each operator, the parameters that it and its attached operators read:
             name → number of elements.
-        readers: For each stream value, who reads it: stream operators (for those that read it
-            through an attached operator, such as a size, too) and the output node.
-        mixtures: Context operators that depend on an input and on parameters both: sums of masks
-            and learned tables.
+        readers: For each stream value, the stream operators that read it, directly or through an
+            attached operator such as a size, and the output node.
+        mixtures: Context operators that depend on both an input and parameters, such as sums of
+            masks and learned tables.
     """
 
     stream: tuple[fx.Node, ...]
@@ -116,14 +116,14 @@ class _Analysis:
 
     def _is_size(self, node: fx.Node, operands: list[fx.Node]) -> bool:
         if not is_number(node) or free_unbacked_symbols(node.meta["val"]):
-            # How many elements are not zero is a result like any other.
+            # A count of elements is a result like any other.
             return False
         return node.target is torch.ops.aten.sym_size.int or (
             bool(operands) and all(operand in self._sizes for operand in operands)
         )
 
     def _feeding(self) -> set[fx.Node]:
-        """Inputs, and values computed from them, that lead into the first layer with weights."""
+        """Inputs and values computed from them that lead to the first layer with weights."""
         data: set[fx.Node] = set()
         for node in reversed(self._nodes):
             if node not in self._user or node in self._deep:
@@ -135,16 +135,16 @@ class _Analysis:
         return data
 
     def _enters(self, node: fx.Node, reader: fx.Node) -> bool:
-        """Whether the reader is a first layer and this is the operand that makes it one.
+        """Whether the reader is a first layer and the node is its data.
 
-        An operator that reads several inputs (indices and offsets of an embedding bag) takes the
-        first of them as its data.
+        If an operator reads several inputs (indices and offsets of an embedding bag), the first of
+        them is its data.
         """
         operands = [operand for operand in reader.all_input_nodes if operand in self._user]
         return operands[0] is node and not any(operand in self._deep for operand in operands)
 
     def _context_sources(self) -> set[fx.Node]:
-        """Values before the first layer that a context is computed from: context themselves."""
+        """Values before the first layer from which a context is computed; they are context too."""
         context: set[fx.Node] = set()
         for node in reversed(self._nodes):
             if node not in self._user or node in self._deep or not is_operator(node):
@@ -197,7 +197,7 @@ class _Analysis:
     def _stream_operands(self, node: fx.Node) -> tuple[fx.Node, ...]:
         found = [operand for operand in node.all_input_nodes if self._in_stream(operand)]
         if node in self._deep and not any(operand in self._deep for operand in found):
-            # A first layer: one input is its data, further ones are read on the side.
+            # A first layer: one input is its data, the others are contexts.
             entering = [o for o in found if o.op != "placeholder" or self._enters(o, node)]
             found = entering or found
         return tuple(found)
@@ -205,7 +205,7 @@ class _Analysis:
     def _owners(
         self, stream: set[fx.Node], operands: Mapping[fx.Node, tuple[fx.Node, ...]]
     ) -> dict[fx.Node, fx.Node | None]:
-        """For each context operator, the one stream operator it is computed for, if it is one."""
+        """For each context operator, the only stream operator that needs it, or None."""
         owner: dict[fx.Node, fx.Node | None] = {}
         for node in reversed(self._nodes):
             if not is_operator(node) or node in stream:

@@ -1,9 +1,9 @@
 """Replace in-place operators by their functional form.
 
-A block's value may be cached, tapped by a teacher or read by another block, so no operator may
-write to it. The common cases (``relu_``, ``add_`` on a fresh value) are rewritten one by one. What
-writes through a view (``x[:, 0] = 0``) needs torch's own functionalisation, which re-traces the
-program; that costs as much as the capture, so it is the exception.
+A block's value may be cached, compared with a teacher or read by another block, so no operator may
+write to it. The common cases (``relu_``, ``add_`` on a fresh value) are rewritten one by one.
+Writes through a view (``x[:, 0] = 0``) need torch's functionalisation, which traces the program
+again and takes as long as the capture.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from fxelastic.ir.operators import is_tensor, mutated_operands
 
 
 def functionalise_simple(graph: fx.Graph) -> bool:
-    """Rewrite in-place operators whose effect nobody else can see.
+    """Rewrite in-place operators whose writes no other operator reads through a view.
 
     Args:
-        graph: Changed in place where it returns True; may be half done where it returns False.
+        graph: The graph, changed in place; partly changed if the result is False.
 
     Returns:
-        Whether the graph is functional now.
+        Whether the graph is now functional.
     """
     position = {node: i for i, node in enumerate(graph.nodes)}
     try:
         memory = _memory(graph)
     except NotImplementedError:
-        # What torch.func.vmap computes is no tensor with a memory; torch traces it anew.
+        # Results of torch.func.vmap have no storage; torch's functionalisation handles them.
         return False
     sharers = _sharers(memory)
     for node in list(graph.nodes):
@@ -52,7 +52,7 @@ def functionalise_simple(graph: fx.Graph) -> bool:
         if not _same_kind(new, value):
             return False
         position[new] = position[node]
-        # Views of what the operator returned were traced as views of the old memory.
+        # Views of the operator's result were traced as views of the old memory.
         memory[new] = memory[value]
         sharers[memory[new]].append(new)
         node.replace_all_uses_with(new)
@@ -106,7 +106,7 @@ def _functional(node: fx.Node) -> torch._ops.OpOverload | None:
 
 
 def _same_kind(new: fx.Node, value: fx.Node) -> bool:
-    """Whether the functional operator gives the shape and dtype the in-place one kept."""
+    """Whether the functional operator gives the shape and dtype of the in-place one."""
 
     def fake(operand: Any) -> Any:
         return operand.meta["val"]
@@ -116,7 +116,7 @@ def _same_kind(new: fx.Node, value: fx.Node) -> bool:
         args, kwargs = fx.map_arg(new.args, fake), fx.map_arg(new.kwargs, fake)
         with before.fake_mode:
             after = new.target(*args, **kwargs)  # type: ignore[operator]
-    except Exception:  # noqa: BLE001  # no fake kernel: leave it to torch's functionalisation
+    except Exception:  # noqa: BLE001  # without a fake kernel, torch's functionalisation handles it
         return False
     new.meta["val"] = after
     return bool(after.dtype == before.dtype and tuple(after.shape) == tuple(before.shape))

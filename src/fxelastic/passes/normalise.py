@@ -1,4 +1,4 @@
-"""From an exported program to one plain graph over the user's own weights and names."""
+"""Turn an exported program into a single plain graph over the user's own weights and names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from fxelastic.errors import InternalError
-from fxelastic.ir.operators import attribute, is_operator, mutated_operands
+from fxelastic.ir.operators import attach, attribute, is_operator, mutated_operands
 from fxelastic.ir.part_names import target_of
 from fxelastic.passes.export import WRAPPED
 
@@ -26,16 +26,16 @@ def normalise(
 ) -> fx.GraphModule:
     """Rewrite an exported program as one graph module.
 
-    Parameters and buffers become ``get_attr`` nodes, one for each distinct tensor; regions that
-    only switch gradients or autocast off are inlined; run-time assertions are dropped, as torch
-    has proved or will not need them; nodes carry the user's module paths.
+    Parameters and buffers become ``get_attr`` nodes, one for each distinct tensor. Regions that
+    only switch gradients or autocast off are inlined. Run-time assertions are removed. Nodes have
+    the user's module paths.
 
     Args:
         program: The exported program of a `Flat` wrapper.
-        model: The user's model: where weights are taken from.
+        model: The user's model, which holds the weights.
         inputs: Names for the user inputs, in order.
-        names: The user's name of each parameter and buffer by ``id``; the first name wins for a
-            tensor that has several.
+        names: The user's name of each parameter and buffer by ``id``; the first name of a tensor
+            with several.
 
     Returns:
         The graph module.
@@ -75,7 +75,7 @@ class _Builder:
         for node, spec in zip(placeholders, signature.input_specs, strict=True):
             if spec.kind == InputKind.USER_INPUT:
                 env[node] = self._graph.placeholder(next(user))
-                # Its target is the parameter's name in the code, where another node may have that.
+                # Its target is the parameter's name in the code, which must be unique.
                 env[node].target = env[node].name
                 env[node].meta = {"val": node.meta["val"], "nn_module_stack": {}}
             else:
@@ -105,14 +105,14 @@ class _Builder:
         if name is None and spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
             name = target
         held = self._constant() if name is None else target_of(name)
-        self._attach(held, tensor)
+        attach(self._root, held, tensor)
         new = self._graph.get_attr(held)
         new.meta = {"val": node.meta.get("val"), "nn_module_stack": {}}
         self._by_tensor[id(tensor)] = new
         return new
 
     def _constant(self) -> str:
-        """A path for a tensor or a graph without a name of the user's."""
+        """A path for a tensor or a graph without a name."""
         self._n_constants += 1
         return f"{self._constants}.c{self._n_constants - 1}"
 
@@ -123,31 +123,14 @@ class _Builder:
             if target not in self._own:
                 return traced[spec.target]
             own = self._own[target]
-            # The user's own tensor, not the clone's; but for a buffer that the first forward fills.
+            # The user's own tensor, not the clone's, except for a buffer that the first forward
+            # fills.
             if spec.kind == InputKind.PARAMETER or _equal(own, traced.get(spec.target)):
                 return own
         return traced[spec.target]
 
-    def _attach(self, name: str, value: Any) -> None:
-        *path, last = name.split(".")
-        owner = self._root
-        for part in path:
-            if part not in owner._modules:
-                owner.add_module(part, nn.Module())
-            child = owner._modules[part]
-            assert child is not None
-            owner = child
-        if isinstance(value, nn.Parameter):
-            owner.register_parameter(last, value)
-        elif isinstance(value, torch.Tensor):
-            owner.register_buffer(last, value)
-        elif isinstance(value, nn.Module):
-            owner.add_module(last, value)
-        else:
-            setattr(owner, last, value)
-
     def _copy(self, module: fx.GraphModule, env: dict[fx.Node, Any]) -> tuple[Any, ...]:
-        """Copy a graph's operators; returns what its output node returns, in the new graph."""
+        """Copy a graph's operators; returns its results in the new graph."""
         for node in module.graph.nodes:
             if node.op == "placeholder":
                 continue
@@ -185,7 +168,7 @@ class _Builder:
         if isinstance(value, nn.Module) and all(_switched_off(u, module) for u in node.users):
             return None
         name = self._constant()
-        self._attach(name, value)
+        attach(self._root, name, value)
         new = self._graph.get_attr(name)
         new.meta = {"val": node.meta.get("val"), "nn_module_stack": {}}
         return new
@@ -195,8 +178,8 @@ def user_stack(stack: Any) -> dict[str, tuple[str, str]]:
     """The module stack in the user's own terms.
 
     Returns:
-        For each enclosing module, outermost first: key ``path`` or ``path@n`` for its n-th
-        further call, value ``(path, class name)``. The model itself has the empty path.
+        For each enclosing module, outermost first, the key ``path`` (``path@n`` for its n-th
+        further call) and the value ``(path, class name)``. The model itself has the empty path.
     """
     result: dict[str, tuple[str, str]] = {}
     for key, (path, cls) in (stack or {}).items():
@@ -210,7 +193,7 @@ def user_stack(stack: Any) -> dict[str, tuple[str, str]]:
 
 
 def remove_unused(graph: fx.Graph) -> None:
-    """Drop operators and weights nobody reads, but for those that write to an operand."""
+    """Drop operators and weights without readers, except operators that write to an operand."""
     for node in reversed(list(graph.nodes)):
         if node.users or not (is_operator(node) or node.op == "get_attr"):
             continue

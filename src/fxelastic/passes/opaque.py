@@ -1,9 +1,9 @@
-"""Modules that can't be looked into stay single nodes of the graph.
+"""Opaque modules: modules that can't be captured stay single nodes of the graph.
 
-Where ``torch.export`` fails inside a submodule (control flow over data, an operator without a fake
-kernel), that submodule alone is replaced by one custom operator while the rest is captured, and put
-back as a ``call_module`` node afterwards. Compared with symbolic tracing as the fallback, all that
-surrounds the leaf keeps ATen operators, shapes and a dynamic batch.
+If ``torch.export`` fails inside a submodule (control flow over data, an operator without a fake
+kernel), a custom operator replaces that submodule during the capture and becomes a ``call_module``
+node afterwards. Unlike with symbolic tracing as a fallback, the rest of the model keeps ATen
+operators, shapes and a dynamic batch.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _MAX_OPAQUE = 64
 
 @dataclass
 class OpaqueModule:
-    """A submodule that is kept whole.
+    """A submodule that stays a single node.
 
     Attributes:
         path: Its path in the user's model.
         module: The module itself.
         cause: Why it could not be captured.
-        calls: Tensors in, tensors out of each call seen, by batch size.
+        calls: Input and output tensors of each recorded call, one for each batch size.
         result: Structure of its result.
     """
 
@@ -57,7 +57,7 @@ def export_with_opaque(
     batch: Batch,
     dynamic: bool = True,
 ) -> Iterator[tuple[Exported, list[OpaqueModule]]]:
-    """Export, keeping what cannot be exported as opaque leaves.
+    """Export a model; submodules that can't be exported become opaque.
 
     Args:
         model: A clone of the user's model; its submodules are replaced during the call.
@@ -67,8 +67,8 @@ def export_with_opaque(
         dynamic: Whether to try for a dynamic batch.
 
     Yields:
-        The export, and the opaque modules that its graph calls. The operator that stands for them
-        is gone afterwards: `restore_opaque` takes it out of a graph before.
+        The export, and the opaque modules that its graph calls. Their custom operator exists only
+        inside the context; `restore_opaque` removes it from a graph.
 
     Raises:
         CaptureError: The failure is in the model's outermost ``forward``.
@@ -96,7 +96,7 @@ def export_with_opaque(
 
 
 def restore_opaque(graph_module: fx.GraphModule, opaque: list[OpaqueModule]) -> None:
-    """Turn the stand-in operators of a captured graph back into ``call_module`` nodes."""
+    """Replace the custom operators of a captured graph by ``call_module`` nodes."""
     graph = graph_module.graph
     names: dict[int, str] = {}
     for node in list(graph.nodes):
@@ -116,7 +116,7 @@ def restore_opaque(graph_module: fx.GraphModule, opaque: list[OpaqueModule]) -> 
 
 
 class _Leaf(nn.Module):
-    """Calls the opaque module with flat tensors, as a graph node must."""
+    """Calls the opaque module with flat tensors, as graph nodes do."""
 
     def __init__(self, leaf: OpaqueModule) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class _Leaf(nn.Module):
 
 
 class _Stand(nn.Module):
-    """Takes the opaque module's place while the model is exported."""
+    """Replaces the opaque module during the export."""
 
     def __init__(self, index: int, leaf: OpaqueModule) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class _Stand(nn.Module):
 
 
 class _operator:
-    """Defines the stand-in operator for the time of one export."""
+    """Defines the custom operator during one export."""
 
     def __init__(self, opaque: list[OpaqueModule]) -> None:
         self._opaque = opaque
@@ -170,7 +170,7 @@ class _operator:
 
 
 def _fake_outputs(leaf: OpaqueModule, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Outputs of the shapes seen; a dimension that follows an input's dimension stays tied."""
+    """Outputs of the recorded shapes; dimensions that follow an input's dimension stay tied."""
     outputs = []
     for i, tensor in enumerate(leaf.calls[0][1]):
         shape = []
@@ -189,7 +189,7 @@ def _tied(leaf: OpaqueModule, inputs: list[torch.Tensor], sizes: list[int]) -> A
             if not rest and all(s * factor == n for s, n in zip(seen, sizes, strict=True)):
                 return tensor.shape[dim] * factor
     raise CaptureError(
-        f"the output shape of the opaque module {leaf.path} follows no input's",
+        f"the output shape of the opaque module {leaf.path} does not follow an input's shape",
         expected="output sizes that are fixed or a multiple of an input's size",
         got=f"sizes {sizes} for different batches",
         fix=leaf.cause.fix,
@@ -203,7 +203,7 @@ def _record(
     kwargs: dict[str, Any],
     batch: Batch,
 ) -> None:
-    """Run the model at two batch sizes and note what goes in and out of the leaf."""
+    """Run the model at two batch sizes and record the leaf's inputs and outputs."""
     leaves, tree = trees.flatten((args, kwargs))
     batched = batch.positions
     size = leaves[batched[0]].shape[0] if batched else 0
@@ -255,7 +255,7 @@ def _innermost_module(
 
 @contextlib.contextmanager
 def _replaced(model: nn.Module, opaque: list[OpaqueModule]) -> Iterator[None]:
-    """Put stand-ins in the place of the opaque modules, wherever these hang in the model."""
+    """Replace the opaque modules wherever they are in the model."""
     stands = {id(leaf.module): _Stand(i, leaf) for i, leaf in enumerate(opaque)}
     slots = [
         (parent._modules, key, child)
@@ -278,7 +278,7 @@ def _failure(model: nn.Module, e: Exception) -> CaptureError:
     if cause.separable:
         fix = f"{fix}, or move that part into a submodule of its own, which is kept whole"
     return CaptureError(
-        f"{type(model).__name__} cannot be captured",
+        f"{type(model).__name__} can't be captured",
         expected="a forward that torch.export can record",
         got=cause.reason,
         fix=fix,
@@ -287,7 +287,7 @@ def _failure(model: nn.Module, e: Exception) -> CaptureError:
 
 def _not_whole(model: nn.Module, leaf: OpaqueModule, why: str) -> CaptureError:
     return CaptureError(
-        f"{type(model).__name__} cannot be captured: {leaf.path!r} can't be kept whole",
+        f"{type(model).__name__} can't be captured: {leaf.path!r} can't be kept whole",
         expected="a module that torch.export can record",
         got=f"{leaf.cause.reason}; {why}",
         fix=leaf.cause.fix,

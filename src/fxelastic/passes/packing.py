@@ -1,4 +1,4 @@
-"""Join neighbouring units into blocks: up to the cap, along the model's own modules."""
+"""Join neighbouring units into blocks, up to the cap and along the model's modules."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from torch import fx
 from fxelastic.ir.fusion import FusionRule
 from fxelastic.passes.flow import Flow
 from fxelastic.passes.regions import Unit
-from fxelastic.passes.repeats import instance_path
-from fxelastic.passes.structure import structural_units
+from fxelastic.passes.repeats import instance_path, structural_units
 
-#: Returns the fusion rule that an edge (producer, consumer) falls under, if any.
+#: Returns the fusion rule of an edge (producer, consumer), or None.
 FindRule = Callable[[fx.Node, fx.Node], FusionRule | None]
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A value at which a block could have been cut, and why it was not.
+    """A value at which a block could have been cut and was not.
 
     Attributes:
         value: The value.
-        reason: Why, in words.
+        reason: Why it was not, in words.
         openable: Whether it ends a region that is whole only because it fits the cap.
-        rule: Name of the fusion rule, where one is the reason.
+        rule: Name of the fusion rule, if a rule is the reason.
     """
 
     value: fx.Node
@@ -37,18 +36,18 @@ class Kept:
 
 @dataclass(frozen=True)
 class Pack:
-    """A block in the making.
+    """A future block.
 
     Attributes:
         nodes: Stream operators, in graph order.
-        reads: Stream values and model inputs read.
+        reads: Stream values and model inputs that it reads.
         writes: Values that others read.
-        glue: Whether this joins or splits streams.
+        glue: Whether it joins or splits streams.
         reason: Why it is glue or not split further.
-        parameters: Distinct parameters read: name → elements.
-        home: The repeating unit it belongs to, if it belongs to one.
-        path: Calls of modules that hold all of it.
-        kept: The cuts not taken inside.
+        parameters: Distinct parameters that it reads: name → elements.
+        home: The repeating unit that it belongs to, or None.
+        path: Module calls that contain all of it.
+        kept: The untaken cuts inside.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -63,7 +62,7 @@ class Pack:
 
     @property
     def n_params(self) -> int:
-        """Elements of the parameters read."""
+        """Elements of its parameters."""
         return sum(self.parameters.values())
 
 
@@ -79,7 +78,7 @@ def pack_units(
     Args:
         units: The minimal regions, in execution order.
         flow: The classified graph.
-        cap: Most parameters of a block, as far as its units allow.
+        cap: Most parameters of a block, unless a single unit has more.
         repeating: Instances of the repeating units.
         find_rule: The backend's fusion rules.
 
@@ -133,7 +132,7 @@ class _Joiner:
         self.cap = cap
 
     def can_join(self, first: Pack, second: Pack) -> bool:
-        """Whether the two in a row have one input and one output together."""
+        """Whether two neighbours together have one input and one output."""
         if first.glue or second.glue or len(first.writes) != 1:
             return False
         return second.reads == first.writes and self.is_only_reader(second, first.writes[0])
@@ -143,7 +142,7 @@ class _Joiner:
         return all(node in inside for node in self.flow.readers[value])
 
     def join(self, packs: Sequence[Pack], reason: str, rule: str = "") -> Pack:
-        """One pack of several that can be joined; the cuts between them are noted."""
+        """Join packs, and record the cuts between them."""
         if len(packs) == 1:
             return packs[0]
         parameters: dict[str, int] = {}
@@ -173,7 +172,7 @@ class _Joiner:
         return sum(parameters.values()) <= self.cap
 
     def pack(self, packs: list[Pack], depth: int) -> list[Pack]:
-        """Join what lies in one module call (or in the model), outermost module first."""
+        """Join the packs of one module call (or of the model), outermost module first."""
         if self._is_one_block(packs):
             return [self.join(packs, self.fits_reason(packs))]
         if len(packs) == 1:
@@ -191,7 +190,7 @@ class _Joiner:
         return chain and (len(packs) == 1 or self.fits(packs))
 
     def _join_neighbours(self, packs: list[Pack]) -> list[Pack]:
-        """Join what the modules inside have become, first come first packed."""
+        """Join the packs of the inner modules, from the first to the last."""
         result: list[Pack] = []
         run = _Run(self)
         for pack in packs:
@@ -207,7 +206,7 @@ class _Joiner:
         return f"both sides {where} fit the cap together"
 
     def absorb_loose(self, packs: list[Pack]) -> list[Pack]:
-        """Join blocks without parameters to a neighbour: alone they could not be replaced."""
+        """Join blocks without parameters to a neighbour: they have nothing to replace."""
         result: list[Pack] = []
         for pack in packs:
             previous = result[-1] if result else None
@@ -221,7 +220,7 @@ class _Joiner:
             ):
                 result[-1] = self._keep_home(pack, [previous, pack])
             elif previous and self.extends_glue(previous, pack):
-                joined = self.join([previous, pack], "nothing to replace behind the join")
+                joined = self.join([previous, pack], "nothing to replace after the join")
                 result[-1] = replace(joined, glue=True, reason=previous.reason)
             else:
                 result.append(pack)
@@ -244,7 +243,7 @@ class _Joiner:
 
 
 class _Run:
-    """Neighbouring packs that are to become one; grows in time linear in what is added."""
+    """Neighbouring packs to join; adding a pack takes time linear in its size."""
 
     def __init__(self, joiner: _Joiner) -> None:
         self._joiner = joiner
@@ -256,10 +255,10 @@ class _Run:
     def may_extend(self, pack: Pack) -> bool:
         if not self._packs or not self._joiner.can_join(self._packs[-1], pack):
             return False
-        # Pieces of one unit may be joined, and layers outside of any; two units never.
+        # Pieces of one unit may be joined, and so may layers outside of units, but never two units.
         if pack.parameters and self._homes and self._homes != {pack.home}:
             return False
-        # What follows a unit without parameters (a pooling) is the next block's beginning.
+        # Operators without parameters after a unit (a pooling) start the next block.
         if not pack.parameters and self._homes - {None, pack.home}:
             return False
         new = sum(n for name, n in pack.parameters.items() if name not in self._parameters)
@@ -285,7 +284,7 @@ def _key(pack: Pack, depth: int) -> str | None:
 
 
 def _join_fused(packs: list[Pack], joiner: _Joiner, find_rule: FindRule) -> list[Pack]:
-    """Join what the inference framework computes with one kernel."""
+    """Join the operators that the inference framework computes with one kernel."""
     result: list[Pack] = []
     for pack in packs:
         previous = result[-1] if result else None
@@ -317,7 +316,7 @@ def _hard_rule(
 
 
 def _with_structural_homes(packs: list[Pack], joiner: _Joiner) -> list[Pack]:
-    """Mark repeating stretches of code that has no modules of its own as units."""
+    """Mark repetitions in code without modules as units."""
     result: list[Pack] = []
     for nameless, members in groupby(packs, key=lambda p: not p.path):
         group = list(members)

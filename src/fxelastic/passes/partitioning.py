@@ -5,36 +5,36 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import fx
 
 from fxelastic.errors import UsageError
+from fxelastic.ir.block import OpenedModule
 from fxelastic.ir.fusion import FusionRule, FusionRules
 from fxelastic.ir.operators import is_tensor, operator_name
 from fxelastic.ir.partition import Partition
 from fxelastic.ir.traced import Traced
 from fxelastic.passes.assemble import assemble
 from fxelastic.passes.flow import Flow, analyse_flow
-from fxelastic.passes.mixtures import separate_mixtures
-from fxelastic.passes.nearly_whole import opened_modules
 from fxelastic.passes.packing import FindRule, Pack, pack_units
 from fxelastic.passes.regions import Unit, find_units
-from fxelastic.passes.repeats import repeating_units
-from fxelastic.passes.splits import expand_splits
+from fxelastic.passes.repeats import instance_path, repeating_units
+from fxelastic.passes.rewriting import expand_splits, separate_mixtures
 
 logger = logging.getLogger(__name__)
 
 
 def check_gamma(gamma: float) -> None:
-    """Refuse a granularity that means nothing.
+    """Check gamma.
 
     Raises:
         UsageError: ``gamma`` is not a number in (0, 1].
     """
     if isinstance(gamma, bool) or not isinstance(gamma, (int, float)) or not 0 < gamma <= 1:
         raise UsageError(
-            "gamma is not a share of the model's parameters",
+            f"gamma must be above 0 and at most 1, got {gamma!r}",
             expected="a number above 0 and at most 1",
             got=repr(gamma),
             fix="pass for example gamma=0.1: no block has more than 10 % of the parameters",
@@ -45,7 +45,7 @@ def partition_graph(traced: Traced, gamma: float, fusion: FusionRules) -> Partit
     """Cut a captured graph into basic blocks (AdaptiveNet §4.1).
 
     Args:
-        traced: The captured model; not changed.
+        traced: The captured model; it is not changed.
         gamma: Cap on a block's parameters, as a share of P0, in (0, 1].
         fusion: The inference framework's fusion rules.
 
@@ -65,10 +65,10 @@ def partition_graph(traced: Traced, gamma: float, fusion: FusionRules) -> Partit
 
 @contextlib.contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Switch cyclic garbage collection off for the time of a partition.
+    """Switch cyclic garbage collection off during a partition.
 
-    All that is made here stays alive until the end, so collecting finds nothing; on 16k operators
-    it cost a third of the time, and the more the larger the graph (measured).
+    All objects stay alive until the end, so a collection finds nothing. On 16,000 operators it took
+    a third of the time, and more on larger graphs.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -98,7 +98,7 @@ def _partition(traced: Traced, gamma: float, fusion: FusionRules) -> Partition:
     units = find_units(flow, cap, repeating)
     expanded = expand_splits(traced, flow, units)
     if expanded is not None:
-        logger.debug("splits whose parts go different ways are taken as slices")
+        logger.debug("splits whose parts go to different regions become slices")
         traced = expanded
         flow = analyse_flow(traced.graph_module)
         units = find_units(flow, cap, repeating)
@@ -140,7 +140,7 @@ def _packs(
     repeating: frozenset[str],
     find_rule: FindRule,
 ) -> list[Pack]:
-    """The stream's blocks for a cap."""
+    """The blocks of the stream for a cap."""
     packs = pack_units(units, flow, cap, repeating, find_rule)
     opened: frozenset[fx.Node] = frozenset()
     while more := _to_open(packs, cap) - opened:
@@ -151,7 +151,7 @@ def _packs(
 
 
 def _to_open(packs: Sequence[Pack], cap: float) -> frozenset[fx.Node]:
-    """Regions that fit the cap alone, but not together with what is fused to them."""
+    """Regions that fit the cap alone, but not together with the operators fused to them."""
     return frozenset(
         kept.value
         for pack in packs
@@ -169,7 +169,7 @@ def _count(flow: Flow) -> int:
 
 
 def _rule_finder(fusion: FusionRules, flow: Flow) -> FindRule:
-    """A lookup of fusion rules for edges of the stream, remembering each pair of operators."""
+    """A lookup of fusion rules for edges of the stream, cached for each pair of operators."""
     stream = set(flow.stream)
     known: dict[tuple[str, str, bool], FusionRule | None] = {}
 
@@ -188,3 +188,61 @@ def _rule_finder(fusion: FusionRules, flow: Flow) -> FindRule:
         return known[key]
 
     return find
+
+
+#: Modules above this multiple of the cap get no note: gamma is meant to open them.
+_MOST = 1.25
+_DIGITS = 3
+
+
+def opened_modules(
+    flow: Flow,
+    packs: Sequence[Pack],
+    gamma: float,
+    n_params: int,
+    repeating: frozenset[str],
+    pack_at: Callable[[float], Sequence[Pack]],
+) -> tuple[OpenedModule, ...]:
+    """Find the repeating modules that are cut because they exceed the cap by a little.
+
+    Args:
+        flow: The classified graph.
+        packs: The blocks.
+        gamma: Their cap, as a share of the parameters.
+        n_params: Parameters of the model.
+        repeating: Instances of the repeating units.
+        pack_at: Returns the blocks for another gamma.
+
+    Returns:
+        A note for each such module, in graph order, with a gamma that keeps it whole.
+    """
+    members: dict[str, list[fx.Node]] = {}
+    for node in flow.stream:
+        if flow.parameters[node]:
+            for key in instance_path(node):
+                if key in repeating:
+                    members.setdefault(key, []).append(node)
+    cap = gamma * n_params
+    packs_at: dict[float, Sequence[Pack]] = {}
+    found = []
+    for key, nodes in members.items():
+        size = sum({k: n for node in nodes for k, n in flow.parameters[node].items()}.values())
+        if not cap < size <= _MOST * cap or _is_whole(nodes, packs):
+            continue
+        larger = _rounded_up(size / n_params)
+        if larger not in packs_at:
+            packs_at[larger] = pack_at(larger)
+        if _is_whole(nodes, packs_at[larger]):
+            found.append(OpenedModule(key, size, size / cap - 1, larger))
+    return tuple(found)
+
+
+def _is_whole(nodes: Sequence[fx.Node], packs: Sequence[Pack]) -> bool:
+    return any(not pack.glue and set(nodes) <= set(pack.nodes) for pack in packs)
+
+
+def _rounded_up(share: float) -> float:
+    """The share rounded up to three digits."""
+    digits = _DIGITS - 1 - math.floor(math.log10(share))
+    scale = 10.0**digits
+    return min(1.0, round(math.ceil(share * scale - 1e-9) / scale, digits))

@@ -1,10 +1,10 @@
-"""Find single-input single-output regions, and open those that are too large.
+"""Find regions with a single input and a single output, and open regions that are too large.
 
-On the stream graph, let ``a = idom(b)``. If no value strictly between them is read elsewhere, what
-lies in ``(a, b]`` is a minimal region with one input and one output. Following that pointer back
-from the outputs yields the trunk. A region above the cap, or one that holds several of the model's
-repeating units, is opened: the same is applied along each of its inner paths, and what joins them
-stays as glue.
+On the stream graph, let ``a = idom(b)``, the immediate dominator. If no value strictly between them
+is read elsewhere, ``(a, b]`` is a minimal region with one input and one output. Following the
+dominators back from the outputs gives the trunk. A region above the cap, or with several of the
+model's repeating units, is opened: the search continues along each of its inner paths, and the
+operators that join them become glue.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import networkx
 from torch import fx
 
 from fxelastic.ir.operators import is_number, is_operator, is_tensor
-from fxelastic.passes.dominators import immediate_dominators
 from fxelastic.passes.flow import Flow
 from fxelastic.passes.repeats import instance_path
 
@@ -25,15 +25,15 @@ _FITS = "fit the cap"
 
 @dataclass(frozen=True)
 class Unit:
-    """Stream operators that stay together, with one value out.
+    """Stream operators that stay together, with one output value.
 
     Attributes:
         nodes: In graph order.
-        reads: Stream values and inputs of the model read from outside.
-        writes: Values that others read; one, but for an operator with several results that go
-            different ways.
+        reads: Stream values and model inputs that it reads.
+        writes: Values that others read. Only an operator with several results that different
+            operators read has more than one.
         glue: Whether it joins or splits streams and is never replaced.
-        reason: Why this is glue, or why it is not split further; empty for a single operator.
+        reason: Why it is glue or not split further; empty for a single operator.
         openable: Whether it is whole only because it fits the cap.
         n_params: Elements of the distinct parameters read.
     """
@@ -49,7 +49,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class _Vertex:
-    """An operator, together with the ``getitem`` nodes that take its results apart."""
+    """An operator with the ``getitem`` nodes of its results."""
 
     nodes: tuple[fx.Node, ...]
     values: tuple[fx.Node, ...]  # results that others read
@@ -63,7 +63,7 @@ class _Vertex:
 
 @dataclass
 class _Graph:
-    """The stream graph with vertices by topological index; 0 is the root, then the inputs."""
+    """The stream graph; vertices have topological indices: 0 is the root, the inputs follow."""
 
     vertices: list[_Vertex]
     readers: list[list[int]]
@@ -75,17 +75,16 @@ class _Graph:
 def find_units(
     flow: Flow, cap: float, units: frozenset[str], opened: frozenset[fx.Node] = frozenset()
 ) -> list[Unit]:
-    """Split the stream into the smallest pieces that the packing may join again.
+    """Split the stream into the smallest units, which the packing joins to blocks.
 
     Args:
         flow: The classified graph.
-        cap: Most parameters that a region may hold without being opened.
+        cap: Most parameters of a region that is not opened.
         units: Instances of the repeating units.
         opened: Last values of regions to open although they fit the cap.
 
     Returns:
-        The pieces in an order in which they can be executed; the pieces of an opened region are
-        contiguous.
+        The units in an executable order; the units of an opened region are contiguous.
     """
     graph = _build(flow)
     return _Search(graph, flow, cap, units, opened).run()
@@ -125,12 +124,21 @@ def _build(flow: Flow) -> _Graph:
             if any(reader.op == "output" for reader in node.users)
         )
     )
-    idom = immediate_dominators([vertex.operands for vertex in vertices])
-    return _Graph(vertices, readers, idom, outputs)
+    return _Graph(vertices, readers, _immediate_dominators(vertices), outputs)
+
+
+def _immediate_dominators(vertices: Sequence[_Vertex]) -> list[int]:
+    """The last vertex on every path from the root to a vertex; the root's is the root."""
+    graph = networkx.DiGraph()
+    graph.add_node(0)
+    for i, vertex in enumerate(vertices):
+        graph.add_edges_from((operand, i) for operand in vertex.operands)
+    found = networkx.immediate_dominators(graph, 0)
+    return [0, *(found[i] for i in range(1, len(vertices)))]
 
 
 def _with_results(node: fx.Node, stream: set[fx.Node]) -> tuple[fx.Node, ...]:
-    """An operator with several results, and the nodes that pick them; or just the operator."""
+    """An operator and, if it has several results, the nodes that select them."""
     if is_tensor(node) or is_number(node):
         return (node,)
     members = [node]
@@ -172,7 +180,7 @@ class _Search:
         return None
 
     def run(self) -> list[Unit]:
-        # Work is a stack of steps, so that deep nesting needs no recursion.
+        # A stack of steps instead of recursion, for deep nesting.
         work: list[tuple[str, int]] = [("chain", output) for output in self._graph.outputs]
         work.reverse()
         while work:
@@ -184,7 +192,7 @@ class _Search:
         return self._result
 
     def _chain(self, last: int) -> list[tuple[str, int]]:
-        """Split the path of dominators down to ``last`` into regions; emit or open each."""
+        """Split the path of dominators down to ``last`` into regions, and emit or open each."""
         path: list[int] = []
         vertex = last
         while vertex and self._graph.vertices[vertex].nodes and not self._done[vertex]:
@@ -199,7 +207,7 @@ class _Search:
                 continue
             more = self._segment(segment)
             if more is not None:
-                # Finish the opened region first, then come back for the rest of the path.
+                # The opened region comes first, then the rest of the path.
                 steps = more
                 if i + 1 < len(path):
                     steps.append(("chain", last))
@@ -251,7 +259,7 @@ class _Search:
         return sorted(inside)
 
     def _keeps_together(self, region: list[int], last: int) -> str | None:
-        """Why a closed region is not opened; None if it is to be opened."""
+        """The reason to keep a closed region whole; None to open it."""
         join = len(self._graph.vertices[last].operands) > 1
         if len(region) == 1:
             return ""
@@ -273,7 +281,7 @@ class _Search:
         return f"{size} parameters between its one input and its one output {_FITS}"
 
     def _inseparable(self, region: list[int]) -> str | None:
-        """Why a region above the cap can't be opened: its piece would be no block."""
+        """The reason why a region above the cap can't be opened, or None."""
         for vertex in region:
             several = len(self._graph.vertices[vertex].values) > 1
             if several and self._size([vertex]) > self._cap:

@@ -1,8 +1,10 @@
-"""Find the model's repeating units: the modules that users think of as its blocks.
+"""The model's repeating units: the modules that users think of as its blocks.
 
-A repeating unit is a module of several layers, or of one with a connection around it, that stands
-in a row of its like: ``layer3.0 … layer3.5``, ``blocks.0 … blocks.11``, ``down1 … down4``,
-``Mixed_5b … Mixed_5d``. A convolution with its normalisation repeats too, but is one kernel.
+A repeating unit is a module of several layers, or of one layer with a connection around it, in a
+row of similar modules: ``layer3.0 … layer3.5``, ``blocks.0 … blocks.11``, ``down1 … down4``,
+``Mixed_5b … Mixed_5d``. A convolution with its normalisation repeats too, but is one kernel. In
+code without modules, `structural_units` finds repetition by the sequence of operators.
+`block_label` names a block by the modules that it covers.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from torch import fx
 from fxelastic.ir.operators import is_matrix_operator
 
 _NUMBER = re.compile(r"\d+[a-z]?")
-#: Classes that only hold others: being of the same one makes two modules no relatives.
+#: Classes that only hold modules: two modules of such a class need not be similar.
 _CONTAINERS = frozenset({"Sequential", "ModuleList", "ModuleDict"})
 _MIN_PARTS = 2
 
@@ -27,14 +29,14 @@ _MIN_PARTS = 2
 class _Module:
     path: str
     cls: str
-    parts: set[fx.Node] = field(default_factory=set)  # weight operators, and joins of streams
+    parts: set[fx.Node] = field(default_factory=set)  # operators with weights, and joins of streams
 
 
 def instance_path(node: fx.Node) -> tuple[str, ...]:
-    """The calls of modules that an operator is part of, outermost first.
+    """The module calls that contain an operator, outermost first, without the model itself.
 
-    The model itself is not among them. The second call of a module is another instance
-    (``layer@1``), so weight-tied layers are told apart.
+    The second call of a module is another instance (``layer@1``), which distinguishes weight-tied
+    layers.
     """
     stack: Mapping[str, tuple[str, str]] = node.meta.get("nn_module_stack") or {}
     return tuple(key for key in stack if key)
@@ -50,7 +52,7 @@ def repeating_units(
         parameters: Parameters that each operator reads.
 
     Returns:
-        Keys of the units. Units may nest (stages of blocks); the innermost is the one that counts.
+        Keys of the units. Units may nest (stages of blocks); the innermost one counts.
     """
     modules = _collect(operands, parameters)
     rows: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -99,9 +101,9 @@ def _collect(
 
 
 def _mixes_channels(node: fx.Node) -> bool:
-    """Whether the operator, one with parameters, is more than a scale, a bias or a filter.
+    """Whether an operator with parameters is more than a scale, a bias or a filter.
 
-    A depthwise kernel mixes no channels and makes one layer with the pointwise one beside it.
+    A depthwise convolution mixes no channels and forms one layer with the pointwise one beside it.
     """
     if node.op == "call_module":
         return True
@@ -118,8 +120,8 @@ def _numbered_units(
 ) -> set[str]:
     """Members of numbered containers whose class repeats there.
 
-    Containers of the same pattern count together: the only block of ``layer1`` is a unit because
-    ``layer2`` has several of its like, or because each of the layers has just one.
+    Containers of the same pattern count together: the only block of ``layer1`` is a unit if
+    ``layer2`` has several similar blocks, or if each layer has a single block.
     """
     families: dict[str, list[list[str]]] = defaultdict(list)
     for (parent, pattern), keys in rows.items():
@@ -140,7 +142,7 @@ def _numbered_units(
 
 
 def _members_of_families(keys: list[str], modules: Mapping[str, _Module]) -> list[str]:
-    """Those that share their class with another, in families of more than one layer each."""
+    """The modules whose class repeats, if modules of the class have several layers."""
     by_class: dict[str, list[str]] = defaultdict(list)
     for key in keys:
         by_class[modules[key].cls].append(key)
@@ -153,7 +155,7 @@ def _members_of_families(keys: list[str], modules: Mapping[str, _Module]) -> lis
 
 
 def _inside(key: str, unit_paths: set[str], modules: Mapping[str, _Module]) -> bool:
-    """Whether a module lies in one of the units."""
+    """Whether a module is inside one of the units."""
     path, dot, _ = modules[key].path.rpartition(".")
     while dot:
         if path in unit_paths:
@@ -164,3 +166,103 @@ def _inside(key: str, unit_paths: set[str], modules: Mapping[str, _Module]) -> b
 
 def _pattern(name: str) -> str:
     return _NUMBER.sub("#", name)
+
+
+_MAX_PERIOD = 64
+
+#: Prefix of the names of such repetitions; no module path contains a colon.
+STRUCTURAL = "unit:"
+
+
+def structural_units(kinds: Sequence[str]) -> list[str | None]:
+    """Divide a sequence into repetitions of the pattern that covers most of it.
+
+    Args:
+        kinds: The structure of each element; equal strings mean equal structure.
+
+    Returns:
+        For each element the name of its repetition (``unit:0``, ``unit:1``, …), or None if it does
+        not repeat.
+    """
+    homes: list[str | None] = [None] * len(kinds)
+    count = 0
+    start = 0
+    while start < len(kinds):
+        period, repeats = _best_period(kinds, start)
+        if repeats < 2:
+            start += 1
+            continue
+        for r in range(repeats):
+            for i in range(period):
+                homes[start + r * period + i] = f"{STRUCTURAL}{count + r}"
+        count += repeats
+        start += period * repeats
+    return homes
+
+
+def _best_period(kinds: Sequence[str], start: int) -> tuple[int, int]:
+    """The period that covers most from ``start``, the shortest of equals, and its repeats."""
+    best, best_cover, best_repeats = 1, 0, 1
+    for period in range(1, min(_MAX_PERIOD, (len(kinds) - start) // 2) + 1):
+        repeats = 1
+        pattern = kinds[start : start + period]
+        while kinds[start + repeats * period : start + (repeats + 1) * period] == pattern:
+            repeats += 1
+        cover = repeats * period
+        if repeats >= 2 and cover > best_cover:
+            best, best_cover, best_repeats = period, cover, repeats
+    return best, best_repeats
+
+
+_COUNTER = re.compile(r"_\d+$")
+
+
+def block_label(
+    nodes: Sequence[fx.Node],
+    path: tuple[str, ...],
+    unit: str | None,
+    sizes: Mapping[str, int],
+) -> str:
+    """A name from the module calls that a block covers.
+
+    Names contain no numbers of graph nodes, so a change elsewhere doesn't rename a block.
+
+    Args:
+        nodes: The block's stream operators.
+        path: Module calls that contain all of them, outermost first.
+        unit: The repeating unit that the block belongs to, or None.
+        sizes: For each module call, the number of its stream operators in the whole graph.
+
+    Returns:
+        The module's path if the block is a whole module call (``layer3.0``), else the range of its
+        parts (``conv1..maxpool``, ``layer4.0.conv2..bn2``).
+    """
+    covered = [key for key in path if sizes.get(key) == len(nodes)]
+    if unit in covered:
+        return str(unit)
+    if covered:
+        return covered[0]
+    inside: dict[str, int] = {}
+    for node in nodes:
+        for key in instance_path(node)[len(path) :]:
+            inside[key] = inside.get(key, 0) + 1
+    prefix = path[-1].partition("@")[0] if path else ""
+    first, last = (_part(node, len(path), inside, sizes, prefix) for node in (nodes[0], nodes[-1]))
+    span = first if first == last else f"{first}..{last}"
+    return f"{path[-1]}.{span}" if path else span
+
+
+def _part(
+    node: fx.Node, depth: int, inside: Mapping[str, int], sizes: Mapping[str, int], prefix: str
+) -> str:
+    """The outermost call inside ``prefix`` that contains the node and that the block covers."""
+    keys = instance_path(node)[depth:]
+    for key in keys:
+        if inside[key] == sizes[key]:
+            return _relative(key, prefix)
+    operator = _COUNTER.sub("", node.name)
+    return f"{_relative(keys[-1], prefix)}.{operator}" if keys else operator
+
+
+def _relative(key: str, prefix: str) -> str:
+    return key.removeprefix(f"{prefix}.") if prefix else key

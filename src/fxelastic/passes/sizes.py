@@ -1,8 +1,8 @@
 """Compute every batch-dependent size next to its reader.
 
-A model that reads ``x.shape[0]`` once and reshapes with it everywhere ties all of its layers to one
-number that is no tensor and would have to cross every block boundary. After this pass a size comes
-from an operand of the operator that needs it, so that it moves with the operator into any block.
+A model that reads ``x.shape[0]`` once and reshapes with it everywhere ties all of its layers to a
+number, which can't cross block boundaries. After this pass each size comes from an operand of the
+operator that needs it, so that it moves with the operator into any block.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def localise_sizes(graph: fx.Graph) -> None:
     """Rewrite the readers of symbolic sizes, in place.
 
     Args:
-        graph: A functional graph. Sizes that no operand can tell (they depend on data, or on a
-            form this pass doesn't know) are computed for each reader from what they were computed
-            from before, and the partitioner keeps that and the reader together.
+        graph: A functional graph. Sizes that don't follow from an operand (they depend on data, or
+            have a form unknown to this pass) are computed again for each reader from their old
+            operands, and the partitioner keeps these and the reader together.
     """
     inputs = [node for node in graph.nodes if node.op == "placeholder" and is_tensor(node)]
     for node in list(graph.nodes):
@@ -45,7 +45,7 @@ def localise_sizes(graph: fx.Graph) -> None:
 
 
 def _expression(node: Any) -> sympy.Expr | None:
-    """The symbolic size that a node stands for, if it is one."""
+    """The symbolic size that a node computes, or None."""
     if not isinstance(node, fx.Node):
         return None
     value = node.meta.get("val")
@@ -82,7 +82,7 @@ def _infer_in_reshape(node: fx.Node) -> None:
 
 
 def _keep_in_expand(node: fx.Node) -> None:
-    """``expand(x, [n, 8, 8])`` → ``expand(x, [-1, 8, 8])`` where x has n there already."""
+    """``expand(x, [n, 8, 8])`` → ``expand(x, [-1, 8, 8])`` if x has size n there already."""
     source, sizes = node.args[0], list(node.args[1])  # type: ignore[arg-type]
     if not isinstance(source, fx.Node) or not is_tensor(source):
         return
@@ -114,10 +114,10 @@ def _rebind(graph: fx.Graph, node: fx.Node, number: fx.Node, inputs: list[fx.Nod
 
 
 def _copy(graph: fx.Graph, number: fx.Node) -> fx.Node:
-    """Compute a number anew, from the same tensors, at the insertion point.
+    """Compute a number again from the same tensors, at the insertion point.
 
-    The length of an edge list plus the number of nodes, in each layer of a graph network: no tensor
-    has that size yet, and the number of nodes, which all layers read, would tie them together.
+    An example is the length of an edge list plus the number of nodes, in each layer of a graph
+    network: no tensor has that size, and sharing the number would tie all layers together.
     """
     if not _from_shapes(number):
         return number
@@ -125,15 +125,10 @@ def _copy(graph: fx.Graph, number: fx.Node) -> fx.Node:
     return graph.node_copy(number, lambda n: operands.get(n, n))
 
 
-def _shared(number: fx.Node) -> bool:
-    """Whether something else reads a number, or one that it is computed from."""
-    return len(number.users) > 1 or any(_shared(n) for n in number.all_input_nodes if is_number(n))
-
-
 def _from_shapes(number: fx.Node) -> bool:
-    """Whether shapes alone tell a number.
+    """Whether a number follows from shapes alone.
 
-    One that is read from data is not computed twice: exporters can't tell that both are equal.
+    A number read from data is not computed twice, since exporters don't know that both are equal.
     """
     if number.op != "call_function":
         return False
@@ -148,13 +143,13 @@ def size_from(
     """Build the computation of a size from the shape of one tensor, at the insertion point.
 
     Args:
-        graph: Where to build.
-        source: A tensor whose shape may tell the size.
+        graph: The graph to build in.
+        source: A tensor from whose shape the size may follow.
         expression: The size, as ``k * s`` for a symbol ``s`` and a number ``k``, or just ``s``.
-        reader: Whose module stack the new nodes get.
+        reader: The operator whose module stack the new nodes get.
 
     Returns:
-        The node of the size, or None where the shape does not tell it.
+        The node of the size, or None if it does not follow from the shape.
     """
     symbols = sorted(expression.free_symbols, key=str)
     if len(symbols) != 1:

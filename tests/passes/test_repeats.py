@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fxelastic.passes.structure import structural_units
+from fxelastic.passes.repeats import structural_units
 
 
 def units(text: str) -> str:
