@@ -59,7 +59,7 @@ def assert_partition(
             got="a text",
             fix="pass a path, or leave update out",
         )
-    import fxelastic
+    from fxelastic.api import partition as partition_model
     from fxelastic.ir.diff import TextDiff
     from fxelastic.ir.golden import read_golden, write_golden
 
@@ -70,7 +70,7 @@ def assert_partition(
             raise AssertionError(
                 f"there is no golden file {path}; write it with update=True, review it, commit it"
             )
-    partition = fxelastic.partition(
+    partition = partition_model(
         model, gamma=gamma, example_inputs=example_inputs, batched=batched, fusion=fusion
     )
     partition.verify()

@@ -109,7 +109,7 @@ class _Teacher:
             for i, branch in enumerate(self.supernet.path()):
                 operands = [values[name] for name in (*branch.inputs, *branch.context)]
                 assert isinstance(branch.module, fx.GraphModule)
-                run = _Recorder(branch.module, named.get(i, set()))
+                run = _ValueRecorder(branch.module, named.get(i, set()))
                 result = run.run(*operands)
                 several = len(branch.outputs) > 1
                 values.update(zip(branch.outputs, result if several else (result,), strict=True))
@@ -117,7 +117,7 @@ class _Teacher:
             yield values
 
 
-class _Recorder(fx.Interpreter):
+class _ValueRecorder(fx.Interpreter):
     """Runs a module and records the values of some nodes."""
 
     def __init__(self, module: fx.GraphModule, names: Container[str]) -> None:
@@ -171,9 +171,9 @@ class _Fit:
         """Memory of the normal equations."""
         return 8 * self.n_inputs**2 if self.last is not None else 0
 
-    def run(self, values: Mapping[str, Any], names: Container[str] = ()) -> _Recorder:
+    def run(self, values: Mapping[str, Any], names: Container[str] = ()) -> _ValueRecorder:
         """Run the branch on the model's values."""
-        run = _Recorder(self.module, names)
+        run = _ValueRecorder(self.module, names)
         result = run.run(*(values[n] for n in (*self.branch.inputs, *self.branch.context)))
         run.recorded[self.module.graph.output_node()] = result
         return run

@@ -49,7 +49,7 @@ def describe(module: nn.Module) -> Description | None:
         The description; None if the module can't be compared because it has hooks or holds
         anything but modules, tensors and plain values.
     """
-    found = _Description(module)
+    found = _Describer(module)
     try:
         key = found.graph(module) if isinstance(module, fx.GraphModule) else found.module(module)
     except _UnknownError:
@@ -61,7 +61,7 @@ class _UnknownError(Exception):
     """Something that can't be compared."""
 
 
-class _Description:
+class _Describer:
     """Describes a module without its weights, and collects the names of the weights."""
 
     def __init__(self, root: nn.Module) -> None:

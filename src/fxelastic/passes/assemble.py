@@ -263,11 +263,11 @@ def _reason(pack: Pack | None, n_params: int, cap: float) -> str:
         return ""
     fused = dict.fromkeys(kept.rule for kept in pack.kept if kept.rule)
     if fused:
-        return f"can't be split below the cap: fused ({', '.join(fused)})"
+        return f"cannot be split below the cap: fused ({', '.join(fused)})"
     weighty = [node.name for node in pack.nodes if node_flops(node) or node.op == "call_module"]
     if pack.reason and len(pack.nodes) > 1:
-        return f"can't be split below the cap: {pack.reason}"
-    return f"can't be split below the cap: one operator ({(weighty or [pack.nodes[0].name])[0]})"
+        return f"cannot be split below the cap: {pack.reason}"
+    return f"cannot be split below the cap: one operator ({(weighty or [pack.nodes[0].name])[0]})"
 
 
 def _unique(label: str, taken: set[str]) -> str:
@@ -296,9 +296,7 @@ def _soft_fusions(
         if rule.soft:
             reason = "no other cut was possible"
         elif _is_executed_only(draft) or _is_executed_only(home[readers[0]]):
-            reason = (
-                "a region above the cap is opened, or a context is computed once for all readers"
-            )
+            reason = "a region above the cap was opened, or a context is computed once for all"
         else:
             raise InternalError(f"the cut at {value.name} separates a pair of {rule.name}")
         found.append(SoftFusion(rule.name, copies[value].name, copies[readers[0]].name, reason))

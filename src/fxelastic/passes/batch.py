@@ -17,7 +17,7 @@ from fxelastic.ir.value_names import value_names
 
 
 @dataclass(frozen=True)
-class Batch:
+class BatchedInputs:
     """The inputs that hold samples in their first dimension.
 
     Attributes:
@@ -34,7 +34,7 @@ class Batch:
 
 def batch_by_name(
     batched: str | Sequence[str], arguments: trees.Tree, leaves: Sequence[Any]
-) -> Batch:
+) -> BatchedInputs:
     """The inputs that the user names.
 
     Args:
@@ -84,7 +84,7 @@ def batch_by_name(
                 got=f"{size} in {names[i]!r}",
                 fix="pass example inputs with equally many samples",
             )
-    return Batch(tuple(positions))
+    return BatchedInputs(tuple(positions))
 
 
 def _stands_for(name: str, path: tuple[str, ...]) -> bool:
@@ -127,7 +127,7 @@ _MANY = 5
 _Shapes = list[tuple[int, ...]]
 
 
-def find_batch(model: nn.Module, args: Any, kwargs: Any, results: Sequence[Any]) -> Batch:
+def find_batch(model: nn.Module, args: Any, kwargs: Any, results: Sequence[Any]) -> BatchedInputs:
     """Find the inputs that hold samples in their first dimension.
 
     Candidates are all inputs with as many rows as the first input whose number of rows decides the
@@ -147,7 +147,7 @@ def find_batch(model: nn.Module, args: Any, kwargs: Any, results: Sequence[Any])
     leaves, tree = trees.flatten((args, kwargs))
     positions = _candidates(model, tree, leaves, results)
     if len(positions) < 2:
-        return Batch(positions)
+        return BatchedInputs(positions)
     n_rows = leaves[positions[0]].shape[0]
     if n_rows == 1:
         # One row broadcasts, and every input of one row may hold the one sample.
@@ -155,7 +155,7 @@ def find_batch(model: nn.Module, args: Any, kwargs: Any, results: Sequence[Any])
         if row is not None:
             positions = tuple(i for i in positions if i != row)
             found = _tied(model, tree, leaves, positions, n_rows)
-            return Batch(found.positions, tuple(sorted((row, *found.rows))), found.untied)
+            return BatchedInputs(found.positions, tuple(sorted((row, *found.rows))), found.untied)
     return _tied(model, tree, leaves, positions, n_rows)
 
 
@@ -206,7 +206,7 @@ def _row_of_one(
 
 def _tied(
     model: nn.Module, tree: trees.Tree, leaves: list[Any], positions: tuple[int, ...], n_rows: int
-) -> Batch:
+) -> BatchedInputs:
     """The batch among inputs with the same number of rows."""
     leaves = with_batch_size(leaves, positions, n_rows)
     telling = [_telling(leaf) if i in positions else leaf for i, leaf in enumerate(leaves)]
@@ -223,7 +223,7 @@ def _tied(
 
     groups = _groups(positions, grown)
     if shapes is None or not groups:
-        return Batch(positions)
+        return BatchedInputs(positions)
     ordered = sorted(groups)
     # For each result and each group, the dimensions that change with the group's rows.
     follows = [
@@ -232,14 +232,18 @@ def _tied(
     every = range(len(ordered))
     leading = [g for g in every if any(0 in dims[g] for dims in follows)]
     if not leading and sum(map(len, ordered)) < len(positions):
-        return Batch(positions)  # some inputs fix their rows, but the results don't show which
+        return BatchedInputs(
+            positions
+        )  # some inputs fix their rows, but the results don't show which
     leading = leading or [0]
     crossed = any(
         0 in dims[a] and dims[b] - {0} for dims in follows for a in every for b in every if a != b
     )
     chosen = leading[:1] if crossed else leading
     found = tuple(sorted(i for g in chosen for i in ordered[g]))
-    return Batch(found, tuple(i for i in positions if i not in found), untied=len(chosen) > 1)
+    return BatchedInputs(
+        found, tuple(i for i in positions if i not in found), untied=len(chosen) > 1
+    )
 
 
 def _telling(value: Any) -> Any:

@@ -20,7 +20,7 @@ from fxelastic.ir.signature import Signature, normalise_arguments
 from fxelastic.ir.traced import Traced
 from fxelastic.ir.value_names import value_names
 from fxelastic.passes.arguments import resolve_arguments
-from fxelastic.passes.batch import Batch, batch_by_name, copies, find_batch
+from fxelastic.passes.batch import BatchedInputs, batch_by_name, copies, find_batch
 from fxelastic.passes.batch_dimension import batch_elsewhere
 from fxelastic.passes.canonical import (
     drop_idle_casts,
@@ -90,14 +90,18 @@ def capture(
     traced = _checked(model, clone, args, kwargs, batch)
     if batch.rows and not traced.dynamic_batch:
         # An input that ran with one more row may still be tied, if values decide what is read.
-        tied = Batch(tuple(sorted((*batch.positions, *batch.rows))))
+        tied = BatchedInputs(tuple(sorted((*batch.positions, *batch.rows))))
         other = _checked(model, clone, args, kwargs, tied)
         traced = other if other.dynamic_batch else traced
     return traced if batched is not None else _with_dimension(traced, clone, args, kwargs)
 
 
 def _checked(
-    model: nn.Module, clone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: Batch
+    model: nn.Module,
+    clone: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    batch: BatchedInputs,
 ) -> Traced:
     """The capture; with a fixed batch size if it does not hold for other sizes."""
     traced = _trace(model, clone, args, kwargs, batch, dynamic=True)
@@ -129,7 +133,7 @@ def _trace(
     clone: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    batch: Batch,
+    batch: BatchedInputs,
     dynamic: bool,
 ) -> Traced:
     with export_with_opaque(clone, args, kwargs, batch, dynamic) as (

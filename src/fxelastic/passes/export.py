@@ -16,7 +16,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from fxelastic.ir import trees
-from fxelastic.passes.batch import Batch, with_batch_size
+from fxelastic.passes.batch import BatchedInputs, with_batch_size
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Exported:
 
     program: ExportedProgram
     result: trees.Tree
-    batch: Batch
+    batch: BatchedInputs
     dynamic_batch: bool
     why_static: str = ""
 
@@ -84,7 +84,7 @@ def export(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    batch: Batch,
+    batch: BatchedInputs,
     dynamic: bool = True,
 ) -> Exported:
     """Export with the strictest batch handling that the model supports.
@@ -126,7 +126,7 @@ def export(
                 if unread:
                     rows = tuple(i for i in batch.rows if i not in unread)
                     positions = tuple(sorted((*batch.positions, *unread)))
-                    return export(model, args, kwargs, Batch(positions, rows, batch.untied))
+                    return export(model, args, kwargs, BatchedInputs(positions, rows, batch.untied))
                 return Exported(program, result, batch, dynamic_batch=True)
             why_static = "the model fixes the batch size"
     program, result = _export(model, tree, len(args), leaves, (), None)

@@ -21,7 +21,7 @@ from fxelastic.errors import CaptureError, said
 from fxelastic.ir import trees
 from fxelastic.ir.causes import Cause, cause_of
 from fxelastic.ir.part_names import free_name
-from fxelastic.passes.batch import Batch, with_batch_size
+from fxelastic.passes.batch import BatchedInputs, with_batch_size
 from fxelastic.passes.export import Exported, Flat, export
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def export_with_opaque(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    batch: Batch,
+    batch: BatchedInputs,
     dynamic: bool = True,
 ) -> Iterator[tuple[Exported, list[OpaqueModule]]]:
     """Export a model; submodules that can't be exported become opaque.
@@ -201,7 +201,7 @@ def _record(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    batch: Batch,
+    batch: BatchedInputs,
 ) -> None:
     """Run the model at two batch sizes and record the leaf's inputs and outputs."""
     leaves, tree = trees.flatten((args, kwargs))

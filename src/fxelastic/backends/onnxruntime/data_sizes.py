@@ -126,7 +126,7 @@ def _missing(
     partition: Partition, inputs: Mapping[str, Any], chosen: Mapping[fx.Node, tuple[int, ...]]
 ) -> int:
     """By how much the sizes that data choose fall short of 2, in total."""
-    run = _Recorder(partition.graph_module, chosen)
+    run = _SizeRecorder(partition.graph_module, chosen)
     weight = next(partition.graph_module.parameters(), None)
     device = torch.device("cpu") if weight is None else weight.device
     operands = [v.to(device) if isinstance(v, torch.Tensor) else v for v in inputs.values()]
@@ -135,7 +135,7 @@ def _missing(
     return sum(max(0, _LEAST - size) for size in run.sizes)
 
 
-class _Recorder(fx.Interpreter):
+class _SizeRecorder(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, chosen: Mapping[fx.Node, tuple[int, ...]]) -> None:
         super().__init__(module)
         self._chosen = chosen

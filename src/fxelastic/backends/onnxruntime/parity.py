@@ -43,7 +43,7 @@ Run = Callable[..., Any]
 _MAX_REPORTED = 3
 
 
-class _Problem(NamedTuple):
+class _WrongFile(NamedTuple):
     """What is wrong with a file.
 
     Attributes:
@@ -96,7 +96,7 @@ class Parity:
                 branches and, for each, the value and the operator.
         """
 
-        def check(branch: Branch) -> _Problem | None:
+        def check(branch: Branch) -> _WrongFile | None:
             return self._check_file(branch, paths[branch.id])
 
         self._warn_of_nothing()
@@ -169,7 +169,7 @@ class Parity:
                 fix=e.fix,
             ) from e
 
-    def _check_file(self, branch: Branch, path: Path) -> _Problem | None:
+    def _check_file(self, branch: Branch, path: Path) -> _WrongFile | None:
         module = eval_module(branch)
         names = [self._names[name] for name in (*branch.inputs, *branch.context)]
         try:
@@ -187,7 +187,7 @@ class Parity:
         except RefusedError as e:
             kind = "run" if e.loads else "load"
             got = f"{self._where(branch)}: {e.what}: {e.got}"
-            return _Problem(kind, got, str(e.expected), str(e.fix))
+            return _WrongFile(kind, got, str(e.expected), str(e.fix))
         return None
 
     def _where(self, branch: Branch) -> str:
@@ -201,19 +201,19 @@ class Parity:
         difference: Difference,
         path: Path,
         operands: Mapping[str, torch.Tensor],
-    ) -> _Problem:
+    ) -> _WrongFile:
         module = eval_module(branch)
         found = f"{self._where(branch)}, value {difference.name}: {difference.problem}"
         if _is_random(module, list(operands.values())):
             names = ", ".join(_random_operators(module))
             got = f"{found}; it draws random numbers: {names}"
             fix = "switch its random numbers off in eval mode, or export with verify=False"
-            return _Problem("random", got, "the same results at every call", fix)
+            return _WrongFile("random", got, "the same results at every call", fix)
         operator = diverging_operator(path, module, operands, TOLERANCES)
         if operator is None:
-            return _Problem("differ", found, _CLOSE, "report it, with the model")
+            return _WrongFile("differ", found, _CLOSE, "report it, with the model")
         fix = f"replace {operator}, and report its conversion"
-        return _Problem("differ", f"{found}; operator {operator}", _CLOSE, fix)
+        return _WrongFile("differ", f"{found}; operator {operator}", _CLOSE, fix)
 
     def _results(
         self,

@@ -38,7 +38,9 @@ def activations(
         channel's values, summed over the operators that read it.
     """
     model = Supernet(partition, (b for b in Original().make(partition) if isinstance(b, Branch)))
-    recorders = {i: _Recorder(copied, analysis) for i, (copied, analysis) in blocks.items()}
+    recorders = {
+        i: _MagnitudeRecorder(copied, analysis) for i, (copied, analysis) in blocks.items()
+    }
     n_batches = 0
     with torch.no_grad():
         for args, kwargs in batches:
@@ -54,7 +56,7 @@ def activations(
     }
 
 
-class _Recorder(fx.Interpreter):
+class _MagnitudeRecorder(fx.Interpreter):
     """Runs a block's copy and adds up magnitudes by label."""
 
     def __init__(self, copied: Trainable, analysis: Analysis) -> None:
