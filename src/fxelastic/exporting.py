@@ -12,12 +12,16 @@ from typing import Any
 
 from fxelastic.backends.onnxruntime.comparison import SUBNET_TOLERANCES, TOLERANCES
 from fxelastic.backends.onnxruntime.conversion import DEFAULT_OPSET
-from fxelastic.backends.onnxruntime.data_sizes import has_rows, inputs_with_rows
 from fxelastic.backends.onnxruntime.export import write_bundle
 from fxelastic.backends.onnxruntime.files import FileWriter
 from fxelastic.backends.onnxruntime.kernels import compare_kernels, optimised_kernels
 from fxelastic.backends.onnxruntime.parity import Parity
-from fxelastic.backends.onnxruntime.teacher import batch_size, teacher_values
+from fxelastic.backends.onnxruntime.teacher import (
+    batch_size,
+    has_rows,
+    inputs_with_rows,
+    teacher_values,
+)
 from fxelastic.backends.staging import replace_folder
 from fxelastic.edge.assembly import assemble
 from fxelastic.edge.bundle import Bundle, files_in, load

@@ -18,8 +18,11 @@ from torch import Tensor, nn
 
 import fxelastic
 from fxelastic import Supernet, edge
-from fxelastic.backends.onnxruntime.data_sizes import inputs_with_rows, without_special_sizes
-from fxelastic.backends.onnxruntime.teacher import teacher_values
+from fxelastic.backends.onnxruntime.teacher import (
+    inputs_with_rows,
+    teacher_values,
+    without_special_sizes,
+)
 from fxelastic.edge.assembly import assemble
 from fxelastic.edge.execution import Executor
 from fxelastic.errors import ExportError

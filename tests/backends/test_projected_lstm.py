@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fxelastic
-from fxelastic.backends.onnxruntime.projected_lstm import lstm
+from fxelastic.backends.onnxruntime.decompositions.recurrent import lstm
 
 SIZES: list[dict[str, Any]] = [
     {},

@@ -12,8 +12,7 @@ import torch
 from torch import fx, nn
 
 from fxelastic.backends.onnxruntime.conversion import convert
-from fxelastic.backends.onnxruntime.pieces import Piece
-from fxelastic.backends.onnxruntime.templates import templates
+from fxelastic.backends.onnxruntime.pieces import Piece, templates
 
 
 class Unit(nn.Module):

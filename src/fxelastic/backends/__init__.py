@@ -1,4 +1,4 @@
-"""Inference frameworks: what they fuse, and how models are exported to them."""
+"""Inference frameworks: their fusion rules, and the export to them."""
 
 from fxelastic.backends.base import fusion_rules
 

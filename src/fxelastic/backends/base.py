@@ -27,8 +27,8 @@ def fusion_rules(name: str) -> FusionRules:
         The rules.
 
     Raises:
-        UsageError: No backend of that name is known, several have it, or an entry point cannot
-            be loaded or refers to something else.
+        UsageError: No backend or several backends have this name, or its entry point can't be
+            loaded or does not refer to fusion rules.
     """
     built_in = {rules.name: rules for rules in BUILT_IN}
     third_party = _third_party(built_in)
@@ -40,14 +40,14 @@ def fusion_rules(name: str) -> FusionRules:
         "unknown backend for fusion rules",
         expected="one of " + ", ".join([*built_in, *sorted(third_party)]),
         got=repr(name),
-        fix=f"choose a known one, or provide an entry point in the group {ENTRY_POINT_GROUP!r}",
+        fix=f"choose one of these, or provide an entry point in the group {ENTRY_POINT_GROUP!r}",
     )
 
 
 def _third_party(built_in: dict[str, FusionRules]) -> dict[str, EntryPoint]:
     found: dict[str, EntryPoint] = {}
     for entry_point in entry_points(group=ENTRY_POINT_GROUP):
-        # One distribution that is found twice on the path gives equal entry points.
+        # A distribution that is on the path twice gives equal entry points.
         if entry_point.name in built_in or found.get(entry_point.name, entry_point) != entry_point:
             raise UsageError(
                 f"fusion rules {entry_point.name!r} are registered twice",
@@ -64,7 +64,7 @@ def _load(entry_point: EntryPoint) -> FusionRules:
         rules = entry_point.load()
     except (ImportError, AttributeError) as error:
         raise UsageError(
-            f"fusion rules {entry_point.name!r} cannot be loaded",
+            f"fusion rules {entry_point.name!r} can't be loaded",
             expected=f"an importable {entry_point.value!r}",
             got=f"{type(error).__name__}: {error}",
             fix="repair or uninstall the package that provides them",

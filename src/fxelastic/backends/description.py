@@ -1,4 +1,4 @@
-"""What a bundle's manifest says about a supernet, whatever the backend."""
+"""A supernet's description in a bundle's manifest, for any backend."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def describe_blocks(partition: Partition) -> tuple[BlockInfo, ...]:
 
 
 def describe_values(partition: Partition) -> tuple[ValueInfo, ...]:
-    """Every value that crosses a cut, inputs and results too.
+    """Every value that crosses a cut, including inputs and results.
 
     Raises:
-        ExportError: One is no tensor, or of a dtype that no device knows.
+        ExportError: A value is not a tensor, or has a dtype that devices don't support.
     """
     liveness, types = Liveness(partition), Values(partition)
     names = device_names(partition)
@@ -55,7 +55,7 @@ def describe_values(partition: Partition) -> tuple[ValueInfo, ...]:
     inputs = [value for value in values if value.produced < 0]
     if partition.dynamic_batch and not any(None in value.shape for value in inputs):
         raise InternalError(
-            "the batch size of a dynamic capture was fixed after it",
+            "the batch size of a dynamic capture is fixed",
             expected="a size that depends on the batch in one of the inputs",
             got=", ".join(map(str, inputs)),
         )
@@ -67,11 +67,11 @@ def describe_values(partition: Partition) -> tuple[ValueInfo, ...]:
 
 
 def with_ranges(described: Sequence[ValueInfo], values: Mapping[str, Any]) -> tuple[ValueInfo, ...]:
-    """Descriptions with the range of integers and truth values.
+    """Add the ranges of integers and booleans to descriptions.
 
     Args:
         described: From `describe_values`.
-        values: What the values were for the example inputs, by their names on the device.
+        values: The values for the example inputs, by their names on the device.
     """
     return tuple(
         replace(info, range=_range(values[info.name])) if info.name in values else info
@@ -89,9 +89,10 @@ def _range(value: Any) -> tuple[int, int] | None:
 
 
 def device_names(partition: Partition) -> dict[str, str]:
-    """Names of the graph's values on a device: the user's own for the inputs, others as they are.
+    """Names of the graph's values on a device.
 
-    A value gets a number if an input has its name.
+    Inputs have the user's names, other values the graph's. A value whose name is an input's gets a
+    number.
     """
     inputs = partition.signature.names
     names = dict(zip(partition.signature.inputs, inputs, strict=True))
@@ -107,7 +108,7 @@ def device_names(partition: Partition) -> dict[str, str]:
 
 
 def constant_results(partition: Partition) -> dict[str, torch.Tensor]:
-    """Results of the model that depend on none of its inputs, by their names in the graph."""
+    """Results of the model that don't depend on its inputs, by their names in the graph."""
     found: dict[str, torch.Tensor] = {}
     for node in _results(partition):
         if node.op == "get_attr":
@@ -118,7 +119,7 @@ def constant_results(partition: Partition) -> dict[str, torch.Tensor]:
 
 
 def describe_results(partition: Partition) -> tuple[Result, ...]:
-    """The flat results, each with a name of its own: ``logits``, ``boxes_0``, ``output``."""
+    """The flat results, each with a unique name: ``logits``, ``boxes_0``, ``output``."""
     signature, values = partition.signature, device_names(partition)
     names = value_names(signature.result, signature.names, "output")
     nodes = _results(partition)
@@ -142,10 +143,10 @@ def _structure(tree: trees.Tree, indices: Iterator[int]) -> dict[str, Any]:
         return {tree.kind: children}
     if len({str(key) for key in tree.keys}) < len(tree.keys):
         raise ExportError(
-            "a result has keys that JSON can't tell apart",
-            expected="keys that are different texts",
+            "a result has keys that are equal in JSON",
+            expected="keys with different texts",
             got=", ".join(map(repr, tree.keys)),
-            fix="name the results of the model differently",
+            fix="rename the results of the model",
         )
     return {"dict": dict(zip(tree.keys, children, strict=True)), "type": tree.kind}
 
@@ -164,15 +165,15 @@ def _describe(
             f"the value {names[name]!r} can't cross a cut or be a result on a device",
             expected="a tensor of one of " + ", ".join(DTYPES),
             got=str(kind),
-            fix="return tensors only; a value between blocks goes away with a larger gamma",
+            fix="return tensors only; for a value between blocks, a larger gamma may help",
         )
     dims = tuple(int(size) if size.isdigit() else size for size in kind.shape)
     return ValueInfo(names[name], kind.dtype, dims, produced, last_read, constant)
 
 
 def _results(partition: Partition) -> tuple[fx.Node, ...]:
-    (output,) = (node for node in partition.graph.nodes if node.op == "output")
-    nodes: tuple[Any, ...] = tuple(output.args[0])
+    outputs: Any = partition.output_node.args[0]
+    nodes = tuple(outputs)
     for node in nodes:
         if not isinstance(node, fx.Node):
             raise InternalError(

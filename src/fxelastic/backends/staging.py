@@ -1,4 +1,4 @@
-"""Write a folder so that it appears whole or not at all."""
+"""Write a folder so that it appears completely or not at all."""
 
 from __future__ import annotations
 
@@ -17,35 +17,36 @@ from fxelastic.files import sync
 logger = logging.getLogger(__name__)
 
 Owned: TypeAlias = Callable[[Path], "Collection[str] | None"]
-"""Tells the files of a folder that are ours, relative to it; None of a folder that is not."""
+"""Returns the files of a folder that the package wrote, relative to it; None for other folders."""
 
 _SHOWN = 3
 
 
 @contextlib.contextmanager
 def replace_folder(path: Path, owned: Owned, *, force: bool = False) -> Iterator[Path]:
-    """Give a new folder to write into, which becomes ``path`` when the block ends well.
+    """Provide a new folder to write into, which becomes ``path`` when the block succeeds.
 
-    Until then ``path`` is as it was. When the block fails, the new folder is removed; when the
-    process is killed, it stays next to ``path``, its name beginning with a dot.
+    Until then ``path`` is unchanged. If the block fails, the new folder is removed. If the process
+    is killed, it stays beside ``path`` under a name that starts with a dot.
 
     Args:
         path: The folder to make.
-        owned: Tells what may be replaced: a folder with any other file in it never is.
-        force: Replace a folder that is there.
+        owned: Returns the files that may be replaced. A folder with any other file is never
+            replaced.
+        force: Replace an existing folder.
 
     Yields:
         The folder to write into.
 
     Raises:
-        UsageError: ``path`` is there and may not be replaced, or it can't be written.
+        UsageError: ``path`` exists and may not be replaced, or can't be written.
     """
     path = Path(os.path.abspath(path))
     check_target(path, owned, force=force)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         staging = _sibling(path, "new")
-        # Unlike tempfile.mkdtemp, this gives the rights that the user's folders have.
+        # Unlike tempfile.mkdtemp, this gives the usual permissions.
         staging.mkdir()
     except OSError as e:
         raise _unwritable(path, e) from e
@@ -65,9 +66,9 @@ def replace_folder(path: Path, owned: Owned, *, force: bool = False) -> Iterator
 
 
 def _swap(staging: Path, path: Path) -> None:
-    """Put the new folder in the place of the old one.
+    """Replace the old folder by the new one.
 
-    Between the two renames there is no folder, and the old one stands next to it.
+    Between the two renames ``path`` does not exist, and the old folder is beside it.
     """
     if not path.exists():
         staging.rename(path)
@@ -77,7 +78,7 @@ def _swap(staging: Path, path: Path) -> None:
     path.rename(old)
     try:
         staging.rename(path)
-    except BaseException:  # Ctrl-C too: the old one goes back
+    except BaseException:  # also Ctrl-C: restore the old folder
         old.rename(path)
         raise
     sync(path.parent)
@@ -85,10 +86,10 @@ def _swap(staging: Path, path: Path) -> None:
 
 
 def check_target(path: Path, owned: Owned, *, force: bool = False) -> None:
-    """Refuse to write a folder over something.
+    """Check that a folder may be written.
 
     Raises:
-        UsageError: ``path`` is there, and it is no bundle, holds other files too, or ``force`` is
+        UsageError: ``path`` exists, and it is not a bundle, also holds other files, or ``force`` is
             not set.
     """
     if not os.path.lexists(path):
@@ -99,30 +100,30 @@ def check_target(path: Path, owned: Owned, *, force: bool = False) -> None:
     files = owned(path) if is_folder else None
     if files is None:
         raise UsageError(
-            f"{path} is there and is no bundle",
-            expected="a folder that is not there yet, an empty one, or a bundle with force",
+            f"{path} exists and is not a bundle",
+            expected="a new folder, an empty folder, or a bundle with force",
             got="a folder with other files" if is_folder else "a file or a link",
             fix="choose another path",
         )
     if not force:
         raise UsageError(
-            f"{path} is there already",
-            expected="a folder that is not there yet",
+            f"{path} exists already",
+            expected="a new folder",
             got="a bundle",
             fix="pass force=True (--force) to replace it",
         )
     others = sorted(_files(path) - set(files))
     if others:
         raise UsageError(
-            f"{path} holds more than a bundle, which would be lost",
-            expected="a folder with nothing but the files that its manifest lists",
+            f"{path} also holds other files, which would be lost",
+            expected="a folder with only the files of its manifest",
             got=", ".join(others[:_SHOWN]) + (", …" if len(others) > _SHOWN else ""),
             fix="move them elsewhere, or choose another path",
         )
 
 
 def _files(folder: Path) -> set[str]:
-    """Everything in a folder that is no folder, by its path relative to it."""
+    """All files and links in a folder, by their relative paths."""
     return {
         (Path(parent) / name).relative_to(folder).as_posix()
         for parent, folders, names in os.walk(folder)
@@ -137,7 +138,7 @@ def _sibling(path: Path, what: str) -> Path:
 def _unwritable(path: Path, error: OSError) -> UsageError:
     return UsageError(
         f"can't write {path}",
-        expected="a folder that may be written, on a disk with space",
+        expected="a writable folder, and free disk space",
         got=f"{type(error).__name__}: {error.strerror or error}",
-        fix="check the path and the space left; what was there before is unchanged",
+        fix="check the path and the free space; nothing was changed",
     )

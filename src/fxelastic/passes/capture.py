@@ -16,6 +16,7 @@ from torch import fx, nn
 from fxelastic.errors import CaptureError, InternalError, said
 from fxelastic.ir import trees
 from fxelastic.ir.operators import node_parameters
+from fxelastic.ir.quiet import quiet
 from fxelastic.ir.signature import Signature, normalise_arguments
 from fxelastic.ir.traced import Traced
 from fxelastic.ir.value_names import value_names
@@ -38,7 +39,7 @@ from fxelastic.passes.checks import (
     shapes_of,
 )
 from fxelastic.passes.clone import clone_for_capture
-from fxelastic.passes.export import Exported, quiet
+from fxelastic.passes.export import QUIET, Exported
 from fxelastic.passes.functionalise import functionalise_simple
 from fxelastic.passes.normalise import normalise
 from fxelastic.passes.opaque import export_with_opaque, restore_opaque
@@ -256,7 +257,7 @@ def _functional_graph(
     if functionalise_simple(result.graph):
         return _without_copies(result)
     logger.info("in-place writes through views: re-tracing with torch's functionalisation")
-    with quiet():
+    with quiet(*QUIET):
         functional = exported.program.run_decompositions({})
     if functional.graph_signature.buffers_to_mutate:
         refuse_state(clone, args, kwargs)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +13,16 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from fxelastic.ir import trees
+from fxelastic.ir.quiet import quiet
 from fxelastic.passes.batch import BatchedInputs, with_batch_size
 
 logger = logging.getLogger(__name__)
 
 #: Name of the attribute under which the wrapper holds the model; stripped from every path.
 WRAPPED = "model"
+
+#: Loggers of tracing, none of whose warnings concerns the user.
+QUIET = ("torch.export", "torch.fx.experimental")
 
 
 class _Seen:
@@ -143,7 +144,7 @@ def _export(
 ) -> tuple[ExportedProgram, trees.Tree]:
     flat = Flat(model, tree, n_positional, batched)
     shapes = tuple({0: dimension} if i in batched else None for i in range(len(leaves)))
-    with quiet():
+    with quiet(*QUIET):
         program = torch.export.export(
             flat, tuple(leaves), dynamic_shapes={"leaves": shapes}, strict=False
         )
@@ -164,28 +165,6 @@ def _symbols(inputs: Sequence[fx.Node]) -> set[Any]:
     sizes: list[Any] = [size for v in values if isinstance(v, torch.Tensor) for size in v.shape]
     # A size that the model fixes is a SymInt with a constant expression.
     return set().union(*(s.node.expr.free_symbols for s in sizes if isinstance(s, torch.SymInt)))
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the warnings of tracing, none of which concerns the user.
-
-    After a failure, torch.export prints the partial graph to stderr; it goes to the debug log.
-    """
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.fx.experimental")]
-    levels = [log.level for log in loggers]
-    printed = io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stderr(printed):
-        warnings.simplefilter("ignore")
-        try:
-            for log in loggers:
-                log.setLevel(logging.CRITICAL)
-            yield
-        finally:
-            for log, level in zip(loggers, levels, strict=True):
-                log.setLevel(level)
-            if printed.getvalue().strip():
-                logger.debug("torch.export printed: %s", printed.getvalue())
 
 
 def _reason(e: Exception) -> str:

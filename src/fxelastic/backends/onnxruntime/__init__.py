@@ -1,1 +1,1 @@
-"""onnxruntime on CPU: fusion rules, and the kernels that a graph is optimised to."""
+"""onnxruntime on CPU: its fusion rules, and the export to it."""

@@ -1,10 +1,10 @@
-"""Choices between elements that are as good as equal.
+"""Choices between elements that are nearly equal.
 
-Which of two elements comes first in a sort, or makes it into the best ten, is left to rounding
-where they differ by no more than that, and all that is computed from there on differs. A detector's
-300 best of some thousand places, most of which show nothing, end among such elements; so do the
-experts of a router that was not trained. A file's choices are therefore taken over where each is as
-good as torch's own, and the rest is compared with what torch computes from them.
+If two elements differ by rounding alone, rounding decides which comes first in a sort or belongs to
+the best ten, and all later results differ. A detector's 300 best of some thousand places, most of
+them empty, end among such elements, and so do the experts of an untrained router. A comparison
+therefore adopts a file's choices if each is as good as torch's own, and compares the rest with the
+results that torch computes from them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fxelastic.backends.onnxruntime.running import open_session, run
 
 Array = np.ndarray[Any, Any]
 
-# Where each operator has its dimension, and which one it takes where none is given.
+# The position of each operator's dimension among its arguments, and its default.
 _CHOOSING: Mapping[str, tuple[int, int | None]] = {
     "aten.topk.default": (2, -1),
     "aten.sort.default": (1, -1),
@@ -36,8 +36,8 @@ _CHOOSING: Mapping[str, tuple[int, int | None]] = {
     "aten.max.dim": (1, None),
     "aten.min.dim": (1, None),
 }
-# Operators that take one element of an order, which a file computes as a whole, and the place of
-# their dimension among the arguments; None for the two over all elements.
+# Operators that take one element of an order, which a file computes as a whole, and the position of
+# their dimension among the arguments; None for the operators over all elements.
 _TAKING: Mapping[str, int | None] = {
     "aten.kthvalue.default": 2,
     "aten.median.default": None,
@@ -45,17 +45,17 @@ _TAKING: Mapping[str, int | None] = {
     "aten.nanmedian.default": None,
     "aten.nanmedian.dim": 1,
 }
-# And where their nodes in a file have the indices.
+# The output of each operator's node in a file that has the indices.
 _INDICES: Mapping[str, int] = {"TopK": 1, "ArgMax": 0, "ArgMin": 0}
 _PROTOBUF_LIMIT_BYTES = 2**31 - 2**20
 
 
 class OtherChoiceError(Exception):
-    """A file's choices can't be taken over: one is worse than torch's, or they are not the same."""
+    """A file's choices can't be adopted: one is worse than torch's, or their numbers differ."""
 
 
 class Choices:
-    """Runs modules with what a file chose for the same inputs."""
+    """Runs modules with the choices of a file for the same inputs."""
 
     def __init__(
         self,
@@ -63,12 +63,12 @@ class Choices:
         tolerances: Mapping[str, float],
         scales: Mapping[str, float],
     ) -> None:
-        """Take over a file's choices.
+        """Adopt a file's choices.
 
         Args:
-            indices: From `choices_of`.
-            tolerances: By dtype, by how much a choice may be worse, as for `compare`.
-            scales: The same.
+            indices: The choices, from `choices_of`.
+            tolerances: By how much a choice may be worse, by dtype, as for `compare`.
+            scales: As for `compare`.
         """
         self._rest = list(indices)
         self._tolerances = tolerances
@@ -78,14 +78,14 @@ class Choices:
         """Run a module, the next one in the file's order.
 
         Raises:
-            OtherChoiceError: A choice is worse than torch's own, or there is none left.
+            OtherChoiceError: A choice is worse than torch's own, or the file has no more choices.
         """
         if not isinstance(module, fx.GraphModule):
             return module(*operands)
         return _Interpreter(module, self._chosen).run(*operands)
 
     def end(self) -> None:
-        """Say that no module follows.
+        """Check that no choice is left after the last module.
 
         Raises:
             OtherChoiceError: The file has more choices than torch.
@@ -94,12 +94,12 @@ class Choices:
             raise OtherChoiceError(f"{len(self._rest)} more in the file")
 
     def _chosen(self, values: Tensor, dim: int | None, ordered: bool, own: Tensor) -> Tensor:
-        """The file's next choice, as torch would give it.
+        """The file's next choice, in the form of torch's.
 
         Args:
-            values: What it is made among.
-            dim: Along which dimension; None for all of them.
-            ordered: Whether the order of what was chosen matters.
+            values: The values to choose from.
+            dim: The dimension of the choice; None for all elements.
+            ordered: Whether the order of the chosen elements matters.
             own: Torch's choice.
         """
         if not self._rest:
@@ -155,14 +155,14 @@ class _Interpreter(fx.Interpreter):
             return result
         if isinstance(result, Tensor):
             return found
-        # Of all dimensions at once there are no values to give beside the places.
+        # Operators over all elements return indices only.
         assert dim is not None
         kept = own.dim() == args[0].dim()
         values = args[0].gather(dim, found if kept else found.unsqueeze(dim))
         return (values if kept else values.squeeze(dim)), found
 
     def _taken(self, n: fx.Node, result: Any) -> Any:
-        """What an operator takes from an order, from the file's order."""
+        """The element that an operator takes from an order, here from the file's order."""
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         name, position = str(n.target), _TAKING[str(n.target)]
         values = args[0].flatten() if position is None else args[0]
@@ -183,7 +183,7 @@ class _Interpreter(fx.Interpreter):
             return torch.where(result.isnan(), result, value.reshape(()))
         if not _argument(args, kwargs, position + 1, "keepdim", False):
             value, index = value.squeeze(dim), index.squeeze(dim)
-        # Where NaN decides, there is nothing to choose.
+        # NaN decides alone, without a choice.
         own, own_index = result
         return torch.where(own.isnan(), own, value), torch.where(own.isnan(), own_index, index)
 
@@ -195,7 +195,7 @@ def _argument(
 
 
 def _without_indices(node: fx.Node) -> bool:
-    """Whether a maximum's place is not asked for, which a file does not have then."""
+    """Whether nothing reads a maximum's index, which a file then does not compute."""
     return str(node.target) in ("aten.max.dim", "aten.min.dim") and not any(
         user.args[1] == 1 and user.users for user in node.users
     )
@@ -209,7 +209,7 @@ def chooses(module: nn.Module) -> bool:
 
 
 def choices_of(path: Path, sample: Mapping[str, Any]) -> list[Array]:
-    """What a file chooses, in the order of its nodes.
+    """The choices of a file, in the order of its nodes.
 
     Args:
         path: The ONNX file.
@@ -217,11 +217,11 @@ def choices_of(path: Path, sample: Mapping[str, Any]) -> list[Array]:
 
     Raises:
         ExportError: onnxruntime can't run it.
-        OtherChoiceError: It is too large to be looked at.
+        OtherChoiceError: The file is too large to analyse.
     """
     model = onnx.load(str(path))
     if model.ByteSize() >= _PROTOBUF_LIMIT_BYTES:
-        raise OtherChoiceError("too large to be looked at")
+        raise OtherChoiceError("the file is too large to analyse")
     outputs = {value.name for value in model.graph.output}
     names = [n.output[_INDICES[n.op_type]] for n in model.graph.node if n.op_type in _INDICES]
     for name in names:

@@ -1,4 +1,4 @@
-"""How close what a file computes is to what torch computes."""
+"""Comparison of a file's results with torch's."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from typing import Any
 import numpy as np
 import torch
 
-#: By dtype, the largest difference allowed in one file, as a share of the largest absolute value
-#: of the result; dtypes that are not listed have to be equal.
+#: The largest allowed difference in one file by dtype, as a share of the largest absolute value of
+#: the result. Results of other dtypes must be equal.
 TOLERANCES: Mapping[str, float] = {
     "float64": 1e-9,
     "float32": 1e-4,
     "float16": 1e-2,
 }
 
-#: The same for whole subnets, where differences add up.
+#: The largest allowed difference in whole subnets, where differences add up.
 SUBNET_TOLERANCES: Mapping[str, float] = {name: 10 * t for name, t in TOLERANCES.items()}
 
-# By dtype, what results are taken for zero below. Activations of an untrained model may fade to
-# 1e-40; numbers near the smallest have few digits, and so has all that is computed from them.
+# Smaller results count as zero, by dtype. Activations of an untrained model may fade to 1e-40, and
+# the smallest numbers have few digits.
 _FADED: Mapping[str, float] = {"float64": 1e-290, "float32": 1e-30, "float16": 6.2e-5}
 
 _NO_SCALES: Mapping[str, float] = {}
 
-#: By dtype, what the largest value of a result is taken for at least, where a sigmoid is computed:
-#: onnxruntime's is right to 1.3e-7, as any value near 1 is, also where it gives 1e-6. A detector
-#: whose classes are all unlikely gives nothing but such values.
+#: The least scale of a result by dtype, in files with a sigmoid. onnxruntime's sigmoid has an
+#: absolute error of 1.3e-7, even for results of 1e-6. A detector whose classes are all unlikely
+#: gives only such results.
 SIGMOID_SCALES: Mapping[str, float] = {"float32": 2e-3}
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Where two results differ by more than is allowed.
+    """A difference between two results above the tolerance.
 
     Attributes:
         name: The value.
@@ -56,13 +56,13 @@ def compare(
 
     Args:
         name: The value's name.
-        actual: What the file computes.
-        expected: What the module computes.
-        tolerances: By dtype; 0 where it is not listed.
-        scales: By dtype, what the largest value is taken for at least.
+        actual: The file's result.
+        expected: The module's result.
+        tolerances: By dtype; 0 for other dtypes.
+        scales: The least scale of a result, by dtype.
 
     Returns:
-        How they differ, or None.
+        The difference, or None if the results agree.
     """
     dtype = str(expected.dtype).removeprefix("torch.")
     if tuple(actual.shape) != tuple(expected.shape):
@@ -76,7 +76,7 @@ def compare(
     left, right = actual.astype(np.float64), right.astype(np.float64)
     finite = np.isfinite(left) & np.isfinite(right)
     if not np.array_equal(left[~finite], right[~finite], equal_nan=True):
-        return Difference(name, "infinities or NaN at other places")
+        return Difference(name, "infinities or NaN in other elements")
     if not finite.any():
         return None
     error = float(np.abs(left[finite] - right[finite]).max())
@@ -87,5 +87,5 @@ def compare(
     return Difference(
         name,
         f"largest difference {error:.3g}, {share:.3g} of the largest value; "
-        f"{tolerances[dtype]:g} is allowed",
+        f"the tolerance is {tolerances[dtype]:g}",
     )

@@ -1,21 +1,19 @@
-"""Branches → ONNX, all of them in one conversion where that is possible.
+"""Branches → ONNX, all of them in one conversion if possible.
 
-A conversion has a high fixed price, so the branches are converted side by side as one graph and
-taken apart afterwards; and a price for each operator, so that of branches with the same graph only
-one is converted, and the others are copies of it with their own weights. Optimisation, which may
-compute with weights, comes last, for each branch on its own. Where the exporter can't convert the
-branches together, each is converted alone, and the reason is kept.
+A conversion has a high fixed cost, so the branches are converted side by side as one graph and then
+separated. It also has a cost for each operator, so only one of several branches with the same graph
+is converted, and the others are copies of it with their own weights. Optimisation, which may
+compute with weights, comes last, for each branch alone. If the exporter can't convert the branches
+together, each is converted alone, and the manifest has the reason.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
-import io
 import logging
 import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,16 +23,15 @@ from onnx_ir.passes.common import InlinePass
 from torch import nn
 from torch.export import Dim
 
-from fxelastic.backends.onnxruntime.padding import keep_padding
-from fxelastic.backends.onnxruntime.pieces import Piece, SideBySide
+from fxelastic.backends.onnxruntime.graph_fixes import keep_empty_reshapes, keep_padding
+from fxelastic.backends.onnxruntime.pieces import Piece, SideBySide, Template, templates
 from fxelastic.backends.onnxruntime.refusals import names_operator, refused_operators
-from fxelastic.backends.onnxruntime.reshaping import keep_empty_reshapes
 from fxelastic.backends.onnxruntime.slicing import Cutter, finish
-from fxelastic.backends.onnxruntime.templates import Template, templates
 from fxelastic.backends.onnxruntime.translations import translations
 from fxelastic.errors import ExportError, listed
 from fxelastic.ir.causes import WITHOUT_FAKES, Cause, cause_of
 from fxelastic.ir.operators import attribute
+from fxelastic.ir.quiet import collector_paused, quiet
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +52,7 @@ class Conversion:
 
     Attributes:
         models: A model for each piece, by its name. Inputs and outputs have the piece's names.
-        reason: Why they were not converted in one go; empty where they were.
+        reason: Why they were not converted together; empty if they were.
     """
 
     models: Mapping[str, ir.Model]
@@ -72,20 +69,19 @@ def convert(
     Args:
         pieces: The modules.
         opset: Version of the operator set.
-        progress: Told what is being done.
+        progress: Called with a short text at each step.
 
     Returns:
         A model for each piece.
 
     Raises:
-        ExportError: The exporter can't convert some of them; the message has its own reason for
-            each.
+        ExportError: The exporter can't convert some of them; the message has its reason for each.
     """
     found = templates(pieces)
     progress(f"converting {len(pieces)} branches at once, {len(found)} different graphs")
     try:
         return Conversion(_convert_together(found, opset))
-    except Exception as e:  # noqa: BLE001 - the exporter raises dozens of types; recorded
+    except Exception as e:  # noqa: BLE001 - the exporter raises dozens of types
         reason = exporter_reason(e)
         logger.warning("the branches can't be converted at once (%s); converting each", reason)
     models: dict[str, ir.Model] = {}
@@ -99,7 +95,7 @@ def convert(
         progress(f"converting {names} ({len(models) + 1} of {len(pieces)})")
         try:
             models |= _convert_together([template], opset)
-        except Exception as e:  # noqa: BLE001 - as above; all that fail are reported together
+        except Exception as e:  # noqa: BLE001 - as above; all failures are reported together
             failures.append((template, _cause(e, template.first, alone)))
     if failures:
         n_failed = sum(len(template.pieces) for template, _ in failures)
@@ -126,7 +122,7 @@ def _reasons(failures: Sequence[tuple[Template, Cause]]) -> list[str]:
 
 
 def _cause(error: Exception, piece: Piece, convert: Callable[[Piece], object]) -> Cause:
-    """Why a branch can't be converted, and one step that helps."""
+    """The reason why a branch can't be converted, and one step that helps."""
     parts = dict(piece.module.named_modules())
     whole = next((part for name, part in parts.items() if name.endswith(".module")), None)
     whole = whole if any("_opaque_" in name for name in parts) else None
@@ -140,7 +136,7 @@ def _cause(error: Exception, piece: Piece, convert: Callable[[Piece], object]) -
     if operator and re.search("fake_quant|_obs_fq_", operator[1]):
         return Cause(reason, WITHOUT_FAKES)
     if reason.endswith(_COMPLEX):
-        return Cause(reason, "compute with the real and the imaginary parts apart")
+        return Cause(reason, "compute with the real and the imaginary parts separately")
     if operator is None or not names_operator(operator[1], piece.module):
         refused = refused_operators(piece, convert)
         if refused:
@@ -149,7 +145,7 @@ def _cause(error: Exception, piece: Piece, convert: Callable[[Piece], object]) -
 
 
 def exporter_reason(error: BaseException) -> str:
-    """The exporter's own reason: the innermost error, and the operator where it names one."""
+    """The exporter's own reason: the innermost error, and the operator if there is one."""
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)
@@ -177,9 +173,9 @@ def _convert_together(found: Sequence[Template], opset: int) -> dict[str, ir.Mod
     examples = tuple(x for piece in pieces for x in piece.examples)
     dynamic = [dims for piece in pieces for dims in piece.dynamic]
     shapes = tuple(dict.fromkeys(dims, Dim.AUTO) for dims in dynamic)
-    with quiet(), _paused_collector(), torch.no_grad():
+    with quiet_exporter(), collector_paused(), torch.no_grad():
         together = SideBySide(pieces)
-        # Pieces that read nothing have no dimensions to name: torch refuses to be told none.
+        # torch takes no empty structure of dimensions, as for pieces without inputs.
         named = {"operands": shapes} if examples else None
         program = torch.export.export(together, examples, dynamic_shapes=named, strict=False)
         converted = torch.onnx.export(
@@ -214,10 +210,10 @@ def _convert_together(found: Sequence[Template], opset: int) -> dict[str, ir.Mod
 
 
 def _weights(together: SideBySide, graph: ir.Graph) -> dict[str, int]:
-    """The ``id`` of the weight that an initializer is, by the initializer's name.
+    """The ``id`` of each initializer's weight, by the initializer's name.
 
-    The exporter names a weight by its path in the module; what has another name is a constant. One
-    weight may have several names.
+    The exporter names a weight by its path in the module; other names are constants. A weight may
+    have several names.
     """
     weights = {}
     for name in graph.initializers:
@@ -227,14 +223,14 @@ def _weights(together: SideBySide, graph: ir.Graph) -> dict[str, int]:
 
 
 def _slots(template: Template, weights: Mapping[str, int]) -> dict[str, int]:
-    """Where in a template's weights the initializers of its converted piece are, by name."""
+    """The position of each initializer of a converted piece in its template's weights."""
     first = template.first.module
     places = {id(attribute(first, name)): i for i, name in enumerate(template.weights[0])}
     return {name: places[weight] for name, weight in weights.items() if weight in places}
 
 
 def _fill(graph: ir.Graph, module: nn.Module, weights: Mapping[str, str]) -> None:
-    """Give initializers a module's own weights, and their names."""
+    """Set initializers to a module's own weights and names."""
     found = [value for name, value in graph.initializers.items() if name in weights]
     names = [weights[str(value.name)] for value in found]
     for value, name in zip(found, names, strict=True):
@@ -245,7 +241,7 @@ def _fill(graph: ir.Graph, module: nn.Module, weights: Mapping[str, str]) -> Non
 
 
 def _check_dynamic(pieces: Sequence[Piece], model: ir.Model) -> None:
-    """Refuse a conversion that fixed a size that the capture left open."""
+    """Check that the conversion fixes no size that is dynamic in the capture."""
     inputs = iter(model.graph.inputs)
     for piece in pieces:
         for name, dims, value in zip(piece.inputs, piece.dynamic, inputs, strict=False):
@@ -259,38 +255,13 @@ def _check_dynamic(pieces: Sequence[Piece], model: ir.Model) -> None:
                 )
 
 
-@contextlib.contextmanager
-def _paused_collector() -> Iterator[None]:
-    """Pause the garbage collector: it would walk through a growing graph again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the exporter: what it has to say about a failure is in the error it raises."""
-    loggers = [logging.getLogger(name) for name in _QUIET]
-    levels = [log.level for log in loggers]
-    printed = io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stderr(printed):
-        warnings.simplefilter("ignore")
-        with contextlib.redirect_stdout(printed):
-            try:
-                for log in loggers:
-                    log.setLevel(logging.CRITICAL)
-                yield
-            finally:
-                for log, level in zip(loggers, levels, strict=True):
-                    log.setLevel(level)
+def quiet_exporter() -> AbstractContextManager[None]:
+    """Silence the exporter, whose errors have the cause of a failure."""
+    return quiet(*_QUIET, stdout=True)
 
 
 def tool_versions() -> dict[str, Any]:
-    """Versions of what the bytes of an export depend on."""
+    """Versions of the libraries that determine the bytes of an export."""
     import onnx
     import onnxscript
 

@@ -1,8 +1,8 @@
-"""Find the operator from which on a file computes something else than its module.
+"""Find the first operator whose results differ between a file and its module.
 
-Names of values say little here: the exporter folds and rewrites operators. So values are compared
-by their elements. An operator whose result appears nowhere in the file, while a later one's does,
-was folded into that; the one to blame has no such follower.
+The exporter folds and rewrites operators, so values are compared by their elements, not by names.
+If the result of an operator is not in the file but the result of a later one is, the exporter has
+folded it. The diverging operator has no such successor.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import fx, nn
 
 from fxelastic.backends.onnxruntime.comparison import compare
-from fxelastic.backends.onnxruntime.conversion import quiet
+from fxelastic.backends.onnxruntime.conversion import quiet_exporter
 from fxelastic.backends.onnxruntime.running import open_session, run
 
 logger = logging.getLogger(__name__)
@@ -31,16 +31,16 @@ def diverging_operator(
     operands: Mapping[str, torch.Tensor],
     tolerances: Mapping[str, float],
 ) -> str | None:
-    """The first operator whose result, and that of all behind it, is not in the file.
+    """The first operator whose result, like all results that depend on it, is not in the file.
 
     Args:
         path: The ONNX file.
-        module: What it was made from.
+        module: The module that it was made from.
         operands: The module's operands in order, by the names of the file's inputs.
         tolerances: As for `compare`.
 
     Returns:
-        An ATen operator, ``aten.relu.default``; None where none can be named.
+        An ATen operator, ``aten.relu.default``; None if none is found.
     """
     try:
         nodes = _torch_values(module, list(operands.values()))
@@ -49,14 +49,14 @@ def diverging_operator(
         logger.debug("the operators of %s can't be compared one by one: %s", path.name, e)
         return None
     found = {node for node, value in nodes.items() if _is_among(value, arrays.values(), tolerances)}
-    # In reverse order: whether something behind a node is in the file.
+    # In reverse order: whether a result that depends on a node is in the file.
     reached: set[fx.Node] = set(found)
     for node in reversed(nodes):
         if any(user in reached for user in node.users):
             reached.add(node)
     for node in nodes:
         if node not in reached:
-            # One of several results, such as those of a bag of embeddings, is the operator's.
+            # One of several results belongs to the operator.
             source = node.args[0] if node.target is operator.getitem else node
             return str(source.target) if isinstance(source, fx.Node) else None
     return None
@@ -64,7 +64,7 @@ def diverging_operator(
 
 def _torch_values(module: nn.Module, operands: Sequence[torch.Tensor]) -> dict[fx.Node, Any]:
     """Every tensor that the module's operators compute, in order."""
-    with quiet():
+    with quiet_exporter():
         graph_module = torch.export.export(module, tuple(operands), strict=False).module()
     assert isinstance(graph_module, fx.GraphModule)
     values: dict[fx.Node, Any] = {}
@@ -84,7 +84,7 @@ def _torch_values(module: nn.Module, operands: Sequence[torch.Tensor]) -> dict[f
 def _file_values(
     path: Path, operands: Mapping[str, torch.Tensor]
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """Every array that the file computes; its optimisations are off, as each is an output."""
+    """Every array that the file computes; as outputs, they prevent optimisations."""
     model = onnx.load(str(path))
     outputs = {value.name for value in model.graph.output}
     for node in model.graph.node:
@@ -93,7 +93,7 @@ def _file_values(
                 outputs.add(name)
                 model.graph.output.append(onnx.ValueInfoProto(name=name))
     values = run(open_session(model.SerializeToString()), operands)
-    # Loops and splits pass sequences on, which no operator of torch gives.
+    # Loops and splits pass sequences, which no operator of torch gives.
     return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
 
 

@@ -6,16 +6,20 @@ from collections.abc import Callable
 
 from fxelastic.backends import description
 from fxelastic.backends.onnxruntime.conversion import DEFAULT_OPSET, convert, tool_versions
-from fxelastic.backends.onnxruntime.data_sizes import without_special_sizes
 from fxelastic.backends.onnxruntime.files import FileWriter
 from fxelastic.backends.onnxruntime.pieces import branch_pieces
-from fxelastic.backends.onnxruntime.teacher import batch_size, make_inputs, teacher_values
+from fxelastic.backends.onnxruntime.teacher import (
+    batch_size,
+    make_inputs,
+    teacher_values,
+    without_special_sizes,
+)
 from fxelastic.ir.supernet import Supernet
 from fxelastic.spec.manifest import BackendInfo, Manifest
 
 NAME = "onnxruntime"
 
-# torch.export takes a size of 1 for a constant.
+# torch.export treats a size of 1 as a constant.
 _MIN_DYNAMIC_BATCH = 2
 
 
@@ -26,24 +30,24 @@ def write_bundle(
     seed: int = 0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Manifest:
-    """Convert every branch and write the files of a bundle; ``manifest.json`` is the caller's.
+    """Convert every branch and write the files of a bundle, except for ``manifest.json``.
 
     Args:
-        supernet: The supernet; it does not change, nor do the modes of its modules.
+        supernet: The supernet; it and the modes of its modules do not change.
         writer: Writes into the bundle's folder.
         opset: Version of the ONNX operator set.
-        seed: Seed of the inputs that the conversion follows.
-        progress: Told what is being done.
+        seed: Seed of the inputs of the conversion.
+        progress: Called with a short text at each step.
 
     Returns:
         The manifest, without a verification.
 
     Raises:
-        ExportError: The exporter can't convert a branch, or a value is none that a device knows.
+        ExportError: The exporter can't convert a branch, or devices don't support a value.
         OSError: The files can't be written.
     """
     partition = supernet.partition
-    # What can't be described is refused before the conversion, which takes a while.
+    # Descriptions may fail, and come before the conversion, which takes a while.
     values = description.describe_values(partition)
     results = description.describe_results(partition)
     structure = description.describe_structure(partition.signature.result)

@@ -1,4 +1,4 @@
-"""Write the branches' ONNX files, each tensor that several need once."""
+"""Write the branches' ONNX files, with shared tensors in files of their own."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from fxelastic.spec.value_info import ValueInfo
 class FileWriter:
     """Writes ONNX files into a bundle's folder.
 
-    A file holds its own weights, so that it can be copied and looked at alone. There are two
-    exceptions, which go to files of their own (ONNX's external data): tensors that several
-    branches share, and the weights of a branch beyond what one ONNX file can hold.
+    A file holds its own weights, so that it can be copied and inspected alone. There are two
+    exceptions, which go to other files (ONNX's external data): tensors that several branches
+    share, and the weights of a branch that is too large for an ONNX file.
 
     Attributes:
         folder: The bundle.
         max_file_bytes: Most bytes of weights in an ONNX file; protobuf has a limit of 2 GiB.
-        min_shared_bytes: Tensors below this are repeated instead.
+        min_shared_bytes: Smaller tensors are repeated instead of shared.
     """
 
     folder: Path
@@ -47,8 +47,8 @@ class FileWriter:
 
         Args:
             branches: The branches in the search space's order.
-            models: Their graphs, by id; sizes of inputs and outputs are set in them.
-            values: What the inputs and outputs are.
+            models: Their graphs, by id; the call sets the sizes of inputs and outputs.
+            values: Descriptions of the inputs and outputs.
 
         Returns:
             The segments in the same order, and the files with shared or large tensors.
@@ -103,9 +103,9 @@ class FileWriter:
         return self._write(path, data)
 
     def _shared(self, models: Iterable[ir.Model]) -> dict[int, str]:
-        """Digests of the tensors that several branches hold, by id; small tensors aside.
+        """Digests of the tensors that several branches hold, by id, without small tensors.
 
-        Only tensors that are alike in a sample of their elements are hashed.
+        Only tensors that agree in a sample of their elements are hashed.
         """
         alike: dict[object, list[tuple[int, ir.Value]]] = defaultdict(list)
         for i, model in enumerate(models):
@@ -122,7 +122,7 @@ class FileWriter:
         return {value: digest for value, digest in digests.items() if len(users[digest]) > 1}
 
     def _outside(self, graph: ir.Graph, shared: Mapping[int, str]) -> list[ir.Value]:
-        """The weights of a branch that go to files of their own."""
+        """The weights of a branch that go to other files."""
         large = [v for v in _initializers(graph) if _tensor(v).nbytes >= self.min_shared_bytes]
         n_bytes = sum(_tensor(value).nbytes for value in _initializers(graph))
         if n_bytes > self.max_file_bytes:
@@ -154,7 +154,7 @@ def _tensor(value: ir.Value) -> ir.TensorProtocol:
 
 
 def _sample(tensor: ir.TensorProtocol) -> object:
-    """What equal tensors have in common, and few others do."""
+    """A sample of elements, which few different tensors have in common."""
     elements = tensor.numpy().reshape(-1)
     return tensor.dtype, tuple(tensor.shape), elements[:: max(1, elements.size // 64)].tobytes()
 
@@ -165,15 +165,15 @@ def _digest(tensor: ir.TensorProtocol) -> str:
 
 
 def _annotate(branch_id: str, graph: ir.Graph, values: Mapping[str, ValueInfo]) -> None:
-    """Give inputs and outputs the sizes of the values that they are."""
+    """Set the sizes of inputs and outputs from the descriptions of the values."""
     for value in (*graph.inputs, *graph.outputs):
         info = values[str(value.name)]
         if value.dtype is None or _dtype_name(value.dtype) != info.dtype:
             raise ExportError(
-                f"the exporter gives {info.name!r} of branch {branch_id!r} another dtype",
+                f"the exporter changes the dtype of {info.name!r} of branch {branch_id!r}",
                 expected=info.dtype,
                 got="no dtype" if value.dtype is None else _dtype_name(value.dtype),
-                fix="compute with the real and the imaginary parts apart"
+                fix="compute with the real and the imaginary parts separately"
                 if info.dtype.startswith("complex")
                 else "report it, with the model",
             )

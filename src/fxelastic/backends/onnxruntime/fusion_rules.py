@@ -1,17 +1,17 @@
-"""What onnxruntime fuses at ``ORT_ENABLE_EXTENDED`` on CPU, fed by torch's ONNX exporter.
+"""The fusions of onnxruntime at ``ORT_ENABLE_EXTENDED`` on CPU, after torch's ONNX exporter.
 
-Measured, not guessed: ``benchmarks/fusion_probe.py`` prints the table behind this file, and
+The rules are measured: ``benchmarks/fusion_probe.py`` prints the table behind this file, and
 ``tests/backends/test_fusion_rules.py`` measures each rule again.
 
-A rule sees two operators and no shapes, so some hold more than what is fused (onnxruntime joins
-``linear`` and ``relu`` for matrices only, and what follows a ``batch_norm`` only if a convolution
-precedes it). That is harmless: the consumers of hard rules hold few parameters or none, and stay
-with their producers. Rules whose name ends in ``-kept`` fuse nothing today.
+A rule has two operators and no shapes, so some match more than onnxruntime fuses (it joins
+``linear`` and ``relu`` for matrices only, and operators after a ``batch_norm`` only if a
+convolution precedes it). That is harmless: the consumers of hard rules have few or no parameters,
+and stay with their producers. Rules whose name ends in ``-kept`` fuse nothing today.
 
-Nor does a rule see more than two operators. onnxruntime also recognises whole subgraphs: a gelu,
-swish or normalisation that is written out in elementary operators. Their values have several
-readers, so that no boundary can lie on them; but the addition before a normalisation that is
-written out joins it too (SkipLayerNormalization), and no rule says so.
+A rule has no more than two operators, whereas onnxruntime also recognises whole subgraphs: a gelu,
+swish or normalisation in elementary operators. Their values have several readers, so no boundary
+can lie on them; but the addition before such a normalisation joins it too
+(SkipLayerNormalization), for which there is no rule.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The kernels that onnxruntime runs for a graph, and how those of its parts differ from them.
+"""The kernels that onnxruntime runs for a graph, compared with the kernels of its parts.
 
-Optimise the whole graph and each part of it, and compare the multisets of kernels: where they
-are equal, no kernel spans a boundary between parts.
+The whole graph and each part of it are optimised. If the multisets of kernels are equal, no kernel
+spans a boundary between parts.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import onnxruntime
 import torch
 
 SHAPE_PREFIX = "shape:"
-"""Marks kernels that compute sizes: a few integers, repeated in each part that needs them."""
+"""Prefix of kernels that compute sizes: a few integers, repeated in each part that needs them."""
 
 IDENTITY = "Identity"
-"""A part that hands on a value under another name; onnxruntime removes it inside a graph."""
+"""A kernel that renames a value; onnxruntime removes it inside a graph."""
 
 _PROTOBUF_LIMIT_BYTES = 2**31 - 2**20
 _SIZE_SOURCES = frozenset({"Shape", "Size"})
@@ -39,15 +39,15 @@ def export_onnx(
 
     Args:
         module: A module in eval mode, or a graph module.
-        example_inputs: Its positional inputs. A batch of at least 2: torch.export treats a size of
-            1 as a constant.
-        dynamic_batch: Whether dimension 0 of every tensor input is symbolic. It stays static
-            where the module fixes it.
+        example_inputs: Its positional inputs, with a batch of at least 2, since torch.export treats
+            a size of 1 as a constant.
+        dynamic_batch: Whether dimension 0 of every tensor input is symbolic, unless the module
+            fixes it.
 
     Returns:
         The model, optimised by the exporter (constants folded, no dead nodes).
     """
-    # The exporter would make one input of a tensor that is passed twice.
+    # Clones, since the exporter makes a single input of a tensor that is passed twice.
     inputs = torch.utils._pytree.tree_map_only(torch.Tensor, torch.clone, tuple(example_inputs))
     shapes = torch.export.ShapesCollection()
     for value in torch.utils._pytree.tree_leaves(inputs):
@@ -70,14 +70,14 @@ def export_onnx(
 def export_each(
     pieces: Sequence[tuple[torch.nn.Module, Sequence[Any]]], dynamic_batch: bool = True
 ) -> list[onnx.ModelProto]:
-    """Convert several modules in one go.
+    """Convert several modules together.
 
-    A conversion has a high fixed price, so the modules are converted side by side, with inputs
-    and outputs of their own, and taken apart afterwards.
+    A conversion has a high fixed cost, so the modules are converted side by side, with their own
+    inputs and outputs, and then separated.
 
     Args:
-        pieces: Modules, each with its positional inputs (see `export_onnx`). Nothing but tensors
-            goes in and comes out.
+        pieces: Modules, each with its positional inputs (see `export_onnx`). All inputs and outputs
+            are tensors.
         dynamic_batch: See `export_onnx`.
 
     Returns:
@@ -99,7 +99,7 @@ def export_each(
 
 
 class _SideBySide(torch.nn.Module):
-    """Modules that share nothing but the call."""
+    """Independent modules in one call."""
 
     def __init__(self, pieces: Sequence[tuple[torch.nn.Module, Sequence[Any]]]) -> None:
         super().__init__()
@@ -126,9 +126,9 @@ def optimised_kernels(model: onnx.ModelProto | str | os.PathLike[str]) -> Counte
         model: An ONNX model, or the path of one.
 
     Returns:
-        Kernel → number of nodes, those of nested graphs included. A kernel is named
-        ``[domain.]op_type[details]``. The details, e.g. ``[Relu]`` or ``[+sum]``, tell what is
-        fused into it. Kernels that only compute sizes have the prefix ``shape:``.
+        Kernel → number of nodes, including nodes of nested graphs. A kernel's name is
+        ``[domain.]op_type[details]``, where the details, e.g. ``[Relu]`` or ``[+sum]``, name the
+        fused operators. Kernels that only compute sizes have the prefix ``shape:``.
     """
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -136,7 +136,7 @@ def optimised_kernels(model: onnx.ModelProto | str | os.PathLike[str]) -> Counte
     with tempfile.TemporaryDirectory() as folder:
         optimised = Path(folder) / "optimised.onnx"
         options.optimized_model_filepath = str(optimised)
-        # Weights go to a file of their own, which nobody reads.
+        # Weights go to another file, which is not read.
         options.add_session_config_entry(
             "session.optimized_model_external_initializers_file_name", "weights.bin"
         )
@@ -207,13 +207,13 @@ def _kernel(node: onnx.NodeProto) -> str:
 
 @dataclass(frozen=True)
 class KernelDiff:
-    """How the kernels of the parts of a graph, taken together, differ from those of the whole.
+    """The differences between the kernels of a graph's parts together and those of the graph.
 
     Attributes:
-        lost: Kernels of the whole that the parts lack, by number.
-        extra: Kernels of the parts that the whole lacks, by number.
-        bookkeeping: Differences that are no fusions and not counted as such: computed sizes and
-            ``Identity``. Positive where the parts have more.
+        lost: Kernels of the graph that the parts lack, with their number.
+        extra: Kernels of the parts that the graph lacks, with their number.
+        bookkeeping: Differences that are not fusions: computed sizes and ``Identity``. Positive if
+            the parts have more.
     """
 
     lost: Mapping[str, int]
@@ -222,7 +222,7 @@ class KernelDiff:
 
     @property
     def equal(self) -> bool:
-        """Whether whole and parts run the same kernels, bookkeeping aside."""
+        """Whether graph and parts run the same kernels apart from bookkeeping."""
         return not self.lost and not self.extra
 
     def __bool__(self) -> bool:
@@ -250,11 +250,11 @@ def compare_kernels(whole: Mapping[str, int], parts: Iterable[Mapping[str, int]]
     """Compare the kernels of a graph with those of its parts together.
 
     Args:
-        whole: What `optimised_kernels` counts for the whole graph.
-        parts: The same for each part.
+        whole: The kernels of the graph, from `optimised_kernels`.
+        parts: The kernels of each part.
 
     Returns:
-        The difference; ``.equal`` when no kernel spans a boundary.
+        The differences; ``.equal`` if no kernel spans a boundary.
     """
     change: Counter[str] = Counter()
     for part in parts:

@@ -1,10 +1,10 @@
-"""Operators that the exporter refuses, or that onnxruntime rounds otherwise, by others.
+"""Lowering: replace operators that the exporter can't convert or onnxruntime rounds differently.
 
-Attention over other than four dimensions (windows, or no heads) is refused, and so are equal parts
-of a batch, and integers that are taken from a fraction. The projection of an LSTM is left out.
-Nearest neighbours of n elements are not the same everywhere: torch takes element
-``floor(i * (n / m))``, onnxruntime ``floor(i / (m / n))``, each in 32-bit floating point. Of the
-sizes up to 64, 132 pairs differ, such as 14 to 8. The package `decompositions` has more of them.
+The exporter can't convert attention over other than four dimensions (windows, or no heads), equal
+parts of a batch, or the subtraction of integers from a fraction, and it ignores the projection of
+an LSTM. Nearest neighbours of n elements differ: torch takes element ``floor(i * (n / m))``,
+onnxruntime ``floor(i / (m / n))``, both in 32-bit floating point. Among the sizes up to 64, 132
+pairs differ, such as 14 to 8. The package `decompositions` has further replacements.
 """
 
 from __future__ import annotations
@@ -18,17 +18,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxelastic.backends.onnxruntime.decompositions import DECOMPOSITIONS
-from fxelastic.backends.onnxruntime.projected_lstm import lstm
 
 _ATEN = torch.ops.aten
 _ATTENTION: Any = _ATEN.scaled_dot_product_attention.default
 
 
 def lowered(module: nn.Module) -> nn.Module:
-    """The module with such operators replaced; itself where it has none.
+    """Replace such operators; returns the module itself if it has none.
 
     Args:
-        module: Any module; only the graph of a graph module is looked at. It is not changed.
+        module: Any module, which is not changed. Only the graph of a graph module is lowered.
 
     Returns:
         A module over the same weights, under the same names, that computes the same.
@@ -52,15 +51,15 @@ def attention(
     *args: Any,
     **kw: Any,
 ) -> Tensor:
-    """Attention over any number of dimensions by attention over four.
+    """Attention over any number of dimensions, computed over four.
 
     Args:
         query: ``(..., heads, L, E)``, or without heads.
         key: ``(..., heads, S, E)``.
         value: ``(..., heads, S, Ev)``.
-        attn_mask: None, or what can be broadcast to ``(..., heads, L, S)``.
-        args: The operator's other arguments, which say nothing of dimensions.
-        kw: The same, by name.
+        attn_mask: None, or a tensor that broadcasts to ``(..., heads, L, S)``.
+        args: The operator's other arguments, which don't depend on dimensions.
+        kw: Further arguments by name.
 
     Returns:
         ``(..., heads, L, Ev)``.
@@ -77,7 +76,7 @@ def attention(
         return result.reshape(result.shape[4 - n :])
     batch = torch.broadcast_shapes(*(tensor.shape[:-3] for tensor in tensors))
     four = [_flat(tensor, batch) for tensor in tensors]
-    # One of fewer dimensions is the same for all of the batch.
+    # A mask of fewer dimensions is the same for the whole batch.
     mask = attn_mask if attn_mask is None or attn_mask.dim() < 4 else _flat(attn_mask, batch)
     result = _ATTENTION(*four, mask, *args, **kw)
     return result.reshape(*batch, *result.shape[1:])
@@ -90,11 +89,11 @@ def _flat(tensor: Tensor, batch: Sequence[Any]) -> Tensor:
 def nearest(
     value: Tensor, output_size: Sequence[int] | None, scale_factors: Sequence[float] | None
 ) -> Tensor:
-    """Nearest neighbours to given sizes; by index where onnxruntime would take others.
+    """Nearest neighbours for given sizes; by index if onnxruntime would take others.
 
     Args:
         value: ``(N, C, ...)``.
-        output_size: The sizes wanted, or None where factors are given.
+        output_size: The new sizes, or None for factors.
         scale_factors: Factors, or None.
 
     Returns:
@@ -113,12 +112,12 @@ def nearest(
 
 
 def chunk(value: Tensor, chunks: int, dim: int = 0) -> Sequence[Tensor]:
-    """Equal parts; by slices where the size is open, of which the exporter can't make parts.
+    """Equal parts; by slices if the size is symbolic, which the exporter can't convert.
 
     Args:
         value: Any tensor.
-        chunks: How many parts, the last of which may be smaller.
-        dim: The dimension to part.
+        chunks: Number of parts, the last of which may be smaller.
+        dim: The dimension to divide.
 
     Returns:
         The parts.
@@ -134,11 +133,11 @@ def chunk(value: Tensor, chunks: int, dim: int = 0) -> Sequence[Tensor]:
 
 
 def masked_select(value: Tensor, mask: Tensor) -> Tensor:
-    """The elements under a mask, which the exporter takes by index.
+    """The elements under a mask, by an index, which the exporter converts.
 
     Args:
         value: Any tensor.
-        mask: Which elements; broadcast with ``value``.
+        mask: The elements to select; broadcast with ``value``.
 
     Returns:
         One dimension, in order.
@@ -148,7 +147,7 @@ def masked_select(value: Tensor, mask: Tensor) -> Tensor:
 
 
 def tensor_split(value: Tensor, sections: int, dim: int = 0) -> Sequence[Tensor]:
-    """Parts that differ by one at most; by slices where the size is open, as for `chunk`."""
+    """Parts whose sizes differ by at most 1; by slices if the size is symbolic."""
     size = value.shape[dim]
     if isinstance(size, int):
         parts: Sequence[Tensor] = _ATEN.tensor_split.sections(value, sections, dim)
@@ -161,7 +160,7 @@ def tensor_split(value: Tensor, sections: int, dim: int = 0) -> Sequence[Tensor]
 
 
 def subtracted_from(value: Tensor, other: float, alpha: float = 1) -> Tensor:
-    """A number less a tensor, which is given the result's dtype first.
+    """A number minus a tensor, which is first converted to the result's dtype.
 
     Args:
         value: Any tensor.
@@ -183,13 +182,13 @@ def _upsampled(value: Tensor, sizes: Any, factors: Any) -> Tensor:
 
 
 def _of_torch(n: int, m: int) -> list[int]:
-    """Which of n elements torch takes for m."""
+    """The elements of n that torch takes for m results."""
     found = np.floor(np.arange(m, dtype=np.float32) * (np.float32(n) / np.float32(m)))
     return [min(int(i), n - 1) for i in found]
 
 
 def _of_onnxruntime(n: int, m: int) -> list[int]:
-    """Which of n elements onnxruntime takes for m."""
+    """The elements of n that onnxruntime takes for m results."""
     found = np.floor(np.arange(m, dtype=np.float32) / (np.float32(m) / np.float32(n)))
     return [min(int(i), n - 1) for i in found]
 
@@ -198,7 +197,6 @@ _LOWERED: Mapping[Any, Callable[..., Any]] = {
     **DECOMPOSITIONS,
     _ATTENTION: attention,
     _ATEN.chunk.default: chunk,
-    _ATEN.lstm.input: lstm,
     _ATEN.masked_select.default: masked_select,
     _ATEN.rsub.Scalar: subtracted_from,
     _ATEN.tensor_split.sections: tensor_split,

@@ -36,7 +36,7 @@ from fxelastic.spec.manifest import Result
 
 logger = logging.getLogger(__name__)
 
-#: What runs a module on operands.
+#: A function that runs a module on operands.
 Run = Callable[..., Any]
 
 # Enough to see a pattern; a report of every branch would bury it.
@@ -44,11 +44,11 @@ _MAX_REPORTED = 3
 
 
 class _WrongFile(NamedTuple):
-    """What is wrong with a file.
+    """A problem of a file.
 
     Attributes:
         kind: A key of `_KINDS`.
-        got: The branch, its blocks and what is wrong with them.
+        got: The branch, its blocks and the problem.
         expected: The right result.
         fix: One step that helps.
     """
@@ -59,11 +59,11 @@ class _WrongFile(NamedTuple):
     fix: str
 
 
-#: Messages by kind; the number of files stands before them.
+#: Messages by kind; the number of files precedes them.
 _KINDS: Mapping[str, str] = {
     "load": "can't be loaded by onnxruntime",
     "run": "can't be run by onnxruntime",
-    "differ": "compute something else than torch",
+    "differ": "compute other results than torch",
     "random": "draw random numbers, so that they can't be compared with torch",
 }
 
@@ -72,13 +72,13 @@ _CLOSE = "the same within the tolerance of the dtype"
 
 @dataclass(frozen=True)
 class Parity:
-    """Compares what files compute with what the supernet computes.
+    """Compares the results of files with those of the supernet.
 
     Attributes:
         supernet: The supernet that was exported.
         samples: For each batch size, every value that crosses a cut, by its name in the graph:
-            the model's inputs and what its own blocks compute for them.
-        jobs: How many files are run at once.
+            the model's inputs and the values that its own blocks compute for them.
+        jobs: Number of files that run at the same time.
     """
 
     supernet: Supernet
@@ -86,14 +86,14 @@ class Parity:
     jobs: int = 1
 
     def check_files(self, paths: Mapping[str, Path]) -> None:
-        """Run every file on what the model's own blocks compute before it.
+        """Run every file on the values of the model's own blocks.
 
         Args:
             paths: The branches' ONNX files, by id.
 
         Raises:
-            ExportError: Some compute something else, or can't be run; the message names the
-                branches and, for each, the value and the operator.
+            ExportError: Some results differ, or files can't be run; the message names the branches
+                and, for each, the value and the operator.
         """
 
         def check(branch: Branch) -> _WrongFile | None:
@@ -115,7 +115,7 @@ class Parity:
             )
 
     def _warn_of_nothing(self) -> None:
-        """Warn of branches whose outputs are empty in every sample: any file agrees with these."""
+        """Warn of branches whose outputs are empty in every sample, with which any file agrees."""
         unseen = [
             branch.id
             for branch in self.supernet.branches.values()
@@ -125,7 +125,7 @@ class Parity:
         if unseen:
             more = f" and {len(unseen) - _MAX_REPORTED} more" * (len(unseen) > _MAX_REPORTED)
             logger.warning(
-                "not compared, since no row of the inputs drawn reaches them: %s%s; "
+                "not compared, since no row of the synthetic inputs reaches them: %s%s; "
                 "capture with example inputs that send rows there, or pass another seed",
                 ", ".join(unseen[:_MAX_REPORTED]),
                 more,
@@ -140,7 +140,7 @@ class Parity:
             results: The model's results, which are the file's outputs.
 
         Raises:
-            ExportError: It computes something else; the message names the result.
+            ExportError: A result differs; the message names it.
         """
         branches = self.supernet.path(arch)
         modules = [eval_module(branch) for branch in branches]
@@ -155,10 +155,10 @@ class Parity:
                 difference = _difference(path, sample, actual, modules, compute, SUBNET_TOLERANCES)
                 if difference is not None:
                     raise ExportError(
-                        f"an assembled subnet computes something else than torch: {arch}",
+                        f"an assembled subnet computes other results than torch: {arch}",
                         expected=_CLOSE,
                         got=f"the result {difference.name!r}: {difference.problem}",
-                        fix="export with fewer kinds of branches to find the one at fault",
+                        fix="export with fewer kinds of branches to find the wrong branch",
                     )
         except RefusedError as e:
             wrong = "run" if e.loads else "loaded"
@@ -191,7 +191,7 @@ class Parity:
         return None
 
     def _where(self, branch: Branch) -> str:
-        """A branch with the blocks that it stands for."""
+        """A branch and the blocks that it stands in for, for a message."""
         blocks = self.supernet.partition.blocks[branch.start : branch.stop]
         return f"branch {branch.id} ({listed(block.name for block in blocks)})"
 
@@ -206,9 +206,9 @@ class Parity:
         found = f"{self._where(branch)}, value {difference.name}: {difference.problem}"
         if _is_random(module, list(operands.values())):
             names = ", ".join(_random_operators(module))
-            got = f"{found}; it draws random numbers: {names}"
-            fix = "switch its random numbers off in eval mode, or export with verify=False"
-            return _WrongFile("random", got, "the same results at every call", fix)
+            got = f"{found}; its operators draw random numbers: {names}"
+            fix = "switch the random numbers off in eval mode, or export with verify=False"
+            return _WrongFile("random", got, "the same results in every call", fix)
         operator = diverging_operator(path, module, operands, TOLERANCES)
         if operator is None:
             return _WrongFile("differ", found, _CLOSE, "report it, with the model")
@@ -223,7 +223,7 @@ class Parity:
         results: Sequence[Result],
         run_module: Run,
     ) -> dict[str, Any]:
-        """What a subnet's branches compute."""
+        """The results of a subnet's branches."""
         partition, names = self.supernet.partition, self._names
         values = {name: sample[name] for name in partition.signature.names}
         for branch, module in zip(branches, modules, strict=True):
@@ -241,7 +241,7 @@ class Parity:
 
     @cached_property
     def _names(self) -> Mapping[str, str]:
-        """Names on the device by those in the graph."""
+        """Names on the device, by names in the graph."""
         return description.device_names(self.supernet.partition)
 
     def _samples_on_device(self) -> list[Mapping[str, Any]]:
@@ -256,14 +256,14 @@ def _difference(
     compute: Callable[[Run], Mapping[str, torch.Tensor]],
     tolerances: Mapping[str, float],
 ) -> Difference | None:
-    """Where what a file gives differs from what torch does, with its own and the file's choices.
+    """The difference between a file's results and torch's, with torch's and the file's choices.
 
     Args:
         path: The file.
         sample: Its inputs by name.
-        actual: What it gives for them.
-        modules: What it was made from, in order.
-        compute: What torch gives, when the modules are run in a certain way.
+        actual: Its results.
+        modules: The modules that it was made from, in order.
+        compute: Returns torch's results, given a function that runs a module.
         tolerances: By dtype.
     """
     scales = _scales(modules)
@@ -281,13 +281,13 @@ def _difference(
             other = first(compute(choices.run))
             choices.end()
         except (OtherChoiceError, ExportError) as e:
-            logger.debug("%s: its choices can't be taken over: %s", path.name, e)
+            logger.debug("%s: its choices can't be adopted: %s", path.name, e)
             return difference
     return difference if other is not None else None
 
 
 def _scales(modules: Iterable[nn.Module]) -> Mapping[str, float]:
-    """What the largest value of what modules compute is taken for at least, by dtype."""
+    """The least scale of the results of modules, by dtype."""
     parts = (part for module in modules for part in module.modules())
     graphs = (part.graph for part in parts if isinstance(part, fx.GraphModule))
     computed = (canonical_operator(node.target) for graph in graphs for node in graph.nodes)
@@ -295,7 +295,7 @@ def _scales(modules: Iterable[nn.Module]) -> Mapping[str, float]:
 
 
 def _is_random(module: nn.Module, operands: Sequence[torch.Tensor]) -> bool:
-    """Whether a module gives other values each time."""
+    """Whether a module gives different results in each call."""
     with torch.no_grad():
         one, other = (trees.flatten(module(*operands))[0] for _ in range(2))
     return any(not torch.allclose(a, b, equal_nan=True) for a, b in zip(one, other, strict=True))

@@ -1,9 +1,15 @@
-"""What the ONNX exporter is given: modules side by side, each with inputs of its own."""
+"""The modules that the ONNX exporter converts, side by side, each with its own inputs.
+
+Networks repeat their units, and a supernet repeats them for each kind of branches, so many graphs
+differ in their weights alone. They form a template: the exporter converts one of them, which takes
+most of the time, and the others are copies with their own weights.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +21,7 @@ from fxelastic.backends.description import device_names
 from fxelastic.backends.onnxruntime.lowering import lowered
 from fxelastic.errors import InternalError
 from fxelastic.ir.branch import Branch
+from fxelastic.ir.description import describe
 from fxelastic.ir.signature import batch_dims
 from fxelastic.ir.supernet import Supernet
 
@@ -25,11 +32,11 @@ class Piece:
 
     Attributes:
         name: The branch's id.
-        module: Takes tensors, returns a tensor or a tuple of them; in eval mode.
+        module: Takes tensors and returns a tensor or a tuple of tensors; in eval mode.
         inputs: Names of its operands.
         outputs: Names of its results.
-        examples: Its operands. A batch of at least 2: torch.export treats a size of 1 as a
-            constant.
+        examples: Its operands, with a batch of at least 2, since torch.export treats a size of 1 as
+            a constant.
         dynamic: For each operand, the dimensions whose size depends on the batch.
     """
 
@@ -42,10 +49,10 @@ class Piece:
 
 
 def branch_pieces(supernet: Supernet, values: Mapping[str, Any]) -> list[Piece]:
-    """Every branch as a piece, fed with what the model's own blocks compute.
+    """Every branch as a piece, with the values of the model's own blocks as operands.
 
     Args:
-        supernet: The branches; neither they nor their modes change.
+        supernet: The branches; they and their modes don't change.
         values: Every value that crosses a cut, by its name in the graph.
 
     Returns:
@@ -54,7 +61,6 @@ def branch_pieces(supernet: Supernet, values: Mapping[str, Any]) -> list[Piece]:
     Raises:
         InternalError: A branch reads a value that is not a tensor.
     """
-    nodes = {node.name: node for node in supernet.partition.graph.nodes}
     on_device = device_names(supernet.partition)
     pieces = []
     for branch in supernet.branches.values():
@@ -72,16 +78,16 @@ def branch_pieces(supernet: Supernet, values: Mapping[str, Any]) -> list[Piece]:
                 eval_module(branch),
                 tuple(on_device[name] for name in names),
                 tuple(on_device[name] for name in branch.outputs),
-                # The exporter would make one input of a tensor that is passed twice.
+                # Clones, since the exporter makes a single input of a tensor that is passed twice.
                 tuple(values[name].detach().clone() for name in names),
-                tuple(batch_dims(nodes[name].meta.get("val")) for name in names),
+                tuple(batch_dims(supernet.partition.value(name)) for name in names),
             )
         )
     return pieces
 
 
 def eval_module(branch: Branch) -> nn.Module:
-    """A branch's module in eval mode; a copy that shares its weights where it is training."""
+    """A branch's module in eval mode; a copy that shares its weights if it is in train mode."""
     module = branch.module
     if not any(part.training for part in module.modules()):
         return module
@@ -90,14 +96,14 @@ def eval_module(branch: Branch) -> nn.Module:
 
 
 class SideBySide(nn.Module):
-    """Pieces that share nothing but the call: operands one after the other in, results out."""
+    """Independent pieces in one call, which takes and returns their tensors one after another."""
 
     def __init__(self, pieces: Sequence[Piece]) -> None:
-        """Hold the pieces' modules, of operators that can be converted."""
+        """Hold the pieces' modules, with operators that can be converted."""
         super().__init__()
         self.pieces = nn.ModuleList([_lowered(piece) for piece in pieces])
         self._n_inputs = [len(piece.inputs) for piece in pieces]
-        # Set as it is: .eval() would walk through modules that are in eval mode already.
+        # Not .eval(), which would visit modules that are in eval mode already.
         self.training = False
 
     def forward(self, *operands: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -111,7 +117,7 @@ class SideBySide(nn.Module):
 
 
 def _lowered(piece: Piece) -> nn.Module:
-    """The piece's module with operators that can't be converted replaced; itself if it has none."""
+    """The piece's module, with replacements for operators that can't be converted."""
     if isinstance(piece.module, (fx.GraphModule, nn.Identity)):
         return lowered(piece.module)
     graph_module = _graph_module(piece)
@@ -125,14 +131,14 @@ class _Held(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.held = module
-        self.training = False  # not .eval(), which would change the module inside
+        self.training = False  # not .eval(), which would change the held module
 
     def forward(self, *operands: torch.Tensor) -> Any:
         return self.held(*operands)
 
 
 def _graph_module(piece: Piece) -> fx.GraphModule:
-    """A module of Python code as a graph over its weights."""
+    """The graph of a module of Python code, over its weights."""
     shapes = tuple(dict.fromkeys(dims, Dim.AUTO) for dims in piece.dynamic)
     with torch.no_grad():
         program = torch.export.export(
@@ -144,9 +150,57 @@ def _graph_module(piece: Piece) -> fx.GraphModule:
     exported = program.module()
     assert isinstance(exported, fx.GraphModule)
     for node in list(exported.graph.nodes):
-        # Drop the checks of the inputs: the export of all pieces makes its own.
+        # Checks of the inputs; the export of all pieces makes its own.
         if node.op == "call_module" and not node.users:
             exported.graph.erase_node(node)
     graph = fx.Graph()
     graph.output(graph.graph_copy(exported.graph, {}))
     return fx.GraphModule(exported, graph)
+
+
+@dataclass(frozen=True)
+class Template:
+    """Pieces with the same graph over the same sizes.
+
+    Attributes:
+        pieces: The pieces; the first is the one to convert.
+        weights: For each piece, the names of its weights, in the same order for all pieces.
+    """
+
+    pieces: tuple[Piece, ...]
+    weights: tuple[tuple[str, ...], ...]
+
+    @property
+    def first(self) -> Piece:
+        """The piece to convert."""
+        return self.pieces[0]
+
+
+def templates(pieces: Sequence[Piece]) -> list[Template]:
+    """Group the pieces that differ in their weights alone.
+
+    A module that can't be compared (its forward is not a graph, or it holds anything but tensors
+    and plain values) forms its own template.
+
+    Args:
+        pieces: The modules to convert.
+
+    Returns:
+        Templates in the order of their first pieces; each piece is in one of them.
+    """
+    groups: dict[Hashable, list[tuple[Piece, tuple[str, ...]]]] = defaultdict(list)
+    for i, piece in enumerate(pieces):
+        # Only graphs share a conversion; the exporter traces other modules itself.
+        graph = isinstance(piece.module, fx.GraphModule)
+        description = describe(piece.module) if graph else None
+        key: Hashable = (description.key, _operands(piece)) if description else i
+        groups[key].append((piece, description.weights if description else ()))
+    return [
+        Template(tuple(piece for piece, _ in group), tuple(names for _, names in group))
+        for group in groups.values()
+    ]
+
+
+def _operands(piece: Piece) -> Hashable:
+    sizes = tuple((x.dtype, tuple(x.shape), x.stride()) for x in piece.examples)
+    return sizes, piece.dynamic, len(piece.outputs)

@@ -1,7 +1,7 @@
-"""Name the operators of a branch that the exporter refuses.
+"""Find the operators of a branch that the exporter can't convert.
 
-The exporter takes operators apart before it looks for a conversion, so its message may name a part
-that appears in no model, such as ``prims.lgamma``, or none at all.
+The exporter decomposes operators before it looks for a conversion, so its message may name a part
+that is not in the model, such as ``prims.lgamma``, or no operator.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fxelastic.ir.signature import batch_dims
 
 
 def names_operator(name: str, module: nn.Module) -> bool:
-    """Whether an operator's name, such as ``aten.lgamma.default``, appears in a module's graph."""
+    """Whether an operator, such as ``aten.lgamma.default``, is in a module's graph."""
     graph = module.graph if isinstance(module, fx.GraphModule) else fx.Graph()
     return any(str(node.target) == name for node in graph.nodes)
 
@@ -28,8 +28,8 @@ def refused_operators(piece: Piece, convert: Callable[[Piece], object]) -> list[
     """Operators that can't be converted alone, in the order of the graph.
 
     Args:
-        piece: The branch; only a graph module's operators are looked at.
-        convert: Converts a piece, and raises where that can't be done.
+        piece: The branch; the result is empty if it is not a graph module.
+        convert: Converts a piece; raises an error if it can't.
 
     Returns:
         ATen names, ``aten.lgamma``.
@@ -60,7 +60,7 @@ def refused_operators(piece: Piece, convert: Callable[[Piece], object]) -> list[
 
 
 def _alone(node: fx.Node, operands: Mapping[fx.Node, Any], result: Any) -> Piece | None:
-    """One operator as a piece; None where a result is not a tensor."""
+    """One operator as a piece; None if it returns no tensor."""
     graph = fx.Graph()
     tensors = {m: value for m, value in operands.items() if isinstance(value, torch.Tensor)}
     given = {m: graph.placeholder(m.name) if m in tensors else operands[m] for m in operands}

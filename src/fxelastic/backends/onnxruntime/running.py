@@ -21,7 +21,7 @@ _PREAMBLE = re.compile(
 )
 
 
-# Names of the one floating-point dtype in which onnxruntime has all operators.
+# Names of the floating-point dtype for which onnxruntime has all operators.
 _COMMON = ("float", "float32")
 
 
@@ -42,7 +42,7 @@ def open_session(model: Path | bytes, threads: int = 1) -> onnxruntime.Inference
     """A session on CPU that writes nothing to stderr.
 
     Raises:
-        RefusedError: onnxruntime refuses the model; the message has its reason.
+        RefusedError: onnxruntime can't load the model; the message has its reason.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -50,18 +50,18 @@ def open_session(model: Path | bytes, threads: int = 1) -> onnxruntime.Inference
     source = model if isinstance(model, bytes) else str(model)
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except Exception as e:  # its error types derive from Exception one by one
+    except Exception as e:  # its error types have no common base class
         raise _refused(model, e, loads=False) from e
 
 
 def run(
     session: onnxruntime.InferenceSession, values: Mapping[str, Any]
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """Run a session on the values that it reads.
+    """Run a session.
 
     Args:
-        session: From `open_session`.
-        values: Tensors by name; more than are read may be there.
+        session: The session, from `open_session`.
+        values: Tensors by name, including all that it reads.
 
     Returns:
         Its outputs by name.
@@ -84,7 +84,7 @@ def _array(value: torch.Tensor) -> np.ndarray[Any, Any]:
         raise RefusedError(
             "onnxruntime can't take its inputs",
             loads=True,
-            expected="dtypes that numpy has",
+            expected="dtypes of numpy",
             got=str(value.dtype),
             fix="compute it in float32, e.g. after model.float()",
         ) from e
@@ -93,7 +93,7 @@ def _array(value: torch.Tensor) -> np.ndarray[Any, Any]:
 def _refused(model: Path | bytes | None, error: Exception, loads: bool) -> RefusedError:
     """The error for onnxruntime's message, with the operator and its dtypes if it names a node."""
     said = _PREAMBLE.sub("", str(error).strip().splitlines()[0])
-    what = "onnxruntime fails on it" if loads else "onnxruntime doesn't load it"
+    what = "onnxruntime fails to run it" if loads else "onnxruntime fails to load it"
     kernel = re.search(r"Could not find an implementation for (\w+)\(\d+\) .*'(.*)'", said)
     typed = re.search(r"Type '(?:tensor\()?(\w+)\)?' of input .* of operator \((\w+)\)", said)
     named = re.search(r"Op \((\w+)\)|running (\w+) node", said)
@@ -117,7 +117,7 @@ def _refused(model: Path | bytes | None, error: Exception, loads: bool) -> Refus
 
 
 def _dtypes(model: Path | bytes | None, node_name: str) -> list[str]:
-    """The dtypes that a node reads; if the node is inside a function, the model's."""
+    """The dtypes that a node reads; the model's if the node is inside a function."""
     try:
         proto = (
             onnx.load_model_from_string(model)

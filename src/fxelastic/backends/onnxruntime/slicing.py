@@ -1,4 +1,4 @@
-"""One branch's part of a converted graph as a model of its own."""
+"""Cut the parts of single branches out of a converted graph."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from fxelastic.ir.part_names import name_of
 
 PRODUCER = "fxelastic"
 
-# What numbers a value by its position: "pieces.3." before a weight's name, "_17" behind others.
+# Numbers by position in names: "pieces.3." before a weight's name, "_17" after other names.
 _POSITION = re.compile(r"^pieces\.\d+\.|_\d+$")
 
 
 class Cutter:
-    """Copies parts of one graph; what is the same for all parts is looked up once."""
+    """Copies parts of one graph, with lookups that all parts share."""
 
     def __init__(self, model: ir.Model) -> None:
-        """Look through a graph.
+        """Index a graph.
 
         Args:
             model: The converted graph; it does not change, and the parts share its tensors.
@@ -30,10 +30,10 @@ class Cutter:
         self._initializers = {id(v): i for i, v in enumerate(model.graph.initializers.values())}
 
     def cut(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Model:
-        """Copy what computes some values from others.
+        """Copy the nodes that compute some values from others.
 
         Args:
-            inputs: Values that the copy begins with.
+            inputs: Values that the copy starts from.
             outputs: Values to compute.
 
         Returns:
@@ -63,10 +63,10 @@ class Cutter:
 
 
 def finish(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-    """Name the interface of a branch's model, and drop what is not the branch's.
+    """Name the interface of a branch's model, and drop everything that it does not need.
 
-    That is inputs that its outputs do not depend on, initializers that nothing reads, and metadata:
-    it would hold paths of the machine that the model was made on.
+    This drops inputs that no output depends on, initializers without readers, and metadata, which
+    contains paths of the exporting machine.
 
     Args:
         model: The model; changed in place.
@@ -88,7 +88,7 @@ def finish(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> No
 def _needed(
     outputs: Iterable[ir.Value], bounds: set[int]
 ) -> tuple[list[ir.Node], dict[int, ir.Value]]:
-    """The nodes behind values up to bounds, and the values without a node that they read."""
+    """The nodes that compute values from bounds, and the values without a node that they read."""
     nodes: dict[ir.Node, None] = {}
     leaves: dict[int, ir.Value] = {}
     rest = list(outputs)
@@ -104,7 +104,7 @@ def _needed(
 
 
 def _reads(node: ir.Node) -> list[ir.Value]:
-    """Values that a node reads, those that its subgraphs capture included."""
+    """Values that a node reads, including those that its subgraphs capture."""
     reads = [value for value in node.inputs if value is not None]
     for graph in _subgraphs(node):
         inside: set[int] = {id(v) for v in (*graph.inputs, *graph.initializers.values())}
@@ -136,13 +136,13 @@ def _strip(graph: ir.Graph) -> None:
         for value in node.outputs:
             value.metadata_props.clear()
             value.doc_string = None
-            # Names of sizes are the one conversion's, and say nothing in another graph.
+            # Names of sizes belong to the conversion and mean nothing in another graph.
             if value.shape is not None:
                 value.shape = ir.Shape([s if isinstance(s, int) else None for s in value.shape])
 
 
 def _name_interface(graph: ir.Graph, inputs: list[str], outputs: list[str]) -> None:
-    """Give inputs and outputs their names, and every output a node of its own."""
+    """Name inputs and outputs; every output gets its own node."""
     seen: set[int] = set()
     for i, value in enumerate(graph.outputs):
         if value.producer() is None or id(value) in seen:
@@ -164,7 +164,7 @@ def _name_interface(graph: ir.Graph, inputs: list[str], outputs: list[str]) -> N
 
 
 def _own_name(value: ir.Value, taken: set[str]) -> str:
-    """A name that does not depend on where in the conversion the branch stood; takes it."""
+    """A free name that does not depend on the branch's position in the conversion."""
     base = name_of(_POSITION.sub("", value.name or "value")) or "value"
     name, n = base, 2
     while name in taken:

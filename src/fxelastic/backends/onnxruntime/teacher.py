@@ -1,25 +1,35 @@
-"""Inputs of a model at any batch size, and what its blocks compute for them."""
+"""Inputs of a model at any batch size, and the values that its blocks compute for them.
+
+Data may choose sizes, such as the rows of an expert. A router may send no row to an expert, or a
+single one: a comparison with torch then says nothing, and torch.export takes a size of 0 or 1 for a
+constant. `inputs_with_rows` looks for inputs without such sizes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from fxelastic.errors import ExportError
 from fxelastic.ir.partition import Partition
 from fxelastic.ir.signature import batch_dims
 from fxelastic.ir.supernet import Supernet
+from fxelastic.ir.values import data_dims
+
+_LEAST = 2
+_TRIES = 16
 
 
 def batch_size(partition: Partition) -> int:
-    """The example inputs' batch size; 1 where no size of them depends on the batch.
+    """The example inputs' batch size; 1 if none of their sizes depends on the batch.
 
-    Where the model fixes it, it is the first size of the first input that holds samples.
+    If the model fixes it, it is the first size of the first input that holds samples.
     """
-    for node, example in zip(_placeholders(partition), partition.example, strict=True):
+    for node, example in zip(partition.placeholders, partition.example, strict=True):
         for dim in batch_dims(node.meta.get("val")):
             return int(example.shape[dim])
     if partition.dynamic_batch or not partition.batched:
@@ -31,29 +41,29 @@ def batch_size(partition: Partition) -> int:
 def make_inputs(
     partition: Partition, n_samples: int, seed: int, *, own: bool = False
 ) -> dict[str, Any]:
-    """Random inputs like the example's.
+    """Synthetic inputs like the example's.
 
-    Floating-point inputs get the example's mean and spread. Others (token ids, masks) can't be
-    made up: their samples are the example's own, in turn.
+    Floating-point inputs are random with the example's mean and spread. Other inputs (token ids,
+    masks) repeat the example's own samples in turn.
 
     Args:
         partition: The model.
-        n_samples: The batch size; that of the example where the model fixes it.
+        n_samples: The batch size; ignored if the model fixes it.
         seed: The same seed gives the same inputs.
-        own: Take the example's own samples, in turn, for floating-point inputs too.
+        own: Repeat the example's own samples for floating-point inputs too.
 
     Returns:
         The model's inputs by name.
     """
     if len(partition.example) != len(partition.signature.inputs):
         raise ExportError(
-            "the partition was made without example inputs",
-            expected="a supernet that fxelastic.expand made",
+            "the partition has no example inputs",
+            expected="a supernet of fxelastic.expand",
             got=f"{len(partition.example)} example inputs",
         )
     generator = torch.Generator().manual_seed(seed)
     inputs: dict[str, Any] = {}
-    for node, example in zip(_placeholders(partition), partition.example, strict=True):
+    for node, example in zip(partition.placeholders, partition.example, strict=True):
         value = example
         if isinstance(value, torch.Tensor):
             value = value.detach()
@@ -76,14 +86,14 @@ def _like(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def teacher_values(supernet: Supernet, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Run the model and keep every value that crosses a cut.
+    """Run the model and record every value that crosses a cut.
 
     Args:
         supernet: The supernet; its originals run.
         inputs: The model's inputs by name.
 
     Returns:
-        Inputs and values by name. Nothing that a branch could write to is shared with a caller.
+        Copies of the inputs, and the values, by name.
     """
     parameter = next(supernet.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
@@ -99,5 +109,146 @@ def teacher_values(supernet: Supernet, inputs: Mapping[str, Any]) -> dict[str, A
     return values
 
 
-def _placeholders(partition: Partition) -> list[fx.Node]:
-    return [node for node in partition.graph.nodes if node.op == "placeholder"]
+def inputs_with_rows(partition: Partition, n_samples: int, seed: int) -> dict[str, Any]:
+    """Synthetic inputs for which no size that data choose is 0 or 1, if such inputs are found.
+
+    If the model has such sizes, up to 16 draws are tried: other random numbers, the example's own
+    samples, and mixtures of both.
+
+    Args:
+        partition: The model.
+        n_samples: The batch size.
+        seed: The same seed gives the same inputs.
+
+    Returns:
+        The first draw without sizes of 0 or 1, or the one with the fewest.
+    """
+    chosen = _chosen(partition)
+    if not chosen:
+        return make_inputs(partition, n_samples, seed)
+    best: dict[str, Any] = {}
+    least = None
+    for inputs in _draws(partition, n_samples, seed):
+        try:
+            missing = _missing(partition, inputs, chosen)
+        except RuntimeError:
+            # A model may fail on a mixture of samples, but must take the first draw.
+            if least is None:
+                raise
+            continue
+        if least is None or missing < least:
+            best, least = inputs, missing
+        if not missing:
+            break
+    return best
+
+
+def has_rows(partition: Partition, inputs: Mapping[str, Any]) -> bool:
+    """Whether no size that data choose is 0 or 1 for these inputs."""
+    chosen = _chosen(partition)
+    given = {name: inputs[name] for name in partition.signature.inputs}
+    return not chosen or not _missing(partition, given, chosen)
+
+
+def without_special_sizes(partition: Partition, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, with sizes of 0 or 1 that data chose changed to at least 2.
+
+    Args:
+        partition: The model.
+        values: Values that cross a cut, by name.
+
+    Returns:
+        The same values; resized values repeat their elements, or hold zeros if they had none. They
+        serve a conversion, for which only shapes matter.
+    """
+    nodes = partition.nodes
+    sizes = {
+        expression: int(value.shape[dim])
+        for name, value in values.items()
+        for dim, expression in _expressions(nodes[name]).items()
+        if expression.is_Symbol
+    }
+    chosen = {s for name in values for s in free_unbacked_symbols(nodes[name].meta.get("val"))}
+    taken = {size for value in values.values() for size in getattr(value, "shape", ())}
+    replaced = dict(sizes)
+    for symbol in sorted(chosen, key=str):
+        if sizes.get(symbol, 0) < _LEAST:
+            # A different size for each symbol, since the exporter identifies equal sizes.
+            replaced[symbol] = next(n for n in range(_LEAST, 2**31) if n not in taken)
+            taken.add(replaced[symbol])
+    changed = {symbol for symbol in chosen if replaced[symbol] != sizes.get(symbol)}
+    result = dict(values)
+    for name in values:
+        for dim, expression in _expressions(nodes[name]).items():
+            if changed & expression.free_symbols:
+                result[name] = _resized(result[name], dim, int(expression.subs(replaced)))
+    return result
+
+
+def _draws(partition: Partition, n_samples: int, seed: int) -> Iterator[dict[str, Any]]:
+    own = make_inputs(partition, n_samples, seed, own=True)
+    yield make_inputs(partition, n_samples, seed)
+    yield own
+    for i in range(1, _TRIES // 2):
+        drawn = make_inputs(partition, n_samples, seed + 7919 * i)
+        yield drawn
+        yield _mixed(partition, own, drawn)
+
+
+def _mixed(
+    partition: Partition, own: Mapping[str, Any], drawn: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Samples of two draws in turn."""
+    mixed = dict(drawn)
+    for node in partition.placeholders:
+        for dim in batch_dims(node.meta.get("val")):
+            even = torch.arange(0, own[node.name].shape[dim], 2, device=own[node.name].device)
+            rows = own[node.name].index_select(dim, even)
+            mixed[node.name] = mixed[node.name].index_copy(dim, even, rows)
+    return mixed
+
+
+def _missing(
+    partition: Partition, inputs: Mapping[str, Any], chosen: Mapping[fx.Node, tuple[int, ...]]
+) -> int:
+    """The total by which the sizes that data choose fall short of 2."""
+    run = _SizeRecorder(partition.graph_module, chosen)
+    weight = next(partition.graph_module.parameters(), None)
+    device = torch.device("cpu") if weight is None else weight.device
+    operands = [v.to(device) if isinstance(v, torch.Tensor) else v for v in inputs.values()]
+    with torch.no_grad():
+        run.run(*operands)
+    return sum(max(0, _LEAST - size) for size in run.sizes)
+
+
+class _SizeRecorder(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, chosen: Mapping[fx.Node, tuple[int, ...]]) -> None:
+        super().__init__(module)
+        self._chosen = chosen
+        self.sizes: list[int] = []
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        self.sizes += [int(result.shape[dim]) for dim in self._chosen.get(n, ())]
+        return result
+
+
+def _chosen(partition: Partition) -> dict[fx.Node, tuple[int, ...]]:
+    """The values with sizes that data choose, and the dimensions of these sizes."""
+    found = {node: data_dims(node.meta.get("val")) for node in partition.graph.nodes}
+    return {node: dims for node, dims in found.items() if dims}
+
+
+def _expressions(node: fx.Node) -> dict[int, Any]:
+    """The symbolic sizes of a value, by dimension."""
+    value = node.meta.get("val")
+    shape: tuple[Any, ...] = tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+    return {i: size.node.expr for i, size in enumerate(shape) if isinstance(size, torch.SymInt)}
+
+
+def _resized(value: torch.Tensor, dim: int, size: int) -> torch.Tensor:
+    """A tensor with another size in a dimension."""
+    if not value.shape[dim]:
+        return value.new_zeros((*value.shape[:dim], size, *value.shape[dim + 1 :]))
+    rows = torch.arange(size, device=value.device) % value.shape[dim]
+    return value.index_select(dim, rows)

@@ -1,9 +1,9 @@
-"""Operators that the exporter does not know, in ONNX.
+"""Operators that the exporter does not know, written in ONNX.
 
-Mixtures of experts multiply each token by the matrix of its expert, with tokens in the order of
-their experts. transformers has an operator of its own for it; torch's can be traced for bfloat16
-alone, which onnxruntime does not multiply. And of torch's sorts the exporter knows only the one
-that may give equal elements in any order, though ONNX's keeps theirs.
+Mixtures of experts multiply each token by the matrix of its expert, with tokens sorted by expert.
+transformers has its own operator for this, and torch's can only be traced for bfloat16, which
+onnxruntime can't multiply. Of torch's sorts the exporter knows only the unstable one, though ONNX's
+sort is stable.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from onnxscript import opset18
 
-# Its types are for functions that are compiled; these are traced.
+# Its types are for compiled functions; these are traced.
 op: Any = opset18
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
-    """What to give to torch.onnx.export, for the operators that are there: libraries bring some."""
+    """The table for torch.onnx.export, with the operators that are registered in this process."""
     found = {}
     for (namespace, name, overload), function in _TRANSLATIONS.items():
         packet = getattr(getattr(torch.ops, namespace), name, None)
@@ -32,9 +32,9 @@ def grouped_matmul(rows: Any, matrices: Any, ends: Any) -> Any:
     """Rows times the matrix of their group, a product for each group.
 
     Args:
-        rows: ``(S, K)``, those of one group beside each other.
+        rows: ``(S, K)``, sorted by group.
         matrices: ``(groups, K, N)``.
-        ends: ``(groups,)``: where each group's rows end. Those behind the last give 0.
+        ends: ``(groups,)``: the end of each group's rows. Rows after the last give 0.
 
     Returns:
         ``(S, N)``.
@@ -59,16 +59,16 @@ def grouped_matmul(rows: Any, matrices: Any, ends: Any) -> Any:
 def stable_sort(
     value: Any, stable: bool | None = None, dim: int = -1, descending: bool = False
 ) -> tuple[Any, Any]:
-    """A sort after which equal elements are in the order that they were in.
+    """A sort that keeps the order of equal elements.
 
     Args:
         value: Any tensor.
-        stable: Whether they are in torch.
+        stable: Torch's argument; the result is stable in any case.
         dim: The dimension to sort along.
         descending: Whether the largest comes first.
 
     Returns:
-        The elements, and where they were.
+        The sorted elements, and their indices.
     """
     axis = dim % max(len(value.shape), 1)
     length = op.Shape(value, start=axis, end=axis + 1)

@@ -1,9 +1,9 @@
-"""Replace operators that the exporter does not know, or gets wrong, by operators that it knows.
+"""Replacements for operators that the exporter does not know or converts wrongly.
 
-Each file has one family and a table of its own, from torch's operator to a function of the same
-arguments. These functions are traced with the rest of a branch before it is converted, so that
-sizes that depend on the batch are symbolic in them. Which of several equal elements a file takes is
-compared with the model elsewhere (`choices.py`).
+Each file has one family of operators and a table from each operator to a function of the same
+arguments. The functions are traced with the rest of a branch before the conversion, so sizes that
+depend on the batch are symbolic in them. `choices.py` compares which of several equal elements a
+file takes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from fxelastic.backends.onnxruntime.decompositions import (
     elementwise,
     order,
     pooling,
+    recurrent,
     scatter,
     spectral,
 )
@@ -28,6 +29,7 @@ DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {
     **elementwise.DECOMPOSITIONS,
     **order.DECOMPOSITIONS,
     **pooling.DECOMPOSITIONS,
+    **recurrent.DECOMPOSITIONS,
     **scatter.DECOMPOSITIONS,
     **spectral.DECOMPOSITIONS,
 }

@@ -1,4 +1,4 @@
-"""Running maxima, products and sums of exponentials, of which ONNX has the sum alone."""
+"""Cumulative maxima, products and sums of exponentials; ONNX has only the cumulative sum."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _Elements = tuple[Tensor, ...]
 
 
 def cummax(value: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """The largest element so far, and where it is; of equal ones the last, and NaN above all.
+    """The largest element so far and its index: the last of equal elements; NaN is the largest.
 
     Args:
         value: Any tensor.
-        dim: The dimension to go along.
+        dim: The dimension.
 
     Returns:
         Both in the shape of ``value``.
@@ -47,15 +47,15 @@ def cummax(value: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def cummin(value: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """The smallest element so far, and where it is; of equal ones the last, and NaN below all."""
-    # Both operators reverse an order, and are their own inverse.
+    """The smallest element so far and its index: the last of equals; NaN is the smallest."""
+    # Both functions reverse the order and are their own inverse.
     opposite = torch.neg if value.is_floating_point() else torch.bitwise_not
     largest, index = cummax(opposite(value), dim)
     return opposite(largest), index
 
 
 def cumprod(value: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
-    """The product of the elements so far; of integers and flags as int64."""
+    """The product of the elements so far; int64 for integers and booleans."""
     if dtype is None:
         dtype = value.dtype if value.is_floating_point() else torch.int64
     value = value.to(dtype)
@@ -78,7 +78,7 @@ def logcumsumexp(value: Tensor, dim: int) -> Tensor:
 
 
 def _largest(rows: Tensor, so_far: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest of the elements that a mask ``(n, n)`` shows to each, and where it is last."""
+    """The largest element under each row of a mask ``(n, n)``, and its last index."""
     rows = rows[..., None, :]
     if not rows.is_floating_point():
         largest = torch.where(so_far, rows, torch.iinfo(rows.dtype).min).amax(-1)
@@ -96,9 +96,9 @@ def _last(found: Tensor, places: Tensor) -> Tensor:
 
 
 def _so_far(value: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """The tensor with ``dim`` moved to the end, and a mask of what is no later than each element.
+    """The tensor with ``dim`` moved to the end, and a mask of the elements up to each element.
 
-    For sizes that depend on the batch, for which no fixed number of steps is enough.
+    For symbolic sizes, for which no fixed number of steps is enough.
     """
     places = torch.arange(value.shape[dim], device=value.device)
     return value.movedim(dim, -1), places[None, :] <= places[:, None]
@@ -107,7 +107,7 @@ def _so_far(value: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 def _scan(
     values: _Elements, dim: int, combine: Callable[[_Elements, _Elements], _Elements]
 ) -> _Elements:
-    """Combine each element with all before it, in as many steps as the size has binary digits."""
+    """Combine each element with all before it, in a logarithmic number of steps."""
     n, step = values[0].shape[dim], 1
     while step < n:
         head = [value.narrow(dim, 0, step) for value in values]

@@ -1,4 +1,4 @@
-"""Distances between rows, by differences or by a product of matrices as torch chooses."""
+"""Distances between rows, by differences or a matrix product, as in torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 _ATEN = torch.ops.aten
-# From this many rows on torch takes Euclidean distances from a product of matrices.
+# With more rows, torch computes Euclidean distances by a matrix product.
 _MANY_ROWS = 25
 
 
@@ -21,26 +21,26 @@ def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: int | None = Non
         x1: ``(..., P, M)``.
         x2: ``(..., R, M)``.
         p: From 0 to infinity.
-        compute_mode: 1 for a product of matrices, 2 for differences; otherwise by the rows.
+        compute_mode: 1 for a matrix product, 2 for differences; otherwise by the number of rows.
 
     Returns:
         ``(..., P, R)``.
     """
     if p == 2 and (compute_mode == 1 or (compute_mode != 2 and _has_many_rows(x1, x2))):
-        # |a - b|² = |a|² - 2ab + |b|²; it is never below 0 but for rounding.
+        # |a - b|² = |a|² - 2ab + |b|², which only rounding makes negative.
         squares = x1.square().sum(-1)[..., :, None] + x2.square().sum(-1)[..., None, :]
         return (squares - 2 * x1.matmul(x2.mT)).clamp(min=0).sqrt()
     return _norm(x1[..., :, None, :] - x2[..., None, :, :], p)
 
 
 def pdist(x: Tensor, p: float = 2.0) -> Tensor:
-    """The distance between each row and each of those after it, in one dimension."""
+    """The distances between each row and all rows after it, in one dimension."""
     first, second = torch.triu_indices(x.shape[0], x.shape[0], 1, device=x.device)
     return _norm(x[first] - x[second], p)
 
 
 def _has_many_rows(x1: Tensor, x2: Tensor) -> bool:
-    """Whether one has many rows at every batch size; a product loses digits of close rows."""
+    """Whether one has many rows at every batch size; a product is inaccurate for close rows."""
     return any(isinstance(x.shape[-2], int) and x.shape[-2] > _MANY_ROWS for x in (x1, x2))
 
 

@@ -1,4 +1,4 @@
-"""Functions of single elements that ONNX lacks, or that the exporter gets wrong for some values."""
+"""Functions of single elements that ONNX lacks or the exporter converts wrongly."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 _ATEN = torch.ops.aten
 
 # Mike Giles, "Approximating the erfinv function", GPU Computing Gems 2, for single precision:
-# the coefficients near zero and towards one, of the highest power first.
+# coefficients near zero and near one, from the highest power.
 _ERFINV_CENTRE = (
     *(2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087),
     *(-0.00125372503, -0.00417768164, 0.246640727, 1.50140941),
@@ -24,7 +24,7 @@ _ERFINV_TAILS = (
 
 
 def hypot(x: Tensor, y: Tensor) -> Tensor:
-    """``sqrt(x² + y²)`` without overflow; infinite where one of them is."""
+    """``sqrt(x² + y²)`` without overflow; infinite if one of them is."""
     x, y = x.abs(), y.abs()
     large, small = torch.where(x > y, x, y), torch.where(x > y, y, x)
     share = small / torch.where(large == 0, 1.0, large)
@@ -32,7 +32,7 @@ def hypot(x: Tensor, y: Tensor) -> Tensor:
 
 
 def atan2(y: Tensor, x: Tensor) -> Tensor:
-    """The angle of ``(x, y)``, also on the axes and where both are infinite."""
+    """The angle of ``(x, y)``, also on the axes and for infinities."""
     dtype = torch.result_type(y, x)
     dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
     y, x = y.to(dtype), x.to(dtype)
@@ -46,7 +46,7 @@ def atan2(y: Tensor, x: Tensor) -> Tensor:
 
 
 def angle(x: Tensor) -> Tensor:
-    """The angle of complex numbers; the operator itself for real ones."""
+    """The angle of complex numbers; the operator itself for real numbers."""
     if x.is_complex():
         return atan2(x.imag, x.real)
     result: Tensor = _ATEN.angle.default(x)
@@ -54,14 +54,14 @@ def angle(x: Tensor) -> Tensor:
 
 
 def erfinv(x: Tensor) -> Tensor:
-    """The inverse of the error function; the operator itself where more than 32 bits are wanted."""
+    """The inverse of the error function; the operator itself for 64 bits."""
     if x.dtype == torch.float64:
         result: Tensor = _ATEN.erfinv.default(x)
         return result
     dtype = x.dtype if x.is_floating_point() else torch.float32
     x = x.to(torch.float32)
     w = -torch.log((1 - x) * (1 + x))
-    # Both formulas run on all elements; the one that is not used must not give infinity.
+    # Both formulas run on all elements; the unused one must not give infinity.
     centre = _polynomial(_ERFINV_CENTRE, w.clamp(max=5.0) - 2.5)
     tails = _polynomial(_ERFINV_TAILS, w.clamp(min=5.0, max=100.0).sqrt() - 3)
     found = torch.where(w < 5, centre, tails) * x
@@ -72,7 +72,7 @@ def erfinv(x: Tensor) -> Tensor:
 def rrelu(
     x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, *_: Any
 ) -> Tensor:
-    """A leaky ReLU of the mean slope; the operator itself where the slope is drawn."""
+    """A leaky ReLU with the mean slope; the operator itself if the slope is random."""
     result: Tensor
     if training:
         result = _ATEN.rrelu.default(x, lower, upper, training)
@@ -82,12 +82,12 @@ def rrelu(
 
 
 def fmax(x: Tensor, y: Tensor) -> Tensor:
-    """The larger one; a number where the other is NaN."""
+    """The larger number; NaN only if both are NaN."""
     return torch.where(((x >= y) & x.isnan().logical_not()) | y.isnan(), x, y)
 
 
 def fmin(x: Tensor, y: Tensor) -> Tensor:
-    """The smaller one; a number where the other is NaN."""
+    """The smaller number; NaN only if both are NaN."""
     return torch.where(((x <= y) & x.isnan().logical_not()) | y.isnan(), x, y)
 
 
@@ -100,7 +100,7 @@ def copysign(x: Tensor, sign: Tensor | float) -> Tensor:
 
 
 def mean_as(x: Tensor, *dims: Any, dtype: torch.dtype | None = None, **kw: Any) -> Tensor:
-    """A mean in a dtype of its own, which the elements are given first."""
+    """A mean in another dtype, to which the elements are converted first."""
     operator = _ATEN.mean.dim if dims or kw else _ATEN.mean.default
     result: Tensor = operator(x if dtype is None else x.to(dtype), *dims, **kw)
     return result

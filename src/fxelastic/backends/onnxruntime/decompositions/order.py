@@ -1,4 +1,4 @@
-"""Medians, modes and places in an order, by sorts and comparisons."""
+"""Medians, modes and positions in an order, by sorts and comparisons."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ATEN = torch.ops.aten
 
 
 def kthvalue(value: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tensor]:
-    """The k-th smallest element along a dimension, and where it is; NaN is above all others."""
+    """The k-th smallest element along a dimension and its index; NaN is the largest."""
     if value.dim() == 0:
         return value.clone(), torch.zeros_like(value, dtype=torch.int64)
     ordered, indices, n_numbers = _sorted(value, dim)
@@ -24,7 +24,7 @@ def kthvalue(value: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tup
 
 
 def median(value: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
-    """The lower median along a dimension, and where it is; NaN where there is any."""
+    """The lower median along a dimension and its index; NaN if any element is NaN."""
     if value.dim() == 0:
         return value.clone(), torch.zeros_like(value, dtype=torch.int64)
     n = value.shape[dim]
@@ -39,7 +39,7 @@ def median(value: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tens
 
 
 def nanmedian(value: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
-    """The lower median along a dimension, without NaN; NaN where all elements are NaN."""
+    """The lower median along a dimension without NaN; NaN if all elements are NaN."""
     if value.dim() == 0 or not value.is_floating_point():
         return median(value, dim, keepdim)
     ordered, indices, n_numbers = _sorted(value, dim)
@@ -60,7 +60,7 @@ def nanmedian_of_all(value: Tensor) -> Tensor:
 
 
 def mode(value: Tensor, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tensor]:
-    """The element that occurs most often, the smallest of several, and where it is last."""
+    """The most frequent element, the smallest of several, and its last index."""
     if value.dim() == 0:
         return value.clone(), torch.zeros_like(value, dtype=torch.int64)
     rows = value.movedim(dim, -1)
@@ -81,14 +81,14 @@ def searchsorted(
     side: str | None = None,
     sorter: Tensor | None = None,
 ) -> Tensor:
-    """Where to insert elements so that an order is kept, by bisection.
+    """The positions at which to insert elements into a sorted tensor, by bisection.
 
     Args:
         ordered: ``(n,)``, or ``(..., n)`` with the dimensions of ``value`` before the last.
-        value: ``(..., m)``, or of any shape where ``ordered`` has one dimension.
+        value: ``(..., m)``, or any shape if ``ordered`` has one dimension.
         out_int32: Whether the result is int32.
-        right: Whether an element comes behind those equal to it.
-        side: "left" or "right", the same in words.
+        right: Whether an element comes after equal elements.
+        side: "left" or "right", as a text.
         sorter: Indices that sort ``ordered``, if it is not sorted.
 
     Returns:
@@ -114,26 +114,26 @@ def searchsorted(
 
 
 def searchsorted_number(ordered: Tensor, value: float, **options: Any) -> Tensor:
-    """Where a number has to be inserted."""
+    """The position at which to insert a number."""
     dtype = torch.result_type(ordered, value)
     return searchsorted(ordered, torch.tensor([value], dtype=dtype), **options).reshape(())
 
 
 def bucketize_number(value: float, ordered: Tensor, **options: Any) -> Tensor:
-    """Where a number has to be inserted."""
+    """The position at which to insert a number."""
     return searchsorted_number(ordered, value, **options)
 
 
 def isin(
     value: Tensor, among: Tensor, *, assume_unique: bool = False, invert: bool = False
 ) -> Tensor:
-    """Which elements are among others."""
+    """Whether each element is among others."""
     found = (value[..., None] == among.flatten()).any(-1)
     return found.logical_not() if invert else found
 
 
 def _first(found: Tensor, dim: int) -> Tensor:
-    """Where a flag is set first along a dimension, which is kept."""
+    """The index of the first true element along a dimension, which is kept."""
     n = found.shape[dim]
     places = torch.arange(n, device=found.device)
     places = places.reshape(-1, *[1] * (found.dim() - 1 - dim % found.dim()))
@@ -145,14 +145,15 @@ def _largest(dtype: torch.dtype) -> float:
 
 
 def _comes_before(element: Tensor, value: Tensor, right: bool) -> Tensor:
-    """Whether an element of the order stands before a value; NaN stands behind all."""
+    """Whether an element of the order comes before a value; NaN comes last."""
     return ((element > value) if right else (element >= value)).logical_not()
 
 
 def _sorted(value: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The sorted elements, their indices, and how many are not NaN where some may be NaN.
+    """The sorted elements, their indices, and the number of elements that are not NaN.
 
-    ONNX does not say where NaN goes. Here it has the place of infinity.
+    ONNX does not define the order of NaN; here it is equal to infinity. The number is None for
+    dtypes without NaN.
     """
     n_numbers = None
     if value.is_floating_point():

@@ -1,4 +1,4 @@
-"""Pooling to any size and with any divisor, by operators that ONNX has."""
+"""Pooling to any size and with any divisor, by operators of ONNX."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _ATEN = torch.ops.aten
 
 
 def adaptive_max_pool(value: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The maximum of each of a number of windows, and where it is.
+    """The maximum of each window, and its index.
 
     Args:
         value: ``(N, C, *sizes)`` or ``(C, *sizes)``.
-        output_size: How many windows there are in each dimension.
+        output_size: Number of windows in each dimension.
 
     Returns:
-        The maxima, and their places in an image as one number each.
+        The maxima, and their flat indices in the image.
     """
     n = len(output_size)
     sizes = value.shape[-n:]
@@ -30,7 +30,7 @@ def adaptive_max_pool(value: Tensor, output_size: Sequence[int]) -> tuple[Tensor
         result: tuple[Tensor, Tensor] = getattr(_ATEN, name).default(value, output_size)
         return result
     places = None
-    # From the last dimension to the first: of equal elements the first one is taken.
+    # From the last dimension to the first, so that the first of equal elements is taken.
     for i in reversed(range(n)):
         dim, stride = i - n, math.prod(sizes[i + 1 :])
         starts, lengths = _windows(sizes[i], output_size[i])
@@ -51,7 +51,7 @@ def adaptive_max_pool(value: Tensor, output_size: Sequence[int]) -> tuple[Tensor
 
 
 def adaptive_avg_pool3d(value: Tensor, output_size: Sequence[int]) -> Tensor:
-    """The mean of each of a number of windows, dimension by dimension."""
+    """The mean of each window, dimension by dimension."""
     n = len(output_size)
     sizes = value.shape[-n:]
     if _divides(sizes, output_size):
@@ -69,12 +69,12 @@ def adaptive_avg_pool3d(value: Tensor, output_size: Sequence[int]) -> Tensor:
 
 
 def avg_pool2d(value: Tensor, *args: Any, **kw: Any) -> Tensor:
-    """The mean of windows of an image; their sum over a divisor where one is given."""
+    """The mean of windows of an image, or their sum over a divisor."""
     return _avg_pool(_ATEN.avg_pool2d.default, 2, value, *args, **kw)
 
 
 def avg_pool3d(value: Tensor, *args: Any, **kw: Any) -> Tensor:
-    """The same for a volume."""
+    """The mean of windows of a volume, or their sum over a divisor."""
     return _avg_pool(_ATEN.avg_pool3d.default, 3, value, *args, **kw)
 
 
@@ -106,7 +106,7 @@ def _avg_pool(
 
 
 def _ceil_windows(size: int, kernel: int, stride: int, pad: int) -> int:
-    """How many windows there are when they may end, but not start, beyond the padding."""
+    """Number of windows that may end, but not start, after the padding."""
     n = -(-(size + 2 * pad - kernel) // stride) + 1
     return n - 1 if (n - 1) * stride >= size + pad else n
 
@@ -116,20 +116,20 @@ def _each(numbers: Sequence[int], n: int) -> list[int]:
 
 
 def _divides(sizes: Sequence[Any], windows: Sequence[Any]) -> bool:
-    """Whether all windows are alike, which ONNX has; also where a size is not known."""
+    """Whether all windows have one size, as in ONNX; also true for unknown sizes."""
     if not all(isinstance(n, int) for n in (*sizes, *windows)):
         return True
     return all(m and size % m == 0 for size, m in zip(sizes, windows, strict=True))
 
 
 def _windows(size: int, count: int) -> tuple[list[int], list[int]]:
-    """Where each window starts, and how long it is."""
+    """The start and the length of each window."""
     starts = [i * size // count for i in range(count)]
     return starts, [-(-(i + 1) * size // count) - starts[i] for i in range(count)]
 
 
 def _rows(starts: Sequence[int], lengths: Sequence[int]) -> Tensor:
-    """``(windows, longest)``: the rows of each; a shorter one has its last row several times."""
+    """``(windows, longest)``: the rows of each window; shorter windows repeat their last row."""
     longest = max(lengths)
     return torch.tensor(
         [

@@ -1,7 +1,7 @@
-"""Scatters with a reduction, by scatters that ONNX has.
+"""Scatters with a reduction, by scatters of ONNX.
 
-ONNX lacks the mean, starts each reduction from the tensor that it writes to, and needs indices and
-source of one shape, where torch reads only the part of the source that has indices.
+ONNX has no mean, starts each reduction from the tensor that it writes to, and needs indices and
+source of the same shape, whereas torch reads only the part of the source that has indices.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def scatter_reduce(
 
     Args:
         value: Any tensor.
-        dim: The dimension that ``index`` counts along.
-        index: int64, of as many dimensions as ``value``.
+        dim: The dimension of ``index``.
+        index: int64, with as many dimensions as ``value``.
         source: At least as large as ``index`` in every dimension.
         reduce: One of "sum", "prod", "mean", "amax" and "amin".
-        include_self: Whether the elements of ``value`` take part where something is written.
+        include_self: Whether the reduction includes the elements of ``value``.
 
     Returns:
         A tensor of the shape of ``value``.
@@ -79,7 +79,7 @@ def scatter_with(
 
 
 def diagonal(value: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
-    """A diagonal of the matrices that two dimensions hold; infinities beside it don't matter."""
+    """A diagonal of the matrices in two dimensions; other elements may be infinite."""
     matrices = value.movedim((dim1, dim2), (-2, -1))
     rows, columns = matrices.shape[-2:]
     if not isinstance(rows, int) or not isinstance(columns, int):
@@ -99,7 +99,7 @@ def diag(value: Tensor, offset: int = 0) -> Tensor:
 def diagonal_scatter(
     value: Tensor, source: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1
 ) -> Tensor:
-    """Write a diagonal of the matrices that two dimensions hold."""
+    """Write a diagonal of the matrices in two dimensions."""
     matrices = value.movedim((dim1, dim2), (-2, -1))
     rows = torch.arange(matrices.shape[-2], device=value.device)[:, None]
     columns = torch.arange(matrices.shape[-1], device=value.device)
@@ -111,7 +111,7 @@ def diagonal_scatter(
 
 
 def bincount(value: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Tensor:
-    """How often each integer occurs, or the sum of the weights at its places."""
+    """The number of occurrences of each integer, or the sum of its weights."""
     counts: Tensor = _ATEN.bincount.default(value, None, minlength)
     if weights is None:
         return counts
@@ -128,7 +128,7 @@ def _with_indices(source: Tensor, index: Tensor) -> Tensor:
 
 
 def _neutral(reduce: str, dtype: torch.dtype) -> float:
-    """The number that a reduction may start from."""
+    """The neutral element of a reduction."""
     if reduce in ("sum", "mean", "prod"):
         return 1 if reduce == "prod" else 0
     if dtype.is_floating_point:

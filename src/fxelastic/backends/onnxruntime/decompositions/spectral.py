@@ -25,19 +25,19 @@ def istft(
     length: int | None = None,
     return_complex: bool = False,
 ) -> Tensor:
-    """The real signal that a short-time Fourier transform was made from.
+    """The real signal of a short-time Fourier transform.
 
     Args:
         spectrum: Complex, ``(frequencies, frames)`` or ``(N, frequencies, frames)``.
         n_fft: Samples in a frame.
         hop_length: Samples from frame to frame; a quarter of ``n_fft`` if None.
         win_length: Samples in the window; ``n_fft`` if None.
-        window: ``(win_length,)``, or None for one of ones.
+        window: ``(win_length,)``, or None for ones.
         center: Whether the first frame is centred on the first sample.
         normalized: Whether the spectrum was divided by the root of ``n_fft``.
         onesided: Whether it has half of the frequencies; the other half is not read.
-        length: Samples in the result; as many as there are frames for if None.
-        return_complex: Whether the signal is complex, which is left to the operator itself.
+        length: Samples in the result; by the number of frames if None.
+        return_complex: Whether the signal is complex; the operator itself handles this.
 
     Returns:
         ``(samples,)`` or ``(N, samples)``.
@@ -71,11 +71,11 @@ def istft(
 
 
 def _basis(n_fft: int, dtype: torch.dtype, normalized: bool) -> Tensor:
-    """``(2 * frequencies, 1, n_fft)``: the part of each real and imaginary part in a frame."""
+    """``(2 * frequencies, 1, n_fft)``: the contribution of each real and imaginary part."""
     k = torch.arange(n_fft // 2 + 1, dtype=torch.float64)[:, None]
-    # Reduced first, as the angles of high frequencies lose digits.
+    # Reduced first, since large angles lose digits.
     angle = (k * torch.arange(n_fft)).remainder(n_fft) * (2 * math.pi / n_fft)
-    # All frequencies but the first, and the last of an even number, count for their mirror image.
+    # Each frequency counts twice for its mirror image, except the first, and the last if even.
     twice = torch.where((k == 0) | (2 * k == n_fft), 1.0, 2.0)
     real, imaginary = twice * angle.cos(), -twice * angle.sin()
     imaginary = torch.where((k == 0) | (2 * k == n_fft), 0.0, imaginary)

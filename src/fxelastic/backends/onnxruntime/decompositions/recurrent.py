@@ -1,14 +1,14 @@
-"""LSTMs with a projection (``proj_size``), by LSTMs without one, which are all that ONNX has.
+"""LSTMs with a projection (``proj_size``), computed by LSTMs without one, as in ONNX.
 
-Such a layer returns ``h = P u``, where an LSTM without a projection returns ``u``. Its
-gates are ``W x + R h``, which is ``W x + (R P) u``: an LSTM of the recurrent weights ``R P``, whose
-results are projected afterwards. At the first step ``h`` is given and need not be the projection of
-anything, so it is one more input, 0 at all other steps, by the weights ``R``.
+Such a layer returns ``h = P u``, where an LSTM without a projection returns ``u``. Its gates are
+``W x + R h``, which equals ``W x + (R P) u``: an LSTM with the recurrent weights ``R P``, whose
+results are projected afterwards. The first ``h`` is an input and need not be a projection, so it
+becomes one more input with the weights ``R``, which is 0 at all other steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,19 +28,19 @@ def lstm(
     bidirectional: bool,
     batch_first: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """An LSTM; layer by layer and without its projections where it has any.
+    """An LSTM; layer by layer and without projections if it has any.
 
     Args:
         value: ``(T, N, F)``, or ``(N, T, F)`` with ``batch_first``.
         states: ``h``, ``(layers * directions, N, P)``, and ``c``, ``(layers * directions, N, H)``.
-        weights: For each layer and direction the input's, the recurrent ones, two biases if there
-            are any, and the projection's if there is one.
+        weights: For each layer and direction the weights of the input, the recurrent weights, two
+            biases if there are any, and the projection if there is one.
         has_biases: Whether there are biases.
-        n_layers: How many layers there are.
-        dropout: Share of the features that is dropped between layers in training.
-        train: Whether it is training; not supported with a projection.
+        n_layers: Number of layers.
+        dropout: Share of the features that training drops between layers.
+        train: Whether the layer is in training; not supported with a projection.
         bidirectional: Whether a second LSTM of each layer runs from the end to the beginning.
-        batch_first: Whether the batch stands in the first dimension.
+        batch_first: Whether the batch is the first dimension.
 
     Returns:
         The output of the last layer, ``(T, N, directions * P)`` or ``(N, T, directions * P)``, and
@@ -106,3 +106,6 @@ def _layer(
     results = [half @ p for half, p in zip(halves, projections, strict=True)]
     last = [u_last[i] @ p for i, p in enumerate(projections)]
     return torch.cat(results, -1), torch.stack(last), c_last
+
+
+DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {_LSTM: lstm}
