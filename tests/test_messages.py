@@ -149,7 +149,7 @@ PROVOKED: dict[str, tuple[Callable[[Path], object], type[FxElasticError], str]] 
     "a complex result": (
         exported(Does(lambda x: torch.complex(x, x)).eval()),
         ExportError,
-        "compute with the real and the imaginary parts apart",
+        "compute with the real and the imaginary parts separately",
     ),
     "a size as a result": (
         exported(Does(lambda x: (x, x.shape[0])).eval()),

@@ -83,7 +83,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Tensor, str, str, str]] = {
         X.to(torch.complex64),
         "the ONNX exporter can't convert 2 of 2 branches",
         "no conversion for aten.linear.default of complex numbers",
-        "the real and the imaginary parts apart",
+        "the real and the imaginary parts separately",
     ),
     "an operator": (
         lambda: Does(lambda x: torch.linalg.svd(x)[2]),

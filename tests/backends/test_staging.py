@@ -103,7 +103,7 @@ def test_a_failure_between_the_renames_brings_the_old_one_back(
 def test_force_replaces_a_bundle(tmp_path: Path) -> None:
     path = tmp_path / "bundle"
     make(path, "old")
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="exists already"):
         make(path, "new")
     assert (path / MARKER).read_text() == "old"
     make(path, "new", force=True)
@@ -121,7 +121,7 @@ def test_no_other_folder_is_ever_replaced(tmp_path: Path) -> None:
     make(tmp_path / "bundle", "old")
     link.symlink_to(tmp_path / "bundle")
     for path in (mine, file, link):
-        with pytest.raises(UsageError, match="is there and is no bundle"):
+        with pytest.raises(UsageError, match="exists and is not a bundle"):
             make(path, "new", force=True)
     assert (mine / "thesis.tex").exists()
 
@@ -153,7 +153,7 @@ def test_what_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
             (folder / MARKER).write_text("mine")
             make(path, "theirs")
 
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="exists already"):
         race()
     assert (path / MARKER).read_text() == "theirs"
 

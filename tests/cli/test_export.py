@@ -50,7 +50,7 @@ def test_an_existing_bundle_is_kept_without_force(
     monkeypatch.chdir(exported)
     before = (exported / "bundle" / "manifest.json").read_bytes()
     assert export_main(["nowhere.py:build", "bundle"]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert (exported / "bundle" / "manifest.json").read_bytes() == before
 
 
@@ -113,7 +113,7 @@ def test_assemble_writes_a_subnet(
     assert report["size_bytes"] == out.stat().st_size
     assert [value.name for value in onnx.load(out).graph.output] == ["output"]
     assert main(argv) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert main([*argv, "--force"]) == 0
     assert main(["assemble", str(exported / "bundle"), "original@7", "o.onnx"]) == 2
     assert "no branch 'original@7'" in capsys.readouterr().err

@@ -167,7 +167,7 @@ def test_a_file_that_ignores_rows_is_still_reported(tmp_path: Path) -> None:
     wrong = dict(paths)
     wrong[linear.id] = paths[made.space.original.branches[linear.start]]
     sample = teacher_values(made, inputs_with_rows(made.partition, 6, 0))
-    with pytest.raises(ExportError, match="compute something else"):
+    with pytest.raises(ExportError, match="compute other results"):
         Parity(made, [sample]).check_files(wrong)
 
 
