@@ -142,10 +142,10 @@ PROVOKED: dict[str, tuple[Callable[[Path], object], type[FxElasticError], str]] 
     "an export of a model": (
         lambda folder: fxelastic.export(mlp(), folder / "bundle"),  # type: ignore[arg-type]
         UsageError,
-        "what is exported is a supernet",
+        "supernet must be a Supernet",
     ),
-    "an old operator set": (exported(opset=9), UsageError, "opset is no operator set"),
-    "no jobs": (exported(jobs=0), UsageError, "jobs is no count"),
+    "an old operator set": (exported(opset=9), UsageError, "opset must be from"),
+    "no jobs": (exported(jobs=0), UsageError, "jobs must be at least 1"),
     "a complex result": (
         exported(Does(lambda x: torch.complex(x, x)).eval()),
         ExportError,

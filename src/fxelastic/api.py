@@ -26,12 +26,12 @@ def partition(
         model: Any ``nn.Module``; it is not changed.
         gamma: Most parameters of a basic block, as a share of the model's, in (0, 1].
         example_inputs: A tensor, a tuple of positional inputs, a dict of keyword inputs or a
-            pair ``(tuple, dict)``. Inferred from the model where None.
+            pair ``(tuple, dict)``. Inferred from the model if None.
         batched: Names of the inputs that hold samples in their first dimension, for example
-            ``("x", "mask")``; every other input keeps the example's shape and is passed whole. By
-            default those are found whose first sizes the model ties to each other; the partition's
-            ``batched`` lists them.
-        fusion: Whose fused kernels no cut may separate: ``"onnxruntime"``, ``"none"``, or a name
+            ``("x", "mask")``. All other inputs keep the example's shape and are passed whole. By
+            default these are the inputs whose first sizes the model ties to each other; the
+            partition's ``batched`` lists them.
+        fusion: The fusion rules that cuts respect: ``"onnxruntime"``, ``"none"``, or a name
             registered under the entry-point group ``fxelastic.fusion_rules``.
 
     Returns:

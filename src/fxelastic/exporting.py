@@ -36,7 +36,7 @@ from fxelastic.threads import computing_with
 logger = logging.getLogger(__name__)
 
 _MIN_OPSET, _MAX_OPSET = 18, 25
-# Samples of a further comparison where smaller batches leave parts of the model without rows.
+# Samples of a further comparison if smaller batches leave parts of the model without rows.
 _MANY = 8
 
 
@@ -56,28 +56,27 @@ def export(
     """Write a supernet as a bundle: a folder that a device can search and run without torch.
 
     The bundle appears at ``path`` in one step when it is complete: an interrupted or failed
-    export leaves there what was there before.
+    export changes nothing.
 
     Args:
         supernet: The supernet; it does not change.
         path: The folder to write.
         opset: Version of the ONNX operator set.
         verify: Compare every file, the assembled model and some assembled subnets with torch at
-            two batch sizes where it takes any, and record which fusions the cuts cost.
-        force: Replace a bundle that is there, if its folder holds nothing else.
-        jobs: How many files are compared at once.
-        n_subnets: How many random subnets are assembled and compared, besides the model.
-        seed: Seed of the inputs of the conversion and of the comparison, and of the subnets that
-            are compared.
+            two batch sizes if the batch is dynamic, and record which fusions the cuts cost.
+        force: Replace an existing bundle, if its folder holds nothing else.
+        jobs: Number of files that are compared at the same time.
+        n_subnets: Number of random subnets that are assembled and compared, besides the model.
+        seed: Seed of the inputs of the conversion and the comparison, and of the compared subnets.
         threads: Threads that torch computes with; one where None, since more do not help.
-        progress: Told what is being done, in short texts.
+        progress: Called with a short text at each step.
 
     Returns:
-        The bundle, as `fxelastic.edge.load` gives it.
+        The bundle, as `fxelastic.edge.load` returns it.
 
     Raises:
-        UsageError: An argument is not usable, or ``path`` is there.
-        ExportError: The exporter can't convert a branch, or a file computes something else than
+        UsageError: An argument is not usable, or ``path`` exists.
+        ExportError: The exporter can't convert a branch, or a file computes other results than
             torch; the message names branches and operators.
 
     Source: AdaptiveNet, section 5.
@@ -112,7 +111,7 @@ def _verify(
     report(f"comparing {len(paths)} files with torch")
     parity.check_files(paths)
     original = bundle.space.original
-    # Small spaces give the same subnet often.
+    # Samples of a small space repeat.
     drawn = dict.fromkeys(bundle.space.sample(8 * n_subnets, seed))
     archs = [original, *[arch for arch in drawn if arch != original][:n_subnets]]
     with tempfile.TemporaryDirectory() as name:
@@ -141,23 +140,23 @@ def _verify(
 
 
 def _warn_of_nan(supernet: Supernet) -> None:
-    """Files with NaN agree with a model that has it, so no comparison would tell."""
+    """Warn of NaN in weights, on which files and model agree."""
     names = [name_of(name) for name, value in supernet.named_parameters() if value.isnan().any()]
     if names:
         logger.warning("weights hold NaN: %s", ", ".join(names[:3]) + (", …" * (len(names) > 3)))
 
 
 def _samples(supernet: Supernet, seed: int) -> tuple[tuple[int, ...], list[dict[str, Any]]]:
-    """Values at the example's batch size and, where that may differ, at others."""
+    """Values at the example's batch size and, if the batch is dynamic, at others."""
     partition = supernet.partition
     size = batch_size(partition)
     sizes = [size]
     samples = [teacher_values(supernet, inputs_with_rows(partition, size, seed))]
-    # A model that takes frames by fours runs at 8 and 16 of them, but not at 9.
+    # A model that takes frames by fours runs with 8 and 16 of them, but not with 9.
     others = (size + 1, 2 * size, 3 * size) if partition.dynamic_batch else ()
     _add_first(supernet, others, seed + 1, sizes, samples)
     if size < _MANY and not any(has_rows(partition, values) for values in samples):
-        # A batch of one or two sends no rows to most experts.
+        # Most experts get no rows from a batch of one or two.
         many = (-(-_MANY // size) * size,) if partition.dynamic_batch else ()
         _add_first(supernet, many, seed + 2, sizes, samples)
     return tuple(sizes), samples
@@ -185,7 +184,7 @@ def _add_first(
 def _check_arguments(supernet: Supernet, opset: int, jobs: int, n_subnets: int) -> None:
     if not isinstance(supernet, Supernet):
         raise UsageError(
-            "what is exported is a supernet",
+            f"supernet must be a Supernet, got a {type(supernet).__name__}",
             expected="a Supernet",
             got=type(supernet).__name__,
             fix="fxelastic.expand(model) makes one; kinds=() for the model's own blocks alone",
@@ -196,7 +195,7 @@ def _check_arguments(supernet: Supernet, opset: int, jobs: int, n_subnets: int) 
         or not _MIN_OPSET <= opset <= _MAX_OPSET
     ):
         raise UsageError(
-            "opset is no operator set that the exporter writes",
+            f"opset must be from {_MIN_OPSET} to {_MAX_OPSET}, got {opset!r}",
             expected=f"an integer from {_MIN_OPSET} to {_MAX_OPSET}",
             got=repr(opset),
             fix=f"leave it out for {DEFAULT_OPSET}",
@@ -204,5 +203,7 @@ def _check_arguments(supernet: Supernet, opset: int, jobs: int, n_subnets: int) 
     for name, value, low in (("jobs", jobs, 1), ("n_subnets", n_subnets, 0)):
         if type(value) is not int or value < low:
             raise UsageError(
-                f"{name} is no count", expected=f"an integer of at least {low}", got=repr(value)
+                f"{name} must be at least {low}, got {value!r}",
+                expected=f"an integer of at least {low}",
+                got=repr(value),
             )

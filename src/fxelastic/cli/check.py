@@ -1,4 +1,4 @@
-"""``fxelastic check``: is this model still partitioned as its golden file says?"""
+"""``fxelastic check``: compare the partition of a model with its golden file."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command.
 
     Returns:
-        0 when the texts are equal or were updated, 1 otherwise.
+        0 if the texts are equal or were updated, 1 otherwise.
     """
     from fxelastic.ir.diff import TextDiff, settings
     from fxelastic.ir.golden import read_golden, write_golden
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     except PartitionError as e:
         if args.debug:
             traceback.print_exception(e)
-        kept = "; the golden file is as it was" if args.update else ""
+        kept = "; the golden file is unchanged" if args.update else ""
         lines = [f"the partition of {args.model} is not valid{kept}", str(e)]
         return _report(args, "invalid", lines, error=str(e))
     facts: dict[str, Any] = {
@@ -120,7 +120,7 @@ def _gamma(recorded: dict[str, str], path: Path) -> float:
         return float(text)
     except ValueError as e:
         raise UsageError(
-            f"the golden file {path} records no usable gamma",
+            f"the golden file {path} has no usable gamma",
             expected="a number above 0 and at most 1",
             got=repr(text),
             fix="pass --gamma, and --update to write the file again",

@@ -1,4 +1,4 @@
-"""``fxelastic explain``: how a model is cut into blocks, and why."""
+"""``fxelastic explain``: the blocks of a model, with reasons."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fxelastic.errors import UsageError
 
 _DESCRIPTION = """\
 Show the blocks of a model, their parameters, FLOPs and shapes, and the reasons
-for what is not a plain block and for the cuts that were not taken."""
+for glue, for blocks above the cap and for untaken cuts."""
 
 _EPILOG = """\
 examples:
@@ -29,14 +29,14 @@ def add_parser(commands: Any) -> None:
     """Add the command to the parser's subcommands."""
     parser = commands.add_parser(
         "explain",
-        help="show a model's blocks and why they are what they are",
+        help="show a model's blocks, with reasons",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=HelpFormatter,
     )
     options.add_model(parser, gamma=f"{DEFAULT_GAMMA:g}", fusion=DEFAULT_FUSION)
     parser.add_argument(
-        "--cuts", action="store_true", help="list every cut not taken, not only their reasons"
+        "--cuts", action="store_true", help="list every untaken cut, not only the reasons"
     )
     parser.add_argument(
         "--dot",
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command.
 
     Returns:
-        0; what fails raises.
+        0; failures raise errors.
     """
     if args.json and args.dot == "-":
         raise UsageError(
@@ -88,7 +88,7 @@ def _write_dot(args: argparse.Namespace, dot: str) -> None:
     except OSError as e:
         raise UsageError(
             f"can't write {args.dot}",
-            expected="a file in a folder that exists and may be written",
+            expected="a writable file in an existing folder",
             got=f"{type(e).__name__}: {e.strerror}",
             fix="check the path",
         ) from e

@@ -1,4 +1,4 @@
-"""What ``fxelastic explain --json`` prints."""
+"""The JSON report of ``fxelastic explain``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCHEMA = "fxelastic.explain/1"
 
 
 def report(partition: Partition) -> dict[str, Any]:
-    """Everything that the text report says, as data for ``json.dumps``.
+    """The contents of the text report as data for ``json.dumps``.
 
     A value is an object with its ``name`` in the graph, ``source`` (the block that computes it,
     or ``input NAME``), ``dtype`` and ``shape`` (strings: a size, or an expression of ``N``).

@@ -1,4 +1,4 @@
-"""What ``fxelastic explain`` prints for people."""
+"""The text report of ``fxelastic explain``."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 _FEW = 3
 
-# A part of a module path (`layer.0.attention`), or a number that stands alone.
+# A part of a module path (`layer.0.attention`), or a separate number.
 _GAP = re.compile(r"(?<=\.)\d+(?!\w)|(?<![\w.])\d[\d,]*(?:\.\d+)?(?!\w)")
 
 
 def sections(partition: Partition, *, all_cuts: bool = False) -> Iterator[str]:
-    """The report's lines: the table, then a section for each thing there is to say.
+    """The report's lines: the table, followed by sections.
 
     Args:
-        partition: What to report on.
-        all_cuts: Whether to list every cut that was not taken, or their reasons only.
+        partition: The partition.
+        all_cuts: Whether to list every untaken cut, or their reasons only.
     """
     yield from block_table(partition).splitlines()
     values = Values(partition)
@@ -116,14 +116,14 @@ _SECTIONS: tuple[tuple[str, Callable[[Partition, Values], list[str]]], ...] = (
 
 
 def _by_reason(items: Sequence[tuple[str, str]], values: Values) -> list[tuple[str, list[str]]]:
-    """Group names by reason; reasons that differ in numbers and node names only are one.
+    """Group names by reason; reasons that differ only in numbers and node names are equal.
 
     Args:
         items: (reason, name) pairs.
-        values: Knows which words of a reason are node names.
+        values: Finds the node names in a reason.
 
     Returns:
-        For each group its reason and its names. Where the numbers differ the reason has their
+        For each group its reason and its names. If the numbers differ, the reason has their
         range (``70,400 to 1,512,448``), or ``*`` inside a module path (``layer.*.attention``).
     """
     groups: dict[tuple[str, ...], tuple[list[str], list[str]]] = {}
@@ -139,7 +139,7 @@ def _by_reason(items: Sequence[tuple[str, str]], values: Values) -> list[tuple[s
 
 
 def _join(parts: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The text around the gaps with what stands in the gaps of all rows."""
+    """The text with the contents of the gaps in all rows."""
     text = parts[0]
     for column, part in zip(zip(*rows, strict=True), parts[1:], strict=True):
         numbers = sorted(set(column), key=lambda number: float(number.replace(",", "")))

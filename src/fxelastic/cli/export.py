@@ -30,7 +30,7 @@ examples:
   fxelastic-export my_model.py:build bundle/ --kind merged:spans=1,2 --kind skip --force
 
 exit codes: 0 success, 1 the model can't be captured or exported, 2 usage error, 130 interrupted
-(OUT is written in one step: whatever fails or interrupts leaves it as it was)"""
+(OUT is written in one step: a failure or an interrupt does not change it)"""
 
 
 def build_export_parser() -> argparse.ArgumentParser:
@@ -51,21 +51,21 @@ def build_export_parser() -> argparse.ArgumentParser:
         "--verify",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="compare every file and some subnets with torch, and prove which fusions the cuts "
+        help="compare every file and some subnets with torch, and check which fusions the cuts "
         "keep (default: --verify)",
     )
     parser.add_argument(
-        "--jobs", type=int, metavar="N", default=1, help="files compared at once (default: 1)"
+        "--jobs", type=int, metavar="N", default=1, help="files compared at a time (default: 1)"
     )
     parser.add_argument(
         "--seed",
         type=int,
         metavar="N",
         default=0,
-        help="seed of the inputs and subnets that files are compared on (default: 0)",
+        help="seed of the inputs and subnets of the comparison (default: 0)",
     )
     options.add_torch_threads(parser, "1")
-    parser.add_argument("--force", action="store_true", help="replace a bundle that is at OUT")
+    parser.add_argument("--force", action="store_true", help="replace the bundle at OUT")
     options.add_output(parser)
     parser.set_defaults(run=run)
     return parser
@@ -75,12 +75,12 @@ def run(args: argparse.Namespace) -> int:
     """Run the command.
 
     Returns:
-        0; what fails raises.
+        0; failures raise errors.
     """
     from fxelastic.backends.staging import check_target
     from fxelastic.edge.bundle import files_in
 
-    # Refused before a capture that takes a minute.
+    # Before a capture that takes a minute.
     check_target(Path(args.out), files_in, force=args.force)
     supernet = supernet_of(args)
     with contextlib.redirect_stdout(sys.stderr):

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 SCHEMA = "fxelastic.inspect/1"
 
 _DESCRIPTION = """\
-Show what is in a bundle: the model, its inputs and results, its branches with
-their sizes, and what was verified at the export. Needs no torch."""
+Show the contents of a bundle: the model, its inputs and results, its branches with
+their sizes, and the verification of the export. Does not need torch."""
 
 _EPILOG = """\
 examples:
@@ -31,14 +31,14 @@ def add_parser(commands: Any) -> None:
     """Add the command to the parser's subcommands."""
     parser = commands.add_parser(
         "inspect",
-        help="show what is in a bundle, and verify its files",
+        help="show the contents of a bundle, and verify its files",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=HelpFormatter,
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="the folder of a bundle")
     parser.add_argument(
-        "--files", action="store_true", help="read and verify every file, not only their sizes"
+        "--files", action="store_true", help="read and verify every file, not only the sizes"
     )
     options.add_output(parser)
     parser.set_defaults(run=run)
@@ -94,7 +94,7 @@ def report(bundle: Bundle, *, files: bool = False) -> dict[str, Any]:
 
 
 def size_bytes(bundle: Bundle) -> int:
-    """Bytes of all files but the manifest."""
+    """Size of all files except the manifest."""
     return sum(file.size_bytes for file in bundle.files.values())
 
 
@@ -120,7 +120,9 @@ def sections(bundle: Bundle, *, files: bool = False) -> list[str]:
         *_verified(bundle),
     ]
     if backend.reason:
-        lines.append(f"converted one by one, because at once failed: {backend.reason}")
+        lines.append(
+            f"converted one by one, because the common conversion failed: {backend.reason}"
+        )
     return lines
 
 
