@@ -65,7 +65,9 @@ def run_page(text: str, name: str) -> int:
     runnable = [block for block in code_blocks(text) if block.info == "python"]
     for block in runnable:
         # Empty lines put first make a traceback show the page's own line numbers.
-        exec(compile("\n" * (block.line - 1) + block.code, name, "exec"), namespace)
+        # The page is not to inherit this file's future imports.
+        code = "\n" * (block.line - 1) + block.code
+        exec(compile(code, name, "exec", dont_inherit=True), namespace)
     return len(runnable)
 
 
