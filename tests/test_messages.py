@@ -132,7 +132,7 @@ PROVOKED: dict[str, tuple[Callable[[Path], object], type[FxElasticError], str]] 
     "a lock in a model of its own making": (
         lambda _: fxelastic.partition(Holds(8), 1.0, X),
         CaptureError,
-        "the modules of Holds cannot be copied",
+        "the modules of Holds can't be copied",
     ),
     "a lock in a part that is kept whole": (
         lambda _: supernet(nn.Sequential(nn.Linear(8, 8), Decides()).eval()),

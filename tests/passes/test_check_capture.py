@@ -90,7 +90,7 @@ def test_the_batch_is_not_squeezed() -> None:
     assert not traced.dynamic_batch
     assert traced(torch.randn(1, 4)).shape == (3,)
     (warning,) = traced.warnings
-    assert "shape (1, 3) in place of (3,)" in warning
+    assert "shape (1, 3) instead of (3,)" in warning
 
 
 def squeezed_in_vain(model: Model, x: Tensor, y: Tensor) -> Tensor:
