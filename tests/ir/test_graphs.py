@@ -6,10 +6,11 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
+import networkx
 import pytest
 
 from fxelastic.ir import Partition
-from fxelastic.ir.graphs import COLOURS, to_dot
+from fxelastic.ir.graphs import COLOURS, to_dot, to_networkx
 from tests.ir.hand_written import convolutional, gated, relative_bias, tied
 
 # The part of the DOT language that is used. A quoted string ends at the first quote that no
@@ -85,3 +86,41 @@ def test_dot_does_not_confuse_a_block_with_an_input_of_its_name() -> None:
 def test_dot_is_the_same_every_time() -> None:
     assert to_dot(convolutional()) == to_dot(convolutional())
     assert convolutional().to_dot() == to_dot(convolutional())
+
+
+def test_the_graph_has_blocks_as_nodes_with_their_facts_and_values_as_edges() -> None:
+    partition = convolutional()
+    graph = partition.to_networkx()
+    blocks = [node for node in graph.nodes if isinstance(node, int)]
+    assert blocks == list(range(len(partition.blocks)))
+    for i, block in enumerate(partition.blocks):
+        facts = graph.nodes[i]
+        assert (facts["name"], facts["kind"], facts["n_params"]) == (
+            block.name,
+            block.kind,
+            block.n_params,
+        )
+    assert sum(graph.nodes[i]["share"] for i in blocks) == pytest.approx(1)
+    named = {
+        (graph.nodes[a]["name"], graph.nodes[b]["name"]): facts
+        for a, b, facts in graph.edges(data=True)
+    }
+    assert named["mask", "head"]["context"] is True
+    assert named["stem", "join"]["shape"] == "[2, 4, 8, 8]"
+    assert graph.nodes["input x"]["kind"] == "input"
+    assert ("head", "result") in named
+    assert networkx.is_directed_acyclic_graph(graph)
+
+
+@pytest.mark.parametrize("make", [convolutional, gated, relative_bias, tied])
+def test_the_graph_has_every_value_that_a_block_reads(make: Callable[[], Partition]) -> None:
+    partition = make()
+    graph = to_networkx(partition)
+    for i, block in enumerate(partition.blocks):
+        read = {name for _, _, name in graph.in_edges(i, keys=True)}
+        assert read == {*block.inputs, *block.context}
+
+
+def test_the_graph_can_be_written_as_graphml() -> None:
+    lines = list(networkx.generate_graphml(convolutional().to_networkx()))
+    assert any("n_params" in line for line in lines)

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from fxelastic.branches.trainable import BatchNorm
 from fxelastic.ir.operators import (
     ACTIVATIONS,
+    CONVOLUTIONS,
     COPIES,
     RESHAPES,
     argument,
@@ -179,7 +180,7 @@ def _search(
 
 def _is_map(module: fx.GraphModule, node: fx.Node) -> bool:
     name = operator_name(node)
-    if name not in (*_PRODUCTS, "aten.linear", "aten.conv1d", "aten.conv2d"):
+    if name not in (*_PRODUCTS, "aten.linear", *CONVOLUTIONS - {"aten.conv3d"}):
         return False
     if name == "aten.addmm" and node.kwargs:
         return False  # scaled

@@ -169,7 +169,7 @@ def _fitted(run: Interval, i: int, operand: Tensor, result: Tensor) -> tuple[Tra
         raise NoBranchError(f"it reads {read}, which its copy would get in place of its input")
     copied = own.copy()
     if len(copied.inputs) != 1 or len(copied.outputs) != 1:
-        raise NoBranchError("it has not one input and one output")
+        raise NoBranchError("it does not have one input and one output")
     for there, here in ((copied.inputs[0], read), (copied.outputs[0], ended)):
         if there != here and not is_feature(partition.value(here)):
             raise NoBranchError(f"{there} and {here} are indices or flags with different meanings")

@@ -17,16 +17,16 @@ can lie on them; but the addition before such a normalisation joins it too
 from __future__ import annotations
 
 from fxelastic.ir.fusion import FusionRule, FusionRules
+from fxelastic.ir.operators import CONVOLUTIONS, PRODUCTS, TRANSPOSED_CONVOLUTIONS
 
 
 def _aten(names: str) -> frozenset[str]:
     return frozenset(f"aten.{name}" for name in names.split())
 
 
-_CONV = _aten("conv1d conv2d conv3d convolution")
-_CONV_TRANSPOSE = _aten("conv_transpose1d conv_transpose2d conv_transpose3d")
+_CONV = CONVOLUTIONS | _aten("convolution")
 _GEMM = _aten("linear addmm")
-_MATMUL = _aten("matmul mm bmm baddbmm")
+_MATMUL = PRODUCTS | _aten("baddbmm")
 _ATTENTION = _aten("scaled_dot_product_attention")
 _ADD = _aten("add sub")
 _SCALE = _aten("mul div")
@@ -51,14 +51,14 @@ _GEMM_ACTIVATION = _aten("relu leaky_relu sigmoid tanh hardsigmoid elu selu log_
 _OTHER_ACTIVATION = _aten("hardswish silu elu selu celu gelu mish softplus prelu threshold")
 _ACTIVATION = _CONV_ACTIVATION | _GEMM_ACTIVATION | _OTHER_ACTIVATION
 
-_FUSED_PRODUCER = _CONV | _CONV_TRANSPOSE | _GEMM | _MATMUL | _ADD | _SCALE | _BATCH_NORM
+_FUSED_PRODUCER = _CONV | TRANSPOSED_CONVOLUTIONS | _GEMM | _MATMUL | _ADD | _SCALE | _BATCH_NORM
 
 ONNXRUNTIME = FusionRules(
     "onnxruntime",
     (
         FusionRule(
             "conv-bn",
-            _CONV | _CONV_TRANSPOSE,
+            _CONV | TRANSPOSED_CONVOLUTIONS,
             _BATCH_NORM,
             reason="the exporter and ConvBNFusion fold a batch norm into the convolution's weights",
         ),
