@@ -103,14 +103,14 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Tensor, str, str, str]] = {
         lambda: prepared(0),
         X,
         "the ONNX exporter can't convert",
-        "FakeQuantize looks at its own switches",
+        "FakeQuantize reads its own switches",
         "before torch.ao.quantization.prepare_qat",
     ),
     "random numbers": (
         lambda: Does(lambda x: nn.functional.dropout(x, 0.5, training=True)),
         X,
         "draw random numbers",
-        "it draws random numbers: aten.dropout.default",
+        "its operators draw random numbers: aten.dropout.default",
         "verify=False",
     ),
     "a part that is kept whole": (

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from fxelastic.backends.onnxruntime.templates import templates
 from torch import fx
 
 from fxelastic.backends.onnxruntime.kernels import (
@@ -22,7 +21,7 @@ from fxelastic.backends.onnxruntime.kernels import (
     export_each,
     optimised_kernels,
 )
-from fxelastic.backends.onnxruntime.pieces import Piece
+from fxelastic.backends.onnxruntime.pieces import Piece, templates
 from fxelastic.ir import Block, Partition, Traced
 from fxelastic.ir.fusion import canonical_operator
 from fxelastic.ir.partition import extract

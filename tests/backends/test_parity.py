@@ -217,7 +217,7 @@ def test_small_probabilities_are_compared_as_a_sigmoid_is_right(tmp_path: Path) 
 
 def test_random_numbers_are_named(tmp_path: Path) -> None:
     supernet = fxelastic.expand(Noisy().eval(), 0.5, example_inputs=torch.randn(2, 4), kinds=())
-    with pytest.raises(ExportError, match=r"draws random numbers: aten\.rand"):
+    with pytest.raises(ExportError, match=r"draw random numbers: aten\.rand"):
         fxelastic.export(supernet, tmp_path / "bundle")
 
 

@@ -140,15 +140,16 @@ def test_branches_that_no_row_reaches_are_converted_and_named(
 def test_the_seed_reaches_what_draws_inputs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fxelastic.backends.onnxruntime import data_sizes, export, teacher
+    from fxelastic.backends.onnxruntime import export, teacher
 
     seen: list[int] = []
+    make = teacher.make_inputs
 
     def make_inputs(partition: Any, n_samples: int, seed: int, **options: Any) -> dict[str, Any]:
         seen.append(seed)
-        return teacher.make_inputs(partition, n_samples, seed, **options)
+        return make(partition, n_samples, seed, **options)
 
-    for module in (data_sizes, export):
+    for module in (teacher, export):
         monkeypatch.setattr(module, "make_inputs", make_inputs)
     made = fxelastic.expand(nn.Sequential(nn.Linear(8, 8), nn.ReLU()), example_inputs=routed(3))
     fxelastic.export(made, tmp_path / "bundle", seed=40)

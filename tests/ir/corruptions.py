@@ -22,7 +22,7 @@ CONVOLUTIONAL: dict[str, Corruption] = {
     "gamma of zero": (lambda p: replace(p, gamma=0.0), "gamma is not a share"),
     "gamma above one": (lambda p: replace(p, gamma=1.5), "gamma is not a share"),
     "duplicate block name": (lambda p: change(p, "body", name="stem"), "two blocks .*'stem'"),
-    "unknown kind": (lambda p: change(p, "body", kind="odd"), "'body' is of an unknown kind"),
+    "unknown kind": (lambda p: change(p, "body", kind="odd"), "'body' has an unknown kind"),
     "empty block": (lambda p: change(p, "body", nodes=()), "'body' is empty"),
     "unknown node": (
         lambda p: change(p, "body", nodes=("body_conv", "body_bn", "ghost")),
@@ -63,11 +63,11 @@ CONVOLUTIONAL: dict[str, Corruption] = {
     ),
     "placeholder in a block": (
         lambda p: change(p, "stem", nodes=("x", "stem_conv", "stem_bn", "stem_relu")),
-        "'x', which is no operator",
+        "'x', which is not an operator",
     ),
     "parameter in a block": (
         lambda p: change(p, "stem", nodes=("stem_w", "stem_conv", "stem_bn", "stem_relu")),
-        "'stem_w', which is no operator",
+        "'stem_w', which is not an operator",
     ),
     "order of nodes broken": (
         lambda p: change(p, "body", nodes=("body_bn", "body_conv")),
@@ -192,7 +192,7 @@ CONVOLUTIONAL: dict[str, Corruption] = {
     ),
     "used parameter called unused": (
         lambda p: replace(p, unused_params=("head_w",)),
-        "'head_w' is called unused",
+        "'head_w' is listed as unused",
     ),
     "cap broken": (lambda p: replace(p, gamma=0.5), "basic block 'body' is larger than the cap"),
     "oversize below the cap": (

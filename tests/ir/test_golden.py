@@ -111,7 +111,7 @@ def test_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
 def test_another_file_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "my_model.py"
     path.write_text("import torch\n")
-    with pytest.raises(UsageError, match=r"my_model\.py is no golden file"):
+    with pytest.raises(UsageError, match=r"my_model\.py is not a golden file"):
         write_golden(path, NEW)
     assert path.read_text() == "import torch\n"
     path.write_text("")

@@ -140,5 +140,5 @@ def _unwritable(path: Path, error: OSError) -> UsageError:
         f"can't write {path}",
         expected="a writable folder, and free disk space",
         got=f"{type(error).__name__}: {error.strerror or error}",
-        fix="check the path and the free space; nothing was changed",
+        fix="check the path and the free space; the folder is unchanged",
     )
