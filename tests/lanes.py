@@ -37,7 +37,7 @@ FAST_MODELS = frozenset(
 #: of all tests begins with it, so that no worker is left alone with it at the end.
 SLOW = (
     "tests/backends/test_conversion.py::test_only_branches_with_an_unknown_operator_are_named",
-    "tests/backends/test_data_sizes.py::test_files_hold_for_no_row_one_row_and_many",
+    "tests/backends/test_teacher.py::test_files_hold_for_no_row_one_row_and_many",
     "tests/backends/test_export.py::test_the_export_is_verified_at_once",
     "tests/backends/test_export.py::test_a_chain_of_files_computes_what_torch_does",
     "tests/backends/test_export_sweep.py",

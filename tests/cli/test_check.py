@@ -103,7 +103,7 @@ def test_missing_golden_file_fails_at_once(
 ) -> None:
     assert main(CHECK) == 1
     out = capsys.readouterr().out
-    assert "there is not a golden file golden.txt" in out
+    assert "there is no golden file golden.txt" in out
     assert "--update" in out
     assert partitioner.calls == []
     assert main([*CHECK, "--json"]) == 1

@@ -110,6 +110,6 @@ def test_the_recipe_for_pytest_works(tmp_path: Path) -> None:
     changed = test.replace("(8, 64)", "(8, 32)").replace("(64, 4)", "(32, 4)")
     (tmp_path / "tests" / "test_partition.py").write_text(changed)
     drifted = pytest_run()
-    assert "there is not a golden file" in drifted.stdout
+    assert "there is no golden file" in drifted.stdout
     assert drifted.returncode == 1
     assert "is not the golden one" in drifted.stdout
