@@ -236,3 +236,22 @@ def test_a_file_does_not_depend_on_what_the_inputs_are_called(tmp_path: Path) ->
     supernet.save(tmp_path / "supernet.safetensors")
     fxelastic.expand(other, 0.5, example_inputs=x).load(tmp_path / "supernet.safetensors")
     assert "input_1" not in supernet.partition.to_text()
+
+
+def test_a_file_of_an_earlier_commit_loads() -> None:
+    """The digest of the structure does not follow changes of the code that computes it."""
+
+    def unit() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+
+    torch.manual_seed(0)
+    stem, head = nn.Conv2d(3, 8, 3, padding=1), (nn.Flatten(), nn.Linear(128, 4))
+    model = nn.Sequential(stem, *(unit() for _ in range(3)), *head).eval()
+    supernet = fxelastic.expand(model, 0.4, example_inputs=torch.zeros(2, 3, 4, 4))
+    path = Path(__file__).parents[1] / "fixtures" / "supernet_of_0_1.safetensors"
+    saved = safetensors.torch.load_file(path)
+    supernet.load(path)
+    assert saved
+    for name, value in saved.items():
+        branch, _, own = name.partition("/")
+        assert torch.equal(supernet.branches[branch].module.state_dict()[own], value)
