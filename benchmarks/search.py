@@ -41,17 +41,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.search_measures import AXES, seed_by_seed, to_the_same_average
 from fxelastic import edge
 from fxelastic.edge.bundle import Bundle
-from fxelastic.edge.execution import Executor
+from fxelastic.edge.executor import Executor
 from fxelastic.edge.searching.data import Dataset, read_data
 from fxelastic.edge.searching.evaluation import Evaluator
 from fxelastic.edge.searching.evolutionary import Evolutionary
-from fxelastic.edge.searching.exhaustive import all_subnets
-from fxelastic.edge.searching.margins import Margins
-from fxelastic.edge.searching.registry import strategy
+from fxelastic.edge.searching.proposals import all_subnets
 from fxelastic.edge.searching.scores import METRICS
-from fxelastic.edge.searching.study import SearchEndedError, Study
+from fxelastic.edge.searching.study import SearchEndedError, Study, strategy
+from fxelastic.edge.searching.tally import Margins
 from fxelastic.spec import Arch, SearchSpace
 from fxelastic.spec.latency_table import LatencyTable
+from fxelastic.spec.limits import Limits
 
 BARS = {
     ("plain-evolutionary", "subnets"): 1 / 4,
@@ -114,16 +114,9 @@ def study_of(
     space: SearchSpace, table: LatencyTable, share: float, evaluator: Any, n: int, seed: int
 ) -> Study:
     """A search for subnets of a share of the original's latency."""
-    budget_ms = share * table.predict_ms(space.original)
-    return Study(
-        space,
-        table.costs(),
-        table.overhead_ms(),
-        budget_ms,
-        evaluator,
-        n,
-        random.Random(f"benchmark {seed}"),
-    )
+    limits = Limits({"latency_ms": share * table.predict_ms(space.original)})
+    rng = random.Random(f"benchmark {seed}")
+    return Study(space, table.costs_of(), limits, evaluator, n, rng)
 
 
 def run(name: str, study: Study, goal: float = math.inf, least: int = 0) -> Study:

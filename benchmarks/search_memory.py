@@ -19,8 +19,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fxelastic.edge.made_up_inputs import random_inputs
 from fxelastic.edge.memory import give_back
+from fxelastic.edge.synthetic_inputs import random_inputs
 
 MIB = 2**20
 BATCH = 50

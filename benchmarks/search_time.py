@@ -24,8 +24,8 @@ from typing import Any
 
 from fxelastic import edge
 from fxelastic.edge.bundle import Bundle
-from fxelastic.edge.execution import Executor
-from fxelastic.edge.searching.additive_best import additive_best, quality_costs
+from fxelastic.edge.executor import Executor
+from fxelastic.edge.searching.additive import additive_best, quality_costs
 from fxelastic.edge.searching.choice import chosen_metric
 from fxelastic.edge.searching.data import read_data
 from fxelastic.edge.searching.evaluation import Evaluator

@@ -47,7 +47,6 @@ from benchmarks.competitors import steps_of
 from benchmarks.own_speed import SLOW
 from benchmarks.serve_scenario import run_scenario
 from fxelastic import edge
-from fxelastic.edge.made_up_inputs import random_inputs
 from fxelastic.edge.serving.ladder import Ladder, Step
 from fxelastic.edge.serving.paged import PagedLoader
 from fxelastic.edge.serving.policy import Decision, Situation
@@ -55,6 +54,7 @@ from fxelastic.edge.serving.runtime import Runtime, ServingOptions
 from fxelastic.edge.serving.serve import loader_of
 from fxelastic.edge.serving.standby import Standby
 from fxelastic.edge.serving.upkeep import Restated
+from fxelastic.edge.synthetic_inputs import random_inputs
 from fxelastic.spec import Arch
 
 QUERY_BAR_US, OVERHEAD_BAR, SWITCH_BAR_MS, COLD_BAR, MEMORY_BAR = 43.0, 0.01, 10.0, 0.05, 1.10

@@ -203,7 +203,7 @@ def test_a_models_own_arch_may_be_none(example: tuple[tuple[Any, ...], dict[str,
 def test_an_arch_of_no_meaning_is_still_refused() -> None:
     model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU()).eval(), torch.randn(4, 8)
     supernet = fxelastic.expand(model, 1.0, example_inputs=x)
-    with pytest.raises(UsageError, match="an arch is expected"):
+    with pytest.raises(UsageError, match="arch must be an Arch"):
         supernet(x, arch=x)
 
 

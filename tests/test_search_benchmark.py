@@ -8,12 +8,13 @@ from typing import Any
 
 from benchmarks.search import efficiency, optimum, reuse
 from tests.edge.fake_executor import FakeExecutor, dataset
-from tests.spec.spaces import chain
+from tests.spec.spaces import chain, costs_by_resource
 
 SPACE = chain(7)
 COSTS = {spec.id: 1.0 + 0.013 * i for i, spec in enumerate(SPACE.branches)}
 TABLE: Any = SimpleNamespace(
     costs=lambda: COSTS,
+    costs_of=lambda: costs_by_resource(COSTS),
     overhead_ms=lambda: 0.0,
     predict_ms=lambda arch: sum(COSTS[branch] for branch in arch),
 )

@@ -18,7 +18,7 @@ from torch import nn
 import fxelastic
 from fxelastic import edge
 from fxelastic.cli import main
-from fxelastic.edge.execution import Executor
+from fxelastic.edge.executor import Executor
 from fxelastic.edge.fingerprint import fingerprint
 from fxelastic.edge.stopwatch import Stopwatch
 from fxelastic.report.page import write_report
@@ -278,16 +278,16 @@ REPRODUCED: dict[str, Callable[[Place], None]] = {
     "… exists already": file_there,
     "… exists and is not a bundle": other_files_there,
     "the latency table belongs to another bundle": foreign_table,
-    "the latency table is of another device": other_device,
+    "the latency table belongs to another device": other_device,
     "latencies of … subnets are not predicted well": short_profile,
     "the latency table is unusable for … subnets": unusable_table,
     "other processes keep the cores busy": busy_cores,
-    "no subnet keeps a budget of … ms": low_budget,
+    "no subnet keeps …": low_budget,
     "the search was short of time": short_search,
     "… is the pool of another search": foreign_pool,
-    "a target is no class of the model": bad_target,
-    "the subnet … gives NaN": nan_subnet,
-    "branch … gives values that are not finite": nan_branch,
+    "a target is not a class of the model": bad_target,
+    "the subnet … returns NaN": nan_subnet,
+    "branch … returns values that are not finite": nan_branch,
     "… can't be read": missing_branch,
     "… has other bytes": damaged_branch,
     "an execution provider is not available": no_provider,

@@ -24,7 +24,7 @@ from fxelastic.backends.onnxruntime.teacher import (
     without_special_sizes,
 )
 from fxelastic.edge.assembly import assemble
-from fxelastic.edge.execution import Executor
+from fxelastic.edge.executor import Executor
 from fxelastic.errors import ExportError
 from fxelastic.ir.values import data_dims
 from tests.routed_models import MODELS, WIDTH, build, routed

@@ -70,7 +70,7 @@ def test_other_files_are_not_written_over(
     out = tmp_path / "notes.json"
     out.write_text("mine")
     assert main(["profile", str(bundle.path), "-o", str(out), *QUICK]) == 2
-    assert "would be lost" in capsys.readouterr().err
+    assert "would be overwritten" in capsys.readouterr().err
     assert out.read_text() == "mine"
     value: dict[str, Any] = json.loads(table.read_text())
     out.write_text(json.dumps({**value, "device": {"processor": "another"}}))

@@ -122,7 +122,7 @@ def test_a_reference_to_a_file_that_is_not_listed_is_refused(tmp_path: Path, loc
         (folder / "manifest.json").write_bytes(replace(made, segments=tuple(segments)).to_json())
         bundle = edge.load(folder)
         for read in (bundle.read, bundle.model_path):
-            with pytest.raises(BundleError, match="refers to other files than"):
+            with pytest.raises(BundleError, match="refers to are not those in manifest"):
                 read(segment.id)
 
 
@@ -135,7 +135,7 @@ def test_references_in_subgraphs_and_attributes_are_found() -> None:
     node.attribute.add(name="t", t=outer.graph.initializer[0], type=onnx.AttributeProto.TENSOR)
     model = onnx.ModelProto(ir_version=10)
     model.graph.node.append(node)
-    with pytest.raises(BundleError, match="refers to other files"):
+    with pytest.raises(BundleError, match="refers to are not those in manifest"):
         check_external_data(model.SerializeToString(), manifest().segments[0])
 
 
@@ -185,16 +185,16 @@ FORGERIES: list[tuple[Callable[[Json], None], str]] = [
     (set_("values", 0, "shape", to=[-1]), r"values\[0\]\.shape\[0\]"),
     (set_("values", 0, "shape", to=["__import__('os')"]), r"values\[0\]\.shape\[0\]"),
     (set_("values", 0, "dtype", to="object"), r"values\[0\]\.dtype"),
-    (set_("branches", 1, "id", to="original@0"), "branches are no search space"),
+    (set_("branches", 1, "id", to="original@0"), "branches are not a search space"),
     (set_("values", 1, "name", to="x"), "values have the same name"),
     (set_("results", 1, "name", to="logits"), "results have the same name"),
     (duplicate("blocks"), "blocks have the same name"),
-    (duplicate("branches"), "branches are no search space"),
+    (duplicate("branches"), "branches are not a search space"),
     (duplicate("inputs"), "inputs has an item twice"),
-    (set_("branches", 3, "stop", to=4), "branches are no search space"),
-    (set_("branches", 3, "stop", to=9), "branches are no search space"),
-    (set_("branches", 2, "start", to=3), r"branches\[2\]\.id is no branch"),
-    (set_("branches", 4, "kind", to="original"), "branches are no search space"),
+    (set_("branches", 3, "stop", to=4), "branches are not a search space"),
+    (set_("branches", 3, "stop", to=9), "branches are not a search space"),
+    (set_("branches", 2, "start", to=3), r"branches\[2\]\.id is not a branch"),
+    (set_("branches", 4, "kind", to="original"), "branches are not a search space"),
     (set_("branches", 4, "id", to="../../x"), r"branches\[4\]\.id"),
     (set_("branches", 2, "inputs", to=["h1"]), r"branches\[2\]\.inputs"),
     (set_("branches", 2, "inputs", to=["nothing"]), r"branches\[2\]\.inputs"),
@@ -213,8 +213,8 @@ FORGERIES: list[tuple[Callable[[Json], None], str]] = [
     (set_("verification", "tolerances", to={"float32": "0"}), r"verification\.tolerances"),
     (set_("backend", "conversion", to="somehow"), r"backend\.conversion"),
     (set_("model", "digest", to="x"), r"model\.digest"),
-    (set_("note", to="more"), "note is no known field"),
-    (set_("model", "note", to="more"), r"model\.note is no known field"),
+    (set_("note", to="more"), "note is an unknown field"),
+    (set_("model", "note", to="more"), r"model\.note is an unknown field"),
     (lambda value: value.pop("inputs"), "inputs is missing"),
 ]
 

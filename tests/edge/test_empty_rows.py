@@ -12,7 +12,7 @@ import pytest
 
 import fxelastic
 from fxelastic import edge
-from fxelastic.edge.execution import Executor
+from fxelastic.edge.executor import Executor
 from fxelastic.edge.searching.data import read_data
 from fxelastic.edge.searching.distortion import measure
 from fxelastic.spec.latency_table import LatencyTable

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fxelastic import edge
-from fxelastic.edge import execution, memory, subnet_timing
+from fxelastic.edge import executor, memory, subnet_timing
 from fxelastic.edge.memory import GrowthLimit
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.edge.subnet_timing import SubnetTimer
@@ -114,7 +114,7 @@ def test_a_limit_that_nothing_keeps_is_told(
     with executor, edge.Executor(bundle) as free, caplog.at_level(logging.WARNING):
         arch = bundle.space.original
         np.testing.assert_array_equal(executor.run(arch, image())[0], free.run(arch, image())[0])
-    assert caplog.text.count("1 MiB of memory do not suffice") == 1
+    assert caplog.text.count("1 MiB of memory are too few") == 1
     assert limit.n_begun > 0
 
 
@@ -203,7 +203,7 @@ def weighty(
     def grown() -> int:
         return session_bytes * sum(len(executor._sessions) for executor in made)
 
-    for module in (memory, execution):
+    for module in (memory, executor):
         monkeypatch.setattr(module, "resident_bytes", grown)
     monkeypatch.setattr(memory, "give_back", lambda: None)
     made.append(edge.Executor(bundle))
@@ -243,20 +243,20 @@ def test_the_default_bound_follows_the_original(
     bundle: edge.Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = sum(bundle.segment(branch).weight_bytes for branch in bundle.space.original)
-    assert execution.default_bytes(bundle) == 2**28
-    monkeypatch.setattr(execution, "_LEAST_BYTES", 1)
-    assert execution.default_bytes(bundle) == 4 * weights
+    assert executor.default_bytes(bundle) == 2**28
+    monkeypatch.setattr(executor, "_LEAST_BYTES", 1)
+    assert executor.default_bytes(bundle) == 4 * weights
 
 
 _RUN = """
 import sys
 import numpy as np
 from fxelastic import edge
-from fxelastic.edge import execution
+from fxelastic.edge import executor
 from fxelastic.edge.memory import give_back, resident_bytes
 path, kind, least = sys.argv[1:]
 bundle = edge.load(path)
-execution._LEAST_BYTES, execution._TIMES_ORIGINAL = int(least), 0
+executor._LEAST_BYTES, executor._TIMES_ORIGINAL = int(least), 0
 (info,) = bundle.inputs
 def image(n):
     return {"x": np.zeros((n, *info.shape[1:]), np.float32)}

@@ -65,7 +65,7 @@ def test_scores_stay_with_their_weights(
 ) -> None:
     path = tmp_path / "pool.json"
     pool = edge.search(bundle, table, DATA, budget="80%", max_subnets=4, path=path).pool
-    with pytest.raises(UsageError, match="pool is of another bundle"):
+    with pytest.raises(UsageError, match="pool belongs to another bundle"):
         edge.serve(retrained, table, pool, budget_ms=1000.0)
     with pytest.raises(UsageError, match="pool of another search"):
         edge.search(retrained, table, DATA, budget="80%", max_subnets=4, path=path)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import fxelastic
 from fxelastic import edge
-from fxelastic.edge.execution import check_inputs
+from fxelastic.edge.executor import check_inputs
 from fxelastic.edge.searching.data import Dataset, read_data
 from fxelastic.edge.serving.signature import BundleSignature
 from fxelastic.errors import BundleError, UsageError
@@ -118,7 +118,7 @@ def test_an_array_with_a_row_for_each_sample_is_refused_with_the_reason(case: An
     data = {"x": FEATURES, name: np.stack([whole] * 40), "targets": CLASSES}
     with pytest.raises(UsageError, match=f"input '{name}' is not what") as caught:
         read_data(bundle, data)
-    assert "holds no samples" in str(caught.value)
+    assert "does not hold samples" in str(caught.value)
 
 
 def test_batches_of_a_data_set_share_what_holds_no_samples() -> None:

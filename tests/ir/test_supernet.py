@@ -261,7 +261,7 @@ def test_arch_of_another_space_is_refused() -> None:
     supernet = with_new_branches(net())
     with pytest.raises(UsageError, match="position 0 of the arch: there is no branch 'x'"):
         supernet(X, arch=Arch(("x",)))
-    with pytest.raises(UsageError, match="an arch is expected"):
+    with pytest.raises(UsageError, match="arch must be an Arch"):
         supernet.subnet("original@0")  # type: ignore[arg-type]
 
 

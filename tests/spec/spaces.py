@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from hypothesis import strategies as st
 
 from fxelastic.spec import Arch, BranchSpec, SearchSpace, branch_id
+from fxelastic.spec.costs import BranchCosts, Costs
 
 
 def spec(kind: str, start: int, stop: int, n_params: int = 1, flops: int = 1) -> BranchSpec:
@@ -36,6 +37,11 @@ def chain(n_blocks: int, spans: tuple[int, ...] = (1, 2), variants: int = 2) -> 
         branches += [spec("merged", i, i + j + 1) for j in spans if i + j < n_blocks]
         branches += [spec(f"pruned{k}", i, i + 1) for k in range(variants)]
     return SearchSpace(n_blocks, tuple(branches))
+
+
+def costs_by_resource(latency_ms: Mapping[str, float], **others: Mapping[str, float]) -> Costs:
+    """Costs without overheads, by resource."""
+    return Costs({n: BranchCosts(c) for n, c in {"latency_ms": latency_ms, **others}.items()})
 
 
 def enumerate_paths(space: SearchSpace) -> list[Arch]:

@@ -51,16 +51,16 @@ def test_any_text_parses_or_is_refused_with_a_reason(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "the text of an arch is empty"),
-        (" \n", "the text of an arch is empty"),
+        ("", "the text of an arch must not be empty"),
+        (" \n", "the text of an arch must not be empty"),
         ("a,,b", "position 1 of the arch: it is empty"),
         ("a,b,", "position 2 of the arch: it is empty"),
         (",a", "position 0 of the arch: it is empty"),
         ("a,b c", "position 1 of the arch: an id has letters"),
         ("a;b", "position 0 of the arch: an id has letters"),
-        ("a,b,a", "position 2 of the arch: branch 'a' stands at position 0 already"),
-        (b"a", "is no text"),
-        (None, "is no text"),
+        ("a,b,a", "position 2 of the arch: branch 'a' is at position 0 already"),
+        (b"a", "must be a string"),
+        (None, "must be a string"),
     ],
 )
 def test_malformed_text_is_refused(text: Any, message: str) -> None:
@@ -72,9 +72,9 @@ def test_malformed_text_is_refused(text: Any, message: str) -> None:
     ("branches", "message"),
     [
         ((), "at least one branch"),
-        ("original@0", "made of branch ids"),
-        (7, "made of branch ids"),
-        (("a", 3), "position 1 of the arch: int is no text"),
+        ("original@0", "must be a tuple of branch ids"),
+        (7, "must be a tuple of branch ids"),
+        (("a", 3), "position 1 of the arch: an id must be a string, not int"),
     ],
 )
 def test_malformed_is_refused(branches: Any, message: str) -> None:

@@ -128,7 +128,7 @@ def test_samples_are_the_same_in_every_process() -> None:
 
 @pytest.mark.parametrize("n", [-1, 1.5, True, "3"])
 def test_number_of_samples_is_checked(n: Any) -> None:
-    with pytest.raises(UsageError, match="n is no count"):
+    with pytest.raises(UsageError, match="n must be at least 0"):
         chain(2).sample(n)
 
 
@@ -157,7 +157,7 @@ def test_first_of_equal_costs_wins() -> None:
 @pytest.mark.parametrize("cost", [-1.0, math.nan, math.inf, "1", None, 1j])
 def test_unusable_costs_are_refused(cost: Any) -> None:
     space = SearchSpace(2, tuple(originals(2)))
-    with pytest.raises(UsageError, match="branch 'original@1' has an unusable cost"):
+    with pytest.raises(UsageError, match="the cost of branch 'original@1' must be at least 0"):
         space.min_cost_arch({"original@0": 1.0, "original@1": cost})
 
 
@@ -217,15 +217,15 @@ def _branches(*extra: BranchSpec) -> tuple[BranchSpec, ...]:
 @pytest.mark.parametrize(
     ("n_blocks", "branches", "message"),
     [
-        (0, (), "there is no block"),
-        (True, (), "n_blocks is no count"),
+        (0, (), "n_blocks must be at least 1"),
+        (True, (), "n_blocks must be an int"),
         (3, originals(2), "block 2 has no original branch"),
         (3, originals(4), "branch 'original@3' lies outside the model"),
         (3, _branches(spec("merged", 2, 4)), "branch 'merged@2-4' lies outside the model"),
-        (3, _branches(spec("a", 0, 1), spec("a", 0, 1)), "two branches are called 'a@0'"),
-        (3, _branches(spec("original", 0, 2)), "is an original of several blocks"),
+        (3, _branches(spec("a", 0, 1), spec("a", 0, 1)), "two branches have the id 'a@0'"),
+        (3, _branches(spec("original", 0, 2)), "is an original, and must replace one block"),
         (3, _branches(BranchSpec("o", "original", 1, 2, 1, 1)), "block 1 has two originals"),
-        (3, ("original@0",), "made of branches"),
+        (3, ("original@0",), "must be BranchSpec objects"),
     ],
 )
 def test_malformed_space_is_refused(n_blocks: Any, branches: Any, message: str) -> None:

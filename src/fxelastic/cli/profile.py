@@ -1,4 +1,4 @@
-"""``fxelastic profile``: how long a bundle's branches take on this device."""
+"""``fxelastic profile``: measure a bundle's branches on this device."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ examples:
   fxelastic profile bundle/ --batch-size 8 --threads 1 --out table.json
   fxelastic profile bundle/ --time-budget 30
 
-An interrupted measurement goes on where it stopped when the command is run again.
-Other programs may run: where they keep the cores busy, the processor time of one
-thread is measured. A table that does not predict whole subnets well is marked
-unusable, and searches refuse it: measure again, for longer.
+An interrupted measurement continues when the command is run again. Other programs
+may run: if they keep the cores busy, the processor time of one thread is measured.
+A table that does not predict whole subnets well is marked unusable, and searches
+stop with an error: measure again, for longer.
 
 exit codes: 0 success, 1 the bundle is damaged, 2 usage error, 130 interrupted"""
 
@@ -60,14 +60,14 @@ def add_parser(commands: Any) -> None:
         "--batch-size",
         metavar="N",
         type=int,
-        help="samples of a run (default: 1, or what the model is fixed to)",
+        help="samples of a run (default: 1, or the model's fixed batch size)",
     )
     options.add_threads(parser)
     parser.add_argument(
         "--data",
         metavar="FILE",
-        help="an .npz file as fxelastic search takes, to run on its first samples; without it "
-        "inputs are made up, which may not do where times depend on values",
+        help="an .npz file as for fxelastic search, to run on its first samples; without it, "
+        "inputs are synthetic, which may be unsuitable if times depend on values",
     )
     parser.add_argument(
         "--provider",
@@ -81,7 +81,7 @@ def add_parser(commands: Any) -> None:
         metavar="N",
         type=int,
         default=20,
-        help="runs of each branch, at least (default: 20)",
+        help="the least number of runs of each branch (default: 20)",
     )
     parser.add_argument(
         "--subnets",
@@ -95,13 +95,13 @@ def add_parser(commands: Any) -> None:
         metavar="N",
         type=int,
         default=12,
-        help="other subnets, to tell the error that is left (default: 12)",
+        help="other subnets, to measure the remaining error (default: 12)",
     )
     parser.add_argument(
         "--time-budget",
         metavar="SECONDS",
         type=float,
-        help="end within this time, with fewer runs and subnets; at least what it takes to "
+        help="end within this time, with fewer runs and subnets; the least is the time to "
         "load each branch and run it five times",
     )
     parser.add_argument(
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command.
 
     Returns:
-        0; what fails raises.
+        0; failures raise an exception.
     """
     from fxelastic import edge
 
@@ -159,13 +159,13 @@ def _inputs(bundle: Bundle, args: argparse.Namespace) -> dict[str, Any] | None:
         return None
     wanted = 1 if args.batch_size is None else args.batch_size
     if wanted < 1:
-        raise UsageError("--batch-size is none", expected="at least 1", got=str(wanted))
+        raise UsageError("--batch-size must be at least 1", expected="a number", got=str(wanted))
     data = read_data(bundle, args.data)
     size = batch_of(bundle, wanted)
     if len(data) < size:
         raise UsageError(
             f"{args.data} has too few samples",
-            expected=f"at least {size}, which a batch has",
+            expected=f"at least {size}, the batch size",
             got=str(len(data)),
         )
     inputs, _ = next(data.batches(size))
@@ -173,7 +173,7 @@ def _inputs(bundle: Bundle, args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def report(bundle: Bundle, table: LatencyTable, out: Path) -> dict[str, Any]:
-    """The table's gist as data for ``json.dumps``."""
+    """A summary of the table as data for ``json.dumps``."""
     return {
         "schema": SCHEMA,
         "bundle": str(bundle.path),
@@ -234,7 +234,7 @@ def sections(bundle: Bundle, table: LatencyTable) -> list[str]:
 
 
 def device_lines(device: Mapping[str, str]) -> list[str]:
-    """What tells a device."""
+    """The properties of a device."""
     return [
         f"{device.get('processor', 'unknown')}, {device.get('cores', '?')} cores, "
         f"{device.get('memory_gib', '?')} GiB, {device.get('system', '?')}, "
@@ -251,9 +251,9 @@ def _mode_line(mode: str, values: dict[str, Any]) -> str:
             f"error {error['median']:.1%} (median), {error['p90']:.1%} (90th percentile) on "
             f"{error['n_held_out']} subnets held out"
         )
-    doubt = "" if values["trusted"] else ": do not rely on it"
+    doubt = "" if values["trusted"] else ": not reliable"
     if values["problem"]:
-        doubt = f": UNUSABLE, searches refuse it: {values['problem']}"
+        doubt = f": UNUSABLE, searches stop with an error: {values['problem']}"
     return (
         f"{mode:9}  original {values['original_ms']:.3f} ms, quickest {values['quickest_ms']:.3f} "
         f"ms; {off}{doubt}"
@@ -261,7 +261,7 @@ def _mode_line(mode: str, values: dict[str, Any]) -> str:
 
 
 def _check_replaced(out: Path, bundle: Bundle, *, force: bool) -> None:
-    """Refuse to write over what is not a table of this bundle and device."""
+    """Check that no file but a table of this bundle and device is replaced."""
     if force or not out.exists():
         return
     from fxelastic.edge.fingerprint import fingerprint
@@ -270,14 +270,16 @@ def _check_replaced(out: Path, bundle: Bundle, *, force: bool) -> None:
     try:
         old = LatencyTable.load(out)
         same = old.fits(bundle.digest, lambda: bundle.structure_digest)
-        other = "" if same else "the table of another bundle"
-        other = other or ("one of another device" if old.different_device(fingerprint()) else "")
+        other = "" if same else "a table of another bundle"
+        other = other or (
+            "a table of another device" if old.different_device(fingerprint()) else ""
+        )
     except UsageError:
         other = "another file"
     if other:
         raise UsageError(
-            f"{out} would be lost",
-            expected="a file that is not there yet, or a table of this bundle and device",
+            f"{out} would be overwritten",
+            expected="a new file, or a table of this bundle and device",
             got=other,
             fix="pass --force to replace it, or --out for another file",
         )

@@ -1,4 +1,4 @@
-"""``fxelastic search``: the best subnets for latency budgets on this device."""
+"""``fxelastic search``: the best subnets within limits on this device."""
 
 from __future__ import annotations
 
@@ -11,25 +11,28 @@ from fxelastic.cli import options
 from fxelastic.cli.options import HelpFormatter
 from fxelastic.cli.progress_line import progress_line
 from fxelastic.errors import UsageError
+from fxelastic.spec.resources import LATENCY, RESOURCES
 
 if TYPE_CHECKING:
     from fxelastic.edge.bundle import Bundle
     from fxelastic.edge.searching.search import SearchResult
-    from fxelastic.edge.searching.study import Study
+    from fxelastic.edge.searching.study import Strategy, Study
     from fxelastic.spec.latency_table import LatencyTable
 
 SCHEMA = "fxelastic.search/1"
 
 _DESCRIPTION = """\
-Search the most accurate subnets that keep latency budgets, by the latency table
-of this device and samples of its data. Writes the pool that fxelastic serve
-chooses from. Needs no torch."""
+Search the most accurate subnets within limits on latency and other resources, by
+the latency table of this device and samples of its data. Writes the pool that
+fxelastic serve chooses from. Needs no torch."""
 
 _EPILOG = """\
 examples:
   fxelastic search bundle/ --data local.npz --budget 60%
   fxelastic search bundle/ --data local.npz --budget 50% --budget 70% --budget 90%
+  fxelastic search bundle/ --data local.npz --budget 60% --limit weight_bytes=70%
   fxelastic search bundle/ --data local.npz --budget 12.5 --score negative_loss --mode paged
+  fxelastic search bundle/ --data local.npz --budget 60% --strategy annealing:width=0.2
 
 local.npz holds an array for each input (x stands for a single one) and targets.
 Without targets, subnets are compared with the original's own results.
@@ -43,7 +46,7 @@ def add_parser(commands: Any) -> None:
     """Add the command to the parser's subcommands."""
     parser = commands.add_parser(
         "search",
-        help="search the best subnets for latency budgets",
+        help="search the best subnets within limits",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=HelpFormatter,
@@ -59,8 +62,15 @@ def add_parser(commands: Any) -> None:
         "--budget",
         metavar="BUDGET",
         action="append",
-        required=True,
         help="a latency in ms, or a share of the original's such as 60%%; may be repeated",
+    )
+    parser.add_argument(
+        "--limit",
+        metavar="RESOURCE=BOUND",
+        action="append",
+        default=[],
+        help="a bound on another resource for every budget: an absolute number, or a share of the "
+        f"original's; {', '.join(RESOURCES)}; may be repeated",
     )
     parser.add_argument(
         "--table",
@@ -72,10 +82,10 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--strategy",
-        metavar="NAME",
+        metavar="NAME[:OPTION=VALUE,…]",
         default="evolutionary",
         help="evolutionary, annealing, additive, exhaustive, plain-evolutionary, plain-annealing, "
-        "or an installed one (default: evolutionary)",
+        "or an installed one, with options where it has some (default: evolutionary)",
     )
     parser.add_argument(
         "--mode",
@@ -89,10 +99,10 @@ def add_parser(commands: Any) -> None:
         metavar="N",
         type=int,
         default=400,
-        help="subnets to try for each budget (default: 400)",
+        help="subnets to try within each of the limits (default: 400)",
     )
     parser.add_argument(
-        "--time-budget", metavar="SECONDS", type=float, help="end earlier, for all budgets together"
+        "--time-budget", metavar="SECONDS", type=float, help="end earlier, for all limits together"
     )
     parser.add_argument(
         "--batch-size", metavar="N", type=int, default=50, help="samples of a batch (default: 50)"
@@ -105,10 +115,10 @@ def add_parser(commands: Any) -> None:
         help="memory for features that subnets share (default: 256)",
     )
     parser.add_argument(
-        "--memory-mb", metavar="MB", type=float, help="memory for sessions and what is learned"
+        "--memory-mb", metavar="MB", type=float, help="memory for sessions and models of subnets"
     )
     parser.add_argument(
-        "--weight-mb", metavar="MB", type=float, help="the most that a subnet's weights may take"
+        "--weight-mb", metavar="MB", type=float, help="the most MB of a subnet's weights"
     )
     parser.add_argument(
         "--confidence",
@@ -122,7 +132,7 @@ def add_parser(commands: Any) -> None:
         "--force", action="store_true", help="search although the table is marked unusable"
     )
     options.add_threads(parser)
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the search")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the search")
     options.add_output(parser)
     parser.set_defaults(run=run)
 
@@ -131,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command.
 
     Returns:
-        0, or 130 where Ctrl-C ended the search: what it found is written and printed.
+        0, or 130 if Ctrl-C ended the search; the best so far is written and printed.
     """
     from fxelastic import edge
 
@@ -141,20 +151,20 @@ def run(args: argparse.Namespace) -> int:
     score = options.score(args.score)
     with progress_line(quiet=args.quiet) as line:
 
-        def told(budget_ms: float, study: Study) -> None:
+        def show(budget_ms: float, study: Study) -> None:
             details = f"{study.tried} subnets tried"
             if study.best is not None:
-                best = study.best
-                latency_ms = study.overhead_ms + study.cost(best)
-                details += f", best {study.scores[best]:.4f} at {latency_ms:.3f} ms"
-            line.update(f"budget {budget_ms:.4g} ms", study.tried / study.max_subnets, details)
+                score, best_ms = study.scores[study.best], study.history[-1].latency_ms
+                details += f", best {score:.4f} at {best_ms:.3f} ms"
+            line.update(f"limits {study.limits}", study.tried / study.max_subnets, details)
 
         result = edge.search(
             bundle,
             table,
             Path(args.data),
             budget=args.budget,
-            strategy=args.strategy,
+            limits=dict(_limit(text) for text in args.limit) or None,
+            strategy=_strategy(args.strategy),
             mode=args.mode,
             score=score,
             max_subnets=args.max_subnets,
@@ -168,7 +178,7 @@ def run(args: argparse.Namespace) -> int:
             threads=args.threads,
             seed=args.seed,
             path=out,
-            progress=told,
+            progress=show,
             force=args.force,
         )
     code = 130 if result.interrupted else 0
@@ -180,18 +190,46 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
+def _limit(text: str) -> tuple[str, str]:
+    """The resource and the bound of ``--limit``.
+
+    Raises:
+        UsageError: The text has another form.
+    """
+    name, sign, bound = text.partition("=")
+    if not sign:
+        raise UsageError(
+            "--limit has an unknown form",
+            expected="RESOURCE=BOUND, such as weight_bytes=70%",
+            got=repr(text),
+        )
+    return name.strip(), bound
+
+
+def _strategy(text: str) -> Strategy:
+    """The strategy of ``--strategy``, with its options.
+
+    Raises:
+        UsageError: The strategy or an option is unknown.
+    """
+    from fxelastic.edge.searching.study import strategy
+
+    name, values = options.with_options(text, "--strategy")
+    return options.made(strategy(name), values, f"strategy {name!r}")
+
+
 def read_table(path: str | None, folder: str, bundle: Bundle) -> LatencyTable:
     """Read the latency table.
 
     Raises:
-        UsageError: There is none, or it is of another bundle.
+        UsageError: The file does not exist, or holds a table of another bundle.
     """
     from fxelastic.spec.latency_table import LatencyTable
 
     file = Path(path) if path is not None else options.beside(folder, "latency")
     if not file.exists():
         raise UsageError(
-            f"there is no latency table {file}",
+            f"the latency table {file} does not exist",
             expected="the file that fxelastic profile wrote",
             got="no such file",
             fix=f"measure this device: fxelastic profile {folder}",
@@ -215,17 +253,18 @@ def report(bundle: Bundle, result: SearchResult, out: Path, code: int) -> dict[s
         "evaluations": {**vars(result.counts), "saved": result.counts.saved},
         "budgets": [
             {
-                "budget_ms": budget_ms,
+                "budget_ms": limits.get(LATENCY),
+                "limits": dict(limits),
                 "arch": str(best.arch),
-                "latency_ms": best.latency_ms,
+                **best.costs,
                 "accuracy": None if best.n_samples == 0 else best.accuracy,
                 "held_out_accuracy": best.held_out_accuracy,
                 "n_samples": best.n_samples,
                 "mark": mark,
                 "history": [vars(step) for step in history],
             }
-            for budget_ms, best, mark, history in zip(
-                result.budgets_ms, result.bests, result.marks, result.histories, strict=True
+            for limits, best, mark, history in zip(
+                result.limits, result.bests, result.marks, result.histories, strict=True
             )
         ],
     }
@@ -236,16 +275,16 @@ def sections(bundle: Bundle, table: LatencyTable, result: SearchResult, mode: st
     from fxelastic.spec.columns import aligned
 
     original_ms = table.predict_ms(bundle.space.original, mode)
-    rows = [("budget", "latency", "of original", "score", "held out", "blocks replaced", "subnet")]
-    for budget_ms, best, mark in zip(result.budgets_ms, result.bests, result.marks, strict=True):
+    rows = [("limits", "latency", "of original", "score", "held out", "blocks replaced", "subnet")]
+    for limits, best, mark in zip(result.limits, result.bests, result.marks, strict=True):
         specs = bundle.space.specs(best.arch)
         replaced = sum(spec.stop - spec.start for spec in specs if spec.kind != "original")
         held = best.held_out_accuracy
         rows.append(
             (
-                f"{budget_ms:.3f} ms",
-                f"{best.latency_ms:.3f} ms",
-                f"{best.latency_ms / original_ms:.0%}",
+                str(limits),
+                f"{best.ms:.3f} ms",
+                f"{best.ms / original_ms:.0%}",
                 "-" if best.n_samples == 0 else f"{best.accuracy:.4f}",
                 "-" if held is None else f"{held:.4f}",
                 f"{replaced} of {bundle.space.n_blocks}",

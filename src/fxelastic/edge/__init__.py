@@ -1,7 +1,7 @@
 """The device runtime: it opens a bundle that another machine exported.
 
-It runs where torch is not installed: nothing in here imports torch, not even inside a function.
-Every name below is loaded when it is first used.
+It runs without torch: nothing in here imports torch, not even inside a function. Every name below
+is loaded when it is first used.
 """
 
 from __future__ import annotations
@@ -12,20 +12,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fxelastic.edge.assembly import assemble
     from fxelastic.edge.bundle import Bundle, load
-    from fxelastic.edge.execution import Executor
+    from fxelastic.edge.executor import Executor
     from fxelastic.edge.pool import PoolEntry, SubnetPool
     from fxelastic.edge.profiling import profile
+    from fxelastic.edge.searching.options import SearchOptions
     from fxelastic.edge.searching.search import SearchResult, search
     from fxelastic.edge.serving.runtime import Runtime
     from fxelastic.edge.serving.serve import serve
     from fxelastic.spec.latency_table import LatencyTable
+    from fxelastic.spec.limits import Limits
 
 __all__ = [
     "Bundle",
     "Executor",
     "LatencyTable",
+    "Limits",
     "PoolEntry",
     "Runtime",
+    "SearchOptions",
     "SearchResult",
     "SubnetPool",
     "assemble",
@@ -42,11 +46,13 @@ _LAZY_NAMES = {
     "Bundle": "fxelastic.edge.bundle",
     "assemble": "fxelastic.edge.assembly",
     "load": "fxelastic.edge.bundle",
-    "Executor": "fxelastic.edge.execution",
+    "Executor": "fxelastic.edge.executor",
     "LatencyTable": "fxelastic.spec.latency_table",
+    "Limits": "fxelastic.spec.limits",
     "PoolEntry": "fxelastic.edge.pool",
     "SubnetPool": "fxelastic.edge.pool",
     "profile": "fxelastic.edge.profiling",
+    "SearchOptions": "fxelastic.edge.searching.options",
     "SearchResult": "fxelastic.edge.searching.search",
     "search": "fxelastic.edge.searching.search",
 }

@@ -1,4 +1,4 @@
-"""Refuse a path where what it holds is expected."""
+"""Errors for paths in the place of loaded objects."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 from fxelastic.errors import UsageError
 
-# Argument -> what is expected, and what reads it.
+# Argument -> the expected type, and the function that reads it.
 _READERS = {
     "bundle": ("a Bundle", "fxelastic.edge.load(path)"),
     "table": ("a LatencyTable", "fxelastic.edge.LatencyTable.load(path)"),
@@ -15,13 +15,13 @@ _READERS = {
 
 
 def refuse_paths(**arguments: object) -> None:
-    """Refuse arguments that are paths.
+    """Raise an error if an argument is a path.
 
     Args:
         **arguments: By name: ``bundle``, ``table`` or ``pool``.
 
     Raises:
-        UsageError: One is the path of a file or a folder; the message names what reads it.
+        UsageError: An argument is a path; the message names the function that reads it.
     """
     for name, value in arguments.items():
         if isinstance(value, (str, os.PathLike)):

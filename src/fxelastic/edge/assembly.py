@@ -26,21 +26,21 @@ _PRODUCER = "fxelastic"
 def assemble(bundle: Bundle, arch: Arch, path: str | os.PathLike[str]) -> Path:
     """Join the branches of a subnet into one ONNX file.
 
-    The model has the inputs of the original model by their names, those that the subnet does not
-    read too, and its results as outputs by the names in ``bundle.manifest.results``. What no
-    result depends on is left out; weights that branches share are stored once.
+    The model has all inputs of the original model by their names, even those that the subnet does
+    not read, and its results as outputs by the names in ``bundle.manifest.results``. Nodes that no
+    result depends on are left out; weights that branches share are stored once.
 
     Args:
         bundle: The bundle.
         arch: The subnet.
-        path: The file to write; one that is there is replaced in one step. Weights beyond 2 GiB go
+        path: The file to write; an existing one is replaced in one step. Weights beyond 2 GiB go
             to a second file next to it.
 
     Returns:
         The path.
 
     Raises:
-        UsageError: The arch is none of the bundle's search space, or the file can't be written.
+        UsageError: The arch is not in the bundle's search space, or the file can't be written.
         BundleError: A file of the bundle is damaged, or the joined model is not valid.
     """
     refuse_paths(bundle=bundle)
@@ -52,7 +52,7 @@ def join(bundle: Bundle, arch: Arch) -> onnx.ModelProto:
     """The model that `assemble` writes.
 
     Raises:
-        UsageError: The arch is none of the bundle's search space.
+        UsageError: The arch is not in the bundle's search space.
         BundleError: A file of the bundle is damaged.
     """
     specs = bundle.space.specs(arch)
@@ -64,7 +64,7 @@ def join(bundle: Bundle, arch: Arch) -> onnx.ModelProto:
             used.insert(0, spec.id)
             needed.update(segment.inputs)
     model = onnx.ModelProto(producer_name=_PRODUCER, ir_version=1)
-    # In place: a copy would take the memory of all weights again.
+    # In place: a copy would need the memory of all weights again.
     graph = model.graph
     graph.name = bundle.manifest.model.name or "subnet"
     names = _value_names(bundle)
@@ -74,7 +74,7 @@ def join(bundle: Bundle, arch: Arch) -> onnx.ModelProto:
         model.ir_version = max(model.ir_version, part.ir_version)
         _add_opsets(model, part, branch_id)
         segment = bundle.segment(branch_id)
-        # Only its interface: an inner value may be called as a value of another branch is.
+        # Only the interface: an inner value may have the name of a value of another branch.
         interface = {name: names[name] for name in (*segment.inputs, *segment.outputs)}
         rename_graph(part.graph, interface, f"{branch_id}/")
         graph.node.extend(part.graph.node)
@@ -85,7 +85,7 @@ def join(bundle: Bundle, arch: Arch) -> onnx.ModelProto:
     _remove_unused(graph)
     _share_initializers(graph)
     if not model.opset_import:
-        # Nothing but inputs and constants: the model computes nothing.
+        # The model has inputs and constants only.
         model.opset_import.add(version=bundle.manifest.backend.opset)
         model.ir_version = helper.find_min_ir_version_for(list(model.opset_import))
     return model
@@ -103,8 +103,8 @@ def _load(bundle: Bundle, branch_id: str) -> onnx.ModelProto:
         raise
     except Exception as e:  # protobuf's own error, and protobuf is not a library of this layer
         raise BundleError(
-            f"{segment.file} is no ONNX model",
-            expected="one",
+            f"{segment.file} is not an ONNX model",
+            expected="a file that onnx reads",
             got=f"{type(e).__name__}: {e}",
             fix="export the bundle again",
         ) from e
@@ -120,14 +120,14 @@ def _check_interface(bundle: Bundle, branch_id: str, part: onnx.ModelProto) -> N
         found = tuple(value.name for value in values)
         if found != expected:
             raise BundleError(
-                f"{segment.file} has other {what} than manifest.json lists for {branch_id!r}",
+                f"the {what} of {segment.file} are not those in manifest.json for {branch_id!r}",
                 expected=", ".join(expected) or "none",
                 got=", ".join(map(ascii, found)) or "none",
                 fix="export the bundle again",
             )
     if part.functions:
         raise BundleError(
-            f"{segment.file} has functions",
+            f"{segment.file} must not have functions",
             expected="a graph of operators",
             got=", ".join(ascii(function.name) for function in part.functions),
             fix="export the bundle again",
@@ -135,7 +135,7 @@ def _check_interface(bundle: Bundle, branch_id: str, part: onnx.ModelProto) -> N
 
 
 def _value_names(bundle: Bundle) -> dict[str, str]:
-    """Names in the model for the values of the bundle, by their names there."""
+    """The names of the bundle's values in the model, by their names in the bundle."""
     inputs = {value.name for value in bundle.inputs}
     reserved = inputs | {result.name for result in bundle.manifest.results}
     names = {
@@ -144,7 +144,7 @@ def _value_names(bundle: Bundle) -> dict[str, str]:
     }
     for result in bundle.manifest.results:
         value = bundle.values[result.value]
-        # A value takes the name of the first result that it is; the rest are copies.
+        # A value takes the name of its first result; further results are copies.
         if value.produced >= 0 and names[value.name] in (value.name, f"value/{value.name}"):
             names[value.name] = result.name
     return names
@@ -155,7 +155,7 @@ def _add_opsets(model: onnx.ModelProto, part: onnx.ModelProto, branch_id: str) -
     for opset in part.opset_import:
         if known.setdefault(opset.domain, opset.version) != opset.version:
             raise BundleError(
-                f"branch {branch_id!r} has another operator set than those before it",
+                f"the operator set of branch {branch_id!r} differs from the other branches",
                 expected=f"version {known[opset.domain]} of {opset.domain or 'ai.onnx'}",
                 got=f"version {opset.version}",
                 fix="export the bundle again",
@@ -166,7 +166,7 @@ def _add_opsets(model: onnx.ModelProto, part: onnx.ModelProto, branch_id: str) -
 
 
 def _add_interface(graph: onnx.GraphProto, bundle: Bundle, names: Mapping[str, str]) -> None:
-    """Declare inputs and outputs, and compute the results that no branch computes as such."""
+    """Declare inputs and outputs, and add nodes for results that no branch has by name."""
     for value in bundle.inputs:
         graph.input.append(_declare(value.name, value))
     for result, value in zip(bundle.manifest.results, bundle.outputs, strict=True):
@@ -212,7 +212,7 @@ def _remove_unused(graph: onnx.GraphProto) -> None:
 
 
 def _reads(nodes: Sequence[onnx.NodeProto]) -> set[str]:
-    """Names that nodes read, in their subgraphs too; inner names among them do no harm."""
+    """Names that nodes read, including their subgraphs; some may be inner names."""
     names: set[str] = set()
     for node in nodes:
         names.update(node.input)

@@ -1,4 +1,4 @@
-"""Time branches where they run: between others, in random subnets."""
+"""Time branches between others, in random subnets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fxelastic.edge.execution import FIRST_RUNS, Array, Executor, State
+from fxelastic.edge.executor import FIRST_RUNS, Array, Executor, State
 from fxelastic.edge.stopwatch import Stopwatch, low_quartile, quartile_interval
 from fxelastic.errors import BundleError
 from fxelastic.spec import Arch, BranchSpec
@@ -22,17 +22,17 @@ class BranchTiming:
     A branch that runs alone again and again finds its weights and inputs in the caches. In a
     subnet its weights are cold and its input is warm, as it is here: the branches of one pass are
     timed each, and the pass as a whole. Passes go through the branches with the fewest samples,
-    so that all get about as many, spread over the whole time: what slows the machine for a while
-    slows some samples of each.
+    so that all get about the same number, spread over the whole time: if the machine is slow for a
+    while, some samples of each branch are slow.
 
     Attributes:
         executor: Runs the branches.
         inputs: The model's inputs.
-        seed: Of the order.
-        finite: Whether the originals give finite values for the inputs, so that others must.
+        seed: Seed of the order.
+        finite: Whether the originals return finite values for the inputs, so that others must, too.
         watch: Times the branches.
-        samples_ms: What was timed, by branch id.
-        activation_bytes: What each branch reads and gives, by id.
+        samples_ms: The measured times, by branch id.
+        activation_bytes: The size of the values that each branch reads and writes, by id.
     """
 
     executor: Executor
@@ -56,18 +56,18 @@ class BranchTiming:
         until_s: float,
         progress: Callable[[float], None] | None = None,
     ) -> None:
-        """Time until every branch is known well enough, or the time is over.
+        """Time branches until the confidence intervals are narrow, or the time is over.
 
         Args:
             n_samples: Samples of a branch, at least.
             tolerance: Go on, up to four times as many samples, where half the width of the lower
                 quartile's 95 % confidence interval is more than this share of it.
             until_s: When to end, by the stopwatch; every branch gets three samples before.
-            progress: Called with the share that is done after each pass.
+            progress: Called after each pass with the share that is done.
 
         Raises:
-            BundleError: A branch can't be run, or gives values that are not finite though its
-                inputs are.
+            BundleError: A branch can't be run, or returns values that are not finite for finite
+                inputs.
         """
         while True:
             wanting = [
@@ -82,7 +82,7 @@ class BranchTiming:
                 progress(done / (n_samples * len(self.samples_ms)))
 
     def time(self, arch: Arch) -> float:
-        """Run a subnet once, and note what each branch took; returns the whole in ms."""
+        """Run a subnet once, and record the time of each branch; returns the total in ms."""
         executor = self.executor
         state = executor.start(self.inputs)
         total_ms = 0.0
@@ -105,7 +105,7 @@ class BranchTiming:
         return total_ms
 
     def row(self, branch: str) -> BranchLatency:
-        """What is known of a branch."""
+        """The measurements of a branch."""
         samples = self.samples_ms[branch]
         median, high = np.percentile(samples, (50, 75))
         return BranchLatency(
@@ -118,7 +118,7 @@ class BranchTiming:
         )
 
     def _is_fresh(self, branch: str) -> bool:
-        """Whether a branch's session has not run yet; makes it."""
+        """Whether a branch's session has not run yet; makes the session."""
         before = self.executor.n_loaded
         self.executor.session(branch)
         if self.executor.n_loaded == before and branch in self._warm:
@@ -135,7 +135,7 @@ class BranchTiming:
         return high - low > 2 * tolerance * quartile
 
     def _through(self, branch: str) -> Arch:
-        """A subnet with this branch, of those with few samples elsewhere."""
+        """A subnet with this branch, and with branches of few samples elsewhere."""
         space = self.executor.bundle.space
         spec = space.by_id[branch]
         before = self._walk(0, spec.start)
@@ -145,7 +145,7 @@ class BranchTiming:
         chosen: list[str] = []
         while start < stop:
             options = [s for s in self.executor.bundle.space.starting_at[start] if s.stop <= stop]
-            # Every block has its original, so that there is always an option.
+            # Every block has its original, so there is always an option.
             spec = min(options, key=self._urgency)
             chosen.append(spec.id)
             start = spec.stop
@@ -158,7 +158,7 @@ class BranchTiming:
         segment = self.executor.bundle.segment(branch)
         if self.finite and _finite(before, segment.inputs) and not _finite(after, segment.outputs):
             raise BundleError(
-                f"branch {branch!r} ({segment.file}) gives values that are not finite",
+                f"branch {branch!r} ({segment.file}) returns values that are not finite",
                 expected="finite values for finite inputs",
                 got="NaN or infinity",
                 fix="train or calibrate the supernet again, and export it",

@@ -1,4 +1,4 @@
-"""A bundle on disk: everything that is read from it is verified first."""
+"""A bundle on disk: every file is verified before it is used."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _MAX_MANIFEST_BYTES = 2**28
 def load(path: str | os.PathLike[str]) -> Bundle:
     """Open a bundle.
 
-    The manifest is verified here, and that each of its files is there with its size. A file's
-    bytes are verified when it is first read.
+    This verifies the manifest, and that each file exists with its size. The bytes of a file are
+    verified when it is first read.
 
     Args:
         path: The bundle's folder.
@@ -40,16 +40,16 @@ def load(path: str | os.PathLike[str]) -> Bundle:
         The bundle.
 
     Raises:
-        UsageError: There is no such folder.
-        BundleError: The folder holds no bundle, or a damaged one; the message names the file and
-            the field.
+        UsageError: The folder does not exist.
+        BundleError: The folder does not hold a bundle, or a damaged one; the message names the
+            file and the field.
     """
     if not isinstance(path, (str, os.PathLike)):
-        raise UsageError("a bundle is loaded by its path", expected="a path", got=repr(path))
+        raise UsageError("path must be a path", expected="a str or a Path", got=repr(path))
     folder = Path(path)
     if not folder.is_dir():
         raise UsageError(
-            f"there is no bundle {folder}",
+            f"the bundle {folder} does not exist",
             expected="a folder that fxelastic.export wrote",
             got="no folder" if not folder.exists() else "a file",
             fix="fxelastic-export MODEL OUT writes one",
@@ -62,20 +62,20 @@ def load(path: str | os.PathLike[str]) -> Bundle:
 
 
 def reopen(folder: Path, digest: str) -> Bundle:
-    """Open a bundle that another process has loaded; nothing but its manifest is looked at.
+    """Open a bundle that another process has verified; this reads its manifest only.
 
     Args:
         folder: The bundle's folder.
-        digest: The digest that it had.
+        digest: Its digest then.
 
     Raises:
-        BundleError: Another bundle lies there now, or none.
+        BundleError: The folder now holds another bundle, or none.
     """
     data = _read(folder, FileInfo(MANIFEST_NAME, -1, ""))
     found = hashlib.sha256(data).hexdigest()
     if found != digest:
         raise BundleError(
-            f"the bundle {folder} is another one than was loaded",
+            f"the bundle {folder} has changed since it was loaded",
             expected=f"sha256 {digest} of {MANIFEST_NAME}",
             got=f"sha256 {found}",
             fix="load the bundle again, with its table and pool; export to a folder of its own",
@@ -84,13 +84,13 @@ def reopen(folder: Path, digest: str) -> Bundle:
 
 
 def files_in(folder: Path) -> frozenset[str] | None:
-    """The files that the manifest in a folder lists, and itself; none of them is looked at.
+    """The files that the manifest in a folder lists, and the manifest; none is read.
 
     Args:
         folder: Any folder.
 
     Returns:
-        Their paths relative to it, or None where it has no manifest that can be read.
+        Their paths relative to the folder; None where it has no readable manifest.
     """
     try:
         data = _read(folder, FileInfo(MANIFEST_NAME, -1, ""))
@@ -103,14 +103,14 @@ def files_in(folder: Path) -> frozenset[str] | None:
 class Bundle:
     """A model's branches as files, ready to be run without torch.
 
-    A subnet is run by running the branches of an arch in order over named values: begin with the
-    inputs and `constants`, feed each branch the values that it names, add its outputs, and drop a
-    value after the block that `last_read` says. `result` then gives what the model gives.
+    To run a subnet, run the branches of an arch in order over named values: begin with the inputs
+    and `constants`, feed each branch its inputs, add its outputs, and drop a value after the block
+    in `last_read`. `result` then returns what the model returns.
 
     Attributes:
         path: The folder.
-        manifest: What its ``manifest.json`` says.
-        digest: Sha256 of the bytes of ``manifest.json``: it stands for the whole bundle.
+        manifest: Its ``manifest.json``.
+        digest: Sha256 of the bytes of ``manifest.json``, which identifies the whole bundle.
         space: The search space.
         inputs: The model's inputs in order.
         outputs: The values that are the model's flat results, in order; one may come twice.
@@ -121,7 +121,7 @@ class Bundle:
     """
 
     def __init__(self, path: Path, manifest: Manifest, digest: str) -> None:
-        """See `load`, which verifies what this is built from."""
+        """See `load`, which verifies the arguments."""
         self.path = path
         self.manifest = manifest
         self.digest = digest
@@ -142,7 +142,7 @@ class Bundle:
         """A branch's file, and the values that it reads and computes.
 
         Raises:
-            UsageError: There is no such branch.
+            UsageError: The bundle has no such branch.
         """
         if branch_id not in self._segments:
             raise UsageError(
@@ -155,12 +155,12 @@ class Bundle:
     def read(self, branch_id: str) -> bytes:
         """A branch's ONNX file, verified.
 
-        Tensors that the file refers to in files of their own are not in it: where
-        ``segment(branch_id).data`` is not empty, use `model_path`.
+        Tensors in files of their own are not in it: where ``segment(branch_id).data`` is not
+        empty, use `model_path`.
 
         Raises:
-            UsageError: There is no such branch.
-            BundleError: The file is missing or not what the manifest says.
+            UsageError: The bundle has no such branch.
+            BundleError: The file is missing or damaged.
         """
         segment = self.segment(branch_id)
         data = _read(self.path, segment.model)
@@ -168,17 +168,17 @@ class Bundle:
         return data
 
     def model_path(self, branch_id: str, pace: Pace = at_once) -> Path:
-        """Path of a branch's ONNX file; it and all files that it refers to are verified.
+        """Path of a branch's ONNX file; the file and all files that it refers to are verified.
 
         A file is hashed again only when it has changed on disk.
 
         Args:
             branch_id: The branch.
-            pace: Called after each piece of work with the seconds that it took: may wait.
+            pace: Called after each piece of work with the seconds that it took; it may wait.
 
         Raises:
-            UsageError: There is no such branch.
-            BundleError: A file is missing or not what the manifest says.
+            UsageError: The bundle has no such branch.
+            BundleError: A file is missing or damaged.
         """
         segment = self.segment(branch_id)
         self._verify_once(segment.model, segment, pace)
@@ -190,7 +190,7 @@ class Bundle:
         """Path of one of the files in ``manifest.data``, verified as `model_path` does.
 
         Raises:
-            BundleError: It is missing or not what the manifest says.
+            BundleError: It is missing or damaged.
         """
         self._verify_once(self.files[path], None)
         return self.path / path
@@ -199,7 +199,7 @@ class Bundle:
         """Read and verify every file.
 
         Raises:
-            BundleError: One is missing or not what the manifest says.
+            BundleError: A file is missing or damaged.
         """
         for segment in self.manifest.segments:
             self.read(segment.id)
@@ -211,7 +211,7 @@ class Bundle:
         """Results that depend on no input, by the name of their value.
 
         Raises:
-            BundleError: A file is missing or not what the manifest says.
+            BundleError: A file is missing or damaged.
         """
         return {
             value.name: self._constant(value, self.files[value.constant])
@@ -221,7 +221,7 @@ class Bundle:
 
     @cached_property
     def structure_digest(self) -> str:
-        """Digest of what decides latencies: equal for bundles that differ in weights alone.
+        """Digest of everything that decides latencies: equal for bundles that differ in weights.
 
         The first access reads every ONNX file; see `fxelastic.edge.structure_digest`.
 
@@ -236,7 +236,7 @@ class Bundle:
         """What the model returns, from the values after the last branch.
 
         Args:
-            values: By name; constants need not be among them.
+            values: The values by name; constants may be left out.
 
         Returns:
             Arrays in tuples, lists and dictionaries; other objects are dictionaries here.
@@ -274,7 +274,7 @@ class Bundle:
 
 
 def _stat(folder: Path, file: FileInfo) -> os.stat_result:
-    """The state of a file that is a plain one of the listed size, reached over no link."""
+    """The state of a file; it must be a plain one of the listed size, not reached by a link."""
     where = folder
     for part in file.path.split("/"):
         where = where / part
@@ -285,15 +285,15 @@ def _stat(folder: Path, file: FileInfo) -> os.stat_result:
         if stat.S_ISLNK(found.st_mode):
             raise _damaged(file, "is a link", "a file of the bundle", f"a link, {where.name}")
     if not stat.S_ISREG(found.st_mode):
-        raise _damaged(file, "is no file", "a file", "a folder or a device")
+        raise _damaged(file, "is not a file", "a file", "a folder or a device")
     if file.size_bytes not in (-1, found.st_size):
-        expected = f"{file.size_bytes} bytes, as size_bytes in {MANIFEST_NAME} says"
+        expected = f"{file.size_bytes} bytes, as in {MANIFEST_NAME}"
         raise _damaged(file, "has another size", expected, f"{found.st_size} bytes")
     return found
 
 
 def _read(folder: Path, file: FileInfo) -> bytes:
-    """The bytes of a file that are what the manifest says."""
+    """The verified bytes of a file."""
     size = _stat(folder, file).st_size
     if file.path == MANIFEST_NAME and size > _MAX_MANIFEST_BYTES:
         raise _damaged(file, "is too large", f"at most {_MAX_MANIFEST_BYTES} bytes", f"{size}")
@@ -307,10 +307,10 @@ def _read(folder: Path, file: FileInfo) -> bytes:
 
 
 def _hash(folder: Path, file: FileInfo, pace: Pace = at_once) -> bool:
-    """Verify a file that need not fit into memory.
+    """Verify a file piece by piece.
 
     Returns:
-        Whether it may refer to other files.
+        Whether the file may refer to others.
     """
     _stat(folder, file)
     digest = hashlib.sha256()
@@ -318,7 +318,7 @@ def _hash(folder: Path, file: FileInfo, pace: Pace = at_once) -> bool:
     try:
         for piece in pieces(folder / file.path, pace):
             digest.update(piece)
-            # The word may lie across a border.
+            # The word may cross a border between pieces.
             refers = refers or REFERENCE in last[-len(REFERENCE) :] + piece
             last = piece
     except OSError as e:
@@ -332,7 +332,7 @@ def _check_digest(file: FileInfo, digest: str) -> None:
         raise _damaged(
             file,
             "has other bytes",
-            f"sha256 {file.sha256}, as {MANIFEST_NAME} says",
+            f"sha256 {file.sha256}, as in {MANIFEST_NAME}",
             f"sha256 {digest}",
         )
 

@@ -1,4 +1,4 @@
-"""Files, read and digested little by little."""
+"""Files, read and hashed piece by piece."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 Pace: TypeAlias = Callable[[float], None]
 
-# This much takes about 0.1 ms.
+# A piece takes about 0.1 ms.
 _PIECE_BYTES = 2**16
 
 
@@ -23,7 +23,7 @@ def pieces(path: Path, pace: Pace = at_once) -> Iterator[bytes]:
 
     Args:
         path: The file.
-        pace: Called after each piece with the seconds that it took, with what was done with it.
+        pace: Called after each piece with the seconds that it and its processing took.
 
     Raises:
         OSError: The file can't be read.

@@ -1,4 +1,4 @@
-"""What an ONNX file refers to outside of itself."""
+"""References of an ONNX file to other files."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Any
 from fxelastic.errors import BundleError
 from fxelastic.spec.segment import Segment
 
-#: The key of a reference. Most files have none, and need not be parsed.
+#: The key of a reference. Files without it need not be parsed.
 REFERENCE = b"location"
 
 
 def check_external_data(data: bytes, segment: Segment) -> None:
-    """Refuse an ONNX file that reads other files than the manifest lists for it.
+    """Check that an ONNX file refers to the files that the manifest lists for it.
 
     Args:
         data: The bytes of the segment's ONNX file.
-        segment: What the manifest says.
+        segment: Its entry in the manifest.
 
     Raises:
-        BundleError: The bytes are no ONNX model, or refer to other files.
+        BundleError: The bytes are not an ONNX model, or refer to other files.
     """
     if not segment.data and REFERENCE not in data:
         return
     found = sorted(set(_references(data, segment)))
     if found != sorted(segment.data):
         raise BundleError(
-            f"{segment.file} refers to other files than manifest.json lists for {segment.id!r}",
+            f"the files that {segment.file} refers to are not those in manifest.json",
             expected=", ".join(segment.data) or "none",
             got=", ".join(map(ascii, found)) or "none",
             fix="export the bundle again",
@@ -42,7 +42,9 @@ def _references(data: bytes, segment: Segment) -> Iterator[str]:
     try:
         model = onnx.ModelProto.FromString(data)
     except Exception as e:  # protobuf's own error, and protobuf is not a library of this layer
-        raise BundleError(f"{segment.file} is no ONNX model", expected="one", got=str(e)) from e
+        raise BundleError(
+            f"{segment.file} is not an ONNX model", expected="a file that onnx reads", got=str(e)
+        ) from e
     folder = posixpath.dirname(segment.file)
     tensors = list(_graph_tensors(model.graph))
     for function in model.functions:

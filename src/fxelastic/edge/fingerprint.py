@@ -1,4 +1,4 @@
-"""What tells one device from another, as far as latencies go."""
+"""The properties of a device that decide latencies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rename what is in an ONNX graph."""
+"""Rename values and nodes of an ONNX graph."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import onnx
 
 
 def rename_graph(graph: onnx.GraphProto, names: Mapping[str, str], prefix: str) -> None:
-    """Rename every value and node of a graph in place, those of its subgraphs too.
+    """Rename every value and node of a graph and its subgraphs in place.
 
     Args:
         graph: The graph.
         names: New names for values.
-        prefix: Goes before the name of each value that ``names`` lacks, and of each node.
+        prefix: Precedes the name of each value that ``names`` lacks, and of each node.
     """
 
     def new(name: str) -> str:
-        # An empty name is an optional operand that is not given.
+        # An empty name is an optional operand that is left out.
         return names.get(name, f"{prefix}{name}") if name else name
 
     for value in (*graph.input, *graph.output, *graph.value_info):
@@ -30,7 +30,7 @@ def rename_graph(graph: onnx.GraphProto, names: Mapping[str, str], prefix: str) 
     for annotation in graph.quantization_annotation:
         annotation.tensor_name = new(annotation.tensor_name)
     for node in graph.node:
-        # Many nodes may go without a name, but no two may have the same.
+        # Nodes may have no name, but no two may have the same.
         node.name = f"{prefix}{node.name}" if node.name else ""
         node.input[:] = [new(name) for name in node.input]
         node.output[:] = [new(name) for name in node.output]

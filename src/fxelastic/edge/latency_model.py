@@ -1,4 +1,4 @@
-"""From what branches take to what whole subnets take."""
+"""Predict the latency of whole subnets from the latencies of branches."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from fxelastic.spec import Arch, SearchSpace
 from fxelastic.spec.costs import BranchCosts, ModelError
 from fxelastic.spec.latency_table import BranchLatency
 
-#: How far a branch's own correction is expected to go, as a share of its time.
+#: The expected size of a branch's own correction, as a share of its time.
 _BRANCH_SPREAD = 0.05
-#: How far the common corrections are expected to go: of the times' scale, and of each other term
-#: as a share of the original's time, summed over all its branches.
+#: The expected size of the common corrections: of the times' scale, and of each other term as a
+#: share of the original's time, summed over all its branches.
 _SCALE_SPREAD, _TERM_SPREAD = 0.5, 0.3
-#: The least that a branch costs, as a share of its time: one without operations, as a skip, takes a
-#: call when run by itself and nothing inside one model. And how much of the quickest subnet's
-#: branches a negative constant may take away.
+#: The least cost of a branch, as a share of its time: a branch without operations, such as a skip,
+#: takes a call when run by itself and nothing inside one model. And the most that a negative
+#: constant may take off the quickest subnet's branches.
 _LEAST, _LEAST_IDLE, _MOST_SAVED = 0.05, 0.001, 0.7
-#: How much of the time that a branch's work takes at the best rate of any branch it costs at least.
+#: The least cost of a branch, as a share of the time of its work at the best rate of any branch.
 _BOUND = 0.5
-_ROUNDS = 20  # in which costs that would be below the least are found
-#: A subnet that is this many times its noise off the fit was disturbed, and counts less.
+_ROUNDS = 20  # in which costs below the least are found
+#: A subnet that is off the fit by this many times its noise was disturbed, and counts less.
 _OUTLIER = 2.5
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A subnet with what it took.
+    """A measured subnet.
 
     Attributes:
         arch: The subnet.
@@ -53,27 +53,28 @@ def fit_mode(
     """Correct the sum of branches by measured subnets.
 
     A subnet takes ``a + Σ_b (s·t_b + c + c'·[computes] + d·bytes_b + e·flops_b + u_b·t_b)``: the
-    branches' own times ``t_b`` scaled; a cost for each branch, for each that computes, for what it
-    reads and gives and for its operations, as one model saves calls, copies and changes of layout
-    between branches; a constant; and a correction of each branch by itself. All are expected to be
-    small: least squares with a Gaussian prior around the plain sum, so that few subnets suffice. A
-    branch that none of them has is corrected as one that they have. Each branch costs a share of
-    its time at least, and what its work takes by `work_bounds`; those that would cost less are
-    given that, and the others solved for again. Subnets that the fit is far off, for their noise,
-    were disturbed: they count less, and the fit is made again. The result is additive by branch.
-    Measurements under a load may give a constant so far below 0 that the quickest subnet would take
-    next to nothing, or a subnet less than its branches' bounds: then there is none.
+    branches' own times ``t_b`` scaled; a cost for each branch, for each that computes, for the
+    bytes that it reads and writes and for its operations, as one model saves calls, copies and
+    changes of layout between branches; a constant; and a correction of each branch by itself. All
+    are expected to be small: least squares with a Gaussian prior around the plain sum, so that few
+    subnets suffice. A
+    branch that no measured subnet has is corrected like the others. Each branch costs a share of
+    its time at least, and at least its `work_bounds`; branches below that are set to it, and the
+    others are solved for again. Subnets that are far off the fit, relative to their noise, were
+    disturbed: they count less, and the fit is repeated. The result is additive by branch.
+    Measurements under a load may lead to a constant so far below 0 that the quickest subnet would
+    take almost no time, or a subnet less than its branches' bounds: then the constant is 0.
 
     Args:
         space: The subnets.
-        rows: What was measured of each branch.
-        fitted: Subnets to fit to; with none, the plain sum is the model.
-        held_out: Subnets to tell the error on.
-        original: The original, timed in turns with the others. It is fitted to where others are,
-            and errors are of shares of its latency. Without it they are of latencies.
+        rows: The measurements of each branch.
+        fitted: Subnets to fit to; without any, the plain sum is the model.
+        held_out: Subnets to compute the error on.
+        original: The original, timed in turns with the others. It is fitted to as well, and errors
+            are of shares of its latency; without it they are of latencies.
 
     Returns:
-        The costs, above 0 where the branch's time is, and the error.
+        The costs, above 0 where the branch's time is above 0, and the error.
     """
     bounds = work_bounds(space, rows)
     if fitted and original is not None:
@@ -92,10 +93,10 @@ def fit_mode(
 
 
 def work_bounds(space: SearchSpace, rows: Mapping[str, BranchLatency]) -> dict[str, float]:
-    """The least that each branch takes inside a subnet, in ms.
+    """A lower bound on what each branch takes inside a subnet, in ms.
 
-    Half of what its operations or its bytes take at the highest rate that any branch of the table
-    reached; 0 for branches without operations, which may vanish inside one model.
+    Half of the time of its operations or its bytes at the highest rate of any branch in the table;
+    0 for branches without operations, which may vanish inside one model.
     """
     flops = {name: float(space.by_id[name].flops) for name in rows}
     n_bytes = {name: float(row.weight_bytes + row.activation_bytes) for name, row in rows.items()}
@@ -116,7 +117,7 @@ def work_bounds(space: SearchSpace, rows: Mapping[str, BranchLatency]) -> dict[s
 def model_error(
     model: BranchCosts, measured: Sequence[Measured], original: Measured | None = None
 ) -> ModelError:
-    """How far a model is from subnets that were measured.
+    """The error of a model on measured subnets.
 
     Args:
         model: The model.
@@ -139,7 +140,7 @@ def _fit(
     bounds: Mapping[str, float],
     constant: float,
 ) -> BranchCosts:
-    """Fit with a prior of the constant, as a share of a subnet's time; with 0 it is 0."""
+    """Fit with a prior of the constant, as a share of a subnet's time; 0 for no constant."""
     names = list(rows)
     costs = np.array([rows[name].ms for name in names])
     overhead = 0.0
@@ -168,7 +169,7 @@ def _solve(problem: _Problem, least: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 class _Problem:
-    """Which corrections of the branches' times explain the measured subnets."""
+    """Finds corrections of the branches' times that explain the measured subnets."""
 
     def __init__(
         self,
@@ -188,7 +189,7 @@ class _Problem:
         self._times = times = np.array([rows[name].ms for name in names])
         flops = np.array([space.by_id[name].flops for name in names], float)
         n_bytes = np.array([rows[name].activation_bytes for name in names], float)
-        # No branch is corrected by more than those that were seen: beyond them nothing is known.
+        # No branch is corrected by more than the measured ones: corrections are not extrapolated.
         seen = self._counts.any(axis=0)
         flops, n_bytes = (np.minimum(x, x[seen].max(initial=0.0)) for x in (flops, n_bytes))
         works = (times > 0.02 * times.max()).astype(float)
@@ -202,9 +203,9 @@ class _Problem:
         )
 
     def weigh_down_outliers(self, overhead: float, costs: np.ndarray) -> bool:
-        """Let subnets that a fit is far off count less; returns whether there are any."""
+        """Reduce the weight of subnets that are far off a fit; returns whether there are any."""
         off = np.abs(overhead + self._counts @ costs - self._actual) / self._actual
-        # The fit itself is off everywhere by more than the noise where times do not add up.
+        # Where times do not add up, the fit is off by more than the noise everywhere.
         allowed = _OUTLIER * np.maximum(self._noise, np.median(off))
         self._noise = self._noise * np.maximum(1.0, off / allowed) ** 2
         return bool((off > allowed).any())
@@ -213,7 +214,7 @@ class _Problem:
         """The constant, and the branches' costs.
 
         Args:
-            given: The costs that are known, NaN for those to be found.
+            given: The known costs, NaN for those to be found.
         """
         free = np.isnan(given)
         weight = 1 / (self._noise * self._actual)

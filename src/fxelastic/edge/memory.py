@@ -1,4 +1,4 @@
-"""The memory that this process takes, and a limit to what it grows by."""
+"""The memory of this process, and a limit on its growth."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def resident_bytes() -> int:
 
 
 def give_back() -> None:
-    """Return to the system what was freed, where the C library can: glibc keeps it otherwise.
+    """Return freed memory to the system, if the C library can: glibc keeps it otherwise.
 
     After the sessions of 67 branches were closed, a process had 72 MiB more than before them, and
     after this 68 MiB less.
@@ -28,17 +28,17 @@ def give_back() -> None:
 
 
 class GrowthLimit:
-    """How much this process may grow by from now on, whatever it takes memory for.
+    """A limit on the growth of this process from now on.
 
-    Counting what weights take misses most of it: what onnxruntime allocates for activations was 2
-    MiB for each branch of a MobileNetV2 at batch size 1, and 5 for each of a ResNet-50.
+    Counting weights alone misses most of it: for activations, onnxruntime allocated 2 MiB for each
+    branch of a MobileNetV2 at batch size 1, and 5 MiB for each of a ResNet-50.
 
     Attributes:
-        n_bytes: How much, in bytes.
+        n_bytes: The limit, in bytes.
     """
 
     def __init__(self, n_bytes: int) -> None:
-        """Count from what the process takes now.
+        """Count from the present size of the process.
 
         Args:
             n_bytes: See the attribute.
@@ -47,11 +47,11 @@ class GrowthLimit:
         self.begin()
 
     def begin(self) -> None:
-        """Count from what it takes now."""
+        """Count from the present size."""
         self._begin_bytes = resident_bytes()
 
     def has_room(self, n_bytes: int = 0) -> bool:
-        """Whether it can grow by so much more; gives back what is free, if need be."""
+        """Whether the process may grow by so many bytes; returns free memory if necessary."""
         if self._grown() + n_bytes <= self.n_bytes:
             return True
         give_back()

@@ -25,8 +25,8 @@ def write_model(
 
     Args:
         model: The model; its weights may be moved out of it.
-        path: The file; one that is there is replaced in one step.
-        what: What the model is, for messages.
+        path: The file; an existing one is replaced in one step.
+        what: A name for the model, for messages.
         max_file_bytes: The largest file without external data.
 
     Returns:
@@ -48,7 +48,7 @@ def write_model(
         else:
             _write_outside(model, temporary)
             _check(os.fspath(temporary), what)
-        # The model last: it names the file with its weights, whose name tells its contents.
+        # The model last: it refers to the file with its weights, which is named by its contents.
         for file in sorted(folder.iterdir(), key=lambda file: file == temporary):
             sync(file)
             file.replace(path.parent / file.name)
@@ -74,8 +74,8 @@ def _check(model: onnx.ModelProto | str, what: str) -> None:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:
         raise BundleError(
-            f"{what} is no valid ONNX model",
-            expected="what onnx.checker accepts",
+            f"{what} is not a valid ONNX model",
+            expected="a model that onnx.checker accepts",
             got=str(e),
             fix="please report it, with the bundle's manifest.json",
         ) from e

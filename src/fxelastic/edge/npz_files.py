@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fxelastic.edge.execution import Array
+from fxelastic.edge.executor import Array
 from fxelastic.errors import UsageError
 
 T = TypeVar("T")
@@ -18,7 +18,7 @@ def read_npz(path: Path) -> dict[str, Array]:
     """All arrays of a file. Nothing is unpickled: a data file runs no code.
 
     Raises:
-        UsageError: It can't be read, or is no such file.
+        UsageError: The file can't be read, or is not an ``.npz`` file.
     """
     return _read(path, lambda file: {name: file[name] for name in file.files})
 
@@ -39,8 +39,7 @@ def _read(path: Path, reading: Callable[[Any], T]) -> T:
     except MemoryError:
         raise
     except Exception as e:
-        # A file that is cut off or damaged raises errors of zipfile, zlib, struct or numpy, which
-        # have nothing in common.
+        # Damaged files raise errors of zipfile, zlib, struct or numpy, without a common class.
         raise UsageError(
             f"{path} can't be read",
             expected="an .npz file of arrays, as numpy.savez writes",

@@ -19,15 +19,15 @@ from fxelastic.edge.arguments import refuse_paths
 from fxelastic.edge.branch_timing import BranchTiming
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.bundle_costs import bundle_costs
-from fxelastic.edge.execution import Array, Executor, check_inputs
+from fxelastic.edge.executor import Array, Executor, check_inputs
 from fxelastic.edge.fingerprint import fingerprint
 from fxelastic.edge.latency_model import Measured, fit_mode
-from fxelastic.edge.made_up_inputs import sound_inputs
 from fxelastic.edge.memory import GrowthLimit, resident_bytes
 from fxelastic.edge.searching.data import batch_of
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.edge.stopwatch import Stopwatch, processor_time_is_exact
 from fxelastic.edge.subnet_timing import SubnetTimer
+from fxelastic.edge.synthetic_inputs import sound_inputs
 from fxelastic.errors import UsageError
 from fxelastic.files import replace_file
 from fxelastic.spec import Arch
@@ -45,11 +45,11 @@ from fxelastic.spec.resources import LATENCY
 PARTIAL = "fxelastic.latency-samples/1"
 # For choosing subnets of certain costs, and for solving for corrections.
 _COMPUTING_BYTES = 2**24
-# Of the time budget: what is planned with, and the end of the branches; of the time that is left
-# then, the end of each mode's subnets.
+# Shares of the time budget: the planned time, and the end of the branches; and shares of the time
+# that is left then: the end of each mode's subnets.
 _PLANNED, _BRANCHES = 0.95, 0.4
 _SUBNETS = {"assembled": 0.7, "paged": 1.0}
-# Beyond this standard error in the median of whole subnets, their times tell too little.
+# Beyond this standard error in the median of whole subnets, their times are too uncertain.
 _MOST_NOISE = 0.06
 
 logger = logging.getLogger(__name__)
@@ -74,13 +74,13 @@ def profile(
 ) -> LatencyTable:
     """Measure how long each branch takes on this device, and how that adds up.
 
-    Branches are timed inside random subnets, as often as needed. A few assembled subnets then
-    correct the sum of the branches, and others tell the error that is left. Where that error is
-    large, or the samples vary too much, the table is marked unusable, and searches refuse it.
+    Branches are timed inside random subnets, as often as necessary. A few assembled subnets then
+    correct the sum of the branches, and others show the remaining error. If that error is large,
+    or the samples vary too much, the table is marked unusable, and searches raise an error.
 
-    Where other processes keep the cores busy, one thread is used whatever ``threads`` says, and its
-    processor time is taken: the share of the original's latency that a subnet takes can be measured
-    so, how fast several idle cores would be can't. The table's ``threads`` and ``clock`` tell.
+    If other processes keep the cores busy, one thread is used whatever ``threads`` is, and its
+    processor time is measured: that gives the share of the original's latency that a subnet takes,
+    but not the speed of several idle cores. The table records ``threads`` and ``clock``.
 
     Call it in a process that has not imported torch, as ``fxelastic profile`` does.
 
@@ -89,20 +89,20 @@ def profile(
         batch_size: Samples of a run; by default 1, or what the model's batch size is fixed to.
         threads: Threads to compute with; 0 for one for each core.
         providers: Onnxruntime's execution providers, the preferred one first.
-        inputs: What to run on: ``batch_size`` samples for each of the bundle's inputs, by name.
-            Without them they are made up, which may not do where times depend on values.
-        n_samples: Runs of each branch, at least.
-        n_subnets: Subnets that the sum is corrected by, for each mode; 0 for none.
+        inputs: The inputs to run on: ``batch_size`` samples for each of the bundle's inputs, by
+            name. None for synthetic ones, which may be unsuitable if times depend on values.
+        n_samples: The least number of runs of each branch.
+        n_subnets: Subnets that correct the sum, for each mode; 0 for none.
         n_held_out: Subnets that the error is measured on, for each mode.
-        time_budget_s: End within this time, and a tenth of it: with fewer runs, then with fewer
-            whole subnets or none: without any, the table is marked unusable. At least, it takes
-            what it takes to load each branch and run it five times.
-        memory_bytes: What the process may grow by, besides what one batch takes. Where two
-            subnets do not fit into it, whole subnets are not measured.
-        path: A file for what was measured so far. Where it is there, of the same bundle and
-            settings, the measurement goes on from it; it is removed at the end.
-        seed: Of the subnets and their order.
-        progress: Called with what is being done, and the share of it that is done.
+        time_budget_s: End within this time and a tenth of it, with fewer runs, then with fewer
+            whole subnets; without any, the table is marked unusable. Loading each branch and
+            running it five times is the least.
+        memory_bytes: The most that the process may grow by, besides one batch. If two subnets do
+            not fit into it, whole subnets are not measured.
+        path: A file for the measurements so far. If it exists, of the same bundle and settings,
+            the measurement continues from it; it is removed at the end.
+        seed: Seed of the subnets and their order.
+        progress: Called with the name of the step, and the share of it that is done.
         watch: Replaces the clocks, in tests.
 
     Returns:
@@ -110,8 +110,8 @@ def profile(
 
     Raises:
         UsageError: An argument is out of range, inputs do not fit, or none were given and a size
-            is not known from the batch size.
-        BundleError: A branch is missing or damaged, can't be run, or gives values that are not
+            does not follow from the batch size.
+        BundleError: A branch is missing or damaged, can't be run, or returns values that are not
             finite.
     """
     refuse_paths(bundle=bundle)
@@ -125,7 +125,7 @@ def profile(
         if found != batch_size and bundle.manifest.model.dynamic_batch:
             raise UsageError(
                 "the inputs have another batch size",
-                expected=f"{batch_size}, as batch_size says",
+                expected=f"batch_size={batch_size}",
                 got=str(found),
             )
     settings: dict[str, Any] = {
@@ -150,8 +150,8 @@ def profile(
             inputs, sound = sound_inputs(executor, batch_size, seed)
         if not sound:
             logger.warning(
-                "the model gives NaN or infinity for inputs that were made up; times may depend on "
-                "that: pass inputs, or --data on the command line"
+                "the model returns NaN or infinity for synthetic inputs, which may change times: "
+                "pass inputs, or --data on the command line"
             )
         one, exact = threads == 1, processor_time_is_exact(providers)
         if exact and not one and _is_busy(executor, inputs, watch):
@@ -169,33 +169,33 @@ def profile(
         partial.resume()
         resident = _session_bytes(executor) if memory_bytes is None else {}
 
-        def told(share: float) -> None:
+        def report(share: float) -> None:
             partial.save_now_and_then()
             if progress is not None:
                 progress("branches", share)
 
         try:
-            timing.run(n_samples, 0.02, begin_s + _BRANCHES * budget_s, told)
+            timing.run(n_samples, 0.02, begin_s + _BRANCHES * budget_s, report)
         finally:
             partial.save()
         rows = {spec.id: timing.row(spec.id) for spec in bundle.space.branches}
         rows = {k: _with_resident(row, resident.get(k)) for k, row in rows.items()}
         executor.make_room(_COMPUTING_BYTES)
         archs = distinct_subnets(bundle, n_subnets + n_held_out, seed)
-        # Where time is short, those that are left out are of all latencies.
+        # In random order, since time may be too short for all of them.
         random.Random(f"subnets {seed}").shuffle(archs)
         timer = SubnetTimer(executor, inputs, limit, watch)
         maker = SessionMaker(threads, tuple(providers))
         latencies: dict[str, BranchCosts] = {}
         for mode in MODES:
 
-            def told_subnets(done: int, mode: str = mode) -> None:
+            def report_subnets(done: int, mode: str = mode) -> None:
                 if progress is not None:
                     progress(f"{mode} subnets", done / len(archs))
 
             now_s = watch.wall_s()
             until_s = now_s + _SUBNETS[mode] * (begin_s + budget_s - now_s)
-            times = timer.time(archs, mode, maker, progress=told_subnets, until_s=until_s)
+            times = timer.time(archs, mode, maker, progress=report_subnets, until_s=until_s)
             executor.make_room(_COMPUTING_BYTES)
             latencies[mode] = _fitted(bundle, rows, times, n_subnets, n_held_out)
             if archs and len(times) < 2 and limit is None:
@@ -204,7 +204,7 @@ def profile(
         if not one and exact and times and _is_busy(executor, inputs, watch):
             doubt = "other processes kept the cores busy while several threads were timed"
             latencies = {mode: replace(found, doubt=doubt) for mode, found in latencies.items()}
-    # A call alone varies by as much as so short a run takes.
+    # The time of a call varies by as much as so short a run takes.
     latencies = {
         mode: replace(found, doubt="") if original_cost(found) < SHORT_MS else found
         for mode, found in latencies.items()
@@ -235,7 +235,7 @@ def profile(
 
 
 def _is_busy(executor: Executor, inputs: Mapping[str, Array], watch: Stopwatch) -> bool:
-    """Whether competing processes hold up the original."""
+    """Whether competing processes slow down the original."""
     original = executor.bundle.space.original
     executor.run(original, inputs)
     return watch.is_disturbed(lambda: executor.run(original, inputs))
@@ -251,10 +251,10 @@ def _fitted(
     """The costs of a mode from measured subnets, the original among them."""
     original = times.get(bundle.space.original)
     measured = sorted((m for m in times.values() if m is not original), key=lambda m: m.ms)
-    # Of fewer than were asked for, or than there are, half at least are fitted to.
+    # If there are fewer than were asked for, at least half of them are fitted to.
     fewer = len(measured) < n_subnets + n_held_out and n_subnets > 0
-    n_told = min(n_held_out, len(measured) // 2) if fewer else n_held_out
-    held_out, fitted = split(measured, n_told)
+    n_held = min(n_held_out, len(measured) // 2) if fewer else n_held_out
+    held_out, fitted = split(measured, n_held)
     model = fit_mode(bundle.space, rows, fitted if n_subnets else [], held_out, original)
     noise = float(np.median([m.noise for m in measured])) if measured else 0.0
     if noise <= _MOST_NOISE:
@@ -272,7 +272,7 @@ class _Partial:
         self._saved_s = timing.watch.wall_s()
 
     def resume(self) -> None:
-        """Take samples over, where they are of the same measurement."""
+        """Read samples from the file, if they belong to the same measurement."""
         if self._path is None or not self._path.exists():
             return
         try:
@@ -283,13 +283,13 @@ class _Partial:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             same, samples, n_bytes = False, {}, {}
         if not same or set(samples) != set(self._timing.samples_ms):
-            logger.warning("%s is of another measurement: it is begun anew", self._path)
+            logger.warning("%s belongs to another measurement, which is started again", self._path)
             return
         self._timing.samples_ms.update(samples)
         self._timing.activation_bytes.update(n_bytes)
 
     def save_now_and_then(self) -> None:
-        """Write the file, if that was long ago."""
+        """Write the file, if the last time was long ago."""
         if self._timing.watch.wall_s() - self._saved_s > 2.0:
             self.save()
 
@@ -313,7 +313,7 @@ class _Partial:
         self._saved_s = self._timing.watch.wall_s()
 
     def remove(self) -> None:
-        """Remove the file: the table has what was in it."""
+        """Remove the file: its samples are in the table."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
@@ -326,7 +326,7 @@ def _digest(inputs: Mapping[str, Array]) -> str:
 
 
 def _batch_size(bundle: Bundle, wanted: int | None) -> int:
-    """Samples of a run; refuses another number than the model's where that is fixed."""
+    """Samples of a run; raises an error if the model has another, fixed batch size."""
     size = batch_of(bundle, 1 if wanted is None else wanted)
     if wanted not in (None, size):
         raise UsageError(
@@ -351,11 +351,11 @@ def _check(
     elif budget_s is not None and not budget_s > 0:
         problem = f"time_budget_s={budget_s!r}"
     if problem:
-        raise UsageError("the measurement can't be made", expected="numbers above 0", got=problem)
+        raise UsageError("an option is out of range", expected="numbers above 0", got=problem)
 
 
 def _session_bytes(executor: Executor) -> dict[str, int]:
-    """By how much each session raises the process's memory; also loads them all."""
+    """By how much each session raises the process's memory; loads all of them."""
     found: dict[str, int] = {}
     before = resident_bytes()
     for spec in executor.bundle.space.branches:
@@ -372,7 +372,7 @@ def _with_resident(row: BranchLatency, n_bytes: int | None) -> BranchLatency:
 
 
 def split(measured: Sequence[Measured], n_held_out: int) -> tuple[list[Measured], list[Measured]]:
-    """Subnets to tell the error on, and those to fit to, both of all latencies."""
+    """Subnets to compute the error on, and subnets to fit to, both of all latencies."""
     n_held_out = min(n_held_out, len(measured))
     held = {int(i * len(measured) / n_held_out) for i in range(n_held_out)}
     return (
@@ -382,10 +382,10 @@ def split(measured: Sequence[Measured], n_held_out: int) -> tuple[list[Measured]
 
 
 def distinct_subnets(bundle: Bundle, n: int, seed: int) -> list[Arch]:
-    """Different subnets, spread evenly over the latencies that there are; no original.
+    """Different subnets, spread evenly over the range of latencies, without the original.
 
-    Uniform draws have latencies near their mean. Subnets that are far from it tell more, and are
-    those that a search for small budgets ends with.
+    Uniform draws have latencies near their mean. Subnets far from it are more informative, and
+    searches for small budgets end with them.
     """
     space = bundle.space
     costs = {spec.id: float(spec.flops) for spec in space.branches}

@@ -1,4 +1,4 @@
-"""Sessions of onnxruntime, and which threads they compute with."""
+"""Sessions of onnxruntime, and their threads."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ import onnxruntime as ort
 class SessionMaker:
     """Makes sessions whose threads sleep while they wait.
 
-    By default the threads of a session spin for a while after they have worked. They then fight
-    with other sessions' threads and with competing processes for the cores: a chain of sessions is
-    ten times slower for it, and a model beside another process far slower than its share.
+    By default the threads of a session spin for a while after they have worked. They then compete
+    with other sessions' threads and with other processes for the cores: a chain of sessions is ten
+    times slower, and a model beside another process far slower than its share.
 
-    A process-wide pool of onnxruntime's would also end the fight between sessions, but not that
-    with other processes, and where it has been made, onnxruntime refuses every session that does
-    not ask for it, other libraries' too. So it is used only where somebody else has made it.
+    A process-wide pool of onnxruntime would solve this for sessions, but not for other processes.
+    Once it exists, onnxruntime rejects every session that does not use it, also sessions of other
+    libraries. So it is used only if another library has made it.
 
     Attributes:
         threads: Threads to compute with; 0 for one for each core.
         providers: Onnxruntime's execution providers, the preferred one first.
-        shared_arena: Whether sessions take the memory that they compute in from one arena of the
-            process. Otherwise each has its own and keeps the memory of its largest batch: 120 MiB
-            instead of 7 for 87 sessions of a small residual network, and 1,287 MiB instead of 53
-            for 58 sessions of a larger one at batch size 20.
+        shared_arena: Whether sessions compute in memory of one arena of the process. Otherwise
+            each has its own and keeps the memory of its largest batch: 120 MiB instead of 7 for 87
+            sessions of a small residual network, and 1,287 MiB instead of 53 for 58 sessions of a
+            larger one at batch size 20.
     """
 
     threads: int = 0
@@ -49,7 +49,7 @@ class SessionMaker:
             try:
                 return self._session(path, level)
             except RuntimeError as e:
-                # There is no way to ask beforehand.
+                # onnxruntime has no function to check for it beforehand.
                 if "global thread pool" not in str(e):
                     raise
             self._process_wide = True
@@ -58,7 +58,7 @@ class SessionMaker:
     def _session(self, path: Path, level: ort.GraphOptimizationLevel) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.graph_optimization_level = level
-        # Errors are also raised; on stderr they would look like failures even if a run is retried.
+        # Errors are raised, too; on stderr they would look like failures even if a run is retried.
         options.log_severity_level = 4
         if self._process_wide:
             options.use_per_session_threads = False
@@ -73,7 +73,7 @@ class SessionMaker:
 
 @cache
 def _register_arena() -> None:
-    """Make the arena of the process; sessions that do not ask for it are as before."""
+    """Make the arena of the process; sessions that do not use it are not affected."""
     memory = ort.OrtMemoryInfo(
         "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
     )

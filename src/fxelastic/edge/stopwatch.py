@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: The least noise that an estimate is given: a machine is never steadier than this.
+#: The least noise of an estimate: no machine is steadier than this.
 LEAST_NOISE = 0.01
-# Below this share of the time on a processor, the calling thread was held up by others. It
-# computes or spins while an operator runs, so undisturbed it is above 0.97.
+# Below this share of the time on a processor, other processes disturbed the calling thread. It
+# computes or spins while an operator runs, so the undisturbed share is above 0.97.
 _DISTURBED = 0.85
 
 
@@ -30,18 +30,18 @@ def _own_s() -> float:
 
 @dataclass(frozen=True)
 class Stopwatch:
-    """Reads how long a call took.
+    """Measures the time of calls.
 
-    The time that one thread spends on a processor is what a call takes on an idle machine,
-    whatever competing processes do meanwhile. That of several threads is not: they take turns on
-    a busy machine, and run side by side on an idle one.
+    The processor time of one thread is the time of a call on an idle machine, whatever competing
+    processes do meanwhile. This does not hold for several threads: they take turns on a busy
+    machine, and run side by side on an idle one.
 
     Attributes:
-        processor: Whether to leave out the time in which the process did not run. Only for calls
-            that compute in one thread.
-        wall_s: Tells the time, in s.
-        used_s: Tells the processor time of the process, in s.
-        own_s: Tells the processor time of the calling thread, in s.
+        processor: Whether to leave out the time in which the process did not run. This is for
+            calls that compute in one thread.
+        wall_s: Returns the time, in s.
+        used_s: Returns the processor time of the process, in s.
+        own_s: Returns the processor time of the calling thread, in s.
     """
 
     processor: bool = False
@@ -54,13 +54,13 @@ class Stopwatch:
         return self.used_s() if self.processor else 0.0, self.wall_s()
 
     def ms_since(self, begin: tuple[float, float]) -> float:
-        """What the call took, in ms."""
+        """The time since the state of the clocks, in ms."""
         wall_s = self.wall_s() - begin[1]
         # Other threads of the process may have run meanwhile.
         return 1e3 * (min(wall_s, self.used_s() - begin[0]) if self.processor else wall_s)
 
     def is_disturbed(self, call: Callable[[], object], n_runs: int = 8) -> bool:
-        """Whether competing processes hold up a call, in the median of some runs."""
+        """Whether competing processes slow down a call, in the median of some runs."""
         shares = []
         for _ in range(n_runs):
             own_s, wall_s = self.own_s(), self.wall_s()
@@ -70,7 +70,7 @@ class Stopwatch:
 
 
 def processor_time_is_exact(providers: Sequence[str]) -> bool:
-    """Whether processor time tells how long calls take on an execution provider.
+    """Whether processor time measures the calls of an execution provider.
 
     Accelerators compute outside the process, and Windows counts in steps of 16 ms.
     """
@@ -78,7 +78,7 @@ def processor_time_is_exact(providers: Sequence[str]) -> bool:
 
 
 def low_quartile(samples: Sequence[float]) -> tuple[float, float]:
-    """What a call takes: the lower quartile, for competing processes make runs slower only.
+    """The lower quartile of times: competing processes make runs slower only.
 
     Args:
         samples: Times, in ms.

@@ -1,4 +1,4 @@
-"""What decides a bundle's latencies: its search space and graphs, without the weights."""
+"""Digest of a bundle without its weights: of everything that decides latencies."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _FLOATS = (
     *(onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE),
     *(onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16),
 )
-#: Operators whose constant operands decide sizes, whatever their dtype; sizes, axes and indices
-#: are ``int64`` elsewhere.
+#: Operators with constant operands of any dtype that decide sizes. Elsewhere, sizes, axes and
+#: indices are ``int64``.
 _SIZED_BY_OPERANDS = ("Resize", "Upsample", "Range", "Slice", "Pad", "Tile", "CumSum", "OneHot")
-#: The bias's place among the inputs. The exporter's optimiser drops a bias of zeros, so a branch
-#: may have a bias only after training.
+#: The index of the bias among the inputs. The exporter's optimiser drops a bias of zeros, so a
+#: branch may have a bias only after training.
 _BIAS = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2, "QLinearConv": 8}
-#: The places of a factor of one or a summand of zero, which it also drops.
+#: The indices of a factor of one or a summand of zero, which it also drops.
 _NO_OPERATION = {"Mul": (0, 1), "Add": (0, 1), "Sub": (1,), "Div": (1,)}
 
 
@@ -115,7 +115,7 @@ def _of_graph(graph: onnx.GraphProto, around: Mapping[str, Any], depth: int) -> 
 
 
 class _Description:
-    """Describes nodes by what they read instead of by names."""
+    """Describes nodes by their inputs instead of by names."""
 
     def __init__(
         self, values: Mapping[str, Any], tensors: Mapping[str, onnx.TensorProto], depth: int
@@ -131,7 +131,7 @@ class _Description:
         return [found, [self._value(name) for name in outputs]]
 
     def _node(self, node: onnx.NodeProto) -> list[Any] | None:
-        """A node, or None for one that computes nothing of its own."""
+        """A node; None for one that passes a value on."""
         if node.op_type == "Constant" and [a.name for a in node.attribute] == ["value"]:
             self._tensors[node.output[0]] = node.attribute[0].t
             return None
@@ -157,7 +157,7 @@ class _Description:
         ]
 
     def _passed(self, node: onnx.NodeProto) -> str | None:
-        """The input that is the node's output, give or take one number; None for other nodes."""
+        """The input that equals the node's output but for one number; None for other nodes."""
         if node.op_type == "Identity":
             return str(node.input[0])
         for i in _NO_OPERATION.get(node.op_type, ()):

@@ -1,4 +1,4 @@
-"""Time whole subnets, by turns, so that what slows the machine slows all alike."""
+"""Time whole subnets in turns, so that a slow machine slows all of them alike."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from fxelastic.edge.assembly import assemble
 from fxelastic.edge.bundle import Bundle
-from fxelastic.edge.execution import FIRST_RUNS, Array, Executor
+from fxelastic.edge.executor import FIRST_RUNS, Array, Executor
 from fxelastic.edge.latency_model import Measured
 from fxelastic.edge.memory import GrowthLimit, give_back, resident_bytes
 from fxelastic.edge.sessions import SessionMaker
@@ -29,12 +29,12 @@ Run = Callable[[], object]
 
 _MOST = 8  # subnets in a group, besides the original
 _GROUP_BYTES = 2**30
-# While a subnet is assembled, its weights are in memory up to so many times; while it is opened,
-# some three times.
+# While a subnet is assembled, its weights are in memory up to six times; while it is opened, about
+# three times.
 _ASSEMBLING = 6
 _ASSEMBLING_BYTES = 2**24
-# Of rounds: the least, where time is short, and the most, as a multiple of those wanted, where the
-# standard error of a time is above the tolerance.
+# The least number of rounds, if time is short; and the most, as a multiple of the wanted number, if
+# the standard error of a time is above the tolerance.
 _LEAST_ROUNDS, _MOST_ROUNDS, _TOLERANCE = 5, 4, 0.02
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def time_by_turns(runs: Sequence[Run], rounds: int, rest_s: float = 0.0) -> list
 
     Args:
         runs: The calls.
-        rounds: How often each is timed, besides once to warm up.
+        rounds: The timed runs of each, after one to warm up.
         rest_s: Rest after each round, in seconds.
     """
     samples = sample_by_turns(runs, rounds, Stopwatch(), rest_s=rest_s)
@@ -63,15 +63,15 @@ def sample_by_turns(
     """The times of calls, in ms, sampled in turns.
 
     All are sampled equally often: a call that comes more often finds its weights in the caches.
-    Where samples say that some were disturbed, more rounds follow, up to four times as many.
+    If the samples show disturbances, more rounds follow, up to four times as many.
 
     Args:
         runs: The calls.
-        rounds: How often each is timed, besides once to warm up.
+        rounds: The timed runs of each, after one to warm up.
         watch: Times them.
         rest_s: Rest after each round, in seconds.
-        until_s: When to end, by the stopwatch; five rounds at least are made before, or ``rounds``
-            where that is less.
+        until_s: When to end, by the stopwatch, after at least five rounds, or ``rounds`` if that is
+            less.
     """
     samples: list[list[float]] = [[] for _ in runs]
     order = np.random.default_rng(0)
@@ -90,11 +90,10 @@ def sample_by_turns(
 
 
 class SubnetTimer:
-    """Times subnets of a bundle in one of the ways of running them.
+    """Times subnets of a bundle in one mode.
 
-    Subnets are timed in groups that fit into memory. The original is in each group: what counts is
-    the share of its time that a subnet takes there, so that a machine that becomes slower in
-    between does no harm.
+    Subnets are timed in groups that fit into memory. The original is in each group, and the result
+    is the share of its time, so that a machine that slows down in between does not matter.
     """
 
     def __init__(
@@ -109,7 +108,8 @@ class SubnetTimer:
         Args:
             executor: Runs subnets branch after branch.
             inputs: The model's inputs.
-            limit: What the process may grow by; where None, a group's weights take 1 GiB at most.
+            limit: Limit on the growth of the process; if None, a group has at most 1 GiB of
+                weights.
             watch: Times the subnets.
         """
         self._executor = executor
@@ -117,7 +117,7 @@ class SubnetTimer:
         self._inputs = inputs
         self._limit = limit
         self._watch = watch or Stopwatch()
-        self._adding_s = 0.0  # the longest that loading a subnet of the present mode took
+        self._adding_s = 0.0  # the longest time of loading a subnet in the present mode
 
     def time(
         self,
@@ -128,20 +128,20 @@ class SubnetTimer:
         progress: Callable[[int], None] | None = None,
         until_s: float = math.inf,
     ) -> dict[Arch, Measured]:
-        """The latencies of subnets; a warning tells of those that do not fit into memory.
+        """The latencies of subnets; logs a warning about those that do not fit into memory.
 
         Args:
-            archs: The subnets; the original comes by itself.
+            archs: The subnets; the original is added.
             mode: ``assembled`` or ``paged``.
             maker: Makes sessions of assembled subnets.
-            rounds: How often each is timed at least; None for as often as fits in a quarter of a
-                second, 12 times at least and 60 at most.
-            progress: Called after each group with how many are done.
+            rounds: The least number of timed runs of each; None for the number that fits in a
+                quarter of a second, 12 at least and 60 at most.
+            progress: Called after each group with the number of subnets that are done.
             until_s: When to end, by the stopwatch. Subnets that would take longer are left out; the
-                least that is done is to load the original.
+                original is always loaded.
 
         Returns:
-            The latencies, the original's first; nothing where no other subnet was timed.
+            The latencies, the original's first; empty if no other subnet was timed.
         """
         shares: dict[Arch, Measured] = {}
         originals: list[tuple[float, float]] = []
@@ -167,8 +167,8 @@ class SubnetTimer:
                 progress(len(shares))
         if too_large:
             logger.warning(
-                "%d of %d %s subnets were not measured, because memory_bytes is too small for "
-                "them beside the original",
+                "%d of %d %s subnets were not measured: memory_bytes is too small for them and the "
+                "original",
                 *(len(too_large), len(archs), mode),
             )
         if not shares:
@@ -182,10 +182,10 @@ class SubnetTimer:
     def _filled(
         self, group: _Group, archs: Sequence[Arch], until_s: float
     ) -> tuple[list[Run], float, bool]:
-        """Calls of the original and as many subnets as the group has room and time for.
+        """Calls of the original and of as many subnets as the group has room and time for.
 
         Returns:
-            The calls, what the original takes in s, and whether it was time that ended it.
+            The calls, the time of the original in s, and whether time ended the group.
         """
         runs: list[Run] = []
         n_bytes = 0
@@ -193,7 +193,7 @@ class SubnetTimer:
         wall_s = self._watch.wall_s
         for arch in (self._bundle.space.original, *archs[:_MOST]):
             n_bytes += _weight_bytes(self._bundle, arch)
-            # Without a limit, what two large subnets take is taken.
+            # Without a limit, a group has at least two subnets, however large.
             if self._limit is None and len(runs) > 1 and n_bytes > _GROUP_BYTES:
                 break
             begin_s = wall_s()
@@ -214,7 +214,7 @@ class SubnetTimer:
     @contextmanager
     def _group(self, mode: str, maker: SessionMaker) -> Iterator[_Group]:
         if self._limit is not None:
-            # What is there of branches takes room from those that are to come.
+            # Open sessions of branches need room that the subnets need.
             self._executor.close()
         if mode == "paged":
             yield _Paged(self._executor, self._inputs)
@@ -227,7 +227,7 @@ class _Group(Protocol):
     """Subnets that are in memory together."""
 
     def add(self, arch: Arch) -> Run | None:
-        """Load one, and run it until it takes no more memory; None where there is no room."""
+        """Load one, and run it until it stops to allocate; None if there is no room."""
 
 
 @dataclass
@@ -240,7 +240,7 @@ class _Paged:
         run = partial(self.executor.run, arch, self.inputs)
         for _ in range(FIRST_RUNS):
             run()
-        # Those dropped are the group's, for nothing else was there.
+        # Dropped sessions belong to the group, since no others were open.
         return run if self.executor.n_dropped == n_dropped else None
 
 
@@ -252,7 +252,7 @@ class _Assembled:
     folder: Path
     limit: GrowthLimit | None
     n_added: int = 0
-    run_bytes: int = 0  # what the first run of a subnet took
+    run_bytes: int = 0  # the memory of the first run of a subnet
 
     def add(self, arch: Arch) -> Run | None:
         needed_bytes = _ASSEMBLING * _weight_bytes(self.bundle, arch)
@@ -279,6 +279,6 @@ def _weight_bytes(bundle: Bundle, arch: Arch) -> int:
 
 
 def assembled_feeds(session: Any, bundle: Bundle, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """The inputs that an assembled model reads; it has none that nothing reads."""
+    """The inputs that an assembled model has: onnxruntime drops those that no node reads."""
     names = {info.name for info in session.get_inputs()}
     return {info.name: inputs[info.name] for info in bundle.inputs if info.name in names}

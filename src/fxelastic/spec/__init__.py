@@ -1,7 +1,7 @@
-"""What crosses from the machine that trains to the device: plain data, nothing but numpy.
+"""Plain data that passes from the machine that trains to the device; it needs numpy only.
 
-Today that is the search space. A model is cut into N blocks in execution order; a branch stands
-in for an interval ``[start, stop)`` of them; an `Arch` is a tiling of ``[0, N)`` by branches.
+A model is cut into N blocks in execution order; a branch replaces an interval ``[start, stop)`` of
+them; an `Arch` is a tiling of ``[0, N)`` by branches; a `SearchSpace` holds all branches.
 """
 
 from fxelastic.spec.arch import Arch

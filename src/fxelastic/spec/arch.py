@@ -1,4 +1,4 @@
-"""One subnet, as the branches it is made of."""
+"""One subnet, as a list of branches."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Arch:
     """A tiling of the blocks ``[0, N)`` by branches, in execution order.
 
     Its text is the ids with commas between them, ``original@0,merged@1-3,original@3``, and
-    ``Arch.parse(str(arch)) == arch``. Whether the branches exist and tile is a question to a
-    search space: see `SearchSpace.validate`.
+    ``Arch.parse(str(arch)) == arch``. `SearchSpace.validate` checks whether the branches exist and
+    tile the blocks.
 
     Attributes:
         branches: Ids of the branches, in execution order.
@@ -26,25 +26,27 @@ class Arch:
     branches: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        """Refuse what can't be a tiling in any search space.
+        """Check what holds in every search space.
 
         Raises:
-            UsageError: There is no branch, one is no id, or one stands there twice.
+            UsageError: There is no branch, an item is not an id, or an id occurs twice.
         """
         if isinstance(self.branches, str) or not isinstance(self.branches, (tuple, list)):
             raise UsageError(
-                "an arch is made of branch ids",
-                expected="a tuple of ids; Arch.parse reads a text",
+                "an arch must be a tuple of branch ids",
+                expected="a tuple of strings; Arch.parse reads a text",
                 got=repr(self.branches),
             )
         object.__setattr__(self, "branches", tuple(self.branches))
         if not self.branches:
-            raise UsageError("an arch has at least one branch", expected="branch ids", got="none")
+            raise UsageError(
+                "an arch must have at least one branch", expected="branch ids", got="an empty tuple"
+            )
         first: dict[str, int] = {}
         for position, value in enumerate(self.branches):
             problem = id_problem(value)
             if not problem and value in first:
-                problem = f"branch {value!r} stands at position {first[value]} already"
+                problem = f"branch {value!r} is at position {first[value]} already"
             if problem:
                 raise UsageError(
                     f"position {position} of the arch: {problem}",
@@ -58,23 +60,23 @@ class Arch:
         """Read an arch's text.
 
         Args:
-            text: Branch ids with commas between them; spaces around an id do not count.
+            text: Branch ids with commas between them; spaces around an id are ignored.
 
         Returns:
             The arch.
 
         Raises:
-            UsageError: The text is not that; the message names the position.
+            UsageError: The text has another form; the message names the position.
         """
         if not isinstance(text, str):
             raise UsageError(
-                "the text of an arch is no text",
+                "the text of an arch must be a string",
                 expected="branch ids with commas between them",
                 got=type(text).__name__,
             )
         if not text.strip():
             raise UsageError(
-                "the text of an arch is empty",
+                "the text of an arch must not be empty",
                 expected="branch ids with commas between them, like 'original@0,merged@1-3'",
                 got=repr(text),
             )

@@ -1,4 +1,4 @@
-"""What is known of a branch without its weights."""
+"""A branch without its weights."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class BranchSpec:
 
     Attributes:
         id: Names the branch; unique in a search space. Letters, digits and ``_.:@#+-``.
-        kind: What made it: ``original``, ``merged``, ``pruned``, …
-        start: The first block that it stands in for.
-        stop: The block after the last one.
+        kind: Its kind: ``original``, ``merged``, ``pruned``, …
+        start: The first block that it replaces.
+        stop: The block after the last one that it replaces.
         n_params: Parameters that it adds to the supernet.
         flops: Floating point operations of one sample, multiply and add counted as two.
     """
@@ -36,7 +36,7 @@ class BranchSpec:
     flops: int
 
     def __post_init__(self) -> None:
-        """Refuse what can't be a branch.
+        """Check the fields.
 
         Raises:
             UsageError: A field has the wrong type or value.
@@ -44,14 +44,14 @@ class BranchSpec:
         problem = id_problem(self.id)
         if problem:
             raise UsageError(
-                f"a branch has no usable id: {problem}",
+                f"invalid branch id: {problem}",
                 expected="an id like 'merged@3-5'",
                 got=repr(self.id),
                 fix="name the branch with fxelastic.spec.branch_id(kind, start, stop)",
             )
         if not isinstance(self.kind, str) or not self.kind:
             raise UsageError(
-                f"branch {self.id!r} has no kind",
+                f"the kind of branch {self.id!r} must be a word",
                 expected="a word like 'original'",
                 got=repr(self.kind),
             )
@@ -59,13 +59,13 @@ class BranchSpec:
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise UsageError(
-                    f"branch {self.id!r}: {field} is no count",
-                    expected="an integer of at least 0",
+                    f"{field} of branch {self.id!r} must be at least 0",
+                    expected="an integer",
                     got=repr(value),
                 )
         if self.start >= self.stop:
             raise UsageError(
-                f"branch {self.id!r} stands in for no block",
+                f"branch {self.id!r} must replace at least one block",
                 expected="an interval [start, stop) with start below stop",
                 got=f"[{self.start}, {self.stop})",
             )
@@ -78,7 +78,7 @@ def branch_id(kind: str, start: int, stop: int) -> str:
     """The usual id of a branch: its kind and its interval.
 
     Args:
-        kind: The branch's kind, with its variant where one interval has several:
+        kind: The branch's kind, with a variant where an interval has several:
             ``merged``, ``pruned25``.
         start: The first block replaced.
         stop: The block after the last one.
@@ -90,8 +90,12 @@ def branch_id(kind: str, start: int, stop: int) -> str:
 
 
 def id_problem(value: object) -> str:
-    """Why a value can't be a branch id; empty when it can."""
-    return _text_problem(value) if isinstance(value, str) else f"{type(value).__name__} is no text"
+    """Why a value is not a valid branch id; empty if it is valid."""
+    return (
+        _text_problem(value)
+        if isinstance(value, str)
+        else f"an id must be a string, not {type(value).__name__}"
+    )
 
 
 @functools.lru_cache(maxsize=2**14)  # a search makes many thousands of subnets of the same ids

@@ -39,17 +39,17 @@ class FileInfo:
 
     @classmethod
     def from_json(cls, fields: Fields) -> FileInfo:
-        """Read what `to_json` gives; other fields are left to the caller.
+        """Read the fields that `to_json` writes, and no others.
 
         Raises:
-            BundleError: A field is missing or no such thing, or the path may lead out of the
+            BundleError: A field is missing or has another type, or the path may lead out of the
                 bundle.
         """
         path = fields.text("file")
         if not is_inside(path):
             raise fields.error(
                 "file",
-                "is no path inside the bundle",
+                "is not a path inside the bundle",
                 expected="a relative path of letters, digits and _.@#+- without '..'",
                 got=show(path),
             )
@@ -63,11 +63,11 @@ def is_inside(path: str) -> bool:
 
 
 def file_stem(branch_id: str, taken: set[str]) -> str:
-    """A file name for a branch, without its ending; takes it.
+    """A file name for a branch, without its ending; adds it to ``taken``.
 
     Args:
         branch_id: The branch's id.
-        taken: Names in use, case-folded: some file systems don't tell ``A`` from ``a``.
+        taken: Names in use, case-folded: some file systems do not distinguish ``A`` and ``a``.
     """
     base = re.sub(r"[^A-Za-z0-9_.@#+-]", "_", branch_id)[:150]
     name, n = base, 2

@@ -28,25 +28,25 @@ _MAX_ZOOMS = 24
 class CostWindow:
     """The subnets of a search space with ``low <= cost <= high``, to be sampled uniformly.
 
-    How exact this is: a draw is exactly uniform over these subnets, for any costs. A dynamic
-    programme over quantised costs counts, in integers, a set of candidates that holds every subnet
-    of the window and some just outside. Where that set is small it is listed and filtered by the
-    true cost; else candidates are drawn uniformly and those outside are drawn again. Neither
-    depends on the quantisation, which decides only how many draws are lost: about a quarter for
-    windows as wide as a hundredth of the space's range of costs, fewer for wider ones.
+    Draws are exactly uniform over these subnets, for any costs. A dynamic programme over quantised
+    costs counts, in integers, candidates: every subnet of the window and some just outside. If
+    there are few, they are listed and filtered by the true cost; otherwise candidates are drawn
+    uniformly, and those outside are drawn again. The result does not depend on the quantisation,
+    which only decides how many draws are lost: about a quarter for windows as wide as a hundredth
+    of the space's range of costs, fewer for wider ones.
 
-    Where the candidates are listed (up to 4096), that a window is empty is certain, and so are the
-    nearest costs in the error. A very narrow window (a millionth of the range) among very many
-    subnets may hold too few of the candidates: then the error says how many were found by how
-    many draws, and names the nearest costs among these.
+    If the candidates are listed (up to 4096), an empty window is found for certain, and the error
+    names the nearest costs. A very narrow window (a millionth of the range) among very many
+    subnets may hold too few of the candidates: then the error states the number of draws, and
+    names the nearest costs among these.
 
     Build it once to sample often: the programme runs with the first draw.
 
     Attributes:
         space: The subnets.
         costs: Cost of each branch by id; finite and at least 0, in any unit.
-        low: Least cost, inclusive; minus infinity for none.
-        high: Largest cost, inclusive; infinity for none.
+        low: Least cost, inclusive; minus infinity for no bound.
+        high: Largest cost, inclusive; infinity for no bound.
     """
 
     space: SearchSpace
@@ -55,36 +55,36 @@ class CostWindow:
     high: float = math.inf
 
     def __post_init__(self) -> None:
-        """Refuse bounds that are none.
+        """Check the bounds.
 
         Raises:
-            UsageError: A bound is no number, or ``low`` is above ``high``.
+            UsageError: A bound is not a number, or ``low`` is above ``high``.
         """
         for name, value in (("low", self.low), ("high", self.high)):
             if isinstance(value, bool) or not isinstance(value, Real):
-                raise UsageError(f"{name} is no cost", expected="a number", got=repr(value))
+                raise UsageError(f"{name} must be a number", expected="a cost", got=repr(value))
         if not self.low <= self.high:
             raise UsageError(
-                "the window of costs is reversed",
+                "the window of costs must have low <= high",
                 expected="low <= high",
                 got=f"low={self.low!r}, high={self.high!r}",
             )
-        # The sampler remembers what it derived from the costs.
+        # The sampler caches results that depend on the costs.
         object.__setattr__(self, "costs", dict(self.costs))
 
     def sample(self, n: int, seed: int = 0) -> list[Arch]:
         """Draw subnets of the window, each with the same probability.
 
         Args:
-            n: How many; draws are independent, so that one may come twice.
+            n: The number of subnets; draws are independent, so that one may come twice.
             seed: The same seed gives the same subnets.
 
         Returns:
             The subnets drawn.
 
         Raises:
-            UsageError: No subnet lies in the window, or too few of the candidates do; the message
-                names the nearest costs.
+            UsageError: The window holds no subnet, or too few of the candidates; the message names
+                the nearest costs.
         """
         check_n(n)
         rng = random.Random(seed)
@@ -103,7 +103,7 @@ class CostWindow:
             else:
                 missed.append(cost)
         if len(found) < n:
-            what = f"{draws} draws next to the window found {len(found)} of {n}; it is too narrow"
+            what = f"{draws} draws near the window found {len(found)} of {n}; it is too narrow"
             raise self._empty(what, missed)
         return found
 
@@ -117,7 +117,7 @@ class CostWindow:
 
     @cached_property
     def _listed(self) -> list[Arch] | None:
-        """The subnets of the window, where few enough candidates are to be looked at."""
+        """The subnets of the window; None where there are too many candidates to list."""
         candidates = self._candidates
         if candidates.total > _MAX_LISTED:
             return None
@@ -144,8 +144,8 @@ class CostWindow:
         """The error for a window without enough subnets.
 
         Args:
-            what: What was found.
-            seen: Costs outside the window that exist; none where the nearest can be looked up.
+            what: The reason.
+            seen: Costs of subnets outside the window; empty if the nearest are looked up.
         """
         least = self._cost(self.space.min_cost_arch(self.costs).branches)
         most = self._cost(self.space.max_cost_arch(self.costs).branches)
@@ -158,29 +158,29 @@ class CostWindow:
             nearest.append(self._nearest(most, self.high) if above is None else above)
         return UsageError(
             f"no subnets for the window of costs: {what}",
-            expected=f"a window among the costs there are, {least:g} to {most:g}",
+            expected=f"a window among the costs of subnets, {least:g} to {most:g}",
             got=f"[{self.low!r}, {self.high!r}]",
             fix=f"widen the window to the nearest costs: {' or '.join(map(repr, nearest))}",
         )
 
     def _nearest(self, known: float, bound: float) -> float:
-        """The cost nearest to a bound on the side of ``known``, beginning with that cost.
+        """The cost nearest to a bound, on the side of a known cost.
 
-        Looks at windows that end at the bound, and bisects between those that hold nothing and
-        those that hold too much to list.
+        It looks at windows that end at the bound, and bisects between empty windows and those with
+        too many candidates to list.
         """
         below = known < bound
         best = known
         nothing, too_much = 0.0, abs(bound - known)
         width = too_much
         for _ in range(_MAX_ZOOMS):
-            # What is known to hold nothing is left out: the finer is the quantisation.
+            # Without the part that is known to be empty, the quantisation is finer.
             paths = (
                 self._near(bound - width, bound - nothing)
                 if below
                 else self._near(bound + nothing, bound + width)
             )
-            # By quantised cost, lowest first: of too many, those next to the bound.
+            # By quantised cost, lowest first: if too many, those next to the bound.
             n = min(paths.total, _MAX_LISTED)
             indices = range(paths.total - n, paths.total) if below else range(n)
             costs = [self._cost(paths.path(i)) for i in indices]
@@ -201,6 +201,6 @@ def _fraction(value: float) -> Fraction | None:
 
 
 def check_n(n: int) -> None:
-    """Refuse a number of samples that is none."""
+    """Check a number of samples."""
     if isinstance(n, bool) or not isinstance(n, int) or n < 0:
-        raise UsageError("n is no count", expected="an integer of at least 0", got=repr(n))
+        raise UsageError("n must be at least 0", expected="an integer", got=repr(n))

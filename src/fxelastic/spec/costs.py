@@ -117,17 +117,17 @@ class Costs(Mapping[str, BranchCosts]):
             UsageError: The resource or a branch has no costs here.
         """
         found = self[name]
+        if not found.shared and resource(name).rule != PEAK:
+            try:
+                return found.overhead + math.fsum([found.costs[branch] for branch in branches])
+            except KeyError as e:
+                raise _no_branch(str(e.args[0])) from e
         own: list[float] = []
         seen: set[str] = set()
         for branch in branches:
             cost = found.costs.get(branch)
             if cost is None:
-                raise UsageError(
-                    f"the latency table has no branch {branch!r}",
-                    expected="branches of the bundle that was measured",
-                    got=repr(branch),
-                    fix="measure this bundle: fxelastic profile BUNDLE",
-                )
+                raise _no_branch(branch)
             own.append(cost)
             for key, part in found.shared.get(branch, {}).items():
                 if key in seen:
@@ -171,3 +171,12 @@ class Costs(Mapping[str, BranchCosts]):
 
     def __repr__(self) -> str:
         return f"Costs({self._resources!r})"
+
+
+def _no_branch(branch: str) -> UsageError:
+    return UsageError(
+        f"the latency table has no branch {branch!r}",
+        expected="branches of the bundle that was measured",
+        got=repr(branch),
+        fix="measure this bundle: fxelastic profile BUNDLE",
+    )

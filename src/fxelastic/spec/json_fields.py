@@ -1,4 +1,4 @@
-"""Read JSON that a stranger may have written: every field checked, every refusal with its path."""
+"""Read untrusted JSON: every field is checked, every error names its path."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def parse_object(data: bytes, file: str) -> Fields:
         file: The file's name, for messages.
 
     Raises:
-        BundleError: It is no JSON, holds something else, or has a key twice.
+        BundleError: The data is not JSON, holds something else, or has a key twice.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -33,54 +33,56 @@ def parse_object(data: bytes, file: str) -> Fields:
         if len(result) != len(pairs):
             keys = [key for key, _ in pairs]
             raise BundleError(
-                f"{file}: a key stands twice in one object",
+                f"{file}: an object has a key twice",
                 expected="each key once",
                 got=show(next(key for key in keys if keys.count(key) > 1)),
             )
         return result
 
     def constant(name: str) -> None:
-        raise ValueError(f"{name} is no JSON number")
+        raise ValueError(f"{name} is not a JSON number")
 
     try:
         value = json.loads(data.decode(), object_pairs_hook=unique, parse_constant=constant)
     except (ValueError, RecursionError) as e:
-        raise BundleError(f"{file} is no JSON", expected="JSON in UTF-8", got=str(e)) from e
+        raise BundleError(f"{file} is not JSON", expected="JSON in UTF-8", got=str(e)) from e
     if not isinstance(value, dict):
-        raise BundleError(f"{file} holds no object", expected="a JSON object", got=show(value))
+        raise BundleError(
+            f"{file} does not hold an object", expected="a JSON object", got=show(value)
+        )
     return Fields(value, file, "")
 
 
 class Fields:
-    """A JSON object whose fields are taken one by one, each with its type.
+    """A JSON object whose fields are read one by one, each with its type.
 
     Attributes:
         value: The object.
         file: The file's name, for messages.
-        path: Where the object stands in the file, as in ``values[3]``; empty at the top.
+        path: The path of the object in the file, as in ``values[3]``; empty at the top.
     """
 
     def __init__(self, value: Mapping[str, Any], file: str, path: str) -> None:
-        """Begin with no field taken."""
+        """Begin with no field read."""
         self.value = value
         self.file = file
         self.path = path
         self._taken: set[str] = set()
 
     def take(self, name: str) -> Any:
-        """The value of a field that has to be there."""
+        """The value of a required field."""
         if name not in self.value:
-            raise self.error(name, "is missing", expected="the field", got="none")
+            raise self.error(name, "is missing", expected="the field", got="no such field")
         self._taken.add(name)
         return self.value[name]
 
     def end(self) -> None:
-        """Refuse fields that nobody took."""
+        """Raise an error if a field was not read."""
         unknown = [name for name in self.value if name not in self._taken]
         if unknown:
             raise self.error(
                 unknown[0],
-                "is no known field",
+                "is an unknown field",
                 expected=", ".join(sorted(self._taken)),
                 got=show(unknown[0]),
             )
@@ -108,7 +110,7 @@ class Fields:
         """True or false."""
         value = self.take(name)
         if not isinstance(value, bool):
-            raise self.error(name, "is no flag", expected="true or false", got=show(value))
+            raise self.error(name, "is not a flag", expected="true or false", got=show(value))
         return value
 
     def optional_flag(self, name: str) -> bool | None:
@@ -119,7 +121,7 @@ class Fields:
         """An array of anything."""
         value = self.take(name)
         if not isinstance(value, list):
-            raise self.error(name, "is no array", expected="an array", got=show(value))
+            raise self.error(name, "is not an array", expected="an array", got=show(value))
         return value
 
     def texts(self, name: str, pattern: str | None = None, what: str = "a text") -> tuple[str, ...]:
@@ -130,14 +132,16 @@ class Fields:
                 raise self.error(f"{name}[{i}]", f"is not {what}", expected=what, got=show(item))
         if len(set(items)) != len(items):
             double = next(item for item in items if items.count(item) > 1)
-            raise self.error(name, "has an item twice", expected="each once", got=show(double))
+            raise self.error(
+                name, "has an item twice", expected="different items", got=show(double)
+            )
         return tuple(items)
 
     def object(self, name: str) -> Fields:
         """An object."""
         value = self.take(name)
         if not isinstance(value, dict):
-            raise self.error(name, "is no object", expected="an object", got=show(value))
+            raise self.error(name, "is not an object", expected="an object", got=show(value))
         return Fields(value, self.file, self._where(name))
 
     def objects(self, name: str, read: Callable[[Fields], T]) -> tuple[T, ...]:
@@ -146,7 +150,7 @@ class Fields:
         for i, item in enumerate(self.array(name)):
             where = f"{name}[{i}]"
             if not isinstance(item, dict):
-                raise self.error(where, "is no object", expected="an object", got=show(item))
+                raise self.error(where, "is not an object", expected="an object", got=show(item))
             fields = Fields(item, self.file, self._where(where))
             result.append(read(fields))
             fields.end()
@@ -155,7 +159,7 @@ class Fields:
     def error(
         self, name: str, problem: str, *, expected: str | None = None, got: str | None = None
     ) -> BundleError:
-        """The refusal of a field."""
+        """An error about a field."""
         return BundleError(
             f"{self.file}: {self._where(name)} {problem}",
             expected=expected,
@@ -168,6 +172,6 @@ class Fields:
 
 
 def show(value: Any) -> str:
-    """A value in one short line that can't break a message."""
+    """A value in one short line, for messages."""
     text = ascii(value)
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"

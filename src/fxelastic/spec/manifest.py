@@ -1,4 +1,4 @@
-"""What a bundle's ``manifest.json`` says."""
+"""A bundle's ``manifest.json``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fxelastic.spec.segment import Segment
 from fxelastic.spec.value_info import NAME, ValueInfo
 from fxelastic.spec.verification import Verification
 
-#: The version of the format that this release writes, and the only one that it reads.
+#: The version of the format that this release reads and writes.
 SCHEMA_VERSION = 1
 
 #: How the branches were converted: all in one conversion, or each in its own.
@@ -49,13 +49,13 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """What made the files.
+    """The tools that made the files.
 
     Attributes:
         name: The inference framework: ``onnxruntime``.
         opset: Version of the operator set of every file.
         conversion: ``at-once`` or ``one-by-one``.
-        reason: Why not at once; empty otherwise.
+        reason: Why the conversion was not at once; empty otherwise.
         versions: Version of each tool, by its name.
     """
 
@@ -85,7 +85,7 @@ class Result:
 
     Attributes:
         name: Its name as an output of an assembled model: ``logits``.
-        value: The value that it is.
+        value: The name of its value.
     """
 
     name: str
@@ -94,21 +94,21 @@ class Result:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A bundle's description. One that exists is consistent: see `check_manifest`.
+    """The description of a bundle. It is consistent: see `check_manifest`.
 
     Attributes:
         model: The model.
-        backend: What made the files.
+        backend: The tools that made the files.
         blocks: The blocks in execution order.
         segments: The branches in the search space's order.
         values: Every value that crosses a cut, inputs and results too.
         inputs: Names of the model's inputs in order.
         results: The model's flat results in order.
-        structure: How the results stand in what the model returns; see `fxelastic.spec.structure`.
+        structure: The structure of what the model returns; see `fxelastic.spec.structure`.
         data: Files other than ONNX files.
-        verification: What was checked at the export; None when nothing was.
+        verification: The checks at the export; None if there were none.
         batched: Names of the inputs that hold samples in their first dimension; every other input
-            is passed whole. None where the release that wrote the bundle did not say.
+            is passed whole. None in bundles of earlier releases.
         schema_version: Version of the format.
     """
 
@@ -126,10 +126,10 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        """Refuse what contradicts itself.
+        """Check that the fields agree.
 
         Raises:
-            BundleError: It does; the message names the field.
+            BundleError: Two contradict each other; the message names the field.
         """
         check_manifest(self)
 
@@ -172,13 +172,13 @@ class Manifest:
         """Read the bytes of ``manifest.json``.
 
         Raises:
-            BundleError: They are none of this version, or contradict themselves.
+            BundleError: The version is another one, or the fields contradict each other.
         """
         fields = parse_object(data, MANIFEST_NAME)
         version = fields.take("schema_version")
         if type(version) is not int or version != SCHEMA_VERSION:
             raise BundleError(
-                f"{MANIFEST_NAME}: schema_version is not one that this release reads",
+                f"{MANIFEST_NAME}: this release does not read this schema_version",
                 expected=str(SCHEMA_VERSION),
                 got=show(version),
                 fix="export the bundle again, or use the release that wrote it",

@@ -1,6 +1,6 @@
-"""What the parts of a manifest have to agree on.
+"""Checks that the parts of a manifest agree.
 
-Where all of this holds, any tiling of the blocks can be run: each branch finds the values that it
+If all of them hold, any tiling of the blocks can be run: each branch finds the values that it
 reads, and no value is computed twice.
 """
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def check_manifest(manifest: Manifest) -> None:
-    """Refuse a manifest whose parts contradict each other.
+    """Check that the parts of a manifest agree.
 
     Raises:
-        BundleError: They do; the message names the field.
+        BundleError: Two contradict each other; the message names the field.
     """
     _unique("blocks", "name", [block.name for block in manifest.blocks])
     _unique("values", "name", [value.name for value in manifest.values])
@@ -47,22 +47,22 @@ def check_manifest(manifest: Manifest) -> None:
                 space.validate(Arch.parse(text))
             except UsageError as e:
                 where = f"verification.subnets[{i}]"
-                raise _refusal(where, f"is no subnet: {e.what}", e.expected, e.got) from e
+                raise _refusal(where, f"is not a subnet: {e.what}", e.expected, e.got) from e
 
 
 def search_space(manifest: Manifest) -> SearchSpace:
     """The search space of a manifest's blocks and branches.
 
     Raises:
-        BundleError: They are none: an id stands twice, an interval lies outside, or a block does
-            not have exactly one original.
+        BundleError: An id occurs twice, an interval lies outside, or a block does not have
+            exactly one original.
     """
     try:
         return SearchSpace(
             len(manifest.blocks), tuple(segment.spec for segment in manifest.segments)
         )
     except UsageError as e:
-        raise _refusal("branches", f"are no search space: {e.what}", e.expected, e.got) from e
+        raise _refusal("branches", f"are not a search space: {e.what}", e.expected, e.got) from e
 
 
 def _check_reads(where: str, segment: Segment, values: dict[str, ValueInfo]) -> None:
@@ -70,11 +70,13 @@ def _check_reads(where: str, segment: Segment, values: dict[str, ValueInfo]) -> 
     for name in segment.inputs:
         value = values.get(name)
         if value is None or value.constant is not None:
-            _refuse(f"{where}.inputs", f"name no value: {name!r}", "a value of the model", name)
+            _refuse(
+                f"{where}.inputs", f"name an unknown value: {name!r}", "a value of the model", name
+            )
         if not value.produced < start <= value.last_read:
             _refuse(
                 f"{where}.inputs",
-                f"name a value that need not be there: {name!r}",
+                f"name a value that may not exist there: {name!r}",
                 f"computed before block {start}, and read by it or later",
                 f"computed by block {value.produced}, last read by block {value.last_read}",
             )
@@ -86,7 +88,7 @@ def _check_outputs(where: str, segment: Segment, values: Sequence[ValueInfo]) ->
     if set(segment.outputs) != expected:
         _refuse(
             f"{where}.outputs",
-            f"are not what blocks [{start}, {stop}) give to later ones",
+            f"are not the values that later blocks read from [{start}, {stop})",
             ", ".join(sorted(expected)) or "none",
             ", ".join(segment.outputs) or "none",
         )
@@ -103,13 +105,18 @@ def _check_interface(manifest: Manifest, values: dict[str, ValueInfo]) -> None:
     results = {result.value for result in manifest.results}
     for i, result in enumerate(manifest.results):
         if result.value not in values:
-            _refuse(f"results[{i}].value", "names no value", "a value of the model", result.value)
+            _refuse(
+                f"results[{i}].value",
+                "names an unknown value",
+                "a value of the model",
+                result.value,
+            )
     for i, value in enumerate(manifest.values):
         if (value.last_read == n_blocks) != (value.name in results):
             _refuse(
                 f"values[{i}].last_read",
                 "contradicts the results",
-                f"{n_blocks} for results and nothing else",
+                f"{n_blocks} for results only",
                 f"{value.last_read} for {value.name!r}",
             )
     clashes = [r.name for r in manifest.results if r.name in manifest.inputs]
@@ -130,7 +137,7 @@ def _check_batched(manifest: Manifest, values: dict[str, ValueInfo]) -> None:
 
 
 def _check_last_reads(manifest: Manifest) -> None:
-    """Nothing may be dropped before an original reads it; originals are always there."""
+    """A value must exist until the last original that reads it."""
     for i, value in enumerate(manifest.values):
         if value.produced >= 0 and value.last_read <= value.produced:
             _refuse(
@@ -144,7 +151,7 @@ def _check_last_reads(manifest: Manifest) -> None:
 def _check_files(manifest: Manifest) -> None:
     paths = [segment.file for segment in manifest.segments]
     paths += [file.path for file in manifest.data]
-    # Case does not tell files apart everywhere.
+    # Some file systems ignore case.
     _unique("branches and data", "file", [path.casefold() for path in paths])
     data = {file.path for file in manifest.data}
     for i, segment in enumerate(manifest.segments):
@@ -153,20 +160,20 @@ def _check_files(manifest: Manifest) -> None:
             if path not in data or not path.startswith(f"{folder}/" if folder else ""):
                 _refuse(
                     f"branches[{i}].data",
-                    "names no file of the bundle",
+                    "names an unknown file",
                     "a file listed in data, in the folder of the ONNX file",
                     path,
                 )
     for i, value in enumerate(manifest.values):
         if value.constant is not None and value.constant not in data:
-            _refuse(f"values[{i}].constant", "names no file", "one of data", value.constant)
+            _refuse(f"values[{i}].constant", "names an unknown file", "one of data", value.constant)
 
 
 def _unique(where: str, field: str, names: Iterable[str]) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            _refuse(where, f"have the same {field} twice", "each once", name)
+            _refuse(where, f"have the same {field} twice", "different ones", name)
         seen.add(name)
 
 

@@ -22,10 +22,10 @@ _BINS_PER_WINDOW_AND_BLOCK = 2
 
 
 def check_costs(specs: Iterable[BranchSpec], costs: Mapping[str, float]) -> None:
-    """Refuse costs that leave a branch out or are no costs.
+    """Check that each branch has a usable cost.
 
     Raises:
-        UsageError: A cost is missing, negative, infinite, NaN or no number.
+        UsageError: A cost is missing, negative, infinite, NaN or not a number.
     """
     for spec in specs:
         if spec.id not in costs:
@@ -41,17 +41,17 @@ def check_costs(specs: Iterable[BranchSpec], costs: Mapping[str, float]) -> None
             usable = False
         if not usable:
             raise UsageError(
-                f"branch {spec.id!r} has an unusable cost",
-                expected="a finite number of at least 0",
+                f"the cost of branch {spec.id!r} must be at least 0",
+                expected="a finite number",
                 got=repr(cost),
             )
 
 
 def exact_costs(specs: Iterable[BranchSpec], costs: Mapping[str, float]) -> Mapping[str, Fraction]:
-    """The costs as the rational numbers that the floats are, so that sums have no rounding.
+    """The costs as exact rational numbers, so that sums have no rounding.
 
     Raises:
-        UsageError: A cost is missing, negative, infinite, NaN or no number.
+        UsageError: A cost is missing, negative, infinite, NaN or not a number.
     """
     specs = tuple(specs)
     check_costs(specs, costs)
@@ -71,7 +71,7 @@ def costs_to_end(
 def cheapest_path(
     starting_at: Sequence[Sequence[BranchSpec]], costs: Mapping[str, Fraction]
 ) -> tuple[str, ...]:
-    """Ids of a path of the lowest cost; the first branch of those that are equal."""
+    """Ids of a path of the lowest cost; of equal branches the first."""
     best = costs_to_end(starting_at, costs)
     ids: list[str] = []
     position = 0
@@ -89,11 +89,11 @@ class QuantisedPaths:
     rest(stop) - rest(start) >= 0`` with ``rest`` the lowest cost to the end; along a path these
     sum to the path's cost above the cheapest one. ``k = floor(r / step)`` is an integer, so the
     paths of each sum of ``k`` can be counted exactly, by a dynamic programme over cuts and sums.
-    What flooring leaves along a path lies between two sums that are known exactly too, so that
-    the sums of ``k`` that a cost in the window may have are an interval.
+    The remainders along a path lie between two sums that are known exactly, too, so the sums of
+    ``k`` that a cost in the window may have are an interval.
 
     Attributes:
-        total: How many paths have such a sum: all those in the window among them.
+        total: The number of paths with such a sum, which include all in the window.
         lowest: The lowest cost of any path.
         highest: The highest cost of any path.
     """
@@ -111,9 +111,9 @@ class QuantisedPaths:
         Args:
             starting_at: For each block, the branches that begin there.
             costs: Exact cost of each branch.
-            low: Lower end of the window, inclusive; None for none.
-            high: Upper end, inclusive; None for none.
-            n_paths: How many paths there are: which integers can hold a number of them.
+            low: Lower end of the window, inclusive; None for no bound.
+            high: Upper end, inclusive; None for no bound.
+            n_paths: The number of all paths, which decides the dtype of counts.
         """
         n_blocks = len(starting_at)
         rest = costs_to_end(starting_at, costs)
@@ -147,7 +147,7 @@ class QuantisedPaths:
 
     @property
     def total(self) -> int:
-        """How many paths are numbered."""
+        """The number of paths that have a number."""
         return self._upto[-1] if self._upto else 0
 
     def _count(self, n_bins: int, dtype: Any) -> list[npt.NDArray[Any]]:
@@ -184,7 +184,7 @@ class QuantisedPaths:
 
 
 def _step(low: Fraction, high: Fraction, n_blocks: int, costs: Iterable[Fraction]) -> Fraction:
-    """As fine as the window asks for and the table allows."""
+    """The step of quantisation: as fine as the window needs and the table allows."""
     n_bins = min(_MAX_BINS, max(_MIN_BINS, _MAX_CELLS // (n_blocks + 1)))
     step = max((high - low) / (_BINS_PER_WINDOW_AND_BLOCK * n_blocks), high / n_bins)
     if step:

@@ -17,44 +17,46 @@ from fxelastic.spec.paths import cheapest_path, check_costs, exact_costs
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The subnets that N blocks and a set of branches give.
+    """All subnets of N blocks and a set of branches.
 
     A subnet is a path from 0 to N in a graph whose nodes are the cuts between blocks and whose
     edges are the branches. Counting, uniform sampling and the cheapest subnet are dynamic
     programmes over that graph, in exact integers; no method lists the subnets.
 
-    Every block of a partition is counted, contexts and glue too: they have their original alone.
+    All blocks of a partition count, contexts and glue too: these have their original alone.
 
     Attributes:
         n_blocks: N.
-        branches: By interval, a block's original first, then by id, in whatever order they were
-            given: what is sampled depends on the branches and the seed alone.
+        branches: By interval, a block's original first, then by id, whatever order they were given
+            in: samples depend on the branches and the seed alone.
     """
 
     n_blocks: int
     branches: tuple[BranchSpec, ...]
 
     def __post_init__(self) -> None:
-        """Sort the branches, and refuse a set that is no search space.
+        """Sort and check the branches.
 
         Raises:
-            UsageError: An id stands for two branches, an interval lies outside, or a block does
-                not have exactly one original.
+            UsageError: Two branches have one id, an interval lies outside, or a block does not
+                have exactly one original.
         """
         if isinstance(self.n_blocks, bool) or not isinstance(self.n_blocks, int):
-            raise UsageError("n_blocks is no count", expected="an int", got=repr(self.n_blocks))
+            raise UsageError("n_blocks must be an int", expected="an int", got=repr(self.n_blocks))
         if self.n_blocks < 1:
-            raise UsageError("there is no block", expected="n_blocks >= 1", got=str(self.n_blocks))
+            raise UsageError(
+                "n_blocks must be at least 1", expected="an int", got=str(self.n_blocks)
+            )
         seen: dict[str, BranchSpec] = {}
         originals: dict[int, BranchSpec] = {}
         for spec in self.branches:
             if not isinstance(spec, BranchSpec):
                 raise UsageError(
-                    "a search space is made of branches", expected="BranchSpec", got=repr(spec)
+                    "branches must be BranchSpec objects", expected="BranchSpec", got=repr(spec)
                 )
             if spec.id in seen:
                 raise UsageError(
-                    f"two branches are called {spec.id!r}",
+                    f"two branches have the id {spec.id!r}",
                     expected="an id for each branch",
                     got=f"{seen[spec.id]} and {spec}",
                 )
@@ -96,7 +98,7 @@ class SearchSpace:
         return Arch(tuple(spec.id for spec in self.branches if spec.kind == ORIGINAL))
 
     def count(self) -> int:
-        """How many subnets there are, exactly."""
+        """The exact number of subnets."""
         return self._ways[0]
 
     @cached_property
@@ -111,21 +113,21 @@ class SearchSpace:
         """Draw subnets, each with the same probability.
 
         Args:
-            n: How many; draws are independent, so that one may come twice.
+            n: The number of subnets; draws are independent, so that one may come twice.
             seed: The same seed gives the same subnets, in every process.
 
         Returns:
             The subnets drawn.
 
         Raises:
-            UsageError: ``n`` is no count.
+            UsageError: ``n`` is negative or not an integer.
         """
         check_n(n)
         rng = random.Random(seed)
         return [self._path(rng.randrange(self.count())) for _ in range(n)]
 
     def _path(self, index: int) -> Arch:
-        """The subnet of that number, 0 ≤ index < count(): a bijection, hence uniform."""
+        """The subnet of a number, 0 ≤ index < count(): a bijection."""
         ids: list[str] = []
         position = 0
         while position < self.n_blocks:
@@ -148,7 +150,7 @@ class SearchSpace:
         """Draw subnets whose cost lies in a window, each of them with the same probability.
 
         Args:
-            n: How many; draws are independent.
+            n: The number of subnets; draws are independent.
             costs: Cost of each branch by id, in any unit (a latency in ms, FLOPs); a subnet's is
                 the sum. At least 0.
             low: Least cost of a subnet, inclusive.
@@ -159,8 +161,8 @@ class SearchSpace:
             The subnets drawn; for each, ``low <= self.cost(arch, costs) <= high``.
 
         Raises:
-            UsageError: No subnet lies in the window (the message names the nearest costs), or the
-                costs or bounds are none. See `CostWindow` for how exact this is.
+            UsageError: The window holds no subnet (the message names the nearest costs), or a cost
+                or bound is invalid. `CostWindow` describes how exact this is.
         """
         return CostWindow(self, costs, low, high).sample(n, seed)
 
@@ -168,7 +170,7 @@ class SearchSpace:
         """The sum of the branches' costs, correctly rounded: the order does not matter.
 
         Raises:
-            UsageError: The arch is none of this space, or a cost is missing or none.
+            UsageError: The arch is not in this space, or a cost is missing or invalid.
         """
         specs = self.specs(arch)
         check_costs(specs, costs)
@@ -178,7 +180,7 @@ class SearchSpace:
         """A subnet of the lowest cost; the first of them in the branches' order.
 
         Raises:
-            UsageError: A cost is missing or none.
+            UsageError: A cost is missing or invalid.
         """
         return Arch(cheapest_path(self.starting_at, exact_costs(self.branches, costs)))
 
@@ -186,13 +188,13 @@ class SearchSpace:
         """A subnet of the highest cost; the first of them in the branches' order.
 
         Raises:
-            UsageError: A cost is missing or none.
+            UsageError: A cost is missing or invalid.
         """
         exact = exact_costs(self.branches, costs)
         return Arch(cheapest_path(self.starting_at, {k: -cost for k, cost in exact.items()}))
 
     def validate(self, arch: Arch) -> None:
-        """Refuse an arch that does not tile ``[0, N)`` by branches of this space.
+        """Check that an arch tiles ``[0, N)`` by branches of this space.
 
         Raises:
             UsageError: It does not; the message names the position and the blocks.
@@ -207,7 +209,7 @@ class SearchSpace:
         """
         if not isinstance(arch, Arch):
             raise UsageError(
-                "an arch is expected",
+                "arch must be an Arch",
                 expected="an Arch of this search space",
                 got=f"a {type(arch).__name__}",
                 fix="take one from space.sample(n), or read a text with Arch.parse",
@@ -246,7 +248,7 @@ class SearchSpace:
         return tuple(specs)
 
     def _next(self, position: int) -> str:
-        """What may stand where the blocks before ``position`` are covered."""
+        """The branches that may come next, where the blocks before ``position`` are covered."""
         if position == self.n_blocks:
             return "the end"
         ids = [spec.id for spec in self.starting_at[position]]
@@ -266,7 +268,7 @@ def _order(spec: BranchSpec) -> tuple[int, int, bool, str]:
 def _check_original(spec: BranchSpec, originals: Mapping[int, BranchSpec]) -> None:
     if spec.stop != spec.start + 1:
         raise UsageError(
-            f"branch {spec.id!r} is an original of several blocks",
+            f"branch {spec.id!r} is an original, and must replace one block",
             expected="an interval of one block",
             got=f"[{spec.start}, {spec.stop})",
         )

@@ -24,8 +24,8 @@ class Segment:
         outputs: Names of the values that it computes.
         weight_bytes: Bytes of its weights, in the file and in ``data``.
         data: Paths of the files with those of its tensors that are not in the ONNX file.
-        approximate: Whether it differs from what it was made from by more than the parts removed.
-        note: What a user should know about how it was made; or empty.
+        approximate: Whether it differs from its original by more than the removed parts.
+        note: A remark for the user about how it was made; or empty.
     """
 
     spec: BranchSpec
@@ -87,7 +87,7 @@ class Segment:
         try:
             spec = BranchSpec(name, fields.text("kind"), *numbers)
         except UsageError as e:
-            problem = f"is no branch: {e.what}"
+            problem = f"is not a branch: {e.what}"
             raise fields.error("id", problem, expected=e.expected, got=e.got) from e
         return cls(
             spec,

@@ -1,9 +1,9 @@
-"""The structure of a model's result as JSON, so that a device can give what the model gives.
+"""The structure of a model's result as JSON, so that a device can return the same.
 
 A structure is one of
 
 - ``{"tensor": i}``: the i-th flat result,
-- ``{"value": v}``: a constant that JSON can hold; ``{"text": t}`` stands for any other,
+- ``{"value": v}``: a constant that JSON can hold; ``{"text": t}``: the text of any other,
 - ``{"tuple": [...]}``, ``{"list": [...]}``: of structures,
 - ``{"dict": {key: structure}, "type": name}``: a mapping, a dataclass or another object with
   attributes; on a device all of them are dictionaries.
@@ -56,15 +56,15 @@ def describe(structure: Mapping[str, Any]) -> str:
 
 
 def check(structure: Any, n_tensors: int, where: str) -> None:
-    """Refuse what is no structure of so many flat results, each of them once and in order.
+    """Check a structure: it must hold each flat result once and in order.
 
     Args:
         structure: Parsed JSON.
-        n_tensors: How many flat results there are.
-        where: Where it stands, for messages.
+        n_tensors: The number of flat results.
+        where: The place of the structure, for messages.
 
     Raises:
-        BundleError: It is none.
+        BundleError: The structure is invalid.
     """
     found: list[int] = []
     _check(structure, found, where, 0)
@@ -80,7 +80,7 @@ def _check(structure: Any, found: list[int], where: str, depth: int) -> None:
     keys = set(structure) if isinstance(structure, dict) else set()
     if depth > _MAX_DEPTH or keys not in _FORMS:
         raise BundleError(
-            f"{where} is no structure of results",
+            f"{where} is not a structure of results",
             expected=f"an object with one of tensor, value, text, tuple, list, dict, "
             f"nested at most {_MAX_DEPTH} times",
             got=show(structure) if depth <= _MAX_DEPTH else "more levels",
@@ -88,7 +88,7 @@ def _check(structure: Any, found: list[int], where: str, depth: int) -> None:
     if keys == {"tensor"}:
         index = structure["tensor"]
         if isinstance(index, bool) or not isinstance(index, int):
-            raise BundleError(f"{where}.tensor is no index", expected="an int", got=show(index))
+            raise BundleError(f"{where}.tensor is not an index", expected="an int", got=show(index))
         found.append(index)
         return
     for kind in ("tuple", "list"):
@@ -106,7 +106,7 @@ def _check(structure: Any, found: list[int], where: str, depth: int) -> None:
         _expect(structure["text"], str, f"{where}.text", "a text")
     if keys == {"value"} and not is_plain(structure["value"]):
         raise BundleError(
-            f"{where}.value is no constant",
+            f"{where}.value is not a constant",
             expected="null, a flag, a number or a text",
             got=show(structure["value"]),
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fxelastic.errors import UsageError
 from fxelastic.spec.json_fields import Fields, show
 
-#: What a value's dtype may be: NumPy's name, or onnxruntime's where NumPy has none.
+#: The dtypes of values: NumPy's names, and onnxruntime's where NumPy has none.
 DTYPES: tuple[str, ...] = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
@@ -25,7 +25,7 @@ def itemsize(dtype: str) -> int:
 #: Pattern of the names of values, of results and of a model's inputs.
 NAME = r"[^\W\d]\w{0,999}"
 
-#: Most elements of a value at batch size 1; a declaration beyond it is no description of a tensor.
+#: The most elements of a value at batch size 1.
 MAX_ELEMENTS = 2**40
 
 _MAX_RANK = 64
@@ -35,7 +35,7 @@ _LINEAR = re.compile(r"(?:(?P<factor>\d{1,9})\*)?N(?P<offset>[+-]\d{1,9})?")
 
 @dataclass(frozen=True)
 class ValueInfo:
-    """A value of the model: an input, a result, or what one block hands to another.
+    """A value of the model: an input, a result, or a value between blocks.
 
     Attributes:
         name: Names it, in feeds and in ONNX files.
@@ -44,11 +44,11 @@ class ValueInfo:
             ``64*N``.
         produced: The block that computes it; -1 for an input and a constant.
         last_read: The last block that reads it; the number of blocks for a result of the model,
-            -1 for an input that nothing reads.
+            -1 for an input that no block reads.
         constant: For a result that depends on no input, the file with its elements (little
             endian, in C order); else None.
-        range: For integers and truth values, the lowest and the highest that the example inputs
-            had or gave; None where it is not known, as in bundles of earlier releases.
+        range: For integers and truth values, the lowest and the highest that occurred with the
+            example inputs; None where it is not known, as in bundles of earlier releases.
     """
 
     name: str
@@ -68,7 +68,7 @@ class ValueInfo:
         """Its sizes for a batch size.
 
         Raises:
-            UsageError: A size is no linear expression of the batch size.
+            UsageError: A size is not a linear expression of the batch size.
         """
         return tuple(
             dim if isinstance(dim, int) else self._size(dim, batch_size) for dim in self.dims
@@ -78,7 +78,7 @@ class ValueInfo:
         linear = _LINEAR.fullmatch(dim)
         if linear is None:
             raise UsageError(
-                f"the size {dim!r} of value {self.name!r} is not known from the batch size",
+                f"the size {dim!r} of value {self.name!r} does not follow from the batch size",
                 expected="a*N+b",
                 got=dim,
                 fix="run the model to see it",
@@ -110,7 +110,9 @@ class ValueInfo:
         """
         dtype = fields.text("dtype")
         if dtype not in DTYPES:
-            raise fields.error("dtype", "is no dtype", expected=", ".join(DTYPES), got=show(dtype))
+            raise fields.error(
+                "dtype", "is not a dtype", expected=", ".join(DTYPES), got=show(dtype)
+            )
         value = cls(
             fields.text("name", NAME, "a name"),
             dtype,
@@ -123,7 +125,7 @@ class ValueInfo:
         if value.constant is not None and (value.produced != -1 or None in value.shape):
             raise fields.error(
                 "constant",
-                "is given for a value that is no constant",
+                "is set for a value that is not a constant",
                 expected="a fixed shape, and that no block computes it",
                 got=str(value),
             )
@@ -162,11 +164,11 @@ def _dims(fields: Fields) -> tuple[int | str, ...]:
         if not symbolic and not literal:
             raise fields.error(
                 f"shape[{i}]",
-                "is no size",
+                "is not a size",
                 expected=f"an integer from 0 to {MAX_ELEMENTS}, or an expression of N",
                 got=show(dim),
             )
-    # Zero sizes hide no others here: each is one at least.
+    # A size of zero counts as one, so that it does not hide large ones.
     n_elements = math.prod(max(dim, 1) for dim in dims if isinstance(dim, int))
     if len(dims) > _MAX_RANK or n_elements > MAX_ELEMENTS:
         raise fields.error(

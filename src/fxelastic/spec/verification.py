@@ -1,4 +1,4 @@
-"""What was checked when a bundle was exported."""
+"""The checks of a bundle when it was exported."""
 
 from __future__ import annotations
 
@@ -27,17 +27,16 @@ class SoftFusionInfo:
 
 @dataclass(frozen=True)
 class Verification:
-    """How an export was compared with torch, and which fusions its cuts cost.
+    """How an export was compared with torch, and which fusions its cuts prevent.
 
     Attributes:
-        batch_sizes: Batch sizes of the inputs; every file, the model and the subnets were run on
-            each.
+        batch_sizes: Batch sizes of the inputs; every file, the model and the subnets ran on each.
         tolerances: By dtype, the largest difference allowed in a file, as a share of the
-            largest absolute value; 0 is equality.
+            largest absolute value; 0 means equality.
         subnet_tolerances: The same for the results of whole subnets.
         subnets: Archs that were assembled and compared, as texts; the original is the first.
-        fusion_verified: Whether the optimised model runs the kernels that its optimised blocks
-            run: no cut separates what the backend fuses.
+        fusion_verified: Whether the optimised model and its optimised blocks run the same
+            kernels: no cut separates operators that the backend fuses.
         kernels_lost: Kernels of the whole that the blocks lack, by number.
         kernels_added: Kernels of the blocks that the whole lacks, by number.
         soft_fusions: Fusions that boundaries are known to separate.
@@ -77,7 +76,9 @@ class Verification:
         """
         sizes = fields.array("batch_sizes")
         if not all(type(size) is int and size > 0 for size in sizes):
-            raise fields.error("batch_sizes", "are no sizes", expected="integers", got=show(sizes))
+            raise fields.error(
+                "batch_sizes", "are not sizes", expected="integers above 0", got=show(sizes)
+            )
         record = cls(
             tuple(sizes),
             _numbers(fields, "tolerances", (int, float)),
@@ -101,6 +102,6 @@ def _numbers(fields: Fields, name: str, kinds: tuple[type, ...]) -> Mapping[str,
     for key, number in value.items():
         if type(number) not in kinds or not 0 <= number < math.inf:
             raise fields.error(
-                f"{name}[{show(key)}]", "is no number", expected="at least 0", got=show(number)
+                f"{name}[{show(key)}]", "is not a number", expected="at least 0", got=show(number)
             )
     return dict(value)

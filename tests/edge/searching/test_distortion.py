@@ -10,7 +10,7 @@ import pytest
 
 from fxelastic.edge.searching import distortion
 from fxelastic.edge.searching.distortion import measure
-from fxelastic.edge.searching.prior import Prior
+from fxelastic.edge.searching.surrogates import Prior
 from fxelastic.errors import BundleError
 from fxelastic.spec import SearchSpace
 from tests.edge.fake_executor import FakeExecutor, dataset
@@ -83,7 +83,7 @@ def test_large_features_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nan_of_a_branch_is_an_error() -> None:
-    with pytest.raises(BundleError, match=r"'merged@1-3' gives NaN"):
+    with pytest.raises(BundleError, match=r"'merged@1-3' returns NaN"):
         measure(Shifted(SPACE, broken="merged@1-3"), DATA, batch_size=20)
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from fxelastic.edge.searching.evaluation import Evaluator
-from fxelastic.edge.searching.margins import Margins
-from fxelastic.edge.searching.prefix_cache import PrefixCache
+from fxelastic.edge.searching.prefixes import PrefixCache
 from fxelastic.edge.searching.scores import METRICS, Metric, mean
+from fxelastic.edge.searching.tally import Margins
 from fxelastic.errors import BundleError, UsageError
 from fxelastic.spec import Arch
 from tests.edge.fake_executor import FakeExecutor, dataset

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fxelastic.edge.searching import margins as margins_module
+from fxelastic.edge.searching import tally as margins_module
 from fxelastic.edge.searching.data import Dataset
 from fxelastic.edge.searching.evaluation import Evaluator
-from fxelastic.edge.searching.guide import Guide
+from fxelastic.edge.searching.evolutionary import Guide
 from fxelastic.edge.searching.scores import METRICS
 from fxelastic.edge.searching.study import Study
+from fxelastic.spec.limits import Limits
 from tests.edge.fake_executor import FakeExecutor
-from tests.spec.spaces import chain
+from tests.spec.spaces import chain, costs_by_resource
 
 SPACE = chain(5)
 COSTS = {spec.id: 1.0 for spec in SPACE.branches}
@@ -40,7 +41,10 @@ def test_estimates_and_scores_are_of_the_same_data(monkeypatch: pytest.MonkeyPat
     """Also where margins are kept of the easiest samples only."""
     monkeypatch.setattr(margins_module, "_MARGINS", 60)
     evaluator = Evaluator(Eased(SPACE), DATA, METRICS["top1"], batch_size=20, costs=COSTS)
-    study = Study(SPACE, COSTS, 0.0, 1e9, evaluator, 10_000, random.Random(0))
+    study = Study(
+        *(SPACE, costs_by_resource(COSTS), Limits({"latency_ms": 1e9})),
+        *(evaluator, 10_000, random.Random(0)),
+    )
     archs = list(dict.fromkeys(SPACE.sample(300, 0)))
     whole, others = archs[:60], archs[60:120]
     study.score(whole)

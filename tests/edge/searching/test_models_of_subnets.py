@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 
 from fxelastic.edge.searching.distortion import Distortion
-from fxelastic.edge.searching.guide import log_improvement
-from fxelastic.edge.searching.margin_model import MarginModel
-from fxelastic.edge.searching.prior import Prior
-from fxelastic.edge.searching.score_model import ScoreModel
+from fxelastic.edge.searching.evolutionary import log_improvement
+from fxelastic.edge.searching.surrogates import MarginModel, Prior, ScoreModel
 from fxelastic.spec import Arch, SearchSpace
 from tests.spec.spaces import chain
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from fxelastic.edge.searching.mutation import Mutations, replaced
+from fxelastic.edge.searching.proposals import Mutations, replaced
 from tests.spec.spaces import enumerate_paths, random_space
 
 

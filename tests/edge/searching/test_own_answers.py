@@ -16,10 +16,9 @@ from fxelastic import edge
 from fxelastic.cli.app import main
 from fxelastic.edge.pool import PoolEntry, SubnetPool
 from fxelastic.edge.searching import scores
-from fxelastic.edge.searching.answers import Answers
-from fxelastic.edge.searching.data import Dataset
+from fxelastic.edge.searching.data import Answers, Dataset
 from fxelastic.edge.searching.evaluation import Evaluator
-from fxelastic.edge.searching.exhaustive import all_subnets
+from fxelastic.edge.searching.proposals import all_subnets
 from fxelastic.edge.searching.scores import METRICS
 from fxelastic.edge.serving.local_search import LocalSearch
 from fxelastic.errors import BundleError, UsageError
@@ -261,7 +260,7 @@ def test_an_original_that_gives_nan_is_refused_as_target(
 ) -> None:
     folder = write_bundle(tmp_path / "bundle").path
     poison(folder, "original@2")
-    with pytest.raises(BundleError, match="the original gives NaN"):
+    with pytest.raises(BundleError, match="the original returns NaN"):
         edge.search(edge.load(folder), table, X, budget="70%", strategy="exhaustive")
 
 
@@ -270,7 +269,7 @@ def test_an_original_that_gives_nan_is_refused_as_target(
     [
         ("cosine:nothing", "no result 'nothing'"),
         ("cosine:1", "no result '1'"),
-        ("beauty", "no score 'beauty'"),
+        ("beauty", "unknown score 'beauty'"),
     ],
 )
 def test_a_score_of_an_unknown_result_is_refused(

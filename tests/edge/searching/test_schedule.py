@@ -16,12 +16,11 @@ import pytest
 from fxelastic import edge
 from fxelastic.cli.app import main
 from fxelastic.edge.searching import search as search_module
-from fxelastic.edge.searching.additive_best import additive_best, quality_costs, unmeasured_costs
+from fxelastic.edge.searching.additive import additive_best, quality_costs, unmeasured_costs
 from fxelastic.edge.searching.distortion import Distortion
-from fxelastic.edge.searching.exhaustive import all_subnets
-from fxelastic.edge.searching.registry import strategy, strategy_names
+from fxelastic.edge.searching.proposals import all_subnets
 from fxelastic.edge.searching.schedule import Schedule, answer, spread
-from fxelastic.edge.searching.study import SearchAbortedError, Study
+from fxelastic.edge.searching.study import SearchAbortedError, Study, strategy, strategy_names
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
 from fxelastic.spec.latency_table import LatencyTable
@@ -192,21 +191,27 @@ class TestTheAdditiveBest:
         found = additive_best(study, costs)
         assert found is not None
         best = max(true_score(arch) for arch in all_subnets(study.space) if study.fits(arch))
-        assert true_score(found) == pytest.approx(best, abs=0.003)
+        assert true_score(found) == pytest.approx(best, abs=1e-9)
         if share >= 1:
             assert found == study.space.original
 
     @pytest.mark.parametrize("most", [2, 4, 6])
     def test_it_keeps_other_limits(self, most: int) -> None:
-        study = studies(chain(8), [1.0], 1, 1, Clock())[0]
-        study.allowed = lambda arch: sum(b.startswith("original") for b in arch) <= most
-        study.anchors = (Arch(tuple(f"merged@{i}-{i + 2}" for i in range(0, 8, 2))),)
-        costs = {spec.id: 1 - true_score(Arch((spec.id,))) for spec in study.space.branches}
+        space = chain(8)
+        weights = {spec.id: float(spec.kind == "original") for spec in space.branches}
+        limited = (space, [1.0], 1, 1, Clock(), weights)
+        study = studies(*limited, most + 0.5)[0]
+        costs = {spec.id: 1 - true_score(Arch((spec.id,))) for spec in space.branches}
         found = additive_best(study, costs)
+        best = max(true_score(arch) for arch in all_subnets(space) if study.fits(arch))
         assert found is not None
         assert study.fits(found)
-        assert true_score(found) > true_score(study.anchors[0]) - 1e-9 * (most == 2)
-        study.allowed = lambda arch: False
+        assert true_score(found) == pytest.approx(best, abs=1e-9)
+
+    def test_there_is_none_where_no_subnet_keeps_the_limits(self) -> None:
+        space = chain(4)
+        weights = dict.fromkeys(space.by_id, 1.0)
+        study = studies(space, [1.0], 1, 1, Clock(), weights, 0.5)[0]
         assert additive_best(study, {}) is None
 
     def test_what_was_not_measured_is_in_units_of_what_was(self) -> None:

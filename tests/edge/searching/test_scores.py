@@ -62,8 +62,8 @@ def test_true_and_false_are_classes() -> None:
 @pytest.mark.parametrize(
     ("targets", "said"),
     [
-        ([0.5, 1.0], "no classes"),
-        ([0, 3], "no class of the model"),
+        ([0.5, 1.0], "must be classes"),
+        ([0, 3], "not a class of the model"),
     ],
 )
 def test_what_is_no_class_is_refused(name: str, targets: Any, said: str) -> None:
@@ -77,5 +77,5 @@ def test_what_is_no_class_is_refused(name: str, targets: Any, said: str) -> None
 @pytest.mark.parametrize("name", ["top1", "negative_loss"])
 @pytest.mark.parametrize("targets", [np.array(["a", "b"], object), np.array([np.nan, 1.0])])
 def test_neither_names_nor_nan_are_classes(name: str, targets: np.ndarray[Any, Any]) -> None:
-    with pytest.raises(UsageError, match="no classes"):
+    with pytest.raises(UsageError, match="must be classes"):
         METRICS[name].score([np.zeros((2, 3))], targets)

@@ -17,9 +17,8 @@ import pytest
 
 from fxelastic import edge
 from fxelastic.edge import pool as pool_module
-from fxelastic.edge.searching.exhaustive import all_subnets
-from fxelastic.edge.searching.registry import strategy_names
-from fxelastic.edge.searching.study import Study
+from fxelastic.edge.searching.proposals import all_subnets
+from fxelastic.edge.searching.study import Study, strategy_names
 from fxelastic.errors import BundleError, UsageError
 from fxelastic.spec.latency_table import LatencyTable
 from tests.cli.commands import ROOT
@@ -165,7 +164,7 @@ def test_ctrl_c_gives_the_best_so_far(
 def test_limits_that_nothing_keeps_together(
     bundle: edge.Bundle, table: LatencyTable, data: Any
 ) -> None:
-    with pytest.raises(UsageError, match="limit of weights"):
+    with pytest.raises(UsageError, match="no subnet keeps"):
         edge.search(bundle, table, data, budget="100%", weight_bytes=10)
     with pytest.raises(UsageError, match="batch_size"):
         edge.search(bundle, table, data, budget="100%", batch_size=0)
@@ -179,7 +178,7 @@ def test_a_fixed_batch_size_leaves_the_rest_out(
     with caplog.at_level(logging.WARNING):
         result = edge.search(fixed, table, data, budget="100%", max_subnets=5, held_out=0.25)
     # Of 60 samples 45 are searched with and 15 held out: 40 and 8 of them fill batches.
-    assert "12 samples fill no batch of 8" in caplog.text
+    assert "12 samples are left out, since they fill no batch of 8" in caplog.text
     entry = result.best
     assert entry.held_out_accuracy is not None
     assert (entry.accuracy * 40) % 1 == pytest.approx(0, abs=1e-6)
@@ -257,20 +256,28 @@ def test_a_user_score(bundle: edge.Bundle, table: LatencyTable, data: Any) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"budget": "1%"}, "no subnet keeps a budget"),
-        ({"budget": "-5"}, "a budget is none"),
-        ({"budget": "many"}, "a budget is none"),
-        ({"budget": float("nan")}, "a budget is none"),
-        ({"budget": []}, "needs a budget"),
-        ({}, "needs a budget"),
-        ({"budget": 1, "budget_ms": 1}, "needs a budget"),
-        ({"budget": "70%", "strategy": "luck"}, "no search strategy"),
+        ({"budget": "1%"}, "no subnet keeps"),
+        ({"budget": "-5"}, "limit on latency_ms must be above 0"),
+        ({"budget": "many"}, "limit on latency_ms must be above 0"),
+        ({"budget": float("nan")}, "limit on latency_ms must be above 0"),
+        ({"budget": []}, "needs a limit"),
+        ({}, "needs a limit"),
+        ({"budget": 1, "budget_ms": 1}, "must not be given together"),
+        ({"limits": {"energy_mj": 1}}, "energy_mj need a table"),
+        ({"limits": {"joy": 1}}, "unknown resource 'joy'"),
+        ({"limits": {"latency_ms": "100%", "weight_bytes": "1%"}}, "no subnet keeps"),
+        ({"budget": "70%", "sed": 1}, "did you mean seed"),
+        ({"budget": "70%", "max_subnets": 0}, "max_subnets must be at least 1"),
+        ({"budget": "70%", "batch_size": 0}, "batch_size must be at least 1"),
+        ({"budget": "70%", "time_budget_s": 0}, "time_budget_s must be above 0"),
+        ({"budget": "70%", "strategy": "luck"}, "unknown search strategy"),
+        ({"budget": "70%", "strategy": 7}, "strategy must be a name"),
         ({"budget": "70%", "mode": "quantum"}, "no mode"),
-        ({"budget": "70%", "score": "beauty"}, "no score"),
+        ({"budget": "70%", "score": "beauty"}, "unknown score"),
         ({"budget": "70%", "held_out": 1.0}, "held_out"),
         ({"budget": "70%", "held_out": 0.999}, "no samples are left"),
         ({"budget": "70%", "confidence": 0.0}, "confidence"),
-        ({"budget": "70%", "threads": -1}, "executor"),
+        ({"budget": "70%", "threads": -1}, "threads must be at least 0"),
     ],
 )
 def test_wrong_arguments_are_refused(
@@ -285,7 +292,7 @@ def test_an_unmet_budget_names_the_nearest(
 ) -> None:
     least = table.predict_ms(bundle.space.min_cost_arch(table.costs()))
     told: list[float] = []
-    with pytest.raises(UsageError, match=f"at least {least:.4g} ms"):
+    with pytest.raises(UsageError, match=f"latency {least:.4g} ms"):
         edge.search(
             bundle, table, data, budget_ms=[5.0, 0.1], progress=lambda ms, _: told.append(ms)
         )
@@ -295,16 +302,16 @@ def test_an_unmet_budget_names_the_nearest(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ((X[:0], np.zeros(0, np.int64)), "no samples"),
-        ((X, np.zeros(3, np.int64)), "not equally many"),
+        ((X[:0], np.zeros(0, np.int64)), "must have samples"),
+        ((X, np.zeros(3, np.int64)), "the same number of them"),
         ((X.astype(np.float64), np.zeros(60, np.int64)), "float32"),
         ((X[:, :4], np.zeros(60, np.int64)), r"\[N, 8, 8, 8\]"),
-        ((X, np.full(60, CLASSES)), "no class of the model"),
-        ((X, np.full(60, -1)), "no class of the model"),
+        ((X, np.full(60, CLASSES)), "not a class of the model"),
+        ((X, np.full(60, -1)), "not a class of the model"),
         ((X, np.zeros((60, 2), np.int64)), "top1 can't compare"),
         ({"x": X, "labels": np.zeros(60)}, "labels, which is neither an input nor targets"),
         ({"targets": np.zeros(60)}, "lacks x"),
-        (7, "the data is none"),
+        (7, "the data has an unknown form"),
         ("none.npz", "can't be read"),
     ],
 )

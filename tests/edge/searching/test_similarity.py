@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fxelastic.edge.searching.scores import METRICS, agreement, top_classes
-from fxelastic.edge.searching.similarity import cosines, rank_correlations
+from fxelastic.edge.searching.scores import (
+    METRICS,
+    agreement,
+    cosines,
+    rank_correlations,
+    top_classes,
+)
 from fxelastic.errors import UsageError
 
 RNG = np.random.default_rng(0)

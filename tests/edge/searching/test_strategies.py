@@ -7,13 +7,15 @@ import random
 
 import pytest
 
+from fxelastic.edge.searching.baselines import Exhaustive
 from fxelastic.edge.searching.evaluation import Evaluator
-from fxelastic.edge.searching.exhaustive import Exhaustive, all_subnets
-from fxelastic.edge.searching.registry import strategy, strategy_names
+from fxelastic.edge.searching.proposals import all_subnets
 from fxelastic.edge.searching.scores import METRICS, Metric
-from fxelastic.edge.searching.study import SearchEndedError, Study
+from fxelastic.edge.searching.study import SearchEndedError, Study, strategy, strategy_names
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch, SearchSpace
+from fxelastic.spec.costs import BranchCosts, Costs
+from fxelastic.spec.limits import Limits
 from tests.edge.fake_executor import AdditiveExecutor, FakeExecutor, dataset
 from tests.spec.spaces import chain, enumerate_paths
 
@@ -31,11 +33,34 @@ def costs(space: SearchSpace) -> dict[str, float]:
     return found
 
 
-def study(space: SearchSpace, share: float, max_subnets: int, seed: int = 0) -> Study:
+def study(
+    space: SearchSpace,
+    share: float,
+    max_subnets: int,
+    seed: int = 0,
+    singles: float | None = None,
+) -> Study:
+    """A search under a share of the original's latency.
+
+    Args:
+        space: The subnets.
+        share: The budget.
+        max_subnets: Subnets to try.
+        seed: Of the search.
+        singles: The most branches of one block in a subnet, as a limit on weights.
+    """
     cost = costs(space)
-    budget = share * space.cost(space.original, cost) + 0.25
+    weights = {spec.id: float(spec.stop == spec.start + 1) for spec in space.branches}
+    bounds = {"latency_ms": share * space.cost(space.original, cost) + 0.25}
+    if singles is not None:
+        bounds["weight_bytes"] = singles + 0.5
+    resources = Costs({"latency_ms": BranchCosts(cost, 0.25), "weight_bytes": BranchCosts(weights)})
     found = Evaluator(FakeExecutor(space), DATA, METRICS["top1"], batch_size=20)  # type: ignore[arg-type]
-    return Study(space, cost, 0.25, budget, found, max_subnets, random.Random(seed))
+    return Study(space, resources, Limits(bounds), found, max_subnets, random.Random(seed))
+
+
+def n_singles(space: SearchSpace, arch: Arch) -> int:
+    return sum(spec.stop == spec.start + 1 for spec in space.specs(arch))
 
 
 def run(name: str, given: Study) -> Study:
@@ -51,7 +76,7 @@ def test_subnets_keep_the_budget_and_the_count(name: str, share: float) -> None:
     found = run(name, study(space, share, count))
     assert found.scores
     assert found.tried <= count
-    assert all(found.overhead_ms + found.cost(arch) <= found.budget_ms for arch in found.scores)
+    assert all(0.25 + found.cost(arch) <= found.budget_ms for arch in found.scores)
     for arch in found.scores:
         space.validate(arch)
     assert found.best is not None
@@ -70,11 +95,10 @@ def test_the_same_seed_gives_the_same_subnets(name: str) -> None:
 
 @pytest.mark.parametrize("name", strategy_names())
 def test_other_limits_are_kept(name: str) -> None:
-    given = study(SMALL, 1.0, 120 if name == "exhaustive" else 40)
-    given.allowed = lambda arch: "merged@0-2" not in arch.branches
+    given = study(SMALL, 1.0, 120 if name == "exhaustive" else 40, singles=2)
     run(name, given)
     assert given.scores
-    assert not any("merged@0-2" in arch.branches for arch in given.scores)
+    assert all(n_singles(SMALL, arch) <= 2 for arch in given.scores)
 
 
 MEAN = Metric("mean", lambda outputs, targets: (outputs[0].sum(), float(len(targets))))
@@ -102,22 +126,19 @@ def test_the_optimum_of_a_small_space_is_found(share: float) -> None:
 
 @pytest.mark.parametrize("share", [1.0, 1.02])
 def test_a_budget_that_hardly_any_subnet_keeps(share: float) -> None:
-    """The knapsack, which rounds, finds none in a deep space; the search does."""
     space = chain(60)
-    given = study(space, 1.0, 40)
-    quickest = space.min_cost_arch(given.costs)
-    given.budget_ms = given.overhead_ms + share * given.cost(quickest) * (1 + 1e-12)
+    cost = costs(space)
+    quickest = space.cost(space.min_cost_arch(cost), cost)
+    least = share * quickest / space.cost(space.original, cost)
+    given = study(space, least * (1 + 1e-12), 40)
     run("evolutionary", given)
     assert given.tried == (1 if share == 1 else 40)
 
 
 def test_a_limit_that_hardly_any_subnet_keeps() -> None:
-    given = study(LARGE, 2.0, 40)
-    least = Arch(tuple(f"merged@{i}-{i + 2}" for i in range(0, 12, 2)))
-    given.allowed = lambda arch: sum("merged" in branch for branch in arch) >= 5
-    given.anchors = (least,)
+    given = study(LARGE, 2.0, 40, singles=0)
     run("evolutionary", given)
-    assert least in given.scores
+    assert all(n_singles(LARGE, arch) == 0 for arch in given.scores)
     assert given.tried > 10
 
 
@@ -179,8 +200,7 @@ def test_all_is_not_a_part_of_it() -> None:
 def test_annealing_begins_with_a_subnet_that_keeps_all_limits() -> None:
     """Of those just below the budget hardly any does, nor does the first one drawn."""
     for seed in range(3):
-        given = study(LARGE, 1.0, 20, seed)
-        given.allowed = lambda arch: sum("merged" in branch for branch in arch) >= 3
+        given = study(LARGE, 1.0, 20, seed, singles=5)
         run("annealing", given)
         assert given.tried > 10
 

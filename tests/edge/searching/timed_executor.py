@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import random
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +14,9 @@ from fxelastic.edge.searching.evaluation import Evaluator
 from fxelastic.edge.searching.scores import Metric
 from fxelastic.edge.searching.study import Study
 from fxelastic.spec import Arch, SearchSpace
+from fxelastic.spec.limits import Limits
 from tests.edge.fake_executor import FakeExecutor, dataset
+from tests.spec.spaces import costs_by_resource
 
 OPENING_S = 0.05
 SAMPLE_S = 0.01  # of the costliest branch
@@ -91,7 +94,13 @@ def costs_of(space: SearchSpace) -> dict[str, float]:
 
 
 def studies(
-    space: SearchSpace, shares: list[float], n_samples: int, max_subnets: int, clock: Clock
+    space: SearchSpace,
+    shares: list[float],
+    n_samples: int,
+    max_subnets: int,
+    clock: Clock,
+    weights: dict[str, float] | None = None,
+    weight_bytes: float = math.inf,
 ) -> list[Study]:
     """Searches for shares of the original's latency that have one evaluator."""
     costs = costs_of(space)
@@ -105,10 +114,13 @@ def studies(
         clock=clock,
     )
     original = space.cost(space.original, costs)
+    others = {} if weights is None else {"weight_bytes": weights}
+    bounds = {} if weights is None else {"weight_bytes": weight_bytes}
     found = []
     for i, share in enumerate(shares):
         rng = random.Random(i)
-        study = Study(space, costs, 0.0, share * original, evaluator, max_subnets, rng)
-        study.clock = clock
+        limits = Limits({"latency_ms": share * original} | bounds)
+        resources = costs_by_resource(costs, **others)
+        study = Study(space, resources, limits, evaluator, max_subnets, rng, clock=clock)
         found.append(study)
     return found

@@ -58,7 +58,7 @@ def test_another_bundle_in_the_same_place_is_refused(
 ) -> None:
     shutil.rmtree(bundle.path)
     write_bundle(bundle.path, seed=1)
-    with pytest.raises(BundleError, match="another one than was loaded"):
+    with pytest.raises(BundleError, match="has changed since it was loaded"):
         preparation.file(bundle.space.original)
 
 

@@ -1,34 +1,33 @@
-"""What each branch costs in accuracy, and the subnets that are best if that adds up."""
+"""What branches cost in quality, and the subnets that are best if that adds up."""
 
 from __future__ import annotations
 
-import heapq
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 
-from fxelastic.edge.searching.mutation import replaced
+from fxelastic.edge.searching.distortion import Distortion
+from fxelastic.edge.searching.proposals import replaced
 from fxelastic.edge.searching.study import Study
+from fxelastic.edge.searching.surrogates import Prior
 from fxelastic.spec import Arch, SearchSpace
 
 _RIDGE = 0.1
-
-#: Cost, drop and branches of a suffix.
-_Option: TypeAlias = tuple[float, float, tuple[str, ...]]
+_SUFFIXES = 4000  # kept at a cut of the dynamic programme
+_LEAST = 0.02  # of a block's work: the cost of a new branch that saves no work
 
 
 @dataclass(frozen=True)
 class Additive:
     """Measures the drop of each branch by itself, and adds the drops up.
 
-    First every subnet with a single new branch is evaluated. A dynamic programme, exact over the
-    pairs of latency and drop that no other pair beats, then gives the subnets of the least total
-    drop under the budget; these are evaluated, too.
+    First every subnet with a single new branch is evaluated. A dynamic programme then gives the
+    subnets of the least total drop within the limits; these are evaluated, too.
 
     Attributes:
-        candidates: How many of them.
+        candidates: The number of these subnets.
     """
 
     candidates: int = 20
@@ -42,68 +41,20 @@ class Additive:
             if spec.id not in original.branches
         }
         scores = study.learn([original, *singles.values()])
-        drops = {
-            branch: scores[original] - scores[arch]
-            for branch, arch in singles.items()
-            if arch in scores and original in scores
-        }
-        drops.update(dict.fromkeys(original.branches, 0.0))
+        values = {spec.id: -math.inf for spec in study.space.branches}
+        values.update(dict.fromkeys(original.branches, 0.0))
+        for branch, arch in singles.items():
+            if arch in scores and original in scores:
+                values[branch] = scores[arch] - scores[original]
         while True:
-            archs = least_drop(study.space, study.costs, drops, study.high, self.candidates)
+            archs = study.most_valuable(values, self.candidates, _SUFFIXES)
             tried = study.tried
             study.score(archs)
             if study.tried == tried:
                 return
-            # What they really have corrects the drops of their branches.
-            drops = _estimated(study, drops)
-
-
-def least_drop(
-    space: SearchSpace,
-    costs: Mapping[str, float],
-    drops: Mapping[str, float],
-    high: float,
-    n: int,
-    front: int = 4000,
-) -> list[Arch]:
-    """Subnets of at most a cost with the least total drop, best first.
-
-    The first one is exact as long as no suffix has more pairs of cost and drop that no other pair
-    beats than ``front``; then they are thinned evenly. The others are the last step's next best.
-
-    Args:
-        space: The subnets.
-        costs: Cost of each branch.
-        drops: Drop of each branch; one that is missing is not used.
-        high: The largest cost.
-        n: How many.
-        front: The most pairs to keep of a suffix.
-    """
-    fronts: list[list[_Option]] = [[] for _ in range(space.n_blocks)]
-    fronts.append([(0.0, 0.0, ())])
-    for position in range(space.n_blocks - 1, -1, -1):
-        options = [
-            (cost + costs[spec.id], drop + drops[spec.id], (spec.id, *rest))
-            for spec in space.starting_at[position]
-            if spec.id in drops
-            for cost, drop, rest in fronts[spec.stop]
-            if cost + costs[spec.id] <= high
-        ]
-        fronts[position] = options if position == 0 else _front(options, front)
-    return [
-        Arch(branches) for _, _, branches in heapq.nsmallest(n, fronts[0], key=lambda o: o[1::-1])
-    ]
-
-
-def _front(options: list[_Option], most: int) -> list[_Option]:
-    """Those that no other one beats in both, thinned evenly where they are too many."""
-    kept: list[_Option] = []
-    for option in sorted(options, key=lambda option: option[:2]):
-        if not kept or option[1] < kept[-1][1] - 1e-12:
-            kept.append(option)
-    if len(kept) > most:
-        kept = [kept[i] for i in np.linspace(0, len(kept) - 1, most).astype(int)]
-    return kept
+            # The subnets' own scores correct the drops of their branches.
+            drops = {branch: -value for branch, value in values.items() if value > -math.inf}
+            values = {branch: -drop for branch, drop in _estimated(study, drops).items()}
 
 
 def _estimated(study: Study, prior: Mapping[str, float]) -> dict[str, float]:
@@ -129,6 +80,65 @@ def _estimated(study: Study, prior: Mapping[str, float]) -> dict[str, float]:
     else:
         gram = design.T @ design + _RIDGE * np.eye(len(names))
         drops = before + np.linalg.solve(gram, design.T @ residual)
-    # A branch that was never seen costs what is typical, and a little less for being new.
+    # A branch that no subnet had costs the typical drop, and a little less, so that it is tried.
     drops = np.where(used, drops, before - 0.2 * abs(typical))
     return {name: 0.0 if name in original else float(drops[place[name]]) for name in names}
+
+
+def unmeasured_costs(space: SearchSpace) -> dict[str, float]:
+    """What new branches cost in quality, before anything is measured.
+
+    A branch costs the share of its blocks' work that it leaves out, in blocks that compute.
+    Measured on a MiniLM supernet, a branch's error on the original's features grows about as much.
+
+    Args:
+        space: The branches, with their FLOPs.
+    """
+    own = [space.by_id[branch].flops for branch in space.original]
+    found = {}
+    for spec in space.branches:
+        if spec.kind == "original":
+            continue
+        blocks = own[spec.start : spec.stop]
+        n_blocks = max(1, sum(flops > 0 for flops in blocks))
+        kept = min(1.0, spec.flops / sum(blocks)) if any(blocks) else 0.0
+        found[spec.id] = n_blocks * (_LEAST + 1.0 - kept)
+    return found
+
+
+def quality_costs(space: SearchSpace, distortion: Distortion | None) -> dict[str, float]:
+    """What new branches cost in quality: their measured errors, where there are any.
+
+    A branch without a measurement has its cost before measurement, in units of the others' errors.
+
+    Args:
+        space: The branches.
+        distortion: Their measured errors; None if there are none.
+    """
+    found = unmeasured_costs(space)
+    if distortion is None or distortion.unknown.all():
+        return found
+    errors = dict(zip(distortion.branches, Prior(distortion).errors.tolist(), strict=True))
+    unknown = dict(zip(distortion.branches, distortion.unknown.tolist(), strict=True))
+    ratios = sorted(errors[b] / cost for b, cost in found.items() if not unknown[b])
+    unit = ratios[len(ratios) // 2]
+    return {b: unit * cost if unknown[b] else errors[b] for b, cost in found.items()}
+
+
+def additive_best(study: Study, costs: Mapping[str, float]) -> Arch | None:
+    """The subnet within a study's limits whose branches cost the least quality.
+
+    Args:
+        study: The search.
+        costs: What new branches cost in quality, by id.
+
+    Returns:
+        The subnet; None where no subnet within the limits is known.
+    """
+
+    def value(arch: Arch) -> float:
+        return -math.fsum(costs.get(branch, 0.0) for branch in arch)
+
+    found = study.most_valuable({b: -cost for b, cost in costs.items()}, most=_SUFFIXES)
+    candidates = (*found, *study.anchors)
+    return max(candidates, key=lambda a: (value(a), -study.cost(a), a.branches), default=None)

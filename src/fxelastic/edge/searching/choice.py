@@ -1,4 +1,4 @@
-"""Choose the score of a search: the caller's, or the one that fits the model and the data."""
+"""Choose the score of a search: the caller's, or one that suits the model and the data."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from fxelastic.spec.value_info import ValueInfo
 
 _LOGITS = "logits"
 _COMPARED = ("agreement", "cosine", "spearman")
-#: Operators that a layer of class scores ends with.
+#: Operators at the end of a layer of class scores.
 _LINEAR = (
     *("Gemm", "MatMul", "Conv", "MatMulNBits"),
     *("QGemm", "QLinearMatMul", "QLinearConv", "MatMulInteger", "ConvInteger"),
 )
-#: Operators that keep the order of class scores, or move them.
+#: Operators that keep the order of class scores, or move them in memory.
 _AFTER = (
     *("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Softmax", "LogSoftmax"),
     *("Sigmoid", "Add", "Sub", "Mul", "Div", "QuantizeLinear", "DequantizeLinear"),
@@ -30,16 +30,16 @@ def chosen_metric(bundle: Bundle, score: str | Score | None, *, labelled: bool) 
 
     Args:
         bundle: The bundle, which lists the model's results.
-        score: A function; the name of a built-in score, with ``:RESULT`` behind it to choose one
-            of several results by name or number; None for the one that fits: ``top1`` with targets,
-            otherwise ``agreement`` for class scores and ``cosine`` for other results.
+        score: A function; the name of a built-in score, followed by ``:RESULT`` to choose one of
+            several results by name or number; None for ``top1`` with targets, otherwise
+            ``agreement`` for class scores and ``cosine`` for other results.
         labelled: Whether the data has targets.
 
     Returns:
-        The metric. It takes all flat results of the model.
+        The metric, whose argument is all flat results of the model.
 
     Raises:
-        UsageError: The score or the result does not exist, or no score fits.
+        UsageError: The score or the result does not exist, or no score is suitable.
     """
     if score is None:
         score = "top1" if labelled else _fitting(bundle)
@@ -78,13 +78,13 @@ def _index(bundle: Bundle, result: str) -> int:
         f"the model has no result {result!r}",
         expected="one of " + (", ".join(names) or "none") + ", or its number from 0",
         got=repr(result),
-        fix="name one of these behind the score, or leave the result out",
+        fix="name one of these after the score, or leave the result out",
     )
 
 
 def _of_result(found: Metric, index: int, info: ValueInfo) -> Metric:
     """A metric that looks at one of the results."""
-    # Margins are defined for one choice for each sample.
+    # Margins are defined where each sample has one class.
     plain = info.dtype.startswith("float") and len(info.dims) == 2
     margins = found.margins if plain or found.name == "top1" else None
     if index == 0:
@@ -100,7 +100,7 @@ def _of_result(found: Metric, index: int, info: ValueInfo) -> Metric:
 
 def _no_results() -> UsageError:
     return UsageError(
-        "the model gives no results",
+        "the model returns no results",
         expected="a result to score",
         got="no tensors",
         fix="export a model that returns tensors",
@@ -121,17 +121,17 @@ def _fitting(bundle: Bundle) -> str:
         return "agreement"
     if all(dim == 1 for dim in info.dims[1:]):
         raise UsageError(
-            "no score without targets fits results of one number for each sample",
-            expected="targets, or a score of your own",
+            "results of one number for each sample need targets or a score of your own",
+            expected="targets, or score= a function",
             got=str(info),
-            fix="pass score=function of (outputs, targets); the targets are then the original's "
-            "own results",
+            fix="pass score=function of (outputs, targets); without targets, it gets the "
+            "original's own results",
         )
     return "cosine"
 
 
 def _is_linear(bundle: Bundle, info: ValueInfo) -> bool:
-    """Whether a value is computed as class scores are: by a linear layer, at most scaled since.
+    """Whether a value looks like class scores: the result of a linear layer.
 
     Embeddings usually come from means or norms; their largest element has no meaning.
     """

@@ -1,16 +1,16 @@
-"""By how much branches change the features that they stand in for."""
+"""By how much branches change the features that they replace."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fxelastic.edge.execution import Array, State
+from fxelastic.edge.executor import Array, Executor
 from fxelastic.edge.searching.data import Dataset
 from fxelastic.errors import BundleError
 from fxelastic.spec import SearchSpace
@@ -19,44 +19,28 @@ from fxelastic.spec import SearchSpace
 Shapes: TypeAlias = tuple[tuple[Fraction | int, ...], ...]
 
 _SAMPLES = 50
-_BATCHES = 10  # at most: sessions that do not fit into memory together are opened for each
-#: Numbers of all branches' features that are looked at for one batch; 16 MiB of them. With a
-#: quarter of them the search needed 138 subnets for what takes it 106 with all (eight seeds).
+_BATCHES = 10  # at most: if sessions do not fit into memory together, each batch opens them
+#: Numbers of all branches' features that are compared for one batch; 16 MiB. With a quarter of them
+#: the search needed 138 subnets instead of 106 for the same result (eight seeds).
 _NUMBERS = 2**22
-#: Times the median, beyond which a number is a fill of a mask, and tells nothing of the others.
+#: Numbers beyond this multiple of the median are fills of masks, and are ignored.
 _FAR = 1e6
-_STILL = 1e-4  # spread, as a share of the size, below which features are constant but for rounding
-_OFF = 1e9  # in spreads, the most that a value is off: its square is a float32
-_TYPICAL = 0.1  # the error of branches where none is known
-
-
-class Runner(Protocol):
-    """What runs branches: an `Executor`."""
-
-    @property
-    def bundle(self) -> Any:
-        """Whose `space` the branches are of."""
-
-    def start(self, inputs: Mapping[str, Array]) -> State:
-        """The values before the first block."""
-
-    def advance(self, branch: str, state: State) -> State:
-        """The values after a branch."""
-
-    def make_room(self, n_bytes: int) -> None:
-        """Let go of what is not needed now, where the process may not grow by so much."""
+_STILL = 1e-4  # features of a smaller spread, as a share of their size, are constant
+_OFF = 1e9  # the largest difference in spreads: its square is still a float32
+_TYPICAL = 0.1  # the error of branches if none is known
 
 
 @dataclass(frozen=True)
 class Distortion:
     """How far each new branch's output is from the original's on the same input.
 
-    Each branch is run by itself, on the features that the original computes. So no subnet is
-    needed to know which branches stand in well, and which of them err alike: in a residual network
-    the errors of several branches add up, and a subnet loses accuracy with their sum.
+    Each branch is run by itself, on the features that the original computes. This shows without
+    any subnet which branches are good replacements, and which of them have similar errors: in a
+    residual network the errors of several branches add up, and a subnet loses accuracy with their
+    sum.
 
-    Floating-point outputs are compared, where they have the original's shape. Of a branch that has
-    none, or that there was no time for, nothing is known: it has the others' median error.
+    Floating-point outputs of the original's shape are compared. A branch without such an output,
+    or one that there was no time for, is unknown, and gets the others' median error.
 
     Attributes:
         branches: The new branches' ids, in the order of the space.
@@ -65,7 +49,7 @@ class Distortion:
         products: For each two the mean product of their differences, in the same units, where
             their outputs have the same shapes for a sample; 0 elsewhere. Its diagonal: the errors.
         groups: For each a number, the same for outputs of the same shapes.
-        unknown: For each whether nothing is known.
+        unknown: For each whether its error is unknown.
     """
 
     branches: tuple[str, ...]
@@ -76,7 +60,7 @@ class Distortion:
 
 
 def measure(
-    runner: Runner,
+    runner: Executor,
     data: Dataset,
     batch_size: int,
     n_samples: int = _SAMPLES,
@@ -86,22 +70,22 @@ def measure(
 ) -> Distortion:
     """Run every branch on the original's features.
 
-    Takes about as long as all branches together on these samples. In memory are the features of one
-    batch, of as many blocks as the longest branch has, and some numbers of each branch's.
+    This takes about as long as all branches together on these samples. It holds the features of one
+    batch in memory, of as many blocks as the longest branch has, and some numbers of each branch.
 
     Args:
         runner: Runs branches.
         data: The samples; the first ones are taken.
         batch_size: Samples of a batch.
-        n_samples: How many to look at; batches are not divided, and there are ten at most.
-        stop: Asked before each branch whether to end with what is known.
+        n_samples: The number of samples; batches are not divided, and there are ten at most.
+        stop: Called before each branch; returns whether to end with the result so far.
         first: Samples of the first batch, as in `Dataset.batches`: a branch's error on one sample
             is near its error on many.
-        enough: Asked before each batch but the first whether to end with what is known.
+        enough: Called before each batch but the first; returns the same.
 
     Raises:
-        BundleError: A branch can't be run, or gives values that are not finite where the original's
-            are.
+        BundleError: A branch can't be run, or returns values that are not finite where the
+            original's are.
     """
     space: SearchSpace = runner.bundle.space
     new = [spec.id for spec in space.branches if spec.kind != "original"]
@@ -127,8 +111,7 @@ def measure(
             index.append(place[branch])
             found.append(row)
         if n_run < len(new) and n_batches > 1:
-            # It was stopped: products of other samples for some branches than for others would be
-            # of no vectors at all.
+            # It was stopped: products of different samples are not products of vectors.
             break
         for index, found in rows.values():
             runner.make_room(sum(row.nbytes for row in found))
@@ -153,7 +136,7 @@ def measure(
 
 
 def _stacked(rows: list[Array]) -> Array:
-    """The rows as a matrix; each goes as soon as it is there, so that not all are there twice."""
+    """The rows as a matrix; each is freed when it is copied, so that few exist twice."""
     matrix = np.empty((len(rows), rows[0].size), rows[0].dtype)
     for line in reversed(matrix):
         line[:] = rows.pop()
@@ -161,7 +144,7 @@ def _stacked(rows: list[Array]) -> Array:
 
 
 def _differences(
-    runner: Runner,
+    runner: Executor,
     space: SearchSpace,
     inputs: Mapping[str, Array],
     budget: int,
@@ -199,16 +182,16 @@ def _differences(
 
 
 def _difference(branch: str, ours: Array, theirs: Array, budget: int) -> Array:
-    """At some places, the difference over the spread of the original's values."""
+    """The difference over the spread of the original's values, at some places."""
     if not np.isfinite(ours).all() and not np.isfinite(ours[np.isfinite(theirs)]).all():
         raise BundleError(
-            f"branch {branch!r} gives NaN or infinity",
-            expected="finite values, as the original gives for the same samples",
+            f"branch {branch!r} returns NaN or infinity",
+            expected="finite values, as the original returns for the same samples",
             got="values that are not finite",
             fix="train or calibrate the supernet again, and export it",
         )
     if theirs.size > budget:
-        # The same places for all branches: what they have in common is to be seen.
+        # The same places for all branches, so that their differences can be compared.
         places = np.random.default_rng(0).integers(theirs.size, size=budget)
         ours, theirs = ours[places], theirs[places]
     theirs = theirs.astype(np.float64)
@@ -226,7 +209,7 @@ def _difference(branch: str, ours: Array, theirs: Array, budget: int) -> Array:
 
 
 def _numbers(value: Any) -> Array | None:
-    """A floating-point value as an array; None for others, and for what NumPy has no type of."""
+    """A floating-point value as an array; None for other dtypes and for bfloat16."""
     if not isinstance(value, np.ndarray):
         try:
             value = value.numpy()

@@ -1,4 +1,4 @@
-"""Evaluate groups of subnets: what they have in common is computed once."""
+"""Evaluate groups of subnets; common prefixes are computed once."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fxelastic.edge.execution import Array, Executor, State
-from fxelastic.edge.searching.answers import Answers
-from fxelastic.edge.searching.data import Dataset, batch_of
+from fxelastic.edge.executor import Array, Executor, State
+from fxelastic.edge.searching.data import Answers, Dataset, batch_of
 from fxelastic.edge.searching.distortion import Distortion, measure
-from fxelastic.edge.searching.margins import Margins
-from fxelastic.edge.searching.prefix_cache import PrefixCache
+from fxelastic.edge.searching.prefixes import PrefixCache
 from fxelastic.edge.searching.scores import Metric
-from fxelastic.edge.searching.tally import BatchScore, Tally
+from fxelastic.edge.searching.tally import BatchScore, Margins, Tally
 from fxelastic.errors import BundleError, UsageError
 from fxelastic.spec import Arch
 
@@ -28,12 +26,12 @@ _ROUNDING = 1e-9
 
 @dataclass
 class Counts:
-    """What evaluations took.
+    """The work of evaluations.
 
     Attributes:
         subnets: Subnets evaluated, each once.
-        executed: Branches run on batches.
-        one_by_one: Branches that would have been run had each subnet been run by itself.
+        executed: Runs of branches on batches.
+        one_by_one: Runs of branches if each subnet were run by itself.
         ended_early: Subnets that could not win any more before their last batch.
     """
 
@@ -44,7 +42,7 @@ class Counts:
 
     @property
     def saved(self) -> float:
-        """The share of branch runs that were saved."""
+        """The share of branch runs that common prefixes saved."""
         return 1 - self.executed / self.one_by_one if self.one_by_one else 0.0
 
 
@@ -63,22 +61,22 @@ class _Node:
 
 
 class Evaluator:
-    """Scores subnets on data; none to its end twice (AdaptiveNet §5.2).
+    """Scores subnets on data, each to its end at most once (AdaptiveNet §5.2).
 
     A group's subnets form a tree of prefixes, which is walked depth first for one batch after the
-    other. Where it forks, the state is kept until the last fork is taken. Scores do not depend on
-    what is kept: the same branches run on the same values. Where the data has no targets, they are
-    the original's own results.
+    other. At a fork, the state is kept until its last child was taken. Scores do not depend on
+    the cache: the same branches run on the same values. Where the data has no targets, the
+    original's own results stand for them.
 
     Attributes:
         executor: Runs branches.
         data: The samples.
         metric: The score.
-        counts: What it took so far.
+        counts: The work so far.
         known: The score of every subnet that was evaluated to its end.
-        clock: Tells the time, in s.
+        clock: Returns the time, in s.
         margins: The metric's margins of the first samples, and the samples' order.
-        cache: The states kept.
+        cache: The states that are kept.
     """
 
     def __init__(
@@ -103,25 +101,29 @@ class Evaluator:
             data: The samples.
             metric: The score.
             batch_size: Samples of a batch. A model with a fixed batch size has that.
-            cache_bytes: What states may take; without a bound where None.
-            reuse: Whether what subnets have in common is computed once; without it each is run by
+            cache_bytes: The most bytes of states; None for no bound.
+            reuse: Whether common prefixes are computed once; otherwise each subnet is run by
                 itself, as a comparison.
-            costs: The latency of each branch, for what is kept; all alike where None.
-            watch: Told the bytes kept after every change.
+            costs: The latency of each branch, for the importance of states; None for equal ones.
+            watch: Called with the bytes kept after every change.
             confidence: A subnet ends early when its floor is out of reach: for certain with 1,
                 otherwise with this probability, given samples in random order and scores between
                 the metric's ``least`` and ``most``.
             first: Samples of the first batch, as in `Dataset.batches`; None for batches of one
                 size.
-            clock: Tells the time, in s.
+            clock: Returns the time, in s.
 
         Raises:
-            UsageError: The confidence is none.
+            UsageError: The confidence is out of range.
         """
         if not 0.5 <= confidence <= 1:
-            raise UsageError("the confidence is none", expected="[0.5, 1]", got=repr(confidence))
+            raise UsageError(
+                "confidence is out of range",
+                expected="a number from 0.5 to 1",
+                got=repr(confidence),
+            )
         self.executor = executor
-        # The original's answers are kept by the samples' places in this data.
+        # The original's answers are kept by the index of each sample.
         self.data = data if data.labelled else replace(data, targets=np.arange(len(data)))
         self.metric = metric
         self._answers = None if data.labelled else Answers(executor, metric, len(data))
@@ -129,9 +131,9 @@ class Evaluator:
         self.known: dict[Arch, float] = {}
         self.cache = PrefixCache(cache_bytes, watch)
         self._batch_size = batch_of(executor.bundle, batch_size)
-        # What ends early by a probability needs samples in random order.
+        # Ending early by a probability needs samples in random order.
         self.margins = Margins(len(data), self._batch_size, reorder=confidence == 1)
-        # For a score with limits and without margins, its mean after each batch.
+        # For a bounded score without margins, its mean after each batch.
         self._so_far: dict[Arch, list[float]] = {}
         self._batch_scores: dict[Arch, list[tuple[float, int]]] = {}
         self._distortion: Distortion | None = None
@@ -150,21 +152,21 @@ class Evaluator:
 
     @property
     def measured_distortion(self) -> Distortion | None:
-        """What `distortion` measured; None before, and where nothing could be compared."""
+        """The result of `distortion`; None before, and where no branch could be compared."""
         found = self._distortion
         return None if found is None or found.unknown.all() else found
 
     def distortion(
         self, stop: Callable[[], bool], enough: Callable[[], bool] = lambda: False
     ) -> Distortion:
-        """By how much branches change the original's features; measured when first asked for.
+        """By how much branches change the original's features; measured once.
 
         Args:
-            stop: Asked now and then whether to end with what is known.
-            enough: Asked before each batch but the first whether to end with what is known.
+            stop: Called now and then; returns whether to end with the result so far.
+            enough: Called before each batch but the first; returns the same.
 
         Raises:
-            BundleError: A branch can't be run, or gives NaN.
+            BundleError: A branch can't be run, or returns NaN.
         """
         if self._distortion is None:
             self._distortion = measure(
@@ -178,24 +180,24 @@ class Evaluator:
         return self._distortion
 
     def affordable(self, seconds: float) -> int:
-        """How many subnets can be evaluated in a time, at the pace of the latest batch."""
+        """The number of subnets that can be evaluated in a time, at the latest batch's pace."""
         if self._pace_s <= 0 or math.isinf(seconds):
             return sys.maxsize
         return int(max(0.0, seconds) / self.expected_s(1, len(self.data)))
 
     def expected_s(self, n_subnets: int, n_samples: int) -> float:
-        """How long subnets take on samples, in s, at the pace of the latest batch."""
+        """The time that subnets take on samples, in s, at the pace of the latest batch."""
         return self._pace_s * n_subnets * n_samples
 
     def make_room(self, n_bytes: int) -> None:
-        """Make room for other work in the memory that the executor may take."""
+        """Free memory of the executor until the process may grow by so many bytes."""
         self.executor.make_room(n_bytes)
 
     def estimates(self) -> dict[Arch, float]:
-        """Estimated scores of subnets that ended early, where the metric gives no margins.
+        """Estimated scores of subnets that ended early, where the metric has no margins.
 
-        A subnet's shortfall from the highest possible score on the samples that it had is scaled by
-        the ratio of the shortfalls on all samples and on these, of the fully evaluated subnets.
+        A subnet's shortfall from the highest possible score on its samples is scaled by the ratio
+        of shortfalls on all samples and on these, as the fully evaluated subnets have it.
         """
         most = self.metric.most
         whole = [self._so_far[arch] for arch in self.known if arch in self._so_far]
@@ -219,15 +221,15 @@ class Evaluator:
 
         Args:
             archs: The subnets; one may come twice.
-            floors: For each a score: where it can't be reached any more, the subnet ends early
-                and has no score. The others' scores are those they have without this.
-            stop: Asked before each branch whether to end; what was not done has no score then.
+            floors: For each a score: a subnet that can't reach it any more ends early and gets no
+                score. The scores of the others do not depend on floors.
+            stop: Called before each branch; returns whether to end.
 
         Returns:
-            The scores, of those that were evaluated to their end.
+            The scores of the subnets that were evaluated to their end.
 
         Raises:
-            BundleError: A branch can't be run, or a subnet gives NaN.
+            BundleError: A branch can't be run, or a subnet returns NaN.
         """
         wanted = list(dict.fromkeys(archs))
         fresh = [arch for arch in wanted if arch not in self.known]
@@ -253,14 +255,14 @@ class Evaluator:
         Args:
             archs: The subnets.
             batch: One of `batches`.
-            stop: Asked before each branch whether to end.
+            stop: Called before each branch; returns whether to end.
             keep_margins: Whether to compute the metric's margins, if it has any.
 
         Returns:
-            The scores; where it was stopped, those that were complete.
+            The scores; if stopped, those that are complete.
 
         Raises:
-            BundleError: A branch can't be run, or a subnet gives NaN.
+            BundleError: A branch can't be run, or a subnet returns NaN.
         """
         begin_s, n_loaded = self.clock(), self._n_loaded()
         inputs, targets = batch
@@ -276,10 +278,10 @@ class Evaluator:
             if arch is None:
                 return found
             total, count = self.metric.score(outputs, targets)
-            # Neither argmax nor a comparison notices: NaN would get some score or other.
+            # argmax and comparisons ignore NaN, so such a subnet would get a wrong score.
             if not (np.isfinite(total).all() and all(map(_has_no_nan, outputs))):
                 raise BundleError(
-                    f"the subnet {arch} gives NaN",
+                    f"the subnet {arch} returns NaN",
                     expected="numbers in its outputs, and a finite score",
                     got="NaN",
                     fix="train or calibrate the supernet again, and export it",
@@ -289,7 +291,7 @@ class Evaluator:
         self.counts.one_by_one += sum(len(arch) for arch in archs)
         pace_s = (self.clock() - begin_s) / max(1, len(archs) * n_samples)
         if self._n_loaded() > n_loaded and self._pace_s:
-            pace_s = min(pace_s, self._pace_s)  # sessions that were opened will not be again
+            pace_s = min(pace_s, self._pace_s)  # sessions open once
         self._pace_s = pace_s
         return found
 
@@ -297,8 +299,8 @@ class Evaluator:
         """Evaluate on these samples from now on.
 
         Args:
-            data: The first of the samples that there are, or all.
-            tallies: Subnets that were evaluated on all of them; scores before are forgotten.
+            data: The first samples of the data, or all.
+            tallies: Subnets that were evaluated on all of them; earlier scores are dropped.
         """
         self.counts.subnets += len(tallies.keys() - self.known.keys())
         self.data = data
@@ -309,8 +311,8 @@ class Evaluator:
     def is_better(self, arch: Arch, other: Arch) -> bool:
         """Whether a subnet's score is higher than another's, by more than chance.
 
-        On all samples any difference counts. On fewer, it must be twice as large as its standard
-        error, which the batches tell, and more where they are few.
+        On all samples any difference counts. On fewer, it must be at least twice its standard
+        error, which is estimated from the batches.
         """
         difference = self.known[arch] - self.known[other]
         if not self.is_shortened:
@@ -323,7 +325,7 @@ class Evaluator:
         return difference > 2 * (n + 1) / (n - 1) * math.sqrt(square / more) + _ROUNDING
 
     def _n_loaded(self) -> int:
-        return getattr(self.executor, "n_loaded", 0)  # what only runs branches opens nothing
+        return getattr(self.executor, "n_loaded", 0)  # executors of tests have no sessions
 
     def _evaluate(
         self, archs: list[Arch], floors: Mapping[Arch, float], stop: Callable[[], bool]
@@ -355,7 +357,7 @@ class Evaluator:
         return True
 
     def _record(self, tallies: Mapping[Arch, Tally], whole: Iterable[Arch]) -> None:
-        """Keep what a group scored; the others of it ended early."""
+        """Keep the scores of a group; those not in ``whole`` ended early."""
         for arch in whole:
             self.known[arch] = tallies[arch].score
             self._batch_scores[arch] = tallies[arch].batches
@@ -366,7 +368,7 @@ class Evaluator:
                     self._so_far[arch] = tally.means
 
     def _at_most(self, most: float, total: float, count: float, left: int) -> float:
-        """The most that a score can still be, or is with the confidence asked for."""
+        """The highest score that is still possible, or likely by the confidence."""
         certain = (total + most * left) / (count + left)
         if self._confidence == 1:
             return certain
@@ -378,7 +380,7 @@ class Evaluator:
     def _walk(
         self, root: _Node, state: State, stop: Callable[[], bool]
     ) -> Iterable[tuple[Arch | None, Sequence[Any]]]:
-        """Every subnet of the tree with its outputs, depth first; None when it was stopped."""
+        """Every subnet of the tree with its outputs, depth first; None if stopped."""
         self.cache.clear()
         start = state
         stack: list[tuple[int, _Node]] = [(0, child) for child in reversed(_ordered(root))]
@@ -409,7 +411,7 @@ class Evaluator:
         self.cache.clear()
 
     def _again(self, depth: int, path: Sequence[str], start: State) -> State:
-        """The state behind a prefix: kept, or computed from the nearest that is."""
+        """The state behind a prefix, from the cache or from the nearest kept one."""
         at, state = self.cache.deepest(depth) or (0, start)
         for branch in path[at:depth]:
             state = self._run(branch, state)
@@ -442,5 +444,5 @@ def _tree(archs: Iterable[Arch]) -> _Node:
 
 
 def _ordered(node: _Node) -> list[_Node]:
-    """Children, those with the fewest subnets first: what is kept longest is used least."""
+    """Children, those with the fewest subnets first: states kept longest are used least."""
     return sorted(node.children.values(), key=lambda child: (child.n_archs, child.branch))

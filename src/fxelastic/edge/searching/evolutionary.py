@@ -1,53 +1,67 @@
-"""Evolutionary search, near the budget and plain."""
+"""Evolutionary search under the limits, guided by everything that was evaluated."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fxelastic.edge.searching.exhaustive import all_subnets
-from fxelastic.edge.searching.guide import Guide
-from fxelastic.edge.searching.mutation import Mutations, replaced
-from fxelastic.edge.searching.study import Study
-from fxelastic.errors import UsageError
-from fxelastic.spec import Arch
-from fxelastic.spec.cost_window import CostWindow
+import numpy as np
 
-_ATTEMPTS = 200
-# Subnets that are evaluated together where all are: what was done when a search ends is kept.
+from fxelastic.edge.executor import Array
+from fxelastic.edge.searching.additive import additive_best, quality_costs
+from fxelastic.edge.searching.prefixes import Prefixes
+from fxelastic.edge.searching.proposals import (
+    ATTEMPTS,
+    FRUITLESS,
+    Mutations,
+    best_of,
+    few_fitting,
+    new_ones,
+    seeds,
+)
+from fxelastic.edge.searching.study import Study
+from fxelastic.edge.searching.surrogates import MarginModel, Prior, ScoreModel
+from fxelastic.spec import Arch
+
+# Subnets that are evaluated together where all are: a search that ends in between keeps the groups
+# that are done.
 _GROUP = 50
-_FRUITLESS = 20  # generations without a subnet not tried before: there seem to be no more
+_DRAWS = 4  # for each solution that is wanted
+_CURIOSITY = 0.002  # standard deviation of the promise of a subnet of which nothing is known
+_WORTH = 0.002  # of the score, for an expected improvement that is e times as large
+_LEAST_DEVIATION = 1e-5
+_FEW = 5  # subnets with margins that a model of margins needs
 
 
 @dataclass(frozen=True)
 class Evolutionary:
-    """Evolves subnets under the budget, guided by what was evaluated.
+    """Evolves subnets within the limits, guided by what was evaluated.
 
-    After AdaptiveNet §5.1 and Algorithm 1: it mutates the best subnets so that they keep the
-    budget, and evaluates each generation as a group. Beyond that, it knows before the first subnet
-    how far each branch is from what it replaces, and learns what branches cost in accuracy, and in
-    each sample's margin, from all subnets evaluated so far. The first generation solves for the
-    best under the budget; later, of many mutations only those that promise most are evaluated,
-    those with known prefixes rather than others. In a small space where no more subnets fit than
-    may be evaluated, all of them are.
+    As in AdaptiveNet §5.1 and Algorithm 1, it mutates the best subnets so that they keep the
+    limits, and evaluates each generation as a group. Beyond that, it measures before the first
+    subnet how far each branch is from what it replaces, and learns from all evaluated subnets what
+    branches cost in accuracy and in each sample's margin. The first generation solves for the best
+    within the limits; later, of many mutations only the most promising are evaluated, and those
+    with known prefixes are preferred. In a small space where no more subnets fit than may be
+    evaluated, all of them are.
 
-    A subnet ends early when it can't be the best any more: what it did until then is learned
-    from, and it may be mutated all the same.
+    A subnet ends early when it can't be the best any more. The search still learns from its
+    samples, and may mutate it.
 
     Attributes:
         population: Subnets of a generation.
         parents: The best so far, which are mutated.
         first: Subnets of the first generation.
-        boldness: How far these are from what distortions make likely, in standard deviations.
+        boldness: How far these are from the likely best, in standard deviations.
         pool: Mutations to choose a generation from, for each subnet of it.
         again: Probability to mutate a mutation once more.
         solved: Subnets of a generation that solve for the best. They share few prefixes.
-        solved_first: As many in the generation after the first, but at most half of it.
-        wider: More parents for each generation without a better subnet.
-        contenders: A subnet ends early when it can't be among so many best.
-        thrift: Accuracy that a whole run of a subnet must promise to be worth it, for each subnet
-            of a generation: the more there are, the less depends on one.
+        solved_first: The same for the generation after the first; at most half of it.
+        wider: Additional parents for each generation without a better subnet.
+        contenders: A subnet ends early when it can't be among this many best.
+        thrift: Accuracy that a whole run of a subnet must promise, for each subnet of a
+            generation: the more there are, the less depends on one.
     """
 
     population: int = 16
@@ -76,24 +90,23 @@ class Evolutionary:
         self.evolve(study, guide)
 
     def evolve(self, study: Study, guide: Guide, generations: float = math.inf) -> None:
-        """Go on from what was evaluated.
+        """Continue from the subnets that were evaluated.
 
         Args:
             study: The search.
-            guide: What is known of the study's subnets.
-            generations: After so many it ends; or when the study does, or nothing new is found.
+            guide: Predicts the study's subnets.
+            generations: The most generations; it ends earlier where nothing new is found.
 
         Raises:
             SearchEndedError: The study has ended.
         """
         fruitless = generation = idle = 0
-        while fruitless < _FRUITLESS and generation < generations:
+        while fruitless < FRUITLESS and generation < generations:
             tried, best = study.tried, study.best
             guide.learn()
             n_solved = self.solved if generation else min(self.solved_first, self.population // 2)
             group = guide.solutions(n_solved)
             n_left = self.population - len(group)
-            # The longer nothing better is found, the farther it looks.
             parents = guide.best(self.parents + self.wider * idle)
             pool = self._mutations(study, parents, self.pool * n_left, group)
             if not parents:
@@ -121,116 +134,135 @@ class Evolutionary:
                     break
             return found if found is not None and study.fits(found) else None
 
-        return new_ones(study, child, n, known, 2 * n + _ATTEMPTS) if parents else []
+        return new_ones(study, child, n, known, 2 * n + ATTEMPTS) if parents else []
 
 
-@dataclass(frozen=True)
-class PlainEvolutionary:
-    """Evolves subnets without regard to latency; what does not fit is thrown away.
+class Guide:
+    """Learns from a study's evaluated subnets, and proposes others."""
 
-    The baseline of AdaptiveNet §7.6.
+    def __init__(self, study: Study) -> None:
+        """Measure the branches' distortions, unless that was done.
 
-    Attributes:
-        population: Subnets of a generation.
-        parents: The best so far, which are mutated.
+        Args:
+            study: The search.
+        """
+        self._study = study
+        self._distortion = study.evaluator.distortion(study.is_over)
+        self._prior = Prior(self._distortion)
+        self._scores = ScoreModel(self._prior, study.evaluator.metric.most)
+        self._margins: MarginModel | None = None
+        self._best = 0.0  # score of those that fit, on the samples with margins
+        self._estimates: dict[Arch, float] = {}
+
+    def learn(self) -> None:
+        """Fit the models to all evaluated subnets."""
+        evaluator = self._study.evaluator
+        margins = evaluator.margins.by_arch
+        early = [arch for arch in margins if arch not in evaluator.known]
+        self._margins, self._estimates = None, evaluator.estimates()
+        longest = max(map(len, margins.values()), default=0)
+        evaluator.make_room(MarginModel.needed_bytes(len(margins), longest))
+        if len(margins) >= _FEW:
+            self._margins = MarginModel(self._prior, margins, self._study.fits)
+            estimates = self._margins.completed({arch: margins[arch] for arch in early})
+            # The first samples, which have margins, may be easier than the rest.
+            whole = [arch for arch in margins if arch in evaluator.known]
+            easier = [float((margins[a] > 0).mean()) - evaluator.known[a] for a in whole]
+            bias = math.fsum(easier) / max(len(easier), 1)
+            self._estimates = {arch: score - bias for arch, score in estimates.items()}
+            self._best = max(self._study.scores.values(), default=0.0) + bias
+        scores = evaluator.known | self._estimates
+        if scores:
+            self._scores.fit(scores)
+
+    def best(self, n: int) -> list[Arch]:
+        """The best subnets so far, best first; of equal ones the cheaper first.
+
+        Subnets that ended early count by their estimated scores.
+        """
+        study = self._study
+        early = {arch: score for arch, score in self._estimates.items() if study.fits(arch)}
+        scores = early | study.scores
+        return sorted(scores, key=lambda a: (-scores[a], study.cost(a), a.branches))[:n]
+
+    def additive_best(self) -> list[Arch]:
+        """The subnet of the least total distortion within the limits, if it is new."""
+        study = self._study
+        found = additive_best(study, quality_costs(study.space, self._distortion))
+        return [] if found is None or study.has_tried(found) else [found]
+
+    def solutions(self, n: int, scale: float = 1.0) -> list[Arch]:
+        """New subnets, each the best within the limits for one draw of the branches' costs.
+
+        Args:
+            n: The most subnets.
+            scale: The standard deviation of draws, in units of the model's.
+        """
+        study, found = self._study, dict[Arch, None]()
+        for _ in range(_DRAWS * n):
+            if len(found) >= n or study.is_over():
+                break
+            values = self._scores.draw(study.rng, scale)
+            for arch in study.most_valuable(values):
+                if not study.has_tried(arch):
+                    found[arch] = None
+        return list(found)
+
+    def chosen(self, pool: Sequence[Arch], n: int, thrift: float) -> list[Arch]:
+        """The most promising subnets of a pool.
+
+        Args:
+            pool: Subnets to choose from.
+            n: The most subnets.
+            thrift: The promise, in units of the score, that is worth the time of a whole run.
+                Prefixes shared with a chosen subnet take no time.
+        """
+        if not pool or n < 1:
+            return []
+        study = self._study
+        prefixes = Prefixes(pool, study.costs)
+        promise = self._promise(pool)
+        chosen: list[Arch] = []
+        for _ in range(min(n, len(pool))):
+            i = int(np.argmax(promise - thrift / study.high * prefixes.own))
+            chosen.append(pool[i])
+            promise[i] = -math.inf
+            prefixes.add(i)
+        return chosen
+
+    def _promise(self, pool: Sequence[Arch]) -> Array:
+        study = self._study
+        if self._margins is None:
+            draws = [self._scores.draw(study.rng) for _ in range(8)]
+            values = [
+                sum(draws[i % len(draws)].get(branch, 0.0) for branch in arch)
+                for i, arch in enumerate(pool)
+            ]
+            return np.array(values)
+        accuracy, deviation, unknown = self._margins.predict(pool)
+        chance = np.array([study.rng.gauss(0.0, _CURIOSITY) for _ in pool])
+        promise: Array = (
+            _WORTH * log_improvement(accuracy - self._best, deviation) + unknown * chance
+        )
+        return promise
+
+
+def log_improvement(ahead: Array, deviation: Array) -> Array:
+    """The logarithm of the expected improvement (Mockus, 1974), under normal distributions.
+
+    Args:
+        ahead: The expected scores less the best so far.
+        deviation: Their standard deviations.
     """
-
-    population: int = 20
-    parents: int = 8
-
-    def run(self, study: Study) -> None:
-        """Search; see `Strategy`."""
-        study.score(_fitting(study, self.population))
-        fruitless = 0
-        while fruitless < _FRUITLESS:
-            tried, parents = study.tried, best_of(study, self.parents)
-
-            def child(parents: list[Arch] = parents) -> Arch | None:
-                found = plain_mutation(study, study.rng.choice(parents))
-                return found if study.fits(found) else None
-
-            children = new_ones(study, child, self.population) if parents else []
-            study.score(children or _fitting(study, self.population))
-            fruitless = 0 if study.tried > tried else fruitless + 1
+    deviation = np.maximum(deviation, _LEAST_DEVIATION)
+    improvement = np.array([_log_unit_improvement(z) for z in (ahead / deviation).tolist()])
+    return np.asarray(np.log(deviation) + improvement)
 
 
-def few_fitting(study: Study) -> list[Arch] | None:
-    """The subnets that fit, those with common branches beside each other; None where too many."""
-    if study.space.count() > max(10_000, 4 * study.max_subnets):
-        return None
-    fitting = [arch for arch in all_subnets(study.space) if study.fits(arch)]
-    if len(fitting) > study.max_subnets:
-        return None
-    return fitting
-
-
-def window_below(study: Study, width: float) -> tuple[CostWindow, float]:
-    """The window below the budget and its lower end; all that fits, where it is empty."""
-    low = study.high * (1 - width)
-    window = CostWindow(study.space, study.costs, low, study.high)
-    try:
-        window.sample(1, 0)
-    except UsageError:
-        return CostWindow(study.space, study.costs, high=study.high), 0.0
-    return window, low
-
-
-def seeds(study: Study, n: int) -> list[Arch]:
-    """Up to n subnets that fit and are new, from just below the budget if any is there.
-
-    Where hardly any fits, the quickest is among them, and those that keep the other limits.
-    """
-    if n < 1 or study.is_over():
-        return []
-    found = dict[Arch, None]()
-    for window in (
-        window_below(study, 0.1)[0],
-        CostWindow(study.space, study.costs, 0, study.high),
-    ):
-        drawn = window.sample(n + _ATTEMPTS, study.rng.getrandbits(32))
-        for arch in (*drawn, study.space.min_cost_arch(study.costs), *study.anchors):
-            if len(found) < n and study.fits(arch) and not study.has_tried(arch):
-                found[arch] = None
-    return list(found)
-
-
-def best_of(study: Study, n: int) -> list[Arch]:
-    """The best subnets so far, best first; of equal ones the quicker first."""
-    order = sorted(study.scores, key=lambda a: (-study.scores[a], study.cost(a), a.branches))
-    return order[:n]
-
-
-def new_ones(
-    study: Study,
-    child: Callable[[], Arch | None],
-    n: int,
-    known: Sequence[Arch] = (),
-    attempts: int = _ATTEMPTS,
-) -> list[Arch]:
-    """Up to n different subnets that the study has not tried, in a bounded number of attempts."""
-    found: dict[Arch, None] = {}
-    for _ in range(attempts):
-        if len(found) >= n or study.is_over():
-            break
-        arch = child()
-        if arch is not None and not study.has_tried(arch) and arch not in known:
-            found[arch] = None
-    return list(found)
-
-
-def plain_mutation(study: Study, arch: Arch) -> Arch:
-    """A subnet with one random branch put in."""
-    others = [spec for spec in study.space.branches if spec.id not in set(arch.branches)]
-    return replaced(study.space, arch, study.rng.choice(others)) if others else arch
-
-
-def _fitting(study: Study, n: int) -> list[Arch]:
-    """Random subnets that fit; the quickest where none seems to."""
-    found: list[Arch] = []
-    for _ in range(_ATTEMPTS):
-        if study.is_over():
-            break
-        found += filter(study.fits, study.space.sample(n, study.rng.getrandbits(32)))
-        if len(found) >= n:
-            break
-    return found[:n] or [study.space.min_cost_arch(study.costs)]
+def _log_unit_improvement(z: float) -> float:
+    """The same for a standard deviation of 1."""
+    log_density = -0.5 * (z * z + math.log(2 * math.pi))
+    if z < -3:
+        # The difference of two almost equal numbers; within 4 % from here on.
+        return log_density - math.log(z * z + 3)
+    return math.log(math.exp(log_density) + 0.5 * z * math.erfc(-z / math.sqrt(2)))

@@ -17,7 +17,7 @@ from fxelastic.spec.resources import LATENCY
 
 
 class PoolStore:
-    """Takes over what a pool on disk knows, and writes what a search finds."""
+    """Reads what a pool on disk knows, and writes what a search finds."""
 
     def __init__(
         self,
@@ -40,7 +40,11 @@ class PoolStore:
         self._partial: list[PoolEntry] = []  # of earlier searches that were short of time
 
     def resume(self) -> None:
-        """Take over what a pool on disk knows, where it is of the same bundle and data."""
+        """Read the scores of a pool on disk.
+
+        Raises:
+            UsageError: The file holds no pool, or one of another bundle, data or score.
+        """
         if self._path is None or not Path(self._path).exists():
             return
         pool = SubnetPool.load(self._path)
@@ -48,10 +52,10 @@ class PoolStore:
             raise UsageError(
                 f"{self._path} is the pool of another search",
                 expected="a pool of this bundle, these samples and this score",
-                got="one of another bundle"
+                got="a pool of another bundle"
                 if pool.bundle_digest != self._bundle.digest
-                else "one of other data, of another score, or with another share held out",
-                fix="name another file, or search with the score and held_out of that one",
+                else "a pool of other data, of another score, or with another share held out",
+                fix="name another file, or search with the pool's score and held_out",
             )
         for entry in pool.entries:
             self._bundle.space.validate(entry.arch)
@@ -94,7 +98,7 @@ class PoolStore:
             self.held_out |= outside.scores(wanted)
             return
         for arch in wanted:
-            # The first one takes a run of the original, too, where there are no targets.
+            # Without targets, the first one also takes a run of the original.
             n_runs = 1 + (not outside.known and not outside.data.labelled)
             pace = outside if outside.known else self._evaluator
             left_s = end_s - outside.clock()

@@ -1,14 +1,19 @@
-"""Divides the time of a search among its budgets, so that each has an answer near it early."""
+"""Divides the time of a search among its limits, so that each has a good answer early."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 
-from fxelastic.edge.searching.additive_best import additive_best, quality_costs
-from fxelastic.edge.searching.registry import Strategy
-from fxelastic.edge.searching.study import SearchAbortedError, SearchEndedError, Study
-from fxelastic.edge.searching.survey import Survey
+from fxelastic.edge.searching.additive import additive_best, quality_costs
+from fxelastic.edge.searching.evaluation import Batch, Evaluator
+from fxelastic.edge.searching.study import (
+    SearchAbortedError,
+    SearchEndedError,
+    Strategy,
+    Study,
+)
+from fxelastic.edge.searching.tally import BatchScore, Tally
 from fxelastic.spec import Arch
 
 # Shares of the time that is left when each begins.
@@ -18,16 +23,16 @@ _ENOUGH = 0.1
 _FEW = 31  # samples that show which additive bests are hopeless
 _AGAIN = 0.7  # the additive bests by these errors
 _HELD_OUT = 0.2
-_NEAR = 0.9  # of the additive best's latency
+_NEAR = 0.9  # of the additive best's cost
 
 
 class Schedule:
-    """Runs the searches of several budgets that share an evaluator.
+    """Runs the searches of several limits that share an evaluator.
 
-    First every budget's additive best is evaluated: the subnet that costs the least quality under
-    the budget, if what branches cost adds up. In limited time, the errors of branches are measured
-    on a few samples next, and the additive bests by these errors are evaluated on as many samples
-    as there is time for. Only then each budget gets its share of the time that is left, for the
+    First the additive best of all limits is evaluated: the subnet within the limits that costs the
+    least quality, if what branches cost adds up. In limited time, the errors of branches are
+    measured on a few samples next, and the additive bests by these errors are evaluated on as many
+    samples as there is time for. Then the remaining time is divided among the limits, for the
     strategy.
     """
 
@@ -35,7 +40,7 @@ class Schedule:
         """Prepare.
 
         Args:
-            studies: A search for each budget, of one evaluator and one clock.
+            studies: A search for each of the limits, with one evaluator and one clock.
             end_s: When to end, by that clock.
             n_held_out: Samples that the best subnets are scored on afterwards.
         """
@@ -53,8 +58,8 @@ class Schedule:
 
         Raises:
             SearchAbortedError: Nobody waits for the result any more.
-            UsageError: The strategy does not fit the search.
-            BundleError: A branch is missing or damaged, can't be run, or gives NaN.
+            UsageError: The strategy does not suit the search.
+            BundleError: A branch is missing or damaged, can't be run, or returns NaN.
         """
         check = getattr(strategy, "check", None)
         for study in self._studies:
@@ -65,7 +70,7 @@ class Schedule:
             self._evaluate_bests()
             self._run_each(strategy)
         finally:
-            # What other budgets evaluated may fit this one, too.
+            # Subnets that were evaluated for other limits may keep these, too.
             for study in self._studies:
                 self._take_in(study)
 
@@ -91,7 +96,7 @@ class Schedule:
 
     @property
     def needed_s(self) -> float:
-        """About how long it takes to evaluate every additive best on all samples, in s."""
+        """An estimate of the time to evaluate every additive best on all samples, in s."""
         n_subnets = len(dict.fromkeys(self._surveyed)) + 1
         work_s = self._evaluator.expected_s(n_subnets, self._n_samples)
         study = self._studies[0]
@@ -111,7 +116,7 @@ class Schedule:
             return
         survey = None if evaluator.known else Survey(evaluator)
         self._evaluate(bests, survey, _FIRST, _FEW)
-        first = {study.budget_ms: study.additive_best for study in self._studies}
+        first = [study.additive_best for study in self._studies]
         now_s, left_s = self._clock(), self._left_s
         distortion = evaluator.distortion(
             lambda: over() or self._clock() >= now_s + _MEASURING * left_s,
@@ -121,16 +126,16 @@ class Schedule:
         self._evaluate([*again, *bests], survey, _AGAIN, _FEW)
         going = {
             arch
-            for study in self._studies
-            if (arch := first[study.budget_ms]) is not None and not _is_beaten(arch, study)
+            for study, arch in zip(self._studies, first, strict=True)
+            if arch is not None and not _is_beaten(arch, study)
         }
         self._evaluate([*again, *(arch for arch in bests if arch in going)], survey, _AGAIN)
 
     def _solve(self, costs: dict[str, float]) -> list[Arch]:
-        """Find every budget's additive best; those of budgets far from each other come first."""
+        """Find the additive best of all limits; limits far from each other come first."""
         for study in self._studies:
             study.additive_best = additive_best(study, costs)
-        ordered = sorted(self._studies, key=lambda study: -study.budget_ms)
+        ordered = sorted(self._studies, key=lambda study: -study.high)
         found = [ordered[i].additive_best for i in spread(len(ordered))]
         return list(dict.fromkeys(arch for arch in found if arch is not None))
 
@@ -149,7 +154,7 @@ class Schedule:
     def _note_bests(self) -> None:
         known = self._evaluator.known
         for study in self._studies:
-            # They may be on more samples than before.
+            # The scores may be on more samples than before.
             study.scores = {arch: known[arch] for arch in study.scores if arch in known}
             best = study.additive_best
             if best is None or best not in known:
@@ -163,7 +168,7 @@ class Schedule:
                 pass
 
     def _take_in(self, study: Study) -> None:
-        """Let a study know what was evaluated for others, and on which samples."""
+        """Give a study the scores of all subnets that keep its limits."""
         known = self._evaluator.known
         study.scores = {arch: score for arch, score in known.items() if study.fits(arch)}
 
@@ -177,7 +182,7 @@ def _is_beaten(arch: Arch, study: Study) -> bool:
 
 
 def spread(n: int) -> list[int]:
-    """The numbers below n, each as far as can be from those before it: 0, n - 1, the middle."""
+    """The numbers below n, each as far as possible from those before it: 0, n - 1, the middle."""
     found = list(range(min(n, 1)))
     while len(found) < n:
         rest = [i for i in range(n) if i not in found]
@@ -186,17 +191,17 @@ def spread(n: int) -> list[int]:
 
 
 def answer(study: Study) -> Arch | None:
-    """The subnet that a search gives for its budget.
+    """The subnet that a search returns for its limits.
 
-    The one with the highest score, if anything near the budget was evaluated; otherwise the
-    additive best, which no score is known of. On fewer samples than there are, another subnet
-    takes the place of the additive best only where it is better by more than chance.
+    The subnet with the highest score, if any near the limit was evaluated; otherwise the additive
+    best, which has no score. On a part of the samples, another subnet takes the place of the
+    additive best only where it is better by more than chance.
 
     Args:
         study: The search, after it has ended.
 
     Returns:
-        The subnet; None where nothing is known that keeps the limits.
+        The subnet; None where no subnet within the limits is known.
     """
     evaluator, wanted = study.evaluator, study.additive_best
     incumbent = study.incumbent
@@ -209,3 +214,87 @@ def answer(study: Study) -> Arch | None:
         return study.best
     near = any(study.cost(arch) >= _NEAR * study.cost(wanted) for arch in study.scores)
     return study.best if near and not evaluator.is_shortened else wanted
+
+
+class Survey:
+    """Evaluates subnets batch by batch, all on the same samples.
+
+    The evaluator's scores are on these samples from then on. Small batches come first, so that each
+    subnet soon has a score; later calls of `go_on` add subnets, and samples where time is left.
+    """
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        """Start without samples.
+
+        Args:
+            evaluator: Evaluates subnets; it has no scores yet.
+        """
+        self._evaluator = evaluator
+        self._data = evaluator.data
+        self._batches = list(evaluator.batches())
+        self._margins = evaluator.margins
+        self._tallies: dict[Arch, Tally] = {}
+        self._n_done = 0  # batches that all subnets were evaluated on
+
+    def go_on(
+        self,
+        archs: Sequence[Arch],
+        until_s: float,
+        stop: Callable[[], bool],
+        n_enough: float = math.inf,
+    ) -> None:
+        """Evaluate subnets, on more samples than before where there is time.
+
+        One subnet is evaluated on the first batch whatever the time, so that the pace is known.
+
+        Args:
+            archs: The subnets, the most important first.
+            until_s: The time after which no batch begins, by the evaluator's clock.
+            stop: Called before each branch; returns whether to end.
+            n_enough: The number of samples after which no batch begins.
+
+        Raises:
+            BundleError: A branch can't be run, or a subnet returns NaN.
+        """
+        evaluator = self._evaluator
+
+        def go_through() -> bool:
+            stop()  # it may report progress, which may raise an exception
+            return False
+
+        for arch in archs:
+            tally = self._tallies.setdefault(arch, Tally())
+            while len(tally.batches) < max(1, self._n_done):
+                batch = self._batches[len(tally.batches)]
+                ending = stop if self._n_done else go_through
+                found = self._run([arch], batch, ending)
+                if not found:
+                    break
+                tally.add(found[arch])
+                self._n_done = max(1, self._n_done)
+        level = [arch for arch in archs if len(self._tallies[arch].batches) >= self._n_done > 0]
+        while level and self._n_done < len(self._batches):
+            batch = self._batches[self._n_done]
+            if self._tallies[level[0]].n_samples >= n_enough:
+                break
+            expected_s = evaluator.expected_s(len(level), len(batch[1]))
+            # The first batch also opens sessions, so its pace is too slow.
+            if evaluator.clock() + (expected_s if self._n_done > 1 else 0.0) > until_s:
+                break
+            more = self._run(level, batch, lambda: stop() or evaluator.clock() >= until_s)
+            if len(more) < len(level):
+                break
+            for arch, part in more.items():
+                self._tallies[arch].add(part)
+            self._n_done += 1
+        if level:
+            n_samples = self._tallies[level[0]].n_samples
+            evaluator.adopt(
+                self._data.head(n_samples), {arch: self._tallies[arch] for arch in level}
+            )
+
+    def _run(
+        self, archs: Sequence[Arch], batch: Batch, stop: Callable[[], bool]
+    ) -> dict[Arch, BatchScore]:
+        keep = self._margins.wanted(self._tallies[archs[0]].n_samples)
+        return self._evaluator.run_batch(archs, batch, stop, keep_margins=keep)

@@ -1,4 +1,4 @@
-"""How good outputs are: a score of a batch is a sum and what to divide it by."""
+"""How good outputs are: the score of a batch is a sum and a number to divide it by."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fxelastic.edge.searching.similarity import cosines, rank_correlations
 from fxelastic.errors import UsageError
 
 Array: TypeAlias = NDArray[Any]
 
-#: Takes the model's flat results and the targets of a batch; gives a sum and a count, scalars or
-#: arrays of equal shape. The score of a data set is the mean of ``sum / count`` over all batches'
-#: totals. Higher is better.
+#: A function of the model's flat results and the targets of a batch that returns a sum and a count,
+#: scalars or arrays of equal shape. The score of a data set is the mean of
+#: ``sum / count`` over all batches' totals. Higher is better.
 Score: TypeAlias = Callable[[Sequence[Array], Array], tuple[Any, Any]]
 
 
-_LARGE = 1e30  # logits beyond it are no larger; a float32 holds it, and its inverse
+_LARGE = 1e30  # logits are clipped to it; a float32 holds it, and its inverse
 
 
 @dataclass(frozen=True)
@@ -28,14 +27,14 @@ class Metric:
     """A score with its name.
 
     Attributes:
-        name: What it is called.
+        name: Its name.
         score: See `Score`.
-        most: The most that a sample can add to ``sum`` while it adds 1 to ``count``; None where
-            that is not known. With it, candidates that can't win any more end early.
-        margins: How far each sample is on the right side, above 0, or on the wrong one; from
-            results and targets, as `score`, which must then be the share of samples above 0.
-            With it, searches learn from each sample.
-        least: The least that a sample can add to ``sum``, where ``most`` is known.
+        most: The most that a sample can add to ``sum`` while it adds 1 to ``count``; None if
+            unknown. With it, candidates that can't win any more end early.
+        margins: A function like `score` that returns for each sample how far it is right, above 0,
+            or wrong; `score` must then be the share of samples above 0. With it, searches learn
+            from each sample.
+        least: The least that a sample can add to ``sum``, if ``most`` is known.
         answers: Turns the original's flat results into targets, for data without targets.
     """
 
@@ -62,7 +61,7 @@ def top1(outputs: Sequence[Array], targets: Array) -> tuple[float, float]:
 
 
 def agreement(outputs: Sequence[Array], targets: Array) -> tuple[float, float]:
-    """Samples whose top class is the target's; of several places in a sample, the share of them.
+    """Samples whose top class is the target's; if a sample has several places, the share of them.
 
     Logits ``(N, C)`` and targets ``(N,)``; logits ``(N, C, …)`` or ``(N, …, C)`` and targets
     ``(N, …)``; or results that are classes themselves, of the targets' shape. Of equal logits the
@@ -170,16 +169,16 @@ METRICS = {
 
 
 def metric(score: str | Score) -> Metric:
-    """A metric by its name, or of a user's own function.
+    """A metric by its name, or from a user's function.
 
     Raises:
-        UsageError: There is none of that name.
+        UsageError: No score has this name.
     """
     if callable(score):
         return Metric(getattr(score, "__name__", "score"), score)
     if score not in METRICS:
         raise UsageError(
-            f"there is no score {score!r}",
+            f"unknown score {score!r}",
             expected="one of " + ", ".join(METRICS) + ", or a function (outputs, targets)",
             got=repr(score),
         )
@@ -187,7 +186,7 @@ def metric(score: str | Score) -> Metric:
 
 
 def mean(total: Any, count: Any) -> float:
-    """The score of a data set by its sums: over classes that occur, where there are several."""
+    """The score of a data set from its sums; the mean over the classes that occur."""
     totals, counts = (
         np.atleast_1d(np.asarray(total, float)),
         np.atleast_1d(np.asarray(count, float)),
@@ -218,19 +217,117 @@ def _can_not_agree(results: tuple[Any, ...], targets: tuple[Any, ...]) -> UsageE
 
 
 def _classes(targets: Array, n_classes: int) -> Array:
-    """Targets as integers; whole numbers of another type are taken for them."""
+    """Targets as integers; whole numbers of another dtype are converted."""
     if targets.dtype.kind not in "biuf" or (
         targets.dtype.kind == "f" and (targets != np.floor(targets)).any()
     ):
         raise UsageError(
-            "targets are no classes",
+            "targets must be classes",
             expected=f"integers from 0 to {n_classes - 1}",
             got=f"values of type {targets.dtype}",
         )
     if targets.size and not (targets.min() >= 0 and targets.max() < n_classes):
         raise UsageError(
-            "a target is no class of the model",
+            "a target is not a class of the model",
             expected=f"integers from 0 to {n_classes - 1}",
             got=f"{targets.min()} to {targets.max()}",
         )
     return targets.astype(np.int64)
+
+
+_LARGEST = np.finfo(np.float64).max  # replaces infinities
+
+
+def cosines(results: Array, targets: Array) -> Array:
+    """The cosine of each sample's elements and its target's.
+
+    1 where both are zero, 0 where one is. Elements that are not finite in the target do not
+    count. 0 where a result is NaN.
+
+    Args:
+        results: ``(N, …)``.
+        targets: Of the same shape.
+
+    Returns:
+        ``(N,)``, from -1 to 1; exactly 1 where both are equal.
+
+    Raises:
+        UsageError: The shapes differ, or the elements are not numbers.
+    """
+    ours, theirs = _rows(results, targets, "cosine")
+    counted = np.isfinite(theirs)
+    theirs = np.where(counted, theirs, 0.0)
+    ours = np.clip(np.where(counted, ours, 0.0), -_LARGEST, _LARGEST)
+    return _correlations(_scaled(ours), _scaled(theirs))
+
+
+def rank_correlations(results: Array, targets: Array) -> Array:
+    """Spearman's correlation of each sample's elements and its target's.
+
+    Equal elements have the mean of their ranks. 1 where neither has two different elements, 0
+    where one has none. 0 where either is NaN somewhere.
+
+    Args:
+        results: ``(N, …)``, two elements or more for each sample.
+        targets: Of the same shape.
+
+    Returns:
+        ``(N,)``, from -1 to 1; exactly 1 where both have the same order.
+
+    Raises:
+        UsageError: The shapes differ, a sample has fewer than two elements, or the elements are not
+            numbers.
+    """
+    ours, theirs = _rows(results, targets, "spearman")
+    if ours.shape[1] < 2:
+        raise UsageError(
+            "spearman can't rank these results",
+            expected="results of two numbers or more for each sample",
+            got=str(results.shape),
+            fix="pass another score",
+        )
+    nan = np.isnan(ours).any(1) | np.isnan(theirs).any(1)
+    found = _correlations(*(np.stack([_ranks(row) for row in rows]) for rows in (ours, theirs)))
+    return np.where(nan, 0.0, found)
+
+
+def _rows(results: Array, targets: Array, name: str) -> tuple[Array, Array]:
+    if results.ndim == 0 or results.shape != targets.shape:
+        raise UsageError(
+            f"{name} can't compare results and targets of these shapes",
+            expected="results and targets of one shape (N, …)",
+            got=f"{results.shape} and {targets.shape}",
+            fix="pass targets of this shape, or none to compare with the original's results",
+        )
+    if results.dtype.kind not in "biuf" or targets.dtype.kind not in "biuf":
+        raise UsageError(
+            f"{name} can't compare results and targets of these dtypes",
+            expected="real numbers",
+            got=f"{results.dtype} and {targets.dtype}",
+            fix="pass another score",
+        )
+    rows = (array.astype(np.float64).reshape(len(array), -1) for array in (results, targets))
+    return next(rows), next(rows)
+
+
+def _scaled(rows: Array) -> Array:
+    """Rows whose largest magnitude is 1, so that no square overflows or vanishes; zeros stay."""
+    size = np.abs(rows).max(1, initial=0.0, keepdims=True)
+    return np.asarray(rows / np.where(size > 0, size, 1.0))
+
+
+def _ranks(row: Array) -> Array:
+    """Ranks less their mean; equal elements share theirs."""
+    _, place, n = np.unique(row, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(n) - (n - 1) / 2
+    return np.asarray(ranks[place.reshape(-1)] - (len(row) + 1) / 2)
+
+
+def _correlations(ours: Array, theirs: Array) -> Array:
+    squares = (ours * ours).sum(1), (theirs * theirs).sum(1)
+    # The root of the product, not the product of the roots: equal rows have exactly 1.
+    size = np.sqrt(squares[0] * squares[1])
+    found = (ours * theirs).sum(1) / np.where(size > 0, size, 1.0)
+    neither = (squares[0] == 0) & (squares[1] == 0)
+    found = np.where(neither, 1.0, np.where(size > 0, found, 0.0))
+    return np.asarray(np.where(np.isnan(found), 0.0, np.clip(found, -1.0, 1.0)))

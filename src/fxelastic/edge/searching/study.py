@@ -1,4 +1,4 @@
-"""One search for one budget: what a strategy may ask for, and what is kept of it."""
+"""One search within one set of limits, and the contract of strategies."""
 
 from __future__ import annotations
 
@@ -7,11 +7,33 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Protocol
 
 from fxelastic.edge.searching.evaluation import Evaluator
+from fxelastic.errors import UsageError
 from fxelastic.spec import Arch, SearchSpace
+from fxelastic.spec.costs import Costs
+from fxelastic.spec.knapsack import most_valuable
+from fxelastic.spec.limits import Limits
+from fxelastic.spec.resources import LATENCY, SUM, resource
 
-_TELL_S = 1.0  # between two calls of the progress while nothing is scored
+ENTRY_POINT_GROUP = "fxelastic.search"
+
+_PACKAGE = "fxelastic.edge.searching"
+BUILT_IN = {
+    "evolutionary": f"{_PACKAGE}.evolutionary:Evolutionary",
+    "plain-evolutionary": f"{_PACKAGE}.baselines:PlainEvolutionary",
+    "annealing": f"{_PACKAGE}.baselines:Annealing",
+    "plain-annealing": f"{_PACKAGE}.baselines:PlainAnnealing",
+    "additive": f"{_PACKAGE}.additive:Additive",
+    "exhaustive": f"{_PACKAGE}.baselines:Exhaustive",
+}
+
+_ROUNDING = 1e-12  # windows may hold a little more; `Study.fits` decides
+_REPORT_S = 1.0  # between two progress reports while nothing is scored
 
 
 class SearchEndedError(Exception):
@@ -19,12 +41,12 @@ class SearchEndedError(Exception):
 
 
 class SearchAbortedError(SearchEndedError):
-    """Raised by a progress when nobody waits for the result any more."""
+    """Raised by a progress callback when nobody waits for the result any more."""
 
 
 @dataclass(frozen=True)
-class Step:
-    """A point of a search's history.
+class Improvement:
+    """A point of a search's history: a subnet that is better than those before.
 
     Attributes:
         subnets: Subnets evaluated so far.
@@ -43,54 +65,66 @@ class Step:
 class Study:
     """A search in progress.
 
+    Windows of costs and mutations are along one resource, `resource`: the first limited one that
+    adds up as a sum, or else the latency. `fits` checks all limits.
+
     Attributes:
         space: The subnets.
-        costs: The latency of each branch, in ms.
-        overhead_ms: What a run takes besides.
-        budget_ms: The most that a subnet may take.
+        resources: The costs of each branch by resource.
+        limits: Absolute bounds on the resources.
         evaluator: Scores subnets.
         max_subnets: The most subnets to evaluate.
-        rng: The search's own chance.
-        allowed: Whether a subnet may be chosen, for limits other than latency.
-        anchors: Subnets that keep other limits if any does.
+        rng: The search's own random generator.
+        until_s: When to end, by the clock.
+        clock: Returns the time, in s.
+        progress: Called with the study after each group, and now and then in between.
         additive_best: The best subnet if what branches cost in quality adds up; None where no
             subnet is known that keeps all limits.
         incumbent: The latest additive best that was evaluated; None before.
         scores: The score of each subnet of this search, in the order of evaluation.
-        history: A step for each improvement.
+        history: One entry for each improvement.
+        resource: The resource that windows of costs are along.
+        costs: What each branch takes of it.
+        high: The most that a subnet's branches may take of it.
     """
 
     space: SearchSpace
-    costs: Mapping[str, float]
-    overhead_ms: float
-    budget_ms: float
+    resources: Costs
+    limits: Limits
     evaluator: Evaluator
     max_subnets: int
     rng: random.Random
-    allowed: Callable[[Arch], bool] = lambda _: True
-    anchors: tuple[Arch, ...] = ()
     until_s: float = math.inf
     clock: Callable[[], float] = time.perf_counter
     progress: Callable[[Study], None] | None = None
     additive_best: Arch | None = None
     incumbent: Arch | None = None
     scores: dict[Arch, float] = field(default_factory=dict)
-    history: list[Step] = field(default_factory=list)
+    history: list[Improvement] = field(default_factory=list)
     _tried: set[Arch] = field(default_factory=set)
     _lost: dict[Arch, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._begin_s = self._told_s = self.clock()
+        """Choose the resource for windows, and begin to count time."""
+        self._begin_s = self._reported_s = self.clock()
+        sums = (name for name in self.limits if resource(name).rule == SUM)
+        self.resource = next(sums, LATENCY)
+        found = self.resources[self.resource]
+        self.costs: Mapping[str, float] = found.costs
+        bound = self.limits.bound(self.resource)
+        self.high = bound - found.overhead + _ROUNDING * bound
+        if math.isinf(self.high):
+            self.high = self.cost(self.space.max_cost_arch(self.costs))
 
     def begin(self, time_s: float | None) -> None:
         """Count time from now, and end after some of it; None for no end."""
-        self._begin_s = self._told_s = self.clock()
+        self._begin_s = self._reported_s = self.clock()
         self.until_s = math.inf if time_s is None else self._begin_s + time_s
 
     @property
-    def high(self) -> float:
-        """The most that a subnet's branches may take, in ms."""
-        return self.budget_ms - self.overhead_ms
+    def budget_ms(self) -> float:
+        """The most that a subnet may take, in ms; infinity where latency is not limited."""
+        return self.limits.bound(LATENCY)
 
     @property
     def seconds(self) -> float:
@@ -108,26 +142,45 @@ class Study:
 
     @property
     def best(self) -> Arch | None:
-        """The subnet with the highest score; of equal ones the quickest."""
+        """The subnet with the highest score; of equal ones the cheapest."""
         if not self.scores:
             return None
         return max(self.scores, key=lambda a: (self.scores[a], -self.cost(a), a.branches))
 
     def is_over(self) -> bool:
-        """Whether the time has gone; tells the progress now and then, which may end the search."""
+        """Whether the time is over. It reports progress, which may end the search."""
         now_s = self.clock()
-        if self.progress is not None and now_s > self._told_s + _TELL_S:
-            self._told_s = now_s
+        if self.progress is not None and now_s > self._reported_s + _REPORT_S:
+            self._reported_s = now_s
             self.progress(self)
         return now_s >= self.until_s
 
     def cost(self, arch: Arch) -> float:
-        """What a subnet's branches take, in ms."""
-        return math.fsum(self.costs[branch] for branch in arch)
+        """What a subnet's branches take of `resource`."""
+        return math.fsum([self.costs[branch] for branch in arch.branches])
+
+    def latency_ms(self, arch: Arch) -> float:
+        """The predicted latency of a subnet, in ms."""
+        return self.resources.total(LATENCY, arch)
 
     def fits(self, arch: Arch) -> bool:
-        """Whether a subnet keeps the budget and the other limits."""
-        return self.cost(arch) <= self.high and self.allowed(arch)
+        """Whether a subnet keeps the limits."""
+        return all(self.resources.total(n, arch) <= self.limits.bound(n) for n in self.limits)
+
+    def most_valuable(self, values: Mapping[str, float], n: int = 1, most: int = 400) -> list[Arch]:
+        """The subnets within the limits whose branches' values add up to the most, best first."""
+        return most_valuable(self.space, self.resources, self.limits, values, n, most)
+
+    @cached_property
+    def anchors(self) -> tuple[Arch, ...]:
+        """Subnets within the limits: the cheapest ones, if any subnet keeps all limits."""
+        cheapest = (
+            {branch: -cost for branch, cost in self.resources[name].costs.items()}
+            for name in (self.resource, *self.limits)
+        )
+        found = [self.space.min_cost_arch(self.costs), self.space.original]
+        found += [arch for values in cheapest for arch in self.most_valuable(values)]
+        return tuple(arch for arch in dict.fromkeys(found) if self.fits(arch))
 
     def score(self, archs: Iterable[Arch], floor: float = -math.inf) -> dict[Arch, float]:
         """Scores of subnets that keep the limits; the others are left out.
@@ -153,9 +206,9 @@ class Study:
         return found
 
     def learn(self, archs: Iterable[Arch]) -> dict[Arch, float]:
-        """Scores of subnets for what they tell: those that break the limits are never the best.
+        """Scores of subnets to learn from: those that break the limits are never the best.
 
-        They count like any others. What there is no room for is left out.
+        They count like any others. Subnets beyond `max_subnets` are left out.
 
         Raises:
             SearchEndedError: No more may be evaluated; what was scored is kept.
@@ -212,6 +265,49 @@ class Study:
         self.scores.setdefault(arch, score)
         after = self.best
         if after is not None and (after != before or not self.history):
-            latency = self.overhead_ms + self.cost(after)
-            step = Step(len(self._tried), self.seconds, latency, self.scores[after])
-            self.history.append(step)
+            ms = self.latency_ms(after)
+            self.history.append(Improvement(len(self._tried), self.seconds, ms, self.scores[after]))
+
+
+class Strategy(Protocol):
+    """Decides which subnets to evaluate: a frozen dataclass whose fields are its options.
+
+    The contract: `run` asks `Study.score` for subnets until it raises `SearchEndedError`, or
+    returns when nothing is left to try. It keeps no state between runs, and draws from
+    ``study.rng`` only: the same study leads to the same subnets.
+
+    A strategy may have a method ``check(study)``, which is called before anything is evaluated and
+    raises a `UsageError` where the strategy does not suit the study.
+    """
+
+    def run(self, study: Study) -> None:
+        """Search."""
+        ...  # pragma: no cover
+
+
+def strategy_names() -> tuple[str, ...]:
+    """Every known strategy: the built-in ones, then those of other packages."""
+    others = sorted(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP))
+    return tuple(dict.fromkeys((*BUILT_IN, *others)))
+
+
+def strategy(name: str) -> Callable[..., Strategy]:
+    """The strategy class of a name.
+
+    Raises:
+        UsageError: No strategy has this name.
+    """
+    if name in BUILT_IN:
+        module, _, attribute = BUILT_IN[name].partition(":")
+        found: Callable[..., Strategy] = getattr(import_module(module), attribute)
+        return found
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        if entry.name == name:
+            loaded: Callable[..., Strategy] = entry.load()
+            return loaded
+    raise UsageError(
+        f"unknown search strategy {name!r}",
+        expected="one of " + ", ".join(strategy_names()),
+        got=repr(name),
+        fix=f"other packages add strategies by an entry point in the group {ENTRY_POINT_GROUP!r}",
+    )

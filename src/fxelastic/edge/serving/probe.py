@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fxelastic.edge.bundle import Bundle
-from fxelastic.edge.made_up_inputs import CHOICES, made_up
+from fxelastic.edge.synthetic_inputs import CHOICES, synthetic
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
 
@@ -24,7 +24,7 @@ class BranchTimer:
 
     One branch is in memory at a time. The lowest latency of several counts: whatever else runs
     makes a branch slower, never quicker. Random values of the right shape stand for its inputs,
-    see `made_up`; where the branch fails on integers that were drawn, the lowest do.
+    see `synthetic`; where the branch fails on integers that were drawn, the lowest do.
 
     Attributes:
         bundle: The bundle.
@@ -79,7 +79,7 @@ class BranchTimer:
         found = []
         for choice in CHOICES:
             rng = np.random.default_rng(0)
-            arrays = [made_up(i, s, rng, choice) for i, s in zip(infos, shapes, strict=True)]
+            arrays = [synthetic(i, s, rng, choice) for i, s in zip(infos, shapes, strict=True)]
             found.append({info.name: array for info, array in zip(infos, arrays, strict=True)})
         return found
 

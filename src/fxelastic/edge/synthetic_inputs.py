@@ -1,4 +1,4 @@
-"""Inputs made up where only their shapes matter: for timing, not for scores."""
+"""Synthetic inputs, for timing: only their shapes matter."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Any
 import numpy as np
 
 from fxelastic.edge.bundle import Bundle
-from fxelastic.edge.execution import Array, Executor
+from fxelastic.edge.executor import Array, Executor
 from fxelastic.errors import BundleError
 from fxelastic.spec.value_info import ValueInfo
 
-#: Ways to make up integers and truth values, in the order in which they are tried: drawn from the
-#: range that the export saw, all at the highest or all at the lowest end of it, or all 0.
+#: Ways to choose integers and truth values, in the order in which they are tried: drawn from the
+#: range that the export recorded, all at its highest or all at its lowest end, or all 0.
 CHOICES = ("drawn", "highest", "lowest", "zero")
 
 
-def made_up(
+def synthetic(
     info: ValueInfo, shape: Sequence[int], random: np.random.Generator, choice: str = CHOICES[0]
 ) -> Array:
-    """An array that may stand for a value.
+    """A synthetic array for a value.
 
     Args:
-        info: The value. Where the range of its integers is not known, it counts as 0 to 1, and
-            the integers are 1 instead of drawn.
+        info: The value. If the range of its integers is not known, the integers are 1 instead of
+            drawn.
         shape: Its sizes.
-        random: Draws floating-point numbers, which are normal, and integers.
+        random: Draws normal floating-point numbers, and integers.
         choice: One of `CHOICES`.
     """
     if info.dtype.startswith("float"):
@@ -41,20 +41,20 @@ def made_up(
 def random_inputs(
     bundle: Bundle, batch_size: int, seed: int = 0, choice: str = CHOICES[0]
 ) -> dict[str, Array]:
-    """Inputs of a model.
+    """Synthetic inputs of a model.
 
     Args:
         bundle: The bundle.
         batch_size: Samples.
-        seed: Of what is random.
+        seed: Seed of the random numbers.
         choice: How integers and truth values are chosen, one of `CHOICES`.
 
     Raises:
-        UsageError: A size is not known from the batch size.
+        UsageError: A size does not follow from the batch size.
     """
     random = np.random.default_rng(seed)
     return {
-        info.name: made_up(info, info.shape_at(batch_size), random, choice)
+        info.name: synthetic(info, info.shape_at(batch_size), random, choice)
         for info in bundle.inputs
     }
 
@@ -62,15 +62,15 @@ def random_inputs(
 def sound_inputs(
     executor: Executor, batch_size: int, seed: int = 0
 ) -> tuple[dict[str, Array], bool]:
-    """Inputs for which the original gives finite values, and whether there are any.
+    """Inputs for which the original returns finite values, and whether there are any.
 
-    It draws integers from the example's range first. A mask that is drawn may mask everything and
-    give NaN, so the highest values come next. In a batch smaller than the example's, indices of
-    samples may be out of range, so the lowest values come then; zeros, which index anything, last.
+    Integers are drawn from the example's range first. A drawn mask may mask everything and lead to
+    NaN, so the highest values come next. In a batch smaller than the example's, indices of samples
+    may be out of range, so the lowest values come next; zeros, which are valid indices, last.
 
     Raises:
-        UsageError: A size is not known from the batch size.
-        BundleError: The original can't be run on any.
+        UsageError: A size does not follow from the batch size.
+        BundleError: The original can't be run on any of them.
     """
     bundle = executor.bundle
     runs: dict[str, Array] | None = None
@@ -91,7 +91,7 @@ def sound_inputs(
 
 
 def _different(bundle: Bundle, batch_size: int, seed: int) -> Iterator[dict[str, Array]]:
-    """The inputs of each choice that differ from those before."""
+    """The inputs of each choice, without repetitions."""
     seen: list[dict[str, Array]] = []
     for choice in CHOICES:
         inputs = random_inputs(bundle, batch_size, seed, choice)

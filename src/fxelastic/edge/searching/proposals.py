@@ -1,17 +1,23 @@
-"""Change a subnet a little, and keep it in a window of latencies."""
+"""Subnets to try next: neighbours of known ones, and draws from just below the limit."""
 
 from __future__ import annotations
 
 import math
 import random
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from fxelastic.edge.searching.study import Study
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch, BranchSpec, SearchSpace
 from fxelastic.spec.cost_window import CostWindow
+
+#: Attempts to find a new subnet before giving up.
+ATTEMPTS = 200
+#: Generations without a new subnet after which a search ends.
+FRUITLESS = 20
 
 #: A subnet as its branches, in execution order.
 Tiling: TypeAlias = tuple[BranchSpec, ...]
@@ -21,10 +27,10 @@ Tiling: TypeAlias = tuple[BranchSpec, ...]
 class Mutations:
     """Neighbours of subnets in a window of costs (``nearby_mutate`` of AdaptiveNet §5.1).
 
-    A mutation puts in one branch that the subnet does not have; what it overlaps goes, and what
-    is then uncovered is filled with originals. Where the costs are out of the window, one other
-    branch is replaced so that they are in it again, the change that alters them least. Where no
-    single one does, the rest of the subnet is drawn anew, uniformly over what fits the window
+    A mutation adds one branch that the subnet does not have, in place of those it overlaps;
+    originals fill the gaps. If the costs are then out of the window, one other branch is replaced
+    so that they are in it again, by the change that alters them least. Where no
+    single one suffices, the rest of the subnet is drawn anew, uniformly over what fits the window
     with this branch. So a mutation is in the window whenever any subnet with the branch is.
 
     Attributes:
@@ -51,7 +57,7 @@ class Mutations:
             self._by_span.setdefault((spec.start, spec.stop), []).append(spec)
 
     def mutate(self, arch: Arch, rng: random.Random) -> Arch | None:
-        """A neighbour in the window; None where no subnet but this one is."""
+        """A neighbour in the window; None if the window holds no other subnet."""
         options = [spec for spec in self.space.branches if spec.id not in set(arch.branches)]
         rng.shuffle(options)
         for spec in options:
@@ -61,9 +67,9 @@ class Mutations:
         return None
 
     def nearby(self, arch: Arch, rng: random.Random) -> Arch | None:
-        """A neighbour in the window by one branch put in, and at most one swap; None for bad luck.
+        """A neighbour by one new branch and at most one swap; None where that misses the window.
 
-        Much quicker than `mutate`, and never far from the subnet.
+        It is much quicker than `mutate`, and stays near the subnet.
         """
         spec = rng.choice(self.space.branches)
         if spec.id in arch.branches:
@@ -73,7 +79,7 @@ class Mutations:
         return _arch(changed) if self._inside(cost) else self._repaired(changed, spec, cost, rng)
 
     def with_branch(self, arch: Arch, spec: BranchSpec, rng: random.Random) -> Arch | None:
-        """The subnet with this branch in it, in the window; None where none is."""
+        """A subnet of the window that has this branch; None where there is none."""
         changed = self._replaced(arch, spec)
         cost = self._cost(changed)
         if self._inside(cost):
@@ -90,14 +96,14 @@ class Mutations:
     def _repaired(
         self, tiling: Tiling, kept: BranchSpec, cost: float, rng: random.Random
     ) -> Arch | None:
-        """The single swap for a branch of the same blocks that brings the cost into the window."""
+        """The subnet after the single swap that brings the cost into the window."""
         least, most = self.low - cost, self.high - cost
         best: tuple[float, float, int, BranchSpec] | None = None
         for i, spec in enumerate(tiling):
             if spec is kept:
                 continue
             changes, others = self._swaps_of(spec)
-            # Of those that suffice, the change nearest to zero: the window is above or below.
+            # Of the sufficient changes, the one nearest to zero.
             k = bisect_right(changes, most) - 1 if most < 0 else bisect_left(changes, least)
             if 0 <= k < len(changes) and least <= changes[k] <= most:
                 size = abs(changes[k])
@@ -112,7 +118,7 @@ class Mutations:
         return _arch(result) if self._inside(self._cost(result)) else None
 
     def _swaps_of(self, spec: BranchSpec) -> tuple[list[float], list[BranchSpec]]:
-        """The branches of the same blocks and what they change in cost, the least first."""
+        """The branches of the same blocks and their changes of the cost, the least first."""
         if spec.id not in self._swaps:
             own = self.costs[spec.id]
             others = [other for other in self._by_span[spec.start, spec.stop] if other != spec]
@@ -130,7 +136,7 @@ class Mutations:
             or spec.start >= kept.stop
             or (spec.kind == "original" and spec.stop - spec.start == 1)
         )
-        # Every space has originals: those under the branch are made too dear to be drawn.
+        # Every space has originals: those under the branch cost too much to be drawn.
         under = {
             spec.id
             for spec in rest
@@ -152,7 +158,7 @@ class Mutations:
 
 
 def replaced(space: SearchSpace, arch: Arch, spec: BranchSpec) -> Arch:
-    """A subnet with a branch put in: what it overlaps goes, originals fill what is uncovered."""
+    """The subnet with a branch in place of those it overlaps; originals fill the gaps."""
     return _arch(_put_in(space.specs(arch), spec, space.specs(space.original)))
 
 
@@ -166,3 +172,104 @@ def _put_in(tiling: Tiling, spec: BranchSpec, originals: Tiling) -> Tiling:
 
 def _arch(tiling: Tiling) -> Arch:
     return Arch(tuple([spec.id for spec in tiling]))
+
+
+def few_fitting(study: Study) -> list[Arch] | None:
+    """The subnets that fit, those with common branches beside each other; None where too many."""
+    if study.space.count() > max(10_000, 4 * study.max_subnets):
+        return None
+    fitting = [arch for arch in all_subnets(study.space) if study.fits(arch)]
+    if len(fitting) > study.max_subnets:
+        return None
+    return fitting
+
+
+def window_below(study: Study, width: float) -> tuple[CostWindow, float]:
+    """The window below the limit and its lower end; everything below, where it is empty.
+
+    Args:
+        study: The search.
+        width: The width of the window, as a share of the limit.
+    """
+    low = study.high * (1 - width)
+    window = CostWindow(study.space, study.costs, low, study.high)
+    try:
+        window.sample(1, 0)
+    except UsageError:
+        return CostWindow(study.space, study.costs, high=study.high), 0.0
+    return window, low
+
+
+def seeds(study: Study, n: int) -> list[Arch]:
+    """Up to n subnets that fit and are new, from just below the limit where there are some.
+
+    Where hardly any fits, the cheapest in each resource are among them.
+    """
+    if n < 1 or study.is_over():
+        return []
+    found = dict[Arch, None]()
+    for window in (
+        window_below(study, 0.1)[0],
+        CostWindow(study.space, study.costs, 0, study.high),
+    ):
+        drawn = window.sample(n + ATTEMPTS, study.rng.getrandbits(32))
+        for arch in (*drawn, *study.anchors):
+            if len(found) < n and study.fits(arch) and not study.has_tried(arch):
+                found[arch] = None
+    return list(found)
+
+
+def best_of(study: Study, n: int) -> list[Arch]:
+    """The best subnets so far, best first; of equal ones the cheaper first."""
+    order = sorted(study.scores, key=lambda a: (-study.scores[a], study.cost(a), a.branches))
+    return order[:n]
+
+
+def new_ones(
+    study: Study,
+    child: Callable[[], Arch | None],
+    n: int,
+    known: Sequence[Arch] = (),
+    attempts: int = ATTEMPTS,
+) -> list[Arch]:
+    """Up to n different subnets that the study has not tried, in a bounded number of attempts."""
+    found: dict[Arch, None] = {}
+    for _ in range(attempts):
+        if len(found) >= n or study.is_over():
+            break
+        arch = child()
+        if arch is not None and not study.has_tried(arch) and arch not in known:
+            found[arch] = None
+    return list(found)
+
+
+def plain_mutation(study: Study, arch: Arch) -> Arch:
+    """A subnet with one random branch added."""
+    others = [spec for spec in study.space.branches if spec.id not in set(arch.branches)]
+    return replaced(study.space, arch, study.rng.choice(others)) if others else arch
+
+
+def fitting(study: Study, n: int) -> list[Arch]:
+    """Random subnets that fit; one of the cheapest where no other is found."""
+    found: list[Arch] = []
+    for _ in range(ATTEMPTS):
+        if study.is_over():
+            break
+        found += filter(study.fits, study.space.sample(n, study.rng.getrandbits(32)))
+        if len(found) >= n:
+            break
+    return found[:n] or list(study.anchors[:1])
+
+
+def all_subnets(space: SearchSpace) -> Iterator[Arch]:
+    """Every subnet of a space, in the order of its branches."""
+
+    def tilings(position: int) -> Iterator[tuple[str, ...]]:
+        if position == space.n_blocks:
+            yield ()
+            return
+        for spec in space.starting_at[position]:
+            for rest in tilings(spec.stop):
+                yield (spec.id, *rest)
+
+    return map(Arch, tilings(0))

@@ -1,4 +1,4 @@
-"""Profiles on inputs that are made up: in the range of the example, and without noise on stderr."""
+"""Profiles on synthetic inputs: in the range of the example, and without noise on stderr."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from torch.nn import functional as F
 import fxelastic
 from fxelastic import edge
 from fxelastic.cli import main
-from fxelastic.edge.execution import Executor
-from fxelastic.edge.made_up_inputs import random_inputs, sound_inputs
+from fxelastic.edge.executor import Executor
 from fxelastic.edge.serving.probe import BranchTimer
 from fxelastic.edge.sessions import SessionMaker
+from fxelastic.edge.synthetic_inputs import random_inputs, sound_inputs
 from fxelastic.errors import BundleError, UsageError
 from tests.edge.serving.tiny_bundle import write_bundle
 
@@ -73,7 +73,7 @@ def test_a_mask_that_is_drawn_as_all_zeros_is_not_kept(
     with caplog.at_level(logging.WARNING):
         table = edge.profile(bundle, **QUICK)
     assert set(table.rows) == set(bundle.space.by_id)
-    assert "made up" not in caplog.text
+    assert "synthetic" not in caplog.text
 
 
 def test_where_nothing_made_up_will_do_data_do(
@@ -89,7 +89,7 @@ def test_where_nothing_made_up_will_do_data_do(
     inputs = {"ids": ids[:1], "mask": ids[:1] >= 0}
     with caplog.at_level(logging.WARNING):
         edge.profile(bundle, inputs=inputs, **QUICK)
-    assert "made up" not in caplog.text
+    assert "synthetic" not in caplog.text
     with pytest.raises(UsageError, match="another batch size"):
         edge.profile(bundle, 2, inputs=inputs, **QUICK)
     path = tmp_path / "data.npz"
@@ -98,7 +98,7 @@ def test_where_nothing_made_up_will_do_data_do(
     argv += ["--subnets", "0", "--held-out", "0"]
     assert main([*argv, "--batch-size", "2"]) == 0
     assert main([*argv, "--batch-size", "4", "--force"]) == 2
-    assert "made up" not in caplog.text
+    assert "synthetic" not in caplog.text
 
 
 class Looked(nn.Module):
@@ -267,7 +267,7 @@ def test_a_measurement_on_other_inputs_is_begun_anew(
     inputs = random_inputs(bundle, 1, seed=5)
     with caplog.at_level(logging.WARNING):
         edge.profile(bundle, path=path, inputs=inputs, **QUICK)
-    assert "begun anew" in caplog.text
+    assert "started again" in caplog.text
 
 
 class InPairs(nn.Module):

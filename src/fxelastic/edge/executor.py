@@ -21,16 +21,16 @@ from fxelastic.spec.value_info import ValueInfo
 
 Array: TypeAlias = NDArray[Any]
 
-#: The named values that are there between two blocks. Nothing changes one: they are shared.
+#: The named values between two blocks. They are shared and never changed.
 State: TypeAlias = Mapping[str, Any]
 
-# While a session is made, its weights are there as a file's bytes, as a model's, and as its own.
+# While a session is made, its weights exist in the file's bytes, the model and the session.
 _OPENING = 3
 _OPENING_BYTES = 2**20
-#: Runs in which a session takes memory: by what the first one needed, the second is laid out anew.
+#: Runs in which a session allocates memory: the second one uses a plan from the first.
 FIRST_RUNS = 2
-# The default bound on the growth of the process: this, or a multiple of the original's weights,
-# whichever is more. A session takes up to three times its weights.
+# The default bound on the growth of the process: the larger of this and a multiple of the
+# original's weights. A session takes up to three times its weights.
 _LEAST_BYTES = 2**28
 _TIMES_ORIGINAL = 4
 
@@ -41,20 +41,20 @@ class Executor:
     """Runs any subnet of a bundle, branch after branch.
 
     Values stay in onnxruntime's own memory between branches. Sessions are made when they are
-    first needed and kept, the last used ones, as long as the memory allows it; branches whose
-    files are equal share one. For one thread.
+    first needed; the most recently used ones are kept as far as memory allows. Branches with equal
+    files share a session. An executor is for one thread.
 
-    By default, the process may grow by 256 MiB, or by four times the original's weights where that
-    is more, from when the executor is made. Beyond that, the executor closes the least recently
+    By default, the process may grow by 256 MiB, or by four times the original's weights if that is
+    more, after the executor is made. Beyond that, the executor closes the least recently
     used sessions and returns memory that computations took. As many sessions as the model has
     blocks always stay, so that a subnet that runs repeatedly keeps all of its sessions.
 
     Attributes:
         bundle: The bundle.
-        memory_bytes: Memory that the weights of sessions may take; None where the caller gave no
-            number. One session is always there, however large.
-        n_loaded: How many sessions were made.
-        n_dropped: How many sessions had to go for others.
+        memory_bytes: The most bytes of sessions' weights; None where the caller gave no number.
+            One session is always kept, however large.
+        n_loaded: The number of sessions that were made.
+        n_dropped: The number of sessions that were closed for others.
     """
 
     def __init__(
@@ -67,17 +67,17 @@ class Executor:
         shared_arena: bool = True,
         limit: GrowthLimit | None = None,
     ) -> None:
-        """Prepare; no file is read before it is needed.
+        """Check the arguments; no file is read yet.
 
         Args:
             bundle: The bundle.
             threads: Threads to compute with; 0 for one for each core.
-            memory_bytes: Memory that the weights of sessions may take. ``"auto"`` bounds what the
-                process grows by, see above; None for no bound.
+            memory_bytes: The most bytes of sessions' weights. ``"auto"`` bounds the growth of the
+                process, see above; None for no bound.
             providers: Onnxruntime's execution providers, the preferred one first.
-            shared_arena: Whether the sessions compute in memory that they share. Otherwise each
-                keeps the memory of its largest batch, which is far more in total, and takes as long
-                as a session that runs by itself.
+            shared_arena: Whether the sessions share the memory that they compute in. Otherwise
+                each keeps the memory of its largest batch, which is far more in total, and takes as
+                long as a session that runs by itself.
             limit: Limit on the growth of the process, beyond which sessions are closed. None for
                 no limit, or for the default one where ``memory_bytes`` is ``"auto"``.
 
@@ -87,8 +87,8 @@ class Executor:
         bound = None if memory_bytes == "auto" else memory_bytes
         if threads < 0 or isinstance(bound, str) or (bound is not None and bound <= 0):
             raise UsageError(
-                "the executor can't be made",
-                expected='threads of at least 0, and memory_bytes above 0, "auto" or None',
+                "threads must be at least 0, and memory_bytes above 0",
+                expected='threads=0 for one for each core; memory_bytes a number, "auto" or None',
                 got=f"threads={threads!r}, memory_bytes={memory_bytes!r}",
                 fix="leave both out for one thread for each core and the default bound",
             )
@@ -104,16 +104,16 @@ class Executor:
         self.memory_bytes = bound
         self.n_loaded = 0
         self.n_dropped = 0
-        # The caller's own limit holds even if each run has to make its sessions anew.
+        # A limit of the caller holds even if each run must make its sessions again.
         self._n_kept = 0
         if memory_bytes == "auto" and limit is None:
             limit, self._n_kept = GrowthLimit(default_bytes(bundle)), bundle.space.n_blocks
         self._limit = limit
         self._shrink = self._has_shrunk = False
         self._warned = False
-        # Where there is a limit, the first runs that sessions have yet to do.
+        # Under a limit: the number of first runs that are left, by session.
         self._fresh: dict[str, int] = {}
-        self._run_bytes = 0  # the most that a session was seen to take for one of them
+        self._run_bytes = 0  # the most memory that a first run took
         self._maker = SessionMaker(threads, tuple(providers), shared_arena)
         self._sessions: OrderedDict[str, tuple[Any, int]] = OrderedDict()
 
@@ -136,7 +136,7 @@ class Executor:
         """The values after one branch; ``state`` stays as it is.
 
         Raises:
-            UsageError: There is no such branch.
+            UsageError: The bundle has no such branch.
             BundleError: Its file is missing or damaged, or can't be run.
         """
         segment = self.bundle.segment(branch)
@@ -149,10 +149,10 @@ class Executor:
         }
 
     def run_branch(self, branch: str, values: State) -> dict[str, Any]:
-        """What one branch computes from these values.
+        """The outputs of one branch for these values.
 
         Raises:
-            UsageError: There is no such branch.
+            UsageError: The bundle has no such branch.
             BundleError: Its file is missing or damaged, or can't be run.
         """
         segment = self.bundle.segment(branch)
@@ -190,7 +190,7 @@ class Executor:
             An array for each of the bundle's outputs, in their order.
 
         Raises:
-            UsageError: The arch is none of the search space, or the inputs do not fit.
+            UsageError: The arch is not in the search space, or the inputs do not fit.
             BundleError: A file is missing or damaged, or can't be run.
         """
         self.bundle.space.validate(arch)
@@ -200,10 +200,10 @@ class Executor:
         return self.results(state)
 
     def session(self, branch: str) -> Any:
-        """The session of a branch, made where it is not there.
+        """The session of a branch; makes it if necessary.
 
         Raises:
-            UsageError: The space has no such branch.
+            UsageError: The bundle has no such branch.
             BundleError: Its file is missing or damaged, or onnxruntime can't load it.
         """
         segment = self.bundle.segment(branch)
@@ -221,12 +221,12 @@ class Executor:
         return session
 
     def is_loaded(self, branch: str) -> bool:
-        """Whether the session of a branch is there."""
+        """Whether the session of a branch is open."""
         return self.bundle.segment(branch).sha256 in self._sessions
 
     @property
     def resident_bytes(self) -> int:
-        """Weights of the sessions that are there, in bytes."""
+        """The weights of the open sessions, in bytes."""
         return sum(n_bytes for _, n_bytes in self._sessions.values())
 
     def close(self) -> None:
@@ -241,25 +241,25 @@ class Executor:
         self.close()
 
     def make_room(self, n_bytes: int) -> None:
-        """Let sessions go, the longest unused first, until the process may grow by so much.
+        """Close sessions, least recently used first, until the process may grow by so many bytes.
 
         Without a limit it does nothing. Under the default limit, the last sessions stay.
         """
         while self._limit is not None and not self._limit.has_room(n_bytes):
             n_spare = len(self._sessions) - self._n_kept
             if n_spare > 0:
-                # Each measurement of the process may take some ms.
+                # Several at once: each measurement of the process may take some ms.
                 self._drop(min(1 + len(self._sessions) // 8, n_spare))
                 continue
             if self._n_kept:
                 return
             if not self._warned:
                 logger.warning(
-                    "%.0f MiB of memory do not suffice: without any session the process takes more",
+                    "%.0f MiB of memory are too few: the process takes more without any session",
                     self._limit.n_bytes / 2**20,
                 )
             self._warned = True
-            # To open every session anew for each run would not change that.
+            # Opening every session again for each run would not change that.
             self._limit.begin()
             return
 
@@ -272,7 +272,7 @@ class Executor:
         elif not self._has_shrunk:
             self._shrink = self._has_shrunk = True
         else:
-            # The memory returned was taken again, or is not the executor's.
+            # The memory was allocated again, or does not belong to the executor.
             self._limit.begin()
 
     def _run(self, session: Any, segment: Any, feeds: State) -> Any:
@@ -292,7 +292,7 @@ class Executor:
         self.make_room(_OPENING * weight_bytes + max(_OPENING_BYTES, self._run_bytes))
 
     def _first_run(self, session: Any, segment: Any, feeds: State) -> Any:
-        """Run a session that allocates what it computes in, and keep the limit."""
+        """Run a session that still allocates memory, and keep the limit."""
         self._fresh[segment.sha256] -= 1
         if not self._fresh[segment.sha256]:
             del self._fresh[segment.sha256]
@@ -303,7 +303,7 @@ class Executor:
         return results
 
     def _drop(self, n: int) -> None:
-        """Let go of the sessions that have not been used for longest."""
+        """Close the least recently used sessions."""
         for _ in range(n):
             key, _ = self._sessions.popitem(last=False)
             self._fresh.pop(key, None)
@@ -328,7 +328,7 @@ def default_bytes(bundle: Bundle) -> int:
 
 
 def check_inputs(bundle: Bundle, inputs: Mapping[str, Array]) -> int:
-    """Refuse arrays that are not what the model takes.
+    """Check that arrays fit the model's inputs.
 
     Returns:
         The batch size; 1 where no size depends on it.
@@ -339,14 +339,14 @@ def check_inputs(bundle: Bundle, inputs: Mapping[str, Array]) -> int:
     names = [info.name for info in bundle.inputs]
     if not isinstance(inputs, Mapping):
         raise UsageError(
-            "the inputs have no names",
+            "inputs must be a mapping from names to arrays",
             expected=f"a mapping with {', '.join(map(str, bundle.inputs)) or 'nothing'}",
             got=type(inputs).__name__,
             fix="pass {name: array, …}",
         )
     if sorted(inputs) != sorted(names):
         raise UsageError(
-            "the inputs are not those of the model",
+            "the names of the inputs are not those of the model",
             expected=", ".join(map(str, bundle.inputs)),
             got=", ".join(inputs) or "none",
         )
@@ -364,10 +364,10 @@ def check_inputs(bundle: Bundle, inputs: Mapping[str, Array]) -> int:
     if len(sizes) > 1:
         (first, name), (second, other) = list(sizes.items())[:2]
         raise UsageError(
-            f"inputs {name!r} and {other!r} hold different numbers of samples",
+            f"inputs {name!r} and {other!r} have different numbers of samples",
             expected="the same batch size N in both",
             got=f"{first} in {name!r}, {second} in {other!r}",
-            fix="pass as many samples in each",
+            fix="pass the same number of samples in each",
         )
     return next(iter(sizes), 1)
 
@@ -377,8 +377,8 @@ def _unfit(bundle: Bundle, info: ValueInfo, array: Any) -> UsageError:
     got = type(array).__name__ if shape is None else f"{array.dtype}{list(shape)}"
     whole = info.name not in bundle.manifest.sample_inputs
     return UsageError(
-        f"input {info.name!r} is not what the model takes",
+        f"input {info.name!r} does not fit the model",
         expected=str(info),
         got=got,
-        fix="this input holds no samples: pass one array of that shape for all" if whole else None,
+        fix="this input does not hold samples: pass one array of that shape" if whole else None,
     )

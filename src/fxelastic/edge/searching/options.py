@@ -1,0 +1,87 @@
+"""The options of a search."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fxelastic.edge.searching.scores import Score
+from fxelastic.edge.searching.study import Strategy, Study
+from fxelastic.errors import UsageError
+from fxelastic.spec.options import check_count, check_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """Options of `edge.search`, which also takes each as a keyword argument.
+
+    Attributes:
+        strategy: A name of `strategy_names`, or a strategy.
+        mode: How subnets will be run, ``assembled`` or ``paged``.
+        score: ``top1``, ``agreement``, ``cosine``, ``spearman``, ``miou``, ``negative_loss``, or a
+            function of the flat results and the targets of a batch that returns a sum and a count.
+            ``cosine:NAME`` looks at the result of that name, or of that number from 0. None for
+            ``top1`` with targets; without, ``agreement`` for class scores, the share of samples
+            whose top class is the original's, and ``cosine`` for other results.
+        max_subnets: Subnets to try within each of the limits.
+        time_budget_s: End earlier after this time, for all limits. Everything counts, from reading
+            the data to the scores on samples held out; only the first evaluation, of one subnet on
+            one batch, may exceed it. Where the additive bests can't be evaluated on all samples in
+            a part of this time, all scores are on the first samples.
+        batch_size: Samples of a batch. A model of a fixed batch size has that; samples that fill
+            no batch are left out then.
+        held_out: Share of the samples that no choice is made by. The search's own scores, being
+            the best of many, are too high; the best subnets' scores on these samples are not.
+        cache_bytes: The most bytes of kept features; None for no bound.
+        memory_bytes: The most bytes of sessions, and of models in between; None for no bound.
+            Where both are bounded, the process does not grow by more than both together and what
+            one batch takes.
+        confidence: A candidate ends early when it can't be the best any more: for certain
+            with 1, so that no winner is lost; otherwise with this probability, of 0.5 at least, by
+            the Hoeffding-Serfling inequality. It applies to bounded scores: ``top1``,
+            ``agreement``, ``cosine`` and ``spearman``.
+        threads: Threads to compute with; 0 for one for each core.
+        seed: Seed of the search; the same seed leads to the same subnets.
+        path: A file for the pool, written as the search goes on. If it exists, of the same bundle,
+            data and score, its subnets are not evaluated again.
+        progress: Called with the budget in ms and the study after each group.
+        force: Search although the table is marked unusable: see `LatencyTable.problem`.
+        clock: Returns the time, in s.
+    """
+
+    strategy: str | Strategy = "evolutionary"
+    mode: str = "assembled"
+    score: str | Score | None = None
+    max_subnets: int = 400
+    time_budget_s: float | None = None
+    batch_size: int = 50
+    held_out: float = 0.2
+    cache_bytes: int | None = 2**28
+    memory_bytes: int | None = None
+    confidence: float = 1.0
+    threads: int = 0
+    seed: int = 0
+    path: str | os.PathLike[str] | None = None
+    progress: Callable[[float, Study], None] | None = None
+    force: bool = False
+    clock: Callable[[], float] = time.perf_counter
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            UsageError: One is out of range.
+        """
+        check_count("batch_size", self.batch_size)
+        check_count("max_subnets", self.max_subnets)
+        check_count("threads", self.threads, 0)
+        if self.time_budget_s is not None:
+            check_positive("time_budget_s", self.time_budget_s)
+        if not 0 <= self.held_out < 1:
+            raise UsageError(
+                "held_out is out of range",
+                expected="a share of at least 0 and below 1",
+                got=repr(self.held_out),
+            )

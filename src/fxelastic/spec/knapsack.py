@@ -1,0 +1,286 @@
+"""The most valuable subnets within limits, by a dynamic programme with bounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fxelastic.spec.arch import Arch
+from fxelastic.spec.branch_spec import BranchSpec
+from fxelastic.spec.costs import Costs
+from fxelastic.spec.limits import Limits
+from fxelastic.spec.resources import PEAK, resource
+from fxelastic.spec.search_space import SearchSpace
+
+_SPARE = 8  # solutions to look at beyond those wanted: some may be over a limit by rounding
+_MOST_PARTS = 63  # shared parts that are told apart; a mask has 64 bits
+_ROUNDING = 1e-9
+_ROUNDS = 40  # in which the prices of resources are found
+
+
+def most_valuable(
+    space: SearchSpace,
+    costs: Costs,
+    limits: Limits,
+    values: Mapping[str, float],
+    n: int = 1,
+    most: int = 400,
+) -> list[Arch]:
+    """The subnets within limits whose branches' values add up to the most, best first.
+
+    The programme goes through the cuts from the last to the first, and keeps the suffixes that no
+    other one beats in value and in every limited resource. A Lagrangian relaxation bounds what a
+    suffix can lead to. The first subnet is the best of all as long as no more than ``most``
+    suffixes are left at any cut; beyond that, those of the highest bounds are kept. The others are
+    the next best ways to begin.
+
+    Args:
+        space: The subnets.
+        costs: The costs of branches.
+        limits: Absolute bounds.
+        values: Value of each branch; 0 for a branch without one, minus infinity excludes a branch.
+        n: The number of subnets to return, at most.
+        most: The number of suffixes to keep at a cut.
+
+    Returns:
+        The subnets; none where the programme finds none within the limits.
+    """
+    programme = _Programme(space, costs, limits, values, prune=n == 1)
+    ends = [_Suffixes.end(programme.n_costs)]
+    for position in range(space.n_blocks - 1, -1, -1):
+        suffixes = programme.starting_at(position, ends)
+        if position:
+            suffixes = programme.thinned(suffixes, position, most)
+        ends.insert(0, suffixes)
+    found: list[Arch] = []
+    first = ends[0]
+    for i in np.lexsort((first.costs[:, 0], -first.values))[: n + _SPARE].tolist():
+        arch = programme.arch(ends, i)
+        if len(found) < n and all(costs.total(name, arch) <= limits.bound(name) for name in limits):
+            found.append(arch)
+    return found
+
+
+@dataclass
+class _Suffixes:
+    """Ways to go from a cut to the end.
+
+    Attributes:
+        costs: Of each limited resource that is a sum, ``(suffixes, resources)``.
+        values: ``(suffixes,)``.
+        parts: The shared parts of each, as a mask.
+        branch: The first branch, as a number among those that begin at the cut.
+        rest: The suffix behind it, as a number among those at the branch's end.
+    """
+
+    costs: NDArray[np.float64]
+    values: NDArray[np.float64]
+    parts: NDArray[np.uint64]
+    branch: NDArray[np.int64]
+    rest: NDArray[np.int64]
+
+    @classmethod
+    def end(cls, n_costs: int) -> _Suffixes:
+        none = np.zeros(1, np.int64)
+        return cls(np.zeros((1, n_costs)), np.zeros(1), np.zeros(1, np.uint64), none, none)
+
+    def take(self, index: NDArray[np.int64] | NDArray[np.bool_]) -> _Suffixes:
+        return _Suffixes(*(array[index] for array in vars(self).values()))
+
+    def undominated(self) -> _Suffixes:
+        """Those that no other one beats or equals in everything, the cheapest first."""
+        kept = self.take(np.lexsort((-self.values, self.costs[:, 0])))
+        values = kept.values
+        if kept.costs.shape[1] == 1 and not kept.parts.any():
+            before = np.maximum.accumulate(np.concatenate([[-np.inf], values[:-1]]))
+            return kept.take(values > before + 1e-12)
+        beats = values[:, None] >= values - 1e-12
+        for column in kept.costs.T:
+            beats &= column[:, None] <= column
+        beats &= kept.parts[:, None] & kept.parts == kept.parts
+        # Of equal ones the first stays: only the lower triangle would drop it.
+        return kept.take(np.logical_not(np.triu(beats, 1).any(axis=0)))
+
+
+class _Programme:
+    """The transitions from the suffixes of later cuts to those of an earlier one."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        costs: Costs,
+        limits: Limits,
+        values: Mapping[str, float],
+        *,
+        prune: bool,
+    ) -> None:
+        bounds = {name: limits.bound(name) - costs[name].overhead for name in limits}
+        peaks = [name for name in limits if resource(name).rule == PEAK]
+        sums = [name for name in limits if name not in peaks]
+        # Without a sum there is one cost of 0, so that arrays have a column.
+        self.n_costs = max(1, len(sums))
+        self._bound = np.array([bounds[name] for name in sums] or [0.0])
+        self._spare = _ROUNDING * np.abs(self._bound)
+        self._values = {spec.id: values.get(spec.id, 0.0) for spec in space.branches}
+        self._n_blocks = space.n_blocks
+        self._options = [
+            [
+                spec
+                for spec in specs
+                if self._values[spec.id] > -np.inf
+                and all(costs[name].costs[spec.id] <= bounds[name] for name in peaks)
+            ]
+            for specs in space.starting_at
+        ]
+        self._own = {
+            spec.id: np.array([costs[name].costs[spec.id] for name in sums] or [0.0])
+            for spec in space.branches
+        }
+        self._first: dict[int, int] = {}
+        self._shared: dict[str, list[tuple[int, int, float]]] = {}
+        self._number_shared_parts(space, costs, sums)
+        # The least that a branch adds, wherever it is: without the parts that it shares.
+        self._least = {branch: own.copy() for branch, own in self._own.items()}
+        for branch, parts in self._shared.items():
+            for column, _, size in parts:
+                self._least[branch][column] -= size
+        # The same as arrays: the prices are found in many rounds.
+        ids = list(self._own)
+        self._edges = [
+            [(ids.index(spec.id), spec.stop) for spec in specs] for specs in self._options
+        ]
+        self._value_of = np.array([self._values[branch] for branch in ids])
+        self._own_of = np.array([self._own[branch] for branch in ids])
+        self._least_of = np.array([self._least[branch] for branch in ids])
+        self._before = self._least_before()
+        self._prices = np.zeros(self.n_costs)
+        self._reached = -np.inf  # the value of the best subnet that is known to fit
+        self._find_prices()
+        if not prune:
+            self._reached = -np.inf
+        self._ahead = self._best_before(self._prices)[0]
+
+    def starting_at(self, position: int, ends: Sequence[_Suffixes]) -> _Suffixes:
+        """Every way from a cut to the end that may be within the limits.
+
+        Args:
+            position: The cut.
+            ends: The suffixes of the cuts behind it, the next one first.
+        """
+        found = _Suffixes.end(self.n_costs).take(np.zeros(0, np.int64))
+        lists: list[list[NDArray[Any]]] = [[array] for array in vars(found).values()]
+        for number, spec in enumerate(self._options[position]):
+            rest = ends[spec.stop - position - 1]
+            costs, parts = rest.costs + self._own[spec.id], rest.parts
+            for column, bit, size in self._shared.get(spec.id, ()):
+                mask = np.uint64(1 << bit)
+                costs[:, column] -= np.where(rest.parts & mask, size, 0.0)
+                parts = parts | mask
+            n = len(costs)
+            arrays = (costs, rest.values + self._values[spec.id], parts)
+            for one, array in zip(lists, (*arrays, np.full(n, number), np.arange(n)), strict=True):
+                one.append(array)
+        found = _Suffixes(*[np.concatenate(arrays) for arrays in lists])
+        # Parts that no branch in front of the cut has do not matter any more.
+        used = sum(1 << bit for bit, first in self._first.items() if first < position)
+        found.parts &= np.uint64(used)
+        fits = found.costs + self._before[position] <= self._bound + self._spare
+        return found.take(fits.all(axis=1) & (self._highest(found, position) >= self._reached))
+
+    def thinned(self, suffixes: _Suffixes, position: int, most: int) -> _Suffixes:
+        """The suffixes that no other one beats; where they are too many, the most promising."""
+        for limit in (4 * most, most):
+            if len(suffixes.values) > limit:
+                order = np.argsort(-self._highest(suffixes, position), kind="stable")
+                # The cheapest of each resource stay: without them, nothing might fit.
+                cheapest = suffixes.costs.argmin(axis=0)
+                suffixes = suffixes.take(np.union1d(order[:limit], cheapest))
+            if limit != most:
+                suffixes = suffixes.undominated()
+        return suffixes
+
+    def arch(self, suffixes: Sequence[_Suffixes], index: int) -> Arch:
+        """The subnet of a suffix of the first cut."""
+        position, ids = 0, []
+        while position < self._n_blocks:
+            here = suffixes[position]
+            spec = self._options[position][int(here.branch[index])]
+            ids.append(spec.id)
+            position, index = spec.stop, int(here.rest[index])
+        return Arch(tuple(ids))
+
+    def _highest(self, suffixes: _Suffixes, position: int) -> NDArray[np.float64]:
+        """An upper bound on the value of the subnets within the limits that end so."""
+        left = (self._bound - suffixes.costs) @ self._prices
+        return suffixes.values + left + self._ahead[position] + _ROUNDING
+
+    def _number_shared_parts(self, space: SearchSpace, costs: Costs, sums: Sequence[str]) -> None:
+        users: dict[tuple[int, str], list[tuple[BranchSpec, float]]] = {}
+        for column, name in enumerate(sums):
+            for branch, parts in costs[name].shared.items():
+                for key, size in parts.items():
+                    users.setdefault((column, key), []).append((space.by_id[branch], size))
+        several = [item for item in users.items() if len(item[1]) > 1]
+        for bit, ((column, _), found) in enumerate(several[:_MOST_PARTS]):
+            self._first[bit] = min(spec.start for spec, _ in found)
+            for spec, size in found:
+                self._shared.setdefault(spec.id, []).append((column, bit, size))
+
+    def _least_before(self) -> NDArray[np.float64]:
+        """For each cut, the least that the branches in front of it take of each resource."""
+        least = np.full((self._n_blocks + 1, self.n_costs), np.inf)
+        least[0] = 0.0
+        for position, specs in enumerate(self._options):
+            for spec in specs:
+                own = self._least[spec.id]
+                np.minimum(least[spec.stop], least[position] + own, out=least[spec.stop])
+        return least
+
+    def _best_before(self, prices: NDArray[np.float64]) -> tuple[list[float], list[int]]:
+        """For each cut, the highest value of the branches in front of it, less their price.
+
+        Returns:
+            The values by cut, and the branches of the best subnet by number; none where there is
+            no subnet.
+        """
+        reduced = (self._value_of - self._least_of @ prices).tolist()
+        best = [0.0] + [-math.inf] * self._n_blocks
+        came = [(0, 0)] * (self._n_blocks + 1)
+        for position, edges in enumerate(self._edges):
+            here = best[position]
+            for branch, stop in edges:
+                if here + reduced[branch] > best[stop]:
+                    best[stop] = here + reduced[branch]
+                    came[stop] = position, branch
+        position, path = self._n_blocks, []
+        while position and best[position] > -math.inf:
+            position, branch = came[position]
+            path.append(branch)
+        return best, path
+
+    def _find_prices(self) -> None:
+        """Find prices of the resources for which the bound is low (Held and Karp, 1971)."""
+        scale = np.where(self._bound > 0, self._bound, 1.0)
+        prices, lowest = self._prices, np.inf
+        for i in range(_ROUNDS):
+            best, path = self._best_before(prices)
+            if not path:
+                return
+            cost, value = self._own_of[path].sum(axis=0), float(self._value_of[path].sum())
+            highest = best[-1] + float(self._bound @ prices)
+            if highest < lowest:
+                lowest, self._prices = highest, prices
+            over = (cost - self._bound) / scale
+            if (over <= 0).all():
+                self._reached = max(self._reached, value)
+            size = float(over @ over)
+            goal = self._reached if self._reached > -np.inf else highest - abs(highest) - 1.0
+            if size < 1e-18 or highest - goal < 1e-9:
+                return
+            step = 0.95**i * (highest - goal) / size
+            prices = np.maximum(0.0, prices * scale + step * over) / scale

@@ -1,0 +1,62 @@
+"""Dataclasses of options that are also given as keyword arguments."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any, TypeVar
+
+from fxelastic.errors import UsageError
+
+T = TypeVar("T")
+
+
+def options_of(options: type[T] | T, changes: Mapping[str, Any]) -> T:
+    """Options with some fields changed.
+
+    Args:
+        options: A dataclass, whose defaults apply, or an object of it.
+        changes: Values of fields by name.
+
+    Raises:
+        UsageError: A name is not a field, or a value is out of range.
+    """
+    known = [field.name for field in fields(options)]  # type: ignore[arg-type]
+    for name in changes:
+        if name not in known:
+            close = difflib.get_close_matches(name, known)
+            raise UsageError(
+                f"unknown option {name!r}",
+                expected=", ".join(known),
+                got=repr(name),
+                fix=f"did you mean {' or '.join(close)}?" if close else None,
+            )
+    if isinstance(options, type):
+        return options(**changes)
+    return replace(options, **changes)  # type: ignore[type-var]
+
+
+def check_count(name: str, value: object, least: int = 1) -> None:
+    """Check that an option is an integer of at least a number.
+
+    Raises:
+        UsageError: It is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UsageError(
+            f"{name} must be at least {least}", expected="an integer", got=f"{name}={value!r}"
+        )
+
+
+def check_positive(name: str, value: object) -> None:
+    """Check that an option is a finite number above 0.
+
+    Raises:
+        UsageError: It is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise UsageError(
+            f"{name} must be above 0", expected="a finite number", got=f"{name}={value!r}"
+        )
