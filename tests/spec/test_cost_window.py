@@ -188,8 +188,8 @@ def test_window_too_narrow_to_be_found_says_so(monkeypatch: pytest.MonkeyPatch) 
     [
         (2, 1, "must have low <= high"),
         (math.nan, 1, "must have low <= high"),
-        ("1", 2, "low is no cost"),
-        (1, None, "high is no cost"),
+        ("1", 2, "low must be a number"),
+        (1, None, "high must be a number"),
     ],
 )
 def test_bounds_are_checked(low: Any, high: Any, message: str) -> None:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from fxelastic.errors import UsageError
-from fxelastic.files import replace_file
 from fxelastic.spec import Arch
+from fxelastic.spec.json_document import JsonDocument
 from fxelastic.spec.limits import Bound, Limits
 from fxelastic.spec.pareto import ParetoTable
 from fxelastic.spec.resources import LATENCY, RESOURCES
-
-SCHEMA = "fxelastic.pool/1"
 
 #: What accuracies are measured against: targets of the data, or the original's own results.
 TARGETS = ("given", "original")
@@ -61,7 +56,7 @@ class PoolEntry:
 
 
 @dataclass(frozen=True)
-class SubnetPool:
+class SubnetPool(JsonDocument):
     """Everything that searches evaluated on one device.
 
     Attributes:
@@ -71,6 +66,10 @@ class SubnetPool:
         score: The name of the score; empty where it is not known.
         targets: One of `TARGETS`; empty where that is not known.
     """
+
+    what = "pool"
+    schemas = ("fxelastic.pool/1",)
+    command = "fxelastic search BUNDLE --data FILE"
 
     bundle_digest: str
     entries: tuple[PoolEntry, ...]
@@ -160,65 +159,26 @@ class SubnetPool:
             self.bundle_digest, entries, self.data_digest, self.score, self.targets
         )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the pool as JSON, in one step.
-
-        Raises:
-            UsageError: The file can't be written; an old one stays as it was.
-        """
-        try:
-            replace_file(Path(path), self.to_json())
-        except OSError as e:
-            raise UsageError(
-                f"the pool can't be written to {path}",
-                expected="a file in a folder that exists, on a disk with space",
-                got=f"{type(e).__name__}: {e.strerror or e}",
-            ) from e
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> SubnetPool:
-        """Read a file that `save` wrote.
-
-        Raises:
-            UsageError: The file does not exist, or holds no pool.
-        """
-        try:
-            data = Path(path).read_bytes()
-        except OSError as e:
-            raise _no_pool(path, e.strerror or type(e).__name__) from e
-        return cls.from_json(data, str(path))
-
-    def to_json(self) -> bytes:
-        """The pool as JSON: equal bytes for equal pools."""
-        value = {
-            "schema": SCHEMA,
+    def to_dict(self) -> dict[str, Any]:
+        """The pool as data for ``json.dumps``."""
+        return {
             "bundle_digest": self.bundle_digest,
             "data_digest": self.data_digest,
             "score": self.score,
             "targets": self.targets,
             "entries": [_to_json(entry) for entry in self.entries],
         }
-        return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
     @classmethod
-    def from_json(cls, data: bytes, where: str = "the pool") -> SubnetPool:
-        """Read the bytes that `to_json` gives.
-
-        Raises:
-            UsageError: The bytes hold no pool.
-        """
-        try:
-            value = json.loads(data)
-            schema = value.get("schema") if isinstance(value, dict) else None
-            if schema != SCHEMA:
-                raise ValueError(f"schema {schema!r}")
-            entries = [_entry(item) for item in value["entries"]]
-            digests = str(value["bundle_digest"]), str(value["data_digest"])
-            score, targets = str(value.get("score", "")), str(value.get("targets", ""))
-            pool = cls.of(digests[0], entries, digests[1], score, targets)
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
-            raise _no_pool(where, f"{type(e).__name__}: {e}") from e
-        return pool
+    def from_dict(cls, value: Mapping[str, Any]) -> SubnetPool:
+        """Read the data that `to_dict` returns; see `JsonDocument`."""
+        return cls.of(
+            str(value["bundle_digest"]),
+            [_entry(item) for item in value["entries"]],
+            str(value["data_digest"]),
+            str(value.get("score", "")),
+            str(value.get("targets", "")),
+        )
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -246,13 +206,4 @@ def _entry(item: Any) -> PoolEntry:
         None if held_out is None else float(held_out),
         None if n_samples is None else int(n_samples),
         {name: float(item[name]) for name in RESOURCES if name in item},
-    )
-
-
-def _no_pool(where: object, got: str) -> UsageError:
-    return UsageError(
-        f"{where} is not a pool",
-        expected=f"a file of schema {SCHEMA}, as fxelastic search writes it",
-        got=got,
-        fix="search again: fxelastic search BUNDLE --data FILE",
     )

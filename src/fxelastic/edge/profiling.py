@@ -29,9 +29,9 @@ from fxelastic.edge.stopwatch import Stopwatch, processor_time_is_exact
 from fxelastic.edge.subnet_timing import SubnetTimer
 from fxelastic.edge.synthetic_inputs import sound_inputs
 from fxelastic.errors import UsageError
-from fxelastic.files import replace_file
 from fxelastic.spec import Arch
 from fxelastic.spec.costs import BranchCosts, Costs
+from fxelastic.spec.json_document import write
 from fxelastic.spec.latency_table import (
     CLOCKS,
     MODES,
@@ -302,14 +302,7 @@ class _Partial:
             "samples_ms": self._timing.samples_ms,
             "activation_bytes": self._timing.activation_bytes,
         }
-        try:
-            replace_file(self._path, json.dumps(value).encode())
-        except OSError as e:
-            raise UsageError(
-                f"samples can't be written to {self._path}",
-                expected="a file in a folder that exists, on a disk with space",
-                got=f"{type(e).__name__}: {e.strerror or e}",
-            ) from e
+        write(self._path, json.dumps(value).encode(), "the file of samples")
         self._saved_s = self._timing.watch.wall_s()
 
     def remove(self) -> None:

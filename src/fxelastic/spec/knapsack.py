@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxelastic.spec.arch import Arch
-from fxelastic.spec.branch_spec import BranchSpec
 from fxelastic.spec.costs import Costs
 from fxelastic.spec.limits import Limits
 from fxelastic.spec.resources import PEAK, resource
@@ -74,7 +73,7 @@ class _Suffixes:
         costs: Of each limited resource that is a sum, ``(suffixes, resources)``.
         values: ``(suffixes,)``.
         parts: The shared parts of each, as a mask.
-        branch: The first branch, as a number among those that begin at the cut.
+        branch: The first branch, by its number in the space.
         rest: The suffix behind it, as a number among those at the branch's end.
     """
 
@@ -122,47 +121,36 @@ class _Programme:
         bounds = {name: limits.bound(name) - costs[name].overhead for name in limits}
         peaks = [name for name in limits if resource(name).rule == PEAK]
         sums = [name for name in limits if name not in peaks]
+        specs = self._specs = space.branches
         # Without a sum there is one cost of 0, so that arrays have a column.
         self.n_costs = max(1, len(sums))
         self._bound = np.array([bounds[name] for name in sums] or [0.0])
-        self._spare = _ROUNDING * np.abs(self._bound)
-        self._values = {spec.id: values.get(spec.id, 0.0) for spec in space.branches}
-        self._n_blocks = space.n_blocks
-        self._options = [
-            [
-                spec
-                for spec in specs
-                if self._values[spec.id] > -np.inf
-                and all(costs[name].costs[spec.id] <= bounds[name] for name in peaks)
-            ]
-            for specs in space.starting_at
-        ]
-        self._own = {
-            spec.id: np.array([costs[name].costs[spec.id] for name in sums] or [0.0])
-            for spec in space.branches
-        }
+        self._own = np.array(
+            [[costs[name].costs[spec.id] for name in sums] or [0.0] for spec in specs]
+        )
+        self._value = np.array([values.get(spec.id, 0.0) for spec in specs])
+        # For each cut the branches that begin there, by number, and where they end.
+        self._edges: list[list[tuple[int, int]]] = [[] for _ in range(space.n_blocks)]
+        for i, spec in enumerate(specs):
+            kept = all(costs[name].costs[spec.id] <= bounds[name] for name in peaks)
+            if kept and self._value[i] > -math.inf:
+                self._edges[spec.start].append((i, spec.stop))
         self._first: dict[int, int] = {}
-        self._shared: dict[str, list[tuple[int, int, float]]] = {}
-        self._number_shared_parts(space, costs, sums)
+        self._shared: dict[int, list[tuple[int, int, float]]] = {}
         # The least that a branch adds, wherever it is: without the parts that it shares.
-        self._least = {branch: own.copy() for branch, own in self._own.items()}
-        for branch, parts in self._shared.items():
-            for column, _, size in parts:
-                self._least[branch][column] -= size
-        # The same as arrays: the prices are found in many rounds.
-        ids = list(self._own)
-        self._edges = [
-            [(ids.index(spec.id), spec.stop) for spec in specs] for specs in self._options
-        ]
-        self._value_of = np.array([self._values[branch] for branch in ids])
-        self._own_of = np.array([self._own[branch] for branch in ids])
-        self._least_of = np.array([self._least[branch] for branch in ids])
-        self._before = self._least_before()
+        self._least = self._own.copy()
+        self._number_shared_parts(costs, sums)
+        self._before = np.full((space.n_blocks + 1, self.n_costs), np.inf)
+        self._before[0] = 0.0
+        for position, edges in enumerate(self._edges):
+            for i, stop in edges:
+                least = self._before[position] + self._least[i]
+                np.minimum(self._before[stop], least, out=self._before[stop])
         self._prices = np.zeros(self.n_costs)
-        self._reached = -np.inf  # the value of the best subnet that is known to fit
+        self._reached = -math.inf  # the value of the best subnet that is known to fit
         self._find_prices()
         if not prune:
-            self._reached = -np.inf
+            self._reached = -math.inf
         self._ahead = self._best_before(self._prices)[0]
 
     def starting_at(self, position: int, ends: Sequence[_Suffixes]) -> _Suffixes:
@@ -172,28 +160,29 @@ class _Programme:
             position: The cut.
             ends: The suffixes of the cuts behind it, the next one first.
         """
-        found = _Suffixes.end(self.n_costs).take(np.zeros(0, np.int64))
-        lists: list[list[NDArray[Any]]] = [[array] for array in vars(found).values()]
-        for number, spec in enumerate(self._options[position]):
-            rest = ends[spec.stop - position - 1]
-            costs, parts = rest.costs + self._own[spec.id], rest.parts
-            for column, bit, size in self._shared.get(spec.id, ()):
+        none = _Suffixes.end(self.n_costs).take(np.zeros(0, np.int64))
+        lists: list[list[NDArray[Any]]] = [[array] for array in vars(none).values()]
+        for i, stop in self._edges[position]:
+            rest = ends[stop - position - 1]
+            costs, parts = rest.costs + self._own[i], rest.parts
+            for column, bit, size in self._shared.get(i, ()):
                 mask = np.uint64(1 << bit)
                 costs[:, column] -= np.where(rest.parts & mask, size, 0.0)
                 parts = parts | mask
             n = len(costs)
-            arrays = (costs, rest.values + self._values[spec.id], parts)
-            for one, array in zip(lists, (*arrays, np.full(n, number), np.arange(n)), strict=True):
+            arrays = (costs, rest.values + self._value[i], parts, np.full(n, i), np.arange(n))
+            for one, array in zip(lists, arrays, strict=True):
                 one.append(array)
         found = _Suffixes(*[np.concatenate(arrays) for arrays in lists])
         # Parts that no branch in front of the cut has do not matter any more.
         used = sum(1 << bit for bit, first in self._first.items() if first < position)
         found.parts &= np.uint64(used)
-        fits = found.costs + self._before[position] <= self._bound + self._spare
-        return found.take(fits.all(axis=1) & (self._highest(found, position) >= self._reached))
+        bound = self._bound + _ROUNDING * np.abs(self._bound)
+        fits = (found.costs + self._before[position] <= bound).all(axis=1)
+        return found.take(fits & (self._highest(found, position) >= self._reached))
 
     def thinned(self, suffixes: _Suffixes, position: int, most: int) -> _Suffixes:
-        """The suffixes that no other one beats; where they are too many, the most promising."""
+        """The suffixes that no other one beats; if they are too many, the most promising."""
         for limit in (4 * most, most):
             if len(suffixes.values) > limit:
                 order = np.argsort(-self._highest(suffixes, position), kind="stable")
@@ -207,9 +196,9 @@ class _Programme:
     def arch(self, suffixes: Sequence[_Suffixes], index: int) -> Arch:
         """The subnet of a suffix of the first cut."""
         position, ids = 0, []
-        while position < self._n_blocks:
+        while position < len(self._edges):
             here = suffixes[position]
-            spec = self._options[position][int(here.branch[index])]
+            spec = self._specs[int(here.branch[index])]
             ids.append(spec.id)
             position, index = spec.stop, int(here.rest[index])
         return Arch(tuple(ids))
@@ -219,59 +208,49 @@ class _Programme:
         left = (self._bound - suffixes.costs) @ self._prices
         return suffixes.values + left + self._ahead[position] + _ROUNDING
 
-    def _number_shared_parts(self, space: SearchSpace, costs: Costs, sums: Sequence[str]) -> None:
-        users: dict[tuple[int, str], list[tuple[BranchSpec, float]]] = {}
+    def _number_shared_parts(self, costs: Costs, sums: Sequence[str]) -> None:
+        users: dict[tuple[int, str], list[tuple[int, float]]] = {}
         for column, name in enumerate(sums):
-            for branch, parts in costs[name].shared.items():
-                for key, size in parts.items():
-                    users.setdefault((column, key), []).append((space.by_id[branch], size))
+            for i, spec in enumerate(self._specs):
+                for key, size in costs[name].shared.get(spec.id, {}).items():
+                    users.setdefault((column, key), []).append((i, size))
         several = [item for item in users.items() if len(item[1]) > 1]
         for bit, ((column, _), found) in enumerate(several[:_MOST_PARTS]):
-            self._first[bit] = min(spec.start for spec, _ in found)
-            for spec, size in found:
-                self._shared.setdefault(spec.id, []).append((column, bit, size))
-
-    def _least_before(self) -> NDArray[np.float64]:
-        """For each cut, the least that the branches in front of it take of each resource."""
-        least = np.full((self._n_blocks + 1, self.n_costs), np.inf)
-        least[0] = 0.0
-        for position, specs in enumerate(self._options):
-            for spec in specs:
-                own = self._least[spec.id]
-                np.minimum(least[spec.stop], least[position] + own, out=least[spec.stop])
-        return least
+            self._first[bit] = min(self._specs[i].start for i, _ in found)
+            for i, size in found:
+                self._shared.setdefault(i, []).append((column, bit, size))
+                self._least[i, column] -= size
 
     def _best_before(self, prices: NDArray[np.float64]) -> tuple[list[float], list[int]]:
         """For each cut, the highest value of the branches in front of it, less their price.
 
         Returns:
-            The values by cut, and the branches of the best subnet by number; none where there is
-            no subnet.
+            The values by cut, and the branches of the best subnet by number; none if there is no
+            subnet.
         """
-        reduced = (self._value_of - self._least_of @ prices).tolist()
-        best = [0.0] + [-math.inf] * self._n_blocks
-        came = [(0, 0)] * (self._n_blocks + 1)
+        reduced = (self._value - self._least @ prices).tolist()
+        best = [0.0] + [-math.inf] * len(self._edges)
+        came = [(0, 0)] * len(best)
         for position, edges in enumerate(self._edges):
-            here = best[position]
-            for branch, stop in edges:
-                if here + reduced[branch] > best[stop]:
-                    best[stop] = here + reduced[branch]
-                    came[stop] = position, branch
-        position, path = self._n_blocks, []
+            for i, stop in edges:
+                if best[position] + reduced[i] > best[stop]:
+                    best[stop] = best[position] + reduced[i]
+                    came[stop] = position, i
+        position, path = len(self._edges), []
         while position and best[position] > -math.inf:
-            position, branch = came[position]
-            path.append(branch)
+            position, i = came[position]
+            path.append(i)
         return best, path
 
     def _find_prices(self) -> None:
         """Find prices of the resources for which the bound is low (Held and Karp, 1971)."""
         scale = np.where(self._bound > 0, self._bound, 1.0)
-        prices, lowest = self._prices, np.inf
+        prices, lowest = self._prices, math.inf
         for i in range(_ROUNDS):
             best, path = self._best_before(prices)
             if not path:
                 return
-            cost, value = self._own_of[path].sum(axis=0), float(self._value_of[path].sum())
+            cost, value = self._own[path].sum(axis=0), float(self._value[path].sum())
             highest = best[-1] + float(self._bound @ prices)
             if highest < lowest:
                 lowest, self._prices = highest, prices
@@ -279,7 +258,7 @@ class _Programme:
             if (over <= 0).all():
                 self._reached = max(self._reached, value)
             size = float(over @ over)
-            goal = self._reached if self._reached > -np.inf else highest - abs(highest) - 1.0
+            goal = self._reached if self._reached > -math.inf else highest - abs(highest) - 1.0
             if size < 1e-18 or highest - goal < 1e-9:
                 return
             step = 0.95**i * (highest - goal) / size

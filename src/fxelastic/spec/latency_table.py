@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from fxelastic.errors import UsageError
-from fxelastic.files import replace_file
 from fxelastic.spec.arch import Arch
 from fxelastic.spec.costs import BranchCosts, Costs, ModelError
+from fxelastic.spec.json_document import JsonDocument
 from fxelastic.spec.resources import LATENCY, WEIGHTS
-
-SCHEMA = "fxelastic.latency/2"
-_FIRST_SCHEMA = "fxelastic.latency/1"  # latencies alone
 
 #: The ways of running a subnet: as one model, or branch after branch.
 MODES = ("assembled", "paged")
@@ -57,7 +51,7 @@ class BranchLatency:
 
 
 @dataclass(frozen=True)
-class LatencyTable:
+class LatencyTable(JsonDocument):
     """The costs of a bundle's branches on one device.
 
     Attributes:
@@ -72,6 +66,11 @@ class LatencyTable:
             versions, which are valid for that bundle only.
         clock: How times were measured, one of `CLOCKS`.
     """
+
+    what = "latency table"
+    # The first schema had latencies alone.
+    schemas = "fxelastic.latency/2", "fxelastic.latency/1"
+    command = "fxelastic profile BUNDLE"
 
     bundle_digest: str
     device: Mapping[str, str]
@@ -275,38 +274,9 @@ class LatencyTable:
             if self.device.get(key) != device.get(key)
         )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the table as JSON, in one step.
-
-        Raises:
-            UsageError: The file can't be written; an old one stays as it was.
-        """
-        try:
-            replace_file(Path(path), self.to_json())
-        except OSError as e:
-            raise UsageError(
-                f"the latency table can't be written to {path}",
-                expected="a file in a folder that exists, on a disk with space",
-                got=f"{type(e).__name__}: {e.strerror or e}",
-            ) from e
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> LatencyTable:
-        """Read a file that `save` wrote, of this or an earlier version.
-
-        Raises:
-            UsageError: The file does not exist, or holds no table.
-        """
-        try:
-            data = Path(path).read_bytes()
-        except OSError as e:
-            raise _no_table(path, e.strerror or type(e).__name__) from e
-        return cls.from_json(data, str(path))
-
-    def to_json(self) -> bytes:
-        """The table as JSON: equal bytes for equal tables."""
-        value = {
-            "schema": SCHEMA,
+    def to_dict(self) -> dict[str, Any]:
+        """The table as data for ``json.dumps``."""
+        return {
             "bundle_digest": self.bundle_digest,
             "structure_digest": self.structure_digest,
             "device": dict(self.device),
@@ -320,40 +290,24 @@ class LatencyTable:
                 for mode, costs in self.modes.items()
             },
         }
-        return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
     @classmethod
-    def from_json(cls, data: bytes, where: str = "the latency table") -> LatencyTable:
-        """Read the bytes that `to_json` gives.
-
-        Raises:
-            UsageError: The bytes hold no table; the message names the field.
-        """
-        try:
-            value = json.loads(data)
-        except ValueError as e:
-            raise _no_table(where, f"invalid JSON: {e}") from e
-        schema = value.get("schema") if isinstance(value, dict) else value
-        if schema not in (SCHEMA, _FIRST_SCHEMA):
-            raise _no_table(where, f"schema {schema!r}")
-        try:
-            rows = {name: BranchLatency(**row) for name, row in value["rows"].items()}
-            read = _costs if schema == SCHEMA else _first_costs
-            modes = {str(mode): read(found, rows) for mode, found in value["modes"].items()}
-            table = cls(
-                str(value["bundle_digest"]),
-                {str(k): str(v) for k, v in value["device"].items()},
-                int(value["batch_size"]),
-                int(value["threads"]),
-                str(value["provider"]),
-                rows,
-                modes,
-                str(value.get("structure_digest", "")),
-                str(value.get("clock", CLOCKS[0])),
-            )
-            _check(table)
-        except (KeyError, TypeError, ValueError, AttributeError, UsageError) as e:
-            raise _no_table(where, f"{type(e).__name__}: {e}") from e
+    def from_dict(cls, value: Mapping[str, Any]) -> LatencyTable:
+        """Read the data that `to_dict` returns; see `JsonDocument`."""
+        rows = {name: BranchLatency(**row) for name, row in value["rows"].items()}
+        read = _costs if value["schema"] == cls.schemas[0] else _first_costs
+        table = cls(
+            str(value["bundle_digest"]),
+            {str(k): str(v) for k, v in value["device"].items()},
+            int(value["batch_size"]),
+            int(value["threads"]),
+            str(value["provider"]),
+            rows,
+            {str(mode): read(found, rows) for mode, found in value["modes"].items()},
+            str(value.get("structure_digest", "")),
+            str(value.get("clock", CLOCKS[0])),
+        )
+        _check(table)
         return table
 
 
@@ -388,12 +342,3 @@ def _check(table: LatencyTable) -> None:
         for name, found in {LATENCY: costs[LATENCY], **costs}.items():
             if set(found.costs) != set(table.rows):
                 raise ValueError(f"the {name} of {mode} and the rows have different branches")
-
-
-def _no_table(where: object, got: str) -> UsageError:
-    return UsageError(
-        f"{where} is not a latency table",
-        expected=f"a file of schema {SCHEMA}, as fxelastic profile writes it",
-        got=got,
-        fix="measure again: fxelastic profile BUNDLE",
-    )

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from fxelastic import edge
-from fxelastic.edge import pool as pool_module
+from fxelastic.spec import json_document
 from fxelastic.edge.searching.proposals import all_subnets
 from fxelastic.edge.searching.study import Study, strategy_names
 from fxelastic.errors import BundleError, UsageError
@@ -369,7 +369,7 @@ def test_a_full_disk_is_reported(
     def full(path: Path, data: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(pool_module, "replace_file", full)
+    monkeypatch.setattr(json_document, "replace_file", full)
     with pytest.raises(UsageError, match="No space left on device"):
         edge.search(bundle, table, data, budget="100%", path=path)
     assert path.read_bytes() == kept

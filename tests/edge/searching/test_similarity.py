@@ -105,7 +105,7 @@ def test_what_can_not_be_compared_is_refused(name: str, results: Any, targets: A
 
 
 def test_a_single_number_has_no_rank() -> None:
-    with pytest.raises(UsageError, match="spearman can't rank"):
+    with pytest.raises(UsageError, match="spearman can't compare"):
         METRICS["spearman"].score([np.zeros((2, 1))], np.zeros((2, 1)))
 
 

@@ -50,12 +50,7 @@ def top1(outputs: Sequence[Array], targets: Array) -> tuple[float, float]:
     """Samples whose largest logit is the target's: logits ``(N, C)``, targets ``(N,)``."""
     logits = outputs[0]
     if logits.ndim != 2 or targets.shape != logits.shape[:1]:
-        raise UsageError(
-            "top1 can't compare these",
-            expected="logits (N, C) and targets (N,)",
-            got=f"{logits.shape} and {targets.shape}",
-            fix="pass score= for other outputs",
-        )
+        raise _mismatch("top1", "logits (N, C) and targets (N,)", logits.shape, targets.shape)
     wanted = _classes(targets, logits.shape[1])
     return float((logits.argmax(1) == wanted).sum()), float(len(wanted))
 
@@ -127,11 +122,8 @@ def negative_loss(outputs: Sequence[Array], targets: Array) -> tuple[float, floa
     logits = np.moveaxis(outputs[0].astype(np.float64), 1, -1).reshape(-1, outputs[0].shape[1])
     flat = targets.reshape(-1)
     if len(flat) != len(logits):
-        raise UsageError(
-            "negative_loss can't compare these",
-            expected="logits (N, C, …) and targets (N, …)",
-            got=f"{outputs[0].shape} and {targets.shape}",
-        )
+        expected = "logits (N, C, …) and targets (N, …)"
+        raise _mismatch("negative_loss", expected, outputs[0].shape, targets.shape)
     flat = _classes(flat, logits.shape[1])
     shifted = logits - logits.max(1, keepdims=True)
     log_sum = np.log(np.exp(shifted).sum(1))
@@ -145,11 +137,8 @@ def miou(outputs: Sequence[Array], targets: Array) -> tuple[Array, Array]:
     """
     logits = outputs[0]
     if logits.ndim != 4 or targets.shape != (logits.shape[0], *logits.shape[2:]):
-        raise UsageError(
-            "miou can't compare these",
-            expected="logits (N, C, H, W) and targets (N, H, W)",
-            got=f"{logits.shape} and {targets.shape}",
-        )
+        expected = "logits (N, C, H, W) and targets (N, H, W)"
+        raise _mismatch("miou", expected, logits.shape, targets.shape)
     n_classes = logits.shape[1]
     counted = targets >= 0
     predicted, wanted = logits.argmax(1)[counted], _classes(targets[counted], n_classes)
@@ -208,11 +197,16 @@ def _class_dim(shape: tuple[int, ...], targets: tuple[int, ...]) -> int:
 
 
 def _can_not_agree(results: tuple[Any, ...], targets: tuple[Any, ...]) -> UsageError:
+    expected = "logits (N, C, …) and classes (N, …), or classes of one shape"
+    return _mismatch("agreement", expected, results, targets)
+
+
+def _mismatch(name: str, expected: str, results: object, targets: object) -> UsageError:
     return UsageError(
-        "agreement can't compare these",
-        expected="logits (N, C, …) and classes (N, …), or classes of one shape",
+        f"{name} can't compare these results and targets",
+        expected=expected,
         got=f"{results} and {targets}",
-        fix="pass score='cosine' or another one for results that are not classes",
+        fix="pass another score, such as score='cosine' for results that are not classes",
     )
 
 
@@ -280,12 +274,8 @@ def rank_correlations(results: Array, targets: Array) -> Array:
     """
     ours, theirs = _rows(results, targets, "spearman")
     if ours.shape[1] < 2:
-        raise UsageError(
-            "spearman can't rank these results",
-            expected="results of two numbers or more for each sample",
-            got=str(results.shape),
-            fix="pass another score",
-        )
+        expected = "results of two numbers or more for each sample"
+        raise _mismatch("spearman", expected, results.shape, targets.shape)
     nan = np.isnan(ours).any(1) | np.isnan(theirs).any(1)
     found = _correlations(*(np.stack([_ranks(row) for row in rows]) for rows in (ours, theirs)))
     return np.where(nan, 0.0, found)
@@ -293,19 +283,10 @@ def rank_correlations(results: Array, targets: Array) -> Array:
 
 def _rows(results: Array, targets: Array, name: str) -> tuple[Array, Array]:
     if results.ndim == 0 or results.shape != targets.shape:
-        raise UsageError(
-            f"{name} can't compare results and targets of these shapes",
-            expected="results and targets of one shape (N, …)",
-            got=f"{results.shape} and {targets.shape}",
-            fix="pass targets of this shape, or none to compare with the original's results",
-        )
+        expected = "results and targets of one shape (N, …)"
+        raise _mismatch(name, expected, results.shape, targets.shape)
     if results.dtype.kind not in "biuf" or targets.dtype.kind not in "biuf":
-        raise UsageError(
-            f"{name} can't compare results and targets of these dtypes",
-            expected="real numbers",
-            got=f"{results.dtype} and {targets.dtype}",
-            fix="pass another score",
-        )
+        raise _mismatch(name, "real numbers", results.dtype, targets.dtype)
     rows = (array.astype(np.float64).reshape(len(array), -1) for array in (results, targets))
     return next(rows), next(rows)
 

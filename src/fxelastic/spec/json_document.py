@@ -1,0 +1,113 @@
+"""Objects that are kept as JSON files with a schema."""
+
+from __future__ import annotations
+
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from fxelastic.errors import UsageError
+from fxelastic.files import replace_file
+
+D = TypeVar("D", bound="JsonDocument")
+
+
+class JsonDocument(ABC):
+    """An object that is written to a JSON file and read from it.
+
+    Attributes:
+        what: The name of such objects in messages.
+        schemas: The schemas that can be read; the first one is written.
+        command: The command that writes such files.
+    """
+
+    what: ClassVar[str]
+    schemas: ClassVar[tuple[str, ...]]
+    command: ClassVar[str]
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """The object as data for ``json.dumps``, without its schema."""
+
+    @classmethod
+    @abstractmethod
+    def from_dict(cls: type[D], value: Mapping[str, Any]) -> D:
+        """Read the data that `to_dict` returns, of any of the schemas.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError, UsageError: The data has another form.
+        """
+
+    def to_json(self) -> bytes:
+        """The object as JSON: equal bytes for equal objects."""
+        value = {"schema": self.schemas[0], **self.to_dict()}
+        return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+
+    @classmethod
+    def from_json(cls: type[D], data: bytes, where: str | None = None) -> D:
+        """Read the bytes that `to_json` returns.
+
+        Args:
+            data: The bytes.
+            where: Their origin, for messages.
+
+        Raises:
+            UsageError: The bytes hold no such object; the message names the field.
+        """
+        try:
+            value = json.loads(data)
+            schema = value.get("schema") if isinstance(value, dict) else value
+            if schema not in cls.schemas:
+                raise ValueError(f"schema {schema!r}")
+            return cls.from_dict(value)
+        except (KeyError, TypeError, ValueError, AttributeError, UsageError) as e:
+            raise cls._other(where or f"the {cls.what}", f"{type(e).__name__}: {e}") from e
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the object as JSON, in one step.
+
+        Raises:
+            UsageError: The file can't be written; an old one stays as it was.
+        """
+        write(path, self.to_json(), f"the {self.what}")
+
+    @classmethod
+    def load(cls: type[D], path: str | os.PathLike[str]) -> D:
+        """Read a file that `save` wrote, of this or an earlier version.
+
+        Raises:
+            UsageError: The file does not exist, or holds no such object.
+        """
+        try:
+            data = Path(path).read_bytes()
+        except OSError as e:
+            raise cls._other(str(path), e.strerror or type(e).__name__) from e
+        return cls.from_json(data, str(path))
+
+    @classmethod
+    def _other(cls, where: str, got: str) -> UsageError:
+        return UsageError(
+            f"{where} is not a {cls.what}",
+            expected=f"a file of schema {cls.schemas[0]}",
+            got=got,
+            fix=f"write it again: {cls.command}",
+        )
+
+
+def write(path: str | os.PathLike[str], data: bytes, what: str) -> None:
+    """Write a file in one step.
+
+    Raises:
+        UsageError: The file can't be written; an old one stays as it was.
+    """
+    try:
+        replace_file(Path(path), data)
+    except OSError as e:
+        raise UsageError(
+            f"{what} can't be written to {path}",
+            expected="a file in a folder that exists, on a disk with space",
+            got=f"{type(e).__name__}: {e.strerror or e}",
+        ) from e
