@@ -87,7 +87,7 @@ def test_a_search_prints_the_bests_and_writes_the_pool(
     printed = capsys.readouterr()
     assert "blocks replaced" in printed.out
     assert "subnets evaluated" in printed.out
-    assert "budget" in printed.err
+    assert "limits 1000 ms" in printed.err
     pool = edge.SubnetPool.load(bundle.path.with_name("bundle.pool.json"))
     assert len(pool) > 1
     arguments = ["search", str(bundle.path), "--data", str(data), *budgets, "--json", "--quiet"]
@@ -134,7 +134,8 @@ def test_wrong_options_are_usage_errors(
 ) -> None:
     out = str(tmp_path / "pool.json")
     assert main(["search", str(bundle.path), "--data", str(data), "-o", out, *more]) == 2
-    assert "expected" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "expected" in error or "must be above 0" in error
     assert not Path(out).exists()
 
 

@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from fxelastic import edge
-from fxelastic.edge.graph_names import rename_graph
+from fxelastic.edge.assembly import rename_graph
 from fxelastic.edge.model_file import write_model
 from fxelastic.errors import BundleError, UsageError
 from fxelastic.spec import Arch

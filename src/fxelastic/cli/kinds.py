@@ -1,4 +1,4 @@
-"""``--kind`` on a command line: from ``NAME:option=value`` to a kind of branches."""
+"""Objects on a command line: from ``NAME:option=value`` to a kind of branches or a strategy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import collections.abc
 import dataclasses
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Union
 
 from fxelastic.cli.reference import FORMS, load_reference
@@ -14,8 +14,30 @@ from fxelastic.errors import UsageError
 
 if TYPE_CHECKING:
     from fxelastic.branches import Kind
+    from fxelastic.edge.searching.study import Strategy
 
-_EXAMPLE = "e.g. --kind merged:spans=1,2 or --kind pruned:ratios=0.25,importance=bn"
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """Dataclasses that a flag names.
+
+    Attributes:
+        flag: The flag.
+        what: What the classes are, for messages.
+        names: The names of the classes.
+        get: Returns the class of a name.
+        method: A method that each class has.
+        contract: The signature of the method, for messages.
+        example: How to use the flag, for messages.
+    """
+
+    flag: str
+    what: str
+    names: Sequence[str]
+    get: Callable[[str], Any]
+    method: str
+    contract: str
+    example: str
 
 
 def parse_kind(text: str) -> Kind:
@@ -33,45 +55,74 @@ def parse_kind(text: str) -> Kind:
     Raises:
         UsageError: There is no such kind or option, or a value has another type than its option.
     """
-    kind, options = _split(text)
-    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
-    hints = typing.get_type_hints(kind)
+    from fxelastic.branches import branch_kind, branch_kinds
+
+    example = "e.g. --kind merged:spans=1,2 or --kind pruned:ratios=0.25,importance=bn"
+    contract = "make(partition, seed)"
+    kinds = _Source("--kind", "branch kind", branch_kinds(), branch_kind, "make", contract, example)
+    made: Kind = _made(text, kinds)
+    return made
+
+
+def parse_strategy(text: str) -> Strategy:
+    """Make the search strategy that ``--strategy`` describes, as `parse_kind` makes kinds.
+
+    Raises:
+        UsageError: There is no such strategy or option, or a value has another type than its
+            option.
+    """
+    from fxelastic.edge.searching.study import strategy, strategy_names
+
+    example = "e.g. --strategy annealing:width=0.2"
+    strategies = _Source(
+        *("--strategy", "search strategy", strategy_names(), strategy),
+        *("run", "run(study)", example),
+    )
+    made: Strategy = _made(text, strategies)
+    return made
+
+
+def _made(text: str, source: _Source) -> Any:
+    found, options = _split(text, source)
+    fields = {field.name: field for field in dataclasses.fields(found) if field.init}
+    hints = typing.get_type_hints(found)
     values: dict[str, Any] = {}
     for name, texts in options.items():
         if name not in fields:
             raise UsageError(
-                f"--kind {text}: {kind.__name__} has no option {name!r}",
+                f"{source.flag} {text}: {found.__name__} has no option {name!r}",
                 expected=f"one of {', '.join(fields)}" if fields else "no options",
                 got=repr(name),
-                fix=_EXAMPLE,
+                fix=source.example,
             )
-        values[name] = _value(texts, hints[name], f"--kind {text}: {name}")
-    made: Kind = kind(**values)
-    return made
+        values[name] = _value(texts, hints[name], f"{source.flag} {text}: {name}")
+    return found(**values)
 
 
-def _split(text: str) -> tuple[type[Any], dict[str, list[str]]]:
-    """The kind's class, and the texts of each option's values."""
-    from fxelastic.branches import branch_kind, branch_kinds
-
+def _split(text: str, source: _Source) -> tuple[type[Any], dict[str, list[str]]]:
+    """The class, and the texts of each option's values."""
     name, _, rest = text.partition(":")
     found: Any
-    if name in branch_kinds():
-        found = branch_kind(name)
+    if name in source.names:
+        found = source.get(name)
     elif rest and "=" not in rest.partition(":")[0]:
         attribute, _, rest = rest.partition(":")
-        found = load_reference(f"{name}:{attribute}", "--kind")
+        found = load_reference(f"{name}:{attribute}", source.flag)
     else:
         raise UsageError(
-            f"--kind {text}: there is no branch kind {name!r}",
-            expected=f"one of {', '.join(branch_kinds())}, or {FORMS}",
+            f"{source.flag} {text}: there is no {source.what} {name!r}",
+            expected=f"one of {', '.join(source.names)}, or {FORMS}",
             got=repr(name),
-            fix=_EXAMPLE,
+            fix=source.example,
         )
-    if not (isinstance(found, type) and dataclasses.is_dataclass(found) and hasattr(found, "make")):
+    if not (
+        isinstance(found, type)
+        and dataclasses.is_dataclass(found)
+        and hasattr(found, source.method)
+    ):
         raise UsageError(
-            f"--kind {text} does not refer to a branch kind",
-            expected="a dataclass with a method make(partition, seed)",
+            f"{source.flag} {text} does not refer to a {source.what}",
+            expected=f"a dataclass with a method {source.contract}",
             got=repr(found),
         )
     options: dict[str, list[str]] = {}
@@ -81,7 +132,7 @@ def _split(text: str) -> tuple[type[Any], dict[str, list[str]]]:
         if equals:
             if option.strip() in options:
                 raise UsageError(
-                    f"--kind {text} has the option {option.strip()!r} twice",
+                    f"{source.flag} {text} has the option {option.strip()!r} twice",
                     expected="each option once",
                     got=repr(rest),
                 )
@@ -91,10 +142,10 @@ def _split(text: str) -> tuple[type[Any], dict[str, list[str]]]:
             texts.append(word.strip())
         else:
             raise UsageError(
-                f"--kind {text}: {word!r} is not an option with a value",
+                f"{source.flag} {text}: {word!r} is not an option with a value",
                 expected="NAME:option=value[,option=value]",
                 got=repr(text),
-                fix=_EXAMPLE,
+                fix=source.example,
             )
     return found, options
 
@@ -130,7 +181,7 @@ def _value(texts: Sequence[str], hint: Any, where: str) -> Any:
         f"{where} can't be given on the command line",
         expected="an option of numbers, texts or booleans",
         got=f"an option of type {hint}",
-        fix="pass the kind to fxelastic.expand in Python",
+        fix="pass the object in Python",
     )
 
 

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
-import inspect
-import re
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from fxelastic.errors import UsageError
 
 if TYPE_CHECKING:
     from fxelastic.ir.partition import Partition
-
-T = TypeVar("T")
 
 DEFAULT_GAMMA = 0.1
 DEFAULT_FUSION = "onnxruntime"
@@ -162,51 +156,6 @@ def score(name: str | None) -> Any:
     from fxelastic.cli.reference import load_reference
 
     return load_reference(name, "--score")
-
-
-def with_options(text: str, flag: str) -> tuple[str, dict[str, Any]]:
-    """The name and the options in ``NAME:option=value,option=value``.
-
-    Args:
-        text: The text; values are Python literals or strings.
-        flag: The command-line flag, for messages.
-
-    Raises:
-        UsageError: The text has another form.
-    """
-    name, _, rest = text.partition(":")
-    values: dict[str, Any] = {}
-    # A comma may also stand inside a value, such as a tuple.
-    for part in re.split(r",(?=\s*\w+\s*=)", rest) if rest else ():
-        option, sign, value = part.partition("=")
-        if not sign or not option.strip().isidentifier():
-            raise UsageError(
-                f"{flag} has an unknown form",
-                expected="NAME or NAME:option=value,option=value",
-                got=repr(text),
-            )
-        try:
-            values[option.strip()] = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError):
-            values[option.strip()] = value.strip()
-    return name.strip(), values
-
-
-def made(maker: Callable[..., T], values: dict[str, Any], what: str) -> T:
-    """An object made with options.
-
-    Raises:
-        UsageError: An option is unknown.
-    """
-    known = list(inspect.signature(maker).parameters)
-    for name in values:
-        if name not in known:
-            raise UsageError(
-                f"{what} has no option {name!r}",
-                expected=", ".join(known) or "no options",
-                got=repr(name),
-            )
-    return maker(**values)
 
 
 def beside(bundle: str, kind: str) -> Path:

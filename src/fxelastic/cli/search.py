@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxelastic.cli import options
+from fxelastic.cli.kinds import parse_strategy
 from fxelastic.cli.options import HelpFormatter
 from fxelastic.cli.progress_line import progress_line
 from fxelastic.errors import UsageError
@@ -16,7 +17,7 @@ from fxelastic.spec.resources import LATENCY, RESOURCES
 if TYPE_CHECKING:
     from fxelastic.edge.bundle import Bundle
     from fxelastic.edge.searching.search import SearchResult
-    from fxelastic.edge.searching.study import Strategy, Study
+    from fxelastic.edge.searching.study import Study
     from fxelastic.spec.latency_table import LatencyTable
 
 SCHEMA = "fxelastic.search/1"
@@ -164,7 +165,7 @@ def run(args: argparse.Namespace) -> int:
             Path(args.data),
             budget=args.budget,
             limits=dict(_limit(text) for text in args.limit) or None,
-            strategy=_strategy(args.strategy),
+            strategy=parse_strategy(args.strategy),
             mode=args.mode,
             score=score,
             max_subnets=args.max_subnets,
@@ -204,18 +205,6 @@ def _limit(text: str) -> tuple[str, str]:
             got=repr(text),
         )
     return name.strip(), bound
-
-
-def _strategy(text: str) -> Strategy:
-    """The strategy of ``--strategy``, with its options.
-
-    Raises:
-        UsageError: The strategy or an option is unknown.
-    """
-    from fxelastic.edge.searching.study import strategy
-
-    name, values = options.with_options(text, "--strategy")
-    return options.made(strategy(name), values, f"strategy {name!r}")
 
 
 def read_table(path: str | None, folder: str, bundle: Bundle) -> LatencyTable:

@@ -19,7 +19,7 @@ from fxelastic.spec.search_space import SearchSpace
 _SPARE = 8  # solutions to look at beyond those wanted: some may be over a limit by rounding
 _MOST_PARTS = 63  # shared parts that are told apart; a mask has 64 bits
 _ROUNDING = 1e-9
-_ROUNDS = 40  # in which the prices of resources are found
+_ROUNDS = 12  # for each resource, in which the prices are found
 
 
 def most_valuable(
@@ -246,7 +246,7 @@ class _Programme:
         """Find prices of the resources for which the bound is low (Held and Karp, 1971)."""
         scale = np.where(self._bound > 0, self._bound, 1.0)
         prices, lowest = self._prices, math.inf
-        for i in range(_ROUNDS):
+        for i in range(_ROUNDS * self.n_costs):
             best, path = self._best_before(prices)
             if not path:
                 return
@@ -261,5 +261,5 @@ class _Programme:
             goal = self._reached if self._reached > -math.inf else highest - abs(highest) - 1.0
             if size < 1e-18 or highest - goal < 1e-9:
                 return
-            step = 0.95**i * (highest - goal) / size
+            step = 0.9**i * (highest - goal) / size
             prices = np.maximum(0.0, prices * scale + step * over) / scale

@@ -62,8 +62,8 @@ def test_it_is_used_from_the_command_line_with_options(
     assert sizes[1] >= 8
     for text, message in (
         ("first-fitting:luck=2", "no option 'luck'"),
-        ("first-fitting:2", "--strategy has an unknown form"),
-        ("second-fitting", "unknown search strategy"),
+        ("first-fitting:2", "is not an option with a value"),
+        ("second-fitting", "there is no search strategy"),
     ):
         assert main([*argv[:-8], "--strategy", text]) == 2
         assert message in capsys.readouterr().err

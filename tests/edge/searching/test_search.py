@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from fxelastic import edge
-from fxelastic.spec import json_document
 from fxelastic.edge.searching.proposals import all_subnets
 from fxelastic.edge.searching.study import Study, strategy_names
 from fxelastic.errors import BundleError, UsageError
+from fxelastic.spec import json_document
 from fxelastic.spec.latency_table import LatencyTable
 from tests.cli.commands import ROOT
 from tests.edge.serving.tiny_bundle import CLASSES, reference, write_bundle
