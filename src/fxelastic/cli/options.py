@@ -88,6 +88,20 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
+def add_values(parser: argparse.ArgumentParser, *rows: tuple[str, str, Any, Any, str]) -> None:
+    """Add options with a value.
+
+    Args:
+        parser: The command's parser.
+        rows: The flag, metavar, type, default and help of each; help names the default.
+    """
+    for flag, metavar, kind, default, text in rows:
+        shown = f"{default:g}" if isinstance(default, float) else default
+        if default is not None:
+            text = f"{text} (default: {shown})"
+        parser.add_argument(flag, metavar=metavar, type=kind, default=default, help=text)
+
+
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Add ``--json``, ``--quiet`` and ``--debug``."""
     parser.add_argument(

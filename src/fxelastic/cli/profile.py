@@ -36,6 +36,14 @@ stop with an error: measure again, for longer.
 
 exit codes: 0 success, 1 the bundle is damaged, 2 usage error, 130 interrupted"""
 
+_DATA = """\
+an .npz file as for fxelastic search, to run on its first samples; without it, inputs are synthetic,
+which may be unsuitable if times depend on values"""
+
+_TIME_BUDGET = """\
+end within this time, with fewer runs and subnets; the least is the time to load each branch and run
+it five times"""
+
 
 def add_parser(commands: Any) -> None:
     """Add the command to the parser's subcommands."""
@@ -56,19 +64,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--force", action="store_true", help="replace a table of another bundle or device"
     )
-    parser.add_argument(
-        "--batch-size",
-        metavar="N",
-        type=int,
-        help="samples of a run (default: 1, or the model's fixed batch size)",
-    )
     options.add_threads(parser)
-    parser.add_argument(
-        "--data",
-        metavar="FILE",
-        help="an .npz file as for fxelastic search, to run on its first samples; without it, "
-        "inputs are synthetic, which may be unsuitable if times depend on values",
-    )
     parser.add_argument(
         "--provider",
         metavar="NAME",
@@ -76,36 +72,15 @@ def add_parser(commands: Any) -> None:
         help="execution provider of onnxruntime, the preferred one first; may be repeated "
         "(default: CPUExecutionProvider)",
     )
-    parser.add_argument(
-        "--samples",
-        metavar="N",
-        type=int,
-        default=20,
-        help="the least number of runs of each branch (default: 20)",
-    )
-    parser.add_argument(
-        "--subnets",
-        metavar="N",
-        type=int,
-        default=24,
-        help="whole subnets to correct the sum of branches by (default: 24)",
-    )
-    parser.add_argument(
-        "--held-out",
-        metavar="N",
-        type=int,
-        default=12,
-        help="other subnets, to measure the remaining error (default: 12)",
-    )
-    parser.add_argument(
-        "--time-budget",
-        metavar="SECONDS",
-        type=float,
-        help="end within this time, with fewer runs and subnets; the least is the time to "
-        "load each branch and run it five times",
-    )
-    parser.add_argument(
-        "--memory-mb", metavar="MB", type=float, help="memory that the process may grow by"
+    options.add_values(
+        parser,
+        ("--batch-size", "N", int, None, "samples of a run (default: 1, or the model's fixed one)"),
+        ("--data", "FILE", str, None, _DATA),
+        ("--samples", "N", int, 20, "the least number of runs of each branch"),
+        ("--subnets", "N", int, 24, "whole subnets to correct the sum of branches by"),
+        ("--held-out", "N", int, 12, "other subnets, to measure the remaining error"),
+        ("--time-budget", "SECONDS", float, None, _TIME_BUDGET),
+        ("--memory-mb", "MB", float, None, "memory that the process may grow by"),
     )
     options.add_output(parser)
     parser.set_defaults(run=run)

@@ -12,7 +12,6 @@ from fxelastic.cli.kinds import parse_strategy
 from fxelastic.cli.options import HelpFormatter
 from fxelastic.cli.progress_line import progress_line
 from fxelastic.errors import UsageError
-from fxelastic.spec.resources import LATENCY, RESOURCES
 
 if TYPE_CHECKING:
     from fxelastic.edge.bundle import Bundle
@@ -42,6 +41,14 @@ goes on from there.
 
 exit codes: 0 success, 1 the bundle is damaged, 2 usage error, 130 interrupted"""
 
+_STRATEGIES = """\
+evolutionary, annealing, additive, exhaustive, plain-evolutionary, plain-annealing, or an installed
+one, with options where it has some"""
+
+_CONFIDENCE = """\
+end a candidate early when it can't be the best with this probability, from 0.5 to 1; 1 loses no
+winner; for top1, agreement, cosine and spearman"""
+
 
 def add_parser(commands: Any) -> None:
     """Add the command to the parser's subcommands."""
@@ -70,70 +77,31 @@ def add_parser(commands: Any) -> None:
         metavar="RESOURCE=BOUND",
         action="append",
         default=[],
-        help="a bound on another resource for every budget: an absolute number, or a share of the "
-        f"original's; {', '.join(RESOURCES)}; may be repeated",
-    )
-    parser.add_argument(
-        "--table",
-        metavar="FILE",
-        help="the latency table that fxelastic profile wrote (default: BUNDLE.latency.json)",
+        help="a bound on another resource for every budget, a number or a share of the original's: "
+        "weight_bytes=70%%, flops=2e9; may be repeated",
     )
     parser.add_argument(
         "-o", "--out", metavar="FILE", help="the pool to write (default: BUNDLE.pool.json)"
     )
-    parser.add_argument(
-        "--strategy",
-        metavar="NAME[:OPTION=VALUE,…]",
-        default="evolutionary",
-        help="evolutionary, annealing, additive, exhaustive, plain-evolutionary, plain-annealing, "
-        "or an installed one, with options where it has some (default: evolutionary)",
-    )
-    parser.add_argument(
-        "--mode",
-        metavar="MODE",
-        default="assembled",
-        help="how subnets will be run: assembled or paged (default: assembled)",
-    )
     options.add_score(parser, "top1; without targets agreement for class scores, else cosine")
-    parser.add_argument(
-        "--max-subnets",
-        metavar="N",
-        type=int,
-        default=400,
-        help="subnets to try within each of the limits (default: 400)",
-    )
-    parser.add_argument(
-        "--time-budget", metavar="SECONDS", type=float, help="end earlier, for all limits together"
-    )
-    parser.add_argument(
-        "--batch-size", metavar="N", type=int, default=50, help="samples of a batch (default: 50)"
-    )
-    parser.add_argument(
-        "--cache-mb",
-        metavar="MB",
-        type=float,
-        default=256.0,
-        help="memory for features that subnets share (default: 256)",
-    )
-    parser.add_argument(
-        "--memory-mb", metavar="MB", type=float, help="memory for sessions and models of subnets"
-    )
-    parser.add_argument(
-        "--weight-mb", metavar="MB", type=float, help="the most MB of a subnet's weights"
-    )
-    parser.add_argument(
-        "--confidence",
-        metavar="P",
-        type=float,
-        default=1.0,
-        help="end a candidate early when it can't be the best with this probability, from 0.5 to "
-        "1; 1 loses no winner; for top1, agreement, cosine and spearman (default: 1)",
+    options.add_values(
+        parser,
+        ("--table", "FILE", str, None, "the latency table (default: BUNDLE.latency.json)"),
+        ("--strategy", "NAME[:OPTION=VALUE,…]", str, "evolutionary", _STRATEGIES),
+        ("--mode", "MODE", str, "assembled", "how subnets will be run: assembled or paged"),
+        ("--max-subnets", "N", int, 400, "subnets to try within each of the limits"),
+        ("--time-budget", "SECONDS", float, None, "end earlier, for all limits together"),
+        ("--batch-size", "N", int, 50, "samples of a batch"),
+        ("--cache-mb", "MB", float, 256.0, "memory for features that subnets share"),
+        ("--memory-mb", "MB", float, None, "memory for sessions and models of subnets"),
+        ("--weight-mb", "MB", float, None, "the most MB of a subnet's weights"),
+        ("--confidence", "P", float, 1.0, _CONFIDENCE),
+        ("--seed", "N", int, 0, "seed of the search"),
     )
     parser.add_argument(
         "--force", action="store_true", help="search although the table is marked unusable"
     )
     options.add_threads(parser)
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the search")
     options.add_output(parser)
     parser.set_defaults(run=run)
 
@@ -230,6 +198,8 @@ def read_table(path: str | None, folder: str, bundle: Bundle) -> LatencyTable:
 
 def report(bundle: Bundle, result: SearchResult, out: Path, code: int) -> dict[str, Any]:
     """The result as data for ``json.dumps``."""
+    from fxelastic.spec.resources import LATENCY
+
     return {
         "schema": SCHEMA,
         "exit_code": code,
