@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from fxelastic.errors import UsageError
 from fxelastic.spec.arch import Arch
+from fxelastic.spec.options import check_count
 from fxelastic.spec.paths import QuantisedPaths, exact_costs
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class CostWindow:
             UsageError: The window holds no subnet, or too few of the candidates; the message names
                 the nearest costs.
         """
-        check_n(n)
+        check_count("n", n, 0)
         rng = random.Random(seed)
         if self._listed is not None:
             if not self._listed:
@@ -198,9 +199,3 @@ class CostWindow:
 
 def _fraction(value: float) -> Fraction | None:
     return Fraction(value) if math.isfinite(value) else None
-
-
-def check_n(n: int) -> None:
-    """Check a number of samples."""
-    if isinstance(n, bool) or not isinstance(n, int) or n < 0:
-        raise UsageError("n must be at least 0", expected="an integer", got=repr(n))

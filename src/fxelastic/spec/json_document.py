@@ -64,7 +64,7 @@ class JsonDocument(ABC):
                 raise ValueError(f"schema {schema!r}")
             return cls.from_dict(value)
         except (KeyError, TypeError, ValueError, AttributeError, UsageError) as e:
-            raise cls._other(where or f"the {cls.what}", f"{type(e).__name__}: {e}") from e
+            raise cls._other(where or "the data", f"{type(e).__name__}: {e}") from e
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the object as JSON, in one step.

@@ -178,7 +178,7 @@ class Manifest:
         version = fields.take("schema_version")
         if type(version) is not int or version != SCHEMA_VERSION:
             raise BundleError(
-                f"{MANIFEST_NAME}: this release does not read this schema_version",
+                f"{MANIFEST_NAME}: schema_version must be one that this release reads",
                 expected=str(SCHEMA_VERSION),
                 got=show(version),
                 fix="export the bundle again, or use the release that wrote it",

@@ -28,7 +28,7 @@ def options_of(options: type[T] | T, changes: Mapping[str, Any]) -> T:
         if name not in known:
             close = difflib.get_close_matches(name, known)
             raise UsageError(
-                f"unknown option {name!r}",
+                f"there is no option {name!r}",
                 expected=", ".join(known),
                 got=repr(name),
                 fix=f"did you mean {' or '.join(close)}?" if close else None,
@@ -46,7 +46,9 @@ def check_count(name: str, value: object, least: int = 1) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UsageError(
-            f"{name} must be at least {least}", expected="an integer", got=f"{name}={value!r}"
+            f"{name} must be at least {least}, got {value!r}",
+            expected=f"an integer of at least {least}",
+            got=repr(value),
         )
 
 
@@ -58,5 +60,5 @@ def check_positive(name: str, value: object) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise UsageError(
-            f"{name} must be above 0", expected="a finite number", got=f"{name}={value!r}"
+            f"{name} must be above 0, got {value!r}", expected="a finite number", got=repr(value)
         )

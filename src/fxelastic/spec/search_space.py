@@ -11,7 +11,8 @@ from functools import cached_property
 from fxelastic.errors import UsageError
 from fxelastic.spec.arch import Arch
 from fxelastic.spec.branch_spec import ORIGINAL, BranchSpec
-from fxelastic.spec.cost_window import CostWindow, check_n
+from fxelastic.spec.cost_window import CostWindow
+from fxelastic.spec.options import check_count
 from fxelastic.spec.paths import cheapest_path, check_costs, exact_costs
 
 
@@ -122,7 +123,7 @@ class SearchSpace:
         Raises:
             UsageError: ``n`` is negative or not an integer.
         """
-        check_n(n)
+        check_count("n", n, 0)
         rng = random.Random(seed)
         return [self._path(rng.randrange(self.count())) for _ in range(n)]
 

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch, CostWindow, SearchSpace
+from fxelastic.spec.options import check_count
 from fxelastic.train.learners import Learners
 from fxelastic.train.randomness import derived_seed
 
@@ -359,20 +360,6 @@ def cost_windows(
 def flops_of(space: SearchSpace) -> dict[str, float]:
     """FLOPs of each branch, which stand in for latency until there is a table."""
     return {spec.id: float(spec.flops) for spec in space.branches}
-
-
-def check_count(name: str, value: object, least: int = 1) -> None:
-    """Check an option that counts something.
-
-    Raises:
-        UsageError: It is not an integer, or too small.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UsageError(
-            f"{name} must be at least {least}, got {value!r}",
-            expected=f"an integer of at least {least}",
-            got=repr(value),
-        )
 
 
 def _any(window: CostWindow) -> bool:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from fxelastic.errors import UsageError
+from fxelastic.spec.options import check_count, options_of
 from fxelastic.threads import check_threads
 from fxelastic.train.batches import Split
 from fxelastic.train.callbacks import Callback
 from fxelastic.train.objectives import Objective, described
-from fxelastic.train.sampling import Sampling, Turns, Uniform, check_count
+from fxelastic.train.sampling import Sampling, Turns, Uniform
 
 #: Makes an optimiser for parameters, as ``lambda p: torch.optim.SGD(p, 0.1, momentum=0.9)``.
 OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -159,17 +159,7 @@ class Training:
         Raises:
             UsageError: There is no such option, or one has a wrong type or value.
         """
-        known = [field.name for field in fields(cls)]
-        for name in options:
-            if name not in known:
-                close = difflib.get_close_matches(name, known)
-                raise UsageError(
-                    f"there is no option {name!r}",
-                    expected=", ".join(known),
-                    got=repr(name),
-                    fix=f"did you mean {' or '.join(close)}?" if close else None,
-                )
-        return cls(**options)
+        return options_of(cls, options)
 
     def rate(self, done: float) -> float:
         """The factor of the learning rate when a share of the stage is over."""

@@ -353,5 +353,5 @@ def test_the_command_prints_the_marks(
 def test_times_that_are_none_are_refused(
     bundle: edge.Bundle, table: LatencyTable, time_s: float
 ) -> None:
-    with pytest.raises(UsageError, match="time_budget_s is out of range"):
+    with pytest.raises(UsageError, match="time_budget_s must be above 0"):
         edge.search(bundle, table, X, budget="70%", time_budget_s=time_s)
