@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
         def show(budget_ms: float, study: Study) -> None:
             details = f"{study.tried} subnets tried"
             if study.best is not None:
-                score, best_ms = study.scores[study.best], study.history[-1].latency_ms
+                score, best_ms = study.scores[study.best], study.predict_ms(study.best)
                 details += f", best {score:.4f} at {best_ms:.3f} ms"
             line.update(f"limits {study.limits}", study.tried / study.max_subnets, details)
 

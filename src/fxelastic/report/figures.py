@@ -13,6 +13,7 @@ import numpy as np
 from fxelastic.report.run_folder import RunFolder
 from fxelastic.report.trace import TraceData, plot_trace, required
 from fxelastic.spec import Arch
+from fxelastic.spec.resources import LATENCY
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -145,20 +146,20 @@ def _tradeoff(run: RunFolder) -> Figure:
     if run.pool is not None:
         entries = run.pool.entries
         axes.scatter(
-            [e.latency_ms for e in entries],
+            [e.ms for e in entries],
             [e.accuracy for e in entries],
             **{"s": 9, "alpha": 0.35, "color": "tab:gray", "label": "evaluated, predicted latency"},
         )
         pareto = run.pool.pareto
         axes.step(
-            [e.latency_ms for e in pareto],
+            [e.ms for e in pareto],
             [e.accuracy for e in pareto],
             **{"where": "post", "color": "tab:blue", "label": "Pareto front"},
         )
     # A search with too little time returns subnets without a score.
     chosen = [row for row in run.chosen if row["accuracy"] is not None]
     if chosen:
-        key = "measured_ms" if run.measured is not None else "latency_ms"
+        key = "measured_ms" if run.measured is not None else LATENCY
         axes.scatter(
             [row[key] for row in chosen],
             [row["accuracy"] for row in chosen],
@@ -300,7 +301,7 @@ def _history(run: RunFolder) -> Figure:
 def _ranges(run: RunFolder) -> Figure:
     figure, axes = _figure()
     assert run.pool is not None
-    latencies = np.array([e.latency_ms for e in run.pool])
+    latencies = np.array([e.ms for e in run.pool])
     scores = np.array([e.accuracy for e in run.pool])
     edges = np.linspace(latencies.min(), latencies.max() * (1 + 1e-9), _RANGES + 1)
     place = np.clip(np.digitize(latencies, edges) - 1, 0, _RANGES - 1)

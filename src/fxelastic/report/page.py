@@ -10,6 +10,7 @@ from fxelastic.files import replace_file
 from fxelastic.report.figures import Plot, plots
 from fxelastic.report.run_folder import RunFolder
 from fxelastic.report.trace import required
+from fxelastic.spec.resources import LATENCY
 
 _HEADER = ("budget", "predicted", "measured", "of original", "accuracy", "blocks replaced")
 
@@ -90,7 +91,7 @@ def _rows(run: RunFolder) -> list[tuple[str, ...]]:
     whole = run.original_ms
     rows: list[tuple[str, ...]] = []
     for row in run.chosen:
-        predicted = row.get("predicted_ms", row.get("latency_ms"))
+        predicted = row.get("predicted_ms", row.get(LATENCY))
         measured = row.get("measured_ms")
         shown = measured if measured is not None else predicted
         rows.append(

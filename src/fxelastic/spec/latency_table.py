@@ -124,8 +124,7 @@ class LatencyTable(JsonDocument):
             mode: A key of ``modes``.
 
         Returns:
-            The costs by resource, such as ``latency_ms`` and ``weight_bytes``, for a run of
-            ``batch_size`` samples.
+            The costs by the resource's name, for a run of ``batch_size`` samples.
 
         Raises:
             UsageError: The table has no such mode, lacks one of the branches, or sizes are given.

@@ -13,11 +13,11 @@ from fxelastic.errors import UsageError
 T = TypeVar("T")
 
 
-def options_of(options: type[T] | T, changes: Mapping[str, Any]) -> T:
+def options_of(options: T, changes: Mapping[str, Any]) -> T:
     """Options with some fields changed.
 
     Args:
-        options: A dataclass, whose defaults apply, or an object of it.
+        options: An object of a dataclass.
         changes: Values of fields by name.
 
     Raises:
@@ -33,8 +33,6 @@ def options_of(options: type[T] | T, changes: Mapping[str, Any]) -> T:
                 got=repr(name),
                 fix=f"did you mean {' or '.join(close)}?" if close else None,
             )
-    if isinstance(options, type):
-        return options(**changes)
     return replace(options, **changes)  # type: ignore[type-var]
 
 

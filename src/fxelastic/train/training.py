@@ -159,7 +159,7 @@ class Training:
         Raises:
             UsageError: There is no such option, or one has a wrong type or value.
         """
-        return options_of(cls, options)
+        return options_of(cls(), options)
 
     def rate(self, done: float) -> float:
         """The factor of the learning rate when a share of the stage is over."""

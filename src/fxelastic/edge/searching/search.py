@@ -113,10 +113,10 @@ def search(
         table: Its costs, from `edge.profile`.
         data: Samples, with targets or without: see `read_data`. Without, the original's own
             results are the targets, computed once on this device.
-        limits: Bounds by resource, such as ``{"latency_ms": 20, "weight_bytes": "70%"}``, where a
+        limits: Bounds by resource, such as ``{"weight_bytes": 2e6, "flops": "70%"}``, where a
             share is of what the original takes; or several of these.
         budget: Bounds on the latency: numbers in ms, or shares of the original's latency like
-            ``"60%"``; the same as ``limits={"latency_ms": budget}``.
+            ``"60%"``; the same as limits on it.
         budget_ms: The same in ms.
         weight_bytes: The most bytes of a subnet's weights, in every one of the limits.
         options: The other options.
@@ -131,7 +131,7 @@ def search(
             the nearest.
         BundleError: A branch is missing or damaged, can't be run, or returns NaN.
     """
-    options = options_of(options or SearchOptions, changes)
+    options = options_of(SearchOptions() if options is None else options, changes)
     clock, mode = options.clock, options.mode
     begin_s = clock()
     growth = None

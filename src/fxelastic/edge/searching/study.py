@@ -159,7 +159,7 @@ class Study:
         """What a subnet's branches take of `resource`."""
         return math.fsum([self.costs[branch] for branch in arch.branches])
 
-    def latency_ms(self, arch: Arch) -> float:
+    def predict_ms(self, arch: Arch) -> float:
         """The predicted latency of a subnet, in ms."""
         return self.resources.total(LATENCY, arch)
 
@@ -265,7 +265,7 @@ class Study:
         self.scores.setdefault(arch, score)
         after = self.best
         if after is not None and (after != before or not self.history):
-            ms = self.latency_ms(after)
+            ms = self.predict_ms(after)
             self.history.append(Improvement(len(self._tried), self.seconds, ms, self.scores[after]))
 
 
