@@ -132,7 +132,7 @@ def test_attentive_sampling_wants_errors_of_branches() -> None:
     ("make", "expected"),
     [
         (lambda: Attentive(ERRORS, low=0.9, high=0.5), "low must be less than high"),
-        (lambda: Attentive(ERRORS, spread=-1), "spread is out of range"),
+        (lambda: Attentive(ERRORS, spread=-1), "spread must be between 0"),
         (lambda: Attentive({"new@0": -1.0}), "errors must be at least 0"),
         (lambda: Attentive(ERRORS, n=0), "n must be at least 1, got 0"),
         (lambda: Uniform(0), "n must be at least 1, got 0"),
