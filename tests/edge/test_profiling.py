@@ -15,9 +15,10 @@ import pytest
 from onnx import numpy_helper
 
 from fxelastic import edge
-from fxelastic.edge import branch_timing, profiling
+from fxelastic.edge import branch_timing
 from fxelastic.edge.fingerprint import fingerprint
 from fxelastic.errors import BundleError, UsageError
+from fxelastic.spec import json_document
 from fxelastic.spec.latency_table import MODES, LatencyTable
 from tests.edge.serving.tiny_bundle import write_bundle
 
@@ -131,7 +132,7 @@ def test_a_full_disk_is_reported(
     def full(path: Path, data: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(profiling, "replace_file", full)
+    monkeypatch.setattr(json_document, "replace_file", full)
     with pytest.raises(UsageError, match="No space left on device"):
         edge.profile(bundle, path=tmp_path / "partial.json", **QUICK)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Source:
+class _Family:
     """Dataclasses that a flag names.
 
     Attributes:
@@ -59,7 +59,7 @@ def parse_kind(text: str) -> Kind:
 
     example = "e.g. --kind merged:spans=1,2 or --kind pruned:ratios=0.25,importance=bn"
     contract = "make(partition, seed)"
-    kinds = _Source("--kind", "branch kind", branch_kinds(), branch_kind, "make", contract, example)
+    kinds = _Family("--kind", "branch kind", branch_kinds(), branch_kind, "make", contract, example)
     made: Kind = _made(text, kinds)
     return made
 
@@ -74,7 +74,7 @@ def parse_strategy(text: str) -> Strategy:
     from fxelastic.edge.searching.study import strategy, strategy_names
 
     example = "e.g. --strategy annealing:width=0.2"
-    strategies = _Source(
+    strategies = _Family(
         *("--strategy", "search strategy", strategy_names(), strategy),
         *("run", "run(study)", example),
     )
@@ -82,7 +82,7 @@ def parse_strategy(text: str) -> Strategy:
     return made
 
 
-def _made(text: str, source: _Source) -> Any:
+def _made(text: str, source: _Family) -> Any:
     found, options = _split(text, source)
     fields = {field.name: field for field in dataclasses.fields(found) if field.init}
     hints = typing.get_type_hints(found)
@@ -99,7 +99,7 @@ def _made(text: str, source: _Source) -> Any:
     return found(**values)
 
 
-def _split(text: str, source: _Source) -> tuple[type[Any], dict[str, list[str]]]:
+def _split(text: str, source: _Family) -> tuple[type[Any], dict[str, list[str]]]:
     """The class, and the texts of each option's values."""
     name, _, rest = text.partition(":")
     found: Any
