@@ -323,7 +323,9 @@ def test_a_mutated_manifest_loads_or_is_refused(
         bundle = edge.load(folder)
     except BundleError:
         return
-    assert Manifest.from_json(bundle.manifest.to_json()) == bundle.manifest
+    # A manifest of an earlier release does not say which inputs hold samples.
+    known_inputs = replace(bundle.manifest, batched=bundle.manifest.sample_inputs)
+    assert Manifest.from_json(bundle.manifest.to_json()) == known_inputs
     for arch in bundle.space.sample(3):
         known = {info.name for info in bundle.inputs}
         for spec in bundle.space.specs(arch):

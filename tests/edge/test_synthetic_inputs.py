@@ -240,7 +240,7 @@ def test_the_error_of_a_run_that_fails_is_in_the_exception_alone(
         ([0, True], "not a range"),
         ([0, 2**63], "not a range"),
         ([1, 0], "empty"),
-        ("0-1", "no array"),
+        ("0-1", "not an array"),
     ],
 )
 def test_a_range_that_is_damaged_is_refused(tmp_path: Path, value: Any, problem: str) -> None:

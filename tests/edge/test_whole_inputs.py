@@ -116,7 +116,7 @@ def test_what_holds_no_samples_is_passed_whole_in_training(case: Any) -> None:
 def test_an_array_with_a_row_for_each_sample_is_refused_with_the_reason(case: Any) -> None:
     _, _, bundle, name, whole = case
     data = {"x": FEATURES, name: np.stack([whole] * 40), "targets": CLASSES}
-    with pytest.raises(UsageError, match=f"input '{name}' is not what") as caught:
+    with pytest.raises(UsageError, match=f"input '{name}' does not fit the model") as caught:
         read_data(bundle, data)
     assert "does not hold samples" in str(caught.value)
 

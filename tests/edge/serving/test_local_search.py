@@ -120,7 +120,7 @@ def test_files_of_another_bundle_are_refused(
     )
     other = replace(table, bundle_digest=digest, structure_digest=digest)
     given = other if which == "table" else table
-    with pytest.raises(UsageError, match=f"{which} is of another bundle"):
+    with pytest.raises(UsageError, match=f"{which} belongs to another bundle"):
         edge.serve(bundle, given, pool, budget_ms=1.0)
 
 

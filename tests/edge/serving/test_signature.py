@@ -53,7 +53,7 @@ def test_what_is_no_array_becomes_one() -> None:
         ((image()[0], np.zeros((2, 5), np.int64)), {}, "mind the batch"),
         ((image()[:, :2], np.zeros((2, 5), np.int64)), {}, r"\[2, 2, 8, 8\]"),
         ((image(0), np.zeros((0, 5), np.int64)), {}, "at least 1"),
-        ((image(2), np.zeros((3, 5), np.int64)), {}, "'x' and 'ids' have different numbers"),
+        ((image(2), np.zeros((3, 5), np.int64)), {}, "'x' and 'ids' hold different numbers"),
     ],
 )
 def test_what_the_model_does_not_take_is_refused(args: Any, kwargs: Any, message: str) -> None:
