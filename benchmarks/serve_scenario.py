@@ -12,9 +12,8 @@ from typing import Any
 from benchmarks.competitors import competitors
 from benchmarks.own_speed import OwnSpeed
 from fxelastic import edge
-from fxelastic.edge.serving.runtime import ServingOptions
-from fxelastic.edge.serving.trace import Trace
-from fxelastic.report.trace import TraceData, read_trace, write_plot
+from fxelastic.edge.serving.options import Serving
+from fxelastic.report.trace import Trace, TraceData, read_trace, write_plot
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def run_scenario(
     bounds: list[tuple[float, float, int]] = []
     speed = OwnSpeed()
     with Trace(path, budget_ms, start_s) as trace:
-        options = ServingOptions(listener=trace.on_event, on_tick=trace.on_tick)
+        options = Serving(listener=trace.on_event, on_tick=trace.on_tick)
         with edge.serve(
             bundle, table, pool, budget_ms=budget_ms, mode=mode, threads=threads, options=options
         ) as runtime:

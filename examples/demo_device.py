@@ -110,8 +110,7 @@ def serve(folder: Path, seconds: float) -> None:
     import numpy as np
 
     from fxelastic import edge
-    from fxelastic.edge.serving.runtime import ServingOptions
-    from fxelastic.edge.serving.trace import Trace
+    from fxelastic.report.trace import Trace
 
     bundle = edge.load(folder / "bundle")
     table = edge.LatencyTable.load(folder / "bundle.latency.json")
@@ -120,15 +119,14 @@ def serve(folder: Path, seconds: float) -> None:
         x = file["x"]
     whole_ms = table.predict_ms(bundle.space.original)
     budget_ms = STEPS[0][1] * whole_ms
+    edge.prepare(bundle, pool, table)
     temporary = folder / "trace.tmp"
     temporary.unlink(missing_ok=True)
     busy: list[subprocess.Popen[bytes]] = []
     try:
         with Trace(temporary, budget_ms, time.perf_counter()) as trace:
-            options = ServingOptions(listener=trace.on_event, on_tick=trace.on_tick)
-            with edge.serve(
-                bundle, table, pool, budget_ms=budget_ms, threads=THREADS, options=options
-            ) as runtime:
+            options = edge.Serving(threads=THREADS, listener=trace.on_event, on_tick=trace.on_tick)
+            with edge.serve(bundle, table, pool, budget_ms=budget_ms, options=options) as runtime:
                 for n_busy, share in STEPS:
                     _set(busy, n_busy)
                     runtime.budget_ms = share * whole_ms

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 import fxelastic
 from fxelastic import edge
+from fxelastic.cli.serve_arrays import read_arrays, write_arrays
 from fxelastic.edge.pool import PoolEntry
 from fxelastic.edge.searching.data import read_data
-from fxelastic.edge.serving.frames import read_arrays, write_arrays
 from fxelastic.errors import UsageError
 from fxelastic.ir.supernet import Supernet
 from fxelastic.spec.value_info import ValueInfo

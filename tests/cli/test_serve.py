@@ -20,10 +20,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fxelastic.cli import main
+from fxelastic.cli.serve_arrays import write_arrays, write_npy
 from fxelastic.cli.serve_sources import parse_address
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.pool import PoolEntry, SubnetPool
-from fxelastic.edge.serving.frames import write_arrays, write_npy
 from fxelastic.edge.serving.runtime import Runtime
 from fxelastic.errors import ServingError, UsageError
 from fxelastic.report.trace import read_trace
@@ -87,7 +87,7 @@ def test_what_is_refused_is_named_and_the_rest_is_answered(
     err = capsys.readouterr().err
     assert code == 1
     assert "bad.npy is refused" in err
-    assert "mind the batch dimension" in err
+    assert "pass an array with a batch dimension" in err
     assert "1 requests" in err
     assert main(arguments(bundle, "--inputs", str(tmp_path), "--mode", "paged", "--quiet")) == 1
     err = capsys.readouterr().err
@@ -166,7 +166,7 @@ def test_metrics_replace_nothing_else(
     metrics.write_bytes(b"PK, samples")
     command = arguments(bundle, "--inputs", str(tmp_path / "in"), "--metrics", str(metrics))
     assert main([*command, "--mode", "paged"]) == 2
-    assert "holds no metrics" in capsys.readouterr().err
+    assert "does not hold metrics" in capsys.readouterr().err
     assert metrics.read_bytes() == b"PK, samples"
     for text in ("", None):
         if text is not None:
@@ -197,14 +197,17 @@ def test_frames_on_stdin_are_answered_on_stdout(
     ("more", "message"),
     [
         (["--stdin", "--json"], "both write to stdout"),
-        (["--stdin", "--outputs", "x"], "--outputs goes with --inputs"),
+        (["--stdin", "--outputs", "x"], "--outputs needs --inputs"),
         (["--inputs", "nowhere"], "nothing to serve"),
-        (["--inputs", ".", "--repeat", "0"], "--repeat"),
-        (["--stdin", "--threads", "-1"], "--threads"),
+        (["--inputs", ".", "--repeat", "0"], "--repeat must be at least 1, got 0"),
+        (["--stdin", "--threads", "-1"], "--threads must be at least 0, got -1"),
+        (["--stdin", "--limit", "weight_bytes"], "--limit must be RESOURCE=BOUND"),
+        (["--stdin", "--limit", "watts=5"], "unknown resource 'watts'"),
+        (["--stdin", "--limit", "weight_bytes=1"], "no subnet of the pool keeps the limits"),
         (["--stdin", "--max-body-mb", "0"], "--max-body-mb"),
-        (["--stdin", "--mode", "fast"], "no such mode"),
-        (["--http", "port", "--mode", "paged"], "--http is no address"),
-        (["--http", "99999", "--mode", "paged"], "--http is no address"),
+        (["--stdin", "--mode", "fast"], "unknown mode 'fast'"),
+        (["--http", "port", "--mode", "paged"], "--http must be a port or an address"),
+        (["--http", "99999", "--mode", "paged"], "--http must be a port or an address"),
         (["--stdin", "--memory-mb", "0.000001"], "memory_bytes is too small"),
     ],
 )
@@ -235,7 +238,7 @@ def test_addresses(text: str, address: tuple[str, int]) -> None:
 
 @pytest.mark.parametrize("text", ["", "x", "1:2:", "localhost", "70000", "-1", "٣"])
 def test_what_is_no_address(text: str) -> None:
-    with pytest.raises(UsageError, match="no address"):
+    with pytest.raises(UsageError, match="must be a port or an address"):
         parse_address(text)
 
 

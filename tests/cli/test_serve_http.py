@@ -11,21 +11,26 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
-from prometheus_client.parser import text_string_to_metric_families
 
-from fxelastic.cli.serve_http import Endpoint, server
-from fxelastic.edge.serving.frames import read_npy, write_arrays, write_npy
-from fxelastic.edge.serving.metrics import LatencyHistogram
-from fxelastic.edge.serving.runtime import Runtime, ServingOptions
-from fxelastic.edge.serving.signature import BundleSignature
-from fxelastic.edge.serving.standby import Standby
+from fxelastic.cli.serve_arrays import read_npy, write_arrays, write_npy
+from fxelastic.edge.serving.options import Serving
+from fxelastic.edge.serving.preload import Preload
+from fxelastic.edge.serving.runtime import Runtime
+from fxelastic.edge.signature import BundleSignature
 from fxelastic.spec.value_info import ValueInfo
 from tests.edge.serving.fakes import FakeLoader, factor, pool
-from tests.edge.serving.test_signature import signature
+from tests.edge.test_signature import signature
+
+# The packages of the extra "serve", which a device may lack.
+uvicorn = pytest.importorskip("uvicorn")
+parser = pytest.importorskip("prometheus_client.parser")
+serve_http = pytest.importorskip("fxelastic.cli.serve_http")
+Endpoint, server = serve_http.Endpoint, serve_http.server
+Metrics = pytest.importorskip("fxelastic.cli.serve_metrics").Metrics
 
 POOL = pool(1, 2)
 MAX = 20_000
@@ -35,18 +40,17 @@ GOOD = write_npy(np.ones((2, 3), np.float32))
 @pytest.fixture(scope="module")
 def runtime() -> Iterator[Runtime]:
     called: BundleSignature = signature(ValueInfo("x", "float32", ("N", 3)))
-    options = ServingOptions(standby=Standby(limit=0))
+    options = Serving(preload=Preload(limit=0))
     with Runtime(FakeLoader(), called, POOL, 10.0, options) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def endpoint(runtime: Runtime) -> Endpoint:
-    latencies = LatencyHistogram(10.0)
-    return Endpoint(runtime, ("x",), ("y",), latencies, MAX, body_timeout_s=0.3)
+def endpoint(runtime: Runtime) -> Any:
+    return Endpoint(runtime, ("x",), ("y",), Metrics(10.0), MAX, body_timeout_s=0.3)
 
 
-def started(endpoint: Endpoint) -> tuple[uvicorn.Server, threading.Thread, int]:
+def started(endpoint: Any) -> tuple[Any, threading.Thread, int]:
     made = server(endpoint, "127.0.0.1", 0)
     thread = threading.Thread(target=made.run, daemon=True)
     thread.start()
@@ -56,7 +60,7 @@ def started(endpoint: Endpoint) -> tuple[uvicorn.Server, threading.Thread, int]:
 
 
 @pytest.fixture(scope="module")
-def port(endpoint: Endpoint) -> Iterator[int]:
+def port(endpoint: Any) -> Iterator[int]:
     made, thread, port = started(endpoint)
     yield port
     made.should_exit = True
@@ -108,7 +112,7 @@ def test_an_array_is_answered(port: int) -> None:
     assert headers["Content-Type"] == "application/x-npy"
 
 
-def test_several_results_come_as_npz(runtime: Runtime, endpoint: Endpoint) -> None:
+def test_several_results_come_as_npz(runtime: Runtime, endpoint: Any) -> None:
     response = replace(endpoint, outputs=("a", "b"))._answer(
         runtime.infer(np.ones((1, 3), "f"))._replace(outputs=[np.ones(2), np.zeros(3)])
     )
@@ -121,7 +125,7 @@ def test_status_metrics_and_health(port: int) -> None:
     assert json.loads(body)["arch"] == "s2"
     status, headers, body = ask(port, "GET", "/metrics")
     assert headers["Content-Type"].startswith("text/plain; version=0.0.4")
-    names = {family.name for family in text_string_to_metric_families(body.decode())}
+    names = {family.name for family in parser.text_string_to_metric_families(body.decode())}
     assert {"fxelastic_requests", "fxelastic_request_seconds"} <= names
     assert ask(port, "GET", "/healthz")[0] == 200
 
@@ -130,15 +134,15 @@ def test_status_metrics_and_health(port: int) -> None:
     ("method", "path", "body", "code", "reason"),
     [
         ("GET", "/nowhere", None, 404, "no /nowhere"),
-        ("GET", "/infer", None, 405, "no GET here"),
-        ("POST", "/status", b"", 405, "no POST here"),
+        ("GET", "/infer", None, 405, "does not support GET"),
+        ("POST", "/status", b"", 405, "does not support POST"),
         ("POST", "/infer", b"", 400, "no array"),
-        ("POST", "/infer", b"hello", 400, "no .npy"),
-        ("POST", "/infer", b"PK\x03\x04", 400, "no .npz"),
+        ("POST", "/infer", b"hello", 400, "not a .npy"),
+        ("POST", "/infer", b"PK\x03\x04", 400, "not a .npz"),
         ("POST", "/infer", GOOD[:-1], 400, "too early"),
         ("POST", "/infer", write_npy(np.ones((2, 4), "f")), 400, "float32[N, 3]"),
         ("POST", "/infer", write_npy(np.ones((2, 3))), 400, "float64"),
-        ("POST", "/infer", write_arrays({"z": np.ones(1)}), 400, "'z' is no input"),
+        ("POST", "/infer", write_arrays({"z": np.ones(1)}), 400, "'z' is not an input"),
         ("POST", "/infer", bytes(MAX + 1), 413, "at most 20,000 bytes"),
     ],
 )
@@ -166,7 +170,7 @@ def test_a_closed_runtime_is_unavailable() -> None:
     called = signature(ValueInfo("x", "float32", ("N", 3)))
     closed = Runtime(FakeLoader(), called, POOL, 10.0)
     closed.close()
-    made, thread, port = started(Endpoint(closed, ("x",), ("y",)))
+    made, thread, port = started(Endpoint(closed, ("x",), ("y",), Metrics(10.0)))
     assert ask(port, "POST", "/infer", GOOD)[0] == 503
     assert ask(port, "GET", "/healthz")[0] == 503
     made.should_exit = True
@@ -223,7 +227,7 @@ def test_malformed_requests_are_refused_and_the_next_one_is_answered(port: int) 
 
 
 def test_a_connection_that_sends_nothing_is_closed(
-    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+    endpoint: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also with a half of a head, and after a request on the same connection."""
     monkeypatch.setattr("fxelastic.cli.serve_http._Impatient.head_timeout_s", 0.3)

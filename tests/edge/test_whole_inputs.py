@@ -17,7 +17,7 @@ import fxelastic
 from fxelastic import edge
 from fxelastic.edge.executor import check_inputs
 from fxelastic.edge.searching.data import Dataset, read_data
-from fxelastic.edge.serving.signature import BundleSignature
+from fxelastic.edge.signature import BundleSignature
 from fxelastic.errors import BundleError, UsageError
 from fxelastic.spec.manifest import Manifest
 from fxelastic.train.batches import BatchReader

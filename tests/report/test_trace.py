@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 
-from fxelastic.edge.serving import trace as writer
 from fxelastic.errors import UsageError
-from fxelastic.report import trace as reader
 from fxelastic.report.trace import plot_trace, read_trace, write_plot
 
 ROWS: list[dict[str, Any]] = [
@@ -37,10 +35,6 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert trace.loads == [(1.0, 1.5, 12.0)]
     assert trace.events == [(1.0, "switched", "down")]
     assert trace.n_torn == 0
-
-
-def test_writer_and_reader_agree_on_the_schema() -> None:
-    assert writer.SCHEMA == reader.SCHEMA
 
 
 def test_a_torn_line_is_counted(tmp_path: Path) -> None:

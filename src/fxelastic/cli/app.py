@@ -15,7 +15,18 @@ from contextlib import contextmanager
 from types import FrameType
 
 from fxelastic import __version__
-from fxelastic.cli import assemble, check, explain, inspect, profile, report, search, serve, train
+from fxelastic.cli import (
+    assemble,
+    check,
+    explain,
+    inspect,
+    prepare,
+    profile,
+    report,
+    search,
+    serve,
+    train,
+)
 from fxelastic.cli.export import build_export_parser
 from fxelastic.cli.options import HelpFormatter
 from fxelastic.errors import FxElasticError, InternalError, UsageError
@@ -26,7 +37,7 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
-COMMANDS = (explain, check, train, inspect, assemble, profile, search, serve, report)
+COMMANDS = (explain, check, train, inspect, assemble, profile, search, prepare, serve, report)
 
 _DESCRIPTION = """\
 Turn a PyTorch model into a supernet of subnets that share its weights, and find the best subnet on

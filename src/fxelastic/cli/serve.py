@@ -22,11 +22,13 @@ SCHEMA = "fxelastic.serve/1"
 DEFAULT_PORT = 8765
 
 _DESCRIPTION = """\
-Serve the best subnet of a pool that keeps a latency budget. Latency is watched;
-when other programs slow the device down, a quicker subnet takes over, and the
-better one returns when they are gone. Needs no torch.
+Serve the best subnet of a pool that keeps a latency budget. When other programs
+slow the device down, a quicker subnet takes over, and the better one returns
+when they are gone. Does not need torch.
 
-Requests come from a folder, from stdin, or over HTTP."""
+Requests come from a folder, from stdin, or over HTTP. Run fxelastic prepare
+first: subnets that are not prepared are prepared in the background, which takes
+longer and slows requests."""
 
 _EPILOG = f"""\
 examples:
@@ -52,7 +54,11 @@ def add_parser(commands: Any) -> None:
         "--pool", metavar="FILE", required=True, help="the pool that fxelastic search wrote"
     )
     parser.add_argument(
-        "--budget-ms", metavar="MS", type=float, required=True, help="what a request may take"
+        "--budget-ms",
+        metavar="MS",
+        type=float,
+        required=True,
+        help="the most that a request may take",
     )
     parser.add_argument(
         "--table",
@@ -65,7 +71,7 @@ def add_parser(commands: Any) -> None:
         metavar="FILE",
         help="an .npz file of samples, and of targets if the pool was searched with targets: while "
         "no subnet of the pool keeps the budget, a search on these data looks for quicker subnets "
-        "and adds what it finds to the pool; needs --table",
+        "and adds them to the pool; needs --table",
     )
     parser.add_argument(
         "--force", action="store_true", help="search on --data although the table is unusable"
@@ -100,6 +106,12 @@ def add_parser(commands: Any) -> None:
         help="assembled runs a subnet as one model, paged holds only the branches in use; "
         "auto decides by the memory there is (default: auto)",
     )
+    add_limit(parser)
+    parser.add_argument(
+        "--prepared",
+        metavar="DIR",
+        help="the folder that fxelastic prepare wrote (default: BUNDLE.prepared)",
+    )
     parser.add_argument(
         "--memory-mb", metavar="MB", type=float, help="memory that weights may take"
     )
@@ -129,6 +141,17 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
+def add_limit(parser: argparse.ArgumentParser) -> None:
+    """Add ``--limit``, which `limits_of` reads."""
+    parser.add_argument(
+        "--limit",
+        metavar="RESOURCE=BOUND",
+        action="append",
+        help="serve only subnets within a limit on another resource, such as weight_bytes=70%%; "
+        "may be repeated",
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the command.
 
@@ -138,20 +161,18 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     from fxelastic import edge
     from fxelastic.cli.serve_monitor import ServeMonitor
-    from fxelastic.edge.serving.metrics import LatencyHistogram
-    from fxelastic.edge.serving.runtime import ServingOptions
-    from fxelastic.edge.serving.trace import Trace
+    from fxelastic.report.trace import Trace
 
     bundle = edge.load(args.bundle)
     pool = read_pool(args.pool, bundle)
     table = read_table(args.table, bundle)
-    latencies = LatencyHistogram(args.budget_ms)
+    metrics = _metrics(args)
     with ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts())
         monitors: list[ServeMonitor] = []
 
         def show() -> None:
-            """Once more when the runtime is closed, with its last requests."""
+            """Show the status once more after the runtime is closed, with its last requests."""
             for monitor in monitors:
                 monitor.show()
 
@@ -161,7 +182,8 @@ def run(args: argparse.Namespace) -> int:
             trace = stack.enter_context(Trace(args.trace, args.budget_ms, time.perf_counter()))
 
         def on_tick(situation: Any, decision: Any) -> None:
-            latencies.add(situation.load.fresh)
+            if metrics is not None:
+                metrics.add(situation.load.fresh)
             if trace is not None:
                 trace.on_tick(situation, decision)
 
@@ -178,19 +200,20 @@ def run(args: argparse.Namespace) -> int:
                 data=None if args.data is None else Path(args.data),
                 score=options.score(args.score),
                 held_out=args.held_out,
+                limits=limits_of(args.limit),
+                prepared=args.prepared,
                 table_path=args.table,
                 pool_path=args.pool,
                 force=args.force,
-                options=ServingOptions(
-                    listener=None if trace is None else trace.on_event, on_tick=on_tick
-                ),
+                listener=None if trace is None else trace.on_event,
+                on_tick=on_tick,
             )
         )
         monitor = stack.enter_context(
-            ServeMonitor(runtime, latencies, args.metrics, quiet=args.quiet)
+            ServeMonitor(runtime, metrics, args.metrics, quiet=args.quiet)
         )
         monitors.append(monitor)
-        failed = _serve(args, bundle, runtime, latencies, monitor, interrupts)
+        failed = _serve(args, bundle, runtime, metrics, monitor, interrupts)
         status = runtime.status()
     if trace is not None and trace.error:
         options.progress(args, f"warning: the trace is incomplete: {trace.error}")
@@ -207,11 +230,11 @@ def _serve(
     args: argparse.Namespace,
     bundle: Bundle,
     runtime: Runtime,
-    latencies: Any,
+    metrics: Any,
     monitor: Any,
     interrupts: Interrupts,
 ) -> int:
-    """Serve one source to its end; returns how many requests were refused."""
+    """Serve one source to its end; returns the number of invalid requests."""
     from fxelastic.cli import serve_sources
 
     max_bytes = int(args.max_body_mb * 2**20)
@@ -225,12 +248,43 @@ def _serve(
         )
     if args.stdin:
         return serve_sources.serve_stdin(runtime, names, max_bytes, interrupts)
-    serve_sources.serve_http(runtime, names, results, latencies, args.http, max_bytes, monitor.note)
+    serve_sources.serve_http(runtime, names, results, metrics, args.http, max_bytes, monitor.note)
     return 0
 
 
+def _metrics(args: argparse.Namespace) -> Any:
+    """The metrics, if an option asks for them."""
+    if args.metrics is None and args.http is None:
+        return None
+    try:
+        from fxelastic.cli.serve_metrics import Metrics
+    except ImportError as e:
+        raise UsageError(
+            "metrics need prometheus_client",
+            expected="the packages of the extra serve",
+            got=str(e),
+            fix="pip install 'fxelastic[serve]'",
+        ) from e
+    return Metrics(args.budget_ms)
+
+
+def limits_of(texts: list[str] | None) -> dict[str, str]:
+    """The bounds of ``RESOURCE=BOUND``, by resource."""
+    found = {}
+    for text in texts or []:
+        name, equals, bound = text.partition("=")
+        if not equals or not bound or name in found:
+            raise UsageError(
+                "--limit must be RESOURCE=BOUND, once for each resource",
+                expected="for example --limit weight_bytes=70%",
+                got=repr(text),
+            )
+        found[name] = bound
+    return found
+
+
 def read_pool(path: str, bundle: Bundle) -> Any:
-    """Read a pool, and refuse one of another bundle."""
+    """Read a pool, which must belong to the bundle."""
     from fxelastic.edge.pool import SubnetPool
 
     pool = SubnetPool.load(path)
@@ -248,19 +302,19 @@ def read_table(path: str | None, bundle: Bundle) -> Any:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse options that do not go together."""
+    """Raise UsageError if options do not go together."""
     problem = ""
     if args.outputs is not None and args.inputs is None:
-        problem = "--outputs goes with --inputs"
+        problem = "--outputs needs --inputs"
     elif args.repeat < 1:
-        problem = "--repeat is at least 1"
+        problem = f"--repeat must be at least 1, got {args.repeat}"
     elif args.stdin and args.json:
         problem = "--json and --stdin both write to stdout"
     elif args.threads < 0:
-        problem = "--threads is no count"
+        problem = f"--threads must be at least 0, got {args.threads}"
     elif args.data is not None and args.table is None:
-        problem = "--data goes with --table"
+        problem = "--data needs --table"
     elif not 0 < args.max_body_mb < 2**20:
-        problem = "--max-body-mb is out of range"
+        problem = f"--max-body-mb must be above 0 and below {2**20}, got {args.max_body_mb}"
     if problem:
         raise UsageError(problem, fix="see fxelastic serve --help")

@@ -17,8 +17,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from fxelastic.edge.serving.frames import read_arrays, write_arrays, write_npy
-from fxelastic.edge.serving.metrics import CONTENT_TYPE, LatencyHistogram, prometheus
+from fxelastic.cli.serve_arrays import read_arrays, write_arrays, write_npy
+from fxelastic.cli.serve_metrics import CONTENT_TYPE, Metrics
 from fxelastic.errors import ServingError, UsageError
 
 if TYPE_CHECKING:
@@ -30,29 +30,29 @@ NPZ = "application/x-npz"
 
 @dataclass(frozen=True)
 class Endpoint:
-    """What the endpoint serves, and its limits.
+    """The endpoint's runtime and limits.
 
     Attributes:
         runtime: Answers the requests.
         inputs: Names of the model's inputs.
         outputs: Names of the model's flat results.
-        latencies: The histogram that ``/metrics`` shows.
-        max_body_bytes: Most bytes of a request, packed or not.
-        body_timeout_s: How long a request's bytes may take to arrive, in seconds.
-        concurrency: Requests that run at once; the others wait.
+        metrics: The metrics for ``/metrics``.
+        max_body_bytes: The most bytes of a request, packed or not.
+        body_timeout_s: Time in which a request's bytes must arrive, in seconds.
+        concurrency: The number of requests that run at once; others wait.
     """
 
     runtime: Runtime
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    latencies: LatencyHistogram | None = None
+    metrics: Metrics
     max_body_bytes: int = 64 * 2**20
     body_timeout_s: float = 10.0
     concurrency: int = 1
 
     def app(self) -> Starlette:
         """The application: ``POST /infer``, ``GET /status``, ``/metrics`` and ``/healthz``."""
-        # No limit of its own on what waits: the server limits its connections.
+        # The number of waiting requests is limited by the server's connections.
         limiter = anyio.CapacityLimiter(self.concurrency)
 
         async def infer(request: Request) -> Response:
@@ -67,8 +67,8 @@ class Endpoint:
             return JSONResponse(self.runtime.status().to_json())
 
         async def metrics(request: Request) -> Response:
-            text = prometheus(self.runtime.status(), self.latencies)
-            return Response(text, media_type=CONTENT_TYPE)
+            text = self.metrics.text(self.runtime.status())
+            return Response(text, headers={"content-type": CONTENT_TYPE})
 
         async def health(request: Request) -> Response:
             serving = self.runtime.status().state == "serving"
@@ -108,7 +108,7 @@ class Endpoint:
         return bytes(body)
 
     def _too_large(self) -> HTTPException:
-        return HTTPException(413, f"a request has at most {self.max_body_bytes:,} bytes")
+        return HTTPException(413, f"a request must have at most {self.max_body_bytes:,} bytes")
 
     def _answer(self, reply: Reply) -> Response:
         headers = {
@@ -123,7 +123,10 @@ class Endpoint:
 
 async def _refusal(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    what = {404: f"there is no {request.url.path}", 405: f"no {request.method} here"}
+    what = {
+        404: f"there is no {request.url.path}",
+        405: f"{request.url.path} does not support {request.method}",
+    }
     return _error(error.status_code, what.get(error.status_code, error.detail), error.headers)
 
 
@@ -142,7 +145,7 @@ def _error(code: int, what: str, headers: Mapping[str, str] | None = None) -> Re
 class _Impatient(H11Protocol):
     """Closes a connection that does not send the head of a request in time.
 
-    It would be counted as one that is served for as long as it stays open.
+    An open connection counts against the limit even if it is idle.
     """
 
     head_timeout_s = 10.0
@@ -186,13 +189,13 @@ class _Impatient(H11Protocol):
 
 
 def server(endpoint: Endpoint, host: str, port: int, max_waiting: int = 64) -> uvicorn.Server:
-    """A server for an endpoint; ``run`` serves until it is told to stop.
+    """A server for an endpoint; ``run`` serves until the process is interrupted.
 
     Args:
         endpoint: What to serve.
         host: The address to listen on.
-        port: The port; 0 for any that is free.
-        max_waiting: Connections and requests at once; further ones get a 503.
+        port: The port; 0 for any free one.
+        max_waiting: The most connections and requests at once; further ones get a 503.
     """
     return uvicorn.Server(
         uvicorn.Config(

@@ -1,4 +1,4 @@
-"""What ``fxelastic serve`` shows while it runs."""
+"""The status line and the file of metrics of ``fxelastic serve``."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from fxelastic.edge.serving.metrics import prometheus
 from fxelastic.errors import UsageError
 
 if TYPE_CHECKING:
-    from fxelastic.edge.serving.metrics import LatencyHistogram
+    from fxelastic.cli.serve_metrics import Metrics
     from fxelastic.edge.serving.runtime import Runtime
 
 _EVERY_S = 1.0
 
 
-# What the first line of a file of metrics begins with.
+# The begin of a file of metrics.
 _METRICS_START = b"# HELP fxelastic_"
 
 
 class ServeMonitor:
-    """A line on stderr that tells how things stand, and a file of metrics; once a second.
+    """Writes a status line to stderr and a file of metrics, once a second.
 
-    On a terminal the line is written over; elsewhere it comes only when something has changed.
+    A terminal shows one line that is written over. Elsewhere a line is written when the state has
+    changed.
     """
 
     def __init__(
         self,
         runtime: Runtime,
-        latencies: LatencyHistogram,
-        metrics: str | None,
+        metrics: Metrics | None,
+        path: str | None,
         *,
         quiet: bool,
     ) -> None:
@@ -41,16 +41,16 @@ class ServeMonitor:
 
         Args:
             runtime: The runtime.
-            latencies: Its requests' latencies.
-            metrics: The file of metrics; None for none.
+            metrics: Its metrics.
+            path: The file for them; None to write none.
             quiet: Write no line.
 
         Raises:
-            UsageError: The file of metrics is there and holds something else.
+            UsageError: The file exists and holds something else.
         """
         self._runtime = runtime
-        self._latencies = latencies
-        self._metrics = None if metrics is None else _own(Path(metrics))
+        self._metrics = metrics
+        self._path = None if path is None else _own(Path(path))
         self._quiet = quiet
         self._terminal = sys.stderr.isatty()
         self._last: object = None
@@ -74,12 +74,12 @@ class ServeMonitor:
             print(file=sys.stderr)
 
     def note(self, text: str) -> None:
-        """Tell a person something, on a line of its own."""
+        """Write a message on a line of its own, unless quiet."""
         if not self._quiet:
             self.complain(text)
 
     def complain(self, text: str) -> None:
-        """Tell a person of something that went wrong, also when the rest is quiet."""
+        """Write a message about a failure, even if quiet."""
         with self._lock:
             end = "\r\x1b[K" if self._terminal and not self._quiet else ""
             print(f"{end}fxelastic: {text}", file=sys.stderr, flush=True)
@@ -87,13 +87,13 @@ class ServeMonitor:
     def show(self) -> None:
         """Write the line and the file now."""
         status = self._runtime.status()
-        if self._metrics is not None:
-            temporary = self._metrics.with_name(f".{self._metrics.name}.{os.getpid()}")
+        if self._metrics is not None and self._path is not None:
+            temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
             try:
-                temporary.write_text(prometheus(status, self._latencies))
-                temporary.replace(self._metrics)
+                temporary.write_text(self._metrics.text(status))
+                temporary.replace(self._path)
             except OSError as e:
-                self._metrics = None
+                self._path = None
                 self.complain(f"warning: no more metrics: {e.strerror or e}")
         if self._quiet:
             return
@@ -111,18 +111,18 @@ class ServeMonitor:
 
 
 def _own(path: Path) -> Path:
-    """The path of a file of metrics; refuses one that holds something else."""
+    """The path of a file of metrics, which must not hold anything else."""
     try:
         with path.open("rb") as file:
             start = file.read(len(_METRICS_START))
     except OSError:
-        # There is none yet, or writing it will tell.
+        # It does not exist yet, or writing it raises the error.
         return path
     if start not in (b"", _METRICS_START):
         raise UsageError(
-            f"{path} is there and holds no metrics; it would be lost",
-            expected="a file that fxelastic serve wrote, or none",
-            got=f"one that begins with {start!r}",
+            f"{path} exists and does not hold metrics; it would be overwritten",
+            expected="a file that fxelastic serve wrote, or a new file",
+            got=f"a file that begins with {start!r}",
             fix="name another file",
         )
     return path

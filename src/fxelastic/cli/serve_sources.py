@@ -1,4 +1,4 @@
-"""Where ``fxelastic serve`` takes its requests from."""
+"""The sources of requests of ``fxelastic serve``: a folder, stdin, HTTP."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fxelastic.edge.serving.frames import read_arrays, read_npy, write_arrays, write_npy
+from fxelastic.cli.serve_arrays import read_arrays, read_npy, write_arrays, write_npy
 from fxelastic.errors import ServingError, UsageError
 from fxelastic.files import replace_file
 
 if TYPE_CHECKING:
     from fxelastic.cli.interrupts import Interrupts
-    from fxelastic.edge.serving.executable import Array
-    from fxelastic.edge.serving.metrics import LatencyHistogram
+    from fxelastic.cli.serve_metrics import Metrics
+    from fxelastic.edge.executor import Array
     from fxelastic.edge.serving.runtime import Reply, Runtime
 
 _MAX_FILE_BYTES = 2**34
@@ -36,21 +36,22 @@ def serve_folder(
     """Answer a request for each file of a folder, in the order of their names.
 
     Args:
-        runtime: Answers.
-        folder: Holds .npy and .npz files.
-        outputs: Where results go, under the files' names; None not to keep them.
+        runtime: The runtime.
+        folder: A folder of .npy and .npz files.
+        outputs: The folder for results, under the files' names; None not to keep them.
         names: Names of the model's inputs.
         results: Names of its flat results.
         repeat: How many times to go through the folder.
-        complain: Tells a person of what was refused.
-        interrupts: Come between requests.
+        complain: Called with a message for each file that is refused.
+        interrupts: Handles interrupts between requests.
 
     Returns:
-        How many files were refused; those that no subnet could answer are not among them.
+        The number of files that are not valid requests. Requests that no subnet could answer do not
+        count.
 
     Raises:
-        UsageError: There is no such folder, or nothing in it; results would replace requests, or
-            can't be written.
+        UsageError: The folder does not exist or has no such file, or results would replace requests
+            or can't be written.
     """
     if outputs is not None and os.path.realpath(outputs) == os.path.realpath(folder):
         raise UsageError(
@@ -65,7 +66,7 @@ def serve_folder(
         raise UsageError(
             f"there is nothing to serve in {folder}",
             expected="a folder with .npy or .npz files",
-            got="no such file" if folder.is_dir() else "no folder",
+            got="a folder without them" if folder.is_dir() else "no folder",
         )
     if outputs is not None and len({path.stem for path in files}) < len(files):
         twice = next(p for p in files if p.suffix == ".npz" and p.with_suffix(".npy") in files)
@@ -103,16 +104,16 @@ def serve_stdin(
     The results' arrays follow one another on stdout in the same way.
 
     Args:
-        runtime: Answers.
+        runtime: The runtime.
         names: Names of the model's inputs.
-        max_bytes: Most bytes of an array.
-        interrupts: Come between requests.
+        max_bytes: The most bytes of an array.
+        interrupts: Handles interrupts between requests.
 
     Returns:
-        0: a request that is refused ends the stream, as what follows can't be told apart.
+        0. An invalid request ends the stream, since the begin of the next one is not known.
 
     Raises:
-        UsageError: What comes is no array, not the model's input, or ends within a request.
+        UsageError: The data is not an array or not the model's input, or ends within a request.
     """
     while True:
         inputs: dict[str, Array] = {}
@@ -131,7 +132,7 @@ def serve_stdin(
             reply = runtime.infer(**inputs)
         for output in reply.outputs:
             sys.stdout.buffer.write(write_npy(output))
-        # Whoever sends one frame at a time waits for its result.
+        # The sender may wait for this result before it sends the next array.
         sys.stdout.buffer.flush()
 
 
@@ -139,7 +140,7 @@ def serve_http(
     runtime: Runtime,
     names: Sequence[str],
     results: Sequence[str],
-    latencies: LatencyHistogram,
+    metrics: Metrics,
     address: str,
     max_bytes: int,
     note: Callable[[str], None],
@@ -147,16 +148,16 @@ def serve_http(
     """Answer HTTP requests until the process is told to stop.
 
     Args:
-        runtime: Answers.
+        runtime: The runtime.
         names: Names of the model's inputs.
         results: Names of its flat results.
-        latencies: What ``/metrics`` shows.
+        metrics: The metrics for ``/metrics``.
         address: ``PORT`` or ``HOST:PORT``.
-        max_bytes: Most bytes of a request.
-        note: Tells a person where it listens.
+        max_bytes: The most bytes of a request.
+        note: Called with messages such as the address.
 
     Raises:
-        UsageError: The address is none or in use, or the server is not installed.
+        UsageError: The address is invalid or in use, or the server is not installed.
     """
     host, port = parse_address(address)
     try:
@@ -164,13 +165,11 @@ def serve_http(
     except ImportError as e:
         raise UsageError(
             "the HTTP endpoint needs starlette and uvicorn",
-            expected="both",
+            expected="the packages of the extra serve",
             got=str(e),
             fix="pip install 'fxelastic[serve]'",
         ) from e
-    endpoint = Endpoint(
-        runtime, tuple(names), tuple(results), latencies=latencies, max_body_bytes=max_bytes
-    )
+    endpoint = Endpoint(runtime, tuple(names), tuple(results), metrics, max_body_bytes=max_bytes)
     made = server(endpoint, host, port)
     try:
         socket = made.config.bind_socket()
@@ -178,17 +177,17 @@ def serve_http(
         raise UsageError(
             f"can't listen on {address}",
             expected="a free port, and an address of this machine",
-            got="one that is in use or not to be had; the line above says which",
+            got="an address that is in use or not available; the line above says which",
             fix="choose another port, or end what listens there",
         ) from e
     with socket:
-        # From here on connections wait, also before the server takes them.
+        # From here on connections can queue, even before the server accepts them.
         socket.listen()
         where = socket.getsockname()
         note(f"listening on http://{where[0]}:{where[1]}")
         if host != _LOOPBACK:
-            note("warning: other machines can reach this, and nobody is asked for a password")
-        # To be interrupted is how a server ends.
+            note("warning: other machines can reach this address, and no password is required")
+        # An interrupt is the usual end of a server.
         with suppress(KeyboardInterrupt):
             made.run(sockets=[socket])
 
@@ -197,12 +196,12 @@ def parse_address(text: str) -> tuple[str, int]:
     """The host and port of ``PORT`` or ``HOST:PORT``; the loopback address without a host.
 
     Raises:
-        UsageError: It is neither.
+        UsageError: The text is neither.
     """
     host, _, port = text.rpartition(":")
     if not (port.isascii() and port.isdigit() and int(port) < 2**16):
         raise UsageError(
-            "--http is no address",
+            "--http must be a port or an address",
             expected="a port, as in 8765, or a host and a port, as in 0.0.0.0:8765",
             got=repr(text),
         )

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from fxelastic.edge.bundle import Bundle, load
     from fxelastic.edge.executor import Executor
     from fxelastic.edge.pool import PoolEntry, SubnetPool
+    from fxelastic.edge.prepared import Preparation, prepare
     from fxelastic.edge.profiling import profile
     from fxelastic.edge.searching.options import SearchOptions
     from fxelastic.edge.searching.search import SearchResult, search
+    from fxelastic.edge.serving.options import Serving
     from fxelastic.edge.serving.runtime import Runtime
     from fxelastic.edge.serving.serve import serve
     from fxelastic.spec.latency_table import LatencyTable
@@ -28,12 +30,15 @@ __all__ = [
     "LatencyTable",
     "Limits",
     "PoolEntry",
+    "Preparation",
     "Runtime",
     "SearchOptions",
     "SearchResult",
+    "Serving",
     "SubnetPool",
     "assemble",
     "load",
+    "prepare",
     "profile",
     "search",
     "serve",
@@ -41,6 +46,9 @@ __all__ = [
 
 # Public name -> the module that defines it.
 _LAZY_NAMES = {
+    "Preparation": "fxelastic.edge.prepared",
+    "prepare": "fxelastic.edge.prepared",
+    "Serving": "fxelastic.edge.serving.options",
     "Runtime": "fxelastic.edge.serving.runtime",
     "serve": "fxelastic.edge.serving.serve",
     "Bundle": "fxelastic.edge.bundle",

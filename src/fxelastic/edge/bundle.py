@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fxelastic.edge.digests import Pace, at_once, pieces
+from fxelastic.edge.digests import pieces
 from fxelastic.edge.external_data import REFERENCE, check_external_data
 from fxelastic.errors import BundleError, UsageError
 from fxelastic.spec import structure
@@ -167,23 +167,19 @@ class Bundle:
         check_external_data(data, segment)
         return data
 
-    def model_path(self, branch_id: str, pace: Pace = at_once) -> Path:
+    def model_path(self, branch_id: str) -> Path:
         """Path of a branch's ONNX file; the file and all files that it refers to are verified.
 
         A file is hashed again only when it has changed on disk.
-
-        Args:
-            branch_id: The branch.
-            pace: Called after each piece of work with the seconds that it took; it may wait.
 
         Raises:
             UsageError: The bundle has no such branch.
             BundleError: A file is missing or damaged.
         """
         segment = self.segment(branch_id)
-        self._verify_once(segment.model, segment, pace)
+        self._verify_once(segment.model, segment)
         for path in segment.data:
-            self._verify_once(self.files[path], None, pace)
+            self._verify_once(self.files[path], None)
         return self.path / segment.file
 
     def data_path(self, path: str) -> Path:
@@ -262,12 +258,12 @@ class Bundle:
         array = np.frombuffer(_read(self.path, file), dtype).reshape(shape)
         return array.astype(dtype.newbyteorder("="))
 
-    def _verify_once(self, file: FileInfo, segment: Segment | None, pace: Pace = at_once) -> None:
+    def _verify_once(self, file: FileInfo, segment: Segment | None) -> None:
         found = _stat(self.path, file)
         state = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
         if self._verified.get(file.path) == state:
             return
-        refers = _hash(self.path, file, pace)
+        refers = _hash(self.path, file)
         if segment is not None and (segment.data or refers):
             check_external_data(_read(self.path, file), segment)
         self._verified[file.path] = state
@@ -306,7 +302,7 @@ def _read(folder: Path, file: FileInfo) -> bytes:
     return data
 
 
-def _hash(folder: Path, file: FileInfo, pace: Pace = at_once) -> bool:
+def _hash(folder: Path, file: FileInfo) -> bool:
     """Verify a file piece by piece.
 
     Returns:
@@ -316,7 +312,7 @@ def _hash(folder: Path, file: FileInfo, pace: Pace = at_once) -> bool:
     digest = hashlib.sha256()
     refers, last = False, b""
     try:
-        for piece in pieces(folder / file.path, pace):
+        for piece in pieces(folder / file.path):
             digest.update(piece)
             # The word may cross a border between pieces.
             refers = refers or REFERENCE in last[-len(REFERENCE) :] + piece

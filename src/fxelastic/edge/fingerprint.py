@@ -36,3 +36,22 @@ def _processor() -> str:
         if key.strip() in ("model name", "Model", "Hardware"):
             return " ".join(value.split())
     return platform.processor() or "unknown"
+
+
+def processor_features() -> str:
+    """The processor's instruction sets as far as the system tells; empty where it does not.
+
+    A virtual machine may hide some of a processor of the same name, and onnxruntime lays weights
+    out for those that are there.
+
+    Source: ``/proc/cpuinfo``.
+    """
+    try:
+        text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
+    except OSError:
+        return ""
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return " ".join(sorted(value.split()))
+    return ""

@@ -1,4 +1,4 @@
-"""A run-time trace as data, and as a plot."""
+"""A run-time trace: written as it happens, read as data, and plotted."""
 
 from __future__ import annotations
 
@@ -6,24 +6,168 @@ import importlib
 import io
 import json
 import os
+import threading
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from types import ModuleType
+from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+from fxelastic.edge.serving.events import describe
 from fxelastic.errors import UsageError
 from fxelastic.files import replace_file
+from fxelastic.spec import Arch
+from fxelastic.spec.resources import LATENCY
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from fxelastic.edge.candidates import Candidate
+    from fxelastic.edge.serving.events import Event
+    from fxelastic.edge.serving.policy import Decision, Situation
 
 SCHEMA = "fxelastic.trace/1"
 
 # Seconds over which the plotted median is taken.
 _WINDOW_S = 0.5
+
+
+class Trace:
+    """A file of JSON lines, one for each request, subnet, reading of the load, and event.
+
+    Each line is an object with ``type``; times ``t`` are seconds since the trace began.
+
+    * ``start``: ``schema``, ``budget_ms``.
+    * ``subnet``: ``id``, ``arch``, ``latency_ms`` (estimated), ``accuracy``; comes before the first
+      request that it served.
+    * ``request``: ``t`` of its end, ``subnet``, ``latency_ms``.
+    * ``load``: ``t``, ``r``, ``budget_ms``, ``limit_ms`` (T/r), ``subnet`` in use.
+    * ``event``: ``t``, ``kind``, ``message``, and the event's details.
+
+    The control loop writes requests, after they have run. If the file can't be written any more (a
+    full disk), `error` says why, and serving goes on.
+
+    Attributes:
+        path: The file.
+        error: Why nothing is written any more; empty without an error.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], budget_ms: float, start_s: float) -> None:
+        """Begin a new file; it is empty until there is something to write.
+
+        Args:
+            path: The file. It must be empty or absent.
+            budget_ms: The budget at the start.
+            start_s: The time on the runtime's clock.
+
+        Raises:
+            UsageError: The file exists, or can't be written.
+        """
+        self.path = Path(path)
+        self.error = ""
+        self._start_s = start_s
+        self._ids: dict[tuple[Arch, float], int] = {}
+        self._lock = threading.Lock()
+        try:
+            if self.path.exists() and self.path.stat().st_size:
+                raise FileExistsError(f"{self.path} exists")
+            self._file = self.path.open("w", encoding="utf-8")
+        except OSError as e:
+            raise UsageError(
+                f"the trace can't be written to {self.path}",
+                expected="a file that does not exist yet",
+                got=describe(e),
+            ) from e
+        # Not written yet: a start that fails leaves a file that the next one may use.
+        self._first = [{"type": "start", "schema": SCHEMA, "budget_ms": budget_ms}]
+
+    def on_tick(self, situation: Situation, decision: Decision) -> None:
+        """Write what a round of the control loop saw."""
+        load = situation.load
+        rows: list[dict[str, Any]] = []
+        for seen in load.fresh:
+            index = self._index(seen.candidate, rows)
+            rows.append(
+                {
+                    "type": "request",
+                    "t": self._t(seen.time_s),
+                    "subnet": index,
+                    LATENCY: round(seen.actual_ms, 4),
+                }
+            )
+        if load.ratio is not None and rows:
+            index = self._index(decision.target, rows)
+            rows.append(
+                {
+                    "type": "load",
+                    "t": self._t(situation.now_s),
+                    "r": round(load.ratio, 4),
+                    "budget_ms": situation.budget_ms,
+                    "limit_ms": round(decision.limit_ms, 4),
+                    "subnet": index,
+                }
+            )
+        self._write(rows)
+
+    def on_event(self, event: Event) -> None:
+        """Write an event."""
+        row = {"type": "event", "t": self._t(event.time_s), "kind": event.kind}
+        self._write([{**event.details, **row, "message": event.message}])
+
+    def close(self) -> None:
+        """Write the rest, and close the file."""
+        with self._lock:
+            if self._file.closed:
+                return
+            try:
+                self._file.close()
+            except OSError as e:
+                self.error = describe(e)
+
+    def __enter__(self) -> Trace:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _t(self, time_s: float) -> float:
+        return round(time_s - self._start_s, 6)
+
+    def _index(self, candidate: Candidate, rows: list[dict[str, Any]]) -> int:
+        """The number of a subnet; the first time, a row for it."""
+        key = (candidate.arch, candidate.ms)
+        if key not in self._ids:
+            self._ids[key] = len(self._ids)
+            rows.append(
+                {
+                    "type": "subnet",
+                    "id": self._ids[key],
+                    "arch": str(candidate.arch),
+                    LATENCY: candidate.ms,
+                    "accuracy": candidate.accuracy,
+                }
+            )
+        return self._ids[key]
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        with self._lock:
+            if self.error or self._file.closed or not rows:
+                return
+            try:
+                # One write for whole lines: a reader never sees half of one.
+                lines = [json.dumps(row) + "\n" for row in (*self._first, *rows)]
+                self._file.write("".join(lines))
+                self._file.flush()
+                self._first = []
+            except OSError as e:
+                self.error = describe(e)
 
 
 @dataclass(frozen=True)

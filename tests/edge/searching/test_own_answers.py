@@ -20,7 +20,7 @@ from fxelastic.edge.searching.data import Answers, Dataset
 from fxelastic.edge.searching.evaluation import Evaluator
 from fxelastic.edge.searching.proposals import all_subnets
 from fxelastic.edge.searching.scores import METRICS
-from fxelastic.edge.serving.local_search import LocalSearch
+from fxelastic.edge.serving.background_search import LocalSearch
 from fxelastic.errors import BundleError, UsageError
 from fxelastic.spec import Arch
 from fxelastic.spec.latency_table import LatencyTable
@@ -307,9 +307,9 @@ def test_serving_searches_on_data_without_targets(
     path = tmp_path / "pool.json"
     first = edge.search(bundle, table, X, budget="90%", score="cosine", max_subnets=3, path=path)
     with edge.serve(bundle, table, first.pool, budget_ms=1e3, data=X, pool_path=path) as runtime:
-        researcher = runtime._research._researcher  # type: ignore[union-attr]
-        assert isinstance(researcher, LocalSearch)
-        found = researcher.search(0.6 * table.predict_ms(bundle.space.original), threading.Event())
+        searcher = runtime._search._searcher  # type: ignore[union-attr]
+        assert isinstance(searcher, LocalSearch)
+        found = searcher.search(0.6 * table.predict_ms(bundle.space.original), threading.Event())
     assert len(found) > len(first.pool)
     assert SubnetPool.load(path).score == "cosine"
 
@@ -327,19 +327,19 @@ def test_serving_compares_like_with_like(
     agreed = edge.search(bundle, table, X, budget="90%", max_subnets=2).pool
     served(agreed, X)
     served(agreed, X, score="agreement")
-    with pytest.raises(UsageError, match="otherwise than the pool"):
+    with pytest.raises(UsageError, match="differently from the pool"):
         served(agreed, X, score="cosine")
     np.savez(tmp_path / "local.npz", x=X, targets=labelled[1])
     for data in (labelled, tmp_path / "local.npz"):
-        with pytest.raises(UsageError, match="otherwise than the pool"):
+        with pytest.raises(UsageError, match="differently from the pool"):
             served(agreed, data)
     right = edge.search(bundle, table, labelled, budget="90%", max_subnets=2).pool
     served(right, labelled)
-    with pytest.raises(UsageError, match="otherwise than the pool"):
+    with pytest.raises(UsageError, match="differently from the pool"):
         served(right, X)
     users = edge.search(bundle, table, X, budget="90%", max_subnets=2, score=own).pool
     served(users, X, score=own)
-    with pytest.raises(UsageError, match="a function that is not known here"):
+    with pytest.raises(UsageError, match="needs the function that scored the pool"):
         served(users, X)
     # Of a pool that names no score, nothing can be said.
     served(SubnetPool.of(bundle.digest, right.entries), X)

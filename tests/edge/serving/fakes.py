@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from fxelastic.edge.serving.executable import Array
-from fxelastic.edge.serving.ladder import Step
+from fxelastic.edge.candidates import Candidate
+from fxelastic.edge.executor import Array
 from fxelastic.spec import Arch
-from tests.edge.serving.simulation import Entry, entry
+from tests.edge.serving.simulation import entry
 
 SIZE = 100
 
@@ -36,7 +36,7 @@ class OneArray:
 
 @dataclass
 class FakeLoader:
-    """Loads fakes, as well and as badly as it is told.
+    """Loads fakes, and fails where the test says so.
 
     Attributes:
         broken: Subnets that can't be loaded.
@@ -62,7 +62,7 @@ class FakeLoader:
     faults: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def load(self, arch: Arch) -> Fake:
+    def load(self, arch: Arch, *, urgent: bool = False) -> Fake:
         self.before_load(arch)
         if self.load_s:
             time.sleep(self.load_s)
@@ -83,8 +83,6 @@ class FakeLoader:
             return SIZE * sum(self.open.values())
 
     def close(self) -> None:
-        if self.closed or self.resident_bytes:
-            self.faults.append("the loader was closed too early, or twice")
         self.closed = True
 
 
@@ -122,12 +120,12 @@ class Fake:
             self.loader.open[self.arch] -= 1
 
 
-def pool(*latencies_ms: float) -> list[Entry]:
+def pool(*latencies_ms: float) -> list[Candidate]:
     return [entry(ms, 0.5 + ms / 1000) for ms in latencies_ms]
 
 
-def archs(entries: Sequence[Step]) -> list[Arch]:
-    return [step.arch for step in entries]
+def archs(entries: Sequence[Candidate]) -> list[Arch]:
+    return [candidate.arch for candidate in entries]
 
 
 def wait_until(true: Callable[[], bool], timeout_s: float = 20.0) -> None:

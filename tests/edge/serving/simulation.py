@@ -5,30 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from fxelastic.edge.serving.ladder import Ladder, Step
+from fxelastic.edge.candidates import Candidate
 from fxelastic.edge.serving.monitor import Monitor, Observation
-from fxelastic.edge.serving.policy import Decision, PastSwitch, Policy, RatioPolicy, Situation
+from fxelastic.edge.serving.policy import Decision, PastSwitch, RatioPolicy, Situation, SwitchPolicy
 from fxelastic.spec import Arch
+from fxelastic.spec.pareto import ParetoTable
 
 TICK_S = 0.05
 
 
-@dataclass(frozen=True)
-class Entry:
-    """What a pool holds, without a pool."""
-
-    arch: Arch
-    latency_ms: float
-    accuracy: float
+def entry(ms: float, accuracy: float, name: str = "") -> Candidate:
+    return Candidate(Arch((name or f"s{ms:g}",)), ms, accuracy)
 
 
-def entry(latency_ms: float, accuracy: float, name: str = "") -> Entry:
-    return Entry(Arch((name or f"s{latency_ms:g}",)), latency_ms, accuracy)
-
-
-def ladder(*latencies_ms: float) -> Ladder:
-    """A ladder on which accuracy grows with latency."""
-    return Ladder.of(entry(ms, 0.5 + ms / 1000) for ms in latencies_ms)
+def table_of(*latencies_ms: float) -> ParetoTable[Candidate]:
+    """A table in which accuracy grows with latency."""
+    return ParetoTable(entry(ms, 0.5 + ms / 1000) for ms in latencies_ms)
 
 
 @dataclass
@@ -38,28 +30,28 @@ class Simulation:
     A request takes its subnet's estimate times the load at its start.
     """
 
-    ladder: Ladder
+    table: ParetoTable[Candidate]
     budget_ms: float
     load: Callable[[float], float]
-    policy: Policy = field(default_factory=RatioPolicy)
+    policy: SwitchPolicy = field(default_factory=RatioPolicy)
     monitor: Monitor = field(default_factory=Monitor)
     now_s: float = 0.0
-    current: Step = field(init=False)
+    current: Candidate = field(init=False)
     switches: list[PastSwitch] = field(default_factory=list)
     decisions: list[tuple[float, Decision]] = field(default_factory=list)
     requests: list[tuple[float, float, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        best = self.ladder.best_under(self.budget_ms) or self.ladder.steps[0]
+        best = self.table.best(self.budget_ms) or self.table.frontier[0]
         self.current = best
         self._next_tick_s = TICK_S
 
     def run(self, until_s: float) -> Simulation:
         while self.now_s < until_s:
-            actual_ms = self.current.latency_ms * self.load(self.now_s)
+            actual_ms = self.current.ms * self.load(self.now_s)
             self.now_s += actual_ms / 1000
             self.monitor.record(Observation(self.now_s, self.current, actual_ms))
-            self.requests.append((self.now_s, self.current.latency_ms, actual_ms))
+            self.requests.append((self.now_s, self.current.ms, actual_ms))
             if self.now_s >= self._next_tick_s:
                 self._next_tick_s = self.now_s + TICK_S
                 self._tick()
@@ -71,13 +63,13 @@ class Simulation:
             self.budget_ms,
             self.monitor.read(self.now_s),
             self.current,
-            self.ladder,
+            self.table,
             tuple(self.switches),
         )
         decision = self.policy.decide(situation)
         self.decisions.append((self.now_s, decision))
         if decision.target.arch != self.current.arch:
-            up = decision.target.latency_ms > self.current.latency_ms
+            up = decision.target.ms > self.current.ms
             self.switches.append(PastSwitch(self.now_s, up))
             self.current = decision.target
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from fxelastic.edge.serving.ladder import Step
+from fxelastic.edge.candidates import Candidate
 from fxelastic.edge.serving.monitor import Monitor
+from fxelastic.edge.serving.options import Serving
 from fxelastic.edge.serving.policy import Decision, Situation
-from fxelastic.edge.serving.runtime import Runtime, ServingOptions
-from fxelastic.edge.serving.standby import Standby
+from fxelastic.edge.serving.preload import Preload
+from fxelastic.edge.serving.runtime import Runtime
 from fxelastic.errors import ServingError
 from fxelastic.spec import Arch
 from tests.edge.serving.fakes import SIZE, FakeLoader, OneArray, factor, pool
@@ -47,7 +48,7 @@ class Restless:
     def decide(self, situation: Situation) -> Decision:
         if self.rng.random() < 0.02:
             raise ZeroDivisionError("the policy is broken")
-        target = self.rng.choice(situation.ladder.steps)
+        target = self.rng.choice(situation.table.frontier)
         return Decision(target, self.rng.random() < 0.9, situation.budget_ms, "restless")
 
 
@@ -58,7 +59,7 @@ class Clumsy:
     rng: random.Random
     n_searches: int = 0
 
-    def search(self, limit_ms: float, stop: threading.Event) -> Sequence[Step]:
+    def search(self, limit_ms: float, stop: threading.Event) -> Sequence[Candidate]:
         self.n_searches += 1
         if self.n_searches % 2:
             raise ValueError("the search is broken")
@@ -133,9 +134,9 @@ def test_every_output_is_that_of_the_subnet_it_claims(seed: int) -> None:
         OneArray(),
         POOL,
         9.0,
-        ServingOptions(
+        Serving(
             policy=Restless(rng),
-            standby=Standby(),
+            preload=Preload(),
             monitor=lambda: Monitor(window_s=0.02),
             memory_bytes=3 * SIZE,
             tick_s=0.001,

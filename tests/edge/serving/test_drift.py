@@ -7,18 +7,18 @@ import random
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
+from fxelastic.edge.candidates import Candidate
+from fxelastic.edge.serving.cache import SubnetCache
 from fxelastic.edge.serving.catalogue import Catalogue
-from fxelastic.edge.serving.drift import DriftRule
+from fxelastic.edge.serving.drift import DriftDetector, DriftRule
 from fxelastic.edge.serving.events import EventLog
-from fxelastic.edge.serving.residents import Residents
-from fxelastic.edge.serving.upkeep import Upkeep
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
 from tests.edge.serving.fakes import FakeLoader, wait_until
-from tests.edge.serving.simulation import Entry
 
 TABLE = {f"b{i}": 1.0 + i % 3 for i in range(12)}
 
@@ -91,19 +91,18 @@ class FakeProbe:
         return lambda arch: sum(self.table[n] for n in arch) / sum(before[n] for n in arch)
 
 
-FIRST = Entry(Arch(tuple(f"b{i}" for i in range(6))), 12.0, 0.9)
-SECOND = Entry(Arch(tuple(f"b{i}" for i in range(6, 12))), 10.0, 0.8)
+FIRST = Candidate(Arch(tuple(f"b{i}" for i in range(6))), 12.0, 0.9)
+SECOND = Candidate(Arch(tuple(f"b{i}" for i in range(6, 12))), 10.0, 0.8)
 
 
-def upkeep(probe: FakeProbe, every_s: float = 300.0) -> tuple[Upkeep, Catalogue, EventLog]:
-    residents, catalogue = Residents(FakeLoader()), Catalogue([FIRST, SECOND])
-    residents.load(FIRST)
-    residents.use(FIRST.arch)
-    events = EventLog(lambda: 0.0)
-    return Upkeep(probe, residents, catalogue, events, lambda: None, every_s=every_s), *(
-        catalogue,
-        events,
-    )
+def detector(probe: FakeProbe, every_s: float = 300.0) -> tuple[DriftDetector, Catalogue, EventLog]:
+    events, catalogue = EventLog(lambda: 0.0), Catalogue([FIRST, SECOND])
+    cache = SubnetCache(FakeLoader(), events, events.clock)
+    cache.load(FIRST)
+    cache.use(FIRST)
+    made: Any = DriftDetector
+    found = made(probe, cache, catalogue, events, lambda: None, every_s=every_s)
+    return found, catalogue, events
 
 
 def kinds(events: EventLog) -> list[str]:
@@ -111,12 +110,12 @@ def kinds(events: EventLog) -> list[str]:
 
 
 def test_a_drift_seen_twice_renews_the_estimates() -> None:
-    made, catalogue, events = upkeep(FakeProbe(actual={"b0": 4.0}))
+    made, catalogue, events = detector(FakeProbe(actual={"b0": 4.0}))
     made.check()
     assert kinds(events) == []
     made.check()
     assert kinds(events) == ["drifted", "reprofiled"]
-    renewed = {entry.arch: entry.latency_ms for entry in catalogue.entries}
+    renewed = {entry.arch: entry.latency_ms for entry in catalogue.candidates}
     # b0 is 1 of 12 ms: three more make 15 of 12.
     assert renewed[FIRST.arch] == pytest.approx(12.0 * 15 / 12)
     assert renewed[SECOND.arch] == 10.0
@@ -127,7 +126,7 @@ def test_a_drift_seen_twice_renews_the_estimates() -> None:
 
 def test_a_single_bad_measurement_is_ignored() -> None:
     probe = FakeProbe(actual={"b0": 4.0})
-    made, _, events = upkeep(probe)
+    made, _, events = detector(probe)
     for actual in ({"b0": 4.0}, {}, {"b0": 4.0}, {}):
         probe.actual = actual
         made.check()
@@ -135,14 +134,14 @@ def test_a_single_bad_measurement_is_ignored() -> None:
 
 
 def test_a_failing_probe_is_told_and_serving_goes_on() -> None:
-    made, _, events = upkeep(FakeProbe(error=OSError("no file")))
+    made, _, events = detector(FakeProbe(error=OSError("no file")))
     assert made.check() is None
     assert kinds(events) == ["probe_failed"]
 
 
 def test_the_thread_measures_and_ends() -> None:
     probe = FakeProbe()
-    made, _, _ = upkeep(probe, every_s=0.001)
+    made, _, _ = detector(probe, every_s=0.001)
     made.start()
     wait_until(lambda: probe.n_measured > 3)
     made.close()
@@ -154,7 +153,7 @@ def test_the_thread_measures_and_ends() -> None:
 def test_estimates_that_can_t_be_ranked_change_nothing() -> None:
     catalogue = Catalogue([FIRST, SECOND])
     with pytest.raises(UsageError, match="ranked"):
-        catalogue.update(lambda entries: [*entries, Entry(Arch(("x",)), math.nan, 0.5)])
-    assert catalogue.entries == (FIRST, SECOND)
+        catalogue.update(lambda entries: [*entries, Candidate(Arch(("x",)), math.nan, 0.5)])
+    assert catalogue.candidates == (FIRST, SECOND)
     catalogue.bar(FIRST.arch)
-    assert [step.arch for step in catalogue.ladder.steps] == [SECOND.arch]
+    assert [step.arch for step in catalogue.table] == [SECOND.arch]

@@ -5,24 +5,21 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 
 from fxelastic.edge.bundle import Bundle
-from fxelastic.edge.serving.assembled import AssembledLoader
-from fxelastic.edge.serving.executable import Executable
-from fxelastic.edge.serving.paged import PagedLoader
-from fxelastic.edge.serving.preparation import Preparation
+from fxelastic.edge.prepared import Item, PreparedFiles
+from fxelastic.edge.serving.background_preparation import BackgroundPreparation
+from fxelastic.edge.serving.loaders import AssembledLoader, LoadedSubnet, PagedLoader
 from fxelastic.edge.sessions import SessionMaker
-from fxelastic.errors import BundleError, ServingError
+from fxelastic.errors import BundleError
 from fxelastic.spec import Arch
 from tests.cli.commands import environment
-from tests.edge.serving.fakes import wait_until
 from tests.edge.serving.tiny_bundle import reference, write_bundle
 
 X = np.random.default_rng(0).standard_normal((2, 8, 8, 8)).astype(np.float32)
@@ -38,18 +35,30 @@ def archs(bundle: Bundle) -> list[Arch]:
     return [bundle.space.original, *bundle.space.sample(4, seed=1)]
 
 
+def preparation(bundle: Bundle) -> BackgroundPreparation:
+    return BackgroundPreparation(PreparedFiles.of(bundle))
+
+
 @pytest.fixture(scope="module")
 def assembled(bundle: Bundle) -> Iterator[AssembledLoader]:
-    loader = AssembledLoader(bundle, Preparation(bundle, keep=2), open_session)
+    loader = AssembledLoader(bundle, preparation(bundle), SessionMaker(1).open_prepared)
     yield loader
     loader.close()
 
 
-def open_session(path: Path) -> ort.InferenceSession:
-    return SessionMaker(threads=1).open_branch(path)
+def paged_loader(bundle: Bundle, open_branch: Callable[[Path], Any] | None = None) -> PagedLoader:
+    """A loader that has the bundle's own files only."""
+    empty = PreparedFiles(bundle, bundle.path / "nothing")
+    sessions = SessionMaker(1)
+    return PagedLoader(
+        bundle,
+        BackgroundPreparation(empty),
+        sessions.open_prepared,
+        open_branch or sessions.open_branch,
+    )
 
 
-def output(executable: Executable) -> np.ndarray[Any, Any]:
+def output(executable: LoadedSubnet) -> np.ndarray[Any, Any]:
     (array,) = executable.run({"x": X})
     return array
 
@@ -57,7 +66,7 @@ def output(executable: Executable) -> np.ndarray[Any, Any]:
 def test_both_ways_give_the_subnet_s_numbers(
     bundle: Bundle, archs: list[Arch], assembled: AssembledLoader
 ) -> None:
-    paged = PagedLoader(bundle, open_session)
+    paged = paged_loader(bundle)
     for arch in archs:
         expected = reference(bundle, arch, {"x": X})
         for loader in (assembled, paged):
@@ -72,11 +81,11 @@ def test_both_ways_give_the_subnet_s_numbers(
 def test_branches_are_in_memory_once(bundle: Bundle, archs: list[Arch]) -> None:
     opened: list[Path] = []
 
-    def counting(path: Path) -> ort.InferenceSession:
+    def counting(path: Path) -> Any:
         opened.append(path)
-        return open_session(path)
+        return SessionMaker(1).open_branch(path)
 
-    loader = PagedLoader(bundle, counting)
+    loader = paged_loader(bundle, counting)
     first, second = archs[0], archs[1]
     a = loader.load(first)
     assert loader.added_bytes(first) == 0
@@ -93,7 +102,7 @@ def test_branches_are_in_memory_once(bundle: Bundle, archs: list[Arch]) -> None:
 
 
 def test_threads_share_a_paged_subnet(bundle: Bundle, archs: list[Arch]) -> None:
-    executable = PagedLoader(bundle, open_session).load(archs[1])
+    executable = paged_loader(bundle).load(archs[1])
     expected = [output(executable) * 1, executable.run({"x": X[:1]})[0]]
     wrong: list[int] = []
 
@@ -116,67 +125,64 @@ def test_a_damaged_branch_leaves_nothing_in_memory(tmp_path: Path) -> None:
     branch = bundle.space.original.branches[-1]
     path = bundle.path / bundle.segment(branch).file
     path.write_bytes(path.read_bytes()[:-1] + b"!")
-    loader = PagedLoader(bundle, open_session)
+    loader = paged_loader(bundle)
     with pytest.raises(BundleError, match="other bytes"):
         loader.load(bundle.space.original)
     assert loader.resident_bytes == 0
-    assembled = AssembledLoader(bundle, Preparation(bundle), open_session)
-    with pytest.raises(BundleError, match=r"can't be prepared[\s\S]*other bytes"):
-        assembled.load(bundle.space.original)
+    assembled = AssembledLoader(bundle, preparation(bundle), SessionMaker(1).open_prepared)
+    for urgent, what in ((True, "other bytes"), (False, r"can't be prepared[\s\S]*other bytes")):
+        with pytest.raises(BundleError, match=what):
+            assembled.load(bundle.space.original, urgent=urgent)
     assert assembled.resident_bytes == 0
     assembled.close()
 
 
+@pytest.mark.parametrize("urgent", [True, False])
 @pytest.mark.parametrize("damage", ["changed", "cut off", "gone"])
 @pytest.mark.parametrize("suffix", [".onnx", ".weights"])
 def test_a_damaged_file_is_prepared_again(
-    archs: list[Arch], assembled: AssembledLoader, bundle: Bundle, suffix: str, damage: str
+    archs: list[Arch],
+    assembled: AssembledLoader,
+    bundle: Bundle,
+    suffix: str,
+    damage: str,
+    urgent: bool,
 ) -> None:
-    path = assembled.preparation.file(archs[0])
+    path = assembled.preparation.file(Item.subnet(archs[0]), urgent=True)
     file = path.with_suffix(suffix)
     if damage == "gone":
         file.unlink()
     else:
         file.write_bytes(file.read_bytes()[:-1] + b"!" * (damage == "changed"))
-    executable = assembled.load(archs[0])
-    assert assembled.preparation.file(archs[0]) != path
-    assert not path.exists()
+    executable = assembled.load(archs[0], urgent=urgent)
     expected = reference(bundle, archs[0], {"x": X})
     np.testing.assert_allclose(output(executable), expected, rtol=1e-4, atol=1e-4)
     executable.close()
 
 
-def test_the_latest_files_are_kept(archs: list[Arch], assembled: AssembledLoader) -> None:
-    paths = [assembled.preparation.file(arch) for arch in archs[:2]]
-    assert assembled.preparation.file(archs[0]) == paths[0]
-    third = assembled.preparation.file(archs[2])
-    for suffix in (".onnx", ".weights"):
-        found = [path.with_suffix(suffix).exists() for path in (*paths, third)]
-        assert found == [True, False, True]
+def test_prepared_branches_are_opened_from_their_files_and_compute_the_same(
+    bundle: Bundle, archs: list[Arch]
+) -> None:
+    files = PreparedFiles.of(bundle)
+    opened: list[Path] = []
 
+    def prepared(path: Path) -> Any:
+        opened.append(path)
+        return SessionMaker(1).open_prepared(path)
 
-def test_closing_deletes_the_files_and_ends_the_process(bundle: Bundle, archs: list[Arch]) -> None:
-    preparation = Preparation(bundle)
-    path = preparation.file(archs[0])
-    process = preparation._process
-    assert process is not None
-    before = threading.active_count()
-    preparation.close()
-    assert not process.running
-    assert not path.parent.exists()
-    assert threading.active_count() < before
-    with pytest.raises(ServingError, match="closed"):
-        preparation.file(archs[1])
-
-
-def test_a_process_that_is_killed_is_told_and_replaced(bundle: Bundle, archs: list[Arch]) -> None:
-    preparation = Preparation(bundle)
-    preparation.file(archs[0])
-    assert preparation._process is not None
-    preparation._process.kill()
-    wait_until(lambda: preparation._process is not None and not preparation._process.running)
-    assert preparation.file(archs[1]).exists()
-    preparation.close()
+    first, *others = archs[0].branches
+    for branch in others:
+        files.make(Item.branch(branch))
+    made = preparation(bundle)
+    loader = PagedLoader(bundle, made, prepared, SessionMaker(1).open_branch)
+    executable = loader.load(archs[0])
+    expected = reference(bundle, archs[0], {"x": X})
+    np.testing.assert_allclose(output(executable), expected, rtol=1e-4, atol=1e-4)
+    assert opened == [files.find(Item.branch(branch)) for branch in others]
+    assert files.find(Item.branch(first)) is None
+    executable.close()
+    assert loader.resident_bytes == 0
+    loader.close()
 
 
 _PROCESS_WIDE = """
@@ -184,13 +190,13 @@ import sys
 import numpy as np
 import onnxruntime as ort
 from fxelastic.edge import load
-from fxelastic.edge.serving.paged import PagedLoader
-from fxelastic.edge.sessions import SessionMaker
+from fxelastic.edge.serving.options import Serving
+from fxelastic.edge.serving.serve import loader_of
 
 if sys.argv[2] == "made":
     ort.set_global_thread_pool_sizes(1, 1)
 bundle = load(sys.argv[1])
-executable = PagedLoader(bundle, SessionMaker(1).open_branch).load(bundle.space.original)
+executable = loader_of(bundle, "paged", options=Serving(threads=1)).load(bundle.space.original)
 executable.run({"x": np.ones((1, 8, 8, 8), np.float32)})
 options = [call.session.get_session_options() for call in executable.calls]
 own = {each.use_per_session_threads for each in options}

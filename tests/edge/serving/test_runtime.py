@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 from fxelastic.edge.serving.events import Event
 from fxelastic.edge.serving.monitor import Monitor
+from fxelastic.edge.serving.options import Serving
 from fxelastic.edge.serving.policy import Decision, RatioPolicy, Situation
-from fxelastic.edge.serving.runtime import Runtime, ServingOptions
-from fxelastic.edge.serving.standby import Standby
+from fxelastic.edge.serving.preload import Preload
+from fxelastic.edge.serving.runtime import Runtime
 from fxelastic.errors import ServingError, UsageError
 from fxelastic.spec import Arch
 from tests.edge.serving.fakes import SIZE, FakeLoader, OneArray, archs, factor, pool, wait_until
@@ -50,20 +48,18 @@ class GoTo:
         self.arch = arch
 
     def decide(self, situation: Situation) -> Decision:
-        steps = [step for step in situation.ladder.steps if step.arch == self.arch]
+        steps = [step for step in situation.table.frontier if step.arch == self.arch]
         target = steps[0] if steps else situation.current
         return Decision(target, True, target.latency_ms, "told to")
 
 
 @contextmanager
 def serving(loader: FakeLoader, budget_ms: float = 10.0, **options: Any) -> Iterator[Runtime]:
-    options = {"tick_s": 0.002, "policy": Stay(), "standby": Standby(limit=0), **options}
-    researcher = options.pop("researcher", None)
+    options = {"tick_s": 0.002, "policy": Stay(), "preload": Preload(limit=0), **options}
+    searcher = options.pop("searcher", None)
     entries = options.pop("entries", POOL)
     before = threading.active_count()
-    with Runtime(
-        loader, OneArray(), entries, budget_ms, ServingOptions(**options), researcher
-    ) as runtime:
+    with Runtime(loader, OneArray(), entries, budget_ms, Serving(**options), searcher) as runtime:
         yield runtime
     assert not loader.faults
     assert loader.closed
@@ -98,9 +94,9 @@ def test_a_budget_below_everything_begins_with_the_quickest() -> None:
         assert right(runtime) == POOL[0].arch
 
 
-def test_the_first_on_standby_is_there_before_the_first_request() -> None:
+def test_the_first_to_preload_is_there_before_the_first_request() -> None:
     loader = FakeLoader()
-    with serving(loader, 9.0, standby=Standby(limit=1)) as runtime:
+    with serving(loader, 9.0, preload=Preload(limit=1)) as runtime:
         assert loader.loaded == [POOL[3].arch, POOL[0].arch]
         assert [event.kind for event in runtime.events[:2]] == ["started", "loaded"]
         wait_until(lambda: right(runtime) == POOL[3].arch and runtime.status().ratio is not None)
@@ -111,7 +107,7 @@ def test_the_first_on_standby_is_there_before_the_first_request() -> None:
 def test_serving_begins_where_it_can_t_be_had(fault: str) -> None:
     loader = FakeLoader(broken={POOL[0].arch} if fault == "broken" else set())
     loader.bulky[POOL[0].arch] = 10 if fault == "bulky" else 1
-    with serving(loader, 9.0, standby=Standby(limit=1), memory_bytes=5 * SIZE) as runtime:
+    with serving(loader, 9.0, preload=Preload(limit=1), memory_bytes=5 * SIZE) as runtime:
         assert right(runtime) == POOL[3].arch
         assert runtime.status().resident == 1
         assert ("load_failed" in kinds(runtime)) == (fault == "broken")
@@ -139,7 +135,7 @@ def test_load_slows_the_requests_and_the_runtime_steps_down_and_returns() -> Non
         return 0.0
 
     loader = FakeLoader(run_s=run_s)
-    with serving(loader, 9.0, policy=RatioPolicy(), clock=clock, standby=Standby()) as runtime:
+    with serving(loader, 9.0, policy=RatioPolicy(), clock=clock, preload=Preload()) as runtime:
 
         def goes_to(arch: Arch) -> bool:
             return right(runtime) == arch
@@ -192,7 +188,7 @@ def test_until_a_cold_target_is_there_the_best_in_memory_steps_in() -> None:
     policy = GoTo()
     gate = threading.Event()
     loader = FakeLoader(before_load=lambda arch: arch == POOL[1].arch and gate.wait(20) and None)
-    with serving(loader, policy=policy, standby=Standby(ratios=(), limit=3)) as runtime:
+    with serving(loader, policy=policy, preload=Preload(ratios=(), limit=3)) as runtime:
         wait_until(lambda: POOL[0].arch in loader.loaded)
         policy.arch = POOL[1].arch
         wait_until(lambda: right(runtime) == POOL[0].arch)
@@ -250,7 +246,7 @@ def test_a_subnet_that_raises_is_left_and_no_request_fails() -> None:
 
 def test_rolling_back_prefers_the_subnet_that_served_before() -> None:
     policy, loader = GoTo(), FakeLoader()
-    with serving(loader, policy=policy, standby=Standby(limit=9)) as runtime:
+    with serving(loader, policy=policy, preload=Preload(limit=9)) as runtime:
         wait_until(lambda: runtime.status().resident == len(POOL))
         policy.arch = POOL[2].arch
         wait_until(lambda: right(runtime) == POOL[2].arch)
@@ -314,7 +310,7 @@ def test_the_memory_limit_holds_and_a_refused_switch_is_told() -> None:
 
 def test_memory_for_two_is_enough_for_every_switch() -> None:
     policy, loader = GoTo(), FakeLoader()
-    with serving(loader, policy=policy, memory_bytes=2 * SIZE, standby=Standby()) as runtime:
+    with serving(loader, policy=policy, memory_bytes=2 * SIZE, preload=Preload()) as runtime:
         for step in (POOL[1], POOL[0], POOL[2], POOL[3], POOL[0]):
             policy.arch = step.arch
             wait_until(lambda step=step: right(runtime) == step.arch)
@@ -371,13 +367,13 @@ def test_closing_twice_is_closing_once_and_later_requests_are_refused() -> None:
 
 def test_closing_goes_on_after_it_was_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(FakeLoader()) as runtime:
-        close = runtime._builder.close
+        close = runtime._preloader.close
 
         def interrupted() -> None:
-            monkeypatch.setattr(runtime._builder, "close", close)
+            monkeypatch.setattr(runtime._preloader, "close", close)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(runtime._builder, "close", interrupted)
+        monkeypatch.setattr(runtime._preloader, "close", interrupted)
         with pytest.raises(KeyboardInterrupt):
             runtime.close()
         runtime.close()
@@ -402,48 +398,18 @@ def test_a_listener_can_not_close_what_waits_for_it() -> None:
         assert "by its own threads" in told.message
 
 
-def test_an_interrupted_request_is_not_held_against_closing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Ctrl-C may come while a request waits for what is prepared."""
-    with serving(FakeLoader()) as runtime:
+def test_an_interrupted_request_does_not_keep_closing_waiting() -> None:
+    """Ctrl-C may come while a request runs."""
 
-        def interrupted(latency_s: float) -> float:
-            raise KeyboardInterrupt
+    def interrupted(arch: Arch) -> float:
+        raise KeyboardInterrupt
 
-        monkeypatch.setattr(runtime._courtesy, "waits", True)
-        monkeypatch.setattr(runtime._courtesy, "begin", interrupted)
+    loader = FakeLoader()
+    with serving(loader) as runtime:
+        loader.run_s = interrupted
         with pytest.raises(KeyboardInterrupt):
             runtime(X)
-        monkeypatch.setattr(runtime._courtesy, "waits", False)
-        assert runtime._residents.idle
-        runtime._residents.close(timeout_s=5)
-
-
-@pytest.mark.parametrize("last", ["gives NaN", "raises"])
-def test_after_a_request_that_failed_the_preparing_process_goes_on(last: str) -> None:
-    """It was stopped for the request, and no other request follows."""
-    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    process = psutil.Process(other.pid)
-    # Only what a request sets in motion counts.
-    loader = FakeLoader(run_s=lambda arch: 0.01)
-    with serving(loader, standby=Standby(ratios=(1.0, 2.0), limit=3), tick_s=0.05) as runtime:
-        wait_until(lambda: runtime.status().resident > 1)
-        current = runtime.status().step
-        assert current is not None
-        with runtime._courtesy.watched(other.pid):
-            for _ in range(4):
-                right(runtime)
-            if last == "gives NaN":
-                loader.nan.add(current.arch)
-            if last == "raises":
-                loader.raising.add(current.arch)
-            # It still runs when the rounds that the others have asked for are over.
-            loader.run_s = lambda arch: 0.15
-            runtime(X)
-            wait_until(lambda: process.status() != psutil.STATUS_STOPPED)
-    other.kill()
-    other.wait()
+        assert runtime._cache.close(timeout_s=5)
 
 
 def test_closing_waits_for_the_request_that_runs() -> None:
@@ -496,9 +462,7 @@ class Searcher:
 
 def test_when_nothing_fits_a_search_finds_what_does() -> None:
     searcher = Searcher(pool(0.2, 0.4))
-    with serving(
-        FakeLoader(), 9.0, policy=RatioPolicy(dwell_s=0.0), researcher=searcher
-    ) as runtime:
+    with serving(FakeLoader(), 9.0, policy=RatioPolicy(dwell_s=0.0), searcher=searcher) as runtime:
         runtime.budget_ms = 0.5
         wait_until(lambda: right(runtime) == searcher.found[1].arch)
         wait_until(lambda: runtime.status().budget_met)
@@ -510,7 +474,7 @@ def test_when_nothing_fits_a_search_finds_what_does() -> None:
 @pytest.mark.parametrize("found", [[], ValueError("no data")])
 def test_a_search_in_vain_is_not_repeated_at_once(found: Any) -> None:
     searcher = Searcher(found)
-    with serving(FakeLoader(), 0.5, policy=RatioPolicy(), researcher=searcher) as runtime:
+    with serving(FakeLoader(), 0.5, policy=RatioPolicy(), searcher=searcher) as runtime:
         wait_until(
             lambda: (
                 right(runtime) == POOL[0].arch
@@ -524,7 +488,7 @@ def test_a_search_in_vain_is_not_repeated_at_once(found: Any) -> None:
 
 def test_closing_stops_a_search() -> None:
     searcher = Searcher(None)
-    with serving(FakeLoader(), 0.5, policy=RatioPolicy(), researcher=searcher) as runtime:
+    with serving(FakeLoader(), 0.5, policy=RatioPolicy(), searcher=searcher) as runtime:
         wait_until(lambda: right(runtime) == POOL[0].arch and runtime.status().searching)
 
 
@@ -578,6 +542,6 @@ def test_inputs_may_have_any_name() -> None:
         def bind(self, args: Any, kwargs: Any) -> Any:
             return {"x": kwargs["self"]}
 
-    options = ServingOptions(policy=Stay(), standby=Standby(limit=0))
+    options = Serving(policy=Stay(), preload=Preload(limit=0))
     with Runtime(FakeLoader(), Selfish(), POOL, 10.0, options) as runtime:
         assert np.array_equal(runtime(**{"self": X}), X * factor(POOL[-1].arch))

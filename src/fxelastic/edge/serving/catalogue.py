@@ -1,45 +1,54 @@
-"""Which subnets there are, and which of them may be served."""
+"""Which subnets there are, and which of them may be served now."""
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
-from fxelastic.edge.serving.ladder import Ladder, Step
+from fxelastic.edge.candidates import Candidate
 from fxelastic.spec import Arch
+from fxelastic.spec.limits import Limits
+from fxelastic.spec.pareto import ParetoTable
 
 
 class Catalogue:
-    """The pool's entries less the subnets that failed; safe in any thread.
+    """The candidates less those that failed or exceed the limits; safe in any thread.
 
     A subnet is barred for a time, or for good. A failure to load may pass (a full memory, a file
     being replaced), so that its ban ends, and doubles with each failure in a row.
     """
 
-    def __init__(self, entries: Iterable[Step], retry_s: float = 30.0) -> None:
-        """Begin with a pool's entries.
+    def __init__(
+        self,
+        candidates: Iterable[Candidate],
+        retry_s: float = 30.0,
+        limits: Limits | None = None,
+    ) -> None:
+        """Begin with a pool's candidates.
 
         Args:
-            entries: The subnets.
-            retry_s: How long a subnet is barred by its first failure to load, in seconds.
+            candidates: The subnets.
+            retry_s: How long its first failure to load bars a subnet, in seconds.
+            limits: Absolute limits on other resources than the latency; None for no limits.
         """
         self._retry_s = retry_s
+        self._limits = limits
         self._lock = threading.Lock()
-        self._entries = tuple(entries)
+        self._candidates = tuple(candidates)
         self._barred: dict[Arch, float] = {}
         self._failures: dict[Arch, int] = {}
-        self._ladder = Ladder.of(self._entries)
+        self._table = self._table_of(self._candidates, ())
 
     @property
-    def ladder(self) -> Ladder:
+    def table(self) -> ParetoTable[Candidate]:
         """The subnets that may be served."""
-        return self._ladder
+        return self._table
 
     @property
-    def entries(self) -> tuple[Step, ...]:
-        """All that are known, barred ones too."""
-        return self._entries
+    def candidates(self) -> tuple[Candidate, ...]:
+        """All subnets, barred ones too."""
+        return self._candidates
 
     @property
     def barred(self) -> frozenset[Arch]:
@@ -54,7 +63,7 @@ class Catalogue:
             self._rebuild()
 
     def bar_for_now(self, arch: Arch, now_s: float) -> float:
-        """Serve a subnet no more for a while; returns for how long, in seconds."""
+        """Bar a subnet for a while; returns for how long, in seconds."""
         with self._lock:
             failures = self._failures.get(arch, 0)
             self._failures[arch] = failures + 1
@@ -64,12 +73,12 @@ class Catalogue:
             return wait_s
 
     def loaded(self, arch: Arch) -> None:
-        """A subnet was loaded: its earlier failures no longer count."""
+        """Forget the failures of a subnet that was loaded."""
         with self._lock:
             self._failures.pop(arch, None)
 
-    def admit(self, now_s: float) -> None:
-        """End the bans that are over."""
+    def end_bans(self, now_s: float) -> None:
+        """Admit the subnets whose time is over."""
         with self._lock:
             over = [arch for arch, until_s in self._barred.items() if until_s <= now_s]
             for arch in over:
@@ -77,18 +86,26 @@ class Catalogue:
             if over:
                 self._rebuild()
 
-    def update(self, change: Callable[[Sequence[Step]], Iterable[Step]]) -> None:
-        """Replace the entries by others made of them; bans stay.
+    def update(self, change: Callable[[Sequence[Candidate]], Iterable[Candidate]]) -> None:
+        """Replace the candidates; bans stay.
 
         Args:
-            change: Makes them. Two changes follow each other, and one that raises, or gives what
-                can't be ranked, changes nothing.
+            change: Makes the new ones of the old ones. Where it raises, or its result can't be
+                ranked, nothing changes. Only one change is made at a time.
         """
         with self._lock:
-            entries = tuple(change(self._entries))
-            ladder = Ladder.of(entries, self._barred.keys())
-            self._entries, self._ladder = entries, ladder
+            candidates = tuple(change(self._candidates))
+            table = self._table_of(candidates, self._barred.keys())
+            self._candidates, self._table = candidates, table
 
     def _rebuild(self) -> None:
-        # One assignment: readers see the old ladder or the new one.
-        self._ladder = Ladder.of(self._entries, self._barred.keys())
+        # One assignment: readers see the old table or the new one.
+        self._table = self._table_of(self._candidates, self._barred.keys())
+
+    def _table_of(
+        self, candidates: Iterable[Candidate], without: Collection[Arch]
+    ) -> ParetoTable[Candidate]:
+        limits = self._limits
+        if limits is not None:
+            candidates = [c for c in candidates if limits.keeps(c.costs)]
+        return ParetoTable(candidates, without)

@@ -1,11 +1,30 @@
-"""Whether the latency table still holds: a load slows all blocks alike, a drift does not."""
+"""Detecting that the latency table no longer holds, and correcting it while serving."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import median
+from typing import Any
+
+import numpy as np
+
+from fxelastic.edge.bundle import Bundle
+from fxelastic.edge.candidates import Candidate
+from fxelastic.edge.serving.cache import SubnetCache
+from fxelastic.edge.serving.catalogue import Catalogue
+from fxelastic.edge.serving.events import EventLog, describe
+from fxelastic.edge.synthetic_inputs import CHOICES, synthetic
+from fxelastic.errors import UsageError
+from fxelastic.spec import Arch
+from fxelastic.spec.costs import BranchCosts
+from fxelastic.spec.latency_table import LatencyTable
 
 
 @dataclass(frozen=True)
@@ -13,10 +32,10 @@ class Drift:
     """How measured latencies of branches differ from the table's.
 
     Attributes:
-        load: By how much all of them are slower, as a factor: the median.
-        factors: For each branch, by how much it is slower than that.
+        load: The factor by which all of them are slower: the weighted median.
+        factors: For each branch, its own factor divided by that.
         uneven: The branches whose factor is too far from 1.
-        misjudged: Share of the subnet's latency that the table has in the wrong place.
+        misjudged: Share of the subnet's latency that the table gives to wrong branches.
     """
 
     load: float
@@ -27,27 +46,27 @@ class Drift:
 
 @dataclass(frozen=True)
 class DriftRule:
-    """Tells a drift of the table from a load of the device.
+    """Distinguishes a drift of the table from a load of the device.
 
     A throttled core, another version of onnxruntime or another memory clock make some operators
-    slower and others not; competing processes slow all of them by about the same factor, which
-    r = actual / estimated takes care of.
+    slower and others not. Competing processes slow all of them by about the same factor, which
+    r = actual / estimated accounts for.
 
     Attributes:
         tolerance: A branch is uneven from this factor against the median, either way.
-        share: A drift is told when this share of the latency is misjudged.
+        share: There is a drift when this share of the latency is misjudged.
     """
 
     tolerance: float = 1.25
     share: float = 0.05
 
     def compare(self, table_ms: Mapping[str, float], measured_ms: Mapping[str, float]) -> Drift:
-        """Compare what was measured with the table.
+        """Compare measurements with the table.
 
         Args:
             table_ms: Latency of each branch in the table, in ms.
-            measured_ms: Latencies measured close to one another in time, in ms. A branch that is
-                missing, or has no positive latency on either side, is left out.
+            measured_ms: Latencies measured close to one another in time, in ms. Branches without
+                a positive latency on both sides are left out.
         """
         ratios = {
             name: measured / table_ms[name]
@@ -56,7 +75,7 @@ class DriftRule:
         }
         if not ratios:
             return Drift(1.0, {}, (), 0.0)
-        # Weighted by latency, or a few tiny branches would say what the load is.
+        # Weighted by latency, or a few tiny branches would decide the load.
         load = _weighted_median([(ratios[name], table_ms[name]) for name in ratios])
         factors = {name: ratio / load for name, ratio in ratios.items()}
         uneven = tuple(
@@ -73,8 +92,289 @@ class DriftRule:
         return drift.misjudged >= self.share
 
 
+class DriftDetector:
+    """Measures the branches in use from time to time, and corrects the table after a drift.
+
+    One measurement may be disturbed, so a drift must be seen twice in a row.
+
+    Attributes:
+        thread: The thread that measures.
+    """
+
+    def __init__(
+        self,
+        probe: TableProbe,
+        cache: SubnetCache,
+        catalogue: Catalogue,
+        events: EventLog,
+        on_change: Callable[[], None],
+        rule: DriftRule | None = None,
+        every_s: float = 300.0,
+        store: Callable[[], None] | None = None,
+    ) -> None:
+        """Begin without a measurement; `start` starts the thread.
+
+        Args:
+            probe: Measures.
+            cache: Has the subnet in use.
+            catalogue: Receives the new estimates.
+            events: Where drifts and failures are recorded.
+            on_change: Called when estimates have changed.
+            rule: Distinguishes a drift from a load.
+            every_s: Time between two measurements, in seconds.
+            store: Writes the corrected table; None not to write it.
+        """
+        self._probe = probe
+        self._cache = cache
+        self._catalogue = catalogue
+        self._events = events
+        self._on_change = on_change
+        self._rule = rule or DriftRule()
+        self._every_s = every_s
+        self._store = store
+        self._suspected = False
+        self._stop = threading.Event()
+        self.thread = threading.Thread(target=self._work, name="fxelastic-drift", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self.thread.start()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._stop.set()
+        if self.thread.ident is not None:
+            self.thread.join()
+
+    def check(self) -> Drift | None:
+        """Measure once.
+
+        Returns:
+            How the branches in use compare with the table; None if they could not be measured.
+        """
+        current = self._cache.current
+        if current is None:
+            return None
+        try:
+            expected_ms = self._probe.expected_ms(current.arch)
+            measured_ms = self._probe.measure(current.arch, self._stop)
+            if self._stop.is_set():
+                return None
+            drift = self._rule.compare(expected_ms, measured_ms)
+            if not self._rule.drifted(drift):
+                self._suspected = False
+            elif not self._suspected:
+                self._suspected = True
+            else:
+                self._suspected = False
+                self._renew(drift)
+        except Exception as e:  # noqa: BLE001 - the check is a help; serving goes on without it
+            self._events.add("probe_failed", describe(e), arch=str(current.arch))
+            return None
+        return drift
+
+    def _renew(self, drift: Drift) -> None:
+        worst = max(drift.uneven, key=lambda name: abs(drift.factors[name] - 1))
+        self._events.add(
+            "drifted",
+            f"{100 * drift.misjudged:.0f} % of the latency is misjudged; "
+            f"{worst} takes {drift.factors[worst]:.2f} times its latency in the table",
+            load=drift.load,
+            factors={name: drift.factors[name] for name in drift.uneven},
+        )
+        change = self._probe.renew({name: drift.factors[name] for name in drift.uneven})
+
+        def corrected(candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+            return [replace(c, ms=c.ms * change(c.arch)) for c in candidates]
+
+        self._catalogue.update(corrected)
+        candidates = self._catalogue.candidates
+        for candidate in candidates:
+            self._cache.update(candidate)
+        self._events.add(
+            "reprofiled", f"{len(drift.uneven)} branches, {len(candidates)} estimates corrected"
+        )
+        self._on_change()
+        if self._store is not None:
+            try:
+                self._store()
+            except Exception as e:  # noqa: BLE001 - the table in memory is corrected all the same
+                self._events.add("store_failed", describe(e))
+
+    def _work(self) -> None:
+        while not self._stop.wait(self._every_s):
+            self.check()
+
+
+@dataclass(frozen=True)
+class BranchTimer:
+    """Runs each branch of a subnet by itself, a few times, with rests in between.
+
+    One branch is in memory at a time. The lowest latency of several counts: other programs make a
+    branch slower, never quicker. Its inputs are synthetic, see `synthetic`; where a branch fails on
+    random integers, other choices are tried.
+
+    Attributes:
+        bundle: The bundle.
+        open_session: Makes a session from the path of a branch's ONNX file.
+        batch_size: Batch size of the inputs.
+        repeats: Runs of each branch, besides one warm-up run.
+        rest_s: Rest before each run, which keeps the effect on requests small, in seconds.
+    """
+
+    bundle: Bundle
+    open_session: Callable[[Path], Any]
+    batch_size: int = 1
+    repeats: int = 5
+    rest_s: float = 0.02
+
+    def measure(self, arch: Arch, stop: threading.Event) -> Mapping[str, float]:
+        """Measure a subnet's branches.
+
+        Args:
+            arch: The subnet.
+            stop: Set to end early.
+
+        Returns:
+            Latencies in ms by branch id; fewer when stopped. Branches whose input sizes do not
+            follow from the batch size are left out.
+        """
+        latencies: dict[str, float] = {}
+        for branch in arch:
+            candidates = self._inputs(branch)
+            if not candidates:
+                continue
+            session = self.open_session(self.bundle.model_path(branch))
+            inputs = _running(session, candidates)
+            best_s = float("inf")
+            for _ in range(self.repeats):
+                if stop.wait(self.rest_s):
+                    return latencies
+                begin_s = time.perf_counter()
+                session.run(None, inputs)
+                best_s = min(best_s, time.perf_counter() - begin_s)
+            latencies[branch] = 1e3 * best_s
+            del session
+        return latencies
+
+    def _inputs(self, branch: str) -> list[dict[str, Any]]:
+        """Inputs for each choice of integers; empty if their sizes are unknown."""
+        infos = [self.bundle.values[name] for name in self.bundle.segment(branch).inputs]
+        try:
+            shapes = [info.shape_at(self.batch_size) for info in infos]
+        except UsageError:
+            return []
+        found = []
+        for choice in CHOICES:
+            rng = np.random.default_rng(0)
+            arrays = [synthetic(i, s, rng, choice) for i, s in zip(infos, shapes, strict=True)]
+            found.append({info.name: array for info, array in zip(infos, arrays, strict=True)})
+        return found
+
+
+class TableProbe:
+    """Measures branches against a `LatencyTable`, and corrects it; for one thread at a time."""
+
+    def __init__(
+        self,
+        table: LatencyTable,
+        timer: BranchTimer,
+        mode: str,
+        path: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """Begin with a table.
+
+        Args:
+            table: The device's latencies; not changed in place.
+            timer: Measures branches.
+            mode: ``assembled`` or ``paged``.
+            path: The file for the corrected table; None not to write it.
+        """
+        self.table = table
+        self._timer = timer
+        self._mode = mode
+        self._path = None if path is None else Path(path)
+        # The file's content as this process read or wrote it last.
+        self._known = self._bytes()
+
+    def expected_ms(self, arch: Arch) -> Mapping[str, float]:
+        """The table's latencies of a subnet's branches."""
+        return {branch: self.table.rows[branch].ms for branch in arch}
+
+    def measure(self, arch: Arch, stop: threading.Event) -> Mapping[str, float]:
+        """Measure a subnet's branches; see `BranchTimer`."""
+        return self._timer.measure(arch, stop)
+
+    def renew(self, factors: Mapping[str, float]) -> Callable[[Arch], float]:
+        """Multiply branches' latencies in the table.
+
+        Args:
+            factors: By branch id.
+
+        Returns:
+            For a subnet, the factor by which its estimate changes.
+        """
+        old = self.table
+        self.table = new = renewed(old, factors)
+        return lambda arch: new.predict_ms(arch, self._mode) / old.predict_ms(arch, self._mode)
+
+    def save(self) -> None:
+        """Write the table, if there is a file for it.
+
+        Raises:
+            UsageError: The file can't be written, or another program has changed it since; it is
+                not changed then.
+        """
+        if self._path is None:
+            return
+        if self._bytes() != self._known:
+            raise UsageError(
+                f"{self._path} has changed since serving began, and is not overwritten",
+                expected="the table that serving began with",
+                got="another file",
+                fix="serve again, to use the new table",
+            )
+        self.table.save(self._path)
+        self._known = self._bytes()
+
+    def _bytes(self) -> bytes | None:
+        try:
+            return None if self._path is None else self._path.read_bytes()
+        except FileNotFoundError:
+            return None
+
+
+def renewed(table: LatencyTable, factors: Mapping[str, float]) -> LatencyTable:
+    """The table with some branches' latencies multiplied by factors."""
+    rows = {
+        branch: replace(
+            row,
+            ms=row.ms * factors.get(branch, 1.0),
+            median_ms=row.median_ms * factors.get(branch, 1.0),
+            high_ms=row.high_ms * factors.get(branch, 1.0),
+        )
+        for branch, row in table.rows.items()
+    }
+
+    def slowed(found: BranchCosts) -> BranchCosts:
+        costs = {b: cost * factors.get(b, 1.0) for b, cost in found.costs.items()}
+        return replace(found, costs=costs)
+
+    return replace(table.mapped(slowed), rows=rows)
+
+
+def _running(session: Any, candidates: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The first inputs on which a session runs; also warms it up."""
+    for inputs in candidates[:-1]:
+        with contextlib.suppress(Exception):  # onnxruntime's derive from Exception one by one
+            session.run(None, inputs)
+            return inputs
+    session.run(None, candidates[-1])
+    return candidates[-1]
+
+
 def _weighted_median(pairs: list[tuple[float, float]]) -> float:
-    """The value below and above which lies half of the weight."""
+    """The value with half of the weight below it and half above."""
     pairs.sort()
     half = math.fsum(weight for _, weight in pairs) / 2
     seen = 0.0

@@ -1,4 +1,4 @@
-"""What happened while serving, as data."""
+"""Events of a runtime, as data."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from typing import Any, Literal, TypeAlias
 
 _log = logging.getLogger(__name__)
 
-#: What an event tells.
+#: The kinds of events.
 #:
-#: * started, closed - the runtime's life.
-#: * switched - requests from now on are served by another subnet.
+#: * started, closed - the runtime started or was closed.
+#: * switched - another subnet serves the requests from now on.
 #: * loaded, unloaded - a subnet came into memory or left it.
 #: * load_failed - a subnet can't be loaded; it is not tried again for a while.
 #: * rolled_back - the subnet in use failed; an earlier one serves again.
 #: * run_failed, non_finite - a subnet raised, or gave NaN or infinity; another one answered.
-#: * model_non_finite - every subnet gives NaN or infinity for an input, so that none is at fault.
+#: * model_non_finite - every subnet gives NaN or infinity for an input, so no subnet is barred.
 #: * request_failed - no subnet could answer; the caller got an error.
-#: * memory_limit - a subnet can't be loaded within the memory there is.
+#: * memory_limit - a subnet can't be loaded within the memory limit.
 #: * budget_changed - the user set another budget.
 #: * budget_unmet, budget_met - no subnet keeps the budget at this load; one does again.
 #: * slow_requests - single requests took a multiple of the others.
 #: * clock_jumped - the clock was set back.
-#: * research_started, research_finished, research_failed - a search for quicker subnets.
-#: * drifted, reprofiled, probe_failed - the latency table no longer holds; it was measured anew.
-#: * store_failed - the pool or the table can't be written.
-#: * control_failed - the policy or a listener raised; serving goes on as it was.
+#: * research_started, research_finished, research_failed - a background search for quicker subnets.
+#: * drifted, reprofiled, probe_failed - the latency table no longer holds; it was corrected; its
+#:   check failed.
+#: * store_failed - the table can't be written.
+#: * control_failed - the policy or a listener raised; serving goes on as before.
 Kind: TypeAlias = Literal[
     "budget_changed",
     "budget_met",
@@ -61,11 +62,11 @@ Kind: TypeAlias = Literal[
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened.
+    """An event.
 
     Attributes:
         time_s: When, on the runtime's clock.
-        kind: What; see `Kind`.
+        kind: Its kind; see `Kind`.
         message: For people.
         details: For programs: archs as text, latencies in ms, durations in s.
     """
@@ -81,12 +82,12 @@ class Event:
 
 @dataclass
 class EventLog:
-    """The latest events, and how many there were of each kind; safe in any thread.
+    """The latest events, and the number of each kind; safe in any thread.
 
     Attributes:
-        clock: Tells the time, in s.
-        limit: How many events are kept.
-        listener: Called with each event, by the thread in which it happened; must be quick.
+        clock: Returns the time in s.
+        limit: The number of events to keep.
+        listener: Called with each event, by the thread in which it happens; must be quick.
     """
 
     clock: Callable[[], float]
@@ -97,11 +98,11 @@ class EventLog:
     _lock: threading.Lock = field(init=False, repr=False, default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        """Begin with none."""
+        """Begin empty."""
         self._events = deque(maxlen=self.limit)
 
     def add(self, kind: Kind, message: str, **details: Any) -> None:
-        """Note an event."""
+        """Record an event."""
         event = Event(self.clock(), kind, message, details)
         with self._lock:
             self._events.append(event)
@@ -123,7 +124,7 @@ class EventLog:
             return tuple(self._events)
 
     def counts(self) -> Mapping[str, int]:
-        """How many there were of each kind, those no longer kept included."""
+        """The number of events of each kind, including those no longer kept."""
         with self._lock:
             return dict(self._counts)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import NamedTuple
 
-from fxelastic.edge.serving.ladder import Step
+from fxelastic.edge.candidates import Candidate
 
 # Requests of several threads end in another order than they are recorded; a clock that goes back
 # by more than this has been set.
@@ -23,20 +23,20 @@ class Observation(NamedTuple):
 
     Attributes:
         time_s: When it ended, on the runtime's clock.
-        step: The subnet that served it, with the latency it was estimated to have then.
-        actual_ms: The latency it had, in ms.
-        first: Among the first on a session, which allocate: it says nothing of the load.
+        candidate: The subnet that served it, with its estimated latency at that time.
+        actual_ms: The measured latency, in ms.
+        first: It is among the first on a session, which allocate, so it does not show the load.
     """
 
     time_s: float
-    step: Step
+    candidate: Candidate
     actual_ms: float
     first: bool = False
 
 
 @dataclass(frozen=True)
 class Load:
-    """What the monitor knows at one time; ratios are ``r = actual / estimated`` (§5.3).
+    """A reading of the monitor; ratios are ``r = actual / estimated`` (§5.3).
 
     Attributes:
         ratio: Median r of the window; None before there were enough requests.
@@ -45,8 +45,8 @@ class Load:
         n_samples: Requests in the window.
         peaks: ``(time_s, ratio)`` of earlier readings that no later one reached, oldest first.
         fresh: The requests since the last reading, in the order they were recorded.
-        n_slow: How many of them took a multiple of what the window before did.
-        clock_jumped: The clock was set back since the last reading; what was known is forgotten.
+        n_slow: How many of them took a multiple of the window's usual time.
+        clock_jumped: The clock was set back since the last reading; earlier requests are forgotten.
         high: Upper quartile of r in the newest part of the window: a load that comes and goes
             within parts of a second has several levels.
         begin_s: When the first request ended; None before.
@@ -74,15 +74,14 @@ class Monitor:
     r compares each request with the estimate of the subnet that served it, so that the requests
     before and after a switch belong to one window.
 
-    `record` may be called by any thread, on every request: it only appends. The work is done in
-    `read`, by one thread.
+    Any thread may call `record`, on every request: it only appends. One thread calls `read`, which
+    does the work.
 
     Attributes:
-        window_s: The window's length, in seconds. A step of the load is seen after half of it, and
-            what is over by then is not seen at all: a program that starts, or a subnet being
-            loaded, slows requests for a third of a second.
+        window_s: The window's length, in seconds. A step of the load shows after half of it;
+            shorter disturbances do not show, such as a program that starts or a subnet that loads.
         min_samples: Requests that a median needs; with fewer in ``window_s`` the window is longer.
-        max_samples: Requests looked at; of a window with more, every second one, every third ….
+        max_samples: The most requests to compute with; of more, every second one, every third ….
         horizon_s: How long peaks are kept, in seconds.
         slow: A request counts as slow from this multiple of the window's ratio.
     """
@@ -100,7 +99,7 @@ class Monitor:
     _last: Load = field(init=False, repr=False, default_factory=Load)
 
     def __post_init__(self) -> None:
-        """Begin with nothing."""
+        """Begin without requests."""
         # Bounded: nobody may be reading.
         self._incoming = deque(maxlen=_MOST)
         self._samples = deque(maxlen=_MOST)
@@ -111,7 +110,7 @@ class Monitor:
         self._incoming.append(observation)
 
     def read(self, now_s: float) -> Load:
-        """What is known now.
+        """Read the load.
 
         Args:
             now_s: The time, on the clock of the observations.
@@ -130,7 +129,7 @@ class Monitor:
                 self._peaks.clear()
                 self._begin_s = None
             self._latest_s = max(self._latest_s, seen.time_s)
-            ratio = seen.actual_ms / seen.step.latency_ms
+            ratio = seen.actual_ms / seen.candidate.ms
             # A latency of 0 or less was measured while the clock was set.
             if 0 < ratio < math.inf and not seen.first:
                 self._samples.append((seen.time_s, ratio))

@@ -1,22 +1,23 @@
-"""Which subnet to serve next: the rule of §5.3, without flapping."""
+"""Which subnet to serve next: the rule of §5.3, with hysteresis."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
-from fxelastic.edge.serving.ladder import Ladder, Step
+from fxelastic.edge.candidates import Candidate
 from fxelastic.edge.serving.monitor import Load
+from fxelastic.spec.pareto import ParetoTable
 
 
 class PastSwitch(NamedTuple):
-    """A switch that was made.
+    """An earlier switch.
 
     Attributes:
         time_s: When, on the runtime's clock.
-        up: It was to a slower, more accurate subnet.
+        up: It led to a slower, more accurate subnet.
     """
 
     time_s: float
@@ -30,49 +31,49 @@ class Situation:
     Attributes:
         now_s: The time, on the runtime's clock.
         budget_ms: What a request may take, in ms.
-        load: What the monitor knows.
-        current: The subnet in use; the ladder may no longer have it.
-        ladder: The subnets that may be served.
-        switches: The switches made, oldest first; at least those of the last ten minutes.
+        load: The monitor's reading.
+        current: The subnet in use; the table may no longer have it.
+        table: The subnets that may be served.
+        switches: Earlier switches, oldest first; at least the last ten minutes.
     """
 
     now_s: float
     budget_ms: float
     load: Load
-    current: Step
-    ladder: Ladder
+    current: Candidate
+    table: ParetoTable[Candidate]
     switches: Sequence[PastSwitch] = ()
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What a policy wants.
+    """A policy's decision.
 
     Attributes:
-        target: The subnet to serve; the current one to stay.
-        met: The target is expected to keep the budget.
-        limit_ms: Estimated latency that a subnet may have at the load there is: ``T/r``.
+        target: The subnet to serve; the current one for no change.
+        met: Whether the target is expected to keep the budget.
+        limit_ms: Estimated latency that a subnet may have at the present load: ``T/r``.
         reason: Why, for people.
-        again_s: Ask again after this time in seconds, even if there is no request; None not to.
+        again_s: Decide again after this time in seconds, even without a request; None for no.
     """
 
-    target: Step
+    target: Candidate
     met: bool
     limit_ms: float
     reason: str
     again_s: float | None = None
 
 
-class Policy(Protocol):
+class SwitchPolicy(Protocol):
     """Decides which subnet to serve.
 
     The contract:
 
     * `decide` depends on its argument only, and changes nothing. It is called some twenty times a
       second, by one thread.
-    * The target is a step of the ladder, or the current subnet.
-    * It need not care whether the target is loaded: the runtime keeps the current subnet until
-      then, and asks again.
+    * The target is in the table, or is the current subnet.
+    * It may name a target that is not loaded: the runtime keeps the current subnet until then, and
+      asks again.
     """
 
     def decide(self, situation: Situation) -> Decision:
@@ -83,28 +84,27 @@ class Policy(Protocol):
 class RatioPolicy:
     """Serve the most accurate subnet under ``T/r`` (§5.3), slow to climb and quick to step down.
 
-    *Down*: when the median latency exceeds the budget, at once, to the best subnet under ``T/r``
-    less some room; r is the upper quartile of the newest requests, so that one switch is enough for
-    a step of the load, whose level is seldom the same for a second.
+    *Down*: as soon as the median latency exceeds the budget, to the best subnet under ``T/r`` less
+    some room; r is the upper quartile of the newest requests, so that one switch is enough for a
+    step of a load whose level varies.
 
     *Up*: when a more accurate subnet would have kept the budget at every moment of the last
-    ``calm_s`` seconds. The hysteresis lies in this time rather than in the room: a large share of
-    free budget would keep out the very subnet that was the best before the load came. Under a load
-    the wait is longer, up to eight times, for what a load takes varies, and what is free may be so
-    by chance; two and a half short waits after it has gone, the wait is short again. A climb that
-    had to be taken back soon doubles the wait for the next one: a load that comes and goes costs
-    fewer and fewer switches.
+    ``calm_s`` seconds. The hysteresis lies in this time rather than in the room: with a large share
+    of free budget, the subnet that was the best before the load came would not return. Under a load
+    the wait is up to eight times as long, since the load varies and room may be free by chance; it
+    is short again two and a half short waits after the load has gone. A climb that was soon taken
+    back doubles the wait for the next one, so a load that comes and goes costs ever fewer switches.
 
     Attributes:
         room_down: Share of the budget that stays free after a step down.
         room_up: Share of the budget that stays free after a climb.
-        settle_s: How long there must have been requests before their latencies count, in seconds: a
-            runtime that begins loads other subnets besides.
+        settle_s: Time after the first request from which latencies count, in seconds: a runtime
+            that begins loads other subnets besides.
         dwell_s: Time between two switches down, in seconds.
         calm_s: How long there must have been room for a climb where r is 1 or less, in seconds.
         calm_rise: By how many times more for each 1 that r is above that, up to eight times in all.
-        worth: Share of the ladder's range of accuracies that a climb must gain, unless it leads to
-            the top: a switch for next to nothing is another one to take back.
+        worth: Share of the table's range of accuracies that a climb must gain, unless it leads to
+            the top: a switch with little gain is likely to be taken back.
         max_calm_s: The longest such wait, in seconds.
         failed_s: A climb taken back within this time has failed, in seconds.
         forget_s: Failed climbs older than this no longer count, in seconds.
@@ -124,20 +124,20 @@ class RatioPolicy:
     forget_s: float = 600.0
 
     def decide(self, situation: Situation) -> Decision:
-        """Decide; see the class."""
+        """Decide; see `SwitchPolicy`."""
         load, budget_ms, current = situation.load, situation.budget_ms, situation.current
-        # Before there were requests for a while, the estimates are all there is.
+        # Until there were requests for a while, only the estimates count.
         begun = load.begin_s is None or situation.now_s - load.begin_s >= self.settle_s
         ratio = load.ratio if load.ratio is not None and begun else 1.0
-        actual_ms = ratio * current.latency_ms
+        actual_ms = ratio * current.ms
         if actual_ms > budget_ms:
             return self._down(situation, ratio, actual_ms)
         return self._up(situation, ratio)
 
     def _down(self, situation: Situation, ratio: float, actual_ms: float) -> Decision:
-        current, ladder = situation.current, situation.ladder
+        current, table = situation.current, situation.table
         recent = situation.load.recent
-        # Not the whole window's, nor the median: one switch is to be enough for a step of the load.
+        # High and recent, since one switch should be enough for a step of the load.
         worst = situation.load.high or recent or ratio
         limit_ms = situation.budget_ms * (1 - self.room_down) / worst
         exceeded = (
@@ -145,19 +145,19 @@ class RatioPolicy:
         )
         since_s = _since_last(situation)
         if since_s is not None and 0 <= since_s < self.dwell_s:
-            # Most of the window is from before the switch; that is no reason to give up.
+            # Most of the window is from before the switch.
             again_s = self.dwell_s - since_s
             return Decision(current, True, limit_ms, f"{exceeded}, just switched", again_s)
-        if recent is not None and recent * current.latency_ms <= situation.budget_ms:
+        if recent is not None and recent * current.ms <= situation.budget_ms:
             return Decision(current, True, limit_ms, f"{exceeded}, but the newest requests do not")
-        fitting = ladder.best_under(limit_ms)
-        if fitting is not None and fitting.latency_ms < current.latency_ms:
+        fitting = table.best(limit_ms)
+        if fitting is not None and fitting.ms < current.ms:
             return Decision(fitting, True, limit_ms, exceeded)
-        quickest = ladder.quickest
-        if quickest is None or quickest.latency_ms >= current.latency_ms:
+        quickest = table.quickest
+        if quickest is None or quickest.ms >= current.ms:
             return Decision(current, False, limit_ms, f"{exceeded}, and nothing is quicker")
-        met = quickest.latency_ms * (recent or ratio) <= situation.budget_ms
-        return Decision(quickest, met, limit_ms, f"{exceeded}, which only the quickest may keep")
+        met = quickest.ms * (recent or ratio) <= situation.budget_ms
+        return Decision(quickest, met, limit_ms, f"{exceeded}, and only the quickest may keep it")
 
     def _up(self, situation: Situation, ratio: float) -> Decision:
         current, load = situation.current, situation.load
@@ -169,29 +169,31 @@ class RatioPolicy:
         stay = Decision(current, True, limit_ms, "the budget is kept")
         if since_s is not None and 0 <= since_s < calm_s:
             return stay
-        better = situation.ladder.best_under(limit_ms)
-        if better is None or not self._is_worth_it(better, current, situation.ladder):
+        better = situation.table.best(limit_ms)
+        if better is None or not self._is_worth_it(better, current, situation.table):
             return stay
         newer = load.peak_since(situation.now_s - calm_s / 2)
         if newer is not None:
             soon_ms = situation.budget_ms * (1 - self.room_up) / max(ratio, newer)
-            soon = situation.ladder.best_under(soon_ms)
+            soon = situation.table.best(soon_ms)
             if soon is not None and soon.accuracy > better.accuracy:
-                # A load has just gone: one switch up is enough, too.
+                # A load has just gone: one switch up should be enough, too.
                 return stay
         reason = f"there has been room for {calm_s:.3g} s (r at most {worst:.2f})"
         return Decision(better, True, limit_ms, reason)
 
-    def _is_worth_it(self, better: Step, current: Step, ladder: Ladder) -> bool:
-        steps = ladder.steps
-        if better.accuracy <= current.accuracy or better.arch == steps[-1].arch:
+    def _is_worth_it(
+        self, better: Candidate, current: Candidate, table: ParetoTable[Candidate]
+    ) -> bool:
+        frontier = table.frontier
+        if better.accuracy <= current.accuracy or better.arch == frontier[-1].arch:
             return better.accuracy > current.accuracy
-        whole = steps[-1].accuracy - steps[0].accuracy
+        whole = frontier[-1].accuracy - frontier[0].accuracy
         return better.accuracy - current.accuracy >= self.worth * whole
 
     def calm_for(self, situation: Situation) -> float:
-        """How long there must have been room: by the load and the failed climbs; in seconds."""
-        # The peak of some time: a load that lets go for a moment has not gone.
+        """How long there must have been room, given the load and failed climbs, in seconds."""
+        # The peak over some time: a load that pauses for a moment has not gone.
         peak = situation.load.peak_since(situation.now_s - 2.5 * self.calm_s)
         loaded = 0.0 if peak is None else max(0.0, peak - 1.0)
         failed = 0
@@ -211,3 +213,54 @@ def _since_last(situation: Situation) -> float | None:
     if not situation.switches:
         return None
     return situation.now_s - situation.switches[-1].time_s
+
+
+@dataclass
+class BudgetState:
+    """Whether the budget can be kept, with hysteresis.
+
+    An unmet budget counts at once; a met one when decisions have expected it for a while. At a
+    load at which the quickest subnet is just about quick enough, decisions alternate many times a
+    second.
+
+    Attributes:
+        kept_s: For how long decisions must have expected the budget to be kept, in seconds.
+        met: The present state.
+    """
+
+    kept_s: float = 1.0
+    met: bool = field(init=False, default=True)
+    _since_s: float | None = field(init=False, repr=False, default=None)
+    _budget_ms: float | None = field(init=False, repr=False, default=None)
+
+    @property
+    def again_s(self) -> float | None:
+        """The time until the next decision is needed, in seconds; None if none is."""
+        return None if self._since_s is None else self.kept_s
+
+    def update(self, met: bool, budget_ms: float, now_s: float) -> bool:
+        """Take over one decision's expectation.
+
+        Args:
+            met: Whether the decision's target is expected to keep the budget.
+            budget_ms: The budget, in ms; after a change of the budget, no time is needed.
+            now_s: The time, on the runtime's clock.
+
+        Returns:
+            Whether the state has changed.
+        """
+        known, self._budget_ms = self._budget_ms, budget_ms
+        if met == self.met:
+            self._since_s = None
+            return False
+        if met and budget_ms == known and not self._for_long(now_s):
+            return False
+        self.met = met
+        self._since_s = None
+        return True
+
+    def _for_long(self, now_s: float) -> bool:
+        # A clock that was set back begins anew.
+        if self._since_s is None or now_s < self._since_s:
+            self._since_s = now_s
+        return now_s - self._since_s >= self.kept_s

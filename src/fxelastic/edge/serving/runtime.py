@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from fxelastic.edge.serving.builder import Builder
+from fxelastic.edge.candidates import Candidate
+from fxelastic.edge.executor import Array
+from fxelastic.edge.serving.background_search import BackgroundSearch, Searcher
+from fxelastic.edge.serving.cache import FIRST, SubnetCache
 from fxelastic.edge.serving.catalogue import Catalogue
 from fxelastic.edge.serving.controller import Controller
-from fxelastic.edge.serving.courtesy import Courtesy
+from fxelastic.edge.serving.drift import DriftDetector, TableProbe
 from fxelastic.edge.serving.events import Event, EventLog, describe
-from fxelastic.edge.serving.executable import Array, Loader, all_finite
-from fxelastic.edge.serving.ladder import Step
-from fxelastic.edge.serving.monitor import Monitor, Observation
-from fxelastic.edge.serving.policy import Decision, Policy, RatioPolicy, Situation
-from fxelastic.edge.serving.recovery import Recovery
-from fxelastic.edge.serving.research import Research, Researcher
-from fxelastic.edge.serving.residents import FIRST, Residents
-from fxelastic.edge.serving.signature import Signature
-from fxelastic.edge.serving.standby import Standby
+from fxelastic.edge.serving.loaders import Loader
+from fxelastic.edge.serving.monitor import Observation
+from fxelastic.edge.serving.options import Serving
+from fxelastic.edge.serving.preload import Preloader
+from fxelastic.edge.serving.recovery import Recovery, all_finite
 from fxelastic.edge.serving.status import Status
-from fxelastic.edge.serving.switcher import Switcher
-from fxelastic.edge.serving.table_probe import TableProbe
-from fxelastic.edge.serving.upkeep import Upkeep
+from fxelastic.edge.signature import BundleSignature
 from fxelastic.errors import ServingError, UsageError
 from fxelastic.spec import Arch
+from fxelastic.spec.limits import Limits
+from fxelastic.spec.resources import LATENCY
 
 
 class Reply(NamedTuple):
-    """A request's result, and where it comes from.
+    """A request's result, and the subnet that computed it.
 
     Attributes:
         value: What the model returns.
@@ -47,183 +44,128 @@ class Reply(NamedTuple):
     latency_ms: float
 
 
-@dataclass(frozen=True)
-class ServingOptions:
-    """How a runtime behaves.
-
-    Attributes:
-        policy: Decides which subnet serves.
-        standby: Names the subnets to have in memory besides that.
-        monitor: Makes the monitor of the latencies.
-        memory_bytes: Memory that the subnets' weights may take; None for no limit.
-        tick_s: Time between two decisions, in seconds.
-        check_every_s: Time between two checks of the latency table, in seconds; None for none.
-        retry_s: How long a subnet that can't be loaded is left alone, in seconds.
-        clock: Tells the time in s; must not be set while the runtime lives, but may.
-        listener: Called with each event, in the thread in which it happens.
-        on_tick: Called after each round of the control loop with what the policy saw, the requests
-            since the last round among it, and decided.
-    """
-
-    policy: Policy = field(default_factory=RatioPolicy)
-    standby: Standby = field(default_factory=Standby)
-    monitor: Callable[[], Monitor] = Monitor
-    memory_bytes: int | None = None
-    tick_s: float = 0.05
-    check_every_s: float | None = 300.0
-    retry_s: float = 30.0
-    clock: Callable[[], float] = time.perf_counter
-    listener: Callable[[Event], None] | None = None
-    on_tick: Callable[[Situation, Decision], None] | None = None
-
-
 class Runtime:
     """Answers requests with the best subnet that keeps the budget (§5.3).
 
     Call it like the model, from any number of threads. A request runs on one subnet from begin to
     end; it waits for no switch. Close it, or use it in a ``with`` statement.
 
-    How it works: each request's latency goes to the *monitor*. Some twenty times a second the
-    *controller* asks the *policy* for the subnet to serve; the *builder* loads it in the
-    background, and the *switcher* puts it in place between two requests. A request whose subnet
-    fails is answered by another one (*recovery*).
+    Each request's latency goes to the *monitor*. Some twenty times a second the *controller* asks
+    the *policy* for the subnet to serve; the *preloader* loads it in the background, and the
+    *cache* makes it the one in use between two requests. *Recovery* answers a request whose subnet
+    fails with another one.
     """
 
     def __init__(
         self,
         loader: Loader,
-        signature: Signature,
-        entries: Iterable[Step],
+        signature: BundleSignature,
+        candidates: Iterable[Candidate],
         budget_ms: float,
-        options: ServingOptions | None = None,
-        researcher: Researcher | None = None,
+        options: Serving | None = None,
+        searcher: Searcher | None = None,
         probe: TableProbe | None = None,
-        courtesy: Courtesy | None = None,
+        limits: Limits | None = None,
     ) -> None:
         """Load the best subnet and begin to serve.
 
         Args:
             loader: Loads subnets.
-            signature: How the model is called and what it returns.
-            entries: The pool: subnets with latency and accuracy.
+            signature: Binds calls to inputs, and outputs to results.
+            candidates: The pool: subnets with their estimates.
             budget_ms: What a request may take, in ms.
-            options: How to behave.
-            researcher: Searches for quicker subnets when none keeps the budget; None not to.
-            probe: Measures whether the latency table still holds; None not to.
-            courtesy: Stops the loader's other process while requests run; None for no such.
+            options: Other options.
+            searcher: Searches for quicker subnets when none keeps the budget; None not to search.
+            probe: Checks the latency table; None not to check it.
+            limits: Absolute limits on other resources than the latency.
 
         Raises:
-            UsageError: The pool is empty, or the budget is no latency.
+            UsageError: No subnet keeps the limits, or the budget is not above 0.
             ServingError: No subnet of the pool can be loaded.
         """
-        options = options or ServingOptions()
+        options = options or Serving()
         self._loader = loader
         self._signature = signature
         self._clock = clock = options.clock
         self._started_s = clock()
         self._closing = threading.Lock()
         self._closed = self._freed = False
-        self._events = EventLog(clock, listener=options.listener)
-        self._catalogue = Catalogue(entries, options.retry_s)
+        self._events = events = EventLog(clock, listener=options.listener)
         budget_ms = _checked_budget(budget_ms)
-        if not len(self._catalogue.ladder):
+        self._catalogue = catalogue = Catalogue(candidates, options.retry_s, limits)
+        if not len(catalogue.table):
+            empty = not catalogue.candidates
             raise UsageError(
-                "the pool is empty",
+                "the pool is empty" if empty else "no subnet of the pool keeps the limits",
                 expected="at least one subnet to serve",
-                got="no entry",
+                got="no entry" if empty else str(limits),
                 fix="search with fxelastic.edge.search, and pass its result.pool",
             )
-        self._residents = Residents(loader, options.memory_bytes)
+        self._cache = cache = SubnetCache(loader, events, clock, options.memory_bytes)
         self._monitor = options.monitor()
-        self._switcher = Switcher(self._residents, self._events, clock)
-        self._courtesy = courtesy or Courtesy()
-        self._courtesy.busy = lambda: not self._residents.idle
-        self._builder = Builder(
-            *(self._residents, self._catalogue, self._events, clock, self._hurry), self._courtesy
-        )
+        self._preloader = Preloader(cache, catalogue, events, clock, self._hurry)
         self._controller = Controller(
-            self._monitor,
-            options.policy,
-            options.standby,
-            self._catalogue,
-            self._residents,
-            self._switcher,
-            self._builder,
-            self._events,
-            clock,
-            budget_ms,
-            options.tick_s,
-            self._unmet,
-            options.on_tick,
-            self._courtesy,
+            *(self._monitor, options.policy, options.preload, catalogue, cache, self._preloader),
+            *(events, clock, budget_ms, options.tick_s, self._unmet, options.on_tick),
         )
-        self._recovery = Recovery(
-            self._residents, self._catalogue, self._switcher, self._events, clock, self._courtesy
-        )
-        self._research = (
-            None
-            if researcher is None
-            else Research(researcher, self._catalogue, self._events, clock, self._hurry)
-        )
-        self._upkeep = (
-            None
-            if probe is None or options.check_every_s is None
-            else Upkeep(
-                probe,
-                self._residents,
-                self._catalogue,
-                self._events,
-                self._hurry,
+        self._recovery = Recovery(cache, catalogue, events, clock)
+        self._search: BackgroundSearch | None = None
+        if searcher is not None:
+            self._search = BackgroundSearch(searcher, catalogue, events, clock, self._hurry)
+        self._drift: DriftDetector | None = None
+        if probe is not None and options.check_every_s is not None:
+            self._drift = DriftDetector(
+                *(probe, cache, catalogue, events, self._hurry),
                 every_s=options.check_every_s,
                 store=probe.save,
             )
-        )
         try:
-            self._begin(self._load_first(budget_ms), budget_ms, options.standby)
+            self._begin(self._load_first(budget_ms), budget_ms, options)
         except BaseException:
-            self._residents.close()
+            cache.close()
             loader.close()
             raise
-        self._builder.start()
+        self._preloader.start()
         self._controller.start()
-        if self._upkeep is not None:
-            self._upkeep.start()
+        if self._drift is not None:
+            self._drift.start()
         self._hurry()
 
-    def _load_first(self, budget_ms: float) -> Step:
-        """Load the best subnet, else the next that can be had."""
+    def _load_first(self, budget_ms: float) -> Candidate:
+        """Load the best subnet, or the next one that can be loaded."""
         error: Exception | None = None
         while True:
-            ladder = self._catalogue.ladder
-            step = ladder.best_under(budget_ms) or ladder.quickest
-            if step is None:
+            table = self._catalogue.table
+            candidate = table.best(budget_ms) or table.quickest
+            if candidate is None:
                 raise ServingError(
                     "no subnet of the pool can be loaded",
                     got="nothing" if error is None else describe(error),
                     fix="check the bundle with `fxelastic inspect`, and memory_bytes",
                 ) from error
             try:
-                self._residents.load(step)
-            except Exception as e:  # noqa: BLE001 - the next subnet may do; the last error is told
+                self._cache.load(candidate, urgent=True)
+            except Exception as e:  # noqa: BLE001 - the next one may load; the last error is raised
                 error = e
-                self._catalogue.bar_for_now(step.arch, self._clock())
-                self._events.add("load_failed", describe(e), arch=str(step.arch))
+                self._catalogue.bar_for_now(candidate.arch, self._clock())
+                self._events.add("load_failed", describe(e), arch=str(candidate.arch))
             else:
-                return step
+                return candidate
 
-    def _begin(self, step: Step, budget_ms: float, standby: Standby) -> None:
-        """Have it serve, and the first on standby ready: the load may come with the requests."""
-        self._residents.use(step.arch)
+    def _begin(self, candidate: Candidate, budget_ms: float, options: Serving) -> None:
+        """Serve with a subnet, and load one more: a load may come with the first requests."""
+        self._cache.use(candidate)
+        table = self._catalogue.table
         self._events.add(
             "started",
-            f"{len(self._catalogue.ladder)} subnets, budget {budget_ms:.3g} ms, "
-            f"beginning with {step.latency_ms:.3g} ms estimated",
-            arch=str(step.arch),
-            latency_ms=step.latency_ms,
+            f"{len(table)} subnets, budget {budget_ms:.3g} ms, "
+            f"beginning with {candidate.ms:.3g} ms estimated",
+            arch=str(candidate.arch),
             budget_ms=budget_ms,
+            **{LATENCY: candidate.ms},
         )
-        for other in standby.steps(self._catalogue.ladder, step, budget_ms, budget_ms)[:1]:
-            self._builder.load_now(other)
+        for other in options.preload.candidates(table, candidate, budget_ms, budget_ms)[:1]:
+            self._preloader.load_now(other)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Answer a request.
@@ -257,53 +199,35 @@ class Runtime:
             ServingError: The runtime is closed, or no subnet can answer.
         """
         inputs = self._signature.bind(args, kwargs)
-        residents, clock = self._residents, self._clock
+        cache, clock = self._cache, self._clock
         begin_s = clock()
-        resident = residents.acquire()
-        courtesy = self._courtesy
-        # The estimate may be renewed while the request runs.
-        step = resident.step
-        waited_s = 0.0
+        subnet = cache.acquire()
+        # The estimate may be corrected while the request runs.
+        candidate = subnet.candidate
         error: Exception | None = None
         try:
-            if courtesy.waits:
-                waited_s = courtesy.begin(
-                    1e-3 * step.latency_ms * (self._controller.load.ratio or 1.0)
-                )
-            outputs = resident.executable.run(inputs)
-        except Exception as e:  # noqa: BLE001 - recovery raises it again where nothing else helps
+            outputs = subnet.loaded.run(inputs)
+        except Exception as e:  # noqa: BLE001 - recovery raises it again if no subnet can answer
             error = e
-        except BaseException:
-            # What a round of the control loop lets go on must not wait for another request.
-            self._controller.wake()
-            raise
         finally:
-            residents.release(resident)
-            if courtesy.waits and residents.idle:
-                courtesy.end()
+            cache.release(subnet)
         if error is None and (not self._recovery.checks_outputs or all_finite(outputs)):
             end_s = clock()
             latency_ms = 1e3 * (end_s - begin_s)
-            first = resident.n_first < FIRST
+            first = subnet.n_first < FIRST
             if first:
-                resident.n_first += 1
-            # What it was made to wait is no load.
-            actual_ms = latency_ms - 1e3 * waited_s
-            self._monitor.record(Observation(end_s, step, actual_ms, first))
+                subnet.n_first += 1
+            self._monitor.record(Observation(end_s, candidate, latency_ms, first))
             self._controller.wake()
-            return Reply(self._signature.result(outputs), outputs, step.arch, latency_ms)
-        try:
-            if error is not None:
-                outputs, step = self._recovery.after_error(inputs, step, error)
-            else:
-                outputs, step = self._recovery.after_non_finite(inputs, step, outputs)
-        finally:
-            if residents.idle:
-                courtesy.rest()
-            self._controller.wake()
-        # Answered by another subnet: nothing to learn about the load.
+            return Reply(self._signature.result(outputs), outputs, candidate.arch, latency_ms)
+        if error is not None:
+            outputs, candidate = self._recovery.after_error(inputs, candidate, error)
+        else:
+            outputs, candidate = self._recovery.after_non_finite(inputs, candidate, outputs)
+        self._controller.wake()
+        # Another subnet answered, so this latency does not show the load.
         latency_ms = 1e3 * (clock() - begin_s)
-        return Reply(self._signature.result(outputs), outputs, step.arch, latency_ms)
+        return Reply(self._signature.result(outputs), outputs, candidate.arch, latency_ms)
 
     @property
     def budget_ms(self) -> float:
@@ -328,64 +252,63 @@ class Runtime:
         return self._events.snapshot()
 
     @property
-    def entries(self) -> Sequence[Step]:
-        """The pool as it is now, with what re-searching found."""
-        return self._catalogue.entries
+    def entries(self) -> Sequence[Candidate]:
+        """The pool as it is now, with the subnets that searches found."""
+        return self._catalogue.candidates
 
     def status(self) -> Status:
-        """How things stand."""
-        load, step, events = self._controller.load, self._residents.current, self._events.counts()
+        """The state of the runtime now."""
+        load, step, events = self._controller.load, self._cache.current, self._events.counts()
         return Status(
             state="closed" if self._closed else "serving",
             uptime_s=self._clock() - self._started_s,
             step=step,
             budget_ms=self._controller.budget_ms,
-            budget_met=self._controller.verdict.met,
+            budget_met=self._controller.state.met,
             ratio=load.ratio,
-            n_requests=self._residents.n_acquired,
+            n_requests=self._cache.n_acquired,
             n_failed=events.get("request_failed", 0),
-            n_switches=self._switcher.n_switches,
-            resident=len(self._residents.archs),
-            resident_bytes=self._residents.resident_bytes,
+            n_switches=self._cache.n_switches,
+            resident=len(self._cache.archs),
+            resident_bytes=self._cache.resident_bytes,
             barred=len(self._catalogue.barred),
-            searching=self._research is not None and self._research.running,
+            searching=self._search is not None and self._search.running,
             events=events,
         )
 
     def close(self) -> None:
-        """Let the running requests end, then free everything; later requests are refused.
+        """Let the running requests end, then free everything; later requests raise an error.
 
-        Where it was interrupted, by Ctrl-C for example, it goes on when it is called again.
+        After an interruption, by Ctrl-C for example, another call goes on from there.
 
         Raises:
             ServingError: A listener or a policy called it, in a thread that it waits for.
         """
-        parts = (self._research, self._upkeep, self._controller, self._builder)
+        parts = (self._search, self._drift, self._controller, self._preloader)
         if any(part and part.thread is threading.current_thread() for part in parts):
             raise ServingError(
                 "the runtime can't be closed by its own threads",
                 expected="a call in a thread of yours",
-                got=f"one in {threading.current_thread().name}, as of a listener or a policy",
-                fix="set a threading.Event there, and close where it is waited for",
+                got=f"a call in {threading.current_thread().name}, by a listener or a policy",
+                fix="set a threading.Event there, and close in the thread that waits for it",
             )
         with self._closing:
             if self._freed:
                 return
             self._closed = True
-            if self._research is not None:
-                self._research.close()
-            if self._upkeep is not None:
-                self._upkeep.close()
+            if self._search is not None:
+                self._search.close()
+            if self._drift is not None:
+                self._drift.close()
             self._controller.close()
-            last = self._residents.current
-            # No round of the control loop will let it go on after the last request.
-            with self._courtesy.hurry():
-                self._builder.close()
-                self._residents.close()
-                self._loader.close()
+            last = self._cache.current
+            # A load may wait for the background process, which ends here.
+            self._loader.close()
+            self._preloader.close()
+            self._cache.close()
             self._controller.finish(last)
             self._freed = True
-        self._events.add("closed", f"after {self._residents.n_acquired:,} requests")
+        self._events.add("closed", f"after {self._cache.n_acquired:,} requests")
 
     def __enter__(self) -> Runtime:
         return self
@@ -402,8 +325,8 @@ class Runtime:
         self._controller.hurry()
 
     def _unmet(self, limit_ms: float) -> None:
-        if self._research is not None:
-            self._research.begin(limit_ms)
+        if self._search is not None:
+            self._search.begin(limit_ms)
 
 
 def _checked_budget(budget_ms: Any) -> float:
@@ -413,6 +336,8 @@ def _checked_budget(budget_ms: Any) -> float:
         value = -1.0
     if not 0 < value < float("inf"):
         raise UsageError(
-            "budget_ms is no latency", expected="a number of ms above 0", got=repr(budget_ms)
+            f"budget_ms must be above 0, got {budget_ms!r}",
+            expected="a number of ms",
+            got=repr(budget_ms),
         )
     return value

@@ -1,4 +1,4 @@
-"""How a runtime does, at one moment."""
+"""The state of a runtime at one moment."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fxelastic.edge.serving.ladder import Step
+from fxelastic.edge.candidates import Candidate
 
 
 @dataclass(frozen=True)
 class Status:
-    """How a runtime does, at one moment.
+    """The state of a runtime at one moment.
 
     Attributes:
         state: ``serving`` or ``closed``.
-        uptime_s: Time since it was started, in seconds.
-        step: The subnet in use; None when closed.
+        uptime_s: Time since the start, in seconds.
+        step: The subnet in use, with its estimates; None when closed.
         budget_ms: What a request may take, in ms.
-        budget_met: Whether the subnet in use is expected to keep that.
+        budget_met: Whether the subnet in use is expected to keep the budget.
         ratio: r = actual / estimated latency (§5.3); None before there were enough requests.
         n_requests: Requests so far.
-        n_failed: Those that no subnet could answer.
+        n_failed: Requests that no subnet could answer.
         n_switches: Switches so far.
         resident: Subnets in memory.
         resident_bytes: Memory that their weights take, in bytes.
         barred: Subnets that failed and are not served now.
-        searching: Whether a search for quicker subnets goes on.
-        events: How many events there were of each kind.
+        searching: Whether a search for quicker subnets runs.
+        events: The number of events of each kind.
     """
 
     state: str
     uptime_s: float
-    step: Step | None
+    step: Candidate | None
     budget_ms: float
     budget_met: bool
     ratio: float | None
@@ -50,7 +50,7 @@ class Status:
         """Median latency of the latest requests, in ms; None before there were enough."""
         if self.ratio is None or self.step is None:
             return None
-        return self.ratio * self.step.latency_ms
+        return self.ratio * self.step.ms
 
     def to_json(self) -> dict[str, Any]:
         """The status as plain data."""
@@ -58,7 +58,7 @@ class Status:
             "state": self.state,
             "uptime_s": round(self.uptime_s, 3),
             "arch": None if self.step is None else str(self.step.arch),
-            "estimated_ms": None if self.step is None else self.step.latency_ms,
+            "estimated_ms": None if self.step is None else self.step.ms,
             "accuracy": None if self.step is None else self.step.accuracy,
             "latency_ms": self.latency_ms,
             "ratio": self.ratio,
@@ -76,7 +76,7 @@ class Status:
 
     def __str__(self) -> str:
         latency = "-" if self.latency_ms is None else f"{self.latency_ms:.2f} ms"
-        estimated = "-" if self.step is None else f"{self.step.latency_ms:.2f} ms"
+        estimated = "-" if self.step is None else f"{self.step.ms:.2f} ms"
         r = "-" if self.ratio is None else f"{self.ratio:.2f}"
         met = "" if self.budget_met else " (can't be kept)"
         return (

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
-from fxelastic.edge.serving.metrics import LatencyHistogram, prometheus
 from fxelastic.edge.serving.monitor import Observation
 from fxelastic.edge.serving.status import Status
 from tests.edge.serving.simulation import entry
+
+# The package is in the extra "serve", which a device may lack.
+parser = pytest.importorskip("prometheus_client.parser")
 
 STEP = entry(8.0, 0.9)
 STATUS = Status(
@@ -20,13 +21,37 @@ STATUS = Status(
 def samples(text: str) -> dict[str, float]:
     return {
         sample.name + "".join(sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(text)
+        for family in parser.text_string_to_metric_families(text)
         for sample in family.samples
     }
 
 
+def metrics(status: Status, *latencies_ms: float) -> str:
+    from fxelastic.cli.serve_metrics import Metrics
+
+    made = Metrics(10.0)
+    made.add([Observation(0.0, STEP, ms) for ms in latencies_ms])
+    return made.text(status)
+
+
+def test_names_and_labels_are_those_of_earlier_versions() -> None:
+    names = {
+        line.split()[0].partition("{")[0]
+        for line in metrics(STATUS).splitlines()
+        if not line.startswith("#")
+    }
+    gauges = (
+        "up uptime_seconds budget_seconds budget_met latency_ratio latency_seconds "
+        "subnet_estimated_seconds subnet_accuracy resident_subnets resident_bytes barred_subnets "
+        "searching"
+    )
+    counters = "requests_total requests_failed_total switches_total events_total"
+    histogram = "request_seconds_bucket request_seconds_sum request_seconds_count"
+    assert names == {f"fxelastic_{name}" for name in f"{gauges} {counters} {histogram}".split()}
+
+
 def test_every_figure_is_there() -> None:
-    read = samples(prometheus(STATUS))
+    read = samples(metrics(STATUS))
     assert read["fxelastic_budget_seconds"] == 0.01
     assert read["fxelastic_latency_ratio"] == 1.25
     assert read["fxelastic_latency_seconds"] == pytest.approx(0.01)
@@ -39,16 +64,14 @@ def test_every_figure_is_there() -> None:
 
 def test_what_is_not_known_is_left_out() -> None:
     closed = Status("closed", 1.0, None, 10.0, True, None, 0, 0, 0, 0, 0, 0, False)
-    read = samples(prometheus(closed))
+    read = samples(metrics(closed))
     assert read["fxelastic_up"] == 0
     assert "fxelastic_latency_ratio" not in read
     assert "fxelastic_subnet_accuracy" not in read
 
 
 def test_latencies_are_counted_in_buckets() -> None:
-    latencies = LatencyHistogram(10.0)
-    latencies.add([Observation(0.0, STEP, ms) for ms in (0.5, 5.0, 9.5, 10.0, 11.0, 500.0)])
-    read = samples(prometheus(STATUS, latencies))
+    read = samples(metrics(STATUS, 0.5, 5.0, 9.5, 10.0, 11.0, 500.0))
     assert read["fxelastic_request_seconds_count"] == 6
     assert read["fxelastic_request_seconds_sum"] == pytest.approx(0.536)
     assert read["fxelastic_request_seconds_bucket0.01"] == 4

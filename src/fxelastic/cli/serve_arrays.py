@@ -1,4 +1,4 @@
-"""Arrays as bytes: .npy and .npz from whoever may send them."""
+"""Arrays as bytes: .npy and .npz files from untrusted senders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.lib import format as npy
 
-from fxelastic.edge.serving.executable import Array
+from fxelastic.edge.executor import Array
 from fxelastic.errors import UsageError
 
 _MAX_HEADER_BYTES = 10_000
@@ -25,17 +25,17 @@ _NPZ_MAGIC = b"PK\x03\x04"
 
 
 def read_npy(stream: BinaryIO, max_bytes: int) -> Array | None:
-    """Read one array; nothing is unpickled, and nothing is reserved for what does not come.
+    """Read one array. Nothing is unpickled, and memory is allocated only for bytes that arrive.
 
     Args:
-        stream: Where to read; it is left behind the array, so that arrays may follow one another.
-        max_bytes: Most bytes of data.
+        stream: The source; its position is after the array then, where another may follow.
+        max_bytes: The most bytes of data.
 
     Returns:
         The array, in C order; None at the end of the stream.
 
     Raises:
-        UsageError: What comes is no array, one of objects, too large, or incomplete.
+        UsageError: The data is not an array of numbers, is too large, or is incomplete.
     """
     first = stream.read(1)
     if not first:
@@ -48,11 +48,11 @@ def read_npy(stream: BinaryIO, max_bytes: int) -> Array | None:
         shape, fortran_order, dtype = header(_Whole(stream), max_header_size=_MAX_HEADER_BYTES)
     except _HEADER_ERRORS as e:
         raise UsageError(
-            "this is no .npy array", expected="what numpy.save writes", got=_first_line(e)
+            "this is not a .npy array", expected="what numpy.save writes", got=_first_line(e)
         ) from e
     if dtype.hasobject or dtype.kind not in "biufc" or any(size < 0 for size in shape):
         raise UsageError(
-            "this .npy array is not one of numbers",
+            "this .npy array does not hold numbers",
             expected="booleans, integers or floating point numbers",
             got=f"{dtype}, shape {shape}",
         )
@@ -73,7 +73,7 @@ def read_npy(stream: BinaryIO, max_bytes: int) -> Array | None:
     except ValueError as e:
         # More dimensions than numpy has, or sizes beyond the largest integer beside a 0.
         raise UsageError(
-            "no array has the shape of this one", expected="at most 64 dimensions", got=str(e)
+            "an array can't have this shape", expected="at most 64 dimensions", got=str(e)
         ) from e
 
 
@@ -89,11 +89,11 @@ def read_arrays(data: bytes, names: Sequence[str], max_bytes: int) -> dict[str, 
 
     Args:
         data: The bytes.
-        names: Names of the inputs; a .npy array is the only one of them.
-        max_bytes: Most bytes of data in all arrays together, unpacked.
+        names: Names of the inputs. A .npy array is for a model with one input.
+        max_bytes: The most bytes of data in all arrays together, unpacked.
 
     Raises:
-        UsageError: They are neither.
+        UsageError: The bytes are neither of them.
     """
     if data.startswith(_NPZ_MAGIC):
         return _read_npz(data, max_bytes)
@@ -101,7 +101,7 @@ def read_arrays(data: bytes, names: Sequence[str], max_bytes: int) -> dict[str, 
         raise UsageError(
             f"the model has {len(names)} inputs",
             expected=f"a .npz file with {', '.join(names)}",
-            got="something else",
+            got="other data",
             fix="send what numpy.savez(file, **inputs) writes",
         )
     stream = io.BytesIO(data)
@@ -130,11 +130,11 @@ def _read_npz(data: bytes, max_bytes: int) -> dict[str, Array]:
             for info in archive.infolist():
                 name = info.filename.removesuffix(".npy")
                 with archive.open(info) as stream:
-                    # Reads as far as the array goes: what a bomb unpacks to is never read.
+                    # Reads the array's bytes only, so a bomb is never unpacked.
                     array = read_npy(stream, max_bytes)  # type: ignore[arg-type]
                 if array is None or name in arrays:
                     raise UsageError(
-                        f"the .npz file's member {info.filename!r} is empty or there twice",
+                        f"the .npz file's member {info.filename!r} is empty or occurs twice",
                         expected="one array for each name",
                         got=info.filename,
                     )
@@ -143,16 +143,16 @@ def _read_npz(data: bytes, max_bytes: int) -> dict[str, Array]:
     except (UsageError, MemoryError):
         raise
     except Exception as e:
-        # zipfile has no common error: an encrypted member, an unknown compression and broken data
-        # each raise another one, and none of them is a subclass of the others.
+        # zipfile raises unrelated errors for an encrypted member, an unknown compression and
+        # broken data.
         raise UsageError(
-            "this is no .npz file", expected="what numpy.savez writes", got=_first_line(e)
+            "this is not a .npz file", expected="what numpy.savez writes", got=_first_line(e)
         ) from e
     return arrays
 
 
 def _read_all(stream: BinaryIO, n_bytes: int) -> bytes:
-    """Read so many bytes, or all there are; reserves no more than what comes."""
+    """Read a number of bytes, or all there are; allocates only for bytes that arrive."""
     chunks: list[bytes] = []
     missing = n_bytes
     while missing > 0:
@@ -165,9 +165,9 @@ def _read_all(stream: BinaryIO, n_bytes: int) -> bytes:
 
 
 class _Whole:
-    """A stream whose ``read`` gives all that was asked for, across several sources.
+    """A stream whose ``read`` returns as many bytes as requested, across several sources.
 
-    A pipe gives what is there; numpy's reader of headers takes that for the end.
+    A pipe may return fewer, which numpy's reader of headers takes for the end.
     """
 
     def __init__(self, *sources: BinaryIO) -> None:

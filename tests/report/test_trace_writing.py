@@ -11,9 +11,9 @@ import pytest
 from fxelastic.edge.serving.events import Event
 from fxelastic.edge.serving.monitor import Load, Observation
 from fxelastic.edge.serving.policy import Decision, Situation
-from fxelastic.edge.serving.trace import Trace
 from fxelastic.errors import UsageError
-from tests.edge.serving.simulation import entry, ladder
+from fxelastic.report.trace import Trace
+from tests.edge.serving.simulation import entry, table_of
 
 FAST, SLOW = entry(5.0, 0.8), entry(10.0, 0.9)
 
@@ -23,7 +23,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def seen(*observations: Observation) -> Situation:
-    return Situation(103.0, 12.0, Load(1.2, 1.2, 5, (), observations), SLOW, ladder(5, 10))
+    return Situation(103.0, 12.0, Load(1.2, 1.2, 5, (), observations), SLOW, table_of(5, 10))
 
 
 def test_requests_subnets_load_and_events_are_written(tmp_path: Path) -> None:

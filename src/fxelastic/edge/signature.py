@@ -1,15 +1,15 @@
-"""How a model is called on the device, and what it returns there."""
+"""How a model is called on the device, and what it returns."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from fxelastic.edge.bundle import Bundle
-from fxelastic.edge.serving.executable import Array
+from fxelastic.edge.executor import Array
 from fxelastic.errors import UsageError
 from fxelastic.spec import structure
 from fxelastic.spec.value_info import ValueInfo
@@ -17,29 +17,15 @@ from fxelastic.spec.value_info import ValueInfo
 _MULTIPLE = re.compile(r"(?:(?P<factor>\d+)\*)?N")
 
 
-class Signature(Protocol):
-    """Turns a call into named arrays, and output arrays into what the model returns."""
-
-    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Array]:
-        """The arrays of a call, by input name.
-
-        Raises:
-            UsageError: They are not the model's inputs.
-        """
-
-    def result(self, outputs: Sequence[Array]) -> Any:
-        """What the model returns for these outputs."""
-
-
 class BundleSignature:
-    """The signature of a bundle's model.
+    """Turns a call into named arrays, and output arrays into what the model returns.
 
-    Arrays are taken as they are: another dtype is refused rather than converted, for a conversion
-    on every request is paid for in latency.
+    Arrays of another dtype raise an error instead of being converted: a conversion on every request
+    would cost latency.
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        """Read it off a bundle."""
+        """Take it from a bundle."""
         self.inputs = bundle.inputs
         self.outputs = bundle.outputs
         self._structure = bundle.manifest.structure
@@ -65,7 +51,7 @@ class BundleSignature:
             if value.dtype != dtype:
                 raise self._refused(info, value, f"pass it as numpy.{dtype}")
             if len(value.shape) != len(dims):
-                raise self._refused(info, value, "mind the batch dimension")
+                raise self._refused(info, value, "pass an array with a batch dimension")
             for size, dim in zip(value.shape, dims, strict=True):
                 if isinstance(dim, int):
                     if size != dim:
@@ -73,7 +59,7 @@ class BundleSignature:
                     continue
                 n = _batch_size(dim, size)
                 if n == 0:
-                    raise self._refused(info, value, "N is at least 1, and a whole number")
+                    raise self._refused(info, value, "pass a batch size N of at least 1")
                 if n is None:
                     continue
                 if batch is not None and n != batch[1]:
@@ -93,14 +79,14 @@ class BundleSignature:
     def _given(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Array]:
         if len(args) > len(self.inputs):
             raise UsageError(
-                "the model has fewer inputs",
+                f"the model takes at most {len(self.inputs)} inputs",
                 expected=self.describe(),
                 got=f"{len(args)} positional arguments",
             )
         given = {info.name: arg for info, arg in zip(self.inputs, args, strict=False)}
         for name, value in kwargs.items():
             if name not in self._positions or name in given:
-                problem = "is given twice" if name in given else "is no input of the model"
+                problem = "is given twice" if name in given else "is not an input of the model"
                 raise UsageError(f"{name!r} {problem}", expected=self.describe(), got=name)
             given[name] = value
         if len(given) < len(self.inputs):
@@ -129,7 +115,7 @@ class BundleSignature:
 
 
 def _batch_size(dim: str, size: int) -> int | None:
-    """The batch size that a size stands for; 0 when there is none, None when it is not known."""
+    """The batch size that gives a size; 0 if no batch size does, None if it is unknown."""
     multiple = _MULTIPLE.fullmatch(dim)
     if multiple is None:
         return None

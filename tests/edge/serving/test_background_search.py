@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from fxelastic import edge
-from fxelastic.edge.serving.local_search import LocalSearch
-from fxelastic.edge.serving.probe import BranchTimer
-from fxelastic.edge.serving.table_probe import TableProbe, renewed
+from fxelastic.edge.serving.background_search import LocalSearch
+from fxelastic.edge.serving.drift import BranchTimer, TableProbe, renewed
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.errors import UsageError
 from fxelastic.spec.latency_table import LatencyTable
@@ -139,7 +138,7 @@ def test_a_table_that_somebody_else_has_written_is_kept(
     assert path.read_bytes() != corrected
     table.save(path)
     made.renew({"original@0": 2.0})
-    with pytest.raises(UsageError, match="another table by now"):
+    with pytest.raises(UsageError, match="has changed since serving began"):
         made.save()
     assert LatencyTable.load(path).rows == table.rows
 

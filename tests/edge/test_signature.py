@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fxelastic.edge.bundle import Bundle
-from fxelastic.edge.serving.signature import BundleSignature
+from fxelastic.edge.signature import BundleSignature
 from fxelastic.errors import UsageError
 from fxelastic.spec.value_info import ValueInfo
 
@@ -46,11 +46,11 @@ def test_what_is_no_array_becomes_one() -> None:
     ("args", "kwargs", "message"),
     [
         ((), {}, "missing: x, ids"),
-        ((image(), np.zeros((2, 5), np.int64), 3), {}, "fewer inputs"),
+        ((image(), np.zeros((2, 5), np.int64), 3), {}, "at most 2 inputs"),
         ((image(),), {"x": image()}, "given twice"),
-        ((image(),), {"y": image()}, "no input"),
+        ((image(),), {"y": image()}, "not an input"),
         ((image().astype(np.float64), np.zeros((2, 5), np.int64)), {}, "float64"),
-        ((image()[0], np.zeros((2, 5), np.int64)), {}, "mind the batch"),
+        ((image()[0], np.zeros((2, 5), np.int64)), {}, "with a batch dimension"),
         ((image()[:, :2], np.zeros((2, 5), np.int64)), {}, r"\[2, 2, 8, 8\]"),
         ((image(0), np.zeros((0, 5), np.int64)), {}, "at least 1"),
         ((image(2), np.zeros((3, 5), np.int64)), {}, "'x' and 'ids' hold different numbers"),
@@ -64,7 +64,7 @@ def test_what_the_model_does_not_take_is_refused(args: Any, kwargs: Any, message
 def test_a_multiple_of_the_batch_size_counts() -> None:
     both = signature(IMAGE, FLAT)
     both.bind((image(2), np.zeros(8, np.float32)), {})
-    for size, message in ((9, "N is at least 1"), (12, "2 in 'x', 3 in 'flat'")):
+    for size, message in ((9, "N of at least 1"), (12, "2 in 'x', 3 in 'flat'")):
         with pytest.raises(UsageError, match=message):
             both.bind((image(2), np.zeros(size, np.float32)), {})
 

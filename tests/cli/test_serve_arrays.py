@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fxelastic.edge.serving.frames import read_arrays, read_npy, write_arrays, write_npy
+from fxelastic.cli.serve_arrays import read_arrays, read_npy, write_arrays, write_npy
 from fxelastic.errors import UsageError
 
 MAX = 10_000
@@ -41,7 +41,7 @@ ARRAYS = [
 @pytest.mark.parametrize("shape", [f"({'1, ' * 65})", f"(0, {2**62}, {2**62})"])
 def test_shapes_that_numpy_does_not_have_are_refused(shape: str) -> None:
     data = header(shape) + b"\0" * 4
-    with pytest.raises(UsageError, match=r"no array has the shape|too large"):
+    with pytest.raises(UsageError, match=r"can't have this shape|too large"):
         read_npy(io.BytesIO(data), MAX)
 
 
@@ -70,17 +70,17 @@ def header(shape: str, descr: str = "'<f4'") -> bytes:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"x", r"no \.npy"),
-        (b"\x93NUMPY\x03\x00", r"no \.npy"),
-        (b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 65535, r"no \.npy"),
-        (header("(4,"), r"no \.npy"),
-        (header("(4.5,)"), r"no \.npy"),
-        (header("(-4,)"), "one of numbers"),
+        (b"x", r"not a \.npy"),
+        (b"\x93NUMPY\x03\x00", r"not a \.npy"),
+        (b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 65535, r"not a \.npy"),
+        (header("(4,"), r"not a \.npy"),
+        (header("(4.5,)"), r"not a \.npy"),
+        (header("(-4,)"), "does not hold numbers"),
         (header("(1000000000000,)"), "too large"),
         (header("(4,)"), "ends too early"),
-        (header("(4,)", "'|O'") + b"0" * 32, "one of numbers"),
-        (header("(1,)", "'<U4'") + b"0" * 16, "one of numbers"),
-        (header("(1,)", "[('a', '<f4')]") + b"0" * 4, "one of numbers"),
+        (header("(4,)", "'|O'") + b"0" * 32, "does not hold numbers"),
+        (header("(1,)", "'<U4'") + b"0" * 16, "does not hold numbers"),
+        (header("(1,)", "[('a', '<f4')]") + b"0" * 4, "does not hold numbers"),
     ],
 )
 def test_what_is_no_array_is_refused(data: bytes, message: str) -> None:
@@ -96,7 +96,7 @@ def test_nothing_is_unpickled() -> None:
     stream = io.BytesIO()
     np.save(stream, np.array([1], object), allow_pickle=True)
     data = stream.getvalue()[:128] + pickle.dumps(Bomb())
-    with pytest.raises(UsageError, match="one of numbers"):
+    with pytest.raises(UsageError, match="does not hold numbers"):
         read_npy(io.BytesIO(data), MAX)
 
 

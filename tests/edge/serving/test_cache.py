@@ -3,60 +3,66 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
-from fxelastic.edge.serving.residents import MemoryLimitError, Residents
+from fxelastic.edge.serving.cache import MemoryLimitError, SubnetCache
+from fxelastic.edge.serving.events import EventLog
 from fxelastic.errors import ServingError
 from tests.edge.serving.fakes import SIZE, FakeLoader, pool, wait_until
 
 POOL = pool(1, 2, 3, 4, 5)
 
 
-def residents(n: int, loader: FakeLoader | None = None, limit: int | None = None) -> Residents:
-    """Residents with the first n subnets of the pool in memory, the first of them in use."""
-    made = Residents(loader or FakeLoader(), None if limit is None else limit * SIZE)
+def cache(loader: FakeLoader, limit_bytes: int | None = None) -> SubnetCache:
+    return SubnetCache(loader, EventLog(time.monotonic), time.monotonic, limit_bytes)
+
+
+def cached(n: int, loader: FakeLoader | None = None, limit: int | None = None) -> SubnetCache:
+    """A cache with the first n subnets of the pool, the first of them in use."""
+    made = cache(loader or FakeLoader(), None if limit is None else limit * SIZE)
     for step in POOL[:n]:
         made.load(step)
-    made.use(POOL[0].arch)
+    made.use(POOL[0])
     return made
 
 
 def test_a_request_keeps_its_subnet_while_another_takes_over() -> None:
     loader = FakeLoader()
-    made = residents(2, loader)
+    made = cached(2, loader)
     request = made.acquire()
-    assert made.use(POOL[1].arch)
+    assert made.use(POOL[1])
     assert made.discard(POOL[0].arch)
     assert loader.open[POOL[0].arch] == 1
-    assert made.acquire().step is POOL[1]
+    assert made.acquire().candidate is POOL[1]
     made.release(request)
     assert loader.open[POOL[0].arch] == 0
     assert not loader.faults
 
 
 def test_the_subnet_in_use_does_not_leave() -> None:
-    made = residents(1)
+    made = cached(1)
     assert not made.discard(POOL[0].arch)
     assert made.current is POOL[0]
 
 
 def test_what_was_not_loaded_can_t_be_used() -> None:
-    made = residents(1)
-    assert not made.use(POOL[1].arch)
+    made = cached(1)
+    assert not made.use(POOL[1])
     assert made.current is POOL[0]
 
 
 def test_the_longest_unused_makes_room() -> None:
-    made = residents(3, limit=3)
-    made.use(POOL[2].arch)
-    made.use(POOL[0].arch)
+    made = cached(3, limit=3)
+    made.use(POOL[2])
+    made.use(POOL[0])
     assert made.load(POOL[3]) == (POOL[1].arch,)
     assert made.archs == {POOL[0].arch, POOL[2].arch, POOL[3].arch}
 
 
 def test_what_is_kept_does_not_make_room() -> None:
-    made = residents(3, limit=3)
+    made = cached(3, limit=3)
     assert made.load(POOL[3], keep=(POOL[1].arch,)) == (POOL[2].arch,)
     with pytest.raises(MemoryLimitError, match="no room"):
         made.load(POOL[4], keep=(POOL[1].arch, POOL[3].arch))
@@ -65,10 +71,10 @@ def test_what_is_kept_does_not_make_room() -> None:
 
 def test_loading_waits_for_the_last_request_of_what_leaves() -> None:
     loader = FakeLoader()
-    made = residents(2, loader, limit=2)
-    made.use(POOL[1].arch)
+    made = cached(2, loader, limit=2)
+    made.use(POOL[1])
     request = made.acquire()
-    made.use(POOL[0].arch)
+    made.use(POOL[0])
     thread = threading.Thread(target=made.load, args=(POOL[2],))
     thread.start()
     wait_until(lambda: POOL[1].arch not in made.archs)
@@ -81,7 +87,7 @@ def test_loading_waits_for_the_last_request_of_what_leaves() -> None:
 
 def test_a_subnet_is_loaded_once() -> None:
     loader = FakeLoader(load_s=0.01)
-    made = Residents(loader)
+    made = cache(loader)
     threads = [threading.Thread(target=made.load, args=(POOL[0],)) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -92,7 +98,7 @@ def test_a_subnet_is_loaded_once() -> None:
 
 def test_a_failed_load_leaves_nothing() -> None:
     loader = FakeLoader(broken={POOL[1].arch})
-    made = residents(1, loader)
+    made = cached(1, loader)
     with pytest.raises(OSError, match="no file"):
         made.load(POOL[1])
     assert made.archs == {POOL[0].arch}
@@ -100,7 +106,7 @@ def test_a_failed_load_leaves_nothing() -> None:
 
 def test_close_waits_for_requests_and_frees_everything() -> None:
     loader = FakeLoader()
-    made = residents(3, loader)
+    made = cached(3, loader)
     request = made.acquire()
     assert not made.close(timeout_s=0.01)
     assert sum(loader.open.values()) == 1
@@ -116,7 +122,7 @@ def test_close_waits_for_requests_and_frees_everything() -> None:
 
 def test_what_is_loaded_during_close_is_closed() -> None:
     loader = FakeLoader(load_s=0.05)
-    made = residents(1, loader)
+    made = cached(1, loader)
     failed: list[BaseException] = []
 
     def load() -> None:

@@ -1,0 +1,121 @@
+"""A runtime's figures in Prometheus' text format.
+
+Importing this module needs `prometheus_client`, which the extra ``serve`` installs.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+
+from fxelastic.edge.serving.monitor import Observation
+from fxelastic.edge.serving.status import Status
+
+# What the metrics' names need; every version of Prometheus reads it.
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+# Bounds as shares of the budget, closest to each other around the budget.
+_SHARES = (0.1, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 4.0, 10.0)
+
+
+class Metrics:
+    """Counts the latencies of requests, and writes them with a runtime's status.
+
+    The buckets' bounds are shares of the budget at the start.
+    """
+
+    def __init__(self, budget_ms: float) -> None:
+        """Begin without requests."""
+        self._bounds_s = tuple(share * budget_ms / 1e3 for share in _SHARES)
+        self._counts = [0] * (len(_SHARES) + 1)
+        self._sum_s = 0.0
+        self._lock = threading.Lock()
+
+    def add(self, observations: Sequence[Observation]) -> None:
+        """Count requests."""
+        with self._lock:
+            for seen in observations:
+                seconds = seen.actual_ms / 1e3
+                self._counts[bisect_left(self._bounds_s, seconds)] += 1
+                self._sum_s += seconds
+
+    def text(self, status: Status) -> str:
+        """All metrics in the text format."""
+        with self._lock:
+            counts, sum_s = list(self._counts), self._sum_s
+        bounds = (*map(repr, self._bounds_s), "+Inf")
+        buckets = list(zip(bounds, accumulate(counts), strict=True))
+        # A registry of its own: the process-wide one has metrics of other libraries.
+        registry = CollectorRegistry()
+        registry.register(_Snapshot(status, buckets, sum_s))
+        return generate_latest(registry).decode()
+
+
+@dataclass(frozen=True, eq=False)
+class _Snapshot:
+    """A collector of `prometheus_client` for one moment."""
+
+    status: Status
+    buckets: list[tuple[str, int]]
+    sum_s: float
+
+    def collect(self) -> Iterable[Metric]:
+        """The metrics; called by the registry."""
+        status = self.status
+        for name, text, value in _gauges(status):
+            if value is not None:
+                yield GaugeMetricFamily(f"fxelastic_{name}", text, value=float(value))
+        for name, text, count in (
+            ("requests_total", "Requests", status.n_requests),
+            ("requests_failed_total", "Requests that no subnet could answer", status.n_failed),
+            ("switches_total", "Switches of the subnet in use", status.n_switches),
+        ):
+            yield CounterMetricFamily(f"fxelastic_{name}", text, value=count)
+        events = CounterMetricFamily("fxelastic_events_total", "Events by kind", labels=["kind"])
+        for kind, count in sorted(status.events.items()):
+            events.add_metric([kind], count)
+        yield events
+        histogram = HistogramMetricFamily("fxelastic_request_seconds", "Latency of requests")
+        histogram.add_metric([], self.buckets, self.sum_s)
+        yield histogram
+
+
+def _gauges(status: Status) -> tuple[tuple[str, str, float | None], ...]:
+    step, latency_ms = status.step, status.latency_ms
+    return (
+        ("up", "Whether the runtime serves", status.state == "serving"),
+        ("uptime_seconds", "Time since the start", status.uptime_s),
+        ("budget_seconds", "Latency budget of a request", status.budget_ms / 1e3),
+        ("budget_met", "Whether the budget is expected to be kept", status.budget_met),
+        ("latency_ratio", "Actual over estimated latency (r)", status.ratio),
+        (
+            "latency_seconds",
+            "Median latency of the latest requests",
+            None if latency_ms is None else latency_ms / 1e3,
+        ),
+        (
+            "subnet_estimated_seconds",
+            "Estimated latency of the subnet in use",
+            None if step is None else step.ms / 1e3,
+        ),
+        (
+            "subnet_accuracy",
+            "Accuracy of the subnet in use, as searched",
+            None if step is None else step.accuracy,
+        ),
+        ("resident_subnets", "Subnets in memory", status.resident),
+        ("resident_bytes", "Memory of their weights", status.resident_bytes),
+        ("barred_subnets", "Subnets that failed and are not served now", status.barred),
+        ("searching", "Whether a search for quicker subnets runs", status.searching),
+    )

@@ -1,0 +1,179 @@
+"""The subnets of a pool that a device may serve."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import psutil
+
+from fxelastic.edge.bundle import Bundle
+from fxelastic.edge.bundle_costs import with_bundle_costs
+from fxelastic.edge.pool import SubnetPool
+from fxelastic.errors import UsageError
+from fxelastic.spec import Arch
+from fxelastic.spec.latency_table import LatencyTable
+from fxelastic.spec.limits import Bound, Limits
+from fxelastic.spec.pareto import ParetoTable
+from fxelastic.spec.resources import LATENCY, WEIGHTS
+
+MODES = ("auto", "assembled", "paged")
+
+#: A pool, or objects of one's own with ``arch``, ``latency_ms`` and ``accuracy``.
+PoolLike: TypeAlias = SubnetPool | Iterable[Any]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A subnet that may be served.
+
+    Attributes:
+        arch: The subnet.
+        ms: Its estimated latency on the idle device, in ms.
+        accuracy: Its accuracy on the device's data; higher is better.
+        others: What it takes of other resources, by the resource's name.
+    """
+
+    arch: Arch
+    ms: float
+    accuracy: float
+    others: Mapping[str, float] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def of(cls, entry: Any) -> Candidate:
+        """A candidate from a pool's entry, or from an object with the same attributes."""
+        costs = dict(getattr(entry, "costs", {}))
+        costs.pop(LATENCY, None)
+        return cls(entry.arch, getattr(entry, LATENCY), entry.accuracy, costs)
+
+    @property
+    def latency_ms(self) -> float:
+        """The same as ``ms``, by the name that a pool's entries have for it."""
+        return self.ms
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """What it takes of each resource, by the resource's name."""
+        return {**self.others, LATENCY: self.ms}
+
+
+def candidates_of(
+    bundle: Bundle,
+    pool: PoolLike,
+    table: LatencyTable | None,
+    mode: str,
+    memory_bytes: int | None = None,
+) -> tuple[Candidate, ...]:
+    """The subnets that may be served, with their latencies in a mode.
+
+    Args:
+        bundle: The bundle.
+        pool: The subnets.
+        table: The device's latencies. It may have been corrected since the pool was searched, or
+            the pool searched for another mode, so its latencies replace those of a `SubnetPool`.
+        mode: ``assembled`` or ``paged``.
+        memory_bytes: Subnets with more weights are left out; None for no limit.
+
+    Raises:
+        UsageError: The pool or the table is of another bundle, an arch is not in its search space,
+            or no subnet fits into the memory.
+    """
+    if table is not None:
+        table.check_bundle(bundle.digest, lambda: bundle.structure_digest)
+    if isinstance(pool, SubnetPool):
+        pool.check_bundle(bundle.digest)
+    costs_of = None
+    if table is not None and isinstance(pool, SubnetPool):
+        # Tables of earlier versions lack what the bundle itself tells.
+        costs_of = with_bundle_costs(table, bundle).predict
+    found: list[Candidate] = []
+    for entry in pool:
+        candidate = Candidate.of(entry)
+        arch = candidate.arch
+        bundle.space.validate(arch)
+        others = {WEIGHTS: _weight_bytes(bundle, arch), **candidate.others}
+        ms = candidate.ms
+        if costs_of is not None:
+            others.update(costs_of(arch, mode=mode))
+            ms = others.pop(LATENCY)
+        found.append(Candidate(arch, ms, candidate.accuracy, others))
+    if memory_bytes is None or not found:
+        return tuple(found)
+    fitting = tuple(c for c in found if _weight_bytes(bundle, c.arch) <= memory_bytes)
+    if not fitting:
+        least = min(_weight_bytes(bundle, c.arch) for c in found)
+        raise UsageError(
+            "memory_bytes is too small for every subnet of the pool",
+            expected=f"at least {least:,} bytes",
+            got=f"{memory_bytes:,} bytes",
+        )
+    return fitting
+
+
+def choose_mode(bundle: Bundle, pool: PoolLike, mode: str, memory_bytes: int | None) -> str:
+    """The mode to serve in; ``auto`` is assembled where two subnets fit into the memory at once.
+
+    A switch takes so much when the two share nothing.
+
+    Args:
+        bundle: The bundle.
+        pool: The subnets.
+        mode: One of `MODES`.
+        memory_bytes: The memory for weights; half of what is free where None.
+
+    Raises:
+        UsageError: The mode is unknown, or ``memory_bytes`` is out of range.
+    """
+    if mode not in MODES:
+        raise UsageError(f"unknown mode {mode!r}", expected=", ".join(MODES), got=repr(mode))
+    if memory_bytes is not None and memory_bytes <= 0:
+        raise UsageError("memory_bytes must be above 0", expected="bytes", got=str(memory_bytes))
+    if mode != "auto":
+        return mode
+    best = ParetoTable(map(Candidate.of, pool))
+    for candidate in best:
+        bundle.space.validate(candidate.arch)
+    sizes = sorted(_weight_bytes(bundle, candidate.arch) for candidate in best)
+    room = psutil.virtual_memory().available // 2 if memory_bytes is None else memory_bytes
+    return "assembled" if sum(sizes[-2:]) <= room else "paged"
+
+
+def absolute_limits(
+    limits: Mapping[str, Bound] | None,
+    bundle: Bundle,
+    table: LatencyTable | None,
+    candidates: Iterable[Candidate],
+    mode: str,
+) -> Limits | None:
+    """Limits without shares and without the latency, which the budget bounds.
+
+    Args:
+        limits: Bounds by resource; a share is of the original's costs.
+        bundle: The bundle.
+        table: The device's costs, if known.
+        candidates: The subnets of the pool; the original may be among them.
+        mode: ``assembled`` or ``paged``.
+
+    Returns:
+        The limits; None without any.
+
+    Raises:
+        UsageError: A bound is out of range, or a share's resource is unknown for the original.
+    """
+    bounds = dict(Limits(limits)) if limits else {}
+    bounds.pop(LATENCY, None)
+    if not bounds:
+        return None
+    original = bundle.space.original
+    costs: dict[str, float] = {WEIGHTS: _weight_bytes(bundle, original)}
+    if table is not None:
+        costs.update(with_bundle_costs(table, bundle).predict(original, mode=mode))
+    for candidate in candidates:
+        if candidate.arch == original:
+            costs.update(candidate.costs)
+    return Limits(bounds).absolute(costs)
+
+
+def _weight_bytes(bundle: Bundle, arch: Arch) -> int:
+    return sum(bundle.segment(branch).weight_bytes for branch in arch)

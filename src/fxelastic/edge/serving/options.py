@@ -1,0 +1,150 @@
+"""How a runtime serves: the options of `edge.serve`."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from fxelastic.edge.candidates import MODES
+from fxelastic.edge.searching.scores import Score
+from fxelastic.edge.serving.background_search import Searcher
+from fxelastic.edge.serving.events import Event
+from fxelastic.edge.serving.monitor import Monitor
+from fxelastic.edge.serving.policy import Decision, RatioPolicy, Situation, SwitchPolicy
+from fxelastic.edge.serving.preload import Preload
+from fxelastic.errors import UsageError
+from fxelastic.spec.limits import Bound
+
+# Names of earlier versions.
+_RENAMED = {"researcher": "searcher", "standby": "preload"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """Options of `edge.serve`.
+
+    Attributes:
+        mode: ``assembled`` runs each subnet as one model, which is quickest, and holds a few of
+            them ready. ``paged`` runs branch after branch and holds only the branches of the
+            subnet in use; a switch loads what differs. ``auto`` is assembled where there is
+            memory for it.
+        limits: Bounds on other resources than the latency, such as ``{"weight_bytes": "70%"}``,
+            where the pool knows them. Subnets beyond them are not served.
+        memory_bytes: Memory that weights may take, in bytes. Where None: the preloaded subnets in
+            ``assembled`` mode, the subnet in use in ``paged`` mode; during a switch, those and the
+            next one.
+        threads: Threads to compute with; 0 for one for each core.
+        prepared: The folder that `edge.prepare` wrote to; by default ``BUNDLE.prepared`` beside
+            the bundle. What is missing there is prepared in the background.
+        data: Samples, in any of the forms that `edge.search` takes, to search for quicker
+            subnets in the background when none of the pool keeps the budget. Without targets,
+            the original's own results are the targets.
+        score: The score of the pool's accuracies, as `edge.search` takes it. By default the one
+            that the pool names; a function has to be passed.
+        held_out: The held-out share of the samples, as `edge.search` takes it.
+        table_path: The file for the corrected table; None not to write it.
+        pool_path: The file for a pool with the subnets found; None not to write it.
+        searcher: Searches in place of `edge.search` with ``data``.
+        force: Search on ``data`` although the table is marked unusable: see
+            `LatencyTable.problem`.
+        policy: Decides which subnet serves.
+        preload: Names the subnets to have in memory besides that one.
+        monitor: Makes the monitor of the latencies.
+        tick_s: Time between two decisions, in seconds.
+        check_every_s: Time between two checks of the latency table, in seconds; None to check
+            never.
+        retry_s: Time until a subnet that can't be loaded is tried again, in seconds.
+        clock: Returns the time in s. The system may set it back while the runtime lives.
+        listener: Called with each event, in the thread in which it happens.
+        on_tick: Called after each round of the control loop with what the policy saw, which
+            includes the requests since the last round, and its decision.
+    """
+
+    mode: str = "auto"
+    limits: Mapping[str, Bound] | None = None
+    memory_bytes: int | None = None
+    threads: int = 0
+    prepared: str | os.PathLike[str] | None = None
+    data: Any = None
+    score: str | Score | None = None
+    held_out: float = 0.2
+    table_path: str | os.PathLike[str] | None = None
+    pool_path: str | os.PathLike[str] | None = None
+    searcher: Searcher | None = None
+    force: bool = False
+    policy: SwitchPolicy = field(default_factory=RatioPolicy)
+    preload: Preload = field(default_factory=Preload)
+    monitor: Callable[[], Monitor] = Monitor
+    tick_s: float = 0.05
+    check_every_s: float | None = 300.0
+    retry_s: float = 30.0
+    clock: Callable[[], float] = time.perf_counter
+    listener: Callable[[Event], None] | None = None
+    on_tick: Callable[[Situation, Decision], None] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            UsageError: One has the wrong type or value.
+        """
+        if self.mode not in MODES:
+            raise UsageError(
+                f"unknown mode {self.mode!r}", expected=", ".join(MODES), got=repr(self.mode)
+            )
+        _check("memory_bytes", self.memory_bytes, optional=True)
+        _check("threads", self.threads, zero=True)
+        for name in ("tick_s", "retry_s"):
+            _check(name, getattr(self, name))
+        _check("check_every_s", self.check_every_s, optional=True)
+        for name in ("monitor", "clock", "listener", "on_tick"):
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                raise UsageError(f"{name} must be callable", got=repr(value))
+        if isinstance(self.data, (str, os.PathLike)) and not os.path.isfile(self.data):
+            # It is read when no subnet keeps the budget, which is a bad time to learn of it.
+            raise UsageError(
+                f"there is no file {os.fspath(self.data)}", expected="an .npz file of samples"
+            )
+
+    @classmethod
+    def of(cls, options: Serving | None, changes: Mapping[str, Any]) -> Serving:
+        """Options with some replaced by keyword arguments.
+
+        Args:
+            options: Options; None for the defaults.
+            changes: By the option's name.
+
+        Raises:
+            UsageError: An option is unknown, or one has the wrong type or value.
+        """
+        known = [option.name for option in fields(cls)]
+        changes = {_RENAMED.get(name, name): value for name, value in changes.items()}
+        for name in changes:
+            if name not in known:
+                close = difflib.get_close_matches(name, known)
+                raise UsageError(
+                    f"unknown option {name!r}",
+                    expected=", ".join(known),
+                    got=repr(name),
+                    fix=f"did you mean {' or '.join(close)}?" if close else None,
+                )
+        values = {name: getattr(options, name) for name in known} if options is not None else {}
+        return cls(**{**values, **changes})
+
+
+def _check(name: str, value: object, *, zero: bool = False, optional: bool = False) -> None:
+    if value is None and optional:
+        return
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not (0 < value < math.inf or (zero and value == 0)):  # type: ignore[operator]
+        raise UsageError(
+            f"{name} must be {'at least 0' if zero else 'above 0'}, got {value!r}",
+            expected="a number",
+            got=repr(value),
+        )

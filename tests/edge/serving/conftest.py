@@ -1,0 +1,11 @@
+"""Fixtures of the tests of serving."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def usual_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prepare at the usual priority: at a low one, tests wait for other tests."""
+    monkeypatch.setattr("fxelastic.edge.serving.background_preparation._NICENESS", 0)
