@@ -74,7 +74,7 @@ def acceptance(name: str, found: Mapping[str, Any]) -> list[Line]:
     surely = min(BUDGETS, key=lambda budget: gains[budget][1])
     lines = [
         Line(
-            f"no branch above 1.02 times its error before training ({branches['n']} branches)",
+            f"no branch above 1.02 times its error before distillation ({branches['n']} branches)",
             f"{ratio:.3f} at most ({worst})",
             ratio <= 1.02,
         ),
@@ -84,7 +84,7 @@ def acceptance(name: str, found: Mapping[str, Any]) -> list[Line]:
             branches["improved"] >= 0.7,
         ),
         Line(
-            "mean error at most 0.9 times that before training",
+            "mean error at most 0.9 times the error before distillation",
             f"{interval(branches['ratio'], '.3f')}",
             branches["ratio"][0] <= 0.9,
         ),
@@ -134,6 +134,16 @@ def acceptance(name: str, found: Mapping[str, Any]) -> list[Line]:
     return lines
 
 
+def after_tuning(branches: Mapping[str, Any] | None) -> list[str]:
+    """The errors of branches after tuning, which trains whole subnets; nothing without it."""
+    if branches is None:
+        return []
+    return [
+        f"after tuning, {branches['improved']:.0%} of them are better than at the beginning; worst "
+        f"ratio {branches['worst'][1]:.3f}; mean error {interval(branches['after'], '.4f')}"
+    ]
+
+
 def text(name: str, found: Mapping[str, Any], lines: Sequence[Line]) -> str:
     """All figures of a model as text."""
     branches, profile, judge = found["branches"], found["profile"], found["judge"]
@@ -161,6 +171,7 @@ def text(name: str, found: Mapping[str, Any], lines: Sequence[Line]) -> str:
             f"{branches['n']} branches that learn, {branches['improved']:.0%} of them improved; "
             f"worst ratio {branches['worst'][1]:.3f}; mean error "
             f"{interval(branches['before'], '.4f')} -> {interval(branches['after'], '.4f')}",
+            *after_tuning(branches.get("tuned")),
             "",
             header,
             *rows,

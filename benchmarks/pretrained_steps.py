@@ -29,7 +29,7 @@ from fxelastic.spec.latency_table import LatencyTable
 CALIBRATION = 8  # batches
 PROFILES = 3  # measurements until a table is taken as it is
 PROFILE = ("--threads", "1", "--force", "--quiet")
-BEFORE, AFTER = "before", "after"
+BEFORE, DISTILLED, AFTER = "before", "distilled", "after"
 
 
 @dataclass(frozen=True)
@@ -93,23 +93,31 @@ class Run:
         initial = self.folder / f"{BEFORE}.safetensors"
         supernet = self.supernet.load(initial)
         done = pretrained_training.train(
-            supernet, self.model, self.samples, self.setting.minutes, initial
+            *(supernet, self.model, self.samples, self.setting.minutes, initial),
+            self.folder / f"{DISTILLED}.safetensors",
         )
         self._export(supernet, AFTER)
         return done
 
     def branches(self) -> dict[str, Any]:
-        """Compare the errors of branches on the test split, before and after."""
+        """Compare the errors of branches on the test split, before and after distillation.
+
+        Tuning is judged by whole subnets, but what it does to these errors is noted, too.
+        """
         test = self.samples["test"]
-        before, after = (
+        names = (BEFORE, DISTILLED, AFTER) if self.model.tuned else (BEFORE, DISTILLED)
+        before, distilled, *tuned = (
             pretrained_branches.branch_sums(
                 self.supernet.load(self.folder / f"{name}.safetensors"),
                 self.model,
                 pretrained_branches.batches(self.model, test),
             )
-            for name in (BEFORE, AFTER)
+            for name in names
         )
-        return pretrained_branches.compared(before, after, test.groups)
+        found = pretrained_branches.compared(before, distilled, test.groups)
+        for after in tuned:
+            found["tuned"] = pretrained_branches.compared(before, after, test.groups)
+        return found
 
     def profile(self) -> dict[str, Any]:
         """Measure the branches in a process without torch, again while the table is unusable."""

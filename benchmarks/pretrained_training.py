@@ -21,9 +21,9 @@ from fxelastic.train import Attentive, Callback, History, StepReport
 from fxelastic.train.held_out import N_BATCHES
 from fxelastic.train.optimisation import RATES, n_steps_tried
 
-PROBED_STEPS = 5
-#: Samples to measure errors on. A subnet's error takes a pass of the whole model.
-HELD_OUT = {"distil": 256, "tune": 128}
+#: Steps of different subnets take different times, those of all branches do not.
+PROBED_STEPS = {"distil": 4, "tune": 40}
+HELD_OUT = 128
 #: Errors are measured before training, after each epoch, and after some steps with each rate; in
 #: distillation also after statistics were estimated.
 CHECKS = {"distil": 3 + len(RATES), "tune": 2 + len(RATES)}
@@ -69,6 +69,7 @@ def train(
     samples: dict[str, Samples],
     minutes: float,
     initial: Path,
+    distilled: Path,
 ) -> dict[str, Any]:
     """Train for as many steps as take so many minutes of one core; the time is the processor's.
 
@@ -78,6 +79,7 @@ def train(
         samples: Those of each split.
         minutes: Time for steps and for checks on held-out batches.
         initial: The file of the supernet before training.
+        distilled: Where to save the supernet between distillation and tuning.
 
     Returns:
         What was done, as plain data.
@@ -89,12 +91,12 @@ def train(
     common: dict[str, Any] = {"seed": 0, "threads": 1}
 
     def distil(**options: Any) -> History:
-        held_out = _held_out(model, samples["select"], HELD_OUT["distil"])
+        held_out = _held_out(model, samples["select"])
         return fxelastic.distill(supernet, loader, held_out=held_out, **common, **options)
 
     supernet.to(memory_format=model.memory_format)
     seconds = 60 * minutes * (1 - model.tuned)
-    steps, step_s = _steps(distil, seconds, CHECKS["distil"], len(loader))
+    steps, step_s = _steps(distil, seconds, CHECKS["distil"], PROBED_STEPS["distil"], len(loader))
     supernet.load(initial)
     begin_s, began_s = time.process_time(), time.perf_counter()
     history = distil(steps=steps)
@@ -105,17 +107,20 @@ def train(
     }
     report = history.held_out
     assert report is not None
+    supernet.to(memory_format=torch.contiguous_format).save(distilled)
+    supernet.to(memory_format=model.memory_format)
     if model.tuned:
         sampling = Attentive(report.best)
 
         def tune(**options: Any) -> History:
-            held_out = _held_out(model, samples["select"], HELD_OUT["tune"])
+            held_out = _held_out(model, samples["select"])
             return fxelastic.tune(
                 supernet, loader, held_out=held_out, sampling=sampling, **common, **options
             )
 
         done["tuned_steps"], done["tuned_step_s"] = _steps(
-            tune, 60 * minutes - done["processor_s"], CHECKS["tune"], len(loader)
+            *(tune, 60 * minutes - done["processor_s"], CHECKS["tune"]),
+            *(PROBED_STEPS["tune"], len(loader)),
         )
         begin_s = time.process_time()
         tuned = tune(steps=done["tuned_steps"])
@@ -131,14 +136,16 @@ def train(
     }
 
 
-def _steps(stage: Train, seconds: float, n_checks: int, per_epoch: int) -> tuple[int, float]:
+def _steps(
+    stage: Train, seconds: float, n_checks: int, n_probed: int, per_epoch: int
+) -> tuple[int, float]:
     """How many steps of a stage fit into processor time, and what one takes, in seconds.
 
     The steps that measure it have a learning rate of 0.
     """
     clock = StepClock()
-    stage(steps=PROBED_STEPS, lr=0, keep_best=False, callbacks=[clock])
-    step_s = statistics.median(clock.seconds[1:])
+    stage(steps=n_probed, lr=0, keep_best=False, callbacks=[clock])
+    step_s = statistics.mean(clock.seconds[1:])
     begin_s = time.process_time()
     stage(steps=1, lr=0)
     check_s = max(0.0, time.process_time() - begin_s - step_s) / 2
@@ -147,7 +154,7 @@ def _steps(stage: Train, seconds: float, n_checks: int, per_epoch: int) -> tuple
     return max(1, int(steps) - tried), step_s
 
 
-def _held_out(model: PretrainedModel, samples: Samples, n: int) -> list[tuple[Tensor, ...]]:
+def _held_out(model: PretrainedModel, samples: Samples) -> list[tuple[Tensor, ...]]:
     """Batches with samples of all sources."""
-    chosen = samples.take(n)
+    chosen = samples.take(HELD_OUT)
     return [model.tensors(chosen, slice(i, None, N_BATCHES)) for i in range(N_BATCHES)]

@@ -489,6 +489,8 @@ def pretrained(result: Any) -> Iterable[Row]:
     for name, found in result["models"].items():
         for line in pretrained_report.acceptance(name, found):
             yield Row(f"{name}: {line.what}", line.measured, met=line.holds)
+        for line in pretrained_report.after_tuning(found["branches"].get("tuned")):
+            yield Row(f"{name}: errors of branches", line)
         ways, gains = found["judge"]["ways"], found["judge"]["gains"]
         for figure in ("latency", *gains):
             share = pretrained_report.interval(ways["quantised"][figure], ".3f")
