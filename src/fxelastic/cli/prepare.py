@@ -18,7 +18,7 @@ Prepare what serving a pool needs, on the device that will serve: each subnet of
 the pool's Pareto table as one optimised model, or in paged mode each of their
 branches. fxelastic serve maps these files. Does not need torch.
 
-What is ready is not prepared again. The files fit this bundle, processor and
+Files that exist are not prepared again. The files fit this bundle, processor and
 version of onnxruntime; delete the folder at any time to free the disk."""
 
 _EPILOG = """\

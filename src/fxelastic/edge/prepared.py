@@ -284,7 +284,7 @@ def prepare(
     """Prepare what serving a pool needs: each subnet of its Pareto table, or their branches.
 
     In ``assembled`` mode each subnet becomes one optimised model, in ``paged`` mode each branch
-    does. What is ready is left as it is, so that a run that was interrupted goes on from there.
+    does. Files that exist stay as they are, so that a run that was interrupted goes on from there.
     Several processes may do this at once.
 
     Args:

@@ -103,8 +103,8 @@ logger = logging.getLogger(__name__)
 def refuse_state(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Check that a model does not change its own buffers.
 
-    Writing the value that a buffer has already, as an observer that is off does, is no change. Only
-    values show this, so the model runs on the example inputs and on others.
+    Writing the value that a buffer has already, as an observer that is off does, does not count.
+    Only values show this, so the model runs on the example inputs and on others.
 
     Args:
         model: The clone for the capture; its buffers are restored afterwards.

@@ -191,7 +191,7 @@ class Study:
                 What is known to be below is not evaluated again.
 
         Raises:
-            SearchEndedError: No more may be evaluated; what was scored is kept.
+            SearchEndedError: No more may be evaluated; the scores so far are kept.
         """
         wanted = [arch for arch in dict.fromkeys(archs) if self.fits(arch)]
         chosen, complete = self._admitted(wanted)
@@ -211,7 +211,7 @@ class Study:
         They count like any others. Subnets beyond `max_subnets` are left out.
 
         Raises:
-            SearchEndedError: No more may be evaluated; what was scored is kept.
+            SearchEndedError: No more may be evaluated; the scores so far are kept.
         """
         wanted = list(dict.fromkeys(archs))
         admitted, _ = self._admitted(wanted)
