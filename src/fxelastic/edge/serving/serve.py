@@ -51,7 +51,7 @@ def serve(
             pool's latencies are corrected. Without a table this is not done.
         pool: Subnets with latency and accuracy: ``result.pool`` of `edge.search`, whose latencies
             are replaced by those of the table if there is one; or objects of your own with
-            ``arch``, ``latency_ms`` and ``accuracy``, whose latencies are kept.
+            the arch, the latency and the accuracy of a `PoolEntry`, whose latencies are kept.
         budget_ms: What a request may take, in ms. It may be among ``limits`` instead.
         options: The other options; see `Serving`.
         **changes: Single options, such as ``mode="paged"``, which replace those of ``options``.
@@ -129,7 +129,7 @@ def _budget_ms(budget_ms: float | None, limits: Mapping[str, Bound] | None) -> A
     if (budget_ms is None) == (latency is None) or isinstance(latency, str):
         raise UsageError(
             "serving needs one latency budget",
-            expected='budget_ms=20, or limits={"latency_ms": 20}',
+            expected=f"budget_ms=20, or limits={{{LATENCY!r}: 20}}",
             got=f"budget_ms={budget_ms!r}, limits={limits!r}",
         )
     return latency if budget_ms is None else budget_ms
