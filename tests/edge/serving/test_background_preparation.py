@@ -63,6 +63,29 @@ def test_missing_files_are_made_by_one_process(
     assert background._process is process
 
 
+@pytest.mark.parametrize("ask", ["want", "file"])
+def test_an_idle_process_is_asked_at_once(
+    bundle: Bundle,
+    background: BackgroundPreparation,
+    monkeypatch: pytest.MonkeyPatch,
+    ask: str,
+) -> None:
+    """It waited until it would have ended, some seconds later."""
+    monkeypatch.setattr("fxelastic.edge.serving.background_preparation._LINGER_S", 600.0)
+    first, second, *_ = items(bundle)
+    background.want([first])
+    assert background.wait(60)
+    if ask == "want":
+        background.want([second])
+        assert background.wait(60)
+    else:
+        asked = threading.Thread(target=background.file, args=(second,), daemon=True)
+        asked.start()
+        asked.join(60)
+        assert not asked.is_alive()
+    assert background.files.find(second) is not None
+
+
 def test_an_urgent_file_needs_no_process(bundle: Bundle, background: BackgroundPreparation) -> None:
     assert background.file(Item.subnet(bundle.space.original), urgent=True).exists()
     assert background._process is None

@@ -129,6 +129,8 @@ class BackgroundPreparation:
         return self._temporary is None
 
     def _start(self) -> None:
+        # The thread may wait for more to do.
+        self._condition.notify_all()
         if self._thread is None and self._wanted and not self._closed:
             self._thread = threading.Thread(
                 target=self._work, name="fxelastic-preparation", daemon=True
@@ -248,3 +250,6 @@ def _lower_priority(process: psutil.Process) -> None:
             process.nice(psutil.IDLE_PRIORITY_CLASS)
         else:
             process.nice(max(process.nice(), _NICENESS))
+    # Linux may share processors among sessions first; then only a session's priority counts.
+    with suppress(OSError):
+        Path(f"/proc/{process.pid}/autogroup").write_text(str(_NICENESS))
