@@ -289,7 +289,7 @@ REPRODUCED: dict[str, Callable[[Place], None]] = {
     "the subnet … returns NaN": nan_subnet,
     "branch … returns values that are not finite": nan_branch,
     "… can't be read": missing_branch,
-    "… has other bytes": damaged_branch,
+    "… has a different digest": damaged_branch,
     "an execution provider is not available": no_provider,
     "… ms can't be kept": unmet_budget,
     "plots need matplotlib": no_matplotlib,

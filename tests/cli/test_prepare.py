@@ -69,4 +69,4 @@ def test_a_damaged_bundle_is_a_failure(
     path = bundle.path / bundle.segment("original@0").file
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     assert main(["prepare", str(bundle.path), "--pool", str(pool)]) == 1
-    assert "other bytes" in capsys.readouterr().err
+    assert "different digest" in capsys.readouterr().err

@@ -23,19 +23,27 @@ CALLS: dict[str, Callable[[Any], object]] = {
 @pytest.mark.parametrize("path", [PATH, str(PATH)], ids=["path", "text"])
 @pytest.mark.parametrize("call", CALLS.values(), ids=list(CALLS))
 def test_a_path_is_no_bundle(call: Callable[[Any], object], path: Any) -> None:
-    with pytest.raises(UsageError, match=r"bundle is a path[^$]*edge\.load\(path\)"):
+    with pytest.raises(
+        UsageError, match=r"bundle must be a Bundle, not a path[^$]*edge\.load\(path\)"
+    ):
         call(path)
 
 
 def test_a_path_is_no_table() -> None:
     bundle: Any = object()
-    with pytest.raises(UsageError, match=r"table is a path[^$]*LatencyTable\.load"):
+    with pytest.raises(
+        UsageError, match=r"table must be a LatencyTable, not a path[^$]*LatencyTable\.load"
+    ):
         edge.search(bundle, PATH, None)
-    with pytest.raises(UsageError, match=r"table is a path[^$]*LatencyTable\.load"):
+    with pytest.raises(
+        UsageError, match=r"table must be a LatencyTable, not a path[^$]*LatencyTable\.load"
+    ):
         edge.serve(bundle, PATH, [], budget_ms=1)
 
 
 def test_a_path_is_no_pool() -> None:
     bundle: Any = object()
-    with pytest.raises(UsageError, match=r"pool is a path[^$]*SubnetPool\.load"):
+    with pytest.raises(
+        UsageError, match=r"pool must be a SubnetPool, not a path[^$]*SubnetPool\.load"
+    ):
         edge.serve(bundle, None, PATH, budget_ms=1)

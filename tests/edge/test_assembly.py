@@ -212,10 +212,13 @@ def test_an_arch_of_another_model_is_refused(bundle: edge.Bundle, tmp_path: Path
         (lambda m: m.opset_import.__getitem__(0).__setattr__("version", 19), "operator set"),
         (
             lambda m: m.graph.output[0].__setattr__("name", "other"),
-            "the outputs of .* are not those",
+            "the outputs of .* differ from those",
         ),
-        (lambda m: m.graph.input[0].__setattr__("name", "other"), "the inputs of .* are not those"),
-        (lambda m: m.functions.add(name="f"), "must not have functions"),
+        (
+            lambda m: m.graph.input[0].__setattr__("name", "other"),
+            "the inputs of .* differ from those",
+        ),
+        (lambda m: m.functions.add(name="f"), "must not contain functions"),
         (lambda m: m.graph.node[0].__setattr__("op_type", "Nonsense"), "not a valid ONNX model"),
     ],
 )

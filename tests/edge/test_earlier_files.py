@@ -52,5 +52,5 @@ def test_an_earlier_table_predicts_as_it_did() -> None:
 def test_an_earlier_pool_has_latencies_alone() -> None:
     pool = edge.SubnetPool.load(EARLIER / "bundle.pool.json")
     assert all(set(entry.costs) == {"latency_ms"} for entry in pool)
-    with pytest.raises(UsageError, match="does not say how much weights"):
+    with pytest.raises(UsageError, match="has no cost for weights"):
         pool.best_under({"weight_bytes": 1e9})

@@ -63,7 +63,7 @@ def test_a_subnet_is_predicted_in_every_resource_of_its_mode() -> None:
     found = TABLE.predict(arch, mode="paged")
     assert found == {"latency_ms": pytest.approx(2.7), "flops": 16.0}
     assert TABLE.predict(arch) == {"latency_ms": pytest.approx(1.4)}
-    with pytest.raises(UsageError, match="sizes that were measured only"):
+    with pytest.raises(UsageError, match="only for the sizes that were measured"):
         TABLE.predict(arch, {"seq": 4})
     with pytest.raises(UsageError, match="no costs of weights"):
         TABLE.costs("paged", "weight_bytes")

@@ -40,7 +40,7 @@ def test_what_is_not_limits() -> None:
         Limits({"joy": 1})
     with pytest.raises(UsageError, match="mapping from resources to bounds"):
         Limits([("latency_ms", 1)])  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="energy_mj need a table"):
+    with pytest.raises(UsageError, match="energy_mj needs a latency table"):
         Limits({"energy_mj": 1}).absolute({"latency_ms": 1.0})
     with pytest.raises(UsageError, match="must be absolute"):
         Limits({"latency_ms": "60%"}).bound("latency_ms")

@@ -100,5 +100,5 @@ def test_an_entry_without_a_rank(latency: float) -> None:
 def test_a_resource_that_entries_do_not_have() -> None:
     table = ParetoTable([known(0, 0.5, 1.0)])
     for limits in ({"weight_bytes": 1}, {"weight_bytes": 1, "latency_ms": 5}):
-        with pytest.raises(UsageError, match="does not say how much weights"):
+        with pytest.raises(UsageError, match="has no cost for weights"):
             table.best(limits)

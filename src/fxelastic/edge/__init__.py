@@ -1,7 +1,7 @@
-"""The device runtime: it opens a bundle that another machine exported.
+"""The device runtime, which loads and runs bundles exported on another machine.
 
-It runs without torch: nothing in here imports torch, not even inside a function. Every name below
-is loaded when it is first used.
+Nothing in this package imports torch, not even inside a function. Each public name is imported
+when it is first used.
 """
 
 from __future__ import annotations

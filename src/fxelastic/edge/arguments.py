@@ -1,4 +1,4 @@
-"""Errors for paths in the place of loaded objects."""
+"""Raise errors for paths passed instead of loaded objects."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 from fxelastic.errors import UsageError
 
-# Argument -> the expected type, and the function that reads it.
+# Argument -> the expected type, and the function that loads it.
 _READERS = {
     "bundle": ("a Bundle", "fxelastic.edge.load(path)"),
     "table": ("a LatencyTable", "fxelastic.edge.LatencyTable.load(path)"),
@@ -18,17 +18,17 @@ def refuse_paths(**arguments: object) -> None:
     """Raise an error if an argument is a path.
 
     Args:
-        **arguments: By name: ``bundle``, ``table`` or ``pool``.
+        **arguments: The arguments to check, named ``bundle``, ``table`` or ``pool``.
 
     Raises:
-        UsageError: An argument is a path; the message names the function that reads it.
+        UsageError: An argument is a path; the message names the function that loads it.
     """
     for name, value in arguments.items():
         if isinstance(value, (str, os.PathLike)):
             what, reader = _READERS[name]
             raise UsageError(
-                f"{name} is a path",
+                f"{name} must be {what}, not a path",
                 expected=what,
                 got=repr(os.fspath(value)),
-                fix=f"read it with {reader}",
+                fix=f"load it with {reader}",
             )

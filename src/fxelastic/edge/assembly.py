@@ -1,4 +1,4 @@
-"""A subnet as one ordinary ONNX model."""
+"""Assemble a subnet into one ordinary ONNX model."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ _PRODUCER = "fxelastic"
 def assemble(bundle: Bundle, arch: Arch, path: str | os.PathLike[str]) -> Path:
     """Join the branches of a subnet into one ONNX file.
 
-    The model has all inputs of the original model by their names, even those that the subnet does
-    not read, and its results as outputs by the names in ``bundle.manifest.results``. Nodes that no
-    result depends on are left out; weights that branches share are stored once.
+    The model has all inputs of the original model under their names, even those that the subnet
+    does not read, and outputs named as in ``bundle.manifest.results``. Nodes that no result depends
+    on are removed; weights that branches share are stored once.
 
     Args:
         bundle: The bundle.
         arch: The subnet.
-        path: The file to write; an existing one is replaced in one step. Weights beyond 2 GiB go
-            to a second file next to it.
+        path: The file to write; an existing file is replaced atomically. Weights of more than
+            2 GiB are stored in a second file next to it.
 
     Returns:
         The path.
 
     Raises:
         UsageError: The arch is not in the bundle's search space, or the file can't be written.
-        BundleError: A file of the bundle is damaged, or the joined model is not valid.
+        BundleError: A file of the bundle is damaged, or the assembled model is not valid.
     """
     refuse_paths(bundle=bundle)
     model = join(bundle, arch)
@@ -48,7 +48,7 @@ def assemble(bundle: Bundle, arch: Arch, path: str | os.PathLike[str]) -> Path:
 
 
 def join(bundle: Bundle, arch: Arch) -> onnx.ModelProto:
-    """The model that `assemble` writes.
+    """Build the model that `assemble` writes.
 
     Raises:
         UsageError: The arch is not in the bundle's search space.
@@ -63,7 +63,7 @@ def join(bundle: Bundle, arch: Arch) -> onnx.ModelProto:
             used.insert(0, spec.id)
             needed.update(segment.inputs)
     model = onnx.ModelProto(producer_name=_PRODUCER, ir_version=1)
-    # In place: a copy would need the memory of all weights again.
+    # Change the graph in place: a copy would double the memory for weights.
     graph = model.graph
     graph.name = bundle.manifest.model.name or "subnet"
     names = _value_names(bundle)
@@ -73,7 +73,7 @@ def join(bundle: Bundle, arch: Arch) -> onnx.ModelProto:
         model.ir_version = max(model.ir_version, part.ir_version)
         _add_opsets(model, part, branch_id)
         segment = bundle.segment(branch_id)
-        # Only the interface: an inner value may have the name of a value of another branch.
+        # Rename only the interface: inner values of two branches may have the same name.
         interface = {name: names[name] for name in (*segment.inputs, *segment.outputs)}
         rename_graph(part.graph, interface, f"{branch_id}/")
         graph.node.extend(part.graph.node)
@@ -84,7 +84,7 @@ def join(bundle: Bundle, arch: Arch) -> onnx.ModelProto:
     _remove_unused(graph)
     _share_initializers(graph)
     if not model.opset_import:
-        # The model has inputs and constants only.
+        # The model consists only of inputs and constants.
         model.opset_import.add(version=bundle.manifest.backend.opset)
         model.ir_version = helper.find_min_ir_version_for(list(model.opset_import))
     return model
@@ -100,10 +100,10 @@ def _load(bundle: Bundle, branch_id: str) -> onnx.ModelProto:
             model = onnx.ModelProto.FromString(bundle.read(branch_id))
     except BundleError:
         raise
-    except Exception as e:  # protobuf's own error, and protobuf is not a library of this layer
+    except Exception as e:  # protobuf's error, and this layer doesn't depend on protobuf
         raise BundleError(
             f"{segment.file} is not an ONNX model",
-            expected="a file that onnx reads",
+            expected="a valid ONNX file",
             got=f"{type(e).__name__}: {e}",
             fix="export the bundle again",
         ) from e
@@ -119,22 +119,22 @@ def _check_interface(bundle: Bundle, branch_id: str, part: onnx.ModelProto) -> N
         found = tuple(value.name for value in values)
         if found != expected:
             raise BundleError(
-                f"the {what} of {segment.file} are not those in manifest.json for {branch_id!r}",
+                f"the {what} of {segment.file} differ from those of {branch_id!r} in manifest.json",
                 expected=", ".join(expected) or "none",
                 got=", ".join(map(ascii, found)) or "none",
                 fix="export the bundle again",
             )
     if part.functions:
         raise BundleError(
-            f"{segment.file} must not have functions",
-            expected="a graph of operators",
+            f"{segment.file} must not contain functions",
+            expected="a graph of operators only",
             got=", ".join(ascii(function.name) for function in part.functions),
             fix="export the bundle again",
         )
 
 
 def _value_names(bundle: Bundle) -> dict[str, str]:
-    """The names of the bundle's values in the model, by their names in the bundle."""
+    """Map the names of values in the bundle to their names in the assembled model."""
     inputs = {value.name for value in bundle.inputs}
     reserved = inputs | {result.name for result in bundle.manifest.results}
     names = {
@@ -154,7 +154,7 @@ def _add_opsets(model: onnx.ModelProto, part: onnx.ModelProto, branch_id: str) -
     for opset in part.opset_import:
         if known.setdefault(opset.domain, opset.version) != opset.version:
             raise BundleError(
-                f"the operator set of branch {branch_id!r} differs from the other branches",
+                f"the operator set of branch {branch_id!r} differs from that of the other branches",
                 expected=f"version {known[opset.domain]} of {opset.domain or 'ai.onnx'}",
                 got=f"version {opset.version}",
                 fix="export the bundle again",
@@ -165,7 +165,7 @@ def _add_opsets(model: onnx.ModelProto, part: onnx.ModelProto, branch_id: str) -
 
 
 def _add_interface(graph: onnx.GraphProto, bundle: Bundle, names: Mapping[str, str]) -> None:
-    """Declare inputs and outputs, and add nodes for results that no branch has by name."""
+    """Declare inputs and outputs, and add a node for each result that no branch outputs."""
     for value in bundle.inputs:
         graph.input.append(_declare(value.name, value))
     for result, value in zip(bundle.manifest.results, bundle.outputs, strict=True):
@@ -244,7 +244,7 @@ def _content(tensor: onnx.TensorProto) -> bytes:
 
 
 def _keep(field: Any, items: Sequence[Any]) -> None:
-    """Set a repeated field of protobuf."""
+    """Replace the items of a repeated protobuf field."""
     if len(field) != len(items):
         copies = [type(item).FromString(item.SerializeToString()) for item in items]
         del field[:]
@@ -256,12 +256,12 @@ def rename_graph(graph: onnx.GraphProto, names: Mapping[str, str], prefix: str) 
 
     Args:
         graph: The graph.
-        names: New names for values.
-        prefix: Precedes the name of each value that ``names`` lacks, and of each node.
+        names: New names of values by their old names.
+        prefix: Added to the name of each value that is not in ``names``, and of each node.
     """
 
     def new(name: str) -> str:
-        # An empty name is an optional operand that is left out.
+        # An empty name means that an optional operand is omitted.
         return names.get(name, f"{prefix}{name}") if name else name
 
     for value in (*graph.input, *graph.output, *graph.value_info):
@@ -279,7 +279,7 @@ def rename_graph(graph: onnx.GraphProto, names: Mapping[str, str], prefix: str) 
         node.input[:] = [new(name) for name in node.input]
         node.output[:] = [new(name) for name in node.output]
         for attribute in node.attribute:
-            # Reading an unset attribute.g would give an empty graph, and renaming would set it.
+            # Accessing an unset attribute.g returns an empty graph; renaming that would set it.
             inner = [attribute.g] if attribute.HasField("g") else []
             for subgraph in (*inner, *attribute.graphs):
                 rename_graph(subgraph, names, prefix)

@@ -1,4 +1,4 @@
-"""Time branches between others, in random subnets."""
+"""Time branches between other branches, in random subnets."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from fxelastic.spec.latency_table import BranchLatency
 
 @dataclass
 class BranchTiming:
-    """Times every branch by running subnets branch after branch.
+    """Times every branch by running subnets branch by branch.
 
-    A branch that runs alone again and again finds its weights and inputs in the caches. In a
-    subnet its weights are cold and its input is warm, as it is here: the branches of one pass are
-    timed each, and the pass as a whole. Passes go through the branches with the fewest samples,
-    so that all get about the same number, spread over the whole time: if the machine is slow for a
-    while, some samples of each branch are slow.
+    A branch that runs repeatedly on its own finds its weights and inputs in the caches. In a
+    subnet its weights are cold and its input is warm, so each branch is timed within passes over
+    whole subnets. Each pass chooses the branches with the fewest samples, so that all branches get
+    about the same number, spread over the whole time. If the machine is slow for a while, this
+    affects some samples of each branch.
 
     Attributes:
         executor: Runs the branches.
         inputs: The model's inputs.
-        seed: Seed of the order.
-        finite: Whether the originals return finite values for the inputs, so that others must, too.
+        seed: Seed of the random choice of subnets.
+        finite: Whether the originals return finite values for the inputs, so that all branches
+            must return finite values.
         watch: Times the branches.
         samples_ms: The measured times, by branch id.
-        activation_bytes: The size of the values that each branch reads and writes, by id.
+        activation_bytes: The size of the values that each branch reads and writes, by branch id.
     """
 
     executor: Executor
@@ -59,14 +60,14 @@ class BranchTiming:
         """Time branches until the confidence intervals are narrow, or the time is over.
 
         Args:
-            n_samples: Samples of a branch, at least.
-            tolerance: Go on, up to four times as many samples, where half the width of the lower
-                quartile's 95 % confidence interval is more than this share of it.
-            until_s: When to end, by the stopwatch; every branch gets three samples before.
+            n_samples: The minimum number of samples of each branch.
+            tolerance: Take up to four times as many samples of a branch while half the width of
+                the 95 % confidence interval of its lower quartile exceeds this share of it.
+            until_s: When to end, by the stopwatch; each branch gets at least three samples.
             progress: Called after each pass with the share that is done.
 
         Raises:
-            BundleError: A branch can't be run, or returns values that are not finite for finite
+            BundleError: A branch can't run, or returns values that are not finite for finite
                 inputs.
         """
         while True:
@@ -118,7 +119,7 @@ class BranchTiming:
         )
 
     def _is_fresh(self, branch: str) -> bool:
-        """Whether a branch's session has not run yet; makes the session."""
+        """Whether a branch's session has not run yet; creates the session if needed."""
         before = self.executor.n_loaded
         self.executor.session(branch)
         if self.executor.n_loaded == before and branch in self._warm:
@@ -135,7 +136,7 @@ class BranchTiming:
         return high - low > 2 * tolerance * quartile
 
     def _through(self, branch: str) -> Arch:
-        """A subnet with this branch, and with branches of few samples elsewhere."""
+        """A subnet with this branch, and elsewhere the branches with the fewest samples."""
         space = self.executor.bundle.space
         spec = space.by_id[branch]
         before = self._walk(0, spec.start)

@@ -30,8 +30,8 @@ _MAX_MANIFEST_BYTES = 2**28
 def load(path: str | os.PathLike[str]) -> Bundle:
     """Open a bundle.
 
-    This verifies the manifest, and that each file exists with its size. The bytes of a file are
-    verified when it is first read.
+    Verifies the manifest, and that each file exists and has the listed size. The bytes of a file
+    are verified when it is first read.
 
     Args:
         path: The bundle's folder.
@@ -41,18 +41,18 @@ def load(path: str | os.PathLike[str]) -> Bundle:
 
     Raises:
         UsageError: The folder does not exist.
-        BundleError: The folder does not hold a bundle, or a damaged one; the message names the
-            file and the field.
+        BundleError: The folder does not contain a bundle, or the bundle is damaged; the message
+            names the file and the field.
     """
     if not isinstance(path, (str, os.PathLike)):
-        raise UsageError("path must be a path", expected="a str or a Path", got=repr(path))
+        raise UsageError("path must be a str or a Path", expected="a path", got=repr(path))
     folder = Path(path)
     if not folder.is_dir():
         raise UsageError(
             f"the bundle {folder} does not exist",
-            expected="a folder that fxelastic.export wrote",
+            expected="a folder written by fxelastic.export",
             got="no folder" if not folder.exists() else "a file",
-            fix="fxelastic-export MODEL OUT writes one",
+            fix="export one with fxelastic-export MODEL OUT",
         )
     data = _read(folder, FileInfo(MANIFEST_NAME, -1, ""))
     bundle = Bundle(folder, Manifest.from_json(data), hashlib.sha256(data).hexdigest())
@@ -62,14 +62,14 @@ def load(path: str | os.PathLike[str]) -> Bundle:
 
 
 def reopen(folder: Path, digest: str) -> Bundle:
-    """Open a bundle that another process has verified; this reads its manifest only.
+    """Open a bundle that another process has verified; only its manifest is read.
 
     Args:
         folder: The bundle's folder.
-        digest: Its digest then.
+        digest: The digest of the bundle when it was verified.
 
     Raises:
-        BundleError: The folder now holds another bundle, or none.
+        BundleError: The folder no longer contains this bundle.
     """
     data = _read(folder, FileInfo(MANIFEST_NAME, -1, ""))
     found = hashlib.sha256(data).hexdigest()
@@ -78,19 +78,19 @@ def reopen(folder: Path, digest: str) -> Bundle:
             f"the bundle {folder} has changed since it was loaded",
             expected=f"sha256 {digest} of {MANIFEST_NAME}",
             got=f"sha256 {found}",
-            fix="load the bundle again, with its table and pool; export to a folder of its own",
+            fix="load the bundle again, with its table and pool; export each to its own folder",
         )
     return Bundle(folder, Manifest.from_json(data), digest)
 
 
 def files_in(folder: Path) -> frozenset[str] | None:
-    """The files that the manifest in a folder lists, and the manifest; none is read.
+    """The manifest in a folder and the files that it lists, which are not read.
 
     Args:
         folder: Any folder.
 
     Returns:
-        Their paths relative to the folder; None where it has no readable manifest.
+        Their paths relative to the folder; None if it has no readable manifest.
     """
     try:
         data = _read(folder, FileInfo(MANIFEST_NAME, -1, ""))
@@ -101,27 +101,27 @@ def files_in(folder: Path) -> frozenset[str] | None:
 
 
 class Bundle:
-    """A model's branches as files, ready to be run without torch.
+    """A model's branches as files that can be run without torch.
 
-    To run a subnet, run the branches of an arch in order over named values: begin with the inputs
+    To run a subnet, run the branches of an arch in order on named values: start with the inputs
     and `constants`, feed each branch its inputs, add its outputs, and drop a value after the block
-    in `last_read`. `result` then returns what the model returns.
+    in `last_read`. Then call `result` for the model's return value.
 
     Attributes:
         path: The folder.
         manifest: Its ``manifest.json``.
-        digest: Sha256 of the bytes of ``manifest.json``, which identifies the whole bundle.
+        digest: SHA-256 of the bytes of ``manifest.json``, which identifies the whole bundle.
         space: The search space.
         inputs: The model's inputs in order.
-        outputs: The values that are the model's flat results, in order; one may come twice.
-        values: Every value that crosses a cut, inputs and results too, by name.
+        outputs: The values that are the model's flat results, in order; a value may occur twice.
+        values: Every value that crosses a cut, inputs and results included, by name.
         last_read: For each value that is read, the last block that reads it; the number of
             blocks for results.
-        files: Every file but the manifest, by its path.
+        files: Every file except the manifest, by its path.
     """
 
     def __init__(self, path: Path, manifest: Manifest, digest: str) -> None:
-        """See `load`, which verifies the arguments."""
+        """Use `load` instead, which verifies the arguments."""
         self.path = path
         self.manifest = manifest
         self.digest = digest
@@ -153,10 +153,10 @@ class Bundle:
         return self._segments[branch_id]
 
     def read(self, branch_id: str) -> bytes:
-        """A branch's ONNX file, verified.
+        """Read and verify a branch's ONNX file.
 
-        Tensors in files of their own are not in it: where ``segment(branch_id).data`` is not
-        empty, use `model_path`.
+        The bytes don't include tensors stored in separate files: if ``segment(branch_id).data`` is
+        not empty, use `model_path`.
 
         Raises:
             UsageError: The bundle has no such branch.
@@ -168,9 +168,9 @@ class Bundle:
         return data
 
     def model_path(self, branch_id: str) -> Path:
-        """Path of a branch's ONNX file; the file and all files that it refers to are verified.
+        """The path of a branch's ONNX file; verifies the file and all files that it refers to.
 
-        A file is hashed again only when it has changed on disk.
+        A file is hashed again only if it has changed on disk.
 
         Raises:
             UsageError: The bundle has no such branch.
@@ -183,10 +183,10 @@ class Bundle:
         return self.path / segment.file
 
     def data_path(self, path: str) -> Path:
-        """Path of one of the files in ``manifest.data``, verified as `model_path` does.
+        """The path of a file in ``manifest.data``; verifies the file as `model_path` does.
 
         Raises:
-            BundleError: It is missing or damaged.
+            BundleError: The file is missing or damaged.
         """
         self._verify_once(self.files[path], None)
         return self.path / path
@@ -217,7 +217,7 @@ class Bundle:
 
     @cached_property
     def structure_digest(self) -> str:
-        """Digest of everything that decides latencies: equal for bundles that differ in weights.
+        """Digest of everything that affects latencies: bundles that differ in weights share it.
 
         The first access reads every ONNX file; see `fxelastic.edge.structure_digest`.
 
@@ -229,13 +229,13 @@ class Bundle:
         return structure_digest(self)
 
     def result(self, values: Mapping[str, Any]) -> Any:
-        """What the model returns, from the values after the last branch.
+        """The model's return value, from the values after the last branch.
 
         Args:
             values: The values by name; constants may be left out.
 
         Returns:
-            Arrays in tuples, lists and dictionaries; other objects are dictionaries here.
+            Nested tuples, lists and dictionaries of arrays; other objects become dictionaries.
         """
         known = {**self.constants, **values}
         flat = [known[value.name] for value in self.outputs]
@@ -250,7 +250,7 @@ class Bundle:
         dtype = np.dtype("uint16" if value.dtype == "bfloat16" else value.dtype).newbyteorder("<")
         if math.prod(shape) * dtype.itemsize != file.size_bytes:
             raise BundleError(
-                f"{file.path} does not hold the value {value}",
+                f"{file.path} does not have the size of the value {value}",
                 expected=f"{math.prod(shape) * dtype.itemsize} bytes",
                 got=f"{file.size_bytes} bytes",
                 fix="export the bundle again",
@@ -270,7 +270,7 @@ class Bundle:
 
 
 def _stat(folder: Path, file: FileInfo) -> os.stat_result:
-    """The state of a file; it must be a plain one of the listed size, not reached by a link."""
+    """The status of a file; it must be a regular file of the listed size, not behind a link."""
     where = folder
     for part in file.path.split("/"):
         where = where / part
@@ -279,17 +279,17 @@ def _stat(folder: Path, file: FileInfo) -> os.stat_result:
         except OSError as e:
             raise _damaged(file, "can't be read", "a file", e.strerror or str(e)) from e
         if stat.S_ISLNK(found.st_mode):
-            raise _damaged(file, "is a link", "a file of the bundle", f"a link, {where.name}")
+            raise _damaged(file, "is a link", "a regular file", f"a link, {where.name}")
     if not stat.S_ISREG(found.st_mode):
         raise _damaged(file, "is not a file", "a file", "a folder or a device")
     if file.size_bytes not in (-1, found.st_size):
         expected = f"{file.size_bytes} bytes, as in {MANIFEST_NAME}"
-        raise _damaged(file, "has another size", expected, f"{found.st_size} bytes")
+        raise _damaged(file, "has a different size", expected, f"{found.st_size} bytes")
     return found
 
 
 def _read(folder: Path, file: FileInfo) -> bytes:
-    """The verified bytes of a file."""
+    """Read and verify the bytes of a file."""
     size = _stat(folder, file).st_size
     if file.path == MANIFEST_NAME and size > _MAX_MANIFEST_BYTES:
         raise _damaged(file, "is too large", f"at most {_MAX_MANIFEST_BYTES} bytes", f"{size}")
@@ -306,7 +306,7 @@ def _hash(folder: Path, file: FileInfo) -> bool:
     """Verify a file piece by piece.
 
     Returns:
-        Whether the file may refer to others.
+        Whether the file may refer to other files.
     """
     _stat(folder, file)
     digest = hashlib.sha256()
@@ -314,7 +314,7 @@ def _hash(folder: Path, file: FileInfo) -> bool:
     try:
         for piece in pieces(folder / file.path):
             digest.update(piece)
-            # The word may cross a border between pieces.
+            # The word may be split between two pieces.
             refers = refers or REFERENCE in last[-len(REFERENCE) :] + piece
             last = piece
     except OSError as e:
@@ -327,7 +327,7 @@ def _check_digest(file: FileInfo, digest: str) -> None:
     if digest != file.sha256:
         raise _damaged(
             file,
-            "has other bytes",
+            "has a different digest",
             f"sha256 {file.sha256}, as in {MANIFEST_NAME}",
             f"sha256 {digest}",
         )

@@ -1,4 +1,4 @@
-"""The costs of branches that a bundle tells without a measurement."""
+"""The costs of branches that follow from the bundle without a measurement."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from fxelastic.spec.value_info import itemsize
 def bundle_costs(
     bundle: Bundle, batch_size: int, rows: Mapping[str, BranchLatency]
 ) -> dict[str, BranchCosts]:
-    """Costs of every branch by resource.
+    """The costs of each branch by resource.
 
     * ``flops``: the operations of a run.
     * ``traffic_bytes``: the weights of the branch, and the values that it reads and writes.
-    * ``peak_memory_bytes``: the values that exist between blocks while the branch runs, its own
-      outputs among them; not what its operators need in between. It is left out where a size does
-      not follow from the batch size.
+    * ``peak_memory_bytes``: the values that exist between blocks while the branch runs, including
+      its own outputs, without the temporary memory of its operators. Missing if a size can't be
+      computed from the batch size.
     * ``weight_bytes``: the weights; tensors in files that several branches use count once.
 
     Args:
         bundle: The bundle.
-        batch_size: Samples of a run.
+        batch_size: The number of samples in a run.
         rows: The measurements of each branch.
     """
     specs = bundle.space.branches
@@ -45,7 +45,7 @@ def bundle_costs(
 
 
 def with_bundle_costs(table: LatencyTable, bundle: Bundle) -> LatencyTable:
-    """A table with everything that its bundle tells: tables of earlier versions lack some of it."""
+    """Add all costs that follow from the bundle, some of which tables of earlier versions lack."""
     return table.including(bundle_costs(bundle, table.batch_size, table.rows))
 
 

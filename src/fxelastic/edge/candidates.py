@@ -20,7 +20,7 @@ from fxelastic.spec.resources import LATENCY, WEIGHTS
 
 MODES = ("auto", "assembled", "paged")
 
-#: A pool, or objects of one's own with ``arch``, ``latency_ms`` and ``accuracy``.
+#: A pool, or other objects with ``arch``, ``latency_ms`` and ``accuracy``.
 PoolLike: TypeAlias = SubnetPool | Iterable[Any]
 
 
@@ -32,7 +32,7 @@ class Candidate:
         arch: The subnet.
         ms: Its estimated latency on the idle device, in ms.
         accuracy: Its accuracy on the device's data; higher is better.
-        others: What it takes of other resources, by the resource's name.
+        others: Its cost in other resources, by the resource's name.
     """
 
     arch: Arch
@@ -42,19 +42,19 @@ class Candidate:
 
     @classmethod
     def of(cls, entry: Any) -> Candidate:
-        """A candidate from a pool's entry, or from an object with the same attributes."""
+        """Create a candidate from a pool's entry, or from an object with the same attributes."""
         costs = dict(getattr(entry, "costs", {}))
         costs.pop(LATENCY, None)
         return cls(entry.arch, getattr(entry, LATENCY), entry.accuracy, costs)
 
     @property
     def latency_ms(self) -> float:
-        """The same as ``ms``, by the name that a pool's entries have for it."""
+        """The same as ``ms``, under the name that a pool's entries use."""
         return self.ms
 
     @property
     def costs(self) -> dict[str, float]:
-        """What it takes of each resource, by the resource's name."""
+        """Its cost in each resource, by the resource's name."""
         return {**self.others, LATENCY: self.ms}
 
 
@@ -70,14 +70,14 @@ def candidates_of(
     Args:
         bundle: The bundle.
         pool: The subnets.
-        table: The device's latencies. It may have been corrected since the pool was searched, or
-            the pool searched for another mode, so its latencies replace those of a `SubnetPool`.
+        table: The device's latency table. Its latencies replace those of a `SubnetPool`, because
+            the table may have been corrected since the search, or the search was for another mode.
         mode: ``assembled`` or ``paged``.
-        memory_bytes: Subnets with more weights are left out; None for no limit.
+        memory_bytes: Subnets with larger weights are left out; None for no limit.
 
     Raises:
-        UsageError: The pool or the table is of another bundle, an arch is not in its search space,
-            or no subnet fits into the memory.
+        UsageError: The pool or the table belongs to another bundle, an arch is not in the search
+            space, or no subnet fits into the memory.
     """
     if table is not None:
         table.check_bundle(bundle.digest, lambda: bundle.structure_digest)
@@ -85,7 +85,7 @@ def candidates_of(
         pool.check_bundle(bundle.digest)
     costs_of = None
     if table is not None and isinstance(pool, SubnetPool):
-        # Tables of earlier versions lack what the bundle itself tells.
+        # Tables of earlier versions lack some of the costs that follow from the bundle.
         costs_of = with_bundle_costs(table, bundle).predict
     found: list[Candidate] = []
     for entry in pool:
@@ -112,15 +112,15 @@ def candidates_of(
 
 
 def choose_mode(bundle: Bundle, pool: PoolLike, mode: str, memory_bytes: int | None) -> str:
-    """The mode to serve in; ``auto`` is assembled where two subnets fit into the memory at once.
+    """The mode to serve in; ``auto`` means assembled if two subnets fit into the memory at once.
 
-    A switch takes so much when the two share nothing.
+    A switch needs the memory of both subnets if they share no weights.
 
     Args:
         bundle: The bundle.
         pool: The subnets.
         mode: One of `MODES`.
-        memory_bytes: The memory for weights; half of what is free where None.
+        memory_bytes: The memory for weights; None means half of the free memory.
 
     Raises:
         UsageError: The mode is unknown, or ``memory_bytes`` is out of range.
@@ -128,7 +128,9 @@ def choose_mode(bundle: Bundle, pool: PoolLike, mode: str, memory_bytes: int | N
     if mode not in MODES:
         raise UsageError(f"unknown mode {mode!r}", expected=", ".join(MODES), got=repr(mode))
     if memory_bytes is not None and memory_bytes <= 0:
-        raise UsageError("memory_bytes must be above 0", expected="bytes", got=str(memory_bytes))
+        raise UsageError(
+            "memory_bytes must be above 0", expected="a number of bytes", got=str(memory_bytes)
+        )
     if mode != "auto":
         return mode
     best = ParetoTable(map(Candidate.of, pool))
@@ -146,17 +148,17 @@ def absolute_limits(
     candidates: Iterable[Candidate],
     mode: str,
 ) -> Limits | None:
-    """Limits without shares and without the latency, which the budget bounds.
+    """Convert limits to absolute bounds; drops the latency, which the budget bounds.
 
     Args:
-        limits: Bounds by resource; a share is of the original's costs.
+        limits: Bounds by resource; shares are relative to the original's costs.
         bundle: The bundle.
         table: The device's costs, if known.
         candidates: The subnets of the pool; the original may be among them.
         mode: ``assembled`` or ``paged``.
 
     Returns:
-        The limits; None without any.
+        The limits; None if there are none.
 
     Raises:
         UsageError: A bound is out of range, or a share's resource is unknown for the original.

@@ -1,4 +1,4 @@
-"""Files, read and hashed piece by piece."""
+"""Read and hash files piece by piece."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _PIECE_BYTES = 2**20
 
 
 def pieces(path: Path) -> Iterator[bytes]:
-    """A file, piece by piece.
+    """Read a file piece by piece.
 
     Raises:
         OSError: The file can't be read.
@@ -21,7 +21,7 @@ def pieces(path: Path) -> Iterator[bytes]:
 
 
 def digest(path: Path) -> str:
-    """Sha256 of a file.
+    """The SHA-256 of a file, in hexadecimal.
 
     Raises:
         OSError: The file can't be read.

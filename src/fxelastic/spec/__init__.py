@@ -1,4 +1,4 @@
-"""Plain data that passes from the machine that trains to the device; it needs numpy only.
+"""Plain data that the training machine writes and the device reads; needs numpy only.
 
 A model is cut into N blocks in execution order; a branch replaces an interval ``[start, stop)`` of
 them; an `Arch` is a tiling of ``[0, N)`` by branches; a `SearchSpace` holds all branches.

@@ -15,9 +15,8 @@ _SEPARATOR = ","
 class Arch:
     """A tiling of the blocks ``[0, N)`` by branches, in execution order.
 
-    Its text is the ids with commas between them, ``original@0,merged@1-3,original@3``, and
-    ``Arch.parse(str(arch)) == arch``. `SearchSpace.validate` checks whether the branches exist and
-    tile the blocks.
+    ``str(arch)`` joins the ids with commas: ``original@0,merged@1-3,original@3``. `Arch.parse`
+    reads that text. `SearchSpace.validate` checks whether the branches exist and tile the blocks.
 
     Attributes:
         branches: Ids of the branches, in execution order.
@@ -26,7 +25,7 @@ class Arch:
     branches: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        """Check what holds in every search space.
+        """Check the ids, independently of any search space.
 
         Raises:
             UsageError: There is no branch, an item is not an id, or an id occurs twice.
@@ -34,7 +33,7 @@ class Arch:
         if isinstance(self.branches, str) or not isinstance(self.branches, (tuple, list)):
             raise UsageError(
                 "an arch must be a tuple of branch ids",
-                expected="a tuple of strings; Arch.parse reads a text",
+                expected="a tuple of strings; use Arch.parse for text",
                 got=repr(self.branches),
             )
         object.__setattr__(self, "branches", tuple(self.branches))
@@ -46,18 +45,18 @@ class Arch:
         for position, value in enumerate(self.branches):
             problem = id_problem(value)
             if not problem and value in first:
-                problem = f"branch {value!r} is at position {first[value]} already"
+                problem = f"branch {value!r} is already at position {first[value]}"
             if problem:
                 raise UsageError(
                     f"position {position} of the arch: {problem}",
-                    expected="ids of different branches",
+                    expected="a valid id that occurs once",
                     got=repr(value),
                 )
             first[value] = position
 
     @classmethod
     def parse(cls, text: str) -> Arch:
-        """Read an arch's text.
+        """Parse the text of an arch.
 
         Args:
             text: Branch ids with commas between them; spaces around an id are ignored.
@@ -66,7 +65,7 @@ class Arch:
             The arch.
 
         Raises:
-            UsageError: The text has another form; the message names the position.
+            UsageError: The text is empty or malformed; the message names the position.
         """
         if not isinstance(text, str):
             raise UsageError(

@@ -20,12 +20,12 @@ class BranchSpec:
     """A branch as the search space sees it.
 
     Attributes:
-        id: Names the branch; unique in a search space. Letters, digits and ``_.:@#+-``.
-        kind: Its kind: ``original``, ``merged``, ``pruned``, …
+        id: Unique in a search space. Letters, digits and ``_.:@#+-``.
+        kind: How it was made: ``original``, ``merged``, ``pruned``, …
         start: The first block that it replaces.
         stop: The block after the last one that it replaces.
-        n_params: Parameters that it adds to the supernet.
-        flops: Floating point operations of one sample, multiply and add counted as two.
+        n_params: The number of parameters that it adds to the supernet.
+        flops: Floating-point operations for one sample; a multiply-add counts as two.
     """
 
     id: str
@@ -51,8 +51,8 @@ class BranchSpec:
             )
         if not isinstance(self.kind, str) or not self.kind:
             raise UsageError(
-                f"the kind of branch {self.id!r} must be a word",
-                expected="a word like 'original'",
+                f"the kind of branch {self.id!r} must be a non-empty string",
+                expected="a string like 'original'",
                 got=repr(self.kind),
             )
         for field in ("start", "stop", "n_params", "flops"):
@@ -60,7 +60,7 @@ class BranchSpec:
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise UsageError(
                     f"{field} of branch {self.id!r} must be at least 0",
-                    expected="an integer",
+                    expected="an integer of at least 0",
                     got=repr(value),
                 )
         if self.start >= self.stop:
@@ -75,13 +75,13 @@ class BranchSpec:
 
 
 def branch_id(kind: str, start: int, stop: int) -> str:
-    """The usual id of a branch: its kind and its interval.
+    """The conventional id of a branch, made from its kind and its interval.
 
     Args:
-        kind: The branch's kind, with a variant where an interval has several:
-            ``merged``, ``pruned25``.
-        start: The first block replaced.
-        stop: The block after the last one.
+        kind: The branch's kind, with a suffix if an interval has several variants: ``merged``,
+            ``pruned25``.
+        start: The first block that it replaces.
+        stop: The block after the last one that it replaces.
 
     Returns:
         ``original@3`` for a single block, ``merged@3-5`` for the interval ``[3, 5)``.
@@ -90,7 +90,7 @@ def branch_id(kind: str, start: int, stop: int) -> str:
 
 
 def id_problem(value: object) -> str:
-    """Why a value is not a valid branch id; empty if it is valid."""
+    """The reason why a value is not a valid branch id; empty if it is valid."""
     return (
         _text_problem(value)
         if isinstance(value, str)
@@ -103,5 +103,5 @@ def _text_problem(value: str) -> str:
     if not value:
         return "it is empty"
     if not _ID.fullmatch(value):
-        return "an id has letters, digits and _.:@#+- only, and begins with a letter or digit"
+        return "an id has only letters, digits and _.:@#+-, and begins with a letter, digit or _"
     return ""

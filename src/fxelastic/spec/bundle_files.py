@@ -1,4 +1,4 @@
-"""The files of a bundle as its manifest lists them."""
+"""The files of a bundle, as listed in its manifest."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from fxelastic.spec.json_fields import Fields, show
 
-#: Name of the file that describes all others.
+#: Name of the file that describes all other files.
 MANIFEST_NAME = "manifest.json"
 
-#: Folder of the ONNX files, and the one in it for tensors that are files of their own.
+#: Folder of the ONNX files, and its subfolder for tensors stored in separate files.
 BRANCHES_FOLDER = "branches"
 DATA_FOLDER = "branches/data"
 
@@ -24,9 +24,9 @@ class FileInfo:
     """One file of a bundle.
 
     Attributes:
-        path: Relative to the bundle, with ``/``; never leads out of it.
-        size_bytes: Its size.
-        sha256: Digest of its bytes, in hexadecimal.
+        path: Relative to the bundle's folder, separated by ``/``; never leads out of it.
+        size_bytes: The size of the file, in bytes.
+        sha256: SHA-256 digest of its bytes, in hexadecimal.
     """
 
     path: str
@@ -57,17 +57,17 @@ class FileInfo:
 
 
 def is_inside(path: str) -> bool:
-    """Whether a path is relative, stays inside its folder, and is spelled in one way only."""
+    """Whether a path is relative, stays inside its folder, and is in canonical form."""
     # The pattern lets no part begin with a dot, which excludes ".." and hidden files.
     return _PATH.fullmatch(path) is not None and path.casefold() != MANIFEST_NAME
 
 
 def file_stem(branch_id: str, taken: set[str]) -> str:
-    """A file name for a branch, without its ending; adds it to ``taken``.
+    """A file name for a branch, without its extension; adds it to ``taken``.
 
     Args:
         branch_id: The branch's id.
-        taken: Names in use, case-folded: some file systems do not distinguish ``A`` and ``a``.
+        taken: Names in use, case-folded: some file systems do not distinguish ``A`` from ``a``.
     """
     base = re.sub(r"[^A-Za-z0-9_.@#+-]", "_", branch_id)[:150]
     name, n = base, 2

@@ -1,4 +1,4 @@
-"""Counts and rows of text for reports in a terminal."""
+"""Format counts and tables for reports in a terminal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 
 
 def engineering(count: int) -> str:
-    """A count with a unit prefix and three digits: ``4.09 G``; ``-`` for 0."""
+    """A count with three significant digits and a unit prefix: ``4.09 G``; ``-`` for 0."""
     if not count:
         return "-"
     for scale, prefix in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
@@ -18,11 +18,11 @@ def engineering(count: int) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]], right: AbstractSet[int] = frozenset()) -> list[str]:
-    """Rows as lines with aligned columns.
+    """Format rows as lines with aligned columns.
 
     Args:
         rows: Cells; the same number in each row.
-        right: Columns that are aligned at their right end.
+        right: Indices of the right-aligned columns.
     """
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     return [

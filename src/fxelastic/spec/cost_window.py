@@ -1,4 +1,4 @@
-"""Uniform samples of the subnets whose cost lies in a window."""
+"""Sample uniformly from the subnets whose cost lies in a window."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ class CostWindow:
     """The subnets of a search space with ``low <= cost <= high``, to be sampled uniformly.
 
     Draws are exactly uniform over these subnets, for any costs. A dynamic programme over quantised
-    costs counts, in integers, candidates: every subnet of the window and some just outside. If
-    there are few, they are listed and filtered by the true cost; otherwise candidates are drawn
-    uniformly, and those outside are drawn again. The result does not depend on the quantisation,
-    which only decides how many draws are lost: about a quarter for windows as wide as a hundredth
-    of the space's range of costs, fewer for wider ones.
+    costs counts the candidates: every subnet in the window and some just outside it. If there are
+    at most 4096, they are listed and filtered by their exact cost; otherwise candidates are drawn
+    uniformly, and draws outside the window are rejected. Quantisation does not bias the result; it
+    only decides how many draws are rejected: about a quarter for a window as wide as a hundredth
+    of the space's range of costs, fewer for wider windows.
 
-    If the candidates are listed (up to 4096), an empty window is found for certain, and the error
-    names the nearest costs. A very narrow window (a millionth of the range) among very many
-    subnets may hold too few of the candidates: then the error states the number of draws, and
-    names the nearest costs among these.
+    If the candidates are listed, an empty window is always detected, and the error names the
+    nearest costs. In a very large space, a very narrow window (a millionth of the range) may
+    contain too few of the candidates; the error then states the number of draws and names the
+    nearest costs among them.
 
-    Build it once to sample often: the programme runs with the first draw.
+    Reuse one window for many samples: the programme runs only once, at the first draw.
 
     Attributes:
-        space: The subnets.
+        space: The search space.
         costs: Cost of each branch by id; finite and at least 0, in any unit.
-        low: Least cost, inclusive; minus infinity for no bound.
-        high: Largest cost, inclusive; infinity for no bound.
+        low: The lowest cost, inclusive; minus infinity for no bound.
+        high: The highest cost, inclusive; infinity for no bound.
     """
 
     space: SearchSpace
@@ -74,24 +74,24 @@ class CostWindow:
         object.__setattr__(self, "costs", dict(self.costs))
 
     def sample(self, n: int, seed: int = 0) -> list[Arch]:
-        """Draw subnets of the window, each with the same probability.
+        """Draw subnets in the window, each with the same probability.
 
         Args:
-            n: The number of subnets; draws are independent, so that one may come twice.
+            n: The number of subnets; draws are independent, so a subnet may be drawn twice.
             seed: The same seed gives the same subnets.
 
         Returns:
             The subnets drawn.
 
         Raises:
-            UsageError: The window holds no subnet, or too few of the candidates; the message names
-                the nearest costs.
+            UsageError: The window contains no subnets, or too few of the candidates; the message
+                names the nearest costs.
         """
         check_count("n", n, 0)
         rng = random.Random(seed)
         if self._listed is not None:
             if not self._listed:
-                raise self._empty("no subnet costs this", [])
+                raise self._empty("no subnet has such a cost", [])
             return [self._listed[rng.randrange(len(self._listed))] for _ in range(n)]
         found: list[Arch] = []
         missed: list[float] = []
@@ -118,7 +118,7 @@ class CostWindow:
 
     @cached_property
     def _listed(self) -> list[Arch] | None:
-        """The subnets of the window; None where there are too many candidates to list."""
+        """The subnets in the window; None if there are too many candidates to list."""
         candidates = self._candidates
         if candidates.total > _MAX_LISTED:
             return None
@@ -146,7 +146,7 @@ class CostWindow:
 
         Args:
             what: The reason.
-            seen: Costs of subnets outside the window; empty if the nearest are looked up.
+            seen: Costs of subnets outside the window; if empty, the nearest costs are searched for.
         """
         least = self._cost(self.space.min_cost_arch(self.costs).branches)
         most = self._cost(self.space.max_cost_arch(self.costs).branches)
@@ -158,8 +158,8 @@ class CostWindow:
             above = min((cost for cost in seen if cost > self.high), default=None)
             nearest.append(self._nearest(most, self.high) if above is None else above)
         return UsageError(
-            f"no subnets for the window of costs: {what}",
-            expected=f"a window among the costs of subnets, {least:g} to {most:g}",
+            f"can't sample from the window of costs: {what}",
+            expected=f"a window that contains costs of subnets, which are {least:g} to {most:g}",
             got=f"[{self.low!r}, {self.high!r}]",
             fix=f"widen the window to the nearest costs: {' or '.join(map(repr, nearest))}",
         )

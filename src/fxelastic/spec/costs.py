@@ -1,4 +1,4 @@
-"""What the branches of a bundle take of each resource on a device, and how that adds up."""
+"""The costs of a bundle's branches on a device, by resource, and the costs of whole subnets."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from fxelastic.spec.resources import PEAK, resource
 
 @dataclass(frozen=True)
 class ModelError:
-    """How far predictions are from measured subnets that nothing was fitted to.
+    """The error of predicted costs on measured subnets that were held out of the fit.
 
-    Each subnet is measured in turns with the original; errors are of the share of the original's
-    cost that a subnet takes.
+    Measurements of each subnet alternate with measurements of the original. Errors are of the
+    subnet's cost relative to the original's.
 
     Attributes:
         median: The median of ``|predicted - measured| / measured``.
         p90: Its 90th percentile.
-        n_held_out: The number of subnets.
+        n_held_out: The number of held-out subnets.
     """
 
     median: float
@@ -37,15 +37,15 @@ class ModelError:
 
 @dataclass(frozen=True)
 class BranchCosts:
-    """What each branch takes of one resource.
+    """The cost of each branch in one resource, in the resource's unit.
 
     Attributes:
-        costs: The cost of each branch by id, of at least 0.
-        overhead: What a run takes besides its branches; may be below 0.
-        error: The error on subnets held out; None where none were measured.
-        doubt: Why the measurement is unreliable; empty where nothing speaks against it.
-        shared: For a branch, the parts of its cost that other branches have too, by a key that
-            names the part: a subnet takes each part once.
+        costs: The cost of each branch by id; at least 0.
+        overhead: The cost of a run besides its branches; may be negative.
+        error: The error on held-out subnets; None if none were measured.
+        doubt: Why the measurement is unreliable; empty if it is not known to be.
+        shared: For each branch, the parts of its cost that it shares with other branches, by the
+            name of the part. In the cost of a subnet, each part counts once.
     """
 
     costs: Mapping[str, float]
@@ -67,10 +67,10 @@ class BranchCosts:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> BranchCosts:
-        """Read what `to_json` gives.
+        """Read the object that `to_json` returns.
 
         Raises:
-            KeyError, TypeError, ValueError, AttributeError: The value has another form.
+            KeyError, TypeError, ValueError, AttributeError: The value is malformed.
         """
         error = value["error"]
         found = cls(
@@ -94,12 +94,12 @@ class BranchCosts:
 class Costs(Mapping[str, BranchCosts]):
     """The costs of branches by resource, for one way of running subnets.
 
-    Costs add up by branches, so that dynamic programmes over subnets are exact. How they add up
-    is the resource's `Resource.rule`.
+    A subnet's cost is computed from the costs of its branches by the resource's `Resource.rule`,
+    so dynamic programmes over subnets are exact.
     """
 
     def __init__(self, resources: Mapping[str, BranchCosts]) -> None:
-        """Keep the costs of each resource.
+        """Create the costs from those of each resource.
 
         Raises:
             UsageError: A resource is unknown.
@@ -107,14 +107,14 @@ class Costs(Mapping[str, BranchCosts]):
         self._resources = {resource(name).name: costs for name, costs in resources.items()}
 
     def total(self, name: str, branches: Iterable[str]) -> float:
-        """What a subnet takes of a resource.
+        """The cost of a subnet in one resource, in the resource's unit.
 
         Args:
-            name: The resource.
-            branches: The ids of the subnet's branches: an `Arch`.
+            name: The name of the resource.
+            branches: The ids of the subnet's branches, such as an `Arch`.
 
         Raises:
-            UsageError: The resource or a branch has no costs here.
+            UsageError: The resource or a branch has no cost.
         """
         found = self[name]
         if not found.shared and resource(name).rule != PEAK:
@@ -138,16 +138,16 @@ class Costs(Mapping[str, BranchCosts]):
         return found.overhead + math.fsum(own)
 
     def predict(self, branches: Iterable[str]) -> dict[str, float]:
-        """What a subnet takes of each resource, by the resource's name.
+        """The cost of a subnet in each resource, by the resource's name.
 
         Raises:
-            UsageError: A branch has no costs here.
+            UsageError: A branch has no cost.
         """
         ids = tuple(branches)
         return {name: self.total(name, ids) for name in self._resources}
 
     def including(self, resources: Mapping[str, BranchCosts]) -> Costs:
-        """These costs with those of other resources added or replaced."""
+        """A copy with the costs of the given resources added or replaced."""
         return Costs({**self._resources, **resources})
 
     def __getitem__(self, name: str) -> BranchCosts:

@@ -1,4 +1,4 @@
-"""Objects that are kept as JSON files with a schema."""
+"""Objects that are saved as JSON files with a schema."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ D = TypeVar("D", bound="JsonDocument")
 
 
 class JsonDocument(ABC):
-    """An object that is written to a JSON file and read from it.
+    """An object that can be saved to a JSON file and loaded from it.
 
     Attributes:
-        what: The name of such objects in messages.
+        what: What to call such an object in messages.
         schemas: The schemas that can be read; the first one is written.
         command: The command that writes such files.
     """
@@ -35,10 +35,10 @@ class JsonDocument(ABC):
     @classmethod
     @abstractmethod
     def from_dict(cls: type[D], value: Mapping[str, Any]) -> D:
-        """Read the data that `to_dict` returns, of any of the schemas.
+        """Read the data that `to_dict` returns, in any of the schemas.
 
         Raises:
-            KeyError, TypeError, ValueError, AttributeError, UsageError: The data has another form.
+            KeyError, TypeError, ValueError, AttributeError, UsageError: The data is malformed.
         """
 
     def to_json(self) -> bytes:
@@ -52,10 +52,10 @@ class JsonDocument(ABC):
 
         Args:
             data: The bytes.
-            where: Their origin, for messages.
+            where: The origin of the bytes, for messages.
 
         Raises:
-            UsageError: The bytes hold no such object; the message names the field.
+            UsageError: The bytes don't contain a valid object; the message names the cause.
         """
         try:
             value = json.loads(data)
@@ -67,19 +67,19 @@ class JsonDocument(ABC):
             raise cls._other(where or "the data", f"{type(e).__name__}: {e}") from e
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the object as JSON, in one step.
+        """Write the object as JSON, atomically.
 
         Raises:
-            UsageError: The file can't be written; an old one stays as it was.
+            UsageError: The file can't be written; an existing file is left unchanged.
         """
         write(path, self.to_json(), f"the {self.what}")
 
     @classmethod
     def load(cls: type[D], path: str | os.PathLike[str]) -> D:
-        """Read a file that `save` wrote, of this or an earlier version.
+        """Read a file written by `save` of this or an earlier version.
 
         Raises:
-            UsageError: The file does not exist, or holds no such object.
+            UsageError: The file does not exist, or does not contain a valid object.
         """
         try:
             data = Path(path).read_bytes()
@@ -98,16 +98,16 @@ class JsonDocument(ABC):
 
 
 def write(path: str | os.PathLike[str], data: bytes, what: str) -> None:
-    """Write a file in one step.
+    """Write a file atomically.
 
     Raises:
-        UsageError: The file can't be written; an old one stays as it was.
+        UsageError: The file can't be written; an existing file is left unchanged.
     """
     try:
         replace_file(Path(path), data)
     except OSError as e:
         raise UsageError(
             f"{what} can't be written to {path}",
-            expected="a file in a folder that exists, on a disk with space",
+            expected="a path in an existing, writable folder, on a disk with free space",
             got=f"{type(e).__name__}: {e.strerror or e}",
         ) from e

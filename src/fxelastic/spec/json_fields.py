@@ -1,4 +1,4 @@
-"""Read untrusted JSON: every field is checked, every error names its path."""
+"""Read untrusted JSON: every field is checked, and every error names the field's path."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fxelastic.errors import BundleError
 
 T = TypeVar("T")
 
-# A count beyond this fits no machine; JSON itself has no limit.
+# JSON does not limit integers; no machine holds more than this of anything.
 MAX_COUNT = 2**62
 
 _MAX_SHOWN = 60
@@ -25,7 +25,7 @@ def parse_object(data: bytes, file: str) -> Fields:
         file: The file's name, for messages.
 
     Raises:
-        BundleError: The data is not JSON, holds something else, or has a key twice.
+        BundleError: The data is not JSON or not an object, or an object has a duplicate key.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def parse_object(data: bytes, file: str) -> Fields:
         if len(result) != len(pairs):
             keys = [key for key, _ in pairs]
             raise BundleError(
-                f"{file}: an object has a key twice",
+                f"{file}: an object has a duplicate key",
                 expected="each key once",
                 got=show(next(key for key in keys if keys.count(key) > 1)),
             )
@@ -47,23 +47,21 @@ def parse_object(data: bytes, file: str) -> Fields:
     except (ValueError, RecursionError) as e:
         raise BundleError(f"{file} is not JSON", expected="JSON in UTF-8", got=str(e)) from e
     if not isinstance(value, dict):
-        raise BundleError(
-            f"{file} does not hold an object", expected="a JSON object", got=show(value)
-        )
+        raise BundleError(f"{file} is not a JSON object", expected="a JSON object", got=show(value))
     return Fields(value, file, "")
 
 
 class Fields:
-    """A JSON object whose fields are read one by one, each with its type.
+    """A JSON object whose fields are read one by one; each read checks the field's type.
 
     Attributes:
         value: The object.
         file: The file's name, for messages.
-        path: The path of the object in the file, as in ``values[3]``; empty at the top.
+        path: The path of the object in the file, such as ``values[3]``; empty at the top level.
     """
 
     def __init__(self, value: Mapping[str, Any], file: str, path: str) -> None:
-        """Begin with no field read."""
+        """Create a reader that has not read any fields yet."""
         self.value = value
         self.file = file
         self.path = path
@@ -72,7 +70,7 @@ class Fields:
     def take(self, name: str) -> Any:
         """The value of a required field."""
         if name not in self.value:
-            raise self.error(name, "is missing", expected="the field", got="no such field")
+            raise self.error(name, "is missing", expected=f"a field {name!r}", got="no such field")
         self._taken.add(name)
         return self.value[name]
 
@@ -88,7 +86,7 @@ class Fields:
             )
 
     def text(self, name: str, pattern: str | None = None, what: str = "a text") -> str:
-        """A string; one that matches ``pattern`` as a whole where it is given."""
+        """A string; if ``pattern`` is given, all of the string must match it."""
         value = self.take(name)
         if not isinstance(value, str) or (pattern is not None and not re.fullmatch(pattern, value)):
             raise self.error(name, f"is not {what}", expected=what, got=show(value))
@@ -118,14 +116,14 @@ class Fields:
         return None if self.take(name) is None else self.flag(name)
 
     def array(self, name: str) -> list[Any]:
-        """An array of anything."""
+        """An array; its items are not checked."""
         value = self.take(name)
         if not isinstance(value, list):
             raise self.error(name, "is not an array", expected="an array", got=show(value))
         return value
 
     def texts(self, name: str, pattern: str | None = None, what: str = "a text") -> tuple[str, ...]:
-        """An array of different strings."""
+        """An array of distinct strings."""
         items = self.array(name)
         for i, item in enumerate(items):
             if not isinstance(item, str) or (pattern and not re.fullmatch(pattern, item)):
@@ -133,7 +131,7 @@ class Fields:
         if len(set(items)) != len(items):
             double = next(item for item in items if items.count(item) > 1)
             raise self.error(
-                name, "has an item twice", expected="different items", got=show(double)
+                name, "has a duplicate item", expected="distinct items", got=show(double)
             )
         return tuple(items)
 
@@ -145,7 +143,7 @@ class Fields:
         return Fields(value, self.file, self._where(name))
 
     def objects(self, name: str, read: Callable[[Fields], T]) -> tuple[T, ...]:
-        """An array of objects, each read to its end by ``read``."""
+        """An array of objects, each read by ``read``, which must read all fields."""
         result = []
         for i, item in enumerate(self.array(name)):
             where = f"{name}[{i}]"

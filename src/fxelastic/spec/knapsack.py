@@ -1,4 +1,4 @@
-"""The most valuable subnets within limits, by a dynamic programme with bounds."""
+"""Find the most valuable subnets within limits, by a dynamic programme with bounds."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from fxelastic.spec.limits import Limits
 from fxelastic.spec.resources import PEAK, resource
 from fxelastic.spec.search_space import SearchSpace
 
-_SPARE = 8  # solutions to look at beyond those wanted: some may be over a limit by rounding
-_MOST_PARTS = 63  # shared parts that are told apart; a mask has 64 bits
+_SPARE = 8  # extra solutions to check: rounding may put some of them over a limit
+_MOST_PARTS = 63  # shared parts that are tracked; a mask has 64 bits
 _ROUNDING = 1e-9
-_ROUNDS = 12  # for each resource, in which the prices are found
+_ROUNDS = 12  # iterations for each resource to find the prices
 
 
 def most_valuable(
@@ -30,24 +30,24 @@ def most_valuable(
     n: int = 1,
     most: int = 400,
 ) -> list[Arch]:
-    """The subnets within limits whose branches' values add up to the most, best first.
+    """The subnets within limits whose branches have the highest total value, best first.
 
-    The programme goes through the cuts from the last to the first, and keeps the suffixes that no
-    other one beats in value and in every limited resource. A Lagrangian relaxation bounds what a
-    suffix can lead to. The first subnet is the best of all as long as no more than ``most``
-    suffixes are left at any cut; beyond that, those of the highest bounds are kept. The others are
-    the next best ways to begin.
+    The programme visits the cuts from last to first. At each cut it keeps the Pareto-optimal
+    suffixes: those that no other suffix beats in value and in every limited resource. A
+    Lagrangian relaxation bounds the value of the subnets that end in a suffix. The first subnet
+    is optimal if no cut has more than ``most`` suffixes; otherwise only the suffixes with the
+    highest bounds are kept. The other subnets have the next best first branches and suffixes.
 
     Args:
-        space: The subnets.
-        costs: The costs of branches.
+        space: The search space.
+        costs: The costs of its branches.
         limits: Absolute bounds.
-        values: Value of each branch; 0 for a branch without one, minus infinity excludes a branch.
+        values: Value of each branch by id; 0 if missing; minus infinity excludes the branch.
         n: The number of subnets to return, at most.
         most: The number of suffixes to keep at a cut.
 
     Returns:
-        The subnets; none where the programme finds none within the limits.
+        The subnets; an empty list if the programme finds none within the limits.
     """
     programme = _Programme(space, costs, limits, values, prune=n == 1)
     ends = [_Suffixes.end(programme.n_costs)]
@@ -67,14 +67,14 @@ def most_valuable(
 
 @dataclass
 class _Suffixes:
-    """Ways to go from a cut to the end.
+    """Sequences of branches from a cut to the end.
 
     Attributes:
-        costs: Of each limited resource that is a sum, ``(suffixes, resources)``.
-        values: ``(suffixes,)``.
-        parts: The shared parts of each, as a mask.
-        branch: The first branch, by its number in the space.
-        rest: The suffix behind it, as a number among those at the branch's end.
+        costs: Cost in each limited resource that adds up, ``(suffixes, resources)``.
+        values: Total value, ``(suffixes,)``.
+        parts: The shared parts that each contains, as a bit mask, ``(suffixes,)``.
+        branch: Index of the first branch in the space, ``(suffixes,)``.
+        rest: Index of the remaining suffix among those at the branch's end, ``(suffixes,)``.
     """
 
     costs: NDArray[np.float64]
@@ -92,7 +92,7 @@ class _Suffixes:
         return _Suffixes(*(array[index] for array in vars(self).values()))
 
     def undominated(self) -> _Suffixes:
-        """Those that no other one beats or equals in everything, the cheapest first."""
+        """The suffixes that no other one matches or beats in everything, cheapest first."""
         kept = self.take(np.lexsort((-self.values, self.costs[:, 0])))
         values = kept.values
         if kept.costs.shape[1] == 1 and not kept.parts.any():
@@ -102,7 +102,7 @@ class _Suffixes:
         for column in kept.costs.T:
             beats &= column[:, None] <= column
         beats &= kept.parts[:, None] & kept.parts == kept.parts
-        # Of equal ones the first stays: only the lower triangle would drop it.
+        # Of equal suffixes the first is kept: only the lower triangle would drop it.
         return kept.take(np.logical_not(np.triu(beats, 1).any(axis=0)))
 
 
@@ -122,14 +122,14 @@ class _Programme:
         peaks = [name for name in limits if resource(name).rule == PEAK]
         sums = [name for name in limits if name not in peaks]
         specs = self._specs = space.branches
-        # Without a sum there is one cost of 0, so that arrays have a column.
+        # If no limited resource adds up, a single cost of 0 gives the arrays a column.
         self.n_costs = max(1, len(sums))
         self._bound = np.array([bounds[name] for name in sums] or [0.0])
         self._own = np.array(
             [[costs[name].costs[spec.id] for name in sums] or [0.0] for spec in specs]
         )
         self._value = np.array([values.get(spec.id, 0.0) for spec in specs])
-        # For each cut the branches that begin there, by number, and where they end.
+        # For each cut, the index and the end of each branch that begins there.
         self._edges: list[list[tuple[int, int]]] = [[] for _ in range(space.n_blocks)]
         for i, spec in enumerate(specs):
             kept = all(costs[name].costs[spec.id] <= bounds[name] for name in peaks)
@@ -137,7 +137,7 @@ class _Programme:
                 self._edges[spec.start].append((i, spec.stop))
         self._first: dict[int, int] = {}
         self._shared: dict[int, list[tuple[int, int, float]]] = {}
-        # The least that a branch adds, wherever it is: without the parts that it shares.
+        # The least cost that a branch can add: without its shared parts.
         self._least = self._own.copy()
         self._number_shared_parts(costs, sums)
         self._before = np.full((space.n_blocks + 1, self.n_costs), np.inf)
@@ -147,18 +147,18 @@ class _Programme:
                 least = self._before[position] + self._least[i]
                 np.minimum(self._before[stop], least, out=self._before[stop])
         self._prices = np.zeros(self.n_costs)
-        self._reached = -math.inf  # the value of the best subnet that is known to fit
+        self._reached = -math.inf  # the value of the best subnet known to be within the limits
         self._find_prices()
         if not prune:
             self._reached = -math.inf
         self._ahead = self._best_before(self._prices)[0]
 
     def starting_at(self, position: int, ends: Sequence[_Suffixes]) -> _Suffixes:
-        """Every way from a cut to the end that may be within the limits.
+        """The suffixes of a cut that may be part of a subnet within the limits.
 
         Args:
             position: The cut.
-            ends: The suffixes of the cuts behind it, the next one first.
+            ends: The suffixes of the later cuts, the next one first.
         """
         none = _Suffixes.end(self.n_costs).take(np.zeros(0, np.int64))
         lists: list[list[NDArray[Any]]] = [[array] for array in vars(none).values()]
@@ -174,7 +174,7 @@ class _Programme:
             for one, array in zip(lists, arrays, strict=True):
                 one.append(array)
         found = _Suffixes(*[np.concatenate(arrays) for arrays in lists])
-        # Parts that no branch in front of the cut has do not matter any more.
+        # A part that no branch before the cut shares can be forgotten.
         used = sum(1 << bit for bit, first in self._first.items() if first < position)
         found.parts &= np.uint64(used)
         bound = self._bound + _ROUNDING * np.abs(self._bound)
@@ -182,11 +182,11 @@ class _Programme:
         return found.take(fits & (self._highest(found, position) >= self._reached))
 
     def thinned(self, suffixes: _Suffixes, position: int, most: int) -> _Suffixes:
-        """The suffixes that no other one beats; if they are too many, the most promising."""
+        """The suffixes that no other one beats; if there are too many, the most promising."""
         for limit in (4 * most, most):
             if len(suffixes.values) > limit:
                 order = np.argsort(-self._highest(suffixes, position), kind="stable")
-                # The cheapest of each resource stay: without them, nothing might fit.
+                # Keep the cheapest in each resource: otherwise no subnet might be within limits.
                 cheapest = suffixes.costs.argmin(axis=0)
                 suffixes = suffixes.take(np.union1d(order[:limit], cheapest))
             if limit != most:
@@ -194,7 +194,7 @@ class _Programme:
         return suffixes
 
     def arch(self, suffixes: Sequence[_Suffixes], index: int) -> Arch:
-        """The subnet of a suffix of the first cut."""
+        """The subnet that a suffix of the first cut stands for."""
         position, ids = 0, []
         while position < len(self._edges):
             here = suffixes[position]
@@ -204,7 +204,7 @@ class _Programme:
         return Arch(tuple(ids))
 
     def _highest(self, suffixes: _Suffixes, position: int) -> NDArray[np.float64]:
-        """An upper bound on the value of the subnets within the limits that end so."""
+        """For each suffix, an upper bound on the value of the subnets within the limits."""
         left = (self._bound - suffixes.costs) @ self._prices
         return suffixes.values + left + self._ahead[position] + _ROUNDING
 
@@ -222,10 +222,10 @@ class _Programme:
                 self._least[i, column] -= size
 
     def _best_before(self, prices: NDArray[np.float64]) -> tuple[list[float], list[int]]:
-        """For each cut, the highest value of the branches in front of it, less their price.
+        """For each cut, the highest value of the branches before it, minus their price.
 
         Returns:
-            The values by cut, and the branches of the best subnet by number; none if there is no
+            The values by cut, and the indices of the best subnet's branches; empty if there is no
             subnet.
         """
         reduced = (self._value - self._least @ prices).tolist()
@@ -243,7 +243,7 @@ class _Programme:
         return best, path
 
     def _find_prices(self) -> None:
-        """Find prices of the resources for which the bound is low (Held and Karp, 1971)."""
+        """Find prices of the resources that make the bound tight (Held and Karp, 1971)."""
         scale = np.where(self._bound > 0, self._bound, 1.0)
         prices, lowest = self._prices, math.inf
         for i in range(_ROUNDS * self.n_costs):

@@ -1,4 +1,4 @@
-"""What a bundle's branches take on one device, and how well that predicts whole subnets."""
+"""The measured costs of a bundle's branches on one device, and their error on whole subnets."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from fxelastic.spec.costs import BranchCosts, Costs, ModelError
 from fxelastic.spec.json_document import JsonDocument
 from fxelastic.spec.resources import LATENCY, WEIGHTS
 
-#: The ways of running a subnet: as one model, or branch after branch.
+#: How a subnet is run: as one model, or branch by branch.
 MODES = ("assembled", "paged")
 
-#: The largest errors of a mode that searches accept: the median, and the 90th percentile.
+#: The largest median and 90th percentile of a mode's error that searches accept.
 MOST_MEDIAN, MOST_P90 = 0.05, 0.15
 
-#: What times are: of the clock on the wall, or of the processor, which leaves out other processes.
+#: Clocks for timing: wall-clock time, or processor time, which excludes other processes.
 CLOCKS = ("wall", "processor")
 
-#: Originals that take less, in ms, are too short for the errors of their subnets to tell much.
+#: If the original takes less, in ms, relative errors are dominated by noise.
 SHORT_MS = 1.0
 
 
 @dataclass(frozen=True)
 class BranchLatency:
-    """What was measured of one branch, run behind and before other branches as in a subnet.
+    """The measurements of one branch, run between other branches as in a subnet.
 
     Attributes:
-        ms: The lower quartile: other programs make a run slower, never quicker.
-        median_ms: The median.
-        high_ms: The upper quartile.
+        ms: The lower quartile of the run times: other programs only make a run slower.
+        median_ms: The median of the run times.
+        high_ms: The upper quartile of the run times.
         n: The number of timed runs.
         weight_bytes: The size of its weights.
         activation_bytes: The size of the values that it reads and writes.
-        resident_bytes: By how much making its session raised the process's memory; None where
-            that was not measured.
+        resident_bytes: The memory that creating its session added to the process; None if not
+            measured.
     """
 
     ms: float
@@ -56,19 +56,19 @@ class LatencyTable(JsonDocument):
 
     Attributes:
         bundle_digest: Digest of the bundle that was measured, weights included.
-        device: Identifies the device: processor, cores, operating system, onnxruntime.
-        batch_size: Samples of a run.
-        threads: Threads computed with; 0 for one for each core.
-        provider: Onnxruntime's execution provider.
+        device: What identifies the device: processor, cores, operating system, onnxruntime.
+        batch_size: The number of samples in a run.
+        threads: The number of threads; 0 means one for each core.
+        provider: The execution provider of onnxruntime.
         rows: The measurements of each branch, by id.
         modes: The costs of branches by mode.
         structure_digest: Digest of that bundle without its weights; empty in tables of earlier
-            versions, which are valid for that bundle only.
-        clock: How times were measured, one of `CLOCKS`.
+            versions, which are valid only for that bundle.
+        clock: The clock that measured times, one of `CLOCKS`.
     """
 
     what = "latency table"
-    # The first schema had latencies alone.
+    # The first schema had only latencies.
     schemas = "fxelastic.latency/2", "fxelastic.latency/1"
     command = "fxelastic profile BUNDLE"
 
@@ -98,7 +98,7 @@ class LatencyTable(JsonDocument):
         return self.modes[mode]
 
     def costs(self, mode: str = "assembled", resource: str = LATENCY) -> Mapping[str, float]:
-        """What each branch adds to a run, by default in ms; never below 0.
+        """The cost that each branch adds to a run, by default its latency in ms; at least 0.
 
         Raises:
             UsageError: The table has no such mode, or no such resource.
@@ -106,7 +106,7 @@ class LatencyTable(JsonDocument):
         return self.costs_of(mode)[resource].costs
 
     def overhead_ms(self, mode: str = "assembled") -> float:
-        """What a run takes besides its branches, in ms.
+        """The latency of a run besides its branches, in ms.
 
         Raises:
             UsageError: The table has no such mode.
@@ -116,23 +116,23 @@ class LatencyTable(JsonDocument):
     def predict(
         self, arch: Arch, sizes: Mapping[str, int] | None = None, mode: str = "assembled"
     ) -> dict[str, float]:
-        """What a run of a subnet takes of each resource.
+        """The cost of a run of a subnet in each resource.
 
         Args:
             arch: The subnet.
-            sizes: Sizes of the inputs; only None, the sizes that were measured, is supported.
+            sizes: Sizes of the inputs; must be None, which means the sizes that were measured.
             mode: A key of ``modes``.
 
         Returns:
-            The costs by the resource's name, for a run of ``batch_size`` samples.
+            The costs by resource name, for a run of ``batch_size`` samples.
 
         Raises:
             UsageError: The table has no such mode, lacks one of the branches, or sizes are given.
         """
         if sizes is not None:
             raise UsageError(
-                "costs are known for the sizes that were measured only",
-                expected=f"sizes=None, which stands for batch size {self.batch_size}",
+                "costs are known only for the sizes that were measured",
+                expected=f"sizes=None, which means batch size {self.batch_size}",
                 got=f"sizes={sizes!r}",
                 fix="profile the bundle with these inputs: edge.profile(bundle, inputs=...)",
             )
@@ -147,14 +147,14 @@ class LatencyTable(JsonDocument):
         return self.costs_of(mode).total(LATENCY, arch)
 
     def including(self, resources: Mapping[str, BranchCosts]) -> LatencyTable:
-        """The table with the costs of other resources added or replaced, in each mode."""
+        """A copy with the costs of the given resources added or replaced, in each mode."""
         modes = {mode: costs.including(resources) for mode, costs in self.modes.items()}
         return replace(self, modes=modes)
 
     def mapped(
         self, change: Callable[[BranchCosts], BranchCosts], resource: str = LATENCY
     ) -> LatencyTable:
-        """The table with the costs of one resource changed in each mode."""
+        """A copy with ``change`` applied to the costs of one resource in each mode."""
         modes = {
             mode: costs.including({resource: change(costs[resource])})
             for mode, costs in self.modes.items()
@@ -162,7 +162,7 @@ class LatencyTable(JsonDocument):
         return replace(self, modes=modes)
 
     def error(self, mode: str = "assembled", resource: str = LATENCY) -> ModelError | None:
-        """How far predictions were off; None where that was not measured.
+        """The error of predictions; None if it was not measured.
 
         Raises:
             UsageError: The table has no such mode, or no such resource.
@@ -184,11 +184,11 @@ class LatencyTable(JsonDocument):
     def problem(
         self, mode: str = "assembled", median: float = MOST_MEDIAN, p90: float = MOST_P90
     ) -> str:
-        """Why the latencies of a mode are unusable; empty where nothing speaks against them.
+        """Why the latencies of a mode are unusable; empty if no problem is known.
 
-        A mode whose error was not measured has no problem, and is not `trusted` either. Where the
-        original takes less than `SHORT_MS`, larger errors are accepted in proportion: a call alone
-        varies by as much.
+        If the error of a mode was not measured, the mode has no known problem, but it is not
+        `trusted` either. If the original takes less than `SHORT_MS`, proportionally larger errors
+        are accepted: the time of a call alone varies by as much.
 
         Args:
             mode: A key of ``modes``.
@@ -207,14 +207,14 @@ class LatencyTable(JsonDocument):
         return f"{error}; at most {median:.0%} and {p90:.0%} are accepted"
 
     def check_usable(self, mode: str = "assembled", *, force: bool = False) -> None:
-        """Raise an error if latencies are known to be wrong.
+        """Raise an error if the latencies of a mode are known to be unreliable.
 
         Args:
             mode: A key of ``modes``.
-            force: Accept them all the same.
+            force: Accept them anyway.
 
         Raises:
-            UsageError: The table has no such mode, or a `problem` with it.
+            UsageError: The table has no such mode, or the mode has a `problem`.
         """
         problem = self.problem(mode)
         if problem and not force:
@@ -223,18 +223,19 @@ class LatencyTable(JsonDocument):
                 expected="latencies that predict whole subnets",
                 got=problem,
                 fix="measure again, for longer or while other programs use the machine less: "
-                "fxelastic profile BUNDLE; or pass force=True (--force) to search all the same",
+                "fxelastic profile BUNDLE; or pass force=True (--force) to search anyway",
             )
 
     def fits(self, digest: str, structure: Callable[[], str] = lambda: "") -> bool:
         """Whether the table is valid for a bundle.
 
-        It is if the bundle is the one that was measured, or differs from it in weights alone.
+        It is valid for the bundle that was measured and for bundles that differ from it only in
+        their weights.
 
         Args:
             digest: The bundle's digest.
             structure: Returns the digest of the bundle's structure. It reads all files of the
-                bundle, so it is called only where ``digest`` does not decide.
+                bundle, so it is called only if ``digest`` differs.
         """
         if digest == self.bundle_digest:
             return True
@@ -311,7 +312,7 @@ class LatencyTable(JsonDocument):
 
 
 def original_cost(costs: BranchCosts) -> float:
-    """What the original takes of a resource that adds up as a sum."""
+    """The cost of the original in a resource whose costs add up."""
     own = (cost for name, cost in costs.costs.items() if name.startswith("original@"))
     return costs.overhead + math.fsum(own)
 
@@ -321,7 +322,7 @@ def _costs(value: Mapping[str, Any], rows: Mapping[str, BranchLatency]) -> Costs
 
 
 def _first_costs(value: Mapping[str, Any], rows: Mapping[str, BranchLatency]) -> Costs:
-    """The costs of a table of the first version, whose rows have the weights."""
+    """The costs in a table of the first schema, whose rows contain the sizes of the weights."""
     latency = BranchCosts.from_json({**value, "overhead": value["overhead_ms"]})
     weights = {name: float(row.weight_bytes) for name, row in rows.items()}
     return Costs({LATENCY: latency, WEIGHTS: BranchCosts(weights)})
@@ -331,7 +332,7 @@ def _check(table: LatencyTable) -> None:
     """Check that the numbers are latencies and that all branches have costs.
 
     Raises:
-        ValueError: Something is not.
+        ValueError: A number is not a latency, or a branch has no cost.
     """
     for row in table.rows.values():
         for number in (row.ms, row.median_ms, row.high_ms):

@@ -1,4 +1,4 @@
-"""Limits on what a subnet may take of each resource."""
+"""Limits on the cost of a subnet in each resource."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any, TypeAlias
 from fxelastic.errors import UsageError
 from fxelastic.spec.resources import LATENCY, RESOURCES, WEIGHTS, resource
 
-#: An absolute bound in the resource's unit, or a share of what the original takes, like ``"60%"``.
+#: An absolute bound in the resource's unit, or a share of the original's cost, like ``"60%"``.
 Bound: TypeAlias = float | str
 
 
 class Limits(Mapping[str, Bound]):
     """Upper bounds by resource, such as ``{"latency_ms": 20, "weight_bytes": "70%"}``.
 
-    A mapping from a resource's name to its bound, in the order given. Two limits are equal if
-    their bounds are. Limits with shares become absolute by `absolute`.
+    A mapping from the name of a resource to its bound, in the order given. Two limits are equal if
+    their bounds are equal. `absolute` converts shares to absolute bounds.
     """
 
     def __init__(self, bounds: Mapping[str, Bound]) -> None:
-        """Check and keep the bounds.
+        """Check and store the bounds.
 
         Args:
             bounds: For each resource a number above 0 in the resource's unit, or a share of the
-                original's like ``"60%"``.
+                original's cost like ``"60%"``.
 
         Raises:
             UsageError: A resource is unknown or a bound is out of range.
@@ -40,24 +40,24 @@ class Limits(Mapping[str, Bound]):
 
     @classmethod
     def of(cls, value: Limits | Mapping[str, Bound] | Bound) -> Limits:
-        """Limits in any of their forms; a number or a share alone bounds the latency."""
+        """Convert to limits; a single number or share bounds the latency."""
         if isinstance(value, Limits):
             return value
         return cls(value if isinstance(value, Mapping) else {LATENCY: value})
 
     def absolute(self, original: Mapping[str, float]) -> Limits:
-        """The same limits without shares.
+        """Convert shares of the original's cost to absolute bounds.
 
         Args:
-            original: What the original takes of each resource.
+            original: The original's cost in each resource.
 
         Raises:
-            UsageError: ``original`` lacks a resource that is limited.
+            UsageError: ``original`` has no cost for a limited resource.
         """
         for name in self._bounds:
             if name not in original:
                 raise UsageError(
-                    f"limits on {name} need a table that has its costs",
+                    f"a limit on {name} needs a latency table with costs of {name}",
                     expected="limits on " + (", ".join(original) or "nothing"),
                     got=", ".join(self._bounds),
                     fix="measure again: fxelastic profile BUNDLE",
@@ -65,7 +65,7 @@ class Limits(Mapping[str, Bound]):
         return Limits({n: _absolute(b, original[n]) for n, b in self._bounds.items()})
 
     def bound(self, name: str) -> float:
-        """The absolute bound on a resource; infinity where it has none.
+        """The absolute bound on a resource; infinity if it is not limited.
 
         Raises:
             UsageError: The bound is a share: see `absolute`.
@@ -81,7 +81,7 @@ class Limits(Mapping[str, Bound]):
         return value
 
     def keeps(self, costs: Mapping[str, float]) -> bool:
-        """Whether costs are within absolute limits; a resource without a cost is not."""
+        """Whether costs are within absolute limits; a missing cost exceeds its limit."""
         return all(costs.get(name, math.inf) <= self.bound(name) for name in self._bounds)
 
     def __getitem__(self, name: str) -> Bound:
@@ -114,13 +114,13 @@ def several_limits(
     budget_ms: float | Sequence[float] | None = None,
     weight_bytes: int | None = None,
 ) -> tuple[Limits, ...]:
-    """The limits that the arguments of a search stand for.
+    """Convert the arguments of a search to limits.
 
     Args:
-        limits: One mapping or several.
-        budget: Bounds on the latency; each is combined with ``limits`` where these are one.
-        budget_ms: The same in ms.
-        weight_bytes: A bound on the weights, in every one.
+        limits: One mapping, or a sequence of mappings.
+        budget: A bound on the latency, or several; each is combined with ``limits``.
+        budget_ms: The same as ``budget``, in ms.
+        weight_bytes: A bound on the size of the weights, added to all limits.
 
     Returns:
         One or more limits.
@@ -132,7 +132,7 @@ def several_limits(
     if len(budgets) > 1:
         raise UsageError(
             "budget and budget_ms must not be given together",
-            expected='budget="60%" or budget_ms=20, or a list of such',
+            expected='budget="60%" or budget_ms=20, or a list of these',
             got="both",
         )
     single = limits is None or isinstance(limits, Mapping)
@@ -149,13 +149,13 @@ def several_limits(
             "several budgets and several limits can't be combined",
             expected="a list for one of them",
             got=f"{len(extra)} budgets and {len(given)} limits",
-            fix="write each budget into its limits",
+            fix="put each budget into its limits, as latency_ms",
         )
     found = [_joined(Limits(one), Limits(other)) for one in given for other in extra]
     if not found or not all(found):
         raise UsageError(
             "a search needs a limit",
-            expected='budget="60%", budget_ms=20, limits={"latency_ms": 20}, or a list of such',
+            expected='budget="60%", budget_ms=20, limits={"latency_ms": 20}, or a list of these',
             got="an empty list" if not given or not extra else "none",
         )
     return tuple(found)
@@ -196,7 +196,7 @@ def _checked(name: str, value: Any) -> Bound:
         unit = RESOURCES[name].unit
         raise UsageError(
             f"the limit on {name} must be above 0",
-            expected=f'a number in {unit}, or a share of the original\'s like "60%"',
+            expected=f'a number in {unit}, or a share of the original\'s cost like "60%"',
             got=repr(value),
         )
     return value.strip() if is_share else number

@@ -22,7 +22,7 @@ from fxelastic.spec.verification import Verification
 #: The version of the format that this release reads and writes.
 SCHEMA_VERSION = 1
 
-#: How the branches were converted: all in one conversion, or each in its own.
+#: How the branches were converted: all in one conversion, or one conversion for each.
 CONVERSIONS = ("at-once", "one-by-one")
 
 BLOCK_KINDS = ("basic", "oversize", "glue", "context")
@@ -33,11 +33,11 @@ class ModelInfo:
     """The model that was exported.
 
     Attributes:
-        name: Its class's name.
-        digest: Sha256 of its graph and weights, in hexadecimal.
-        n_params: P0, the parameters that its graph reads.
+        name: The name of its class.
+        digest: SHA-256 of its graph and weights, in hexadecimal.
+        n_params: P0, the number of parameters that its graph reads.
         dynamic_batch: Whether the batch size may differ from ``batch_size``.
-        batch_size: Batch size of the example inputs; 1 where no size depends on it.
+        batch_size: Batch size of the example inputs; 1 if no size depends on it.
     """
 
     name: str
@@ -53,10 +53,10 @@ class BackendInfo:
 
     Attributes:
         name: The inference framework: ``onnxruntime``.
-        opset: Version of the operator set of every file.
+        opset: Version of the ONNX operator set; the same for every file.
         conversion: ``at-once`` or ``one-by-one``.
-        reason: Why the conversion was not at once; empty otherwise.
-        versions: Version of each tool, by its name.
+        reason: Why the branches were not converted at once; empty if they were.
+        versions: Version of each tool by name.
     """
 
     name: str
@@ -71,7 +71,7 @@ class BlockInfo:
     """A block of the partition.
 
     Attributes:
-        name: The user's module path where there is one.
+        name: The path of the user's module if there is one.
         kind: ``basic``, ``oversize``, ``glue`` or ``context``.
     """
 
@@ -84,8 +84,8 @@ class Result:
     """One flat result of the model.
 
     Attributes:
-        name: Its name as an output of an assembled model: ``logits``.
-        value: The name of its value.
+        name: Its name as an output of an assembled model, such as ``logits``.
+        value: The name of the value that it returns.
     """
 
     name: str
@@ -94,21 +94,21 @@ class Result:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The description of a bundle. It is consistent: see `check_manifest`.
+    """The description of a bundle, checked for consistency by `check_manifest`.
 
     Attributes:
         model: The model.
         backend: The tools that made the files.
         blocks: The blocks in execution order.
         segments: The branches in the search space's order.
-        values: Every value that crosses a cut, inputs and results too.
+        values: Every value that crosses a cut, inputs and results included.
         inputs: Names of the model's inputs in order.
         results: The model's flat results in order.
-        structure: The structure of what the model returns; see `fxelastic.spec.structure`.
+        structure: The structure of the model's return value; see `fxelastic.spec.structure`.
         data: Files other than ONNX files.
-        verification: The checks at the export; None if there were none.
-        batched: Names of the inputs that hold samples in their first dimension; every other input
-            is passed whole. None in bundles of earlier releases.
+        verification: The results of the checks at export; None if there were no checks.
+        batched: Names of the inputs whose first dimension is the batch; every other input is
+            passed whole. None in bundles of earlier releases.
         schema_version: Version of the format.
     """
 
@@ -129,7 +129,7 @@ class Manifest:
         """Check that the fields agree.
 
         Raises:
-            BundleError: Two contradict each other; the message names the field.
+            BundleError: Two fields contradict each other; the message names one of them.
         """
         check_manifest(self)
 
@@ -140,7 +140,7 @@ class Manifest:
 
     @cached_property
     def sample_inputs(self) -> tuple[str, ...]:
-        """Names of the inputs that hold samples in their first dimension."""
+        """Names of the inputs whose first dimension is the batch."""
         if self.batched is not None:
             return self.batched
         infos = [value for value in self.values if value.name in self.inputs and value.dims]
@@ -172,13 +172,14 @@ class Manifest:
         """Read the bytes of ``manifest.json``.
 
         Raises:
-            BundleError: The version is another one, or the fields contradict each other.
+            BundleError: The version is not supported, a field is missing or malformed, or two
+                fields contradict each other.
         """
         fields = parse_object(data, MANIFEST_NAME)
         version = fields.take("schema_version")
         if type(version) is not int or version != SCHEMA_VERSION:
             raise BundleError(
-                f"{MANIFEST_NAME}: schema_version must be one that this release reads",
+                f"{MANIFEST_NAME}: schema_version is not supported by this release",
                 expected=str(SCHEMA_VERSION),
                 got=show(version),
                 fix="export the bundle again, or use the release that wrote it",

@@ -1,7 +1,7 @@
-"""Checks that the parts of a manifest agree.
+"""Check that the parts of a manifest agree.
 
-If all of them hold, any tiling of the blocks can be run: each branch finds the values that it
-reads, and no value is computed twice.
+If they agree, every tiling of the blocks can run: each branch finds the values that it reads, and
+no value is computed twice.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def check_manifest(manifest: Manifest) -> None:
     """Check that the parts of a manifest agree.
 
     Raises:
-        BundleError: Two contradict each other; the message names the field.
+        BundleError: Two parts contradict each other; the message names the field.
     """
     _unique("blocks", "name", [block.name for block in manifest.blocks])
     _unique("values", "name", [value.name for value in manifest.values])
@@ -54,8 +54,8 @@ def search_space(manifest: Manifest) -> SearchSpace:
     """The search space of a manifest's blocks and branches.
 
     Raises:
-        BundleError: An id occurs twice, an interval lies outside, or a block does not have
-            exactly one original.
+        BundleError: An id occurs twice, an interval exceeds the blocks, or a block does not have
+            exactly one original branch.
     """
     try:
         return SearchSpace(
@@ -88,7 +88,7 @@ def _check_outputs(where: str, segment: Segment, values: Sequence[ValueInfo]) ->
     if set(segment.outputs) != expected:
         _refuse(
             f"{where}.outputs",
-            f"are not the values that later blocks read from [{start}, {stop})",
+            f"are not the values of blocks [{start}, {stop}) that later blocks read",
             ", ".join(sorted(expected)) or "none",
             ", ".join(segment.outputs) or "none",
         )
@@ -98,7 +98,10 @@ def _check_interface(manifest: Manifest, values: dict[str, ValueInfo]) -> None:
     given = [v.name for v in manifest.values if v.produced == -1 and v.constant is None]
     if sorted(manifest.inputs) != sorted(given):
         _refuse(
-            "inputs", "are not the values that no block computes", str(given), str(manifest.inputs)
+            "inputs",
+            "don't match the values that no block computes",
+            str(given),
+            str(manifest.inputs),
         )
     _check_batched(manifest, values)
     n_blocks = len(manifest.blocks)
@@ -121,7 +124,7 @@ def _check_interface(manifest: Manifest, values: dict[str, ValueInfo]) -> None:
             )
     clashes = [r.name for r in manifest.results if r.name in manifest.inputs]
     if clashes:
-        _refuse("results", "have the name of an input", "other names", clashes[0])
+        _refuse("results", "have the name of an input", "names that no input has", clashes[0])
 
 
 def _check_batched(manifest: Manifest, values: dict[str, ValueInfo]) -> None:
@@ -130,8 +133,8 @@ def _check_batched(manifest: Manifest, values: dict[str, ValueInfo]) -> None:
         if not dims or isinstance(dims[0], int) == manifest.model.dynamic_batch:
             _refuse(
                 "batched",
-                f"names an input that can't hold samples: {name!r}",
-                "inputs whose first size is the batch size",
+                f"names an input without a batch dimension: {name!r}",
+                "inputs whose first dimension is the batch",
                 str(values.get(name)),
             )
 
@@ -142,7 +145,7 @@ def _check_last_reads(manifest: Manifest) -> None:
         if value.produced >= 0 and value.last_read <= value.produced:
             _refuse(
                 f"values[{i}].last_read",
-                "lies before the block that computes it",
+                "is not after the block that computes it",
                 f"more than {value.produced}",
                 str(value.last_read),
             )
@@ -166,14 +169,16 @@ def _check_files(manifest: Manifest) -> None:
                 )
     for i, value in enumerate(manifest.values):
         if value.constant is not None and value.constant not in data:
-            _refuse(f"values[{i}].constant", "names an unknown file", "one of data", value.constant)
+            _refuse(
+                f"values[{i}].constant", "names an unknown file", "a file of data", value.constant
+            )
 
 
 def _unique(where: str, field: str, names: Iterable[str]) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            _refuse(where, f"have the same {field} twice", "different ones", name)
+            _refuse(where, f"have a duplicate {field}", "each once", name)
         seen.add(name)
 
 

@@ -1,4 +1,4 @@
-"""Dataclasses of options that are also given as keyword arguments."""
+"""Change and check options that are given as keyword arguments."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ T = TypeVar("T")
 
 
 def options_of(options: T, changes: Mapping[str, Any]) -> T:
-    """Options with some fields changed.
+    """A copy of options with some fields changed.
 
     Args:
-        options: An object of a dataclass.
-        changes: Values of fields by name.
+        options: An instance of a dataclass.
+        changes: The new values by field name.
 
     Raises:
         UsageError: A name is not a field, or a value is out of range.
@@ -37,10 +37,10 @@ def options_of(options: T, changes: Mapping[str, Any]) -> T:
 
 
 def check_count(name: str, value: object, least: int = 1) -> None:
-    """Check that an option is an integer of at least a number.
+    """Check that an option is an integer of at least ``least``.
 
     Raises:
-        UsageError: It is not.
+        UsageError: The value is something else.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UsageError(
@@ -54,9 +54,11 @@ def check_positive(name: str, value: object) -> None:
     """Check that an option is a finite number above 0.
 
     Raises:
-        UsageError: It is not.
+        UsageError: The value is something else.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise UsageError(
-            f"{name} must be above 0, got {value!r}", expected="a finite number", got=repr(value)
+            f"{name} must be above 0, got {value!r}",
+            expected="a finite number above 0",
+            got=repr(value),
         )

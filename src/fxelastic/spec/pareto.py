@@ -1,4 +1,4 @@
-"""The best subnet within limits, of those that are known: one ordered table."""
+"""A table of known subnets, ordered to find the best one within limits quickly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fxelastic.spec.resources import LATENCY, resource
 
 
 class Entry(Protocol):
-    """A subnet with its accuracy and costs, as the entries of a pool have them."""
+    """A subnet with its accuracy and costs, such as an entry of a pool."""
 
     @property
     def arch(self) -> Arch:
@@ -30,29 +30,29 @@ class Entry(Protocol):
 
     @property
     def costs(self) -> Mapping[str, float]:
-        """What it takes of each resource, by the resource's name."""
+        """Its cost in each resource, by the resource's name."""
 
 
 E = TypeVar("E", bound=Entry)
 
 
 class ParetoTable(Generic[E]):
-    """Subnets ordered so that the best within limits is found quickly.
+    """Subnets ordered so that the best one within limits is found quickly.
 
-    With one limit, a query is a bisection over the subnets that no other beats in that resource
-    (about a microsecond for 10,000 entries); with several, it is one pass over arrays of costs.
+    With one limit, a query bisects the Pareto frontier of that resource (about a microsecond for
+    10,000 entries); with several limits, it makes one pass over arrays of costs.
 
     Attributes:
         entries: All entries, in the order given.
-        frontier: The entries that no other one beats in latency and accuracy, quickest first;
-            accuracy rises strictly with latency.
+        frontier: The entries that no other entry beats in both latency and accuracy, quickest
+            first; accuracy rises strictly with latency.
     """
 
     def __init__(self, entries: Iterable[E], without: Collection[Arch] = ()) -> None:
         """Order the entries.
 
         Args:
-            entries: Entries of one or several pools; an arch may come several times.
+            entries: Entries of one or several pools; an arch may occur several times.
             without: Subnets to leave out.
 
         Raises:
@@ -78,11 +78,11 @@ class ParetoTable(Generic[E]):
 
     @property
     def quickest(self) -> E | None:
-        """The entry of the least latency; None where the table is empty."""
+        """The entry with the lowest latency; None if the table is empty."""
         return self.frontier[0] if self.entries else None
 
     def by(self, name: str) -> tuple[E, ...]:
-        """The entries that no other one beats in one resource and accuracy, cheapest first.
+        """The entries that no other entry beats in both a resource and accuracy, cheapest first.
 
         Raises:
             UsageError: The resource is unknown, or an entry has no cost for it.
@@ -90,10 +90,10 @@ class ParetoTable(Generic[E]):
         return self._frontier(name)[0]
 
     def best(self, limits: Limits | Mapping[str, Bound] | float) -> E | None:
-        """The most accurate entry within limits; None where none keeps them.
+        """The most accurate entry within limits; None if no entry is within them.
 
-        Of equally accurate ones the one of the lowest cost in the limited resource counts, or of
-        the lowest latency where several are limited.
+        Ties are broken by the lower cost in the limited resource, or by the lower latency if
+        several resources are limited.
 
         Args:
             limits: Absolute bounds by resource; a number bounds the latency, in ms.
@@ -116,7 +116,7 @@ class ParetoTable(Generic[E]):
         return self._best_first[index] if fits[index] else None
 
     def only(self, archs: Collection[Arch]) -> ParetoTable[E]:
-        """The table of the entries whose subnet is among these."""
+        """A table of only the entries whose subnet is in ``archs``."""
         return ParetoTable(entry for entry in self.entries if entry.arch in archs)
 
     def __len__(self) -> int:
@@ -134,7 +134,7 @@ class ParetoTable(Generic[E]):
         if name not in self._frontiers:
             kept: list[E] = []
             costs = {id(entry): _cost(entry, name) for entry in self.entries}
-            # Best first: entries that are equal in this resource and in accuracy keep that order.
+            # The sort is stable: entries equal in this cost and in accuracy stay best first.
             for entry in sorted(self._best_first, key=lambda e: (costs[id(e)], -e.accuracy)):
                 if not kept or entry.accuracy > kept[-1].accuracy:
                     kept.append(entry)
@@ -157,7 +157,7 @@ def _cost(entry: Entry, name: str) -> float:
     value = entry.costs.get(name, math.nan)
     if not value == value:
         raise UsageError(
-            f"entry {entry.arch} does not say how much {resource(name).label} it takes",
+            f"entry {entry.arch} has no cost for {resource(name).label}",
             expected=f"{name} in the costs of every entry",
             got=", ".join(entry.costs) or "no costs",
             fix="search again with a table that has it: fxelastic search BUNDLE --data FILE",

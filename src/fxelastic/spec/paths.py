@@ -1,4 +1,4 @@
-"""Paths of a search space by cost: the cheapest, and those near a cost, counted and numbered."""
+"""Paths of a search space by cost: find the cheapest; count and index the paths near a cost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from fxelastic.errors import UsageError
 from fxelastic.spec.branch_spec import BranchSpec
 
-# Numbers of paths in the table: with 8 to 50 bytes each, some 20 MB at most.
+# The counts in the table: at 8 to 50 bytes each, at most about 20 MB.
 _MAX_CELLS = 500_000
 _MIN_BINS, _MAX_BINS = 256, 16_384
 _BINS_PER_WINDOW_AND_BLOCK = 2
@@ -42,13 +42,13 @@ def check_costs(specs: Iterable[BranchSpec], costs: Mapping[str, float]) -> None
         if not usable:
             raise UsageError(
                 f"the cost of branch {spec.id!r} must be at least 0",
-                expected="a finite number",
+                expected="a finite number of at least 0",
                 got=repr(cost),
             )
 
 
 def exact_costs(specs: Iterable[BranchSpec], costs: Mapping[str, float]) -> Mapping[str, Fraction]:
-    """The costs as exact rational numbers, so that sums have no rounding.
+    """The costs as exact rational numbers, so that sums are not rounded.
 
     Raises:
         UsageError: A cost is missing, negative, infinite, NaN or not a number.
@@ -71,7 +71,7 @@ def costs_to_end(
 def cheapest_path(
     starting_at: Sequence[Sequence[BranchSpec]], costs: Mapping[str, Fraction]
 ) -> tuple[str, ...]:
-    """Ids of a path of the lowest cost; of equal branches the first."""
+    """The ids of a path of the lowest cost; ties go to the first branch."""
     best = costs_to_end(starting_at, costs)
     ids: list[str] = []
     position = 0
@@ -83,17 +83,16 @@ def cheapest_path(
 
 
 class QuantisedPaths:
-    """Every path whose cost lies in ``[low, high]``, and few others, each with a number.
+    """Every path whose cost lies in ``[low, high]``, and a few others, each with an index.
 
-    A branch's cost is taken above the cheapest way from its start to its stop, ``r = cost +
-    rest(stop) - rest(start) >= 0`` with ``rest`` the lowest cost to the end; along a path these
-    sum to the path's cost above the cheapest one. ``k = floor(r / step)`` is an integer, so the
-    paths of each sum of ``k`` can be counted exactly, by a dynamic programme over cuts and sums.
-    The remainders along a path lie between two sums that are known exactly, too, so the sums of
-    ``k`` that a cost in the window may have are an interval.
+    The reduced cost of a branch is ``r = cost + rest(stop) - rest(start) >= 0``, where ``rest`` is
+    the lowest cost from a cut to the end; the sum of ``r`` along a path is the path's cost minus
+    the lowest cost. ``k = floor(r / step)`` is an integer, so a dynamic programme over cuts and
+    sums counts exactly how many paths have each sum of ``k``. The sum of the remainders along a
+    path has exact bounds too, so the paths in the window have sums of ``k`` in an interval.
 
     Attributes:
-        total: The number of paths with such a sum, which include all in the window.
+        total: The number of paths with a sum in that interval; includes all paths in the window.
         lowest: The lowest cost of any path.
         highest: The highest cost of any path.
     """
@@ -113,7 +112,7 @@ class QuantisedPaths:
             costs: Exact cost of each branch.
             low: Lower end of the window, inclusive; None for no bound.
             high: Upper end, inclusive; None for no bound.
-            n_paths: The number of all paths, which decides the dtype of counts.
+            n_paths: The total number of paths, which decides the dtype of the counts.
         """
         n_blocks = len(starting_at)
         rest = costs_to_end(starting_at, costs)
@@ -147,11 +146,11 @@ class QuantisedPaths:
 
     @property
     def total(self) -> int:
-        """The number of paths that have a number."""
+        """The number of paths that have an index."""
         return self._upto[-1] if self._upto else 0
 
     def _count(self, n_bins: int, dtype: Any) -> list[npt.NDArray[Any]]:
-        """For each cut, how many paths lead from it to the end with each sum."""
+        """For each cut, the number of paths from it to the end by their sum."""
         end = np.zeros(n_bins, dtype)
         end[0] = 1
         ways: list[npt.NDArray[Any]] = [end] * (len(self._starting_at) + 1)
@@ -164,7 +163,7 @@ class QuantisedPaths:
         return ways
 
     def path(self, index: int) -> tuple[str, ...]:
-        """Ids of the path of that number, 0 ≤ index < total; a bijection."""
+        """The ids of the path with an index, 0 ≤ index < total; a bijection."""
         at = bisect_right(self._upto, index)
         left = self._sums[at]
         index -= self._upto[at - 1] if at else 0
@@ -188,7 +187,7 @@ def _step(low: Fraction, high: Fraction, n_blocks: int, costs: Iterable[Fraction
     n_bins = min(_MAX_BINS, max(_MIN_BINS, _MAX_CELLS // (n_blocks + 1)))
     step = max((high - low) / (_BINS_PER_WINDOW_AND_BLOCK * n_blocks), high / n_bins)
     if step:
-        # The power of two below: fractions of floats stay short.
+        # Round down to a power of two, which keeps the fractions short.
         power = Fraction(2) ** (step.numerator.bit_length() - step.denominator.bit_length())
         return power if power <= step else power / 2
     return min((cost for cost in costs if cost), default=Fraction(1))

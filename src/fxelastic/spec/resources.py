@@ -1,7 +1,7 @@
-"""The resources that running a subnet takes, and how they add up over its branches.
+"""The resources that a subnet uses, and how the costs of its branches combine.
 
-A new resource is one more entry of `RESOURCES`: tables, limits, pools, searches and reports take
-its name, unit and rule from here.
+To add a resource, add an entry to `RESOURCES`: tables, limits, pools, searches and reports read
+its name, unit and rule from there.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from fxelastic.errors import UsageError
 
-#: How the costs of branches add up: their sum; the largest of them; or the sum in which what
-#: several branches share counts once.
+#: How the costs of branches combine: their sum, their maximum, or their sum with shared parts
+#: counted once.
 SUM, PEAK, UNION = "sum", "peak", "union"
 
 
@@ -24,7 +24,7 @@ class Resource:
         name: Its key in tables and limits, with the unit at the end: ``latency_ms``.
         label: Its name in messages and reports.
         unit: The unit of its values.
-        rule: How the costs of branches add up: `SUM`, `PEAK` or `UNION`.
+        rule: How the costs of branches combine: `SUM`, `PEAK` or `UNION`.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Resource:
     rule: str = SUM
 
     def text(self, value: float) -> str:
-        """A value with its unit: ``12.5 ms``, ``3.2 MiB``."""
+        """Format a value with its unit: ``12.5 ms``, ``3.2 MiB``."""
         if self.unit == "bytes":
             scale, prefix = next(((2**n, p) for n, p in _BINARY if value >= 2**n), (1, ""))
             return f"{value / scale:.4g} {prefix}{'B' if prefix else 'bytes'}"
@@ -60,7 +60,7 @@ RESOURCES: Mapping[str, Resource] = {
 
 
 def resource(name: object) -> Resource:
-    """The resource of a name.
+    """Look up a resource by name.
 
     Raises:
         UsageError: No resource has this name.

@@ -21,15 +21,15 @@ class SearchSpace:
     """All subnets of N blocks and a set of branches.
 
     A subnet is a path from 0 to N in a graph whose nodes are the cuts between blocks and whose
-    edges are the branches. Counting, uniform sampling and the cheapest subnet are dynamic
-    programmes over that graph, in exact integers; no method lists the subnets.
+    edges are the branches. Dynamic programmes over that graph count subnets, sample them uniformly
+    and find the cheapest one, in exact arithmetic; no method enumerates the subnets.
 
-    All blocks of a partition count, contexts and glue too: these have their original alone.
+    The blocks include those of contexts and glue, which have only their original branch.
 
     Attributes:
         n_blocks: N.
-        branches: By interval, a block's original first, then by id, whatever order they were given
-            in: samples depend on the branches and the seed alone.
+        branches: Sorted by interval, a block's original first, then by id, regardless of the order
+            given: samples depend only on the branches and the seed.
     """
 
     n_blocks: int
@@ -39,14 +39,16 @@ class SearchSpace:
         """Sort and check the branches.
 
         Raises:
-            UsageError: Two branches have one id, an interval lies outside, or a block does not
-                have exactly one original.
+            UsageError: Two branches have the same id, an interval exceeds the blocks, or a block
+                does not have exactly one original.
         """
         if isinstance(self.n_blocks, bool) or not isinstance(self.n_blocks, int):
             raise UsageError("n_blocks must be an int", expected="an int", got=repr(self.n_blocks))
         if self.n_blocks < 1:
             raise UsageError(
-                "n_blocks must be at least 1", expected="an int", got=str(self.n_blocks)
+                "n_blocks must be at least 1",
+                expected="an int of at least 1",
+                got=str(self.n_blocks),
             )
         seen: dict[str, BranchSpec] = {}
         originals: dict[int, BranchSpec] = {}
@@ -58,13 +60,13 @@ class SearchSpace:
             if spec.id in seen:
                 raise UsageError(
                     f"two branches have the id {spec.id!r}",
-                    expected="an id for each branch",
+                    expected="a different id for each branch",
                     got=f"{seen[spec.id]} and {spec}",
                 )
             seen[spec.id] = spec
             if spec.stop > self.n_blocks:
                 raise UsageError(
-                    f"branch {spec.id!r} lies outside the model",
+                    f"branch {spec.id!r} extends beyond the last block",
                     expected=f"an interval inside [0, {self.n_blocks})",
                     got=f"[{spec.start}, {spec.stop})",
                 )
@@ -82,7 +84,7 @@ class SearchSpace:
 
     @cached_property
     def by_id(self) -> Mapping[str, BranchSpec]:
-        """Each branch by its id."""
+        """The branches by id."""
         return {spec.id: spec for spec in self.branches}
 
     @cached_property
@@ -114,7 +116,7 @@ class SearchSpace:
         """Draw subnets, each with the same probability.
 
         Args:
-            n: The number of subnets; draws are independent, so that one may come twice.
+            n: The number of subnets; draws are independent, so a subnet may be drawn twice.
             seed: The same seed gives the same subnets, in every process.
 
         Returns:
@@ -128,7 +130,7 @@ class SearchSpace:
         return [self._path(rng.randrange(self.count())) for _ in range(n)]
 
     def _path(self, index: int) -> Arch:
-        """The subnet of a number, 0 ≤ index < count(): a bijection."""
+        """The subnet with an index, 0 ≤ index < count(): a bijection."""
         ids: list[str] = []
         position = 0
         while position < self.n_blocks:
@@ -148,27 +150,27 @@ class SearchSpace:
         high: float = math.inf,
         seed: int = 0,
     ) -> list[Arch]:
-        """Draw subnets whose cost lies in a window, each of them with the same probability.
+        """Draw subnets whose cost lies in a window, each with the same probability.
 
         Args:
             n: The number of subnets; draws are independent.
-            costs: Cost of each branch by id, in any unit (a latency in ms, FLOPs); a subnet's is
-                the sum. At least 0.
-            low: Least cost of a subnet, inclusive.
-            high: Largest cost of a subnet, inclusive.
+            costs: Cost of each branch by id, at least 0, in any unit, such as ms or FLOPs; the
+                cost of a subnet is their sum.
+            low: The lowest cost of a subnet, inclusive.
+            high: The highest cost of a subnet, inclusive.
             seed: The same seed gives the same subnets.
 
         Returns:
             The subnets drawn; for each, ``low <= self.cost(arch, costs) <= high``.
 
         Raises:
-            UsageError: The window holds no subnet (the message names the nearest costs), or a cost
-                or bound is invalid. `CostWindow` describes how exact this is.
+            UsageError: The window contains no subnets (the message names the nearest costs), or a
+                cost or bound is invalid. See `CostWindow` for very narrow windows.
         """
         return CostWindow(self, costs, low, high).sample(n, seed)
 
     def cost(self, arch: Arch, costs: Mapping[str, float]) -> float:
-        """The sum of the branches' costs, correctly rounded: the order does not matter.
+        """The correctly rounded sum of the branches' costs; it does not depend on their order.
 
         Raises:
             UsageError: The arch is not in this space, or a cost is missing or invalid.
@@ -178,7 +180,7 @@ class SearchSpace:
         return math.fsum(costs[spec.id] for spec in specs)
 
     def min_cost_arch(self, costs: Mapping[str, float]) -> Arch:
-        """A subnet of the lowest cost; the first of them in the branches' order.
+        """A subnet of the lowest cost; ties go to the first branch.
 
         Raises:
             UsageError: A cost is missing or invalid.
@@ -186,7 +188,7 @@ class SearchSpace:
         return Arch(cheapest_path(self.starting_at, exact_costs(self.branches, costs)))
 
     def max_cost_arch(self, costs: Mapping[str, float]) -> Arch:
-        """A subnet of the highest cost; the first of them in the branches' order.
+        """A subnet of the highest cost; ties go to the first branch.
 
         Raises:
             UsageError: A cost is missing or invalid.
@@ -198,7 +200,7 @@ class SearchSpace:
         """Check that an arch tiles ``[0, N)`` by branches of this space.
 
         Raises:
-            UsageError: It does not; the message names the position and the blocks.
+            UsageError: The arch does not; the message names the position and the blocks.
         """
         self.specs(arch)
 
@@ -213,7 +215,7 @@ class SearchSpace:
                 "arch must be an Arch",
                 expected="an Arch of this search space",
                 got=f"a {type(arch).__name__}",
-                fix="take one from space.sample(n), or read a text with Arch.parse",
+                fix="draw one with space.sample(n), or parse its text with Arch.parse",
             )
         specs: list[BranchSpec] = []
         reached = 0
@@ -233,7 +235,7 @@ class SearchSpace:
             if spec.start < reached:
                 raise UsageError(
                     f"{where}: {_blocks(spec.start, min(reached, spec.stop))} covered twice, "
-                    f"by {name!r} and before it",
+                    f"by {name!r} and by an earlier branch",
                     expected=self._next(reached),
                     got=str(spec),
                 )
@@ -244,12 +246,12 @@ class SearchSpace:
                 f"the arch ends at position {len(specs)}: "
                 f"{_blocks(reached, self.n_blocks)} not covered",
                 expected=self._next(reached),
-                got="the end",
+                got="the end of the arch",
             )
         return tuple(specs)
 
     def _next(self, position: int) -> str:
-        """The branches that may come next, where the blocks before ``position`` are covered."""
+        """The branches that may come next if the blocks before ``position`` are covered."""
         if position == self.n_blocks:
             return "the end"
         ids = [spec.id for spec in self.starting_at[position]]
@@ -269,7 +271,7 @@ def _order(spec: BranchSpec) -> tuple[int, int, bool, str]:
 def _check_original(spec: BranchSpec, originals: Mapping[int, BranchSpec]) -> None:
     if spec.stop != spec.start + 1:
         raise UsageError(
-            f"branch {spec.id!r} is an original, and must replace one block",
+            f"branch {spec.id!r} is an original, so it must replace exactly one block",
             expected="an interval of one block",
             got=f"[{spec.start}, {spec.stop})",
         )

@@ -15,17 +15,18 @@ from fxelastic.spec.value_info import NAME
 class Segment:
     """One branch as a file that a device can run.
 
-    The file's graph has ``inputs`` and ``outputs`` by these names and in this order.
+    The inputs and outputs of the file's graph have the names in ``inputs`` and ``outputs``, in this
+    order.
 
     Attributes:
         spec: The branch's id, kind, interval and size.
         model: Its ONNX file.
         inputs: Names of the values that it reads, stream values before contexts.
         outputs: Names of the values that it computes.
-        weight_bytes: Bytes of its weights, in the file and in ``data``.
-        data: Paths of the files with those of its tensors that are not in the ONNX file.
+        weight_bytes: The size of its weights, including those in ``data``.
+        data: Paths of the files that store tensors outside the ONNX file.
         approximate: Whether it differs from its original by more than the removed parts.
-        note: A remark for the user about how it was made; or empty.
+        note: A remark for the user about how it was made; may be empty.
     """
 
     spec: BranchSpec
@@ -49,12 +50,12 @@ class Segment:
 
     @property
     def size_bytes(self) -> int:
-        """Size of the ONNX file."""
+        """Size of the ONNX file, in bytes."""
         return self.model.size_bytes
 
     @property
     def sha256(self) -> str:
-        """Digest of the ONNX file."""
+        """SHA-256 digest of the ONNX file."""
         return self.model.sha256
 
     def to_json(self) -> dict[str, object]:
@@ -77,10 +78,10 @@ class Segment:
 
     @classmethod
     def from_json(cls, fields: Fields) -> Segment:
-        """Read what `to_json` gives.
+        """Read the object that `to_json` returns.
 
         Raises:
-            BundleError: A field is missing, or has another type or range.
+            BundleError: A field is missing, of the wrong type, or out of range.
         """
         name = fields.text("id")
         numbers = [fields.count(field) for field in ("start", "stop", "n_params", "flops")]

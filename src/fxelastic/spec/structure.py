@@ -1,12 +1,13 @@
-"""The structure of a model's result as JSON, so that a device can return the same.
+"""The structure of a model's return value as JSON, from which a device rebuilds it.
 
 A structure is one of
 
 - ``{"tensor": i}``: the i-th flat result,
-- ``{"value": v}``: a constant that JSON can hold; ``{"text": t}``: the text of any other,
-- ``{"tuple": [...]}``, ``{"list": [...]}``: of structures,
+- ``{"value": v}``: a constant that JSON can represent,
+- ``{"text": t}``: the text of any other constant,
+- ``{"tuple": [...]}``, ``{"list": [...]}``: a sequence of structures,
 - ``{"dict": {key: structure}, "type": name}``: a mapping, a dataclass or another object with
-  attributes; on a device all of them are dictionaries.
+  attributes; a device returns all of these as dictionaries.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ _MAX_DEPTH = 64
 
 
 def build(structure: Mapping[str, Any], tensors: Sequence[Any]) -> Any:
-    """Put flat results into their structure.
+    """Arrange flat results in a structure.
 
     Args:
         structure: A structure that `check` accepts.
         tensors: The flat results.
 
     Returns:
-        Tuples, lists and dictionaries of them.
+        The nested tuples, lists and dictionaries.
     """
     if "tensor" in structure:
         return tensors[structure["tensor"]]
@@ -56,7 +57,7 @@ def describe(structure: Mapping[str, Any]) -> str:
 
 
 def check(structure: Any, n_tensors: int, where: str) -> None:
-    """Check a structure: it must hold each flat result once and in order.
+    """Check that a structure is valid and contains each flat result once and in order.
 
     Args:
         structure: Parsed JSON.
@@ -70,7 +71,7 @@ def check(structure: Any, n_tensors: int, where: str) -> None:
     _check(structure, found, where, 0)
     if found != list(range(n_tensors)):
         raise BundleError(
-            f"{where} does not hold the results",
+            f"{where} does not contain each result once and in order",
             expected=f"the tensors 0 to {n_tensors - 1} in order" if n_tensors else "no tensor",
             got=show(found),
         )
@@ -83,7 +84,7 @@ def _check(structure: Any, found: list[int], where: str, depth: int) -> None:
             f"{where} is not a structure of results",
             expected=f"an object with one of tensor, value, text, tuple, list, dict, "
             f"nested at most {_MAX_DEPTH} times",
-            got=show(structure) if depth <= _MAX_DEPTH else "more levels",
+            got=show(structure) if depth <= _MAX_DEPTH else "deeper nesting",
         )
     if keys == {"tensor"}:
         index = structure["tensor"]
@@ -107,7 +108,7 @@ def _check(structure: Any, found: list[int], where: str, depth: int) -> None:
     if keys == {"value"} and not is_plain(structure["value"]):
         raise BundleError(
             f"{where}.value is not a constant",
-            expected="null, a flag, a number or a text",
+            expected="null, a boolean, a finite number or a text",
             got=show(structure["value"]),
         )
 
@@ -123,7 +124,7 @@ _FORMS = (
 
 
 def is_plain(value: Any) -> bool:
-    """Whether JSON holds a value without loss."""
+    """Whether JSON represents a value without loss."""
     if not (value is None or type(value) in (bool, int, float, str)):
         return False
     try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fxelastic.errors import UsageError
 from fxelastic.spec.json_fields import Fields, show
 
-#: The dtypes of values: NumPy's names, and onnxruntime's where NumPy has none.
+#: The dtypes of values, by NumPy's names, or onnxruntime's if NumPy lacks the dtype.
 DTYPES: tuple[str, ...] = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
@@ -17,15 +17,15 @@ DTYPES: tuple[str, ...] = (
 
 
 def itemsize(dtype: str) -> int:
-    """The bytes of an element of one of `DTYPES`."""
+    """The size of an element of one of `DTYPES`, in bytes."""
     bits = re.search(r"\d+", dtype)
     return int(bits[0]) // 8 if bits else 1
 
 
-#: Pattern of the names of values, of results and of a model's inputs.
+#: Pattern for the names of values, results and inputs.
 NAME = r"[^\W\d]\w{0,999}"
 
-#: The most elements of a value at batch size 1.
+#: The largest number of elements of a value at batch size 1.
 MAX_ELEMENTS = 2**40
 
 _MAX_RANK = 64
@@ -38,17 +38,17 @@ class ValueInfo:
     """A value of the model: an input, a result, or a value between blocks.
 
     Attributes:
-        name: Names it, in feeds and in ONNX files.
+        name: Its name in feeds and in ONNX files.
         dtype: NumPy's name of the dtype: ``float32``, ``int64``, ``bool``, …
-        dims: Its sizes: integers, and expressions of the batch size ``N`` such as ``N`` and
+        dims: Its shape: integers, and expressions of the batch size ``N`` such as ``N`` and
             ``64*N``.
-        produced: The block that computes it; -1 for an input and a constant.
+        produced: The block that computes it; -1 for an input or a constant.
         last_read: The last block that reads it; the number of blocks for a result of the model,
             -1 for an input that no block reads.
         constant: For a result that depends on no input, the file with its elements (little
-            endian, in C order); else None.
-        range: For integers and truth values, the lowest and the highest that occurred with the
-            example inputs; None where it is not known, as in bundles of earlier releases.
+            endian, C order); otherwise None.
+        range: For integers and booleans, the lowest and the highest value observed with the
+            example inputs; None if unknown, as in bundles of earlier releases.
     """
 
     name: str
@@ -61,11 +61,11 @@ class ValueInfo:
 
     @property
     def shape(self) -> tuple[int | None, ...]:
-        """Its sizes, None where they depend on the batch size."""
+        """Its shape, with None for sizes that depend on the batch size."""
         return tuple(dim if isinstance(dim, int) else None for dim in self.dims)
 
     def shape_at(self, batch_size: int) -> tuple[int, ...]:
-        """Its sizes for a batch size.
+        """Its shape for a batch size.
 
         Raises:
             UsageError: A size is not a linear expression of the batch size.
@@ -78,10 +78,10 @@ class ValueInfo:
         linear = _LINEAR.fullmatch(dim)
         if linear is None:
             raise UsageError(
-                f"the size {dim!r} of value {self.name!r} does not follow from the batch size",
-                expected="a*N+b",
+                f"the size {dim!r} of value {self.name!r} can't be computed from the batch size",
+                expected="a linear expression a*N+b",
                 got=dim,
-                fix="run the model to see it",
+                fix="run the model to observe the size",
             )
         return int(linear["factor"] or 1) * batch_size + int(linear["offset"] or 0)
 
@@ -103,10 +103,10 @@ class ValueInfo:
 
     @classmethod
     def from_json(cls, fields: Fields, n_blocks: int) -> ValueInfo:
-        """Read what `to_json` gives.
+        """Read the object that `to_json` returns.
 
         Raises:
-            BundleError: A field is missing, unknown, or has another type or range.
+            BundleError: A field is missing, of the wrong type, or out of range.
         """
         dtype = fields.text("dtype")
         if dtype not in DTYPES:
@@ -126,7 +126,7 @@ class ValueInfo:
             raise fields.error(
                 "constant",
                 "is set for a value that is not a constant",
-                expected="a fixed shape, and that no block computes it",
+                expected="a value with a fixed shape that no block computes",
                 got=str(value),
             )
         return value
@@ -139,16 +139,18 @@ def _range(fields: Fields, dtype: str) -> tuple[int, int]:
         raise fields.error(
             "range",
             f"is not a range of {dtype}",
-            expected=f"two integers from {low} to {high}" if low < high else "no range",
+            expected=f"two integers from {low} to {high}"
+            if low < high
+            else "no range for this dtype",
             got=show(found),
         )
     if found[0] > found[1]:
-        raise fields.error("range", "is empty", expected="the lowest first", got=show(found))
+        raise fields.error("range", "is empty", expected="the lower value first", got=show(found))
     return found[0], found[1]
 
 
 def _limits(dtype: str) -> tuple[int, int]:
-    """The lowest and the highest integer of a dtype; an empty range for other dtypes."""
+    """The lowest and the highest value of an integer dtype; an empty range for other dtypes."""
     integer = re.fullmatch(r"(u?)int(\d+)", dtype)
     if integer is None:
         return 0, -1
@@ -168,7 +170,7 @@ def _dims(fields: Fields) -> tuple[int | str, ...]:
                 expected=f"an integer from 0 to {MAX_ELEMENTS}, or an expression of N",
                 got=show(dim),
             )
-    # A size of zero counts as one, so that it does not hide large ones.
+    # A size of zero counts as one, so that it does not hide large sizes.
     n_elements = math.prod(max(dim, 1) for dim in dims if isinstance(dim, int))
     if len(dims) > _MAX_RANK or n_elements > MAX_ELEMENTS:
         raise fields.error(

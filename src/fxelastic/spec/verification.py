@@ -1,4 +1,4 @@
-"""The checks of a bundle when it was exported."""
+"""The results of the checks at export."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from fxelastic.spec.json_fields import Fields, show
 
 @dataclass(frozen=True)
 class SoftFusionInfo:
-    """A pair of operators that the backend would fuse and that a boundary separates.
+    """A pair of operators that the backend would fuse, but a block boundary separates.
 
     Attributes:
-        rule: The fusion's name.
-        producer: Block of the first operator.
-        consumer: Block of the second.
+        rule: The name of the fusion.
+        producer: The block of the first operator.
+        consumer: The block of the second operator.
     """
 
     rule: str
@@ -27,19 +27,19 @@ class SoftFusionInfo:
 
 @dataclass(frozen=True)
 class Verification:
-    """How an export was compared with torch, and which fusions its cuts prevent.
+    """How an export was compared with PyTorch, and which fusions its cuts prevent.
 
     Attributes:
-        batch_sizes: Batch sizes of the inputs; every file, the model and the subnets ran on each.
-        tolerances: By dtype, the largest difference allowed in a file, as a share of the
-            largest absolute value; 0 means equality.
+        batch_sizes: Batch sizes with which every file, the model and the subnets were run.
+        tolerances: The largest difference allowed in a file by dtype, relative to the largest
+            absolute value; 0 means equality.
         subnet_tolerances: The same for the results of whole subnets.
-        subnets: Archs that were assembled and compared, as texts; the original is the first.
+        subnets: The texts of the archs that were assembled and compared; the original is first.
         fusion_verified: Whether the optimised model and its optimised blocks run the same
-            kernels: no cut separates operators that the backend fuses.
-        kernels_lost: Kernels of the whole that the blocks lack, by number.
-        kernels_added: Kernels of the blocks that the whole lacks, by number.
-        soft_fusions: Fusions that boundaries are known to separate.
+            kernels, so that no cut separates operators that the backend fuses.
+        kernels_lost: Kernels that the whole model has and the blocks lack, with their counts.
+        kernels_added: Kernels that the blocks have and the whole model lacks, with their counts.
+        soft_fusions: Fusions that block boundaries are known to prevent.
     """
 
     batch_sizes: tuple[int, ...]
@@ -69,15 +69,15 @@ class Verification:
 
     @classmethod
     def from_json(cls, fields: Fields) -> Verification:
-        """Read what `to_json` gives.
+        """Read the object that `to_json` returns.
 
         Raises:
-            BundleError: A field is missing, unknown, or has another type or range.
+            BundleError: A field is missing, unknown, of the wrong type, or out of range.
         """
         sizes = fields.array("batch_sizes")
         if not all(type(size) is int and size > 0 for size in sizes):
             raise fields.error(
-                "batch_sizes", "are not sizes", expected="integers above 0", got=show(sizes)
+                "batch_sizes", "are not batch sizes", expected="integers above 0", got=show(sizes)
             )
         record = cls(
             tuple(sizes),
@@ -102,6 +102,9 @@ def _numbers(fields: Fields, name: str, kinds: tuple[type, ...]) -> Mapping[str,
     for key, number in value.items():
         if type(number) not in kinds or not 0 <= number < math.inf:
             raise fields.error(
-                f"{name}[{show(key)}]", "is not a number", expected="at least 0", got=show(number)
+                f"{name}[{show(key)}]",
+                "is not a number of at least 0",
+                expected="a finite number of at least 0",
+                got=show(number),
             )
     return dict(value)

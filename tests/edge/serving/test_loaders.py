@@ -126,11 +126,14 @@ def test_a_damaged_branch_leaves_nothing_in_memory(tmp_path: Path) -> None:
     path = bundle.path / bundle.segment(branch).file
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     loader = paged_loader(bundle)
-    with pytest.raises(BundleError, match="other bytes"):
+    with pytest.raises(BundleError, match="different digest"):
         loader.load(bundle.space.original)
     assert loader.resident_bytes == 0
     assembled = AssembledLoader(bundle, preparation(bundle), SessionMaker(1).open_prepared)
-    for urgent, what in ((True, "other bytes"), (False, r"can't be prepared[\s\S]*other bytes")):
+    for urgent, what in (
+        (True, "different digest"),
+        (False, r"can't be prepared[\s\S]*different digest"),
+    ):
         with pytest.raises(BundleError, match=what):
             assembled.load(bundle.space.original, urgent=urgent)
     assert assembled.resident_bytes == 0
