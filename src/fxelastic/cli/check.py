@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         f"{path}: the partition of {partition.model_name} is not the golden one",
         *changes,
         "",
-        "if this is meant, accept it with --update",
+        "if this is intended, accept it with --update",
     ]
     return _report(args, "drift", lines, **facts, **_differences(diff, golden))
 
