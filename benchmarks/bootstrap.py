@@ -1,4 +1,4 @@
-"""Intervals of means over samples that come from few sources, by resampling the sources."""
+"""Confidence intervals of means over samples from few sources, by resampling the sources."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure and what it is in each resample.
+    """A figure and its value in each resample.
 
-    Figures of one `Bootstrap` are paired: their differences are those of the same resamples.
+    Figures of one `Bootstrap` are paired: they are computed on the same resamples.
     """
 
     value: float
@@ -49,8 +49,8 @@ class Bootstrap:
 
         Args:
             groups: The source of each sample, ``(N,)``.
-            n_resamples: How many to draw.
-            seed: What they depend on.
+            n_resamples: Number of resamples to draw.
+            seed: Seed of the random numbers.
         """
         names, self._of = np.unique(groups, return_inverse=True)
         self.n_groups = n = len(names)
@@ -64,7 +64,7 @@ class Bootstrap:
         return found
 
     def mean(self, values: Array) -> Figure:
-        """The mean of a value of each sample, ``(N,)``."""
+        """The mean over all samples of a value, ``(N,)``."""
         total, count = self.sums(values.astype(float)), self.sums(np.ones(len(values)))
         draws = (self._weights @ total) / (self._weights @ count)
         return Figure(float(values.mean()), draws)

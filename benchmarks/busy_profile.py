@@ -1,16 +1,17 @@
-"""Measure how right a latency table is that was made beside competing processes.
+"""Measure how accurate a latency table is that was made beside competing processes.
 
     python benchmarks/busy_profile.py BUNDLE [BUNDLE ...] [--out FILE]
 
-For each bundle, while the machine is idle: assembled subnets are timed in turns with the original,
-by the clock on the wall, with one thread and with one for each core. Then, for each kind of
-competing process (an empty loop, products of matrices), one process for each core is started, a
-fresh process without torch makes a latency table, and the shares of the original's latency that the
-table gives are compared with the reference of the table's number of threads (and, for information,
-with that of all threads).
+For each bundle, while the machine is idle, the benchmark times assembled subnets in turns with the
+original, in wall time, with one thread and with one for each core. Then, for each kind of competing
+process (an empty loop, products of matrices), it starts one process for each core, and makes a
+latency table in a fresh process without torch. It compares the table's shares of the original's
+latency with the reference for the table's number of threads (and, for information, with the
+reference for all threads).
 
-Bars: median error 5 %, 90th percentile 15 %, or the table is marked unusable, which at most one of
-six may be. Takes some four minutes for a bundle. Bundles come from ``benchmarks/make_bundle.py``.
+Bars: median error 5 %, 90th percentile 15 %, or the table is marked unusable, which may happen to
+at most one of six. Takes some four minutes for each bundle. Bundles come from
+``benchmarks/make_bundle.py``.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from fxelastic.spec.latency_table import LatencyTable
 
 BARS = {"median": 0.05, "p90": 0.15}
 MOST_UNUSABLE = 1 / 6
-#: Subnets of the reference are drawn with another seed than those that a table is fitted to.
+#: Differs from the seed of the subnets that a table is fitted to.
 SEED = 1000
 
 _PARENT = "import os\nparent = os.getppid()\n"
@@ -106,7 +107,7 @@ def compared(path: str, table: LatencyTable, known: dict[str, Any]) -> dict[str,
 
 @contextmanager
 def competing(kind: str, n: int) -> Iterator[None]:
-    """Run so many competing processes."""
+    """Run a number of competing processes."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, "-c", COMPETITORS[kind]]
     processes = [subprocess.Popen(command, env=environment) for _ in range(n)]
@@ -120,7 +121,7 @@ def competing(kind: str, n: int) -> Iterator[None]:
 
 
 def child(*arguments: str) -> None:
-    """Run a part of the benchmark in a process of its own."""
+    """Run a part of the benchmark in a separate process."""
     subprocess.run([sys.executable, __file__, *arguments], check=True)
 
 
@@ -162,7 +163,7 @@ def row_of(bundle: str, kind: str, found: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Run and print; 1 where a bar is missed."""
+    """Run and print; return 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
     parser.add_argument("bundles", nargs="+", metavar="BUNDLE")
     parser.add_argument("--seconds", type=float, default=75.0, help="time budget of a table")

@@ -2,8 +2,8 @@
 
     python benchmarks/competitors.py --steps 0,1,2,0 --seconds 15
 
-Each process multiplies matrices in one thread until it is ended, which takes a core and memory
-bandwidth, as an inference of another program would.
+Each process multiplies matrices in one thread until it is ended. It takes a core and memory
+bandwidth, like inference in another program.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ while os.getppid() == parent:
 
 
 class Competitors:
-    """So many processes at a time."""
+    """A number of competing processes that can change."""
 
     def __init__(self) -> None:
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -44,7 +44,7 @@ class Competitors:
 
 @contextmanager
 def competitors() -> Iterator[Competitors]:
-    """Processes that are gone at the end."""
+    """Competing processes, which end with the context."""
     made = Competitors()
     try:
         yield made

@@ -1,4 +1,4 @@
-"""Measure expand: its time, its memory, the supernets' sizes, and what calibration brings.
+"""Measure expand: its time, its memory, the supernets' sizes, and the gain by calibration.
 
 Prints, in one run,
 
@@ -48,7 +48,7 @@ def resnet101() -> nn.Module:
     return ResNet(Bottleneck, [3, 4, 23, 3])
 
 
-#: Name, model, branches beside the originals, the paper's size (AdaptiveNet, Table 3).
+#: Name, model, branches in addition to the originals, the paper's size (AdaptiveNet, Table 3).
 SIZES: tuple[tuple[str, Any, dict[str, Any], float, float], ...] = (
     ("MobileNetV2", MobileNetV2, {"kinds": ("merged", "pruned")}, 2.3, 2.32),
     ("ResNet-50", ResNet50, {"kinds": ("merged",)}, 3.7, 3.72),
@@ -84,13 +84,13 @@ def measure_memory() -> dict[str, Any]:
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         peaks[what] = json.loads(output.splitlines()[-1])
     n_bytes = peaks["expand"]["parameter_bytes"]
-    # Of the model itself, both processes have as much.
+    # Both processes hold the model itself.
     added = peaks["expand"]["peak_bytes"] - peaks["model"]["peak_bytes"]
     return {"parameter_bytes": n_bytes, "added_bytes": added, "ratio": added / n_bytes}
 
 
 def print_peak(what: str) -> None:
-    """In a process of its own: do one thing, print the peak."""
+    """Do one thing in this process, and print the peak memory."""
     model, example = ResNet50().eval(), torch.randn(2, 3, 224, 224)
     with torch.no_grad():
         model(example)
@@ -163,7 +163,7 @@ def measure_calibration(seed: int, epochs: int, n_subnets: int) -> dict[str, Any
 
 
 def one_branch(supernet: fxelastic.Supernet, n: int, seed: int) -> list[Arch]:
-    """Subnets of originals but for one new branch, drawn without replacement."""
+    """Subnets of originals except for one new branch, drawn without replacement."""
     original = supernet.space.original.branches
     archs = [
         Arch((*original[: spec.start], spec.id, *original[spec.stop :]))
@@ -175,14 +175,14 @@ def one_branch(supernet: fxelastic.Supernet, n: int, seed: int) -> list[Arch]:
 
 
 def accuracy(supernet: fxelastic.Supernet, arch: Arch, data: Any) -> float:
-    """Share of images classified right."""
+    """Share of images that are classified correctly."""
     images, classes = data
     with torch.no_grad():
         return float((supernet(images, arch=arch).argmax(1) == classes).double().mean())
 
 
 def main() -> None:
-    """Run what is asked for and print it."""
+    """Run the requested measurements and print them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--gammas", default="0.07,0.1,0.25")

@@ -9,8 +9,8 @@ ResNet-50 at γ = 0.25 with the paper's branches {B0, B1, B2, B-1, B-2}. Prints,
 The new branches' weights are disturbed first, as training would: untrained copies of the model's
 own weights would be stored once.
 
-Only ratios mean something. Both ways run on one core; their ratio is that of processor time, which
-says the same as wall time on a quiet machine and more than it on a shared one. Both are printed.
+Only ratios mean something. Both ways run on one core, and the ratio is of processor times: these
+equal wall times on an idle machine, and are more reliable on a shared one. Both are printed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ KINDS = ("merged", "pruned")
 
 
 def build(kinds: tuple[str, ...], gamma: float) -> Supernet:
-    """The paper's supernet, of those kinds that this version has."""
+    """The paper's supernet, with the kinds that this version has."""
     model, example = resnet50()
     supernet = fxelastic.expand(model, gamma, example_inputs=example, kinds=kinds)
     with torch.no_grad():
@@ -53,7 +53,7 @@ def build(kinds: tuple[str, ...], gamma: float) -> Supernet:
 
 
 def export_alone(piece: Piece, path: Path) -> None:
-    """One branch as a user would export it."""
+    """Export one branch as a user would."""
     dynamic = tuple(dict.fromkeys(dims, torch.export.Dim.DYNAMIC) for dims in piece.dynamic)
     with quiet():
         torch.onnx.export(
@@ -65,9 +65,9 @@ def measure(supernet: Supernet, folder: Path, limit: int | None) -> dict[str, An
     """Export the supernet in both ways.
 
     Args:
-        supernet: What to export.
+        supernet: The supernet to export.
         folder: An empty folder.
-        limit: Convert only so many branches alone and extrapolate; all where None.
+        limit: The most branches to convert alone, to extrapolate from; all if None.
     """
     values = teacher_values(supernet, make_inputs(supernet.partition, 2, 0))
     pieces = branch_pieces(supernet, values)

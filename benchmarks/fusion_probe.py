@@ -2,8 +2,9 @@
 
 Every ordered pair of a list of small operators is exported to ONNX in one piece and in two, the
 pieces are optimised at ``ORT_ENABLE_EXTENDED`` for CPU, and the kernels compared. A pair whose cut
-changes the kernels is printed with what was lost and added. Chains follow, for fusions that need a
-predecessor. This is the evidence behind ``fxelastic/backends/onnxruntime/fusion_rules.py``.
+changes the kernels is printed with the kernels that were lost and added. Chains follow, for fusions
+that need a predecessor. This is the evidence behind
+``fxelastic/backends/onnxruntime/fusion_rules.py``.
 
     python benchmarks/fusion_probe.py                     # everything, a quarter of an hour
     python benchmarks/fusion_probe.py --kind image --producer conv2d
@@ -41,7 +42,7 @@ _PIECES_PER_EXPORT = 64
 
 @dataclass(frozen=True)
 class Cut:
-    """A chain of samples, and how many of them come before the cut."""
+    """A chain of samples, and the number of samples before the cut."""
 
     kind: str
     names: tuple[str, ...]
@@ -60,7 +61,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a cut does.
+    """The effect of a cut.
 
     Attributes:
         cut: The cut.
@@ -78,7 +79,7 @@ class Measured:
 
 
 class Piece:
-    """Samples in a row, with inputs that fit."""
+    """Consecutive samples, with suitable inputs."""
 
     def __init__(self, kind: str, samples: Sequence[Sample], x: torch.Tensor) -> None:
         torch.manual_seed(0)
@@ -106,11 +107,11 @@ def measure(cuts: Iterable[Cut]) -> Iterator[Measured | tuple[Cut, str]]:
     """Compare the kernels of chains with those of the chains cut in two.
 
     Args:
-        cuts: What to measure.
+        cuts: The cuts to measure.
 
     Yields:
         For each cut, in order, the kernels and the rule that holds for the operators at the cut;
-        or the cut and why its operators do not fit together.
+        or the cut and the reason why its operators do not fit together.
     """
     pieces: dict[tuple[str, tuple[str, ...], tuple[int, ...]], Piece] = {}
     wanted: list[tuple[Cut, list[Piece] | str, tuple[bool, bool]]] = []
@@ -187,7 +188,7 @@ def _print(found: Measured) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the table; exit code 1 when a fused pair has no rule."""
+    """Print the table; the exit code is 1 if a fused pair has no rule."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -24,7 +24,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
 
 
 class Operator(nn.Module):
-    """One call, with parameters of its own and ``others`` as its further stream operands."""
+    """One call, with its own parameters and ``others`` as its further stream operands."""
 
     def __init__(self, call: Callable[..., torch.Tensor], *shapes: tuple[int, ...]) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Sample:
         name: Unique among the samples of a kind.
         build: Makes the module.
         others: Shapes of its further stream operands.
-        result: Kind of its output, if another one than that of its input.
+        result: Kind of its output, if it differs from the kind of its input.
     """
 
     name: str
@@ -83,7 +83,7 @@ def _joined(name: str, call: Callable[..., torch.Tensor], other: tuple[int, ...]
 
 
 def _batch_norm(module: nn.Module) -> nn.Module:
-    """Give a batch norm statistics that are no identity, as trained ones are not."""
+    """Give a batch norm statistics other than the identity, like trained ones."""
     for buffer in module.buffers():
         if buffer.is_floating_point():
             nn.init.uniform_(buffer, 0.5, 1.5)
@@ -259,7 +259,7 @@ COMMON = frozenset(sample.name for sample in _common("image"))
 """Pairs of these need no measurement for every kind of value."""
 
 CHAINS: tuple[tuple[str, str], ...] = (
-    # kind, operators; "|" is where the chain is cut.
+    # kind, operators; "|" marks the cut.
     ("image", "conv2d batch_norm | relu"),
     ("image", "conv2d batch_norm | relu6"),
     ("image", "conv2d batch_norm | hardswish"),

@@ -1,11 +1,11 @@
-"""Measure how well latencies of whole subnets follow from those of branches.
+"""Measure how well the latencies of branches predict the latencies of whole subnets.
 
     python benchmarks/latency_model.py BUNDLE [--out FILE]
 
-makes a latency table of a bundle as `edge.profile` does, and predicts random subnets that it was
-not fitted to, spread over the latencies that there are. Prints for both ways of running them the
-errors and the rank correlation (bars: median 3 %, 90th percentile 8 %, Spearman 0.98; aims: 2 %,
-5 %, 0.99), with those of the plain sum of branches beside it; and the peak memory.
+makes a latency table of a bundle as `edge.profile` does, and predicts the latencies of random
+subnets that it was not fitted to, spread over the range of latencies. Prints for both ways of
+running them the errors and the rank correlation (bars: median 3 %, 90th percentile 8 %, Spearman
+0.98; aims: 2 %, 5 %, 0.99), those of the plain sum of branches, and the peak memory.
 
 Subnets to fit and to predict are measured in one run, by turns, each group beside the original. Run
 it without torch in the process. Bundles come from ``benchmarks/make_bundle.py``.
@@ -85,7 +85,7 @@ def measure(path: str, n_fitted: int, n_held_out: int, threads: int, seed: int) 
 
 
 def peak_bytes() -> int:
-    """The most memory that this process had."""
+    """The peak memory of this process."""
     status = Path("/proc/self/status")
     if not status.exists():
         return int(psutil.Process().memory_info().rss)
@@ -94,7 +94,7 @@ def peak_bytes() -> int:
 
 
 def main() -> int:
-    """Run and print; 1 where a bar is missed."""
+    """Run and print; return 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
     parser.add_argument("bundles", nargs="+", metavar="BUNDLE")
     parser.add_argument("--fitted", type=int, default=24)

@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""The machine and the versions that a figure was measured on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def facts() -> dict[str, str]:
-    """The machine, Python, and the libraries that count."""
+    """The machine, Python, and the versions of the libraries that matter."""
     found = {**fingerprint(), "python": platform.python_version()}
     for name in ("torch", "numpy", "onnx"):
         try:
@@ -24,7 +24,7 @@ def facts() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of the checkout, and whether code was changed since; empty where none is known."""
+    """The commit of the checkout, and whether the code has changed since; empty if unknown."""
     code = ("src", "examples", "benchmarks", ":!benchmarks/results", ":!benchmarks/RESULTS.md")
     try:
         name = _git("rev-parse", "--short=10", "HEAD")

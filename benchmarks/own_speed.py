@@ -1,9 +1,9 @@
-"""For how long a machine was slow by itself: processors that need more time for the same work.
+"""Time for which a machine was slow by itself: its processors needed more time for the same work.
 
 A virtual machine's processors may be threads of one core for a second or three, as another machine
-comes and goes. Requests then take 1.6 times as long as before, without any load to be seen from
-within: no process competes, and no time is stolen. A serving runtime is right to take it for a
-load; a benchmark has to know that it was none of its own.
+comes and goes. Requests then take 1.6 times as long as before, although no load is visible
+from inside: no process competes, and no time is stolen. A serving runtime rightly treats this as a
+load; a benchmark has to tell it from the load that it made.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class OwnSpeed:
     rows: list[tuple[float, float]] = field(default_factory=list)
 
     def usual(self, spans: list[tuple[float, float]]) -> float:
-        """The median over spans in which nothing competed."""
+        """The median over the spans without competing processes."""
         return median(
             ratio
             for end_s, ratio in self.rows
@@ -36,7 +36,7 @@ class OwnSpeed:
         )
 
     def slow_s(self, begin_s: float, stop_s: float, usual: float) -> float:
-        """For how long, in seconds, requests took over 1.25 times the usual, by quarter seconds."""
+        """Seconds for which requests took over 1.25 times the usual time, in steps of a quarter."""
         bins: defaultdict[int, list[float]] = defaultdict(list)
         for end_s, ratio in self.rows:
             if begin_s <= end_s < stop_s:

@@ -36,7 +36,7 @@ SIZES = (1_000, 4_000, 16_000)
 
 
 def timed(function: Callable[[], Any], repeats: int) -> float:
-    """Median seconds of several calls, without the garbage of earlier ones."""
+    """Median seconds of several calls, with garbage collected before each."""
     seconds = []
     for _ in range(repeats):
         gc.collect()

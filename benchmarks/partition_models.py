@@ -37,7 +37,7 @@ def llama_like() -> tuple[nn.Module, Any]:
 def chain_graph(n_operators: int, kind: str) -> Traced:
     """A captured chain of ``n_operators`` linear layers, activations and, if residual, sums.
 
-    It is built directly: tracing 16k operators would take minutes and is not what is measured.
+    It is built directly: tracing 16k operators would take minutes, and is not measured.
     """
     graph, root = fx.Graph(), nn.Module()
     mode = FakeTensorMode(allow_non_fake_inputs=True)

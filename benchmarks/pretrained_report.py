@@ -1,4 +1,4 @@
-"""What the figures of `benchmarks/pretrained.py` say: tables, intervals and acceptance lines."""
+"""Tables, intervals and acceptance lines from the figures of `benchmarks/pretrained.py`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ MEAN_OF = BUDGETS[:4]
 LEAST_COSINE = {"90%": 0.984, "70%": 0.947, "50%": 0.885}
 LEAST_GAIN = 0.05
 MINUTES = 30
-#: By how much a figure may be lower and still count as "at or above".
+#: A figure that is lower by no more than this still counts as "at or above".
 TOLERANCE = 0.005
 
 
 @dataclass(frozen=True)
 class Line:
-    """Something that is asked for, and whether it holds."""
+    """An acceptance criterion, and whether it holds."""
 
     what: str
     measured: str
@@ -38,12 +38,12 @@ def judged(
 
     Args:
         bootstrap: Resamples the sources of the test split.
-        scores: For each way, ``before 90%`` or ``quantised``, values for each sample.
-        shares: For each way its share of the original's latency, with its interval.
+        scores: For each way, such as ``before 90%`` or ``quantised``, the value of each sample.
+        shares: For each way, its share of the original's latency with an interval.
 
     Returns:
         ``ways`` with the figures of each, and for each score the ``gains`` of training by budget
-        and in their mean over 90 to 60 %; each a value and its interval's ends.
+        and averaged over 90 to 60 %; each a value and the ends of its interval.
     """
     figures = {
         way: {score: bootstrap.mean(values) for score, values in found.items()}
@@ -65,7 +65,7 @@ def judged(
 
 
 def acceptance(name: str, found: Mapping[str, Any]) -> list[Line]:
-    """What is asked of a model's figures."""
+    """The acceptance criteria for a model's figures."""
     branches, distil, judge = found["branches"], found["distil"], found["judge"]
     worst, ratio = branches["worst"]
     main = "agreement" if name == "efficientnet" else "cosine"
@@ -135,7 +135,7 @@ def acceptance(name: str, found: Mapping[str, Any]) -> list[Line]:
 
 
 def after_tuning(branches: Mapping[str, Any] | None) -> list[str]:
-    """The errors of branches after tuning, which trains whole subnets; nothing without it."""
+    """The errors of branches after tuning, which trains whole subnets; empty without tuning."""
     if branches is None:
         return []
     return [
@@ -184,7 +184,7 @@ def text(name: str, found: Mapping[str, Any], lines: Sequence[Line]) -> str:
 
 
 def over(way: str, latency: Sequence[float]) -> bool:
-    """Whether a subnet takes longer than its budget, by the whole interval of what it takes."""
+    """Whether the whole interval of a subnet's latency is above its budget."""
     budget = way.split()[-1]
     return budget in BUDGETS and latency[1] > float(budget[:-1]) / 100
 
@@ -205,5 +205,5 @@ def points(figure: Sequence[float]) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share that may not be known."""
+    """A share, which may be unknown."""
     return "not known" if share is None else f"{share:.1%}"

@@ -27,20 +27,20 @@ from fxelastic import Supernet, edge
 from fxelastic.spec.latency_table import LatencyTable
 
 CALIBRATION = 8  # batches
-PROFILES = 3  # measurements until a table is taken as it is
+PROFILES = 3  # measurements until a table is accepted as it is
 PROFILE = ("--threads", "1", "--force", "--quiet")
 BEFORE, DISTILLED, AFTER = "before", "distilled", "after"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How much of everything there is.
+    """The amounts of data, time and repetitions.
 
     Attributes:
         scale: Share of the samples.
-        minutes: Of distillation.
-        search_s: Seconds of search for each budget, of the processor's time.
-        rounds: How often latencies are measured.
+        minutes: Minutes of training.
+        search_s: Processor time of the search for each budget, in seconds.
+        rounds: Number of latency measurements.
     """
 
     scale: float
@@ -51,7 +51,7 @@ class Setting:
 
 @dataclass
 class Run:
-    """The steps of one model; each returns plain data, and leaves its files in the folder."""
+    """The steps of one model; each returns plain data, and writes its files to the folder."""
 
     model: PretrainedModel
     samples: dict[str, Samples]
@@ -102,7 +102,7 @@ class Run:
     def branches(self) -> dict[str, Any]:
         """Compare the errors of branches on the test split, before and after distillation.
 
-        Tuning is judged by whole subnets, but what it does to these errors is noted, too.
+        Tuning is judged by whole subnets, but its effect on these errors is recorded, too.
         """
         test = self.samples["test"]
         names = (BEFORE, DISTILLED, AFTER) if self.model.tuned else (BEFORE, DISTILLED)
@@ -120,7 +120,7 @@ class Run:
         return found
 
     def profile(self) -> dict[str, Any]:
-        """Measure the branches in a process without torch, again while the table is unusable."""
+        """Measure the branches in a process without torch, again if the table is unusable."""
         out = self.folder / "table.json"
         command = [sys.executable, "-m", "fxelastic.cli", "profile", str(self.folder / BEFORE)]
         tables: list[LatencyTable] = []
@@ -156,7 +156,7 @@ class Run:
         }
 
     def judge(self) -> dict[str, Any]:
-        """Judge what was found, and the quantised original, on the test split."""
+        """Score the subnets found, and the quantised original, on the test split."""
         found = json.loads((self.folder / "search.json").read_text())
         models = self.folder / "models"
         shutil.rmtree(models, ignore_errors=True)

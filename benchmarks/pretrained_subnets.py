@@ -1,4 +1,4 @@
-"""Choose subnets on one split, and judge them on another beside the quantised original."""
+"""Choose subnets on one split, and score them on another beside the quantised original."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def search(
     seconds: float,
     pool: Path,
 ) -> dict[str, Any]:
-    """The best subnet of each budget, without labels: compared with the original's own results.
+    """The best subnet of each budget, without labels: the original's results are the targets.
 
     A table that is marked unusable does not end the benchmark, for the latencies of the subnets
     found are measured.
@@ -41,10 +41,10 @@ def search(
     Args:
         bundle: The bundle.
         table: Its latencies.
-        data: Samples to choose by.
-        score: What compares.
+        data: Samples to choose on.
+        score: Name of the score that compares results.
         seconds: Processor time for each budget.
-        pool: A file for what was evaluated.
+        pool: The file for the pool of evaluated subnets.
     """
     pool.unlink(missing_ok=True)
     result = edge.search(
@@ -75,13 +75,13 @@ def search(
 
 
 def assembled(bundle: edge.Bundle, arch: str | None, path: Path) -> Path:
-    """A subnet as an ordinary model; the original where None."""
+    """A subnet as an ordinary ONNX model; the original if None."""
     chosen = bundle.space.original if arch is None else Arch.parse(arch)
     return edge.assemble(bundle, chosen, path)
 
 
 def quantised(original: Path, model: PretrainedModel, train: Samples, path: Path) -> Path:
-    """The original as onnxruntime's own tools quantise it.
+    """The original, quantised by onnxruntime's tools.
 
     EfficientNet-Lite0: static, activations U8 and weights S8 for each channel, calibrated by least
     and largest values. MiniLM: dynamic, weights S8 for each channel.
@@ -123,7 +123,7 @@ def _batches(model: PretrainedModel, samples: Samples) -> Iterator[dict[str, Arr
 
 
 def results(path: Path, model: PretrainedModel, samples: Samples) -> Array:
-    """What a model file computes for the samples, ``(N, …)``, with one thread."""
+    """The results of a model file for the samples, ``(N, …)``, with one thread."""
     session = SessionMaker(threads=1).open_branch(path)
     names = {info.name for info in session.get_inputs()}
     found = [
@@ -134,7 +134,7 @@ def results(path: Path, model: PretrainedModel, samples: Samples) -> Array:
 
 
 def similarities(found: Array, original: Array, model: str) -> dict[str, Array]:
-    """How near results are to the original's, sample by sample.
+    """The similarity of results to the original's, sample by sample.
 
     For EfficientNet ``agreement`` of the top class, ``cosine`` of the logits, and ``spearman``,
     their rank correlation. For MiniLM ``cosine`` of the vectors, and ``spearman``: the rank
@@ -169,16 +169,16 @@ def _rank_correlations(a: Array, b: Array) -> Array:
 def shares_of_time(
     paths: Sequence[Path], feeds: Mapping[str, Array], rounds: int
 ) -> tuple[float, list[list[float]]]:
-    """How long models take, measured in turns with one thread, by the processor's time.
+    """The processor times of models, measured in turns with one thread.
 
     Args:
-        paths: Model files; the first one is what the others are compared with.
+        paths: Model files; the others are compared with the first one.
         feeds: The inputs.
-        rounds: How often each is timed.
+        rounds: Number of timings of each.
 
     Returns:
-        The first one's median time in ms; and for each of the others its share of it: the median
-        over the rounds, with a 95 % interval.
+        The first one's median time in ms, and the share of it that each of the others takes: the
+        median over the rounds, with a 95 % interval.
     """
     runs = [_opened(path, feeds) for path in paths]
     times = np.empty((rounds, len(runs)))

@@ -21,7 +21,7 @@ from fxelastic.train import Attentive, Callback, History, StepReport
 from fxelastic.train.held_out import N_BATCHES
 from fxelastic.train.optimisation import RATES, n_steps_tried
 
-#: Steps of different subnets take different times, those of all branches do not.
+#: Times of steps differ for different subnets, but not for steps of all branches.
 PROBED_STEPS = {"distil": 4, "tune": 40}
 HELD_OUT = 128
 #: Errors are measured before training, after each epoch, and after some steps with each rate; in
@@ -71,18 +71,18 @@ def train(
     initial: Path,
     distilled: Path,
 ) -> dict[str, Any]:
-    """Train for as many steps as take so many minutes of one core; the time is the processor's.
+    """Train for as many steps as fit into the given processor time of one core.
 
     Args:
-        supernet: What learns.
-        model: The model; it says which share of the time goes to tuning.
-        samples: Those of each split.
-        minutes: Time for steps and for checks on held-out batches.
+        supernet: The supernet to train.
+        model: The model, with the share of the time for tuning.
+        samples: The samples of each split.
+        minutes: Processor time for steps and checks on held-out batches, in minutes.
         initial: The file of the supernet before training.
         distilled: Where to save the supernet between distillation and tuning.
 
     Returns:
-        What was done, as plain data.
+        Numbers of steps, times and errors, as plain data.
     """
     dataset = TrainingSamples(model, samples["train"])
     loader = DataLoader(
@@ -139,9 +139,9 @@ def train(
 def _steps(
     stage: Train, seconds: float, n_checks: int, n_probed: int, per_epoch: int
 ) -> tuple[int, float]:
-    """How many steps of a stage fit into processor time, and what one takes, in seconds.
+    """The number of steps of a stage that fit into the processor time, and the seconds of one step.
 
-    The steps that measure it have a learning rate of 0.
+    The measured steps have a learning rate of 0.
     """
     clock = StepClock()
     stage(steps=n_probed, lr=0, keep_best=False, callbacks=[clock])

@@ -33,7 +33,7 @@ def timm_names() -> list[str]:
 
 
 def timm_case(name: str) -> Case:
-    """A model of timm, with images of the size it is made for."""
+    """A model of timm, with images of its default size."""
     import timm
 
     model = timm.create_model(name, pretrained=False).eval()
@@ -43,7 +43,7 @@ def timm_case(name: str) -> Case:
 def torchvision_names() -> list[str]:
     """The smallest model of each of torchvision's modules, by its number of parameters.
 
-    Detection is left out: what it returns depends on the data.
+    Detection is left out: the sizes of its results depend on the data.
     """
     import torchvision
 
@@ -88,7 +88,7 @@ def _size(library: str, name: str) -> float:
                 model = timm.create_model(name, pretrained=False)
             else:
                 model = _of_torchvision(name)
-    except Exception:  # noqa: BLE001 - some compute while they are made, which "meta" does not
+    except Exception:  # noqa: BLE001 - some compute in __init__, which fails on "meta"
         return float("inf")
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -97,7 +97,7 @@ def _tokens(n: int = 16) -> Tensor:
     return torch.randint(1, 100, (2, n))
 
 
-# What most of the library's text models call their sizes.
+# The names of sizes in most of the library's text models.
 _TEXT: dict[str, Any] = {
     "hidden_size": 64,
     "num_hidden_layers": 2,
@@ -366,7 +366,7 @@ _TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any], Callable[[], dict[str, 
 
 
 def transformers_names() -> list[str]:
-    """Models of transformers with heads and masks, and of every other type the bare model."""
+    """Models of transformers: some with heads and masks, and the bare model of every other type."""
     return [*_TRANSFORMERS, *(_BARE + name for name in types() if name not in _TRANSFORMERS)]
 
 
@@ -385,7 +385,7 @@ def transformers_case(name: str) -> Case:
 
 
 def _resolved(library: Any, options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Options with the configurations of parts in them made."""
+    """Options in which the configurations of parts are objects."""
     for key, value in options.items():
         if isinstance(value, tuple) and value and isinstance(value[0], str):
             yield key, getattr(library, value[0])(**value[1])
@@ -404,7 +404,7 @@ def _of_samples(library: str) -> tuple[Callable[[], list[str]], Callable[[str], 
     return lambda: list(samples()), case
 
 
-#: By library: the names of its models, and what makes one.
+#: By library: functions that list the names of its models, and that make one.
 LIBRARIES: dict[str, tuple[Callable[[], list[str]], Callable[[str], Case]]] = {
     "timm": (timm_names, timm_case),
     "torchvision": (torchvision_names, torchvision_case),

@@ -21,7 +21,7 @@ def _steps() -> Tensor:
 
 
 def monai_samples() -> dict[str, Sample]:
-    """Medical images, of two and of three dimensions."""
+    """Networks for medical images of two and three dimensions."""
     from monai.networks import blocks, nets
 
     image, small, volume = _noise(1, 64, 64), _noise(1, 48, 48), _noise(1, 32, 32, 32)
@@ -221,7 +221,7 @@ def segmentation_samples() -> dict[str, Sample]:
 
 
 def ultralytics_samples() -> dict[str, Sample]:
-    """Detection, segmentation, poses and classes, by the library's own configurations."""
+    """Detection, segmentation, poses and classification, by the library's configurations."""
     from ultralytics.nn import tasks
 
     kinds = {"-seg": "Segmentation", "-pose": "Pose", "-cls": "Classification", "rtdetr": "RTDETR"}
@@ -251,7 +251,7 @@ def graph_samples() -> dict[str, Sample]:
     return {**{n: (made(n), inputs) for n in names}, "PNA": (made("PNA", **pna), inputs)}
 
 
-#: By library, what makes its samples.
+#: By library, the function that makes its samples.
 SAMPLES: dict[str, Callable[[], dict[str, Sample]]] = {
     "monai": monai_samples,
     "diffusers": diffusers_samples,

@@ -3,12 +3,12 @@
     python benchmarks/public_models.py transformers timm torchvision --out public_models.json
 
 The libraries are not installed with the package: `pip install timm torchvision transformers` first,
-and those that public_model_samples.py has; one that is not there is left out. Each model is made
-with random weights and goes through, in a process of its own: capture, partition and branches
-(`fxelastic.expand`), the supernet's original path against the model, and `fxelastic.export`, which
-runs every file in onnxruntime beside torch. Prints a line for each model and the shares that came
-through; there is no bar, the file says what did not and why. A model that is in the file already is
-not run again.
+and those that public_model_samples.py uses; missing libraries are left out. Each model is made with
+random weights, in a separate process. It is expanded (`fxelastic.expand`), the supernet's originals
+are compared with the model, and it is exported (`fxelastic.export`), which compares every file in
+onnxruntime with torch. Prints a line for each model and the share of models that pass each stage.
+There is no bar; the file records where the others end and why. A model that is already in the file
+is not run again.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ STAGES = ("make", "call", "expand", "run", "export", "done")
 
 
 def measure(library: str, name: str) -> dict[str, Any]:
-    """Take one model as far as it goes.
+    """Run one model through the stages until one fails.
 
     Returns:
-        The stage in which it ended, ``done`` where none failed, with the reason and figures.
+        The stage that failed, or ``done``, with the reason and figures.
     """
     import torch
 
@@ -51,7 +51,7 @@ def measure(library: str, name: str) -> dict[str, Any]:
     found: dict[str, Any] = {"library": library, "name": name}
 
     def begin(stage: str) -> None:
-        """Go on to a stage, and say so: this process may be ended in it."""
+        """Begin a stage, and print this first: the process may be ended during the stage."""
         found["stage"] = stage
         print(json.dumps(found), flush=True)
 
@@ -74,7 +74,7 @@ def measure(library: str, name: str) -> dict[str, Any]:
         with torch.no_grad():
             results = trees.flatten(supernet(*case.args, **case.kwargs))[0]
             supernet(*case.args, arch=supernet.space.sample(1, seed=0)[0], **case.kwargs)
-        # A model that draws random numbers gives other results each time.
+        # A model that draws random numbers gives different results each time.
         found["same"] = len(results) == len(expected) and all(
             torch.equal(a, b) or torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
             for a, b in zip(results, expected, strict=True)
@@ -86,14 +86,14 @@ def measure(library: str, name: str) -> dict[str, Any]:
             fxelastic.export(supernet, Path(folder) / "bundle")
         found["export_s"] = time.perf_counter() - begin_s
         found["stage"] = "done"
-    except Exception as e:  # noqa: BLE001 - whatever it is, it is what is measured
+    except Exception as e:  # noqa: BLE001 - any error is a result
         lines = [line.strip() for line in str(e).splitlines() if line.strip()]
         found["reason"] = f"{type(e).__name__}: {' '.join(lines)[:600]}"
     return found
 
 
 def in_a_process(library: str, name: str, timeout_s: float) -> dict[str, Any]:
-    """The same, where neither a crash nor a model that takes for ever ends the others."""
+    """Measure in another process, so that a crash or an endless run does not end the others."""
     command = [sys.executable, __file__, "--one", library, name]
     reason = ""
     try:
@@ -111,7 +111,7 @@ def in_a_process(library: str, name: str, timeout_s: float) -> dict[str, Any]:
 
 
 def last_of(output: str) -> dict[str, Any]:
-    """The last whole line of JSON that a process has printed; empty where there is none."""
+    """The last complete line of JSON that a process printed; empty if there is none."""
     for text in reversed(output.splitlines()):
         if text.startswith("{") and text.endswith("}"):
             result: dict[str, Any] = json.loads(text)
@@ -127,10 +127,10 @@ def line(found: dict[str, Any]) -> str:
 
 
 def summary(models: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """How many of each library's models came how far."""
+    """The number of models that pass each stage, by library."""
     shares = {}
     for library in dict.fromkeys(found["library"] for found in models):
-        # What can't be made or called by itself is no matter of ours.
+        # Models that can't be made or called without fxelastic do not count.
         own = [f for f in models if f["library"] == library and STAGES.index(f["stage"]) >= 2]
         shares[library] = {
             "models": len(own),

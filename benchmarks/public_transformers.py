@@ -1,4 +1,4 @@
-"""Every type of model that transformers has, made small: by its configuration, which is shrunk."""
+"""A small model of every type in transformers, made by shrinking its configuration."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# A type whose smallest version has more parameters tells nothing more, and takes minutes.
+# Larger smallest versions take minutes and show nothing new.
 _MOST_PARAMETERS = 30_000_000
 
-# What configurations call how deep a model is, and what is cheap to cut.
+# Names of depths, and of other sizes that are easy to reduce, in configurations.
 _DEPTH: dict[str, int] = {
     **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "n_layers"), 2),
     **dict.fromkeys(("encoder_layers", "decoder_layers"), 2),
@@ -20,7 +20,7 @@ _DEPTH: dict[str, int] = {
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
     "vocab_size": 100,
 }
-# Its width, in full: attention that is made of several ranks breaks where one is cut alone.
+# All names of widths: attention with several ranks breaks if only one of them is reduced.
 _WIDTH: dict[str, int] = {
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "embed_dim", "emb_dim"), 64),
     **dict.fromkeys(("embedding_size", "word_embed_proj_dim"), 64),
@@ -42,7 +42,7 @@ _HEADS: dict[str, int] = {
     **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "rotary_dim"), 8),
     "num_key_value_heads": 2,
 }
-# Tried in turn: the smallest that the model can be made and called with is taken.
+# Tried in turn: the smallest with which the model can be made and called is used.
 _SIZES: tuple[Mapping[str, int], ...] = (
     {**_DEPTH, **_WIDTH, **_HEADS},
     {**_DEPTH, **_WIDTH},
@@ -53,7 +53,7 @@ _TOKENS = 16
 
 
 def types() -> list[str]:
-    """The types that have a model without a head."""
+    """The types of models that have a version without a head."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
@@ -61,10 +61,10 @@ def types() -> list[str]:
 
 
 def smallest(model_type: str) -> tuple[nn.Module, dict[str, Any]]:
-    """The model of a type, as small as it can be called, and a batch of two for it.
+    """The smallest model of a type that can be called, and a batch of two samples for it.
 
     Raises:
-        Exception: It can't be made or called; whatever it raised for the smallest sizes.
+        Exception: It can't be made or called; the error for the smallest sizes.
     """
     first: Exception | None = None
     for sizes in _SIZES:
@@ -76,7 +76,7 @@ def smallest(model_type: str) -> tuple[nn.Module, dict[str, Any]]:
                 raise ValueError(f"{n_params:,} parameters are too many")
             with torch.no_grad():
                 model(**inputs)
-        except Exception as e:  # noqa: BLE001 - configurations are not made to be cut like this
+        except Exception as e:  # noqa: BLE001 - configurations may reject reduced sizes
             first = first or e
         else:
             return model, inputs
@@ -104,7 +104,7 @@ def _shrink(config: Any, sizes: Mapping[str, int], depth: int = 3) -> None:
             _set(config, key, size if key == "hidden_size" else min(size, before))
     kinds = getattr(config, "layer_types", None)
     if isinstance(kinds, list):
-        # A layer of each kind at least.
+        # At least one layer of each kind.
         n = max(getattr(config, "num_hidden_layers", 2), len(set(kinds)))
         _set(config, "layer_types", [*dict.fromkeys(kinds), *kinds][:n])
         _set(config, "num_hidden_layers", n)
@@ -124,7 +124,7 @@ def _set(config: Any, key: str, value: Any) -> None:
 
 
 def _inputs(model: Any, config: Any) -> dict[str, Any]:
-    """What the model's forward asks for, as far as its names tell."""
+    """Inputs for the model's forward, as far as the names of its parameters show them."""
     parameters = inspect.signature(model.forward).parameters
     needed = {name for name, p in parameters.items() if p.default is inspect.Parameter.empty}
     vision = getattr(config, "vision_config", None)
@@ -148,13 +148,13 @@ def _inputs(model: Any, config: Any) -> dict[str, Any]:
 
 
 def _by_tokens(config: Any) -> bool:
-    """Whether a model reads pictures where tokens say so: it runs without any."""
+    """Whether tokens mark the positions of pictures, so that the model runs without pictures."""
     names = ("image_token_id", "image_token_index", "image_token")
     return any(getattr(config, name, None) is not None for name in names)
 
 
 def _pixels(config: Any) -> Tensor:
-    """Pictures, or films."""
+    """Images, or videos."""
     vision = getattr(config, "vision_config", config)
     parts = (config, vision, getattr(config, "backbone_config", None))
     sizes = [getattr(part, "image_size", None) for part in parts]

@@ -25,11 +25,11 @@ class Row:
     """A figure.
 
     Attributes:
-        what: What was measured.
+        what: The measured quantity.
         measured: The figure.
-        bar: What is asked for.
-        paper: What is published.
-        met: Whether the bar is met; None where there is none.
+        bar: The required value.
+        paper: The published value.
+        met: Whether the bar is met; None without a bar.
     """
 
     what: str
@@ -177,7 +177,7 @@ def latency_model(result: Any) -> Iterable[Row]:
 
 
 def train_threads(result: Any) -> Iterable[Row]:
-    """What a step of training takes beside another process."""
+    """Time of a training step beside another process."""
     for way, rows in result["rows"].items():
         barred = way.startswith("chosen")
         for company, row in rows.items():
@@ -263,7 +263,7 @@ def train(result: Any) -> Iterable[Row]:
 
 
 def search(result: Any) -> Iterable[Row]:
-    """What guidance and reuse save."""
+    """Savings by guidance and reuse."""
     rows = result["efficiency"]
     for name, what, bar, paper in (
         ("plain-evolutionary", "subnets", 4, "1/3.9"),
@@ -320,7 +320,7 @@ KINDS = {
 
 
 def search_memory(result: Any) -> Iterable[Row]:
-    """What processes grew by."""
+    """Growth of processes."""
     for row in result["rows"]:
         allowed = row["memory_mib"] + row["cache_mib"] + row["batch_mib"]
         yield Row(
@@ -357,7 +357,7 @@ def serve(result: Any) -> Iterable[Row]:
         met=figures["met"],
     )
     for name, figures in result.items():
-        # An earlier version measured cold switches in another way, as its raw results have it.
+        # Raw results of an earlier version, which measured cold switches differently.
         if name.startswith("cold, ") and "n_switches" in figures:
             yield from cold(figures, name.removeprefix("cold, "))
     for name, figures in result.items():
@@ -485,7 +485,7 @@ def tradeoff(result: Any) -> Iterable[Row]:
 
 
 def pretrained(result: Any) -> Iterable[Row]:
-    """What training and search make of models with pretrained weights."""
+    """Results of training and search for models with pretrained weights."""
     for name, found in result["models"].items():
         for line in pretrained_report.acceptance(name, found):
             yield Row(f"{name}: {line.what}", line.measured, met=line.holds)
@@ -523,12 +523,12 @@ def cell(value: Any) -> str:
 
 
 def mean(text: str) -> float:
-    """The mean of a text such as ``1.20 ± 0.10``."""
+    """The mean in a text such as ``1.20 ± 0.10``."""
     return float(text.split(" ", maxsplit=1)[0]) if text[0].isdigit() else float("inf")
 
 
 def best_everywhere(buckets: dict[str, list[str]]) -> bool:
-    """Whether distilling and tuning is at least as accurate as what it is compared with."""
+    """Whether distilling and tuning is at least as accurate as all other ways."""
     compared = ("untrained", "distilled, stage only", "tuned")
     full = buckets["distilled, tuned"]
     return all(mean(full[i]) >= mean(buckets[way][i]) for way in compared for i in range(len(full)))

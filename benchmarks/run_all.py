@@ -1,4 +1,4 @@
-"""Run every benchmark and write benchmarks/RESULTS.md from what they print.
+"""Run every benchmark, and write benchmarks/RESULTS.md from the results.
 
     python benchmarks/run_all.py                    # all that need no GPU, some hours on 2 cores
     python benchmarks/run_all.py --only train_device    # on a machine with a GPU
@@ -7,8 +7,8 @@
     python benchmarks/run_all.py --page             # the page alone, from benchmarks/results
 
 Each result is kept in ``benchmarks/results/NAME.json`` with its command, the commit and the
-machine's facts. A run that was interrupted goes on where it stopped: what each benchmark has made
-lies in ``build/bench/NAME`` until the run is finished, and ``--fresh`` begins anew.
+machine's facts. An interrupted run resumes where it stopped: intermediate files of each benchmark
+stay in ``build/bench/NAME`` until the run is finished, and ``--fresh`` starts again.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     ),
     "pretrained": (f"pretrained.py --images {{images}} --work {WORK}/pretrained --out {{out}}",),
 }
-# Run only where they are asked for by name: one needs a GPU, one photographs and packages.
+# Run only if they are named: one needs a GPU, one photographs and packages.
 BY_NAME = frozenset(("train_device", "pretrained"))
 
 
 def main() -> int:
-    """Run what was asked for, and write the page."""
+    """Run the requested benchmarks, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     usual = [name for name in COMMANDS if name not in BY_NAME]
     parser.add_argument("--only", nargs="+", choices=COMMANDS, default=usual)
@@ -96,7 +96,7 @@ def main() -> int:
 
 
 def run_all(names: list[str], *, fresh: bool = False, images: str = "") -> None:
-    """Run benchmarks; those that an interrupted run had finished are not run again."""
+    """Run benchmarks, except those that an interrupted run has finished."""
     folders = {name: Path(WORK) / name for name in names}
     for name, folder in folders.items():
         if fresh and folder.exists():
@@ -110,13 +110,13 @@ def run_all(names: list[str], *, fresh: bool = False, images: str = "") -> None:
             replace_file(out, json.dumps(described(name, run(name, images))).encode())
         keep(name, json.loads(out.read_text()))
         write_page()
-    # What another run has not finished stays.
+    # Results of another unfinished run stay.
     for folder in folders.values():
         shutil.rmtree(folder)
 
 
 def run(name: str, images: str = "") -> Any:
-    """The result of one benchmark; a bar that is missed is no failure of the run.
+    """Run one benchmark and return its result; a missed bar does not fail the run.
 
     Raises:
         SystemExit: The commands ended without a result.
@@ -141,7 +141,7 @@ def run(name: str, images: str = "") -> Any:
 
 
 def described(name: str, result: Any, note: str = "") -> dict[str, Any]:
-    """A result with its command, the commit and the facts of this machine or of its own."""
+    """A result with its command, its commit and the facts of the machine that measured it."""
     machine = result.pop("machine", None) if isinstance(result, dict) else None
     commands = [c.format(out="OUT", images="FOLDER") for c in COMMANDS[name]]
     return {
@@ -154,12 +154,12 @@ def described(name: str, result: Any, note: str = "") -> dict[str, Any]:
 
 
 def keep(name: str, value: dict[str, Any]) -> None:
-    """Write a result to where the page is made from."""
+    """Write a result to the folder that the page is made from."""
     replace_file(RESULTS / f"{name}.json", (json.dumps(value, indent=1) + "\n").encode())
 
 
 def write_page() -> None:
-    """Write the page from all results that there are."""
+    """Write the page from all results."""
     found = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
     replace_file(FOLDER / "RESULTS.md", page(found).encode())
 

@@ -5,16 +5,16 @@
 
 Prints, on 500 images and with one latency table,
 
-- the subnets and the time that the plain evolutionary search takes, each subnet evaluated by
-  itself, and what the guided search takes, with shared prefixes, for the same accuracy (bars: 1/4
-  of the subnets, 1/14 of the time; 1/6.5 of plain annealing's time; aims: 1/8, 1/30, 1/15). Twice:
-  for the same average accuracy, as published (AdaptiveNet, Figure 12a): how far the searches' means
-  over seeds have to go for the final mean of the plain one; and seed by seed, from when the plain
-  search first has its own final accuracy, the median of seeds;
+- the subnets and the time that the plain evolutionary search (which evaluates each subnet alone)
+  and the guided search (with shared prefixes) take to the same accuracy (bars: 1/4 of the subnets,
+  1/14 of the time; 1/6.5 of plain annealing's time; aims: 1/8, 1/30, 1/15), in two ways: as
+  published (AdaptiveNet, Figure 12a), until the mean over seeds reaches the plain search's final
+  mean; and seed by seed, until the plain search's final accuracy is first reached, as the median
+  over seeds;
 - in how many seeds the guided search finds the best of a space that was enumerated (bar: 95 %);
-- what sharing saves of the branch runs and the time of 50, 100 and 200 candidates near one budget,
-  drawn uniformly and by a search with as many in a generation, and the peak of the cache (bar: 57 %
-  at 200 of the search's; aim: 80 %);
+- the share of branch runs and of time that shared prefixes save for 50, 100 and 200 candidates near
+  one budget, drawn uniformly or as a generation of a search, and the peak of the cache (bar: 57 %
+  for 200 candidates of a search; aim: 80 %);
 - the peak memory of the process.
 
 Run it without torch in the process.
@@ -120,7 +120,7 @@ def study_of(
 
 
 def run(name: str, study: Study, goal: float = math.inf, least: int = 0) -> Study:
-    """Search until the end, or until so many are tried and the best is as good as the goal."""
+    """Search until the end, or until enough subnets are tried and the best reaches the goal."""
 
     def reached(study: Study) -> None:
         if study.tried >= least and study.best is not None and study.scores[study.best] >= goal:
@@ -135,7 +135,7 @@ def run(name: str, study: Study, goal: float = math.inf, least: int = 0) -> Stud
 def efficiency(
     executor: Executor, table: LatencyTable, data: Dataset, args: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """For each seed and way to search, the best so far by subnets and time."""
+    """The best so far by subnets and time, for each seed and way to search."""
     rows = []
     for seed in range(args.seeds):
 
@@ -166,7 +166,7 @@ def efficiency(
 
 
 class Replay:
-    """Scores that are known already, told only when asked for."""
+    """Returns known scores instead of evaluating subnets."""
 
     def __init__(self, everything: Evaluator) -> None:
         self.metric = everything.metric
@@ -177,7 +177,7 @@ class Replay:
         self._everything = everything
 
     def estimates(self) -> dict[Arch, float]:
-        """Nothing ends early here."""
+        """Return no estimates: no evaluation ends early."""
         return {}
 
     def scores(
@@ -229,7 +229,7 @@ def optimum(
 
 
 def small_space(space: SearchSpace, seed: int, most: int = 4000) -> SearchSpace:
-    """As many new branches, drawn at random, as leave a space that can be enumerated."""
+    """A space of random new branches that is small enough to enumerate."""
     new = [spec for spec in space.branches if spec.kind != "original"]
     random.Random(seed).shuffle(new)
     kept = [spec for spec in space.branches if spec.kind == "original"]
@@ -242,7 +242,7 @@ def small_space(space: SearchSpace, seed: int, most: int = 4000) -> SearchSpace:
 def reuse(
     executor: Executor, table: LatencyTable, data: Dataset, args: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """What sharing saves of groups of candidates near one budget."""
+    """Savings by shared prefixes in groups of candidates near one budget."""
     space, costs = executor.bundle.space, table.costs()
     rows = []
     for n in (50, 100, 200):
@@ -286,7 +286,7 @@ def uniform(space: SearchSpace, table: LatencyTable, share: float, n: int) -> li
 def drawn(
     executor: Executor, table: LatencyTable, data: Dataset, share: float, n: int
 ) -> list[list[Arch]]:
-    """Generations of a guided search that asks for n candidates together, without the first."""
+    """Generations of n candidates of a guided search, without the first generation."""
     evaluator = Evaluator(executor, data, METRICS["top1"], batch_size=BATCH, costs=table.costs())
     search = Evolutionary(population=n)
     most = search.first + GENERATIONS * n
@@ -318,7 +318,7 @@ def _peak_bytes() -> int:
 
 
 def report(result: dict[str, Any]) -> dict[str, bool]:
-    """Print the figures against the bars; tell which are met."""
+    """Print the figures and their bars; return whether each bar is met."""
     print(f"\n{result['space']}; budget {result['budget']:.0%}, {result['images']} images\n")
     met = {}
     for name, what in ((name, what) for name in PLAIN for what in AXES):

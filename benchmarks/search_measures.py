@@ -1,4 +1,4 @@
-"""What searches took to the same accuracy, from their histories."""
+"""The effort of searches to the same accuracy, from their histories."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ AXES = {"subnets": 0, "seconds": 1}
 def to_the_same_average(
     rows: Sequence[dict[str, Any]], plain: str, what: str
 ) -> tuple[float, float]:
-    """What the searches take until their means over seeds are the plain one's final mean.
+    """The effort of searches until their means over seeds reach the plain search's final mean.
 
-    So AdaptiveNet compares searches (§7.6, Figure 12a).
+    AdaptiveNet compares searches in this way (§7.6, Figure 12a).
 
     Args:
         rows: For each seed, each search's ``steps``.
@@ -26,7 +26,7 @@ def to_the_same_average(
         what: ``subnets`` or ``seconds``.
 
     Returns:
-        What the guided and the plain search take; infinity where the guided one never gets there.
+        The effort of the guided and the plain search; infinity if the guided one never reaches it.
     """
     goal = statistics.mean(row[plain]["steps"][-1][2] for row in rows)
     guided = until([row["evolutionary"]["steps"] for row in rows], goal, AXES[what])
@@ -43,8 +43,9 @@ def until(histories: Sequence[Steps], goal: float, axis: int) -> float:
 
 
 def seed_by_seed(rows: Sequence[dict[str, Any]], plain: str, what: str) -> float:
-    """The median over seeds of what the guided search takes to the plain one's final accuracy, of
-    what the plain one took when it first had it.
+    """The guided search's effort to the plain one's final accuracy, as a share of the plain one's.
+
+    The median over seeds; the plain search's effort counts until it first has that accuracy.
     """
     axis = AXES[what]
     ratios = []

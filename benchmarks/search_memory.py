@@ -1,13 +1,13 @@
-"""Measure the memory that profiling and searching take, against what they were allowed.
+"""Measure the memory that profiling and searching take, and compare it with their limits.
 
     python benchmarks/trained_bundle.py build/glyphs     (once)
     python benchmarks/make_bundle.py mobilenet_v2 build/mobilenet_v2     (once)
     python benchmarks/search_memory.py build/glyphs --larger build/mobilenet_v2 [--out FILE]
 
-Each in a process of its own, that first has loaded what it needs, and given back what was freed.
-Bar: at its peak the process has grown by no more than `memory_bytes` and `cache_bytes` together and
-what one batch takes: by how much it grows at most when sessions of the original's branches, which
-are there, are run on one.
+Each runs in a separate process, which first loads its inputs and returns freed memory to the
+system. Bar: at its peak, the process has grown by no more than the sum of `memory_bytes`,
+`cache_bytes` and the memory of one batch. The memory of a batch is the growth when existing
+sessions of the original's branches run on it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fxelastic.edge.synthetic_inputs import random_inputs
 
 MIB = 2**20
 BATCH = 50
-#: What is done, and the MiB allowed to sessions and to features.
+#: The task, and the MiB allowed for sessions and for features.
 RUNS = (
     *(("profile", memory, 0) for memory in (32, 64, 128)),
     *(("search", memory, memory) for memory in (24, 32, 64)),
@@ -70,7 +70,7 @@ def main() -> int:
 
 
 def make_table(folder: Path) -> None:
-    """Measure the device where that was not done."""
+    """Make the latency table if it is missing."""
     from fxelastic import edge
 
     if not (folder / "latency.json").exists():
@@ -80,7 +80,7 @@ def make_table(folder: Path) -> None:
 def grown(
     folder: Path, larger: Path | None, what: str, memory_bytes: int, cache_bytes: int
 ) -> dict[str, Any]:
-    """By how much this process grows at its peak."""
+    """The growth of this process at its peak."""
     import numpy as np
 
     from fxelastic import edge
@@ -119,7 +119,7 @@ def grown(
 
 
 def of_one_batch(bundle: Any, inputs: dict[str, Any]) -> float:
-    """By how much this process grows when the original is run on a batch, in MiB."""
+    """The growth of this process when the original runs on a batch, in MiB."""
     from fxelastic import edge
 
     with edge.Executor(bundle, 1, shared_arena=True) as executor:
@@ -132,9 +132,9 @@ def of_one_batch(bundle: Any, inputs: dict[str, Any]) -> float:
 
 
 def forget_peak() -> float:
-    """The memory taken now, in MiB; the peak begins with it."""
+    """Reset the peak, and return the memory in use, in MiB."""
     give_back()
-    # The peak so far is forgotten: what was read may be less than it.
+    # Resets the peak: the memory in use may be below it.
     Path("/proc/self/clear_refs").write_text("5")
     return status("VmRSS")
 

@@ -3,12 +3,12 @@
     python benchmarks/search_time.py BUNDLE TABLE DATA [--seconds 3 10 40] [--out FILE]
 
 For each time budget and each latency budget it prints the score of the subnet that `edge.search`
-returned, on all samples that searches choose by, beside the scores of two subnets found without:
-the additive best by what branches leave out, which is known before anything is measured, and the
+returned, on all samples of the search's part of the data, beside the scores of two other subnets:
+the additive best by the work that branches leave out, which is known without measuring, and the
 additive best by all branches' errors on 50 samples. Then it prints the time that the search took.
 
 Bars: no result is below the first by more than 0.002, which is noise; and a search takes at most a
-tenth more than its time, or what one evaluation of one sample takes.
+tenth more than its time, or the time to evaluate one sample.
 
 Run it without torch in the process.
 """
@@ -66,7 +66,7 @@ def main() -> int:
 def searched(
     bundle: Bundle, table: LatencyTable, args: argparse.Namespace, time_s: float
 ) -> dict[str, Any]:
-    """The subnets that a search in limited time gives, and what it took."""
+    """The subnets that a search in limited time returns, and the time that it took."""
     begin_s = time.perf_counter()
     result = edge.search(
         bundle,
@@ -120,7 +120,7 @@ def judge(
 
 
 def report(result: dict[str, Any]) -> bool:
-    """Print the figures against the bars; tell whether all are met."""
+    """Print the figures and their bars; return whether all bars are met."""
     print(f"{result['bundle']}; {result['score']} on {result['samples']} samples\n")
     header = ("time", "took", "budget", "latency", "score", "unmeasured", "measured", "")
     line = "{:>7} {:>8} {:>7} {:>10} {:>8} {:>11} {:>9}  {}"

@@ -22,7 +22,7 @@ _SENTENCE = re.compile(r"(?<![^\s])[A-Z][A-Za-z0-9 ,;:'()/%-]{30,240}[a-z)]\.(?=
 def sentences_by_package() -> dict[str, list[str]]:
     """The sentences of each installed package that has enough of them, in a random order.
 
-    No sentence is there twice. The same packages give the same sentences.
+    No sentence occurs twice. The same packages give the same sentences.
     """
     installed = {(d.metadata["Name"] or "").lower(): d for d in distributions()}
     found: dict[str, list[str]] = {}
@@ -45,14 +45,14 @@ def sentences_by_package() -> dict[str, list[str]]:
 
 
 def sentences_of_file(path: Path) -> dict[str, list[str]]:
-    """The sentences of a text file, a line each; blank lines part the sources."""
+    """The sentences of a text file, a line each; blank lines separate the sources."""
     parts = [part.splitlines() for part in re.split(r"\n\s*\n", path.read_text("utf-8"))]
     lines = [[line.strip() for line in part if line.strip()] for part in parts]
     return {f"{i:06}": part for i, part in enumerate(lines) if part}
 
 
 def sentences_of(text: str) -> list[str]:
-    """The sentences of plain prose in a text of whatever markup."""
+    """The sentences of plain prose in a text with any markup."""
     joined = re.sub(r"(?<=\S)[ \t]*\n[ \t]*(?=[a-z])", " ", text)
     found = (" ".join(match.group().split()) for match in _SENTENCE.finditer(joined))
     return [sentence for sentence in found if 6 <= len(sentence.split()) <= 40]

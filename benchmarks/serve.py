@@ -3,23 +3,23 @@
     python benchmarks/serve.py BUNDLE --pool pool.json --table table.json --out results/
 
 Without a bundle, one is made: a residual network of convolutions with random weights, whose pool
-is measured here and whose "accuracy" grows with latency. Prints, in one run, each as a ratio or
-against its bar:
+is measured here and whose "accuracy" grows with latency. Prints, in one run, as
+ratios or with bars:
 
 - the time of a query of a pool of 10,000 entries (bar: 43 µs at the 99th percentile; aim: 5 µs);
-- what the runtime adds to a request, against calling the session (bar: 1 %);
-- the time from a decision to the next request on the new subnet, where it is in memory (bar: 10 ms
+- the time that the runtime adds to a call of the session (bar: 1 %);
+- the time from a decision to the next request on the new subnet, if it is in memory (bar: 10 ms
   at the 99th percentile);
-- how a cold switch, to a prepared subnet that is not in memory, slows requests down, where they use
-  all cores but one and where they use all, in either mode (bar: 5 % at the 99th percentile of all
-  requests, of which 600 come with each cold switch), and by how much the request that meets the
-  making of a session is slower (`added_met`, no bar);
+- how much a cold switch, to a prepared subnet that is not in memory, slows requests down, in both
+  modes, if requests use all cores but one and if they use all (bar: 5 % at the 99th percentile,
+  with one cold switch in 600 requests); and how much slower the request is that runs while a
+  session is made (`added_met`, no bar);
 - the same while another process prepares a subnet that was not prepared ahead (no bar);
 - peak memory in paged mode against the subnet as one ONNX model (bar: 1.10);
-- a scenario of 0, 1, 2, 0 competing processes (bars: no failed request; over the budget for at
-  most 1 s, or told so; at most 2 switches a step; the best subnet returns), some times over, with
-  plots; where requests use all cores but one and where they use all. The latter meet what the
-  machine does by itself, too, which is shown.
+- a scenario of 0, 1, 2, 0 competing processes (bars: no failed request; over the budget for at most
+  1 s, or reported; at most 2 switches a step; the best subnet returns), several times, with plots,
+  if requests use all cores but one and if they use all. In the second case, other work of the
+  machine slows requests, too; the results show this time.
 
 The machine should be otherwise idle: the scenario reads absolute latencies.
 """
@@ -60,16 +60,16 @@ from fxelastic.spec.pareto import ParetoTable
 QUERY_BAR_US, OVERHEAD_BAR, SWITCH_BAR_MS, COLD_BAR, MEMORY_BAR = 43.0, 0.01, 10.0, 0.05, 1.10
 EXCESS_BAR_S, SWITCHES_BAR = 1.0, 2
 CORES = os.cpu_count() or 1
-# Of the best subnet's latency. Shared machines change their speed for seconds at a time: without
-# any load the median of half a second was seen to be 0.92 to 1.24 times what was measured before.
+# Of the best subnet's latency. Shared machines change their speed for seconds at a time: without a
+# load, medians of half a second were 0.92 to 1.24 times the earlier measurement.
 BUDGET = 1.3
-# The bar is on the 99th percentile; the last one is shown.
+# The bar applies to the 99th percentile; the last one is only shown.
 QUANTILES = {"added": 0.5, "added_p95": 0.95, "added_p99": 0.99, "added_p999": 0.999}
 COLD_NAMES = ("added", "added_p95", "added_p99")
 
 
 class Chosen:
-    """A policy that wants the subnet that is its target."""
+    """A policy that always chooses its target."""
 
     def __init__(self) -> None:
         self.target: Candidate | None = None
@@ -101,7 +101,7 @@ def measure_queries(n_entries: int = 10_000, n_queries: int = 20_000) -> dict[st
 
 
 def measure_overhead(runtime: Runtime, inputs: dict[str, Any], n: int) -> dict[str, Any]:
-    """What the runtime adds to a request, called alternately with its own session."""
+    """Time that the runtime adds to a request; it and its own session are called alternately."""
     subnet = runtime._cache.acquire()
     direct = subnet.loaded.run
     direct_ms, served_ms = [], []
@@ -114,11 +114,11 @@ def measure_overhead(runtime: Runtime, inputs: dict[str, Any], n: int) -> dict[s
             runtime.infer(**inputs)
             served_ms.append(1e3 * (time.perf_counter() - begin))
     runtime._cache.release(subnet)
-    # Low quantiles: the difference of medians is lost in what else the machine does.
+    # Low quantiles: the machine's other work hides a difference of medians.
     low = [quantile(values, 0.25) for values in (direct_ms, served_ms)]
     added = low[1] / low[0] - 1
     own_us = own_work_us(runtime, inputs)
-    # What the difference of two latencies shows, the machine's noise may hide or feign.
+    # The machine's noise may hide or feign a difference of two latencies.
     return {
         "direct_ms": low[0],
         "served_ms": low[1],
@@ -130,7 +130,7 @@ def measure_overhead(runtime: Runtime, inputs: dict[str, Any], n: int) -> dict[s
 
 
 def own_work_us(runtime: Runtime, inputs: dict[str, Any], n: int = 5_000) -> float:
-    """The runtime's own work for a request: its time when the session takes none."""
+    """The runtime's own work for a request: its time with a session that takes no time."""
     subnet = runtime._cache.acquire()
     loaded, outputs = subnet.loaded, subnet.loaded.run(inputs)
 
@@ -154,7 +154,7 @@ def own_work_us(runtime: Runtime, inputs: dict[str, Any], n: int = 5_000) -> flo
 def measure_switches(
     bundle: Any, steps: Sequence[Candidate], inputs: Any, args: Any
 ) -> dict[str, Any]:
-    """From a decision to the next request, between two subnets that are in memory."""
+    """Time from a decision to the next request, for two subnets that are in memory."""
     policy = Chosen()
     pair = [steps[0], steps[-1]]
     options = Serving(policy=policy, preload=Preload(ratios=(), limit=9), tick_s=1e6)
@@ -176,7 +176,7 @@ def measure_switches(
 
 
 class Named:
-    """Has the subnets of a list in memory, and no other ones."""
+    """Keeps the subnets of a list in memory, and no others."""
 
     def __init__(self, *names: Candidate) -> None:
         self.names = names
@@ -204,12 +204,12 @@ class Request(NamedTuple):
 def measure_cold(
     bundle: Any, steps: Sequence[Candidate], inputs: Any, args: Any, threads: int, mode: str
 ) -> dict[str, Any]:
-    """How much slower requests are for a cold switch.
+    """How much a cold switch slows requests down.
 
     In each round the quickest subnet serves, then a better one, then the quickest again. In a cold
-    round the better one is not in memory when it is wanted; in the warm round beside it, it is.
-    All requests of a round count, the first ones on a new session too. They are compared with the
-    usual latency of their own subnet.
+    round the better one is not in memory at its switch; in the paired warm round, it is.
+    All requests of a round count, including the first ones on a new session. They are compared with
+    the usual latency of their subnet.
     """
     policy, preload = Chosen(), Named()
     options = Serving(policy=policy, preload=preload, tick_s=0.01)  # type: ignore[arg-type]
@@ -241,7 +241,7 @@ def measure_cold(
         pairs = []
         for i in range(args.cold):
             target = others[i % len(others)]
-            # What slows the machine for seconds is to meet both kinds alike.
+            # Slow seconds of the machine then affect both kinds alike.
             first = bool(i % 2)
             if not i:
                 one_round(target, warm=True)
@@ -289,7 +289,7 @@ def measure_unprepared(
 
 
 def note_openings(loader: Any, opened: list[tuple[float, float]]) -> None:
-    """Have a loader write down from when to when it makes sessions."""
+    """Record the times at which a loader begins and ends making sessions."""
 
     def noted(open_session: Callable[[Path], Any], path: Path) -> Any:
         begin_s = time.perf_counter()
@@ -306,10 +306,10 @@ Pair = tuple[Sequence[Request], Sequence[Request]]
 
 
 def slower(pairs: Sequence[Pair], opened: Sequence[tuple[float, float]] = ()) -> dict[str, Any]:
-    """How much slower the requests of cold rounds were than those of warm ones beside them.
+    """How much slower the requests of cold rounds were than the requests of paired warm rounds.
 
-    The bar is read as the median over the pairs of rounds, so that it does not depend on the few
-    seconds in which the machine itself is slow. Of all rounds together it is shown, too.
+    The bar applies to the median over the pairs of rounds, so that it does not depend on a few
+    seconds in which the machine itself is slow. The figure of all rounds together is shown, too.
     """
     ratios = [(relative(cold, warm), relative(warm, warm)) for cold, warm in pairs]
 
@@ -337,7 +337,7 @@ def slower(pairs: Sequence[Pair], opened: Sequence[tuple[float, float]] = ()) ->
 
 
 def relative(requests: Sequence[Request], usual: Sequence[Request]) -> list[float]:
-    """Latencies, each divided by the usual one of its subnet."""
+    """Latencies, each divided by the usual latency of its subnet."""
     medians = {
         arch: statistics.median(row.latency_ms for row in usual if row.arch == arch)
         for arch in {row.arch for row in usual}
@@ -346,7 +346,7 @@ def relative(requests: Sequence[Request], usual: Sequence[Request]) -> list[floa
 
 
 def worst_met(pairs: Sequence[Pair], opened: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """How much slower than usual the slowest request of each switch was that met an opening."""
+    """How much slower than usual the slowest request was during the making of each session."""
     worst = []
     for cold, warm in pairs:
         times = zip(cold, relative(cold, warm), strict=True)
@@ -360,7 +360,7 @@ def worst_met(pairs: Sequence[Pair], opened: Sequence[tuple[float, float]]) -> d
 
 
 def measure_memory(bundle: Any, step: Candidate, args: Any) -> dict[str, Any]:
-    """Peak resident memory of a process that serves a subnet, either way."""
+    """Peak resident memory of a process that serves a subnet, in both modes."""
     peaks = {}
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "subnet.onnx"
@@ -380,7 +380,7 @@ def measure_memory(bundle: Any, step: Candidate, args: Any) -> dict[str, Any]:
 
 
 def memory_of(bundle: Any, way: str, what: str, n: int = 20) -> int:
-    """Peak resident bytes of this process, serving in one way."""
+    """Peak resident bytes of this process, serving in one mode."""
     inputs = random_inputs(bundle, 1)
     if way == "paged":
         entry = Candidate(Arch.parse(what), 1.0, 1.0)
@@ -390,7 +390,7 @@ def memory_of(bundle: Any, way: str, what: str, n: int = 20) -> int:
     else:
         import onnxruntime as ort
 
-        # Everything is imported that the runtime imports.
+        # Imports all modules that the runtime imports.
         options = ort.SessionOptions()
         options.intra_op_num_threads = 2
         session = ort.InferenceSession(what, options, providers=["CPUExecutionProvider"])
@@ -435,7 +435,7 @@ def measured_pool(
     loader = loader_of(bundle, mode, options=Serving(threads=threads))
     executables = [loader.load(arch, urgent=True) for arch in archs]
     milliseconds: list[list[float]] = [[] for _ in archs]
-    # Round by round: what else the machine does slows all of them.
+    # Round by round: the machine's other work then slows all of them.
     for _ in range(rounds):
         for times, executable in zip(milliseconds, executables, strict=True):
             begin = time.perf_counter()
@@ -462,7 +462,7 @@ def load_inputs(args: Any) -> tuple[Any, Any]:
 
 
 def pool_of(bundle: Any, args: Any, threads: int) -> Sequence[Candidate]:
-    """The pool that was given; else one that is measured with so many threads."""
+    """The given pool; without one, a pool that is measured with this number of threads."""
     if args.pool:
         from fxelastic.edge.pool import SubnetPool
 

@@ -18,19 +18,20 @@ from fxelastic.report.trace import Trace, TraceData, read_trace, write_plot
 
 @dataclass(frozen=True)
 class StepResult:
-    """What happened in one step of the load.
+    """The results of one step of the load.
 
     Attributes:
-        n_processes: Competing processes.
-        n_requests: Requests.
+        n_processes: Number of competing processes.
+        n_requests: Number of requests.
         median_ms: Median latency over the step's second half.
         over_s: Longest time for which the median latency exceeded the budget.
-        told: Whether the runtime said that the budget can't be kept, and served the quickest.
-        n_switches: Switches.
+        told: Whether the runtime reported that it can't keep the budget, and served the quickest
+            subnet.
+        n_switches: Number of switches.
         estimated_ms: Estimate of the subnet in use at the end.
-        own_slow_s: Time for which the processor itself was slow, where nothing competed: requests
-            took over 1.25 times their usual processor time. A virtual machine whose processors
-            are two threads of one core for a while is such a case.
+        own_slow_s: Time for which the processor itself was slow without competing processes:
+            requests took over 1.25 times their usual processor time, as on a virtual machine whose
+            two processors are threads of one core for a while.
     """
 
     n_processes: int
@@ -155,9 +156,9 @@ def _step(
 
 
 def _returned(data: TraceData, latency_ms: float, begin_s: float, end_s: float) -> float | None:
-    """After how many seconds a subnet of this estimate began to serve; None where it did not.
+    """Seconds until a subnet of this estimate began to serve; None if it did not.
 
-    For a second at least: it may be in use by chance when the load goes.
+    It must serve for at least a second, since it may be in use by chance when the load ends.
     """
     since_s = None
     for time_s, subnet, _ in data.requests:
@@ -173,7 +174,7 @@ def _returned(data: TraceData, latency_ms: float, begin_s: float, end_s: float) 
 
 
 def _told(data: TraceData, begin_s: float, end_s: float) -> bool:
-    """Whether the runtime said, before or in this time, that the budget can't be kept then."""
+    """Whether the runtime reported, before or in this time, that it can't keep the budget."""
     kinds = ("budget_unmet", "budget_met")
     said = [(time_s, kind) for time_s, kind, _ in data.events if kind in kinds and time_s < end_s]
     before = [kind for time_s, kind in said if time_s < begin_s]

@@ -1,10 +1,10 @@
-"""Compare subnets of the supernet with what the published alternatives could choose.
+"""Compare subnets of the supernet with published alternatives.
 
     python benchmarks/tradeoff.py --seeds 0 1 2 --out benchmarks/results/tradeoff.json
 
 One teacher, one data set (`examples/data/glyphs.py`), the same steps of training, the same search
-(`edge.search` on validation data) and the same device. Latencies are measured: those of branches
-once by `edge.profile`, those of other networks by onnxruntime beside the original. For budgets of
+(`edge.search` on validation data) and the same device. Latencies are measured: `edge.profile`
+times branches once; other networks are timed in onnxruntime beside the original. For budgets of
 50 to 95 % of the original's latency it prints the accuracy on test data of
 
 - **ours**: merged, pruned and skip branches, distilled and then tuned;
@@ -15,12 +15,11 @@ once by `edge.profile`, those of other networks by onnxruntime beside the origin
   in multiples of 8, each trained from scratch for as many steps as the supernet; the best on
   validation data of those that keep the budget.
 
-The two smallest of these with as many steps as teacher and supernet together, each, are printed
-beside them.
+The two smallest are also trained for as many steps as teacher and supernet together.
 
 Then the shift of edge data (AdaptiveNet §7.4): for devices whose classes are skewed by a Dirichlet
 distribution, the accuracy of our subnet searched on such data, and of the one chosen on the
-cloud's.
+cloud's data.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ Images = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
 
 def main() -> int:
-    """Run the seeds that have no result yet, and print the comparison."""
+    """Run the seeds without a result, and print the comparison."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--data", type=Path, default=Path("build/data"))
@@ -90,7 +89,7 @@ def main() -> int:
 
 
 def compare(seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """All ways, for one seed. What takes long is kept in the working folder."""
+    """Compare all ways for one seed. Slow steps keep their results in the working folder."""
     folder = args.work / str(seed)
     folder.mkdir(exist_ok=True)
     setting = SETTINGS["resnet"]
@@ -185,7 +184,7 @@ def supernet(
 
 
 def profiled(bundle: Path) -> LatencyTable:
-    """What the branches of a bundle take here, measured in a process of its own."""
+    """A latency table of a bundle on this machine, measured in a separate process."""
     path = bundle.with_suffix(".latency.json")
     command = [sys.executable, "-m", "fxelastic.cli", "profile", str(bundle), "--out", str(path)]
     subprocess.run(
@@ -210,7 +209,7 @@ def of_bundle(table: LatencyTable, bundle: edge.Bundle) -> LatencyTable:
 def searched(
     bundle: edge.Bundle, table: LatencyTable, images: Images, budgets: list[str], seed: int
 ) -> list[Arch | None]:
-    """The best subnet of each budget; None where none keeps it."""
+    """The best subnet of each budget; None if no subnet keeps it."""
     options: dict[str, Any] = {"held_out": 0.0, "batch_size": 100, "threads": 1, "seed": seed}
     for n_unmet in range(len(budgets)):
         try:
@@ -276,7 +275,7 @@ def edges(
     images: dict[str, Images],
     seed: int,
 ) -> list[dict[str, float]]:
-    """Devices with skewed classes: the subnet searched there against the cloud's."""
+    """Compare, on devices with skewed classes, the subnet searched there with the cloud's."""
     rng = np.random.default_rng(seed)
     n_classes = int(images["test"][1].max()) + 1
     found = []

@@ -2,20 +2,20 @@
 
 For each model and seed it prints, on generated data (`examples/data/glyphs.py`),
 
-- the mean accuracy of random subnets by range of FLOPs: untrained, distilled only (the stage by
-  itself, as in the paper's Figure 10), tuned only with as many steps as both stages, and distilled
-  then tuned (bar: the last is best in every range); beside it, distilled with as many steps as both
-  stages, teacher-forced and chained;
+- the mean accuracy of random subnets by range of FLOPs: untrained, distilled only (the stage
+  alone, as in the paper's Figure 10), tuned only with as many steps as both stages, and distilled
+  then tuned (bar: the last is best in every range); for comparison, distilled with as many steps as
+  both stages, teacher-forced and chained;
 - the best subnet of at most 70 % and 50 % of the FLOPs, chosen on validation data and scored on
   test data, against the original (bars: ResNet 2 and 5 points lost, ViT 3 and 7);
 - the loss of branches over time, teacher-forced and chained (bar: the first reaches the final
-  loss of the second in less time), on held-out images: of each branch alone, fed by the model, and
-  of the chains that subnets are;
-- the accuracy of random subnets before and after their batch-norm statistics are measured anew on
+  loss of the second in less time), on held-out images: of single branches, fed by the model, and
+  of chains as in subnets;
+- the accuracy of random subnets before and after their batch-norm statistics are measured again on
   512 images (bar: not lower on average).
 
-A seed that has a result in the folder is not run again. With several seeds it prints mean and
-spread, and with --summary writes them.
+A seed with a result in the folder is not run again. With several seeds, the benchmark prints means
+and spreads, and writes them with --summary.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ STAGE = "distilled, stage only"
 
 @dataclass(frozen=True)
 class Setting:
-    """How long and how to train a model and its supernet.
+    """Options of training a model and its supernet.
 
     Attributes:
         build: Makes the model.
         epochs: Epochs of the model's own training.
         lr: Its peak learning rate.
-        distill: Epochs of distillation, where tuning follows.
+        distill: Epochs of distillation before tuning.
         tune: Epochs of tuning after it. The other ways get as many steps as both together.
         distill_lr: Learning rate of distillation.
         tune_lr: Learning rate of tuning.
@@ -84,7 +84,7 @@ BATCH = 100
 
 
 def main() -> int:
-    """Run what has no result yet, and print it all."""
+    """Run the seeds without a result, and print all results."""
     args = arguments()
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def main() -> int:
 
 
 def compare(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Everything about one model and seed, as plain data."""
+    """All results of one model and seed, as plain data."""
     began = time.perf_counter()
     setting = SETTINGS[name]
     task = Glyphs(seed=seed)
@@ -194,7 +194,7 @@ def compare(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
 
 
 class Clock:
-    """Notes how long each part took."""
+    """Records the time of each part."""
 
     def __init__(self, began: float) -> None:
         self.seconds: dict[str, float] = {}
@@ -213,7 +213,7 @@ def loader(data: Dataset[Any], *, shuffle: bool) -> DataLoader[Any]:
 
 
 def train_teacher(model: nn.Module, data: Dataset[Any], setting: Setting, device: str) -> None:
-    """Train the model from scratch, as one would."""
+    """Train the model from scratch, in the usual way."""
     model.to(device).train()
     batches = loader(data, shuffle=True)
     optimizer = torch.optim.AdamW(model.parameters(), setting.lr, weight_decay=0.05)

@@ -9,8 +9,8 @@ For each model, device and precision it times, with the same batches of random d
 - a step of tuning one sampled subnet, with the model as its teacher;
 
 and prints the ratio of the CPU's time to the device's (bar: above 1 for the networks of published
-size), the ratio of a step to one of training the model on the same device, and for which share of
-the time kernels run on the device. Where that is small, the launching of kernels takes the time.
+size), the ratio of a step to a step of the model itself on the same device, and the share of
+the time for which kernels run on the device. If that is small, launching kernels takes the time.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ BAR = 1.0
 
 @dataclass(frozen=True)
 class Case:
-    """A model, and what a step is given.
+    """A model and the inputs of a step.
 
     Attributes:
         build: Makes the model.
-        shape: Of one sample.
-        n_classes: Of its logits.
+        shape: Shape of one sample.
+        n_classes: Number of its logits.
         batch_size: Samples in a step.
         gamma: See `fxelastic.expand`.
-        large: Whether the bar is for it; it gets few steps on a CPU.
+        large: Whether the bar applies; if so, few steps run on a CPU.
     """
 
     build: Callable[[], nn.Module]
@@ -63,7 +63,7 @@ class Case:
     large: bool
 
     def batches(self, device: str) -> list[tuple[Tensor, Tensor]]:
-        """Two batches on the device: what loading data takes is not measured."""
+        """Two batches on the device, so that loading data is not measured."""
         generator = torch.Generator().manual_seed(0)
         return [
             (
@@ -89,7 +89,7 @@ CASES = {
 
 
 class Clock(Callback):
-    """Notes when each step ended."""
+    """Records the end of each step."""
 
     def __init__(self, device: str) -> None:
         self._device = device
@@ -99,13 +99,13 @@ class Clock(Callback):
         self.ends_s.append(now_s(self._device))
 
     def seconds(self, n_warm: int) -> float:
-        """The median time of a step after some that do not count."""
+        """The median time of a step after some warm-up steps."""
         pairs = itertools.pairwise(self.ends_s[n_warm:])
         return statistics.median(end - begin for begin, end in pairs)
 
 
 def now_s(device: str) -> float:
-    """The time when all that was asked of the device is done."""
+    """The time after all queued work of the device is done."""
     if device != "cpu":
         torch.accelerator.synchronize()
     return time.perf_counter()

@@ -1,4 +1,4 @@
-"""What the training benchmark measures of a supernet."""
+"""The training benchmark's measurements of a supernet."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def best_within(
     """Search for the best subnet of at most a share of the FLOPs.
 
     Random subnets near the bound, then rounds of changes of the best ones, each scored on more of
-    the validation data. The test data are seen by the winner only.
+    the validation data. Only the winner is scored on the test data.
     """
     space, costs = supernet.space, flops_of(supernet.space)
     most = space.cost(space.original, costs)
@@ -60,7 +60,7 @@ def best_within(
 
 
 def mutated(supernet: Supernet, arch: Arch, rng: random.Random) -> Arch:
-    """Another subnet that has a branch of the old one's blocks replaced."""
+    """Another subnet, in which one branch of the old one is replaced."""
     space = supernet.space
     specs = space.specs(arch)
     new = rng.choice([spec for spec in space.branches if spec not in specs])
@@ -71,7 +71,7 @@ def mutated(supernet: Supernet, arch: Arch, rng: random.Random) -> Arch:
 
 
 class _Curve(Callback):
-    """Measures branch losses on held-out data while training, and not the time that takes."""
+    """Measures branch losses on held-out data during training; the time for this does not count."""
 
     def __init__(self, supernet: Supernet, data: Batches, every: int) -> None:
         self.points: list[dict[str, float]] = []
@@ -94,7 +94,7 @@ class _Curve(Callback):
 def branch_curve(
     supernet: Supernet, train: Iterable[Any], held_out: Batches, **options: Any
 ) -> list[dict[str, float]]:
-    """Distil, and measure branch losses on the way.
+    """Distil, and measure branch losses meanwhile.
 
     Returns:
         Points with ``step``, ``seconds`` of training, and the losses of `branch_errors`.
@@ -140,7 +140,7 @@ def branch_errors(supernet: Supernet, archs: Sequence[Arch], data: Batches) -> d
 
 
 def recalibrated(supernet: Supernet, train: Batches, test: Batches, seed: int) -> dict[str, Any]:
-    """Accuracy of random subnets with and without statistics of their own, from 512 images."""
+    """Accuracy of random subnets with and without recalibrated statistics, from 512 images."""
     archs = supernet.space.sample(12, seed=seed + 77)
     before = fxelastic.evaluate(supernet, archs, test)
     after: dict[Arch, float] = {}

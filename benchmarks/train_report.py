@@ -1,4 +1,4 @@
-"""The training benchmark's results as text, and against its bars."""
+"""The training benchmark's results as text, with its bars."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 TOLERANCE = 1e-9
 
-#: What distilling and tuning must beat; longer distillation is printed beside it.
+#: The ways that distilling and tuning must beat; longer distillation is printed for comparison.
 COMPARED = ("untrained", "distilled, stage only", "tuned")
 
 
 def bars(result: dict[str, Any]) -> dict[str, bool]:
-    """Which bars one result meets."""
+    """Whether one result meets each bar."""
     full = result["buckets"]["distilled, tuned"]
     others = [result["buckets"][way] for way in COMPARED if way in result["buckets"]]
     best_everywhere = all(
@@ -47,7 +47,7 @@ def time_ratio(result: dict[str, Any], loss: str = "alone") -> float:
         loss: ``alone``, of each branch fed by the model, or ``chained``, of subnets' chains.
 
     Returns:
-        Infinity where the loss is never reached.
+        Infinity if the loss is never reached.
     """
     chained, forced = result["curves"]["chained"], result["curves"]["teacher_forced"]
     goal = chained[-1][loss]

@@ -2,14 +2,14 @@
 
 A convolutional model's step of about 0.3 s with one thread is timed
 
-- as torch would compute it: with its own number of threads, which spin while they wait;
-- as `fxelastic.distill` chooses, in a process whose environment says nothing of threads;
+- with torch's own number of threads, which spin while they wait;
+- as `fxelastic.distill` chooses, in a process whose environment does not set threads;
 - the same with ``OMP_WAIT_POLICY=PASSIVE``, as the Makefile sets it;
 
 each alone, beside a loop of plain Python, and beside torch's product of matrices with two threads.
-Bar: beside one process, a step of the last two takes at most 2.5 times as long as alone. A step
-takes the median of the steps after the choice; the trials are left out, as those of a run of
-hours would be.
+Bar: beside one process, a step of the last two takes at most 2.5 times as long as alone. The time
+of a step is the median after the choice; the trials do not count, since they hardly matter in a run
+of hours.
 
     python benchmarks/train_threads.py                 # about 3 minutes on 2 cores
     python benchmarks/train_threads.py --out result.json
@@ -45,9 +45,9 @@ BESIDE = {
         "import torch; torch.set_num_threads(2); a = torch.randn(512, 512)\nwhile True: a @ a"
     ),
 }
-# Of the environment; a user's settings would make the ways the same.
+# Environment variables that a user may have set, which would make the ways equal.
 _SETTINGS = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-# Those before are the trials of two numbers of threads, and some to spare.
+# Earlier steps are trials of two numbers of threads, with some margin.
 _SETTLED = 16
 
 
@@ -76,7 +76,7 @@ def main() -> int:
 
 
 def compare(name: str, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """One way, with each company."""
+    """Time one way, alone and beside each process."""
     way, settings = WAYS[name]
     outside = {k: v for k, v in os.environ.items() if k not in _SETTINGS}
     argv = ["--way", way, "--batch", str(args.batch), "--seconds", str(args.seconds)]
@@ -118,7 +118,7 @@ def running(code: str | None, environment: dict[str, str]) -> Iterator[None]:
 
 
 def steps(way: str, batch: int, seconds: float) -> dict[str, Any]:
-    """Distil for a while; what a step takes once the number of threads is chosen."""
+    """Distil for a while, and time steps after the number of threads is chosen."""
     import torch
 
     import fxelastic
@@ -127,7 +127,7 @@ def steps(way: str, batch: int, seconds: float) -> dict[str, Any]:
     from fxelastic.train import Callback, StepReport
 
     class Clock(Callback):
-        """Notes when each step ends, and stops the run when the time is over."""
+        """Records the end of each step, and stops the run when the time is over."""
 
         def __init__(self) -> None:
             self.times: list[float] = []
@@ -142,7 +142,7 @@ def steps(way: str, batch: int, seconds: float) -> dict[str, Any]:
 
     skipped = 1 if way == "torch" else _SETTLED
     if way == "torch":
-        # As it was: the number is torch's, and its threads spin.
+        # torch's own number of threads, which spin.
         threads._waiting_asleep = lambda _: contextlib.nullcontext()
     torch.manual_seed(0)
     images = torch.randn(batch, 1, 32, 32)

@@ -4,7 +4,7 @@
 
 trains a ResNet of 15 residual blocks on glyphs, expands, distils and tunes it, and writes
 ``OUT/bundle``, ``OUT/search.npz`` (500 images) and ``OUT/test.npz`` (2,000 others). Takes some
-minutes; what is there already is kept.
+minutes; existing files are kept.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EPOCHS = {"distil": 2, "tune": 1}
 
 
 def main() -> int:
-    """Make what is not there."""
+    """Make the missing files."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--data", type=Path, default=Path("build/data"))
@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def make(out: Path, data_folder: Path, depth: int) -> None:
-    """Make what is not in the folder yet."""
+    """Make the files that the folder lacks."""
     out.mkdir(parents=True, exist_ok=True)
     data = Glyphs(seed=0).load(data_folder)
     for name, part, n in (("search", "validation", 500), ("test", "test", 2000)):

@@ -4,8 +4,8 @@ Run it with `make demo`. Stages: train a small ResNet, expand it to a supernet, 
 new branches, export a bundle; then, without torch: measure this device, search the best subnets for
 ten latency budgets, run them, serve while the load changes, and write a report.
 
-Each stage leaves its result in build/demo. A stage that has one is not run again, and training goes
-on from its last checkpoint: interrupt it whenever you like.
+Each stage writes its result to build/demo. A stage with a result is not run again, and training
+resumes from its last checkpoint, so the demo can be interrupted at any time.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ HERE = Path(__file__).resolve().parent
 GAMMA = 0.3
 N_BUDGETS, LEAST, STEP = 10, 35, 5  # budgets, in percent of the original's latency
 THREADS = 1
-TRIES = 6  # to measure a device that changes its speed meanwhile
+TRIES = 6  # attempts to measure a device whose speed changes meanwhile
 COMMAND = [sys.executable, "-m", "fxelastic.cli"]
 NOISE = 1.2  # standard deviations of the images
-COPIES = 2  # of each image to search with and to judge by, each moved and under noise of its own
+COPIES = 2  # of each validation and test image, each with its own shift and noise
 
 
 class Block(nn.Module):
@@ -63,7 +63,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Nine residual blocks behind a stem of stride 2."""
+    """A stem of stride 2, followed by nine residual blocks."""
 
     def __init__(self, widths: tuple[int, ...] = (32, 64, 128), depth: int = 3) -> None:
         super().__init__()
@@ -85,9 +85,10 @@ class ResNet(nn.Module):
 
 
 class Spoilt(Dataset[Any]):
-    """Images moved by up to four pixels, under noise: clean digits are too easy to tell anything.
+    """Images shifted by up to four pixels, with noise: clean digits are too easy to compare models.
 
-    Each item has chance of its own: with a seed always the same, without one new in each epoch.
+    With a seed, the shift and noise of an item are always the same; without one, they are drawn
+    again in each epoch.
     """
 
     def __init__(self, data: TensorDataset, seed: int | None = None) -> None:
@@ -108,7 +109,7 @@ class Spoilt(Dataset[Any]):
 
 
 def main() -> int:
-    """Run every stage that has no result yet; print the table and where the report is."""
+    """Run every stage without a result; print the table and the report's path."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("build/demo"))
     parser.add_argument("--quick", action="store_true", help="very little training, for tests")
@@ -117,13 +118,13 @@ def main() -> int:
     try:
         demo.run()
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        print("\ninterrupted; run the same command again to resume", file=sys.stderr)
         return 130
     return 0
 
 
 class Demo:
-    """The stages, in a folder."""
+    """The stages of the demo, with their results in a folder."""
 
     def __init__(self, out: Path, *, quick: bool) -> None:
         self.out = out
@@ -131,7 +132,7 @@ class Demo:
         self.began = time.monotonic()
 
     def run(self) -> None:
-        """Every stage that has no result yet."""
+        """Run every stage without a result."""
         self.out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(0)
         data = load()
@@ -152,7 +153,7 @@ class Demo:
         print(f"\nreport: {self.out / 'report.html'}\nplot:   {self.out / 'tradeoff.png'}")
 
     def find_winners(self) -> None:
-        """Measure, search and run; again if the device has another speed by the end of it."""
+        """Measure, search and run; repeat if the device's speed has changed by the end."""
         for i in range(TRIES):
             self.measure_and_search()
             speed = self.speed()
@@ -160,14 +161,14 @@ class Demo:
                 return
             self.say(f"  the device now takes {speed:.0%} of the time that was measured for it")
             if i % 2 == 0:
-                # Perhaps for a moment only.
+                # Perhaps only for a moment.
                 (self.out / "measured.json").unlink()
             elif i < TRIES - 1:
                 self.forget_the_device()
         self.measure_and_search()
 
     def measure_and_search(self) -> None:
-        """The device's part: measure the branches, search, run what was found."""
+        """The device's part: measure the branches, search, run the subnets found."""
         bundle = str(self.out / "bundle")
         threads = ["--threads", str(THREADS)]
         quick = ["--samples", "5", "--subnets", "6", "--held-out", "4"] if self.quick else []
@@ -183,8 +184,8 @@ class Demo:
             f"search at {N_BUDGETS} budgets",
             "search.json",
             lambda: run(
-                # Runs of a small model last too short for an exact table on a busy machine; what
-                # is found is measured afterwards.
+                # --force: runs of a small model are too short for an exact table on a busy machine,
+                # and the subnets found are measured afterwards.
                 [*COMMAND, "search", bundle, *options, *budgets, "--json", "--force"]
                 + ["--max-subnets", n_subnets],
                 self.out / "search.json",
@@ -194,7 +195,7 @@ class Demo:
         self.stage("run the winners", "measured.json", lambda: run(device))
 
     def budgets(self) -> list[str]:
-        """Shares of the original's latency; on no device less than the quickest subnet takes."""
+        """Shares of the original's latency; the least is enough for the quickest subnet."""
         bundle = edge.load(self.out / "bundle")
         table = LatencyTable.load(self.out / "bundle.latency.json")
         quickest = bundle.space.min_cost_arch(table.costs("assembled"))
@@ -204,15 +205,15 @@ class Demo:
         return [f"{share}%" for share in dict.fromkeys(shares)]
 
     def speed(self) -> float:
-        """What the original took with the winners, as a share of what it took at first.
+        """The original's latency when the winners ran, as a share of its latency in the table.
 
-        A laptop on battery, or a machine shared with others, may have another speed a minute later.
+        The speed of a laptop on battery, or of a shared machine, may change within a minute.
         """
         original = json.loads((self.out / "measured.json").read_text())["original"]
         return float(original["measured_ms"] / original["predicted_ms"])
 
     def forget_the_device(self) -> None:
-        """Delete what depends on its speed, the results first that are made last."""
+        """Delete the results that depend on its speed, the latest first."""
         last_first = ("trace.jsonl", "measured.json", "search.json", "bundle.pool.json")
         for name in (*last_first, "bundle.latency.json"):
             (self.out / name).unlink(missing_ok=True)
@@ -220,20 +221,20 @@ class Demo:
             path.unlink()
 
     def stage(self, name: str, result: str, work: Callable[[], None]) -> None:
-        """Run a stage unless its result is there."""
+        """Run a stage unless its result exists."""
         if (self.out / result).exists():
-            self.say(f"{name}: there already")
+            self.say(f"{name}: done already")
             return
         self.say(name)
         work()
 
     def say(self, text: str) -> None:
-        """Tell what is being done, and when."""
+        """Print a line with the elapsed time."""
         minutes, seconds = divmod(int(time.monotonic() - self.began), 60)
         print(f"[{minutes}:{seconds:02}] {text}", file=sys.stderr, flush=True)
 
     def data(self, data: dict[str, TensorDataset]) -> None:
-        """Write what the device needs: images to search with, and others to judge by."""
+        """Write the device's data: images to search with, and others to test on."""
         for name, part in (("search", "validation"), ("test", "test")):
             copies = [Spoilt(data[part], seed) for seed in range(1, COPIES + 1)]
             images, digits = zip(*(item for copy in copies for item in copy), strict=True)
@@ -242,7 +243,7 @@ class Demo:
         write_npz(self.out / "data.npz", n=np.array([len(part) for part in data.values()]))
 
     def train(self, data: dict[str, TensorDataset]) -> None:
-        """Train the model as one would."""
+        """Train the model in the usual way."""
         model, batches = ResNet(), loader(data)
         epochs = 1 if self.quick else 20
         optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
@@ -293,7 +294,7 @@ def write_npz(path: Path, **arrays: np.ndarray) -> None:
 
 
 def run(command: list[str], stdout: Path | None = None) -> None:
-    """Run a program, and end where it fails."""
+    """Run a program, and exit if it fails."""
     if stdout is None:
         code = exit_code(command, subprocess.DEVNULL)
     else:
@@ -309,7 +310,7 @@ def run(command: list[str], stdout: Path | None = None) -> None:
 
 
 def exit_code(command: list[str], stdout: Any) -> int:
-    """Run a program; on Ctrl-C, which it gets too, let it end in order."""
+    """Run a program; on Ctrl-C, which it gets, too, let it end by itself."""
     with subprocess.Popen(command, stdout=stdout) as process:
         try:
             return process.wait()
@@ -322,7 +323,7 @@ def exit_code(command: list[str], stdout: Any) -> int:
 
 
 def table_of(measured: dict[str, Any]) -> str:
-    """What was measured, as text."""
+    """The measured subnets as text."""
     original = measured["original"]
     lines = [
         "",

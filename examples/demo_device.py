@@ -3,7 +3,7 @@
 python examples/demo_device.py build/demo measure
 python examples/demo_device.py build/demo serve
 
-What takes a while to import is imported where Ctrl-C is taken care of.
+Slow imports are inside functions, so that Ctrl-C during them is handled.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 THREADS = 1
-# Other processes, and what a request may take as a share of the original's latency.
+# The number of other processes, and the budget as a share of the original's latency.
 STEPS = ((0, 1.0), (4, 1.0), (0, 0.5), (0, 1.0))
 _BUSY = """
 import signal
@@ -30,11 +30,11 @@ while os.getppid() == parent:
 
 
 def main() -> int:
-    """Do what the command line says."""
+    """Read the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("what", choices=("measure", "serve"))
-    parser.add_argument("--seconds", type=float, default=6.0, help="of each step of the load")
+    parser.add_argument("--seconds", type=float, default=6.0, help="seconds of each load step")
     args = parser.parse_args()
     try:
         if args.what == "measure":
@@ -47,7 +47,7 @@ def main() -> int:
 
 
 def measure(folder: Path) -> None:
-    """Assemble the winners, time them by turns, and judge them by images never used before."""
+    """Assemble the winners, time them in turns, and score them on images never used before."""
     import numpy as np
 
     from fxelastic import edge
@@ -67,7 +67,7 @@ def measure(folder: Path) -> None:
     with edge.Executor(bundle, THREADS) as executor:
         timer = SubnetTimer(executor, {bundle.inputs[0].name: x[:1]})
         distinct = list(dict.fromkeys([original, *archs]))
-        # Some seconds apart: what slows the device for a moment is outvoted.
+        # Rounds are some seconds apart, so that the median ignores brief disturbances.
         rounds = [timer.time(distinct, "assembled", SessionMaker(THREADS)) for _ in range(5)]
         times = {arch: float(np.median([times[arch].ms for times in rounds])) for arch in distinct}
         accuracy = {
@@ -106,7 +106,7 @@ def measure(folder: Path) -> None:
 
 
 def serve(folder: Path, seconds: float) -> None:
-    """Answer requests one after another, beside other processes, and on less time for each."""
+    """Answer requests one after another, beside other processes and with smaller budgets."""
     import numpy as np
 
     from fxelastic import edge

@@ -1,7 +1,7 @@
 """Two well-known networks in plain torch, for the demo: a ResNet-50 and a ViT-B/16.
 
-Their modules have the names that torchvision and timm give theirs, so that the blocks the demo
-prints are the ones people know. The weights are random.
+Their modules are named as in torchvision and timm, so that the names of printed blocks are
+familiar. The weights are random.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions around which a shortcut leads."""
+    """1x1, 3x3 and 1x1 convolutions with a shortcut around them."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Capture a ResNet-50 and a ViT-B/16, cut them into blocks, and prove that nothing changed.
+"""Capture a ResNet-50 and a ViT-B/16, cut them into blocks, and check that results stay the same.
 
 It prints the blocks of both models and writes a report to build/partition.
 """
@@ -21,7 +21,7 @@ import fxelastic
 
 @dataclass(frozen=True)
 class Cut:
-    """A model's partition, and whether its blocks in order compute what the model does."""
+    """A model's partition, and whether its blocks give the model's results."""
 
     partition: fxelastic.Partition
     equal: bool
@@ -97,7 +97,9 @@ def write_plot(cuts: Sequence[Cut], path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, epilog="example: python demo.py --out x")
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="example: python partition.py --out x"
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("build/partition"), help="folder to write to"
     )
@@ -120,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = out / "report.md"
     write_report(cuts, plot, report)
     print(f"\nreport: {report}")
-    print(f"plot:   {plot}" if plot else "plot:   none; install matplotlib to get one")
+    print(f"plot:   {plot}" if plot else "plot:   not drawn; install matplotlib to draw it")
     return 0 if all(c.equal for c in cuts) else 1
 
 

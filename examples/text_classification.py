@@ -24,7 +24,7 @@ Batches = list[tuple[dict[str, Tensor], Tensor]]
 
 
 class Layer(nn.Module):
-    """Self-attention that padding takes no part in, and an MLP."""
+    """Self-attention without padding, and an MLP."""
 
     def __init__(self, width: int, n_heads: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Layer(nn.Module):
 
 
 class Classifier(nn.Module):
-    """An encoder with a mean over the tokens that are none of padding."""
+    """An encoder with a mean over all tokens except padding."""
 
     def __init__(self, width: int = 64, depth: int = 6, n_heads: int = 4) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Classifier(nn.Module):
 
 
 def batches(n: int, seed: int, size: int = 100) -> Batches:
-    """Texts in the form that training takes: inputs by name, and the target."""
+    """Texts as batches for training: inputs by name, and the target."""
     tokens, mask, classes = bracelets(n, seed)
     return [
         ({"input_ids": tokens[part], "attention_mask": mask[part]}, classes[part])
@@ -74,7 +74,7 @@ def batches(n: int, seed: int, size: int = 100) -> Batches:
 
 
 def fit(model: nn.Module, data: Batches, epochs: int) -> None:
-    """Train the model as one would without this package."""
+    """Train the model in the usual way, without this package."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=epochs * len(data))
@@ -88,14 +88,14 @@ def fit(model: nn.Module, data: Batches, epochs: int) -> None:
 
 
 def main() -> int:
-    """Go all the way, and print what each budget's subnet is worth."""
+    """Run all steps, and print the accuracy of each budget's subnet."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("build/text"))
     parser.add_argument("--texts", type=int, default=12_000)
     parser.add_argument(
-        "--epochs", type=int, default=12, help="of the model; a third for each stage"
+        "--epochs", type=int, default=12, help="epochs of the model; a third for each stage"
     )
-    parser.add_argument("--seconds", type=float, default=10, help="to measure the device")
+    parser.add_argument("--seconds", type=float, default=10, help="seconds to measure the device")
     args = parser.parse_args()
     torch.manual_seed(0)
     model = Classifier()
@@ -111,12 +111,12 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     bundle = fxelastic.export(supernet, args.out / "bundle", force=True)
 
-    # A device does what follows; arrays go by the names of the model's inputs.
+    # The rest runs on a device; arrays are named after the model's inputs.
     tokens, mask, classes = (array.numpy() for array in bracelets(500, seed=1))
     local = {"input_ids": tokens, "attention_mask": mask, "targets": classes}
     table = edge.profile(bundle, time_budget_s=args.seconds)
     budgets = ["60%", "80%", "100%"]
-    # Runs of so small a model last too short for an exact table on a busy machine.
+    # force: runs of such a small model are too short for an exact table on a busy machine.
     result = edge.search(bundle, table, local, budget=budgets, max_subnets=60, force=True)
     print(f"{'budget':>8} {'predicted':>10} {'accuracy':>9}   replaced")
     for budget, best in zip(budgets, result.bests, strict=True):

@@ -1,8 +1,8 @@
 """Elastic segmentation and detection: a backbone trained on one data set, used on another.
 
-As in AdaptiveNet §6: the backbone's new branches are distilled on what the backbone was pretrained
-on, without labels, and then the whole model is tuned on the task. Data are generated; it takes a
-few minutes on a laptop.
+As in AdaptiveNet §6, the backbone's new branches are distilled without labels, on the data that the
+backbone was pretrained on; then the whole model is tuned on the task. The data is generated. A run
+takes a few minutes on a laptop.
 
     python examples/two_stage.py segmentation
     python examples/two_stage.py detection
@@ -48,7 +48,7 @@ class Residual(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Three stages; its features at strides 4, 8 and 16 are read by what follows."""
+    """Three stages, which return features at strides 4, 8 and 16."""
 
     def __init__(self, widths: tuple[int, ...] = (16, 32, 48)) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Backbone(nn.Module):
 
 
 class Classifier(nn.Module):
-    """What the backbone is pretrained as."""
+    """The model that pretrains the backbone."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ def mean_iou(output: dict[str, Tensor], mask: Tensor) -> float:
 
 
 def detection_loss(output: dict[str, Tensor], target: tuple[Tensor, Tensor]) -> Tensor:
-    """Classes of the cells, few of which are centres, and the sizes at the centres."""
+    """Loss of the classes of cells, few of which are centres, and of the sizes at centres."""
     classes, sizes = target
     weight = torch.tensor([0.04, *[1.0] * len(SHAPES)], device=classes.device)
     centre = (classes > 0)[:, None]
@@ -131,7 +131,7 @@ def detection_loss(output: dict[str, Tensor], target: tuple[Tensor, Tensor]) -> 
 
 
 def f1_at_half(output: dict[str, Tensor], target: tuple[Tensor, Tensor]) -> float:
-    """F1 of the boxes found: right with the class and an intersection over union of 0.5."""
+    """F1 of the boxes found; a box is right if its class is, and its IoU is above 0.5."""
     classes, sizes = target
     scores, found = output["logits"].softmax(1)[:, 1:].max(1)
     peaks = (scores == F.max_pool2d(scores[:, None], 5, 1, 2)[:, 0]) & (scores > 0.5)
@@ -170,9 +170,9 @@ class Task:
 
     Attributes:
         outputs: Channels of each of the model's results.
-        loss: Of (result, target).
-        metric: Of (result, target).
-        name: What the metric is called.
+        loss: Function of (result, target).
+        metric: Function of (result, target).
+        name: Name of the metric.
     """
 
     outputs: dict[str, int]
@@ -200,7 +200,7 @@ TASKS = {
 
 
 def fit(model: nn.Module, batches: Any, loss: Any, epochs: int) -> None:
-    """Train a model as one would without this package."""
+    """Train a model in the usual way, without this package."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -228,13 +228,13 @@ def elastic_backbone(model: nn.Module) -> Supernet:
 
 
 def run(task: Task, *, n: int = 1000, epochs: int = 15, seed: int = 0) -> list[list[float | None]]:
-    """Do both stages and print the scores of subnets after each.
+    """Run both stages and print the scores of subnets after each.
 
     Args:
-        task: What the model is for.
-        n: Images of each data set.
-        epochs: Of each training.
-        seed: Of the weights and the data.
+        task: The task of the model.
+        n: Number of images in each data set.
+        epochs: Epochs of each training.
+        seed: Seed of the weights and the data.
 
     Returns:
         For each stage, the mean scores of subnets from the cheapest range to the most expensive.

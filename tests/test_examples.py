@@ -45,7 +45,7 @@ def test_the_demo_goes_all_the_way_though_interrupted_in_each_stage(tmp_path: Pa
     pytest.importorskip("matplotlib")
     for i, moment in enumerate(MOMENTS):
         said = interrupted_demo(tmp_path, moment, after_s=0.3 * (i % 3))
-        assert "the same command goes on from here" in said, said
+        assert "run the same command again to resume" in said, said
         # Python itself has one for a process that was only starting.
         if "other processes" in moment:
             assert "Traceback" not in said, said
@@ -81,7 +81,7 @@ def interrupted_demo(folder: Path, moment: str, after_s: float) -> str:
     with open(reader) as lines:
         for line in lines:
             said += line
-            if moment in line and not line.rstrip().endswith("there already"):
+            if moment in line and not line.rstrip().endswith("done already"):
                 break
         time.sleep(after_s)
         assert process.pid is not None

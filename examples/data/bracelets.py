@@ -1,4 +1,4 @@
-"""Generated texts of beads: which of eight colours is worn most inside the clasps?
+"""Generated texts of beads: which of eight colours is the most frequent inside clasps?
 
 A text opens and closes a clasp some times; tokens outside clasps are distractors. To tell the
 class, a model must relate each bead to the clasps before it, and must not look at padding. The
@@ -20,11 +20,12 @@ def bracelets(n: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Texts of 16 to 32 tokens.
 
     Args:
-        n: How many.
-        seed: Of all chance.
+        n: Number of texts.
+        seed: Seed of the random numbers.
 
     Returns:
-        Tokens ``(n, 32)``, padded with 0; whether each is one, ``(n, 32)``; and classes ``(n,)``.
+        Tokens ``(n, 32)``, padded with 0; whether each position holds one, ``(n, 32)``; and classes
+        ``(n,)``.
     """
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.full((n, LENGTH), PADDING)
@@ -35,7 +36,7 @@ def bracelets(n: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _write(text: Tensor, generator: torch.Generator) -> int:
-    """Fill one text; the colour that is inside clasps most often, and alone in that."""
+    """Fill one text, and return the only colour that is the most frequent inside clasps."""
     while True:
         length = int(torch.randint(LENGTH // 2, LENGTH + 1, (), generator=generator))
         draws = torch.randint(0, N_COLOURS, (length,), generator=generator)

@@ -1,4 +1,4 @@
-"""Real handwritten digits: those of scikit-learn, 8 × 8 pixels, at 32 × 32.
+"""Real handwritten digits: scikit-learn's 8 × 8 pixels, enlarged to 32 × 32.
 
 Needs the extra `examples` (scikit-learn, which holds the images).
 """
@@ -18,7 +18,7 @@ def load(seed: int = 0) -> dict[str, TensorDataset]:
     """The data sets ``train`` (1,197 images), ``validation`` (200) and ``test`` (400).
 
     Args:
-        seed: Of which image is in which.
+        seed: Seed of the division into data sets.
 
     Returns:
         Data sets of images ``(1, 32, 32)``, float32 with mean about 0 and standard deviation about

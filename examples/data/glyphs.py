@@ -41,11 +41,11 @@ _CHUNK = 4096
 
 @dataclass(frozen=True)
 class Glyphs:
-    """How hard the task is, and how many images there are.
+    """Options of the task: its difficulty and the numbers of images.
 
     Attributes:
         n_train: Images to train on.
-        n_validation: Images to choose subnets by.
+        n_validation: Images to choose subnets with.
         n_test: Images to report accuracy on.
         rotation: Largest angle, in degrees.
         shear: Largest shear.
@@ -53,7 +53,7 @@ class Glyphs:
         shift: Largest shift from the centre, as a share of the image.
         clutter: Pieces of other characters in an image.
         noise: Largest standard deviation of the noise; ink is 1 and paper 0.
-        seed: Of everything.
+        seed: Seed of all random numbers.
     """
 
     n_train: int = 24_000
@@ -68,10 +68,10 @@ class Glyphs:
     seed: int = 0
 
     def load(self, folder: str | os.PathLike[str]) -> dict[str, TensorDataset]:
-        """The data sets ``train``, ``validation`` and ``test``, made when the folder has none.
+        """The data sets ``train``, ``validation`` and ``test``; made if the folder lacks them.
 
         Args:
-            folder: Where to keep the images, in an ``.npz`` named after the options.
+            folder: The folder for the images, in an ``.npz`` named after the options.
 
         Returns:
             Data sets of images ``(1, 32, 32)``, float32 with mean about 0 and standard deviation
@@ -94,7 +94,7 @@ class Glyphs:
 
     @property
     def key(self) -> str:
-        """Names the options in the file's name."""
+        """The options, for the name of the file."""
         parts = (self.n_train, self.n_validation, self.n_test, self.rotation, self.shear)
         more = (*self.scale, self.shift, self.clutter, self.noise, self.seed)
         return "-".join(f"{part:g}" for part in (*parts, *more))
@@ -127,7 +127,7 @@ class Glyphs:
         classes = choose(n_classes)
         ink = self._placed(atlas[classes, choose(n_fonts)], uniform, self.scale, self.shift)
         for _ in range(self.clutter):
-            # Of other characters only what lies near the border is seen.
+            # Only the parts of other characters near the border are visible.
             angle = uniform(0, 2 * math.pi, n)
             centre = torch.stack([angle.cos(), angle.sin()], 1) * uniform(0.85, 1.15, n, 1)
             piece = atlas[choose(n_classes), choose(n_fonts)]
@@ -165,7 +165,7 @@ class Glyphs:
 
 
 def as_images(pixels: Tensor) -> Tensor:
-    """Bytes ``(N, 32, 32)`` as what a network takes: ``(N, 1, 32, 32)``, float32."""
+    """Bytes ``(N, 32, 32)`` as inputs of a network: ``(N, 1, 32, 32)``, float32."""
     return (pixels[:, None].float() / 85 - 1.4) / 0.45
 
 

@@ -1,7 +1,7 @@
 """Generated scenes of discs, squares and triangles, with masks and boxes; and single shapes.
 
-Single shapes are what a backbone is pretrained on (D1 of AdaptiveNet §6), scenes what the whole
-model is trained on (D2). The same seed gives the same images.
+A backbone is pretrained on single shapes (D1 of AdaptiveNet §6), and the whole model is trained on
+scenes (D2). The same seed gives the same images.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def scenes(n: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns:
         Images ``(n, 3, 64, 64)``; the class of each pixel ``(n, 64, 64)``, 0 for the background;
-        and boxes ``(n, 4, 5)`` of class, centre and size in pixels, -1 where there is no shape.
+        and boxes ``(n, 4, 5)`` of class, centre and size in pixels; -1 if there is no shape.
     """
     return _draw(n, MAX_SHAPES, torch.Generator().manual_seed(seed))
 
 
 def centres(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """What a detector is to compute for boxes (as CenterNet's): where centres are, and sizes.
+    """A detector's targets for boxes, as in CenterNet: the positions of centres, and sizes.
 
     Returns:
         A map ``(n, 16, 16)`` of classes at the centres, 0 elsewhere, and sizes ``(n, 2, 16, 16)``

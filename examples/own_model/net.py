@@ -1,12 +1,12 @@
-"""A model of one's own, in a file of one's own: fxelastic is not imported here.
+"""A user's model in a file that does not import fxelastic.
 
     fxelastic explain net.py:build --gamma 0.2
     fxelastic-export net.py:build bundle --gamma 0.2
     fxelastic inspect bundle
     fxelastic check net.py:build --golden blocks.txt
 
-``blocks.txt`` is where the model is cut; ``partitions.yml`` is a CI job that notices when a change
-of the model moves that.
+``blocks.txt`` records the model's blocks; ``partitions.yml`` is a CI job that fails if a change of
+the model changes them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 
 class Gate(nn.Module):
-    """Weighs channels by what the whole image has of them (squeeze and excitation)."""
+    """Weighs channels by their means over the image (squeeze and excitation)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Gate(nn.Module):
 
 
 class Unit(nn.Module):
-    """Two convolutions and a gate beside a shortcut."""
+    """Two convolutions and a gate, with a shortcut."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -48,11 +48,11 @@ class Unit(nn.Module):
 
 
 class Net(nn.Module):
-    """Image and a number beside it (say, the exposure) in, logits and an embedding out."""
+    """Takes an image and a number, such as the exposure; returns logits and an embedding."""
 
     def __init__(self, width: int = 24, depth: int = 4, n_classes: int = 10) -> None:
         super().__init__()
-        # What fxelastic runs the model on, unless --example-input says otherwise.
+        # fxelastic runs the model on these, unless --example-input is given.
         self.example_input_array = (torch.zeros(2, 3, 48, 48), torch.zeros(2, 1))
         self.stem = nn.Conv2d(3, width, 4, stride=4)
         self.units = nn.Sequential(*(Unit(width) for _ in range(depth)))
@@ -65,5 +65,5 @@ class Net(nn.Module):
 
 
 def build() -> nn.Module:
-    """The model that the commands name."""
+    """Build the model, for the commands."""
     return Net()
