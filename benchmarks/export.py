@@ -105,7 +105,7 @@ def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gamma", type=float, default=0.25)
-    parser.add_argument("--limit", type=int, help="convert only so many branches alone")
+    parser.add_argument("--limit", type=int, help="most branches to convert alone")
     parser.add_argument("--json", action="store_true", help="print JSON only")
     options = parser.parse_args()
     torch.manual_seed(0)

@@ -196,7 +196,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--producer", help="only this producer")
     parser.add_argument("--consumer", help="only this consumer")
     parser.add_argument("--chains", action="store_true", help="only the chains")
-    parser.add_argument("--all", action="store_true", help="print also what is not fused")
+    parser.add_argument("--all", action="store_true", help="print unfused pairs, too")
     arguments = parser.parse_args(argv)
     cuts: list[Cut] = []
     for kind, samples in SAMPLES.items():

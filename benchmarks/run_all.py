@@ -72,10 +72,10 @@ def main() -> int:
     usual = [name for name in COMMANDS if name not in BY_NAME]
     parser.add_argument("--only", nargs="+", choices=COMMANDS, default=usual)
     parser.add_argument("--images", default="", help="folder of photographs, for pretrained")
-    parser.add_argument("--fresh", action="store_true", help="forget a run that was interrupted")
+    parser.add_argument("--fresh", action="store_true", help="discard an interrupted run")
     parser.add_argument("--page", action="store_true", help="run nothing")
     parser.add_argument(
-        "--keep", nargs=2, metavar=("NAME", "FILE"), help="take the result of a run made before"
+        "--keep", nargs=2, metavar=("NAME", "FILE"), help="take the result of an earlier run"
     )
     parser.add_argument("--note", default="", help="how that run differed from the command")
     args = parser.parse_args()
@@ -89,7 +89,7 @@ def main() -> int:
         try:
             run_all(args.only, fresh=args.fresh, images=args.images)
         except KeyboardInterrupt:
-            print("interrupted; the same command goes on from here", file=sys.stderr)
+            print("interrupted; run the same command again to resume", file=sys.stderr)
             return 130
     write_page()
     return 0

@@ -71,7 +71,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--optimum-seeds", type=int, default=40)
     parser.add_argument("--budget", type=float, default=0.6, help="share of the original's latency")
-    parser.add_argument("--subnets", type=int, default=800, help="of a plain search")
+    parser.add_argument("--subnets", type=int, default=800, help="for a plain search")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

@@ -240,7 +240,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--quick", action="store_true", help="a few minutes, to see it work")
+    parser.add_argument("--quick", action="store_true", help="a run of a few minutes")
     parser.add_argument("--summary", type=Path, help="write means and spreads to this JSON file")
     return parser.parse_args()
 

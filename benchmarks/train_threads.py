@@ -54,7 +54,7 @@ _SETTLED = 16
 def main() -> int:
     """Time all, and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seconds", type=float, default=6, help="of each way and company")
+    parser.add_argument("--seconds", type=float, default=6, help="seconds of each run")
     parser.add_argument("--batch", type=int, default=20, help="images of a step")
     parser.add_argument("--out", type=Path, help="file for the result as JSON")
     parser.add_argument("--way", choices=sorted({w for w, _ in WAYS.values()}), help="internal")
