@@ -100,9 +100,9 @@ def test_arguments_are_literals_or_strings(folder: Path) -> None:
         ("model.py:inputs", r"did not return a model(.|\n)*torch\.Tensor"),
         (
             "model.py:fails",
-            r"failed while it built(.|\n)*RuntimeError: no weights to be found .*line",
+            r"raised an error while building(.|\n)*RuntimeError: no weights to be found .*line",
         ),
-        ("model.py:leaves", r"failed while it built(.|\n)*SystemExit"),
+        ("model.py:leaves", r"raised an error while building(.|\n)*SystemExit"),
         ("model.py:needs", r"can't be called(.|\n)*needs\(size\)(.|\n)*--model-arg"),
     ],
 )
@@ -150,5 +150,5 @@ def test_wrong_arguments(folder: Path, arguments: list[str], message: str) -> No
 
 
 def test_an_object_takes_no_arguments(folder: Path) -> None:
-    with pytest.raises(UsageError, match="is a model already"):
+    with pytest.raises(UsageError, match="is already a model"):
         load_model("model.py:instance", ["width=3"])

@@ -166,7 +166,7 @@ def test_metrics_replace_nothing_else(
     metrics.write_bytes(b"PK, samples")
     command = arguments(bundle, "--inputs", str(tmp_path / "in"), "--metrics", str(metrics))
     assert main([*command, "--mode", "paged"]) == 2
-    assert "does not hold metrics" in capsys.readouterr().err
+    assert "does not contain metrics" in capsys.readouterr().err
     assert metrics.read_bytes() == b"PK, samples"
     for text in ("", None):
         if text is not None:

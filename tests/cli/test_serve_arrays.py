@@ -75,12 +75,12 @@ def header(shape: str, descr: str = "'<f4'") -> bytes:
         (b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 65535, r"not a \.npy"),
         (header("(4,"), r"not a \.npy"),
         (header("(4.5,)"), r"not a \.npy"),
-        (header("(-4,)"), "does not hold numbers"),
+        (header("(-4,)"), "does not contain numbers"),
         (header("(1000000000000,)"), "too large"),
         (header("(4,)"), "ends too early"),
-        (header("(4,)", "'|O'") + b"0" * 32, "does not hold numbers"),
-        (header("(1,)", "'<U4'") + b"0" * 16, "does not hold numbers"),
-        (header("(1,)", "[('a', '<f4')]") + b"0" * 4, "does not hold numbers"),
+        (header("(4,)", "'|O'") + b"0" * 32, "does not contain numbers"),
+        (header("(1,)", "'<U4'") + b"0" * 16, "does not contain numbers"),
+        (header("(1,)", "[('a', '<f4')]") + b"0" * 4, "does not contain numbers"),
     ],
 )
 def test_what_is_no_array_is_refused(data: bytes, message: str) -> None:
@@ -96,7 +96,7 @@ def test_nothing_is_unpickled() -> None:
     stream = io.BytesIO()
     np.save(stream, np.array([1], object), allow_pickle=True)
     data = stream.getvalue()[:128] + pickle.dumps(Bomb())
-    with pytest.raises(UsageError, match="does not hold numbers"):
+    with pytest.raises(UsageError, match="does not contain numbers"):
         read_npy(io.BytesIO(data), MAX)
 
 
@@ -113,9 +113,9 @@ def test_one_input_needs_no_name() -> None:
     np.testing.assert_array_equal(read["x"], ARRAYS[0])
     with pytest.raises(UsageError, match="2 inputs"):
         read_arrays(write_npy(ARRAYS[0]), ("x", "y"), MAX)
-    with pytest.raises(UsageError, match="follows"):
+    with pytest.raises(UsageError, match="after the array"):
         read_arrays(write_npy(ARRAYS[0]) + b"!", ("x",), MAX)
-    with pytest.raises(UsageError, match="no array"):
+    with pytest.raises(UsageError, match="request is empty"):
         read_arrays(b"", ("x",), MAX)
 
 

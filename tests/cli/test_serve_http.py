@@ -136,7 +136,7 @@ def test_status_metrics_and_health(port: int) -> None:
         ("GET", "/nowhere", None, 404, "no /nowhere"),
         ("GET", "/infer", None, 405, "does not support GET"),
         ("POST", "/status", b"", 405, "does not support POST"),
-        ("POST", "/infer", b"", 400, "no array"),
+        ("POST", "/infer", b"", 400, "request is empty"),
         ("POST", "/infer", b"hello", 400, "not a .npy"),
         ("POST", "/infer", b"PK\x03\x04", 400, "not a .npz"),
         ("POST", "/infer", GOOD[:-1], 400, "too early"),

@@ -175,7 +175,7 @@ def test_a_run_keeps_to_its_data(data: Path, capsys: pytest.CaptureFixture[str])
     np.savez(data / "images.npz", **{**arrays, "y": arrays["y"][::-1]})
     capsys.readouterr()
     assert train(*command, epochs=(1, 0)) == 2
-    assert "begun with other data" in capsys.readouterr().err
+    assert "started with other data" in capsys.readouterr().err
     assert (data / "out" / "supernet.safetensors").read_bytes() == weights
 
 
@@ -234,11 +234,11 @@ def test_labels_are_not_needed(data: Path, capsys: pytest.CaptureFixture[str]) -
         (["--data", "data.py:three"], "a tuple of 3"),
         (["--data", "text.npz"], "can't be read"),
         (["--data", "uneven.npz"], "different lengths"),
-        (["--data", "empty.npz"], "nothing to train on"),
+        (["--data", "empty.npz"], "no arrays to train on"),
         (["--data", "images.npz", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
         (["--data", "images.npz", "--tune-epochs", "-1"], "--tune-epochs must be at least 0"),
         (["--data", "images.npz", "--device", "toaster"], "--device toaster can't be used"),
-        (["--data", "none.npz"], "holds no samples"),
+        (["--data", "none.npz"], "has no samples"),
         (["--data", "images.npz", "--out", "model.py"], "--out model.py is a file"),
         (["--data", "images.npz", "--distributed"], "found no other processes"),
     ],

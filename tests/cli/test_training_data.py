@@ -38,5 +38,5 @@ def test_an_input_may_begin_as_the_validations_arrays_do(tmp_path: Path) -> None
 
 
 def test_validation_alone_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="nothing to train on"):
+    with pytest.raises(UsageError, match="no arrays to train on"):
         _loaders(tmp_path / "data.npz", val_x=1, val_y=2)

@@ -114,7 +114,7 @@ def test_a_limit_that_nothing_keeps_is_told(
     with executor, edge.Executor(bundle) as free, caplog.at_level(logging.WARNING):
         arch = bundle.space.original
         np.testing.assert_array_equal(executor.run(arch, image())[0], free.run(arch, image())[0])
-    assert caplog.text.count("1 MiB of memory are too few") == 1
+    assert caplog.text.count("limit of 1 MiB of memory is too low") == 1
     assert limit.n_begun > 0
 
 

@@ -123,7 +123,7 @@ def test_another_measurement_is_begun_anew(
     path.write_text(content)
     with caplog.at_level(logging.WARNING):
         edge.profile(bundle, path=path, **QUICK)
-    assert "started again" in caplog.text
+    assert "starting from the beginning" in caplog.text
 
 
 def test_a_full_disk_is_reported(

@@ -90,7 +90,7 @@ def test_where_nothing_made_up_will_do_data_do(
     with caplog.at_level(logging.WARNING):
         edge.profile(bundle, inputs=inputs, **QUICK)
     assert "synthetic" not in caplog.text
-    with pytest.raises(UsageError, match="another batch size"):
+    with pytest.raises(UsageError, match="must have batch_size samples"):
         edge.profile(bundle, 2, inputs=inputs, **QUICK)
     path = tmp_path / "data.npz"
     np.savez(path, ids=ids, mask=ids >= 0, targets=np.zeros(3, np.int64))
@@ -267,7 +267,7 @@ def test_a_measurement_on_other_inputs_is_begun_anew(
     inputs = random_inputs(bundle, 1, seed=5)
     with caplog.at_level(logging.WARNING):
         edge.profile(bundle, path=path, inputs=inputs, **QUICK)
-    assert "started again" in caplog.text
+    assert "starting from the beginning" in caplog.text
 
 
 class InPairs(nn.Module):
@@ -284,6 +284,8 @@ class InPairs(nn.Module):
 def test_a_batch_size_at_which_the_model_does_not_run_is_named(tmp_path: Path) -> None:
     supernet = fxelastic.expand(InPairs().eval(), 0.6, example_inputs=torch.randn(4, 8), kinds=())
     bundle = fxelastic.export(supernet, tmp_path / "bundle")
-    with pytest.raises(BundleError, match=r"a batch size that it runs at .the example's is 4"):
+    with pytest.raises(
+        BundleError, match=r"a batch size that it supports .the example inputs have 4"
+    ):
         edge.profile(bundle, **QUICK)
     assert edge.profile(bundle, batch_size=2, **QUICK).batch_size == 2

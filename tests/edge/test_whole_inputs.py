@@ -118,7 +118,7 @@ def test_an_array_with_a_row_for_each_sample_is_refused_with_the_reason(case: An
     data = {"x": FEATURES, name: np.stack([whole] * 40), "targets": CLASSES}
     with pytest.raises(UsageError, match=f"input '{name}' does not fit the model") as caught:
         read_data(bundle, data)
-    assert "does not hold samples" in str(caught.value)
+    assert "has no batch dimension" in str(caught.value)
 
 
 def test_batches_of_a_data_set_share_what_holds_no_samples() -> None:

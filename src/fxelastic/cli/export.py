@@ -1,4 +1,4 @@
-"""The command ``fxelastic-export``: a model, or a trained supernet of it, as a bundle."""
+"""The command ``fxelastic-export``: export a model or its trained supernet as a bundle."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ examples:
   fxelastic-export my_model.py:build bundle/ --kind merged:spans=1,2 --kind skip --force
 
 exit codes: 0 success, 1 the model can't be captured or exported, 2 usage error, 130 interrupted
-(OUT is written in one step: a failure or an interrupt does not change it)"""
+(OUT is written atomically: a failure or an interrupt leaves it unchanged)"""
 
 
 def build_export_parser() -> argparse.ArgumentParser:
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     from fxelastic.backends.staging import check_target
     from fxelastic.edge.bundle import files_in
 
-    # Before a capture that takes a minute.
+    # Check first: the capture may take a minute.
     check_target(Path(args.out), files_in, force=args.force)
     supernet = supernet_of(args)
     with contextlib.redirect_stdout(sys.stderr):

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command.
 
     Returns:
-        0; a failure raises.
+        0; raises an error on failure.
     """
     from fxelastic import edge
 
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def report(bundle: Bundle, *, files: bool = False) -> dict[str, Any]:
-    """Returns the bundle as data for ``json.dumps``.
+    """The bundle as data for ``json.dumps``.
 
     Args:
         bundle: The bundle.
@@ -94,7 +94,7 @@ def report(bundle: Bundle, *, files: bool = False) -> dict[str, Any]:
 
 
 def size_bytes(bundle: Bundle) -> int:
-    """Size of all files except the manifest."""
+    """The total size of all files except the manifest, in bytes."""
     return sum(file.size_bytes for file in bundle.files.values())
 
 
@@ -121,7 +121,7 @@ def sections(bundle: Bundle, *, files: bool = False) -> list[str]:
     ]
     if backend.reason:
         lines.append(
-            f"converted one by one, because the common conversion failed: {backend.reason}"
+            f"converted one by one, because converting all at once failed: {backend.reason}"
         )
     return lines
 
@@ -153,7 +153,7 @@ def _branches(bundle: Bundle) -> list[str]:
 def _verified(bundle: Bundle) -> list[str]:
     record = bundle.manifest.verification
     if record is None:
-        return ["not compared with torch at the export (--no-verify)"]
+        return ["not compared with torch at export (--no-verify)"]
     sizes = " and ".join(map(str, record.batch_sizes))
     n_subnets = len(record.subnets) - 1
     subnets = f" and {n_subnets} random subnet{'s' * (n_subnets != 1)}" if n_subnets else ""

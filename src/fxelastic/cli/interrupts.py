@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: they end a command between two requests, not within one."""
+"""Let SIGINT and SIGTERM end a command between two requests, not during one."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """Raises KeyboardInterrupt in the main thread for both signals; after a request that runs.
+    """Raises KeyboardInterrupt in the main thread for both signals, after the current request.
 
-    Within a request, the exception could come in the middle of its bookkeeping, and the runtime
-    would then wait forever for a request that has ended. A second signal raises at once, because
-    the request may never end.
+    During a request, the exception could interrupt its bookkeeping, and the runtime would then wait
+    forever for a request that has ended. A second signal raises immediately, because the request
+    may never end.
     """
 
     def __init__(self) -> None:
-        """Install nothing yet: the handlers are in place within a ``with`` statement."""
+        """Create the object; a ``with`` statement installs the handlers."""
         self._before: dict[signal.Signals, Any] = {}
         self._held = False
         self._pending: tuple[int, FrameType | None] | None = None
@@ -42,7 +42,7 @@ class Interrupts:
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """Delay signals until the block, which runs a request, ends."""
+        """Delay signals until the end of the ``with`` block, which runs a request."""
         self._held = True
         try:
             yield

@@ -1,4 +1,4 @@
-"""Objects on a command line: from ``NAME:option=value`` to a kind of branches or a strategy."""
+"""Parse ``NAME:option=value`` on the command line into a branch kind or a search strategy."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class _Family:
-    """Dataclasses that a flag names.
+    """The dataclasses that a flag accepts.
 
     Attributes:
         flag: The flag.
-        what: What the classes are, for messages.
+        what: What to call the classes in messages.
         names: The names of the classes.
-        get: Returns the class of a name.
-        method: A method that each class has.
+        get: Returns the class with a name.
+        method: A method that each class must have.
         contract: The signature of the method, for messages.
         example: How to use the flag, for messages.
     """
@@ -41,19 +41,18 @@ class _Family:
 
 
 def parse_kind(text: str) -> Kind:
-    """Make the kind that ``--kind`` describes.
+    """Create the branch kind that ``--kind`` describes.
 
     Args:
         text: ``NAME``, or ``NAME:option=value[,option=value…]``. ``NAME`` is the name of a kind of
             this or another package, or refers to a class (``package.module:Class`` or
-            ``path/file.py:Class``). An option with several values takes them separated by commas
-            (``spans=1,2``).
+            ``path/file.py:Class``). Values of an option are separated by commas (``spans=1,2``).
 
     Returns:
         The kind.
 
     Raises:
-        UsageError: There is no such kind or option, or a value has another type than its option.
+        UsageError: There is no such kind or option, or a value has the wrong type.
     """
     from fxelastic.branches import branch_kind, branch_kinds
 
@@ -65,11 +64,10 @@ def parse_kind(text: str) -> Kind:
 
 
 def parse_strategy(text: str) -> Strategy:
-    """Make the search strategy that ``--strategy`` describes, as `parse_kind` makes kinds.
+    """Create the search strategy that ``--strategy`` describes; see `parse_kind`.
 
     Raises:
-        UsageError: There is no such strategy or option, or a value has another type than its
-            option.
+        UsageError: There is no such strategy or option, or a value has the wrong type.
     """
     from fxelastic.edge.searching.study import strategy, strategy_names
 
@@ -100,7 +98,7 @@ def _made(text: str, source: _Family) -> Any:
 
 
 def _split(text: str, source: _Family) -> tuple[type[Any], dict[str, list[str]]]:
-    """The class, and the texts of each option's values."""
+    """Split a text into the class and the texts of each option's values."""
     name, _, rest = text.partition(":")
     found: Any
     if name in source.names:
@@ -151,7 +149,7 @@ def _split(text: str, source: _Family) -> tuple[type[Any], dict[str, list[str]]]
 
 
 def _value(texts: Sequence[str], hint: Any, where: str) -> Any:
-    """An option's value by its type."""
+    """Convert the texts of an option to its type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (tuple, list, collections.abc.Sequence):
         return tuple(_value([text], arguments[0], where) for text in texts if text)

@@ -1,4 +1,4 @@
-"""The argument MODEL: from a reference to a ``torch.nn.Module``."""
+"""The argument MODEL: load a ``torch.nn.Module`` from a reference."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def load_model(text: str, arguments: Sequence[str] = ()) -> torch.nn.Module:
     if isinstance(found, torch.nn.Module):
         if keywords:
             raise UsageError(
-                f"MODEL {text} is a model already and takes no --model-arg",
+                f"MODEL {text} is already a model and takes no --model-arg",
                 expected="a function or class that builds the model",
                 got=f"an instance of {type(found).__name__}",
                 fix="leave --model-arg out, or name a function",
@@ -75,7 +75,7 @@ def _call(build: Any, keywords: dict[str, Any], text: str) -> Any:
         return build(**keywords)
     except (Exception, SystemExit) as e:
         raise UsageError(
-            f"MODEL {text} failed while it built the model",
+            f"MODEL {text} raised an error while building the model",
             expected="a torch.nn.Module",
             got=describe(e),
             fix="correct it, or its --model-arg; --debug shows the traceback",

@@ -1,4 +1,4 @@
-"""Options that several commands share, and the partition that they describe."""
+"""Options shared by several commands, and the partition that they describe."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 DEFAULT_GAMMA = 0.1
 DEFAULT_FUSION = "onnxruntime"
 
-# Fixed: documents and tests show the help too, and have no terminal.
+# Fixed, since documents and tests show the help without a terminal.
 _HELP_WIDTH = 88
 
 
@@ -71,15 +71,14 @@ def add_model(parser: argparse.ArgumentParser, *, gamma: str, fusion: str) -> No
         help="a shape (1x3x224x224), with a dtype (int64:1x16), as a keyword "
         "(input_ids=int64:1x16), repeated for several inputs; or package.module:name or "
         "path/file.py:name of example inputs or of a function that returns them "
-        "(default: found out from the model)",
+        "(default: determined from the model)",
     )
 
     parser.add_argument(
         "--batched",
         type=words,
         metavar="NAME,…",
-        help="the inputs that hold samples in their first dimension (default: found out from "
-        "the model)",
+        help="the inputs whose first dimension is the batch (default: determined from the model)",
     )
 
 
@@ -89,11 +88,12 @@ def words(text: str) -> tuple[str, ...]:
 
 
 def add_values(parser: argparse.ArgumentParser, *rows: tuple[str, str, Any, Any, str]) -> None:
-    """Add options with a value.
+    """Add options that take a value.
 
     Args:
         parser: The command's parser.
-        rows: The flag, metavar, type, default and help of each; help names the default.
+        rows: The flag, metavar, type, default and help of each option; the default is appended to
+            the help.
     """
     for flag, metavar, kind, default, text in rows:
         shown = f"{default:g}" if isinstance(default, float) else default
@@ -104,9 +104,7 @@ def add_values(parser: argparse.ArgumentParser, *rows: tuple[str, str, Any, Any,
 
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Add ``--json``, ``--quiet`` and ``--debug``."""
-    parser.add_argument(
-        "--json", action="store_true", help="print JSON on stdout, and nothing else there"
-    )
+    parser.add_argument("--json", action="store_true", help="print only JSON on stdout")
     parser.add_argument("--quiet", action="store_true", help="print no progress on stderr")
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
 
@@ -157,12 +155,12 @@ def add_score(parser: argparse.ArgumentParser, default: str) -> None:
         metavar="SHARE",
         type=float,
         default=0.2,
-        help="share of the samples that no choice is made by (default: 0.2)",
+        help="share of the samples held out from all choices (default: 0.2)",
     )
 
 
 def score(name: str | None) -> Any:
-    """Returns the score that ``--score`` names, or None if it is not given."""
+    """The score that ``--score`` names, or None if it is not given."""
     from fxelastic.edge.searching.scores import METRICS
 
     if name is None or ":" not in name or name.partition(":")[0] in METRICS:
@@ -173,7 +171,7 @@ def score(name: str | None) -> Any:
 
 
 def beside(bundle: str, kind: str) -> Path:
-    """Returns the default path of a file about a bundle: beside its folder."""
+    """The default path of a file about a bundle, next to the bundle's folder."""
     folder = Path(bundle)
     resolved = folder.resolve()
     named = folder.name not in ("", "..")
@@ -181,7 +179,7 @@ def beside(bundle: str, kind: str) -> Path:
 
 
 def megabytes(number: float | None) -> int | None:
-    """Convert an option's MB to bytes; None stands for no limit.
+    """Convert an option in MB to bytes; None means no limit.
 
     Raises:
         UsageError: The number is not above 0.
@@ -189,7 +187,7 @@ def megabytes(number: float | None) -> int | None:
     if number is None:
         return None
     if not 0 < number < 2**40:
-        raise UsageError(f"a size in MB must be above 0, got {number!r}")
+        raise UsageError(f"a size in MB must be above 0 and below {2**40}, got {number!r}")
     return int(number * 2**20)
 
 
@@ -202,7 +200,7 @@ def progress(args: argparse.Namespace, message: str) -> None:
 def partition_of(args: argparse.Namespace, gamma: float, fusion: str) -> Partition:
     """Load the model that the arguments name and partition it.
 
-    The output of the model's code goes to stderr: stdout holds only the command's own.
+    The output of the model's code goes to stderr; stdout has only the output of the command.
 
     Args:
         args: With ``model``, ``model_arg``, ``example_input``, ``batched`` and ``quiet``.
@@ -212,7 +210,7 @@ def partition_of(args: argparse.Namespace, gamma: float, fusion: str) -> Partiti
     Raises:
         UsageError: An argument does not name a usable object.
         CaptureError: The model can't be captured.
-        PartitionError: It can't be partitioned.
+        PartitionError: The model can't be partitioned.
     """
     with contextlib.redirect_stdout(sys.stderr):
         progress(args, f"loading {args.model}")

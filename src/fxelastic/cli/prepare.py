@@ -14,12 +14,12 @@ from fxelastic.cli.serve import add_limit, limits_of, read_pool, read_table
 SCHEMA = "fxelastic.prepare/1"
 
 _DESCRIPTION = """\
-Prepare what serving a pool needs, on the device that will serve: each subnet of
-the pool's Pareto table as one optimised model, or in paged mode each of their
-branches. fxelastic serve maps these files. Does not need torch.
+Prepare the files for serving a pool, on the device that will serve: one optimised
+model for each subnet of the pool's Pareto table or, in paged mode, for each of
+their branches. fxelastic serve maps these files. Does not need torch.
 
-Files that exist are not prepared again. The files fit this bundle, processor and
-version of onnxruntime; delete the folder at any time to free the disk."""
+Existing files are kept. They are valid for this bundle, processor and version of
+onnxruntime; you can delete the folder at any time to free disk space."""
 
 _EPILOG = """\
 examples:
@@ -46,7 +46,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--table",
         metavar="FILE",
-        help="the latency table that fxelastic profile wrote, if fxelastic serve will get it",
+        help="the latency table that fxelastic profile wrote, if fxelastic serve will use it",
     )
     parser.add_argument(
         "--mode",
@@ -61,7 +61,7 @@ def add_parser(commands: Any) -> None:
         help="the folder to write to (default: BUNDLE.prepared)",
     )
     parser.add_argument(
-        "--memory-mb", metavar="MB", type=float, help="as of fxelastic serve: leave out larger ones"
+        "--memory-mb", metavar="MB", type=float, help="as for fxelastic serve: skip larger subnets"
     )
     options.add_output(parser)
     parser.set_defaults(run=run)

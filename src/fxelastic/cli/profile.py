@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 SCHEMA = "fxelastic.profile/1"
 
 _DESCRIPTION = """\
-Measure how long each branch of a bundle takes on this device, and how that adds
-up in whole subnets. Writes the latency table that searches need. Needs no torch."""
+Measure the latency of each branch of a bundle on this device, and fit a model of
+whole subnets. Writes the latency table that searches need. Does not need torch."""
 
 _EPILOG = """\
 examples:
@@ -29,20 +29,20 @@ examples:
   fxelastic profile bundle/ --batch-size 8 --threads 1 --out table.json
   fxelastic profile bundle/ --time-budget 30
 
-An interrupted measurement continues when the command is run again. Other programs
-may run: if they keep the cores busy, the processor time of one thread is measured.
-A table that does not predict whole subnets well is marked unusable, and searches
-stop with an error: measure again, for longer.
+Run the command again to resume an interrupted measurement. Other programs may run:
+if they keep the cores busy, the processor time of one thread is measured. A table
+that does not predict whole subnets well is marked unusable, and searches stop with
+an error: measure again, for longer.
 
 exit codes: 0 success, 1 the bundle is damaged, 2 usage error, 130 interrupted"""
 
 _DATA = """\
-an .npz file as for fxelastic search, to run on its first samples; without it, inputs are synthetic,
-which may be unsuitable if times depend on values"""
+an .npz file as for fxelastic search, whose first samples are used; without it, inputs are
+synthetic, which may be unsuitable if times depend on values"""
 
 _TIME_BUDGET = """\
-end within this time, with fewer runs and subnets; the least is the time to load each branch and run
-it five times"""
+end within this time, with fewer runs and subnets; each branch is always loaded and run five
+times"""
 
 
 def add_parser(commands: Any) -> None:
@@ -74,13 +74,19 @@ def add_parser(commands: Any) -> None:
     )
     options.add_values(
         parser,
-        ("--batch-size", "N", int, None, "samples of a run (default: 1, or the model's fixed one)"),
+        (
+            "--batch-size",
+            "N",
+            int,
+            None,
+            "samples in a run (default: 1, or the model's fixed size)",
+        ),
         ("--data", "FILE", str, None, _DATA),
-        ("--samples", "N", int, 20, "the least number of runs of each branch"),
-        ("--subnets", "N", int, 24, "whole subnets to correct the sum of branches by"),
-        ("--held-out", "N", int, 12, "other subnets, to measure the remaining error"),
+        ("--samples", "N", int, 20, "minimum number of runs of each branch"),
+        ("--subnets", "N", int, 24, "whole subnets that correct the sum of branches"),
+        ("--held-out", "N", int, 12, "other subnets, which measure the remaining error"),
         ("--time-budget", "SECONDS", float, None, _TIME_BUDGET),
-        ("--memory-mb", "MB", float, None, "memory that the process may grow by"),
+        ("--memory-mb", "MB", float, None, "maximum growth of the process's memory"),
     )
     options.add_output(parser)
     parser.set_defaults(run=run)
@@ -90,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command.
 
     Returns:
-        0; failures raise an exception.
+        0; raises an error on failure.
     """
     from fxelastic import edge
 
@@ -123,10 +129,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _inputs(bundle: Bundle, args: argparse.Namespace) -> dict[str, Any] | None:
-    """The first samples of the data.
+    """The first samples of the data, as one batch.
 
     Raises:
-        UsageError: There are too few, or they do not fit the model.
+        UsageError: There are too few samples, or they do not fit the model.
     """
     from fxelastic.edge.searching.data import batch_of, read_data
 
@@ -134,7 +140,9 @@ def _inputs(bundle: Bundle, args: argparse.Namespace) -> dict[str, Any] | None:
         return None
     wanted = 1 if args.batch_size is None else args.batch_size
     if wanted < 1:
-        raise UsageError("--batch-size must be at least 1", expected="a number", got=str(wanted))
+        raise UsageError(
+            "--batch-size must be at least 1", expected="an integer of at least 1", got=str(wanted)
+        )
     data = read_data(bundle, args.data)
     size = batch_of(bundle, wanted)
     if len(data) < size:
@@ -224,7 +232,7 @@ def _mode_line(mode: str, values: dict[str, Any]) -> str:
     else:
         off = (
             f"error {error['median']:.1%} (median), {error['p90']:.1%} (90th percentile) on "
-            f"{error['n_held_out']} subnets held out"
+            f"{error['n_held_out']} held-out subnets"
         )
     doubt = "" if values["trusted"] else ": not reliable"
     if values["problem"]:
@@ -236,7 +244,7 @@ def _mode_line(mode: str, values: dict[str, Any]) -> str:
 
 
 def _check_replaced(out: Path, bundle: Bundle, *, force: bool) -> None:
-    """Check that no file but a table of this bundle and device is replaced."""
+    """Check that ``out`` is a new file, or a table of this bundle and device."""
     if force or not out.exists():
         return
     from fxelastic.edge.fingerprint import fingerprint

@@ -1,4 +1,4 @@
-"""A line on stderr that shows how far a command is, and how long the rest takes."""
+"""A line on stderr that shows the progress of a command and the remaining time."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _PLAIN_EVERY_S = 10.0
 
 
 class ProgressLine:
-    """On a terminal the line is overwritten; elsewhere a new one is printed now and then.
+    """Shows progress: rewrites one line on a terminal, or prints a new line every 10 s elsewhere.
 
-    A device needs no tqdm: without it, there is no line.
+    Without tqdm, which devices need not install, it shows nothing.
     """
 
     def __init__(self, *, quiet: bool) -> None:
-        """Show nothing yet.
+        """Create the line; nothing is shown yet.
 
         Args:
             quiet: Never show anything.
@@ -31,9 +31,9 @@ class ProgressLine:
         """Show progress.
 
         Args:
-            task: The task; a new one starts a new line and a new clock.
-            share: How much of the task is done, from 0 to 1.
-            details: Further text.
+            task: The name of the task; a new task starts a new line and a new clock.
+            share: The share of the task that is done, from 0 to 1.
+            details: Text to append.
         """
         if self._tqdm is None:
             return
@@ -53,14 +53,14 @@ class ProgressLine:
         self._bar.update(min(share, 1.0) - self._bar.n)
 
     def close(self) -> None:
-        """Leave the line as it is."""
+        """End the line; its last state stays visible."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
 
 class _Lines:
-    """Turns the updates of a line into lines of their own, for a log."""
+    """Turns the updates of a line into separate lines, for a log."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -76,7 +76,7 @@ class _Lines:
 
 @contextmanager
 def progress_line(*, quiet: bool) -> Iterator[ProgressLine]:
-    """A line that is closed at the end, even after an error."""
+    """A progress line that is closed at the end, even after an error."""
     line = ProgressLine(quiet=quiet)
     try:
         yield line

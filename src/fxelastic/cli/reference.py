@@ -20,18 +20,18 @@ FORMS = "package.module:name or path/file.py:name"
 def load_reference(text: str, option: str) -> Any:
     """Import the object that a reference names.
 
-    The current folder is searched first, as ``python -m`` does; a file's own folder is searched
-    first for what the file imports, as ``python file.py`` does.
+    Modules are searched for in the current folder first, as with ``python -m``; the imports of a
+    file are searched for in its own folder first, as with ``python file.py``.
 
     Args:
         text: The reference. ``name`` may have dots (``module:Class.method``).
-        option: The argument that holds it, e.g. ``MODEL``; messages name it.
+        option: The argument with the reference, e.g. ``MODEL``, for messages.
 
     Returns:
         The object.
 
     Raises:
-        UsageError: No such object; the message says which part fails and why.
+        UsageError: There is no such object; the message says which part fails and why.
     """
     source, colon, name = text.rpartition(":")
     if not source or not name:
@@ -48,7 +48,7 @@ def load_reference(text: str, option: str) -> Any:
 
 
 def describe(error: BaseException) -> str:
-    """Describe an error of the user's code in one line, with the place that raised it."""
+    """Describe an error in the user's code in one line, with the place where it was raised."""
     text = " ".join(str(error).split())
     message = f"{type(error).__name__}: {text}" if text else type(error).__name__
     frames = traceback.extract_tb(error.__traceback__)
@@ -88,7 +88,7 @@ def _import_file(path: str, option: str) -> ModuleType:
             fix=f"did you mean {file.parent / close[0]}?" if close else "check the path",
         )
     _search_first(str(file.resolve().parent))
-    # A distinct name: model files are often named like a package (types.py, transformers.py).
+    # Use a distinct name: a model file is often named like a package (transformers.py).
     name = f"fxelastic_model_file_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
@@ -164,6 +164,6 @@ def _python_files(folder: Path) -> list[str]:
 
 
 def _search_first(folder: str) -> None:
-    """Search a folder first for imports; the command restores the path at its end."""
+    """Search a folder first for imports; the command restores the path when it ends."""
     if folder not in sys.path:
         sys.path.insert(0, folder)

@@ -1,4 +1,4 @@
-"""``fxelastic report``: the results of a run as a page and plots."""
+"""``fxelastic report``: write the results of a run as a page with plots."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command.
 
     Returns:
-        0; a failure raises.
+        0; raises an error on failure.
     """
     if (args.run_folder is None) == (args.trace is None):
         raise UsageError(
@@ -93,6 +93,6 @@ def _folder(args: argparse.Namespace) -> list[Path]:
     except OSError as e:
         raise UsageError(
             f"the report can't be written to {out}",
-            expected="a folder that can be written to, on a disk with space",
+            expected="a writable folder, on a disk with free space",
             got=f"{type(e).__name__}: {e.strerror or e}",
         ) from e

@@ -1,4 +1,4 @@
-"""``fxelastic search``: the best subnets within limits on this device."""
+"""``fxelastic search``: find the best subnets within limits on this device."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 SCHEMA = "fxelastic.search/1"
 
 _DESCRIPTION = """\
-Search the most accurate subnets within limits on latency and other resources, by
-the latency table of this device and samples of its data. Writes the pool that
-fxelastic serve chooses from. Needs no torch."""
+Search for the most accurate subnets within limits on latency and other resources,
+using the latency table of this device and samples of its data. Writes the pool that
+fxelastic serve chooses from. Does not need torch."""
 
 _EPILOG = """\
 examples:
@@ -34,27 +34,27 @@ examples:
   fxelastic search bundle/ --data local.npz --budget 12.5 --score negative_loss --mode paged
   fxelastic search bundle/ --data local.npz --budget 60% --strategy annealing:width=0.2
 
-local.npz holds an array for each input (x stands for a single one) and targets.
-Without targets, subnets are compared with the original's own results.
-Ctrl-C ends the search with the best so far; with the same pool a later search
-goes on from there.
+local.npz contains an array for each input (or x for a single input) and targets.
+Without targets, subnets are compared with the results of the original.
+Ctrl-C ends the search with the best subnets so far; a later search with the same
+pool resumes from there.
 
 exit codes: 0 success, 1 the bundle is damaged, 2 usage error, 130 interrupted"""
 
 _STRATEGIES = """\
 evolutionary, annealing, additive, exhaustive, plain-evolutionary, plain-annealing, or an installed
-one, with options where it has some"""
+strategy, optionally with its options"""
 
 _CONFIDENCE = """\
-end a candidate early when it can't be the best with this probability, from 0.5 to 1; 1 loses no
-winner; for top1, agreement, cosine and spearman"""
+stop evaluating a candidate when it is not the best with this probability, from 0.5 to 1; at 1, no
+winner is lost; for top1, agreement, cosine and spearman"""
 
 
 def add_parser(commands: Any) -> None:
     """Add the command to the parser's subcommands."""
     parser = commands.add_parser(
         "search",
-        help="search the best subnets within limits",
+        help="search for the best subnets within limits",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=HelpFormatter,
@@ -64,21 +64,21 @@ def add_parser(commands: Any) -> None:
         "--data",
         metavar="FILE",
         required=True,
-        help="an .npz file of samples, with targets or without",
+        help="an .npz file of samples, with or without targets",
     )
     parser.add_argument(
         "--budget",
         metavar="BUDGET",
         action="append",
-        help="a latency in ms, or a share of the original's such as 60%%; may be repeated",
+        help="a latency in ms, or a share of the original's latency such as 60%%; may be repeated",
     )
     parser.add_argument(
         "--limit",
         metavar="RESOURCE=BOUND",
         action="append",
         default=[],
-        help="a bound on another resource for every budget, a number or a share of the original's: "
-        "weight_bytes=70%%, flops=2e9; may be repeated",
+        help="a bound on another resource for every budget, a number or a share of the original's "
+        "cost: weight_bytes=70%%, flops=2e9; may be repeated",
     )
     parser.add_argument(
         "-o", "--out", metavar="FILE", help="the pool to write (default: BUNDLE.pool.json)"
@@ -89,12 +89,12 @@ def add_parser(commands: Any) -> None:
         ("--table", "FILE", str, None, "the latency table (default: BUNDLE.latency.json)"),
         ("--strategy", "NAME[:OPTION=VALUE,…]", str, "evolutionary", _STRATEGIES),
         ("--mode", "MODE", str, "assembled", "how subnets will be run: assembled or paged"),
-        ("--max-subnets", "N", int, 400, "subnets to try within each of the limits"),
-        ("--time-budget", "SECONDS", float, None, "end earlier, for all limits together"),
-        ("--batch-size", "N", int, 50, "samples of a batch"),
+        ("--max-subnets", "N", int, 400, "subnets to try for each budget"),
+        ("--time-budget", "SECONDS", float, None, "end after this time, for all budgets together"),
+        ("--batch-size", "N", int, 50, "samples in a batch"),
         ("--cache-mb", "MB", float, 256.0, "memory for features that subnets share"),
-        ("--memory-mb", "MB", float, None, "memory for sessions and models of subnets"),
-        ("--weight-mb", "MB", float, None, "the most MB of a subnet's weights"),
+        ("--memory-mb", "MB", float, None, "memory for the sessions and models of subnets"),
+        ("--weight-mb", "MB", float, None, "maximum size of a subnet's weights"),
         ("--confidence", "P", float, 1.0, _CONFIDENCE),
         ("--seed", "N", int, 0, "seed of the search"),
     )
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command.
 
     Returns:
-        0, or 130 if Ctrl-C ended the search; the best so far is written and printed.
+        0, or 130 if Ctrl-C ended the search; the best subnets so far are written and printed.
     """
     from fxelastic import edge
 
@@ -160,16 +160,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _limit(text: str) -> tuple[str, str]:
-    """The resource and the bound of ``--limit``.
+    """Split a value of ``--limit`` into the resource and the bound.
 
     Raises:
-        UsageError: The text has another form.
+        UsageError: The text is malformed.
     """
     name, sign, bound = text.partition("=")
     if not sign:
         raise UsageError(
-            "--limit has an unknown form",
-            expected="RESOURCE=BOUND, such as weight_bytes=70%",
+            "--limit must be RESOURCE=BOUND",
+            expected="for example --limit weight_bytes=70%",
             got=repr(text),
         )
     return name.strip(), bound
@@ -179,7 +179,7 @@ def read_table(path: str | None, folder: str, bundle: Bundle) -> LatencyTable:
     """Read the latency table.
 
     Raises:
-        UsageError: The file does not exist, or holds a table of another bundle.
+        UsageError: The file does not exist, or belongs to another bundle.
     """
     from fxelastic.spec.latency_table import LatencyTable
 
@@ -266,6 +266,6 @@ def sections(bundle: Bundle, table: LatencyTable, result: SearchResult, mode: st
 
 
 def short(branches: tuple[str, ...]) -> str:
-    """The new branches of a subnet; the pool has all of them."""
+    """The text of a subnet without its original branches."""
     new = [branch for branch in branches if not branch.startswith("original")]
     return ",".join(new) or "original"

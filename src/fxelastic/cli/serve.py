@@ -1,4 +1,4 @@
-"""``fxelastic serve``: answer requests with the best subnet while the device changes."""
+"""``fxelastic serve``: answer requests with the best subnet as the device's load changes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ DEFAULT_PORT = 8765
 
 _DESCRIPTION = """\
 Serve the best subnet of a pool that keeps a latency budget. When other programs
-slow the device down, a quicker subnet takes over, and the better one returns
-when they are gone. Does not need torch.
+slow the device down, serving switches to a quicker subnet, and back to the better
+one when they end. Does not need torch.
 
 Requests come from a folder, from stdin, or over HTTP. Run fxelastic prepare
 first: subnets that are not prepared are prepared in the background, which takes
@@ -44,7 +44,7 @@ def add_parser(commands: Any) -> None:
     """Add the command to the parser's subcommands."""
     parser = commands.add_parser(
         "serve",
-        help="answer requests with the best subnet while the device changes",
+        help="answer requests with the best subnet as the device's load changes",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=HelpFormatter,
@@ -58,7 +58,7 @@ def add_parser(commands: Any) -> None:
         metavar="MS",
         type=float,
         required=True,
-        help="the most that a request may take",
+        help="maximum latency of a request",
     )
     parser.add_argument(
         "--table",
@@ -69,17 +69,17 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--data",
         metavar="FILE",
-        help="an .npz file of samples, and of targets if the pool was searched with targets: while "
-        "no subnet of the pool keeps the budget, a search on these data looks for quicker subnets "
+        help="an .npz file of samples, with targets if the pool was searched with targets: while "
+        "no subnet of the pool keeps the budget, a search on this data looks for quicker subnets "
         "and adds them to the pool; needs --table",
     )
     parser.add_argument(
-        "--force", action="store_true", help="search on --data although the table is unusable"
+        "--force", action="store_true", help="search on --data even if the table is unusable"
     )
     options.add_score(parser, "the pool's")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--inputs", metavar="DIR", help="a request for each .npy and .npz file of a folder"
+        "--inputs", metavar="DIR", help="make a request of each .npy and .npz file in a folder"
     )
     source.add_argument(
         "--stdin",
@@ -89,22 +89,22 @@ def add_parser(commands: Any) -> None:
     source.add_argument(
         "--http",
         metavar="[HOST:]PORT",
-        help="POST /infer, GET /status, /metrics and /healthz; HOST is 127.0.0.1 unless given",
+        help="serve POST /infer and GET /status, /metrics and /healthz (default HOST: 127.0.0.1)",
     )
-    parser.add_argument("--outputs", metavar="DIR", help="where the results of --inputs go")
+    parser.add_argument("--outputs", metavar="DIR", help="the folder for the results of --inputs")
     parser.add_argument(
         "--repeat",
         metavar="N",
         type=int,
         default=1,
-        help="go through --inputs so many times (default: 1)",
+        help="number of passes over --inputs (default: 1)",
     )
     parser.add_argument(
         "--mode",
         metavar="MODE",
         default="auto",
-        help="assembled runs a subnet as one model, paged holds only the branches in use; "
-        "auto decides by the memory there is (default: auto)",
+        help="assembled runs a subnet as one model, paged loads only the branches in use; "
+        "auto chooses by the free memory (default: auto)",
     )
     add_limit(parser)
     parser.add_argument(
@@ -112,9 +112,7 @@ def add_parser(commands: Any) -> None:
         metavar="DIR",
         help="the folder that fxelastic prepare wrote (default: BUNDLE.prepared)",
     )
-    parser.add_argument(
-        "--memory-mb", metavar="MB", type=float, help="memory that weights may take"
-    )
+    parser.add_argument("--memory-mb", metavar="MB", type=float, help="maximum memory for weights")
     parser.add_argument(
         "--threads",
         metavar="N",
@@ -135,7 +133,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--metrics",
         metavar="FILE",
-        help="write Prometheus metrics each second, for a collector of text files",
+        help="write Prometheus metrics every second, for the textfile collector",
     )
     options.add_output(parser)
     parser.set_defaults(run=run)
@@ -156,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command.
 
     Returns:
-        0 when every request was answered, 1 otherwise.
+        0 if every request was answered, 1 otherwise.
     """
     _check(args)
     from fxelastic import edge
@@ -172,7 +170,7 @@ def run(args: argparse.Namespace) -> int:
         monitors: list[ServeMonitor] = []
 
         def show() -> None:
-            """Show the status once more after the runtime is closed, with its last requests."""
+            """Show the status again after the runtime is closed, to include its last requests."""
             for monitor in monitors:
                 monitor.show()
 
@@ -234,7 +232,7 @@ def _serve(
     monitor: Any,
     interrupts: Interrupts,
 ) -> int:
-    """Serve one source to its end; returns the number of invalid requests."""
+    """Serve one source until it ends; returns the number of invalid requests."""
     from fxelastic.cli import serve_sources
 
     max_bytes = int(args.max_body_mb * 2**20)
@@ -253,7 +251,7 @@ def _serve(
 
 
 def _metrics(args: argparse.Namespace) -> Any:
-    """The metrics, if an option asks for them."""
+    """The metrics, if an option requests them."""
     if args.metrics is None and args.http is None:
         return None
     try:
@@ -269,7 +267,7 @@ def _metrics(args: argparse.Namespace) -> Any:
 
 
 def limits_of(texts: list[str] | None) -> dict[str, str]:
-    """The bounds of ``RESOURCE=BOUND``, by resource."""
+    """Parse texts ``RESOURCE=BOUND`` into bounds by resource."""
     found = {}
     for text in texts or []:
         name, equals, bound = text.partition("=")
@@ -302,7 +300,7 @@ def read_table(path: str | None, bundle: Bundle) -> Any:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Raise UsageError if options do not go together."""
+    """Raise UsageError if options are out of range or can't be combined."""
     problem = ""
     if args.outputs is not None and args.inputs is None:
         problem = "--outputs needs --inputs"

@@ -1,4 +1,4 @@
-"""Arrays as bytes: .npy and .npz files from untrusted senders."""
+"""Read and write arrays as .npy and .npz bytes; senders are not trusted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fxelastic.edge.executor import Array
 from fxelastic.errors import UsageError
 
 _MAX_HEADER_BYTES = 10_000
-# numpy parses the header with ast and tokenize, which have errors of their own.
+# numpy parses the header with ast and tokenize, which raise their own errors.
 _HEADER_ERRORS = (
     *(ValueError, TypeError, EOFError, MemoryError, RecursionError),
     *(SyntaxError, tokenize.TokenError),
@@ -28,8 +28,8 @@ def read_npy(stream: BinaryIO, max_bytes: int) -> Array | None:
     """Read one array. Nothing is unpickled, and memory is allocated only for bytes that arrive.
 
     Args:
-        stream: The source; its position is after the array then, where another may follow.
-        max_bytes: The most bytes of data.
+        stream: The source; afterwards its position is behind the array, where another may follow.
+        max_bytes: The maximum size of the data, in bytes.
 
     Returns:
         The array, in C order; None at the end of the stream.
@@ -48,12 +48,12 @@ def read_npy(stream: BinaryIO, max_bytes: int) -> Array | None:
         shape, fortran_order, dtype = header(_Whole(stream), max_header_size=_MAX_HEADER_BYTES)
     except _HEADER_ERRORS as e:
         raise UsageError(
-            "this is not a .npy array", expected="what numpy.save writes", got=_first_line(e)
+            "the data is not a .npy array", expected="bytes from numpy.save", got=_first_line(e)
         ) from e
     if dtype.hasobject or dtype.kind not in "biufc" or any(size < 0 for size in shape):
         raise UsageError(
-            "this .npy array does not hold numbers",
-            expected="booleans, integers or floating point numbers",
+            "the .npy array does not contain numbers",
+            expected="booleans, integers, floating-point or complex numbers",
             got=f"{dtype}, shape {shape}",
         )
     n_bytes = math.prod(shape) * dtype.itemsize
@@ -71,7 +71,7 @@ def read_npy(stream: BinaryIO, max_bytes: int) -> Array | None:
         ordered = array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape)
         return np.asarray(ordered, dtype.newbyteorder("="), order="C")
     except ValueError as e:
-        # More dimensions than numpy has, or sizes beyond the largest integer beside a 0.
+        # Too many dimensions for numpy, or a size of 0 together with too large sizes.
         raise UsageError(
             "an array can't have this shape", expected="at most 64 dimensions", got=str(e)
         ) from e
@@ -90,10 +90,10 @@ def read_arrays(data: bytes, names: Sequence[str], max_bytes: int) -> dict[str, 
     Args:
         data: The bytes.
         names: Names of the inputs. A .npy array is for a model with one input.
-        max_bytes: The most bytes of data in all arrays together, unpacked.
+        max_bytes: The maximum total size of the unpacked arrays, in bytes.
 
     Raises:
-        UsageError: The bytes are neither of them.
+        UsageError: The bytes are neither an .npy array nor an .npz file, or are too large.
     """
     if data.startswith(_NPZ_MAGIC):
         return _read_npz(data, max_bytes)
@@ -102,14 +102,14 @@ def read_arrays(data: bytes, names: Sequence[str], max_bytes: int) -> dict[str, 
             f"the model has {len(names)} inputs",
             expected=f"a .npz file with {', '.join(names)}",
             got="other data",
-            fix="send what numpy.savez(file, **inputs) writes",
+            fix="send a file written by numpy.savez(file, **inputs)",
         )
     stream = io.BytesIO(data)
     array = read_npy(stream, max_bytes)
     if array is None:
-        raise UsageError("there is no array", expected="a .npy or .npz file", got="nothing")
+        raise UsageError("the request is empty", expected="a .npy or .npz file", got="no bytes")
     if stream.read(1):
-        raise UsageError("something follows the array", expected="one array", got="more bytes")
+        raise UsageError("there is data after the array", expected="one array", got="more bytes")
     return {names[0]: array}
 
 
@@ -130,7 +130,7 @@ def _read_npz(data: bytes, max_bytes: int) -> dict[str, Array]:
             for info in archive.infolist():
                 name = info.filename.removesuffix(".npy")
                 with archive.open(info) as stream:
-                    # Reads the array's bytes only, so a bomb is never unpacked.
+                    # Reads only the array's bytes, so a zip bomb is never unpacked.
                     array = read_npy(stream, max_bytes)  # type: ignore[arg-type]
                 if array is None or name in arrays:
                     raise UsageError(
@@ -146,13 +146,13 @@ def _read_npz(data: bytes, max_bytes: int) -> dict[str, Array]:
         # zipfile raises unrelated errors for an encrypted member, an unknown compression and
         # broken data.
         raise UsageError(
-            "this is not a .npz file", expected="what numpy.savez writes", got=_first_line(e)
+            "the data is not a .npz file", expected="bytes from numpy.savez", got=_first_line(e)
         ) from e
     return arrays
 
 
 def _read_all(stream: BinaryIO, n_bytes: int) -> bytes:
-    """Read a number of bytes, or all there are; allocates only for bytes that arrive."""
+    """Read ``n_bytes``, or fewer at the end; allocates memory only for bytes that arrive."""
     chunks: list[bytes] = []
     missing = n_bytes
     while missing > 0:
@@ -167,7 +167,7 @@ def _read_all(stream: BinaryIO, n_bytes: int) -> bytes:
 class _Whole:
     """A stream whose ``read`` returns as many bytes as requested, across several sources.
 
-    A pipe may return fewer, which numpy's reader of headers takes for the end.
+    A pipe may return fewer bytes, which numpy's header reader takes for the end of the file.
     """
 
     def __init__(self, *sources: BinaryIO) -> None:

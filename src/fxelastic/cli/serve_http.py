@@ -37,8 +37,8 @@ class Endpoint:
         inputs: Names of the model's inputs.
         outputs: Names of the model's flat results.
         metrics: The metrics for ``/metrics``.
-        max_body_bytes: The most bytes of a request, packed or not.
-        body_timeout_s: Time in which a request's bytes must arrive, in seconds.
+        max_body_bytes: The maximum size of a request, packed and unpacked, in bytes.
+        body_timeout_s: The time within which a request's bytes must arrive, in seconds.
         concurrency: The number of requests that run at once; others wait.
     """
 
@@ -89,7 +89,7 @@ class Endpoint:
         )
 
     async def _body(self, request: Request) -> bytes:
-        """The request's bytes, as far as the limits allow."""
+        """Read the request's bytes within the limits on size and time."""
         length = request.headers.get("content-length", "")
         if length.isdigit() and int(length) > self.max_body_bytes:
             raise self._too_large()
@@ -143,7 +143,7 @@ def _error(code: int, what: str, headers: Mapping[str, str] | None = None) -> Re
 
 
 class _Impatient(H11Protocol):
-    """Closes a connection that does not send the head of a request in time.
+    """Closes a connection that does not send the header of a request in time.
 
     An open connection counts against the limit even if it is idle.
     """
@@ -174,7 +174,7 @@ class _Impatient(H11Protocol):
             self._timer = self.loop.call_later(self.head_timeout_s, self._give_up)
 
     def _waits(self) -> bool:
-        """Whether no request has begun, or the last one is answered."""
+        """Whether no request has begun, or the last one has been answered."""
         return self.cycle is None or self.cycle.response_complete
 
     def _forget(self) -> None:
@@ -189,13 +189,13 @@ class _Impatient(H11Protocol):
 
 
 def server(endpoint: Endpoint, host: str, port: int, max_waiting: int = 64) -> uvicorn.Server:
-    """A server for an endpoint; ``run`` serves until the process is interrupted.
+    """Create a server for an endpoint; its ``run`` serves until the process is interrupted.
 
     Args:
-        endpoint: What to serve.
+        endpoint: The endpoint to serve.
         host: The address to listen on.
-        port: The port; 0 for any free one.
-        max_waiting: The most connections and requests at once; further ones get a 503.
+        port: The port; 0 for any free port.
+        max_waiting: The maximum number of connections and requests at once; further ones get 503.
     """
     return uvicorn.Server(
         uvicorn.Config(

@@ -1,4 +1,4 @@
-"""A runtime's figures in Prometheus' text format.
+"""The metrics of a runtime in Prometheus' text format.
 
 Importing this module needs `prometheus_client`, which the extra ``serve`` installs.
 """
@@ -22,10 +22,10 @@ from prometheus_client.core import (
 from fxelastic.edge.serving.monitor import Observation
 from fxelastic.edge.serving.status import Status
 
-# What the metrics' names need; every version of Prometheus reads it.
+# This version supports the metrics' names, and every version of Prometheus reads it.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-# Bounds as shares of the budget, closest to each other around the budget.
+# Bucket bounds as shares of the budget, finest around the budget.
 _SHARES = (0.1, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 4.0, 10.0)
 
 
@@ -36,7 +36,7 @@ class Metrics:
     """
 
     def __init__(self, budget_ms: float) -> None:
-        """Begin without requests."""
+        """Start with no requests."""
         self._bounds_s = tuple(share * budget_ms / 1e3 for share in _SHARES)
         self._counts = [0] * (len(_SHARES) + 1)
         self._sum_s = 0.0
@@ -56,7 +56,7 @@ class Metrics:
             counts, sum_s = list(self._counts), self._sum_s
         bounds = (*map(repr, self._bounds_s), "+Inf")
         buckets = list(zip(bounds, accumulate(counts), strict=True))
-        # A registry of its own: the process-wide one has metrics of other libraries.
+        # A separate registry: the global one has the metrics of other libraries.
         registry = CollectorRegistry()
         registry.register(_Snapshot(status, buckets, sum_s))
         return generate_latest(registry).decode()
@@ -64,7 +64,7 @@ class Metrics:
 
 @dataclass(frozen=True, eq=False)
 class _Snapshot:
-    """A collector of `prometheus_client` for one moment."""
+    """A collector for `prometheus_client` that returns the metrics of one moment."""
 
     status: Status
     buckets: list[tuple[str, int]]

@@ -1,4 +1,4 @@
-"""The status line and the file of metrics of ``fxelastic serve``."""
+"""The status line and the metrics file of ``fxelastic serve``."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ if TYPE_CHECKING:
 _EVERY_S = 1.0
 
 
-# The begin of a file of metrics.
+# The start of a metrics file.
 _METRICS_START = b"# HELP fxelastic_"
 
 
 class ServeMonitor:
-    """Writes a status line to stderr and a file of metrics, once a second.
+    """Writes a status line to stderr and a metrics file, once a second.
 
-    A terminal shows one line that is written over. Elsewhere a line is written when the state has
-    changed.
+    On a terminal, one line is overwritten. Elsewhere a line is written when the state has changed.
     """
 
     def __init__(
@@ -42,11 +41,11 @@ class ServeMonitor:
         Args:
             runtime: The runtime.
             metrics: Its metrics.
-            path: The file for them; None to write none.
-            quiet: Write no line.
+            path: The metrics file; None to write no file.
+            quiet: Write no status line.
 
         Raises:
-            UsageError: The file exists and holds something else.
+            UsageError: The file exists and does not contain metrics.
         """
         self._runtime = runtime
         self._metrics = metrics
@@ -74,7 +73,7 @@ class ServeMonitor:
             print(file=sys.stderr)
 
     def note(self, text: str) -> None:
-        """Write a message on a line of its own, unless quiet."""
+        """Write a message on a separate line, unless quiet."""
         if not self._quiet:
             self.complain(text)
 
@@ -85,7 +84,7 @@ class ServeMonitor:
             print(f"{end}fxelastic: {text}", file=sys.stderr, flush=True)
 
     def show(self) -> None:
-        """Write the line and the file now."""
+        """Write the status line and the metrics file now."""
         status = self._runtime.status()
         if self._metrics is not None and self._path is not None:
             temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
@@ -94,7 +93,7 @@ class ServeMonitor:
                 temporary.replace(self._path)
             except OSError as e:
                 self._path = None
-                self.complain(f"warning: no more metrics: {e.strerror or e}")
+                self.complain(f"warning: metrics are no longer written: {e.strerror or e}")
         if self._quiet:
             return
         changed = (status.state, status.step, status.budget_met, status.n_switches)
@@ -111,7 +110,7 @@ class ServeMonitor:
 
 
 def _own(path: Path) -> Path:
-    """The path of a file of metrics, which must not hold anything else."""
+    """Check that a file is new or a metrics file, and return its path."""
     try:
         with path.open("rb") as file:
             start = file.read(len(_METRICS_START))
@@ -120,9 +119,9 @@ def _own(path: Path) -> Path:
         return path
     if start not in (b"", _METRICS_START):
         raise UsageError(
-            f"{path} exists and does not hold metrics; it would be overwritten",
+            f"{path} exists and does not contain metrics; it would be overwritten",
             expected="a file that fxelastic serve wrote, or a new file",
             got=f"a file that begins with {start!r}",
-            fix="name another file",
+            fix="choose another file",
         )
     return path

@@ -1,4 +1,4 @@
-"""The sources of requests of ``fxelastic serve``: a folder, stdin, HTTP."""
+"""Serve requests from a folder, from stdin or over HTTP, for ``fxelastic serve``."""
 
 from __future__ import annotations
 
@@ -38,25 +38,25 @@ def serve_folder(
     Args:
         runtime: The runtime.
         folder: A folder of .npy and .npz files.
-        outputs: The folder for results, under the files' names; None not to keep them.
+        outputs: The folder for results, which get the names of the request files; None to discard
+            them.
         names: Names of the model's inputs.
         results: Names of its flat results.
-        repeat: How many times to go through the folder.
-        complain: Called with a message for each file that is refused.
+        repeat: The number of passes over the folder.
+        complain: Called with a message for each file that is invalid or not answered.
         interrupts: Handles interrupts between requests.
 
     Returns:
-        The number of files that are not valid requests. Requests that no subnet could answer do not
-        count.
+        The number of invalid requests; requests that no subnet could answer are not counted.
 
     Raises:
-        UsageError: The folder does not exist or has no such file, or results would replace requests
-            or can't be written.
+        UsageError: The folder does not exist or has no .npy and .npz files, or results would
+            replace requests or can't be written.
     """
     if outputs is not None and os.path.realpath(outputs) == os.path.realpath(folder):
         raise UsageError(
             "the results would replace the requests",
-            expected="another folder for --outputs than for --inputs",
+            expected="different folders for --inputs and --outputs",
             got=f"{folder} for both",
         )
     files = []
@@ -71,8 +71,8 @@ def serve_folder(
     if outputs is not None and len({path.stem for path in files}) < len(files):
         twice = next(p for p in files if p.suffix == ".npz" and p.with_suffix(".npy") in files)
         raise UsageError(
-            f"the results of two files in {folder} would go to one",
-            expected="files of different names, apart from .npy and .npz",
+            f"two files in {folder} would have the same result file",
+            expected="files whose names differ in more than .npy and .npz",
             got=f"{twice.stem}.npy and {twice.name}",
         )
     refused = 0
@@ -99,21 +99,21 @@ def serve_folder(
 def serve_stdin(
     runtime: Runtime, names: Sequence[str], max_bytes: int, interrupts: Interrupts
 ) -> int:
-    """Answer requests of .npy arrays, one for each input, until stdin ends.
+    """Answer requests on stdin until it ends; a request is one .npy array for each input.
 
-    The results' arrays follow one another on stdout in the same way.
+    The arrays of the results are written to stdout in the same form.
 
     Args:
         runtime: The runtime.
         names: Names of the model's inputs.
-        max_bytes: The most bytes of an array.
+        max_bytes: The maximum size of an array, in bytes.
         interrupts: Handles interrupts between requests.
 
     Returns:
-        0. An invalid request ends the stream, since the begin of the next one is not known.
+        0: an invalid request raises an error, since the start of the next request is unknown.
 
     Raises:
-        UsageError: The data is not an array or not the model's input, or ends within a request.
+        UsageError: The data is not an array or does not fit the model, or ends within a request.
     """
     while True:
         inputs: dict[str, Array] = {}
@@ -145,7 +145,7 @@ def serve_http(
     max_bytes: int,
     note: Callable[[str], None],
 ) -> None:
-    """Answer HTTP requests until the process is told to stop.
+    """Answer HTTP requests until the process is interrupted.
 
     Args:
         runtime: The runtime.
@@ -153,7 +153,7 @@ def serve_http(
         results: Names of its flat results.
         metrics: The metrics for ``/metrics``.
         address: ``PORT`` or ``HOST:PORT``.
-        max_bytes: The most bytes of a request.
+        max_bytes: The maximum size of a request, in bytes.
         note: Called with messages such as the address.
 
     Raises:
@@ -177,8 +177,8 @@ def serve_http(
         raise UsageError(
             f"can't listen on {address}",
             expected="a free port, and an address of this machine",
-            got="an address that is in use or not available; the line above says which",
-            fix="choose another port, or end what listens there",
+            got="an address that is in use or not available; see the line above",
+            fix="choose another port, or stop the program that uses it",
         ) from e
     with socket:
         # From here on connections can queue, even before the server accepts them.
@@ -193,10 +193,10 @@ def serve_http(
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """The host and port of ``PORT`` or ``HOST:PORT``; the loopback address without a host.
+    """Parse ``PORT`` or ``HOST:PORT``; the default host is the loopback address.
 
     Raises:
-        UsageError: The text is neither.
+        UsageError: The text is malformed.
     """
     host, _, port = text.rpartition(":")
     if not (port.isascii() and port.isdigit() and int(port) < 2**16):
@@ -216,7 +216,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def _write(reply: Reply, stem: Path, results: Sequence[str]) -> None:
-    """Write a reply's arrays, in one step: .npy for one of them, else .npz."""
+    """Write a reply's arrays atomically: as .npy if there is one, otherwise as .npz."""
     if len(results) == 1:
         target, data = stem.with_name(stem.name + ".npy"), write_npy(reply.outputs[0])
     else:

@@ -1,4 +1,4 @@
-"""Options of the commands that make a supernet, and the supernet that they describe."""
+"""Options for building a supernet, and the supernet that they describe."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def add_expansion(parser: argparse.ArgumentParser) -> None:
         "--kinds",
         type=words,
         metavar="KIND,…",
-        help="kinds of branches besides the originals, with their default options; an empty text "
-        "for none (default: merged,pruned,skip, or the kinds of --kind)",
+        help="kinds of branches besides the originals, with their default options; an empty string "
+        "means none (default: merged,pruned,skip, or the kinds of --kind)",
     )
     parser.add_argument(
         "--kind",
@@ -52,19 +52,19 @@ def add_expansion(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         metavar="FILE",
-        help="state dict of MODEL, a .safetensors file or one that torch.save wrote",
+        help="state dict of MODEL, a .safetensors file or a file from torch.save",
     )
     parser.add_argument(
         "--supernet-weights",
         metavar="FILE",
-        help="weights of the trained branches, a file of supernet.save",
+        help="weights of the trained branches, a file from supernet.save",
     )
 
 
 def supernet_of(args: argparse.Namespace) -> Supernet:
     """Load the model that the arguments name and expand it.
 
-    The output of the model's code goes to stderr: stdout holds only the command's own.
+    The output of the model's code goes to stderr; stdout has only the output of the command.
 
     Args:
         args: With the options of `fxelastic.cli.options.add_model` and `add_expansion`.
@@ -72,10 +72,10 @@ def supernet_of(args: argparse.Namespace) -> Supernet:
     Raises:
         UsageError: An argument does not name a usable object.
         CaptureError: The model can't be captured.
-        PartitionError: It can't be partitioned.
+        PartitionError: The model can't be partitioned.
     """
     with contextlib.redirect_stdout(sys.stderr):
-        # Parsed first: a wrong option is refused before the model is built.
+        # Parse first, so that an invalid option fails before the model is built.
         kinds = _kinds(args.kind)
         progress(args, f"loading {args.model}")
         from fxelastic.cli.example_inputs import load_example_inputs
@@ -131,10 +131,10 @@ def _load_weights(model: torch.nn.Module, path: Path) -> None:
 
             state: Any = load_file(path)
         else:
-            # weights_only refuses a pickle that runs code.
+            # weights_only rejects pickles that run code.
             state = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(state)
-    except Exception as e:  # each of these libraries raises its own types
+    except Exception as e:  # these libraries raise errors of many types
         raise UsageError(
             f"--weights {path} can't be loaded into {type(model).__name__}",
             expected="a state dict with the model's names and shapes",

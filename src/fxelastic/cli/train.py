@@ -1,4 +1,4 @@
-"""``fxelastic train``: distil and tune a model's supernet."""
+"""``fxelastic train``: distil and tune the supernet of a model."""
 
 from __future__ import annotations
 
@@ -62,15 +62,15 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--out", metavar="FOLDER", required=True, help="folder for weights, checkpoints and log"
     )
-    _number(parser, "--distill-epochs", int, 5, "epochs of distillation; 0 for none")
-    _number(parser, "--tune-epochs", int, 10, "epochs of tuning; 0 for none")
+    _number(parser, "--distill-epochs", int, 5, "epochs of distillation; 0 to skip it")
+    _number(parser, "--tune-epochs", int, 10, "epochs of tuning; 0 to skip it")
     for stage, name in (("distill", "distillation"), ("tune", "tuning")):
         parser.add_argument(
             f"--{stage}-lr",
             type=_rate,
             metavar="RATE",
             default="auto",
-            help=f"peak learning rate of {name}; auto tries some for a few steps each "
+            help=f"peak learning rate of {name}; auto tries several for a few steps each "
             "(default: auto)",
         )
     parser.add_argument(
@@ -78,8 +78,8 @@ def add_parser(commands: Any) -> None:
         metavar="MODE",
         choices=("teacher_forced", "chained"),
         default="teacher_forced",
-        help="how to distil: teacher_forced, branches alone, or chained, the branches of sampled "
-        "subnets together (default: teacher_forced)",
+        help="how to distil: teacher_forced trains each branch alone, chained trains the branches "
+        "of sampled subnets together (default: teacher_forced)",
     )
     parser.add_argument(
         "--sampling",
@@ -87,7 +87,7 @@ def add_parser(commands: Any) -> None:
         choices=_SAMPLING,
         default="uniform",
         help="how subnets are sampled in tuning: uniform, bucketed by FLOPs, sandwich, or "
-        "attentive, those that promise most after distillation (default: uniform)",
+        "attentive, which prefers those most promising after distillation (default: uniform)",
     )
     parser.add_argument(
         "--loss",
@@ -95,21 +95,21 @@ def add_parser(commands: Any) -> None:
         help="package.module:name or path/file.py:name of a function of (result, target) for "
         "tuning (default: cross-entropy; without targets, the distance from the original)",
     )
-    _number(parser, "--soft", float, 0.0, "share of the original's outputs in the tuning loss")
-    _number(parser, "--batch-size", int, 64, "samples of a batch of an .npz file")
-    _number(parser, "--accumulate", int, 1, "batches of a step")
-    _number(parser, "--seed", int, 0, "seed of everything that is random")
+    _number(parser, "--soft", float, 0.0, "weight of the original's outputs in the tuning loss")
+    _number(parser, "--batch-size", int, 64, "samples in a batch, for an .npz file")
+    _number(parser, "--accumulate", int, 1, "batches accumulated in a step")
+    _number(parser, "--seed", int, 0, "seed of all random choices")
     parser.add_argument(
         "--precision",
         metavar="NAME",
         choices=("fp32", "bf16", "fp16"),
         default="fp32",
-        help="mixed precision with bf16 or fp16, or fp32 for none (default: fp32)",
+        help="bf16 or fp16 for mixed precision, or fp32 (default: fp32)",
     )
     parser.add_argument(
-        "--device", metavar="DEVICE", default="cpu", help="such as cuda (default: cpu)"
+        "--device", metavar="DEVICE", default="cpu", help="device, such as cuda (default: cpu)"
     )
-    parser.add_argument("--compile", action="store_true", help="run through torch.compile")
+    parser.add_argument("--compile", action="store_true", help="use torch.compile")
     parser.add_argument(
         "--checkpoint-every",
         type=int,
@@ -120,7 +120,7 @@ def add_parser(commands: Any) -> None:
         "--distributed", action="store_true", help="train with the other processes of torchrun"
     )
     options.add_torch_threads(
-        parser, "as many as make the fastest steps, found by trying, at most one for each core"
+        parser, "the number with the fastest steps, found by trying, at most one for each core"
     )
     options.add_output(parser)
     parser.set_defaults(run=run)
@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command.
 
     Returns:
-        0; a failure raises.
+        0; raises an error on failure.
     """
     for name in ("distill_epochs", "tune_epochs"):
         if getattr(args, name) < 0:
@@ -195,9 +195,9 @@ def _train(args: argparse.Namespace, first: bool) -> tuple[Supernet, list[Histor
 
 
 def _keep_to_data(data: str, out: Path, first: bool) -> None:
-    """Check that a run is resumed with the data that it was begun with.
+    """Check that a run is resumed with the data that it was started with.
 
-    Only files are compared: the loaders of a reference may be random or endless.
+    Only files are compared, because the loaders of a reference may be random or endless.
     """
     if not data.endswith(".npz"):
         return
@@ -207,7 +207,7 @@ def _keep_to_data(data: str, out: Path, first: bool) -> None:
     known = record.read_text().strip() if begun and record.is_file() else found
     if known != found:
         raise UsageError(
-            f"the run in {out} was begun with other data",
+            f"the run in {out} was started with other data",
             expected=f"the same file as before, of sha256 {known[:16]}…",
             got=f"{data}, of sha256 {found[:16]}…",
             fix="choose another --out, or delete the folder to start from scratch",
@@ -319,7 +319,7 @@ def _processes(args: argparse.Namespace) -> Any:
     except (ValueError, RuntimeError) as e:
         raise UsageError(
             "--distributed found no other processes",
-            expected="a start by torchrun",
+            expected="to be started by torchrun",
             got=str(e).splitlines()[0],
             fix="torchrun --nproc-per-node N -m fxelastic.cli train … --distributed",
         ) from e

@@ -1,4 +1,4 @@
-"""The option ``--data``: from a name to loaders."""
+"""The option ``--data`` of training: load the data that it names."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def load_data(text: str, batch_size: int, distributed: bool) -> Loaders:
 
     Args:
         text: An ``.npz`` file, or a reference.
-        batch_size: Samples of a batch, for an ``.npz`` file.
+        batch_size: The number of samples in a batch, for an ``.npz`` file.
         distributed: Give each process its share, for an ``.npz`` file.
 
     Returns:
-        Makes the loaders, once the model's inputs are known.
+        A function that creates the loaders once the model's inputs are known.
 
     Raises:
-        UsageError: The data can't be read or has a wrong form.
+        UsageError: The data can't be read or is malformed.
     """
     if text.endswith(".npz"):
         return _from_file(Path(text), batch_size, distributed)
@@ -42,7 +42,7 @@ def load_data(text: str, batch_size: int, distributed: bool) -> Loaders:
             found = found()
         except (Exception, SystemExit) as e:
             raise UsageError(
-                f"--data {text} failed while it made the loaders",
+                f"--data {text} raised an error while creating the loaders",
                 expected="a function without arguments that returns loaders",
                 got=describe(e),
                 fix="correct it; --debug shows the traceback",
@@ -54,7 +54,7 @@ def load_data(text: str, batch_size: int, distributed: bool) -> Loaders:
     if isinstance(found, tuple):
         if len(found) != 2:
             raise UsageError(
-                f"--data {text} gives neither a loader nor a pair of loaders",
+                f"--data {text} must be a loader or a pair of loaders",
                 expected="a loader, (training, validation) or {'train': …, 'validation': …}",
                 got=f"a tuple of {len(found)}",
             )
@@ -81,7 +81,7 @@ def _from_file(path: Path, batch_size: int, distributed: bool) -> Loaders:
     validation = {k.removeprefix(_VALIDATION): v for k, v in arrays.items() if k in held_out}
     if not training:
         raise UsageError(
-            f"--data {path} holds nothing to train on",
+            f"--data {path} has no arrays to train on",
             expected="an array x, or one for each of the model's inputs, and targets (or y)",
             got=", ".join(arrays) or "no array",
             fix="write the file with numpy.savez(path, x=..., targets=...)",
@@ -118,12 +118,12 @@ def _loader(
     if len(set(sizes.values())) != 1:
         raise UsageError(
             f"--data {path}: the arrays have different lengths",
-            expected="one entry of each for each sample",
+            expected="one entry in each array for each sample",
             got=", ".join(f"{name}: {size}" for name, size in sizes.items()),
         )
     if not all(sizes.values()) or not sizes:
         raise UsageError(
-            f"--data {path} holds no samples",
+            f"--data {path} has no samples",
             expected="at least one entry in each array",
             got=", ".join(f"{name}: {size}" for name, size in sizes.items()),
         )
@@ -140,7 +140,7 @@ def _loader(
             return indices
 
     def batch(indices: list[int]) -> Any:
-        # All of a batch at once: picking samples one by one takes longer than a small network.
+        # Index the whole batch: picking single samples takes longer than running a small network.
         chosen = (
             {name: t if name in whole else t[indices] for name, t in inputs.items()}
             if isinstance(inputs, dict)
@@ -156,6 +156,6 @@ def _loader(
         shuffle=shuffle and sampler is None,
         sampler=sampler,
         collate_fn=batch,
-        # A last batch of one sample has no variance to normalise by.
+        # Batch normalisation fails for a last batch of one sample.
         drop_last=shuffle and length > batch_size,
     )

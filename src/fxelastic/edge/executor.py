@@ -1,4 +1,4 @@
-"""Run the branches of a bundle one after another."""
+"""Run the branches of a bundle one by one."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ Array: TypeAlias = NDArray[Any]
 #: The named values between two blocks. They are shared and never changed.
 State: TypeAlias = Mapping[str, Any]
 
-# While a session is made, its weights exist in the file's bytes, the model and the session.
+# While a session is created, its weights exist in the file's bytes, the model and the session.
 _OPENING = 3
 _OPENING_BYTES = 2**20
-#: Runs in which a session allocates memory: the second one uses a plan from the first.
+#: The number of runs in which a session allocates memory: the first run makes a memory plan, and
+#: the second allocates by it.
 FIRST_RUNS = 2
 # The default bound on the growth of the process: the larger of this and a multiple of the
 # original's weights. A session takes up to three times its weights.
@@ -38,23 +39,23 @@ logger = logging.getLogger(__name__)
 
 
 class Executor:
-    """Runs any subnet of a bundle, branch after branch.
+    """Runs any subnet of a bundle, branch by branch.
 
-    Values stay in onnxruntime's own memory between branches. Sessions are made when they are
+    Values stay in onnxruntime's own memory between branches. Sessions are created when they are
     first needed; the most recently used ones are kept as far as memory allows. Branches with equal
-    files share a session. An executor is for one thread.
+    files share a session. An executor is not thread-safe.
 
     By default, the process may grow by 256 MiB, or by four times the original's weights if that is
-    more, after the executor is made. Beyond that, the executor closes the least recently
-    used sessions and returns memory that computations took. As many sessions as the model has
-    blocks always stay, so that a subnet that runs repeatedly keeps all of its sessions.
+    more, after the executor is created. Beyond that, the executor closes the least recently used
+    sessions and frees the memory of computations. It always keeps as many sessions as the model
+    has blocks, so that a subnet that runs repeatedly keeps all of its sessions.
 
     Attributes:
         bundle: The bundle.
-        memory_bytes: The most bytes of sessions' weights; None where the caller gave no number.
-            One session is always kept, however large.
-        n_loaded: The number of sessions that were made.
-        n_dropped: The number of sessions that were closed for others.
+        memory_bytes: The maximum size of all sessions' weights, in bytes; None if the caller gave
+            no number. One session is always kept, however large.
+        n_loaded: The number of sessions that were created.
+        n_dropped: The number of sessions that were closed to make room.
     """
 
     def __init__(
@@ -71,26 +72,26 @@ class Executor:
 
         Args:
             bundle: The bundle.
-            threads: Threads to compute with; 0 for one for each core.
-            memory_bytes: The most bytes of sessions' weights. ``"auto"`` bounds the growth of the
-                process, see above; None for no bound.
-            providers: Onnxruntime's execution providers, the preferred one first.
+            threads: The number of threads; 0 means one for each core.
+            memory_bytes: The maximum size of all sessions' weights, in bytes. ``"auto"`` bounds
+                the growth of the process instead, as described above; None means no bound.
+            providers: The execution providers of onnxruntime, in order of preference.
             shared_arena: Whether the sessions share the memory that they compute in. Otherwise
-                each keeps the memory of its largest batch, which is far more in total, and takes as
-                long as a session that runs by itself.
-            limit: Limit on the growth of the process, beyond which sessions are closed. None for
-                no limit, or for the default one where ``memory_bytes`` is ``"auto"``.
+                each session keeps the memory of its largest batch: this needs far more memory in
+                total, but a session then takes as long as one that runs on its own.
+            limit: Limit on the growth of the process, beyond which sessions are closed. None means
+                no limit, or the default limit if ``memory_bytes`` is ``"auto"``.
 
         Raises:
-            UsageError: A provider is not available here, or a number is out of range.
+            UsageError: A provider is not available, or a number is out of range.
         """
         bound = None if memory_bytes == "auto" else memory_bytes
         if threads < 0 or isinstance(bound, str) or (bound is not None and bound <= 0):
             raise UsageError(
                 "threads must be at least 0, and memory_bytes above 0",
-                expected='threads=0 for one for each core; memory_bytes a number, "auto" or None',
+                expected='threads of at least 0; memory_bytes above 0, "auto" or None',
                 got=f"threads={threads!r}, memory_bytes={memory_bytes!r}",
-                fix="leave both out for one thread for each core and the default bound",
+                fix="leave both out for one thread per core and the default bound",
             )
         available = ort.get_available_providers()
         missing = [provider for provider in providers if provider not in available]
@@ -104,16 +105,16 @@ class Executor:
         self.memory_bytes = bound
         self.n_loaded = 0
         self.n_dropped = 0
-        # A limit of the caller holds even if each run must make its sessions again.
+        # The caller's limit applies even if each run then has to create its sessions again.
         self._n_kept = 0
         if memory_bytes == "auto" and limit is None:
             limit, self._n_kept = GrowthLimit(default_bytes(bundle)), bundle.space.n_blocks
         self._limit = limit
         self._shrink = self._has_shrunk = False
         self._warned = False
-        # Under a limit: the number of first runs that are left, by session.
+        # If there is a limit: the number of remaining first runs, by session.
         self._fresh: dict[str, int] = {}
-        self._run_bytes = 0  # the most memory that a first run took
+        self._run_bytes = 0  # the most memory that a first run allocated
         self._maker = SessionMaker(threads, tuple(providers), shared_arena)
         self._sessions: OrderedDict[str, tuple[Any, int]] = OrderedDict()
 
@@ -124,7 +125,7 @@ class Executor:
             inputs: An array for each of the bundle's inputs, by name.
 
         Raises:
-            UsageError: An input is missing, unknown, or of another dtype or shape.
+            UsageError: An input is missing or unknown, or has the wrong dtype or shape.
         """
         check_inputs(self.bundle, inputs)
         self._look_at_growth()
@@ -133,7 +134,7 @@ class Executor:
         return {k: ort.OrtValue.ortvalue_from_numpy(v) for k, v in {**constants, **given}.items()}
 
     def advance(self, branch: str, state: State) -> State:
-        """The values after one branch; ``state`` stays as it is.
+        """Run a branch and return the values after it; ``state`` is not modified.
 
         Raises:
             UsageError: The bundle has no such branch.
@@ -149,7 +150,7 @@ class Executor:
         }
 
     def run_branch(self, branch: str, values: State) -> dict[str, Any]:
-        """The outputs of one branch for these values.
+        """Run a branch on values and return its outputs by name.
 
         Raises:
             UsageError: The bundle has no such branch.
@@ -168,10 +169,10 @@ class Executor:
         except Exception as e:
             raise BundleError(
                 f"branch {branch!r} ({segment.file}) can't be run",
-                expected="a file that onnxruntime runs on the values of this bundle",
+                expected="a file that onnxruntime can run on the values of this bundle",
                 got=str(e).strip().splitlines()[-1] if str(e).strip() else type(e).__name__,
-                fix="pass inputs that the model itself takes: indices in range, and a batch size "
-                f"that it runs at (the example's is {self.bundle.manifest.model.batch_size})",
+                fix="pass inputs that the model accepts: indices in range, and a batch size that "
+                f"it supports (the example inputs have {self.bundle.manifest.model.batch_size})",
             ) from e
         return dict(zip(segment.outputs, results, strict=True))
 
@@ -190,7 +191,7 @@ class Executor:
             An array for each of the bundle's outputs, in their order.
 
         Raises:
-            UsageError: The arch is not in the search space, or the inputs do not fit.
+            UsageError: The arch is not in the search space, or the inputs do not fit the model.
             BundleError: A file is missing or damaged, or can't be run.
         """
         self.bundle.space.validate(arch)
@@ -200,7 +201,7 @@ class Executor:
         return self.results(state)
 
     def session(self, branch: str) -> Any:
-        """The session of a branch; makes it if necessary.
+        """The session of a branch; created if necessary.
 
         Raises:
             UsageError: The bundle has no such branch.
@@ -230,7 +231,7 @@ class Executor:
         return sum(n_bytes for _, n_bytes in self._sessions.values())
 
     def close(self) -> None:
-        """Close all sessions. A shared arena stays, for the process's other sessions."""
+        """Close all sessions. A shared arena is kept for other sessions of the process."""
         self._sessions.clear()
         self._fresh.clear()
 
@@ -241,30 +242,31 @@ class Executor:
         self.close()
 
     def make_room(self, n_bytes: int) -> None:
-        """Close sessions, least recently used first, until the process may grow by so many bytes.
+        """Close sessions, least recently used first, until the process may grow by ``n_bytes``.
 
-        Without a limit it does nothing. Under the default limit, the last sessions stay.
+        Does nothing if there is no limit. Under the default limit, the last sessions are kept.
         """
         while self._limit is not None and not self._limit.has_room(n_bytes):
             n_spare = len(self._sessions) - self._n_kept
             if n_spare > 0:
-                # Several at once: each measurement of the process may take some ms.
+                # Close several at once: each measurement of the process may take some ms.
                 self._drop(min(1 + len(self._sessions) // 8, n_spare))
                 continue
             if self._n_kept:
                 return
             if not self._warned:
                 logger.warning(
-                    "%.0f MiB of memory are too few: the process takes more without any session",
+                    "a limit of %.0f MiB of memory is too low: the process exceeds it without any "
+                    "session",
                     self._limit.n_bytes / 2**20,
                 )
             self._warned = True
-            # Opening every session again for each run would not change that.
+            # Reopening every session for each run would not help.
             self._limit.begin()
             return
 
     def _look_at_growth(self) -> None:
-        """Request that the next run returns free memory, if the default limit is exceeded."""
+        """If the default limit is exceeded, make the next run return free memory."""
         if not self._n_kept or self._limit is None:
             return
         if self._limit.has_room():
@@ -285,14 +287,14 @@ class Executor:
         return session.run_with_ort_values(list(segment.outputs), feeds, options)
 
     def _make_room_for(self, weight_bytes: int) -> None:
-        """Make room for a session."""
+        """Make room for a session with weights of this size."""
         if self.memory_bytes is not None:
             while self._sessions and self.resident_bytes + weight_bytes > self.memory_bytes:
                 self._drop(1)
         self.make_room(_OPENING * weight_bytes + max(_OPENING_BYTES, self._run_bytes))
 
     def _first_run(self, session: Any, segment: Any, feeds: State) -> Any:
-        """Run a session that still allocates memory, and keep the limit."""
+        """Run a session that still allocates memory, and enforce the limit afterwards."""
         self._fresh[segment.sha256] -= 1
         if not self._fresh[segment.sha256]:
             del self._fresh[segment.sha256]
@@ -315,7 +317,7 @@ class Executor:
         except Exception as e:
             raise BundleError(
                 f"branch {branch!r} ({path.name}) can't be loaded",
-                expected="an ONNX file that this onnxruntime reads",
+                expected="an ONNX file that the installed onnxruntime can read",
                 got=str(e).strip().splitlines()[-1] if str(e).strip() else type(e).__name__,
                 fix="export the bundle again, or use a newer onnxruntime",
             ) from e
@@ -331,10 +333,10 @@ def check_inputs(bundle: Bundle, inputs: Mapping[str, Array]) -> int:
     """Check that arrays fit the model's inputs.
 
     Returns:
-        The batch size; 1 where no size depends on it.
+        The batch size; 1 if no size depends on it.
 
     Raises:
-        UsageError: An input is missing, unknown, or of another dtype or shape.
+        UsageError: An input is missing or unknown, or has the wrong dtype or shape.
     """
     names = [info.name for info in bundle.inputs]
     if not isinstance(inputs, Mapping):
@@ -346,7 +348,7 @@ def check_inputs(bundle: Bundle, inputs: Mapping[str, Array]) -> int:
         )
     if sorted(inputs) != sorted(names):
         raise UsageError(
-            "the names of the inputs are not those of the model",
+            "the names of the inputs differ from those of the model",
             expected=", ".join(map(str, bundle.inputs)),
             got=", ".join(inputs) or "none",
         )
@@ -380,5 +382,5 @@ def _unfit(bundle: Bundle, info: ValueInfo, array: Any) -> UsageError:
         f"input {info.name!r} does not fit the model",
         expected=str(info),
         got=got,
-        fix="this input does not hold samples: pass one array of that shape" if whole else None,
+        fix="this input has no batch dimension: pass one array of that shape" if whole else None,
     )

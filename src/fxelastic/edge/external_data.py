@@ -1,4 +1,4 @@
-"""References of an ONNX file to other files."""
+"""Check the references of an ONNX file to external data files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REFERENCE = b"location"
 
 
 def check_external_data(data: bytes, segment: Segment) -> None:
-    """Check that an ONNX file refers to the files that the manifest lists for it.
+    """Check that an ONNX file refers exactly to the files that the manifest lists for it.
 
     Args:
         data: The bytes of the segment's ONNX file.
@@ -28,7 +28,7 @@ def check_external_data(data: bytes, segment: Segment) -> None:
     found = sorted(set(_references(data, segment)))
     if found != sorted(segment.data):
         raise BundleError(
-            f"the files that {segment.file} refers to are not those in manifest.json",
+            f"the files that {segment.file} refers to differ from those in manifest.json",
             expected=", ".join(segment.data) or "none",
             got=", ".join(map(ascii, found)) or "none",
             fix="export the bundle again",
@@ -36,14 +36,14 @@ def check_external_data(data: bytes, segment: Segment) -> None:
 
 
 def _references(data: bytes, segment: Segment) -> Iterator[str]:
-    """Paths of the files referred to, relative to the bundle."""
+    """The paths of the files that a model refers to, relative to the bundle."""
     import onnx
 
     try:
         model = onnx.ModelProto.FromString(data)
-    except Exception as e:  # protobuf's own error, and protobuf is not a library of this layer
+    except Exception as e:  # protobuf's error, and this layer doesn't depend on protobuf
         raise BundleError(
-            f"{segment.file} is not an ONNX model", expected="a file that onnx reads", got=str(e)
+            f"{segment.file} is not an ONNX model", expected="a valid ONNX file", got=str(e)
         ) from e
     folder = posixpath.dirname(segment.file)
     tensors = list(_graph_tensors(model.graph))

@@ -1,4 +1,4 @@
-"""The properties of a device that decide latencies."""
+"""The properties of a device that determine latencies."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import psutil
 
 
 def fingerprint() -> dict[str, str]:
-    """Processor, cores, memory, operating system and onnxruntime's version.
+    """The processor, cores, memory, operating system and version of onnxruntime.
 
-    Source: `platform`, ``/proc/cpuinfo`` where there is one, and `psutil`.
+    Source: `platform`, ``/proc/cpuinfo`` if it exists, and `psutil`.
     """
     return {
         "processor": _processor(),
@@ -39,10 +39,10 @@ def _processor() -> str:
 
 
 def processor_features() -> str:
-    """The processor's instruction sets as far as the system tells; empty where it does not.
+    """The processor's instruction sets as reported by the system; empty if it doesn't report them.
 
-    A virtual machine may hide some of a processor of the same name, and onnxruntime lays weights
-    out for those that are there.
+    Virtual machines with the same processor name may expose different instruction sets, and
+    onnxruntime arranges weights for the available ones.
 
     Source: ``/proc/cpuinfo``.
     """

@@ -14,17 +14,17 @@ from fxelastic.spec.latency_table import BranchLatency
 
 #: The expected size of a branch's own correction, as a share of its time.
 _BRANCH_SPREAD = 0.05
-#: The expected size of the common corrections: of the times' scale, and of each other term as a
-#: share of the original's time, summed over all its branches.
+#: The expected size of the common corrections: of the scale of times, and of each other term,
+#: summed over a typical subnet's branches, as a share of that subnet's time.
 _SCALE_SPREAD, _TERM_SPREAD = 0.5, 0.3
-#: The least cost of a branch, as a share of its time: a branch without operations, such as a skip,
-#: takes a call when run by itself and nothing inside one model. And the most that a negative
-#: constant may take off the quickest subnet's branches.
+#: The least cost of a branch, as a share of its time, for branches with and without operations: a
+#: skip, for example, costs a call when run alone and nothing inside one model. And the largest
+#: share of the quickest subnet's cost that a negative constant may cancel.
 _LEAST, _LEAST_IDLE, _MOST_SAVED = 0.05, 0.001, 0.7
 #: The least cost of a branch, as a share of the time of its work at the best rate of any branch.
 _BOUND = 0.5
-_ROUNDS = 20  # in which costs below the least are found
-#: A subnet that is off the fit by this many times its noise was disturbed, and counts less.
+_ROUNDS = 20  # iterations to raise costs below the least
+#: A subnet whose residual exceeds its noise by this factor was disturbed, and gets less weight.
 _OUTLIER = 2.5
 
 
@@ -35,7 +35,7 @@ class Measured:
     Attributes:
         arch: The subnet.
         ms: Its latency, in ms.
-        noise: The standard error of that, as a share of it.
+        noise: The standard error of the latency, as a share of it.
     """
 
     arch: Arch
@@ -50,31 +50,34 @@ def fit_mode(
     held_out: Sequence[Measured] = (),
     original: Measured | None = None,
 ) -> BranchCosts:
-    """Correct the sum of branches by measured subnets.
+    """Fit the costs of branches to measured subnets.
 
-    A subnet takes ``a + Σ_b (s·t_b + c + c'·[computes] + d·bytes_b + e·flops_b + u_b·t_b)``: the
-    branches' own times ``t_b`` scaled; a cost for each branch, for each that computes, for the
-    bytes that it reads and writes and for its operations, as one model saves calls, copies and
-    changes of layout between branches; a constant; and a correction of each branch by itself. All
-    are expected to be small: least squares with a Gaussian prior around the plain sum, so that few
-    subnets suffice. A
-    branch that no measured subnet has is corrected like the others. Each branch costs a share of
-    its time at least, and at least its `work_bounds`; branches below that are set to it, and the
-    others are solved for again. Subnets that are far off the fit, relative to their noise, were
-    disturbed: they count less, and the fit is repeated. The result is additive by branch.
-    Measurements under a load may lead to a constant so far below 0 that the quickest subnet would
-    take almost no time, or a subnet less than its branches' bounds: then the constant is 0.
+    The model of a subnet's latency is
+    ``a + Σ_b (s·t_b + c + c'·[computes] + d·bytes_b + e·flops_b + u_b·t_b)``: a constant, and for
+    each branch its scaled time ``t_b``, a common cost, a cost if it computes, costs of the bytes
+    that it reads and writes and of its operations, and its own correction. These terms model the
+    calls, copies and changes of layout that one assembled model saves. All are expected to be
+    small: the fit is least squares with a Gaussian prior around the plain sum, so few subnets
+    suffice, and branches that occur in no measured subnet are corrected too.
+
+    Each branch costs at least a share of its time and at least its `work_bounds`: costs below that
+    are raised to it, and the others are solved for again. Subnets whose residual is large relative
+    to their noise were disturbed: they get less weight, and the fit is repeated.
+
+    Under load, measurements may lead to a constant so negative that the quickest subnet would take
+    almost no time, or some subnet less than its branches' bounds; the constant is then set to 0.
 
     Args:
-        space: The subnets.
+        space: The search space.
         rows: The measurements of each branch.
-        fitted: Subnets to fit to; without any, the plain sum is the model.
+        fitted: Subnets to fit to; if empty, the model is the plain sum.
         held_out: Subnets to compute the error on.
-        original: The original, timed in turns with the others. It is fitted to as well, and errors
-            are of shares of its latency; without it they are of latencies.
+        original: The original, with measurements that alternate with those of the other subnets.
+            The fit includes it, and errors are of latencies relative to the original's. None for
+            errors of absolute latencies.
 
     Returns:
-        The costs, above 0 where the branch's time is above 0, and the error.
+        The costs in ms, above 0 for each branch whose time is above 0, with the error.
     """
     bounds = work_bounds(space, rows)
     if fitted and original is not None:
@@ -93,10 +96,10 @@ def fit_mode(
 
 
 def work_bounds(space: SearchSpace, rows: Mapping[str, BranchLatency]) -> dict[str, float]:
-    """A lower bound on what each branch takes inside a subnet, in ms.
+    """A lower bound on the latency of each branch inside a subnet, in ms.
 
-    Half of the time of its operations or its bytes at the highest rate of any branch in the table;
-    0 for branches without operations, which may vanish inside one model.
+    The bound is half of the time that its operations or its bytes take at the highest rate of any
+    branch in the table; 0 for branches without operations, which may vanish inside one model.
     """
     flops = {name: float(space.by_id[name].flops) for name in rows}
     n_bytes = {name: float(row.weight_bytes + row.activation_bytes) for name, row in rows.items()}
@@ -122,7 +125,7 @@ def model_error(
     Args:
         model: The model.
         measured: The subnets.
-        original: The original, to compare shares of its latency; None to compare latencies.
+        original: The original, to compare latencies relative to it; None to compare latencies.
     """
     scale = 1.0 if original is None else original.ms / _predict(model, original.arch)
     errors = [abs(scale * _predict(model, m.arch) - m.ms) / m.ms for m in measured]
@@ -140,7 +143,7 @@ def _fit(
     bounds: Mapping[str, float],
     constant: float,
 ) -> BranchCosts:
-    """Fit with a prior of the constant, as a share of a subnet's time; 0 for no constant."""
+    """Fit the model; ``constant`` is the constant's prior scale as a share of a subnet's time."""
     names = list(rows)
     costs = np.array([rows[name].ms for name in names])
     overhead = 0.0
@@ -156,7 +159,7 @@ def _fit(
 
 
 def _solve(problem: _Problem, least: np.ndarray) -> tuple[float, np.ndarray]:
-    """The constant and the branches' costs, none below the least."""
+    """The constant and the branches' costs, which are at least ``least``."""
     overhead, costs = 0.0, least
     at_least = np.zeros(len(least), bool)
     for _ in range(_ROUNDS):
@@ -189,7 +192,7 @@ class _Problem:
         self._times = times = np.array([rows[name].ms for name in names])
         flops = np.array([space.by_id[name].flops for name in names], float)
         n_bytes = np.array([rows[name].activation_bytes for name in names], float)
-        # No branch is corrected by more than the measured ones: corrections are not extrapolated.
+        # Clip the terms to the range of the measured branches: corrections are not extrapolated.
         seen = self._counts.any(axis=0)
         flops, n_bytes = (np.minimum(x, x[seen].max(initial=0.0)) for x in (flops, n_bytes))
         works = (times > 0.02 * times.max()).astype(float)
@@ -203,9 +206,9 @@ class _Problem:
         )
 
     def weigh_down_outliers(self, overhead: float, costs: np.ndarray) -> bool:
-        """Reduce the weight of subnets that are far off a fit; returns whether there are any."""
+        """Reduce the weight of subnets with large residuals; returns whether there are any."""
         off = np.abs(overhead + self._counts @ costs - self._actual) / self._actual
-        # Where times do not add up, the fit is off by more than the noise everywhere.
+        # If times do not add up, all residuals exceed the noise.
         allowed = _OUTLIER * np.maximum(self._noise, np.median(off))
         self._noise = self._noise * np.maximum(1.0, off / allowed) ** 2
         return bool((off > allowed).any())
@@ -214,7 +217,7 @@ class _Problem:
         """The constant, and the branches' costs.
 
         Args:
-            given: The known costs, NaN for those to be found.
+            given: The known costs; NaN for the unknown ones.
         """
         free = np.isnan(given)
         weight = 1 / (self._noise * self._actual)

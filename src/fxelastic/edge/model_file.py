@@ -1,4 +1,4 @@
-"""Write an ONNX model so that a crash leaves the old file or the new one."""
+"""Write an ONNX model atomically: a crash leaves the old file or the new one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from onnx.external_data_helper import convert_model_to_external_data
 from fxelastic.errors import BundleError, UsageError
 from fxelastic.files import sync
 
-#: Beyond this, weights go to a file of their own: protobuf has a limit of 2 GiB.
+#: Weights of larger models go to a separate file, because protobuf has a limit of 2 GiB.
 MAX_FILE_BYTES = 2**31 - 2**24
 
 
@@ -25,7 +25,7 @@ def write_model(
 
     Args:
         model: The model; its weights may be moved out of it.
-        path: The file; an existing one is replaced in one step.
+        path: The file; an existing file is replaced atomically.
         what: A name for the model, for messages.
         max_file_bytes: The largest file without external data.
 
@@ -48,7 +48,7 @@ def write_model(
         else:
             _write_outside(model, temporary)
             _check(os.fspath(temporary), what)
-        # The model last: it refers to the file with its weights, which is named by its contents.
+        # Move the model last: it refers to the file of weights, whose name contains their digest.
         for file in sorted(folder.iterdir(), key=lambda file: file == temporary):
             sync(file)
             file.replace(path.parent / file.name)
@@ -84,7 +84,7 @@ def _check(model: onnx.ModelProto | str, what: str) -> None:
 def _unwritable(path: Path, error: OSError) -> UsageError:
     return UsageError(
         f"can't write {path}",
-        expected="a file in a folder that exists, on a disk with space",
+        expected="a path in an existing, writable folder, on a disk with free space",
         got=f"{type(error).__name__}: {error.strerror or error}",
         fix="check the path",
     )

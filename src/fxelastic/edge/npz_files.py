@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def read_npz(path: Path) -> dict[str, Array]:
-    """All arrays of a file. Nothing is unpickled: a data file runs no code.
+    """Read all arrays of a file. Nothing is unpickled, so a data file can't run code.
 
     Raises:
         UsageError: The file can't be read, or is not an ``.npz`` file.
@@ -42,6 +42,6 @@ def _read(path: Path, reading: Callable[[Any], T]) -> T:
         # Damaged files raise errors of zipfile, zlib, struct or numpy, without a common class.
         raise UsageError(
             f"{path} can't be read",
-            expected="an .npz file of arrays, as numpy.savez writes",
+            expected="an .npz file of arrays, as written by numpy.savez",
             got=f"{type(e).__name__}: {e}",
         ) from e

@@ -15,7 +15,7 @@ from fxelastic.spec.limits import Bound, Limits
 from fxelastic.spec.pareto import ParetoTable
 from fxelastic.spec.resources import LATENCY, RESOURCES
 
-#: What accuracies are measured against: targets of the data, or the original's own results.
+#: The targets of accuracies: those given with the data, or the results of the original.
 TARGETS = ("given", "original")
 
 
@@ -26,12 +26,12 @@ class PoolEntry:
     Attributes:
         arch: The subnet.
         latency_ms: Its predicted latency, in ms.
-        accuracy: Its score on the data that was searched with; higher is better.
-        held_out_accuracy: Its score on data that no choice was made by; None if not measured.
-        n_samples: The number of samples that ``accuracy`` is on, where time sufficed for a part of
-            the data only; None for all. A subnet that was not evaluated has 0, and the accuracy
-            NaN; pools hold none of these.
-        costs: What a run takes of each resource, by the resource's name; the latency is in it.
+        accuracy: Its score on the data of the search; higher is better.
+        held_out_accuracy: Its score on data that no choice depended on; None if not measured.
+        n_samples: The number of samples that ``accuracy`` was measured on, if time did not suffice
+            for all data; None for all. A subnet that was not evaluated has 0 and an accuracy of
+            NaN; pools do not contain such subnets.
+        costs: The cost of a run in each resource, by the resource's name; includes the latency.
     """
 
     arch: Arch
@@ -42,7 +42,7 @@ class PoolEntry:
     costs: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        """Put the latency into the costs."""
+        """Add the latency to the costs."""
         object.__setattr__(self, "costs", {**self.costs, LATENCY: self.latency_ms})
 
     @property
@@ -51,7 +51,7 @@ class PoolEntry:
         return self.latency_ms
 
     def at(self, costs: Mapping[str, float]) -> PoolEntry:
-        """The entry with other costs, as another table predicts them."""
+        """A copy of the entry with other costs, such as another table's predictions."""
         return replace(self, latency_ms=costs[LATENCY], costs=costs)
 
 
@@ -61,10 +61,11 @@ class SubnetPool(JsonDocument):
 
     Attributes:
         bundle_digest: The bundle's digest.
-        entries: The subnets, each once, by latency.
-        data_digest: Digest of the data that accuracies are on; pools of other data can't be merged.
-        score: The name of the score; empty where it is not known.
-        targets: One of `TARGETS`; empty where that is not known.
+        entries: The subnets, each once, sorted by latency.
+        data_digest: Digest of the data of the accuracies; only pools of the same data can be
+            merged.
+        score: The name of the score; empty if unknown.
+        targets: One of `TARGETS`; empty if unknown.
     """
 
     what = "pool"
@@ -86,7 +87,7 @@ class SubnetPool(JsonDocument):
         score: str = "",
         targets: str = "",
     ) -> SubnetPool:
-        """Put entries in order; of several of one subnet the last counts.
+        """Create a pool of entries; the last entry of each subnet counts.
 
         Raises:
             UsageError: A latency is not above 0, or an accuracy is not finite.
@@ -106,7 +107,7 @@ class SubnetPool(JsonDocument):
         """Raise an error if the pool belongs to another bundle.
 
         Raises:
-            UsageError: It does.
+            UsageError: The pool belongs to another bundle.
         """
         if digest != self.bundle_digest:
             raise UsageError(
@@ -123,22 +124,25 @@ class SubnetPool(JsonDocument):
 
     @property
     def pareto(self) -> tuple[PoolEntry, ...]:
-        """The entries that no other one beats, quickest first; accuracy rises with latency."""
+        """The entries that no other entry beats, quickest first; accuracy rises with latency."""
         return self.table.frontier
 
     def best_under(self, limits: float | Limits | Mapping[str, Bound]) -> PoolEntry | None:
-        """The most accurate subnet within limits; None where none keeps them.
+        """The most accurate subnet within limits; None if no subnet is within them.
 
         Args:
             limits: A latency in ms, or absolute bounds by resource.
 
         Raises:
-            UsageError: A bound is a share, or an entry does not have a cost of the resource.
+            UsageError: A bound is a share, or an entry has no cost for the resource.
         """
         return self.table.best(limits)
 
     def merge(self, other: SubnetPool) -> SubnetPool:
-        """All entries of both; of one subnet the score on more samples counts, or the other's.
+        """A pool with the entries of both.
+
+        If both have an entry for a subnet, the one scored on more samples is kept, or that of
+        ``other`` if the numbers are equal.
 
         Raises:
             UsageError: The pools belong to different bundles or data.

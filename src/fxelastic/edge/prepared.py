@@ -1,4 +1,4 @@
-"""Subnets and branches as optimised files: made ahead of serving, which maps them."""
+"""Prepare subnets and branches ahead of serving, as optimised files that serving maps."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from fxelastic.spec.pareto import ParetoTable
 SCHEMA = "fxelastic.prepared/1"
 
 _MODEL, _WEIGHTS, _ENTRY = "model.onnx", "model.weights", "entry.json"
-# Protobuf has a limit of 2 GiB; graphs take some of it.
+# Protobuf has a limit of 2 GiB, which includes the graph.
 _IN_MEMORY_BYTES = 2**30
 # Smaller weights stay in the graph.
 _LEAST_BYTES = 1024
@@ -76,23 +76,24 @@ class Item(NamedTuple):
 
 @dataclass
 class PreparedFiles:
-    """The optimised files of one bundle on this machine, in a folder of their own.
+    """The optimised files of one bundle on this machine, in a separate folder.
 
     The folder's name depends on the bundle, onnxruntime's version and the processor, since
     onnxruntime optimises for the processor it runs on. The number of threads does not matter.
 
     The contract:
 
-    * A subnet or branch has a folder that is complete or absent: it is written under another name
-      and renamed. A process that is killed leaves only such another name behind, which the next
-      `make` deletes. Several processes may prepare the same thing at once.
-    * A file is used only if it has not changed since it was written, or has the digest that it had
-      then. Otherwise `find` returns None, and `make` replaces it.
+    * The folder of a subnet or branch is complete or absent: it is written under a temporary name
+      and then renamed. A killed process leaves only a temporary folder behind, which the next
+      `make` deletes. Several processes may prepare the same item at once.
+    * A file is used only if it has not changed since it was written, or still has the digest that
+      it had then. Otherwise `find` returns None, and `make` replaces it.
 
     Attributes:
         bundle: The bundle.
-        folder: Where the files are; made when the first one is written.
-        spare: Where files are written instead, and found too; None for ``folder``.
+        folder: The folder of the files; created when the first file is written.
+        spare: A second folder that files are written to and also searched for in; None to write to
+            ``folder``.
     """
 
     bundle: Bundle
@@ -105,7 +106,7 @@ class PreparedFiles:
 
         Args:
             bundle: The bundle.
-            parent: The folder of such folders; by default ``BUNDLE.prepared`` beside the bundle.
+            parent: The parent of the folder; by default ``BUNDLE.prepared`` next to the bundle.
         """
         if parent is None:
             place = Path(os.path.abspath(bundle.path))
@@ -113,11 +114,11 @@ class PreparedFiles:
         return cls(bundle, Path(parent).absolute() / _key(bundle))
 
     def __post_init__(self) -> None:
-        """Begin with no file verified."""
+        """Start with no file verified."""
         self._verified: dict[Path, tuple[int, ...]] = {}
 
     def find(self, item: Item) -> Path | None:
-        """The file of a subnet or branch; None if it is not there or damaged. In any thread."""
+        """The file of a subnet or branch; None if it is missing or damaged. Thread-safe."""
         places = (self.folder,) if self.spare is None else (self.folder, self.spare)
         found = (self._find(place / item.folder, item) for place in places)
         return next((path for path in found if path is not None), None)
@@ -128,12 +129,12 @@ class PreparedFiles:
         return self.folder if self.spare is None else self.spare
 
     def is_writable(self) -> bool:
-        """Whether files can be written to ``folder``, as far as its permissions tell."""
+        """Whether the permissions of ``folder`` allow writing files to it."""
         there = next(path for path in (self.folder, *self.folder.parents) if path.exists())
         return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
     def make(self, item: Item) -> Path:
-        """Prepare a subnet or branch, unless it is there already.
+        """Prepare a subnet or branch, unless it is already prepared, and return its file.
 
         Raises:
             BundleError: A file of the bundle is damaged, or onnxruntime can't optimise it.
@@ -151,15 +152,15 @@ class PreparedFiles:
         except OSError as e:
             raise ServingError(
                 f"can't write prepared files to {self.target}",
-                expected="a folder that can be written, on a disk with space",
+                expected="a writable folder, on a disk with free space",
                 got=f"{type(e).__name__}: {e.strerror or e}",
-                fix="name another folder, or serve in paged mode, which needs none",
+                fix="choose another folder, or serve in paged mode, which needs none",
             ) from e
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def size_bytes(self) -> int:
-        """What all files take on the disk, in bytes."""
+        """The total size of all files on disk, in bytes."""
         files = (path for path in self.folder.glob("*/*") if path.is_file())
         return sum(path.stat().st_size for path in files)
 
@@ -187,10 +188,10 @@ class PreparedFiles:
                 self._write_subnet(Arch.parse(item.name), path)
         except (BundleError, OSError):
             raise
-        except Exception as e:  # onnxruntime's exceptions derive from Exception one by one
+        except Exception as e:  # onnxruntime's exceptions have no common base class
             raise BundleError(
                 f"{item.kind} {item.name} can't be prepared",
-                expected="a model that this onnxruntime can optimise",
+                expected="a model that the installed onnxruntime can optimise",
                 got=f"{type(e).__name__}: {e}",
                 fix="export the bundle again, or use a newer onnxruntime",
             ) from e
@@ -203,7 +204,7 @@ class PreparedFiles:
         sync(folder)
 
     def _publish(self, item: Item, written: Path) -> Path:
-        """Give a folder its name, unless another process was quicker; returns the file in it."""
+        """Rename a complete folder, unless another process did so first; returns its model file."""
         final = self.target / item.folder
         damaged = written.with_name(f"{written.name}-damaged")
         found = self.find(item)
@@ -233,14 +234,14 @@ class PreparedFiles:
         state = _state(path)
         if facts["state"] == state or self._verified.get(path) == tuple(state):
             return True
-        # The files were copied, or something else touched them.
+        # The files were copied or touched.
         if digest(path) != facts["sha256"]:
             return False
         self._verified[path] = tuple(state)
         return True
 
     def _sweep(self) -> None:
-        """Delete what processes of this machine left behind when they were killed."""
+        """Delete the temporary folders of killed processes of this machine."""
         for folder in self.target.glob(f"{_prefix()}*"):
             pid = folder.name.removeprefix(_prefix()).partition("-")[0]
             if pid.isdigit() and not psutil.pid_exists(int(pid)):
@@ -249,16 +250,16 @@ class PreparedFiles:
 
 @dataclass(frozen=True)
 class Preparation:
-    """What `prepare` did.
+    """The result of `prepare`.
 
     Attributes:
-        folder: Where the files are.
+        folder: The folder of the files.
         mode: ``assembled`` or ``paged``.
-        n_subnets: Subnets of the Pareto table.
-        n_made: Subnets, or branches in paged mode, that were prepared now.
-        n_ready: Those that were ready before.
-        size_bytes: What all files in the folder take, in bytes.
-        seconds: How long it took.
+        n_subnets: The number of subnets in the Pareto table.
+        n_made: The number of subnets, or branches in paged mode, that this call prepared.
+        n_ready: The number of subnets or branches that had been prepared before.
+        size_bytes: The total size of all files in the folder, in bytes.
+        seconds: The duration of the call.
     """
 
     folder: Path
@@ -281,29 +282,29 @@ def prepare(
     memory_bytes: int | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Preparation:
-    """Prepare what serving a pool needs: each subnet of its Pareto table, or their branches.
+    """Prepare the files for serving a pool: the subnets of its Pareto table, or their branches.
 
     In ``assembled`` mode each subnet becomes one optimised model, in ``paged`` mode each branch
-    does. Files that exist stay as they are, so that a run that was interrupted goes on from there.
-    Several processes may do this at once.
+    does. Existing files are kept, so an interrupted run can be resumed. Several processes may
+    prepare the same pool at once.
 
     Args:
         bundle: The bundle, from `edge.load`.
-        pool: The subnets, as `edge.serve` takes them.
-        table: The device's latencies; then the Pareto table is made of its latencies, as serving
-            does.
-        mode: As of `edge.serve`.
-        prepared: The folder to write to; by default ``BUNDLE.prepared`` beside the bundle.
-        limits: As of `edge.serve`: subnets beyond them are not served, and not prepared.
-        memory_bytes: As of `edge.serve`: larger subnets are not served, and not prepared.
-        progress: Called before each piece of work and at the end with how many are done, how many
-            there are, and the name of the next one.
+        pool: The subnets, as for `edge.serve`.
+        table: The device's latency table. If given, its latencies replace those of the pool, as
+            in serving.
+        mode: As for `edge.serve`.
+        prepared: The folder to write to; by default ``BUNDLE.prepared`` next to the bundle.
+        limits: As for `edge.serve`: subnets that exceed them are not served, so not prepared.
+        memory_bytes: As for `edge.serve`: larger subnets are not served, so not prepared.
+        progress: Called before each item and at the end with the number of items done, the total
+            number, and the name of the next item.
 
     Returns:
-        What was done.
+        The numbers of prepared items, and the folder.
 
     Raises:
-        UsageError: The pool or the table is of another bundle, or an argument is out of range.
+        UsageError: The pool or the table belongs to another bundle, or an argument is out of range.
         BundleError: A file of the bundle is damaged, or onnxruntime can't optimise it.
         ServingError: The files can't be written.
     """
@@ -337,7 +338,7 @@ def prepare(
 
 
 def needed(table: ParetoTable[Candidate], mode: str) -> tuple[Item, ...]:
-    """What a mode needs to serve the subnets of a Pareto table, the quickest subnet's first."""
+    """The items that a mode needs to serve a Pareto table, those of the quickest subnet first."""
     archs = [candidate.arch for candidate in table]
     if mode == "assembled":
         return tuple(map(Item.subnet, archs))
@@ -345,10 +346,10 @@ def needed(table: ParetoTable[Candidate], mode: str) -> tuple[Item, ...]:
 
 
 def optimise(model: str | bytes, path: Path) -> None:
-    """Write a model as onnxruntime optimises it on this machine.
+    """Optimise a model with onnxruntime for this machine, and write it.
 
-    Large weights go to a second file, which onnxruntime maps: to make a session then takes a third
-    to a tenth of the time.
+    Large weights go to a second file, which onnxruntime maps into memory; this makes creating a
+    session three to ten times as fast.
 
     Args:
         model: The model, or its path.
@@ -377,7 +378,7 @@ def _key(bundle: Bundle) -> str:
 
 
 def _prefix() -> str:
-    # Machines may share the folder; each knows its own processes only.
+    # Several machines may share the folder, but each knows only its own processes.
     return f".{hashlib.sha256(platform.node().encode()).hexdigest()[:8]}-"
 
 

@@ -43,13 +43,13 @@ from fxelastic.spec.latency_table import (
 from fxelastic.spec.resources import LATENCY
 
 PARTIAL = "fxelastic.latency-samples/1"
-# For choosing subnets of certain costs, and for solving for corrections.
+# Memory for choosing subnets by cost and for fitting the latency model.
 _COMPUTING_BYTES = 2**24
-# Shares of the time budget: the planned time, and the end of the branches; and shares of the time
-# that is left then: the end of each mode's subnets.
+# The planned share of the time budget, and the share after which timing of branches ends; and for
+# each mode, the share of the then remaining time after which timing of whole subnets ends.
 _PLANNED, _BRANCHES = 0.95, 0.4
 _SUBNETS = {"assembled": 0.7, "paged": 1.0}
-# Beyond this standard error in the median of whole subnets, their times are too uncertain.
+# If the median standard error of whole subnets exceeds this share, their times are too uncertain.
 _MOST_NOISE = 0.06
 
 logger = logging.getLogger(__name__)
@@ -72,45 +72,47 @@ def profile(
     progress: Callable[[str, float], None] | None = None,
     watch: Stopwatch | None = None,
 ) -> LatencyTable:
-    """Measure how long each branch takes on this device, and how that adds up.
+    """Measure the latency of each branch on this device, and fit a model of whole subnets.
 
-    Branches are timed inside random subnets, as often as necessary. A few assembled subnets then
-    correct the sum of the branches, and others show the remaining error. If that error is large,
-    or the samples vary too much, the table is marked unusable, and searches raise an error.
+    Branches are timed inside random subnets, as often as necessary. A few whole subnets then
+    correct the sum of the branches, and other subnets measure the remaining error. If that error
+    is large, or the samples vary too much, the table is marked unusable, and searches raise an
+    error.
 
-    If other processes keep the cores busy, one thread is used whatever ``threads`` is, and its
-    processor time is measured: that gives the share of the original's latency that a subnet takes,
-    but not the speed of several idle cores. The table records ``threads`` and ``clock``.
+    If other processes keep the cores busy, one thread is used regardless of ``threads``, and its
+    processor time is measured: this gives correct latencies relative to the original, but not the
+    speed of several idle cores. The table records ``threads`` and ``clock``.
 
     Call it in a process that has not imported torch, as ``fxelastic profile`` does.
 
     Args:
         bundle: The bundle.
-        batch_size: Samples of a run; by default 1, or what the model's batch size is fixed to.
-        threads: Threads to compute with; 0 for one for each core.
-        providers: Onnxruntime's execution providers, the preferred one first.
+        batch_size: The number of samples in a run; by default 1, or the model's fixed batch size.
+        threads: The number of threads; 0 means one for each core.
+        providers: The execution providers of onnxruntime, in order of preference.
         inputs: The inputs to run on: ``batch_size`` samples for each of the bundle's inputs, by
-            name. None for synthetic ones, which may be unsuitable if times depend on values.
-        n_samples: The least number of runs of each branch.
-        n_subnets: Subnets that correct the sum, for each mode; 0 for none.
-        n_held_out: Subnets that the error is measured on, for each mode.
-        time_budget_s: End within this time and a tenth of it, with fewer runs, then with fewer
-            whole subnets; without any, the table is marked unusable. Loading each branch and
-            running it five times is the least.
-        memory_bytes: The most that the process may grow by, besides one batch. If two subnets do
-            not fit into it, whole subnets are not measured.
-        path: A file for the measurements so far. If it exists, of the same bundle and settings,
-            the measurement continues from it; it is removed at the end.
-        seed: Seed of the subnets and their order.
-        progress: Called with the name of the step, and the share of it that is done.
-        watch: Replaces the clocks, in tests.
+            name. None for synthetic inputs, which may be unsuitable if times depend on values.
+        n_samples: The minimum number of runs of each branch.
+        n_subnets: The number of subnets that correct the sum, for each mode; may be 0.
+        n_held_out: The number of subnets that the error is measured on, for each mode.
+        time_budget_s: The time to spend, exceeded by at most a tenth, in seconds. If it is short,
+            branches run less often, then fewer whole subnets are measured; if none can be
+            measured, the table is marked unusable. Each branch is always loaded and run five
+            times, whatever the budget.
+        memory_bytes: The maximum growth of the process, besides one batch, in bytes. If two
+            subnets do not fit into it, whole subnets are not measured.
+        path: A file for the measurements so far. If it exists and belongs to the same bundle and
+            settings, the measurement resumes from it; it is removed at the end.
+        seed: Seed of the choice of subnets and their order.
+        progress: Called with the name of the step and the share of it that is done.
+        watch: Replaces the clocks in tests.
 
     Returns:
         The table.
 
     Raises:
-        UsageError: An argument is out of range, inputs do not fit, or none were given and a size
-            does not follow from the batch size.
+        UsageError: An argument is out of range, inputs do not fit the model, or no inputs were
+            given and a size can't be computed from the batch size.
         BundleError: A branch is missing or damaged, can't be run, or returns values that are not
             finite.
     """
@@ -124,7 +126,7 @@ def profile(
         found = check_inputs(bundle, inputs)
         if found != batch_size and bundle.manifest.model.dynamic_batch:
             raise UsageError(
-                "the inputs have another batch size",
+                "the inputs must have batch_size samples",
                 expected=f"batch_size={batch_size}",
                 got=str(found),
             )
@@ -150,7 +152,7 @@ def profile(
             inputs, sound = sound_inputs(executor, batch_size, seed)
         if not sound:
             logger.warning(
-                "the model returns NaN or infinity for synthetic inputs, which may change times: "
+                "the model returns NaN or infinity for synthetic inputs, which may distort times: "
                 "pass inputs, or --data on the command line"
             )
         one, exact = threads == 1, processor_time_is_exact(providers)
@@ -204,7 +206,7 @@ def profile(
         if not one and exact and times and _is_busy(executor, inputs, watch):
             doubt = "other processes kept the cores busy while several threads were timed"
             latencies = {mode: replace(found, doubt=doubt) for mode, found in latencies.items()}
-    # The time of a call varies by as much as so short a run takes.
+    # For such short runs, the variation between calls alone is as large as the latency.
     latencies = {
         mode: replace(found, doubt="") if original_cost(found) < SHORT_MS else found
         for mode, found in latencies.items()
@@ -251,7 +253,7 @@ def _fitted(
     """The costs of a mode from measured subnets, the original among them."""
     original = times.get(bundle.space.original)
     measured = sorted((m for m in times.values() if m is not original), key=lambda m: m.ms)
-    # If there are fewer than were asked for, at least half of them are fitted to.
+    # If fewer were measured than requested, use at least half of them for the fit.
     fewer = len(measured) < n_subnets + n_held_out and n_subnets > 0
     n_held = min(n_held_out, len(measured) // 2) if fewer else n_held_out
     held_out, fitted = split(measured, n_held)
@@ -263,7 +265,7 @@ def _fitted(
 
 
 class _Partial:
-    """The samples so far, in a file."""
+    """Saves the samples so far to a file, and resumes from it."""
 
     def __init__(self, path: Path | None, settings: dict[str, Any], timing: BranchTiming) -> None:
         self._path = path
@@ -283,13 +285,15 @@ class _Partial:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             same, samples, n_bytes = False, {}, {}
         if not same or set(samples) != set(self._timing.samples_ms):
-            logger.warning("%s belongs to another measurement, which is started again", self._path)
+            logger.warning(
+                "%s belongs to another measurement: starting from the beginning", self._path
+            )
             return
         self._timing.samples_ms.update(samples)
         self._timing.activation_bytes.update(n_bytes)
 
     def save_now_and_then(self) -> None:
-        """Write the file, if the last time was long ago."""
+        """Write the file if it has not been written for a while."""
         if self._timing.watch.wall_s() - self._saved_s > 2.0:
             self.save()
 
@@ -319,12 +323,12 @@ def _digest(inputs: Mapping[str, Array]) -> str:
 
 
 def _batch_size(bundle: Bundle, wanted: int | None) -> int:
-    """Samples of a run; raises an error if the model has another, fixed batch size."""
+    """The number of samples in a run; raises an error if the model's batch size is fixed."""
     size = batch_of(bundle, 1 if wanted is None else wanted)
     if wanted not in (None, size):
         raise UsageError(
             "the model can't be run at this batch size",
-            expected=f"{size}, which it was captured with and is fixed to",
+            expected=f"{size}, the fixed batch size that it was captured with",
             got=f"batch_size={wanted!r}",
             fix="leave it out, or export the model from example inputs of that size",
         )
@@ -348,7 +352,7 @@ def _check(
 
 
 def _session_bytes(executor: Executor) -> dict[str, int]:
-    """By how much each session raises the process's memory; loads all of them."""
+    """The memory that each session adds to the process, in bytes; loads all sessions."""
     found: dict[str, int] = {}
     before = resident_bytes()
     for spec in executor.bundle.space.branches:
@@ -365,7 +369,7 @@ def _with_resident(row: BranchLatency, n_bytes: int | None) -> BranchLatency:
 
 
 def split(measured: Sequence[Measured], n_held_out: int) -> tuple[list[Measured], list[Measured]]:
-    """Subnets to compute the error on, and subnets to fit to, both of all latencies."""
+    """Split subnets into those to compute the error on and those to fit to, evenly by latency."""
     n_held_out = min(n_held_out, len(measured))
     held = {int(i * len(measured) / n_held_out) for i in range(n_held_out)}
     return (
@@ -378,7 +382,7 @@ def distinct_subnets(bundle: Bundle, n: int, seed: int) -> list[Arch]:
     """Different subnets, spread evenly over the range of latencies, without the original.
 
     Uniform draws have latencies near their mean. Subnets far from it are more informative, and
-    searches for small budgets end with them.
+    searches with small budgets choose them.
     """
     space = bundle.space
     costs = {spec.id: float(spec.flops) for spec in space.branches}

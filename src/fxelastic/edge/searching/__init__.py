@@ -1,1 +1,1 @@
-"""Search for the best subnet of a latency budget, on the device's own data."""
+"""Search for the best subnet within limits, on the device's own data."""

@@ -1,4 +1,4 @@
-"""What branches cost in quality, and the subnets that are best if that adds up."""
+"""Estimate the quality lost by each branch, and find the subnets that lose the least in total."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from fxelastic.edge.searching.surrogates import Prior
 from fxelastic.spec import Arch, SearchSpace
 
 _RIDGE = 0.1
-_SUFFIXES = 4000  # kept at a cut of the dynamic programme
-_LEAST = 0.02  # of a block's work: the cost of a new branch that saves no work
+_SUFFIXES = 4000  # suffixes kept at a cut of the dynamic programme
+_LEAST = 0.02  # the cost of a new branch that saves no work, as a share of a block's work
 
 
 @dataclass(frozen=True)
 class Additive:
-    """Measures the drop of each branch by itself, and adds the drops up.
+    """Measures the drop in score of each branch alone, and adds up the drops.
 
-    First every subnet with a single new branch is evaluated. A dynamic programme then gives the
-    subnets of the least total drop within the limits; these are evaluated, too.
+    First, every subnet with a single new branch is evaluated. A dynamic programme then finds the
+    subnets with the least total drop within the limits, which are evaluated too.
 
     Attributes:
-        candidates: The number of these subnets.
+        candidates: The number of subnets that each run of the dynamic programme proposes.
     """
 
     candidates: int = 20
@@ -80,16 +80,17 @@ def _estimated(study: Study, prior: Mapping[str, float]) -> dict[str, float]:
     else:
         gram = design.T @ design + _RIDGE * np.eye(len(names))
         drops = before + np.linalg.solve(gram, design.T @ residual)
-    # A branch that no subnet had costs the typical drop, and a little less, so that it is tried.
+    # A branch not yet in any subnet gets a little less than its prior drop, so that it is tried.
     drops = np.where(used, drops, before - 0.2 * abs(typical))
     return {name: 0.0 if name in original else float(drops[place[name]]) for name in names}
 
 
 def unmeasured_costs(space: SearchSpace) -> dict[str, float]:
-    """What new branches cost in quality, before anything is measured.
+    """Estimate the quality lost by each new branch, before anything is measured.
 
-    A branch costs the share of its blocks' work that it leaves out, in blocks that compute.
-    Measured on a MiniLM supernet, a branch's error on the original's features grows about as much.
+    A branch loses the share of its blocks' work that it omits, times the number of its blocks that
+    compute. On a MiniLM supernet, the measured error of a branch on the original's features grows
+    about as much.
 
     Args:
         space: The branches, with their FLOPs.
@@ -107,9 +108,10 @@ def unmeasured_costs(space: SearchSpace) -> dict[str, float]:
 
 
 def quality_costs(space: SearchSpace, distortion: Distortion | None) -> dict[str, float]:
-    """What new branches cost in quality: their measured errors, where there are any.
+    """The quality lost by each new branch: its measured error if there is one.
 
-    A branch without a measurement has its cost before measurement, in units of the others' errors.
+    For a branch without a measurement, the estimate of `unmeasured_costs` is scaled to the errors
+    of the others.
 
     Args:
         space: The branches.
@@ -130,10 +132,10 @@ def additive_best(study: Study, costs: Mapping[str, float]) -> Arch | None:
 
     Args:
         study: The search.
-        costs: What new branches cost in quality, by id.
+        costs: The quality lost by each new branch, by id.
 
     Returns:
-        The subnet; None where no subnet within the limits is known.
+        The subnet; None if no subnet within the limits is known.
     """
 
     def value(arch: Arch) -> float:

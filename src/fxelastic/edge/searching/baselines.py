@@ -1,4 +1,4 @@
-"""Strategies to compare the default with: every subnet, annealing, and search without costs."""
+"""Baseline strategies: every subnet, simulated annealing, and searches that ignore costs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Exhaustive:
 
     Attributes:
         limit: The largest number of subnets in the space.
-        group: Subnets evaluated together.
+        group: The number of subnets evaluated together.
     """
 
     limit: int = 20_000
@@ -54,10 +54,10 @@ class Exhaustive:
         count = study.space.count()
         if count > self.limit:
             raise UsageError(
-                "the space has too many subnets to evaluate all",
+                "the search space has too many subnets to evaluate all of them",
                 expected=f"at most {self.limit:,}",
                 got=f"{count:,}" if count < 10**15 else f"about {count:.2g}",
-                fix="search by another strategy, such as evolutionary",
+                fix="use another strategy, such as evolutionary",
             )
         archs = [arch for arch in all_subnets(study.space) if study.fits(arch)]
         if len(archs) > study.max_subnets:
@@ -72,9 +72,9 @@ class Exhaustive:
 
 @dataclass(frozen=True)
 class Annealing:
-    """Walks from neighbour to neighbour in the window below the limit (AdaptiveNet §5.1).
+    """Simulated annealing in the window of costs below the limit (AdaptiveNet §5.1).
 
-    A worse neighbour is taken with a probability that falls with time.
+    A worse neighbour is accepted with a probability that decreases over time.
 
     Attributes:
         width: Width of the window, as a share of the limit.
@@ -95,7 +95,7 @@ class Annealing:
         below = Mutations(study.space, study.costs, 0.0, study.high)
 
         def neighbour(arch: Arch) -> Arch | None:
-            """One in the window; where that breaks other limits, one below the window."""
+            """A neighbour in the window, or below the window if that one exceeds other limits."""
             child = mutations.mutate(arch, study.rng)
             if child is None or study.fits(child):
                 return child
@@ -110,7 +110,7 @@ class Annealing:
 
 @dataclass(frozen=True)
 class PlainAnnealing:
-    """Walks without regard to costs; subnets that do not fit are thrown away.
+    """Simulated annealing that ignores costs and discards subnets that do not fit.
 
     Attributes:
         start: Temperature at the beginning, as a difference of scores.
@@ -157,13 +157,13 @@ def _anneal(
 
 @dataclass(frozen=True)
 class PlainEvolutionary:
-    """Evolves subnets without regard to costs; subnets that do not fit are thrown away.
+    """An evolutionary search that ignores costs and discards subnets that do not fit.
 
-    The baseline of AdaptiveNet §7.6.
+    This is the baseline of AdaptiveNet §7.6.
 
     Attributes:
-        population: Subnets of a generation.
-        parents: The best so far, which are mutated.
+        population: The number of subnets in a generation.
+        parents: The number of best subnets so far that are mutated.
     """
 
     population: int = 20

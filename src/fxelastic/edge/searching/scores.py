@@ -1,4 +1,4 @@
-"""How good outputs are: the score of a batch is a sum and a number to divide it by."""
+"""Scores of a model's results: the score of a batch is a sum and a count to divide it by."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Metric:
     Attributes:
         name: Its name.
         score: See `Score`.
-        most: The most that a sample can add to ``sum`` while it adds 1 to ``count``; None if
-            unknown. With it, candidates that can't win any more end early.
-        margins: A function like `score` that returns for each sample how far it is right, above 0,
-            or wrong; `score` must then be the share of samples above 0. With it, searches learn
-            from each sample.
+        most: The most that a sample can add to ``sum`` if it adds 1 to ``count``; None if unknown.
+            If known, candidates that can no longer win end early.
+        margins: A function like `score` that returns a margin for each sample, above 0 if the
+            sample is right; `score` must then be the share of margins above 0. If given, searches
+            learn from each sample.
         least: The least that a sample can add to ``sum``, if ``most`` is known.
-        answers: Turns the original's flat results into targets, for data without targets.
+        answers: Converts the original's flat results to targets, for data without targets.
     """
 
     name: str
@@ -56,11 +56,11 @@ def top1(outputs: Sequence[Array], targets: Array) -> tuple[float, float]:
 
 
 def agreement(outputs: Sequence[Array], targets: Array) -> tuple[float, float]:
-    """Samples whose top class is the target's; if a sample has several places, the share of them.
+    """Samples whose top class is the target; for several positions in a sample, the share of them.
 
-    Logits ``(N, C)`` and targets ``(N,)``; logits ``(N, C, …)`` or ``(N, …, C)`` and targets
-    ``(N, …)``; or results that are classes themselves, of the targets' shape. Of equal logits the
-    first counts.
+    Accepts logits ``(N, C)`` and targets ``(N,)``; logits ``(N, C, …)`` or ``(N, …, C)`` and
+    targets ``(N, …)``; or results that are classes, with the shape of the targets. Ties go to the
+    first class.
     """
     results = outputs[0]
     if results.dtype.kind in "biu":
@@ -104,9 +104,10 @@ def spearman(outputs: Sequence[Array], targets: Array) -> tuple[float, float]:
 
 
 def top1_margins(outputs: Sequence[Array], targets: Array) -> Array:
-    """By how much the target's logit is above the largest other one, ``(N,)``.
+    """The target's logit minus the largest other logit, ``(N,)``.
 
-    Finite, and above 0 where `top1` counts the sample, also of equal and of infinite logits.
+    Margins are finite, and above 0 for the samples that `top1` counts, even if logits are equal or
+    infinite.
     """
     others = np.clip(outputs[0].astype(np.float64), -_LARGE, _LARGE)
     rows, wanted = np.arange(len(targets)), _classes(targets, others.shape[1])
@@ -158,7 +159,7 @@ METRICS = {
 
 
 def metric(score: str | Score) -> Metric:
-    """A metric by its name, or from a user's function.
+    """Look up a metric by name, or create one from a user's function.
 
     Raises:
         UsageError: No score has this name.
@@ -175,7 +176,7 @@ def metric(score: str | Score) -> Metric:
 
 
 def mean(total: Any, count: Any) -> float:
-    """The score of a data set from its sums; the mean over the classes that occur."""
+    """The score of a data set from its sums and counts: the mean over classes that occur."""
     totals, counts = (
         np.atleast_1d(np.asarray(total, float)),
         np.atleast_1d(np.asarray(count, float)),
@@ -185,7 +186,7 @@ def mean(total: Any, count: Any) -> float:
 
 
 def _class_dims(n_dims: int) -> tuple[int, ...]:
-    """Where classes may be in logits; the likeliest first, as in training without labels."""
+    """The dimensions of logits that may hold classes, likeliest first, as in training."""
     return (2, 1) if n_dims == 3 else tuple(dict.fromkeys((1, n_dims - 1)))
 
 
@@ -233,17 +234,17 @@ _LARGEST = np.finfo(np.float64).max  # replaces infinities
 
 
 def cosines(results: Array, targets: Array) -> Array:
-    """The cosine of each sample's elements and its target's.
+    """The cosine similarity of each sample and its target.
 
-    1 where both are zero, 0 where one is. Elements that are not finite in the target do not
-    count. 0 where a result is NaN.
+    It is 1 if both are zero, and 0 if only one is zero or a result is NaN. Elements that are not
+    finite in the target are ignored.
 
     Args:
         results: ``(N, …)``.
-        targets: Of the same shape.
+        targets: An array of the same shape.
 
     Returns:
-        ``(N,)``, from -1 to 1; exactly 1 where both are equal.
+        ``(N,)``, from -1 to 1; exactly 1 if both are equal.
 
     Raises:
         UsageError: The shapes differ, or the elements are not numbers.
@@ -256,17 +257,17 @@ def cosines(results: Array, targets: Array) -> Array:
 
 
 def rank_correlations(results: Array, targets: Array) -> Array:
-    """Spearman's correlation of each sample's elements and its target's.
+    """Spearman's rank correlation of each sample and its target.
 
-    Equal elements have the mean of their ranks. 1 where neither has two different elements, 0
-    where one has none. 0 where either is NaN somewhere.
+    Equal elements get the mean of their ranks. The correlation is 1 if both are constant, and 0 if
+    only one is constant or either contains NaN.
 
     Args:
-        results: ``(N, …)``, two elements or more for each sample.
-        targets: Of the same shape.
+        results: ``(N, …)``, with at least two elements for each sample.
+        targets: An array of the same shape.
 
     Returns:
-        ``(N,)``, from -1 to 1; exactly 1 where both have the same order.
+        ``(N,)``, from -1 to 1; exactly 1 if both have the same order.
 
     Raises:
         UsageError: The shapes differ, a sample has fewer than two elements, or the elements are not
@@ -298,7 +299,7 @@ def _scaled(rows: Array) -> Array:
 
 
 def _ranks(row: Array) -> Array:
-    """Ranks less their mean; equal elements share theirs."""
+    """Ranks minus their mean; equal elements share the mean of their ranks."""
     _, place, n = np.unique(row, return_inverse=True, return_counts=True)
     ranks = np.cumsum(n) - (n - 1) / 2
     return np.asarray(ranks[place.reshape(-1)] - (len(row) + 1) / 2)

@@ -1,4 +1,4 @@
-"""`edge.search`: the best subnets within limits on latency and other resources."""
+"""`edge.search`: find the best subnets within limits on latency and other resources."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ class SearchResult:
     """The result of a search.
 
     Attributes:
-        limits: The limits that subnets were searched for, with absolute bounds.
-        bests: The best subnet within each; of several equal ones the quickest.
+        limits: The limits of the search, with absolute bounds.
+        bests: The best subnet within each of the limits; ties go to the quickest.
         pool: Everything that was evaluated.
         histories: For each of the limits an entry for each improvement.
         counts: The work of the evaluations.
-        interrupted: Whether Ctrl-C ended the search: the subnets are the best so far.
-        marks: For each of the limits what its best subnet lacks: empty where it was scored on all
-            samples; otherwise ``"not evaluated"`` or ``"scored on 7 of 205 samples"``, where time
-            was short.
+        interrupted: Whether Ctrl-C ended the search, so that the subnets are the best so far.
+        marks: For each of the limits, whether its best subnet was scored completely: empty if it
+            was scored on all samples; otherwise, if time was short, ``"not evaluated"`` or
+            ``"scored on 7 of 205 samples"``.
 
-    A subnet that was not evaluated is the likely best within its limits: it has the least total
-    error of branches, as far as it is known. Its ``n_samples`` is 0, its ``accuracy`` NaN.
+    A subnet that was not evaluated is the likely best within its limits: the one with the least
+    known total error of branches. Its ``n_samples`` is 0 and its ``accuracy`` NaN.
 
-    The pool records the name of the score, and whether it compares with targets of the data or
-    with the original's own results.
+    The pool records the name of the score, and whether subnets are compared with targets of the
+    data or with the original's own results.
     """
 
     limits: tuple[Limits, ...]
@@ -100,35 +100,35 @@ def search(
 ) -> SearchResult:
     """Find the most accurate subnets within limits (AdaptiveNet §5).
 
-    Costs come from the table, accuracies from the data, measured on this device. Common prefixes
-    of subnets are computed once, and no subnet is evaluated to its end twice, even for several
-    limits. Ctrl-C ends the search with the best so far.
+    Costs come from the table; accuracies are measured on this device with the data. Common prefixes
+    of subnets are computed once, and no subnet is completely evaluated twice, even for several
+    limits. Ctrl-C ends the search with the best subnets so far.
 
-    For each of the limits, the additive best is evaluated before anything else: the subnet within
-    the limits that costs the least quality, if what branches cost adds up. So a search that is
-    short of time has a good answer early. `SearchResult.marks` lists what the answers lack.
+    For each of the limits, the search first evaluates the additive best: the subnet within the
+    limits that loses the least quality, assuming that the losses of branches add up. So even a
+    search that is short of time has a good answer. `SearchResult.marks` lists incomplete scores.
 
     Args:
         bundle: The bundle.
-        table: Its costs, from `edge.profile`.
-        data: Samples, with targets or without: see `read_data`. Without, the original's own
-            results are the targets, computed once on this device.
+        table: Its latency table, from `edge.profile`.
+        data: Samples, with or without targets; see `read_data`. Without targets, subnets are
+            compared with the results of the original, computed once on this device.
         limits: Bounds by resource, such as ``{"weight_bytes": 2e6, "flops": "70%"}``, where a
-            share is of what the original takes; or several of these.
+            share is relative to the original's cost; or a sequence of such mappings.
         budget: Bounds on the latency: numbers in ms, or shares of the original's latency like
-            ``"60%"``; the same as limits on it.
-        budget_ms: The same in ms.
-        weight_bytes: The most bytes of a subnet's weights, in every one of the limits.
+            ``"60%"``. Equivalent to limits on the latency.
+        budget_ms: The same as ``budget``, in ms.
+        weight_bytes: The maximum size of a subnet's weights, in bytes, added to all limits.
         options: The other options.
         changes: Any field of `SearchOptions`: ``strategy``, ``score``, ``max_subnets``, …
 
     Returns:
-        The best subnet within each of the limits, the pool, the history.
+        The best subnet within each of the limits, the pool, and the history.
 
     Raises:
         UsageError: An argument is out of range, the data does not fit, the table belongs to
             another bundle or is marked unusable, or no subnet keeps the limits; the message names
-            the nearest.
+            the lowest possible costs.
         BundleError: A branch is missing or damaged, can't be run, or returns NaN.
     """
     options = options_of(SearchOptions() if options is None else options, changes)
@@ -188,7 +188,7 @@ def search(
         except KeyboardInterrupt:
             interrupted = True
         if interrupted or aborted:
-            # The result leaves out limits that the search had not come to.
+            # Leave out the limits that the search did not reach.
             studies = [study for study in studies if study.incumbent is not None] or studies
         bests = [_answer(study) for study in studies]
         wanted = list(dict.fromkeys(bests))
@@ -221,7 +221,7 @@ def search(
 def _saving(
     store: PoolStore, progress: Callable[[float, Study], None] | None
 ) -> Callable[[Study], None]:
-    """A progress callback that saves the pool, and calls the user's."""
+    """A progress callback that saves the pool, and then calls the user's callback."""
 
     def save(study: Study) -> None:
         store.save()
@@ -274,7 +274,7 @@ def _answer(study: Study) -> Arch:
 
 
 def _mark(best: PoolEntry, n_samples: int) -> str:
-    """What the best subnet within limits lacks."""
+    """Whether a best subnet was scored completely; see `SearchResult.marks`."""
     if best.n_samples is None:
         return ""
     if best.n_samples == 0:
@@ -339,7 +339,7 @@ def _check_feasible(study: Study) -> None:
 
 
 def _least(study: Study, name: str) -> float:
-    """The least that a subnet takes of a resource."""
+    """The lowest cost of a subnet in a resource."""
     found, space = study.resources[name], study.space
     if resource(name).rule != PEAK:
         return study.resources.total(name, space.min_cost_arch(found.costs))

@@ -32,16 +32,16 @@ BUILT_IN = {
     "exhaustive": f"{_PACKAGE}.baselines:Exhaustive",
 }
 
-_ROUNDING = 1e-12  # windows may hold a little more; `Study.fits` decides
-_REPORT_S = 1.0  # between two progress reports while nothing is scored
+_ROUNDING = 1e-12  # windows may be slightly too wide; `Study.fits` decides
+_REPORT_S = 1.0  # time between two progress reports while nothing is scored
 
 
 class SearchEndedError(Exception):
-    """Raised inside a strategy when it may evaluate nothing more."""
+    """Raised inside a strategy when it may not evaluate any more subnets."""
 
 
 class SearchAbortedError(SearchEndedError):
-    """Raised by a progress callback when nobody waits for the result any more."""
+    """Raised by a progress callback when the result is no longer needed."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class Improvement:
     """A point of a search's history: a subnet that is better than those before.
 
     Attributes:
-        subnets: Subnets evaluated so far.
-        seconds: Time since the beginning.
-        latency_ms: Predicted latency of the best so far.
-        accuracy: Its score.
+        subnets: The number of subnets evaluated so far.
+        seconds: Time since the start of the search.
+        latency_ms: Predicted latency of the best subnet so far, in ms.
+        accuracy: The score of that subnet.
     """
 
     subnets: int
@@ -65,27 +65,27 @@ class Improvement:
 class Study:
     """A search in progress.
 
-    Windows of costs and mutations are along one resource, `resource`: the first limited one that
-    adds up as a sum, or else the latency. `fits` checks all limits.
+    Windows of costs and mutations use a single resource, `resource`: the first limited resource
+    whose costs are summed, or otherwise the latency. `fits` checks all limits.
 
     Attributes:
         space: The subnets.
         resources: The costs of each branch by resource.
         limits: Absolute bounds on the resources.
         evaluator: Scores subnets.
-        max_subnets: The most subnets to evaluate.
+        max_subnets: The maximum number of subnets to evaluate.
         rng: The search's own random generator.
-        until_s: When to end, by the clock.
-        clock: Returns the time, in s.
-        progress: Called with the study after each group, and now and then in between.
-        additive_best: The best subnet if what branches cost in quality adds up; None where no
-            subnet is known that keeps all limits.
-        incumbent: The latest additive best that was evaluated; None before.
+        until_s: The time at which to end, by the clock.
+        clock: Returns the time in s.
+        progress: Called with the study after each group, and about once a second in between.
+        additive_best: The best subnet, assuming that the losses of branches add up; None if no
+            known subnet keeps all limits.
+        incumbent: The latest additive best that was evaluated; None before the first.
         scores: The score of each subnet of this search, in the order of evaluation.
         history: One entry for each improvement.
-        resource: The resource that windows of costs are along.
-        costs: What each branch takes of it.
-        high: The most that a subnet's branches may take of it.
+        resource: The name of the resource for windows of costs.
+        costs: The cost of each branch in that resource, by id.
+        high: The highest total cost of a subnet's branches in that resource.
     """
 
     space: SearchSpace
@@ -105,7 +105,7 @@ class Study:
     _lost: dict[Arch, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Choose the resource for windows, and begin to count time."""
+        """Choose the resource for windows, and start the clock."""
         self._begin_s = self._reported_s = self.clock()
         sums = (name for name in self.limits if resource(name).rule == SUM)
         self.resource = next(sums, LATENCY)
@@ -117,38 +117,38 @@ class Study:
             self.high = self.cost(self.space.max_cost_arch(self.costs))
 
     def begin(self, time_s: float | None) -> None:
-        """Count time from now, and end after some of it; None for no end."""
+        """Restart the clock, and end after ``time_s``; None for no end."""
         self._begin_s = self._reported_s = self.clock()
         self.until_s = math.inf if time_s is None else self._begin_s + time_s
 
     @property
     def budget_ms(self) -> float:
-        """The most that a subnet may take, in ms; infinity where latency is not limited."""
+        """The bound on the latency, in ms; infinity if latency is not limited."""
         return self.limits.bound(LATENCY)
 
     @property
     def seconds(self) -> float:
-        """Time since the beginning."""
+        """Time since the start, in seconds."""
         return self.clock() - self._begin_s
 
     @property
     def tried(self) -> int:
-        """Subnets that this search asked for."""
+        """The number of subnets that this search requested."""
         return len(self._tried)
 
     def has_tried(self, arch: Arch) -> bool:
-        """Whether this search asked for a subnet, or knew its score."""
+        """Whether this search requested a subnet, or knows its score."""
         return arch in self._tried or arch in self.scores
 
     @property
     def best(self) -> Arch | None:
-        """The subnet with the highest score; of equal ones the cheapest."""
+        """The subnet with the highest score; ties go to the cheapest."""
         if not self.scores:
             return None
         return max(self.scores, key=lambda a: (self.scores[a], -self.cost(a), a.branches))
 
     def is_over(self) -> bool:
-        """Whether the time is over. It reports progress, which may end the search."""
+        """Whether the time is over. Also reports progress, which may end the search."""
         now_s = self.clock()
         if self.progress is not None and now_s > self._reported_s + _REPORT_S:
             self._reported_s = now_s
@@ -156,7 +156,7 @@ class Study:
         return now_s >= self.until_s
 
     def cost(self, arch: Arch) -> float:
-        """What a subnet's branches take of `resource`."""
+        """The total cost of a subnet's branches in `resource`."""
         return math.fsum([self.costs[branch] for branch in arch.branches])
 
     def predict_ms(self, arch: Arch) -> float:
@@ -168,12 +168,12 @@ class Study:
         return all(self.resources.total(n, arch) <= self.limits.bound(n) for n in self.limits)
 
     def most_valuable(self, values: Mapping[str, float], n: int = 1, most: int = 400) -> list[Arch]:
-        """The subnets within the limits whose branches' values add up to the most, best first."""
+        """The subnets within the limits whose branches have the highest total value, best first."""
         return most_valuable(self.space, self.resources, self.limits, values, n, most)
 
     @cached_property
     def anchors(self) -> tuple[Arch, ...]:
-        """Subnets within the limits: the cheapest ones, if any subnet keeps all limits."""
+        """The cheapest subnets within the limits; empty if no known subnet keeps all limits."""
         cheapest = (
             {branch: -cost for branch, cost in self.resources[name].costs.items()}
             for name in (self.resource, *self.limits)
@@ -183,15 +183,15 @@ class Study:
         return tuple(arch for arch in dict.fromkeys(found) if self.fits(arch))
 
     def score(self, archs: Iterable[Arch], floor: float = -math.inf) -> dict[Arch, float]:
-        """Scores of subnets that keep the limits; the others are left out.
+        """Score the subnets that keep the limits; the others are left out.
 
         Args:
-            archs: Subnets, together: what they have in common is computed once.
-            floor: A score below which a subnet does not count: it may end early, and is left out.
-                What is known to be below is not evaluated again.
+            archs: The subnets, which are evaluated together: common prefixes are computed once.
+            floor: Subnets below this score may end early and are left out. Subnets known to be
+                below it are not evaluated again.
 
         Raises:
-            SearchEndedError: No more may be evaluated; the scores so far are kept.
+            SearchEndedError: No more subnets may be evaluated; the scores so far are kept.
         """
         wanted = [arch for arch in dict.fromkeys(archs) if self.fits(arch)]
         chosen, complete = self._admitted(wanted)
@@ -206,12 +206,12 @@ class Study:
         return found
 
     def learn(self, archs: Iterable[Arch]) -> dict[Arch, float]:
-        """Scores of subnets to learn from: those that break the limits are never the best.
+        """Score subnets to learn from, even those beyond the limits, which are never the best.
 
-        They count like any others. Subnets beyond `max_subnets` are left out.
+        They count towards `max_subnets`, and subnets beyond that number are left out.
 
         Raises:
-            SearchEndedError: No more may be evaluated; the scores so far are kept.
+            SearchEndedError: No more subnets may be evaluated; the scores so far are kept.
         """
         wanted = list(dict.fromkeys(archs))
         admitted, _ = self._admitted(wanted)
@@ -223,7 +223,7 @@ class Study:
     def _evaluated(self, group: list[Arch], floor: float) -> tuple[dict[Arch, float], list[Arch]]:
         """The scores of subnets, and the subnets that there was time for.
 
-        Where time is short, as many as can be evaluated are, rather than a part of each.
+        If time is short, as many subnets as possible are evaluated completely.
         """
         floors = dict.fromkeys(group, floor)
         if math.isinf(self.until_s):
@@ -244,7 +244,7 @@ class Study:
         return {arch: found[arch] for arch in group if arch in found}, done
 
     def _admitted(self, archs: list[Arch]) -> tuple[set[Arch], bool]:
-        """Those not tried yet that there is room and time for; whether that is all of them."""
+        """The untried subnets that there is room and time for; whether these are all of them."""
         fresh = [arch for arch in archs if arch not in self._tried]
         room = max(0, self.max_subnets - len(self._tried))
         chosen = set(fresh[:room] if self.clock() < self.until_s else ())
@@ -272,12 +272,12 @@ class Study:
 class Strategy(Protocol):
     """Decides which subnets to evaluate: a frozen dataclass whose fields are its options.
 
-    The contract: `run` asks `Study.score` for subnets until it raises `SearchEndedError`, or
-    returns when nothing is left to try. It keeps no state between runs, and draws from
-    ``study.rng`` only: the same study leads to the same subnets.
+    The contract: `run` calls `Study.score` with subnets until that raises `SearchEndedError`, or
+    returns when there is nothing left to try. It keeps no state between runs, and uses only
+    ``study.rng`` for randomness: the same study leads to the same subnets.
 
     A strategy may have a method ``check(study)``, which is called before anything is evaluated and
-    raises a `UsageError` where the strategy does not suit the study.
+    raises a `UsageError` if the strategy does not suit the study.
     """
 
     def run(self, study: Study) -> None:
@@ -286,13 +286,13 @@ class Strategy(Protocol):
 
 
 def strategy_names() -> tuple[str, ...]:
-    """Every known strategy: the built-in ones, then those of other packages."""
+    """The names of all strategies: the built-in ones, then those of other packages."""
     others = sorted(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP))
     return tuple(dict.fromkeys((*BUILT_IN, *others)))
 
 
 def strategy(name: str) -> Callable[..., Strategy]:
-    """The strategy class of a name.
+    """Look up a strategy class by name.
 
     Raises:
         UsageError: No strategy has this name.

@@ -1,4 +1,4 @@
-"""What a subnet scored so far: by batch, and by sample."""
+"""The scores of a subnet so far, by batch and by sample."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Tally:
     Attributes:
         total: The sum of the batches' sums.
         count: The sum of the batches' counts.
-        n_samples: Samples so far.
-        margins: The margins of each batch, where they are kept.
-        batches: The score of each batch by itself, and its number of samples.
-        means: The score after each batch, where the metric's sums and counts are numbers.
+        n_samples: The number of samples so far.
+        margins: The margins of each batch, if they are kept.
+        batches: The score of each batch alone, and its number of samples.
+        means: The score after each batch, if the metric's sums and counts are scalars.
     """
 
     total: Any = 0.0
@@ -58,7 +58,7 @@ class Tally:
         return mean(self.total, self.count)
 
 
-#: Samples whose margins are kept; they tell where to search, and need not be all.
+#: The number of samples whose margins are kept: enough to guide the search.
 _MARGINS = 1000
 _CLIPPED = (-8.0, 8.0)
 _FAR = 1e30
@@ -67,21 +67,21 @@ _FAR = 1e30
 class Margins:
     """The margins of the first samples, for each subnet as far as it was evaluated.
 
-    Once some subnets are known, the samples that they came closest to missing come first. The
-    order does not change which subnet wins, but a subnet that can't win ends sooner: most samples
-    are easy, and every subnet gets them right.
+    Once some subnets are known, the samples with the smallest margins come first. The order does
+    not change which subnet wins, but a subnet that can't win ends sooner: most samples are easy,
+    and every subnet gets them right.
 
     Attributes:
-        order: The samples' indices, in the order of evaluation; None for the data's own.
-        by_arch: Margins in that order; fewer where a subnet ended early.
+        order: The samples' indices in the order of evaluation; None for the order of the data.
+        by_arch: Margins in that order; fewer if a subnet ended early.
     """
 
     def __init__(self, n_samples: int, batch_size: int, *, reorder: bool) -> None:
-        """Begin without margins.
+        """Start with no margins.
 
         Args:
-            n_samples: Samples of the data.
-            batch_size: Samples of a batch; margins of whole batches are kept.
+            n_samples: The number of samples in the data.
+            batch_size: The number of samples in a batch; margins of whole batches are kept.
             reorder: Whether the order may change.
         """
         self.order: Array | None = None

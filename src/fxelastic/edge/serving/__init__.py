@@ -1,1 +1,1 @@
-"""Serving: run the best subnet, watch its latency, change it while requests go on (§5.3)."""
+"""Serve the best subnet, monitor its latency, and switch subnets between requests."""

@@ -1,8 +1,8 @@
-"""Preparing in the background what serving needs and nobody prepared: one process of low priority.
+"""Prepare missing files for serving in the background, in one process of low priority.
 
-Run as a process, it reads one JSON object a line, ``{"kind": …, "name": …}`` as of `Item`, prepares
-that, and answers ``{"name": …, "error": text}``, where the text is empty after a success. It ends
-with its input, so it does not outlive the process that serves.
+The process reads one JSON object per line, ``{"kind": …, "name": …}`` as in `Item`, prepares the
+item, and answers ``{"name": …, "error": text}``, where the text is empty on success. It ends when
+its input ends, so it does not outlive the process that serves.
 """
 
 from __future__ import annotations
@@ -38,25 +38,26 @@ _PATIENCE_S = 2.0
 
 
 class BackgroundPreparation:
-    """Finds prepared files, and has those that are missing made by another process.
+    """Finds prepared files, and lets another process prepare the missing ones.
 
-    The process starts when something is missing and ends when nothing is. Safe in any thread.
+    The process starts when a file is missing and ends when there is nothing left to prepare.
+    Thread-safe.
 
     Attributes:
         files: The prepared files.
     """
 
     def __init__(self, files: PreparedFiles) -> None:
-        """Begin without a process.
+        """Create the object without starting a process.
 
         Args:
-            files: The prepared files. Where their folder can't be written, what is missing goes to
-                a temporary folder, which `close` deletes.
+            files: The prepared files. If their folder is not writable, missing files are written
+                to a temporary folder, which `close` deletes.
         """
         self.files = files
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         if not files.is_writable():
-            # Without a temporary folder either, making the first file says so.
+            # If a temporary folder can't be created either, preparing the first file fails.
             with suppress(OSError):
                 self._temporary = tempfile.TemporaryDirectory(
                     prefix="fxelastic-prepared-", ignore_cleanup_errors=True
@@ -70,13 +71,13 @@ class BackgroundPreparation:
         self._closed = False
 
     def want(self, items: Iterable[Item]) -> None:
-        """Have items prepared one after another, without waiting for them."""
+        """Request items to be prepared one by one, without waiting for them."""
         with self._condition:
             self._wanted += [item for item in items if item not in self._wanted]
             self._start()
 
     def file(self, item: Item, *, urgent: bool = False) -> Path:
-        """The prepared file of an item; waits for it where it is missing.
+        """The prepared file of an item; waits for it if it is missing.
 
         Args:
             item: A subnet or a branch.
@@ -104,19 +105,19 @@ class BackgroundPreparation:
         return found
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until nothing is left to prepare; returns whether that is so."""
+        """Wait until there is nothing left to prepare; returns False on a timeout."""
         with self._condition:
             return self._condition.wait_for(lambda: not self._wanted, timeout_s)
 
     def close(self) -> None:
-        """End the process, even at work. May be called again."""
+        """End the process immediately, even while it works. May be called again."""
         with self._condition:
             self._closed = True
             self._wanted.clear()
             thread, process = self._thread, self._process
             self._condition.notify_all()
         if process is not None:
-            # What it was writing has no name yet.
+            # An unfinished file is still under a temporary name.
             process.kill()
         if thread is not None:
             thread.join()
@@ -125,7 +126,7 @@ class BackgroundPreparation:
 
     @property
     def keeps_files(self) -> bool:
-        """Whether the files stay for the next runtime."""
+        """Whether the files are kept for the next runtime."""
         return self._temporary is None
 
     def _start(self) -> None:
@@ -160,7 +161,7 @@ class BackgroundPreparation:
                 self._condition.notify_all()
 
     def _ask(self, item: Item) -> str:
-        """Have the process prepare an item; returns what went wrong."""
+        """Let the process prepare an item; returns an error message, empty on success."""
         try:
             process = self._running()
             assert process.stdin is not None
@@ -224,11 +225,11 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def main(folder: str, digest: str, prepared: str) -> None:
-    """Prepare what stdin names, until it ends.
+    """Prepare the items that stdin names, until it ends.
 
     Args:
         folder: The bundle's folder.
-        digest: The digest of the bundle that is served; another one may lie there by now.
+        digest: The digest of the served bundle; the folder may contain another one by now.
         prepared: The folder for the files.
     """
     files: PreparedFiles | None = None

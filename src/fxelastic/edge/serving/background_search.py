@@ -1,4 +1,4 @@
-"""Searching quicker subnets in the background when none of the pool keeps the budget (§5.3)."""
+"""Search for quicker subnets in the background while no subnet of the pool keeps the budget."""
 
 from __future__ import annotations
 
@@ -31,27 +31,28 @@ class Searcher(Protocol):
 
     The contract:
 
-    * `search` is called in a thread of its own, never twice at once. Requests go on meanwhile, so
-      it should run at low priority.
-    * It returns soon after ``stop`` is set; its result is ignored then.
+    * `search` is called in a separate thread, one call at a time. Requests run meanwhile, so it
+      should run at low priority.
+    * It returns soon after ``stop`` is set; its result is then ignored.
     """
 
     def search(self, limit_ms: float, stop: threading.Event) -> Sequence[Any]:
-        """Search for subnets of at most an estimated latency.
+        """Search for subnets whose estimated latency is at most ``limit_ms``.
 
         Args:
             limit_ms: The latency on the idle device, in ms.
             stop: Set when the result is no longer needed.
 
         Returns:
-            Subnets as a pool has them; slower ones may be among them.
+            Subnets, such as the entries of a pool; may include slower subnets.
         """
 
 
 class BackgroundSearch:
-    """Runs one search at a time, and adds the subnets found to the catalogue (§5.3).
+    """Runs one search at a time, and adds the subnets found to the catalogue (AdaptiveNet §5.3).
 
-    A search that found nothing quick enough, or failed, is repeated after a wait that doubles.
+    A search that failed or found no subnet quick enough is repeated after a wait, which doubles
+    each time.
 
     Attributes:
         thread: The thread of the latest search; None before the first.
@@ -66,14 +67,14 @@ class BackgroundSearch:
         on_found: Callable[[], None],
         wait_s: float = 60.0,
     ) -> None:
-        """Begin without a search; `begin` starts one.
+        """Create the object; `begin` starts a search.
 
         Args:
-            searcher: Searches.
+            searcher: Searches for subnets.
             catalogue: Receives the subnets found.
-            events: Where searches are recorded.
+            events: Records searches.
             clock: Returns the time in s.
-            on_found: Called in the search's thread when the catalogue has more subnets.
+            on_found: Called in the search's thread when the catalogue has received new subnets.
             wait_s: The wait after the first search without success, in seconds.
         """
         self._searcher = searcher
@@ -95,7 +96,7 @@ class BackgroundSearch:
         return thread is not None and thread.is_alive()
 
     def begin(self, limit_ms: float) -> bool:
-        """Search, unless a search runs or one found nothing a short while ago.
+        """Start a search, unless one is running or one recently found nothing.
 
         Args:
             limit_ms: The estimated latency that is needed, in ms.
@@ -118,7 +119,7 @@ class BackgroundSearch:
             return True
 
     def close(self) -> None:
-        """End the search, and begin no other."""
+        """Stop the search, and start no other."""
         with self._lock:
             self._stop.set()
             thread = self.thread
@@ -138,7 +139,7 @@ class BackgroundSearch:
 
             if not self._stop.is_set():
                 self._catalogue.update(added)
-        except Exception as e:  # noqa: BLE001 - the search is a help; serving goes on without it
+        except Exception as e:  # noqa: BLE001 - serving continues without the search
             self._pause()
             self._events.add("research_failed", describe(e), limit_ms=limit_ms)
             return
@@ -170,9 +171,9 @@ class LocalSearch:
 
     Attributes:
         bundle: The bundle.
-        table: Returns the device's present latency table.
-        data: Samples, in any of the forms that `edge.search` takes.
-        path: The pool's file, to which subnets found are added. None to keep them in memory only.
+        table: Returns the device's current latency table.
+        data: Samples, in any of the forms that `edge.search` accepts.
+        path: The pool's file, to which subnets found are added. None to keep them only in memory.
         options: Other arguments of `edge.search`, such as ``max_subnets`` and ``score``.
     """
 
@@ -183,7 +184,7 @@ class LocalSearch:
     options: dict[str, Any] = field(default_factory=dict)
 
     def search(self, limit_ms: float, stop: threading.Event) -> Sequence[Any]:
-        """Search for subnets of at most an estimated latency; see `Searcher`."""
+        """Search for subnets whose estimated latency is at most ``limit_ms``; see `Searcher`."""
         _lower_priority()
 
         def end_if_stopped(budget_ms: float, study: Study) -> None:
@@ -210,9 +211,9 @@ def local_score(
 
     Args:
         bundle: The bundle.
-        data: What to search on.
+        data: The data to search on.
         pool: The pool, or subnets whose score is unknown.
-        score: The caller's score; None for the pool's.
+        score: The caller's score; None for the pool's score.
 
     Raises:
         UsageError: The pool was searched with another score or other targets.
@@ -247,7 +248,7 @@ def _on(targets: str) -> str:
 
 
 def _lower_priority() -> None:
-    """Lower the priority of this thread; on Linux a thread has a priority of its own."""
+    """Lower the priority of this thread; on Linux each thread has its own priority."""
     if hasattr(os, "setpriority"):
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -1,4 +1,4 @@
-"""The subnets in memory: which one serves, which requests run on which, and what may leave."""
+"""The subnets in memory: switch between them, run requests on them, and unload them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fxelastic.spec.resources import LATENCY
 
 _log = logging.getLogger(__name__)
 
-#: The first requests on a new session are slow for a reason of its own: it allocates memory.
+#: The number of first requests on a session, which are slow because it allocates memory.
 FIRST = 3
 
 # How long loading waits for the last requests of subnets that leave.
@@ -35,7 +35,7 @@ class ClosedError(ServingError):
     """The runtime is closed."""
 
     def __init__(self) -> None:
-        """Say so, and what to do."""
+        """Create the error."""
         fix = "make another with fxelastic.edge.serve(bundle, table, pool)"
         super().__init__("the runtime is closed", fix=fix)
 
@@ -47,10 +47,10 @@ class CachedSubnet:
     Attributes:
         candidate: The subnet and its estimates.
         loaded: Runs it.
-        users: Requests that run on it now.
-        leaving: No new request may begin; the last one that ends closes it.
-        turn: When it last became the one in use; larger is later.
-        n_first: Requests so far, counted up to `FIRST`.
+        users: The number of requests that run on it now.
+        leaving: Whether it is being unloaded: no request may begin, and the last one closes it.
+        turn: The number of the switch that last made it the subnet in use.
+        n_first: The number of requests so far, counted up to `FIRST`.
     """
 
     candidate: Candidate
@@ -62,10 +62,10 @@ class CachedSubnet:
 
 
 class SubnetCache:
-    """The subnets in memory, one of which is in use; safe in any thread.
+    """The subnets in memory, one of which is in use. Thread-safe.
 
     A subnet is closed exactly once, never while a request runs on it, and never under the lock. A
-    switch is one assignment under the lock: each request runs on one subnet from begin to end.
+    switch is one assignment under the lock: each request runs on a single subnet.
     """
 
     def __init__(
@@ -75,14 +75,14 @@ class SubnetCache:
         clock: Callable[[], float],
         limit_bytes: int | None = None,
     ) -> None:
-        """Begin empty.
+        """Start with no subnets.
 
         Args:
             loader: Loads subnets.
-            events: Where switches are recorded.
+            events: Records switches.
             clock: Returns the time in s.
-            limit_bytes: Memory that all subnets may take, those that still leave included; None
-                for no limit.
+            limit_bytes: Maximum memory of all subnets, including those being unloaded, in bytes;
+                None for no limit.
         """
         self._loader = loader
         self._events = events
@@ -117,7 +117,7 @@ class SubnetCache:
             return subnet
 
     def acquire_other(self, tried: Collection[Arch]) -> CachedSubnet | None:
-        """Begin a request on a subnet in memory that was not tried, the last used first."""
+        """Begin a request on the most recently used subnet in memory that was not tried."""
         with self._condition:
             others = [subnet for arch, subnet in self._all.items() if arch not in tried]
             if not others:
@@ -138,8 +138,8 @@ class SubnetCache:
         """Serve the requests that begin from now on with another subnet.
 
         Args:
-            candidate: The subnet, with its present estimates.
-            reason: Why, for people.
+            candidate: The subnet, with its current estimates.
+            reason: The reason, for people.
             kind: The kind of the event.
 
         Returns:
@@ -180,15 +180,15 @@ class SubnetCache:
     def load(
         self, candidate: Candidate, keep: Collection[Arch] = (), *, urgent: bool = False
     ) -> tuple[Arch, ...]:
-        """Bring a subnet into memory, without using it yet; nothing if it is there.
+        """Load a subnet into memory, without using it yet; does nothing if it is loaded.
 
         Args:
             candidate: The subnet.
-            keep: Subnets that may not leave to make room. The one in use never does.
+            keep: Subnets that must not be unloaded to make room; the one in use never is.
             urgent: See `Loader`.
 
         Returns:
-            The subnets that left.
+            The subnets that were unloaded.
 
         Raises:
             MemoryLimitError: There is no room for it.
@@ -203,7 +203,7 @@ class SubnetCache:
             return gone
 
     def load_and_acquire(self, candidate: Candidate) -> CachedSubnet:
-        """Bring a subnet into memory and begin a request on it, before it can leave again.
+        """Load a subnet and begin a request on it, before it can be unloaded again.
 
         Raises:
             MemoryLimitError: There is no room for it.
@@ -220,10 +220,10 @@ class SubnetCache:
             return self._load(candidate, users=1, urgent=True)
 
     def discard(self, arch: Arch) -> bool:
-        """Let a subnet go, unless it is in use; it is closed after its last request.
+        """Unload a subnet, unless it is in use; it is closed after its last request.
 
         Returns:
-            Whether it is gone or going.
+            Whether it is unloaded, or will be after its last request.
         """
         with self._condition:
             subnet = self._all.get(arch)
@@ -238,27 +238,27 @@ class SubnetCache:
         return True
 
     def keep_only(self, archs: Collection[Arch]) -> tuple[Arch, ...]:
-        """Let go of every subnet but these and the one in use; returns those that go."""
+        """Unload every subnet except these and the one in use; returns the unloaded ones."""
         with self._condition:
             current = None if self._current is None else self._current.candidate.arch
             gone = tuple(arch for arch in self._all if arch not in archs and arch != current)
         return tuple(arch for arch in gone if self.discard(arch))
 
     def update(self, candidate: Candidate) -> None:
-        """Take over new estimates of a subnet in memory."""
+        """Replace the estimates of a subnet in memory."""
         with self._condition:
             subnet = self._all.get(candidate.arch)
             if subnet is not None:
                 subnet.candidate = candidate
 
     def close(self, timeout_s: float | None = None) -> bool:
-        """Begin no further request, wait for those that run, and close every subnet.
+        """Accept no further requests, wait for running ones, and close every subnet.
 
         Args:
             timeout_s: How long to wait; None for as long as it takes.
 
         Returns:
-            Whether all are closed. The others close with their last request.
+            Whether all subnets are closed. The others are closed after their last request.
         """
         with self._condition:
             self._closed = True
@@ -292,7 +292,7 @@ class SubnetCache:
 
     @property
     def resident_bytes(self) -> int:
-        """Memory that the subnets take, in bytes."""
+        """The memory of all subnets, in bytes."""
         return self._loader.resident_bytes
 
     @property
@@ -322,7 +322,7 @@ class SubnetCache:
         raise ClosedError
 
     def _make_room(self, candidate: Candidate, keep: Collection[Arch]) -> tuple[Arch, ...]:
-        """Let subnets go, the longest unused first, until there is room for another."""
+        """Unload subnets, least recently used first, until there is room for another."""
         gone: list[Arch] = []
         while self._limit_bytes is not None:
             added_bytes = self._loader.added_bytes(candidate.arch)
@@ -343,7 +343,7 @@ class SubnetCache:
         return tuple(gone)
 
     def _oldest(self, keep: Collection[Arch]) -> Arch | None:
-        """The longest unused subnet of those that may leave."""
+        """The least recently used subnet that may be unloaded."""
         with self._condition:
             if self._closed:
                 raise ClosedError
@@ -353,7 +353,7 @@ class SubnetCache:
             return min(spare, key=lambda s: s.turn).candidate.arch if spare else None
 
     def _wait_for_leaving(self) -> bool:
-        """Wait until a subnet that is leaving has left; False if none is leaving."""
+        """Wait until a subnet that is leaving is closed; False if there is none."""
         with self._condition:
             before = len(self._leaving)
             return before > 0 and self._condition.wait_for(

@@ -1,4 +1,4 @@
-"""Which subnets there are, and which of them may be served now."""
+"""The known subnets, and those that may be served now."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fxelastic.spec.pareto import ParetoTable
 
 
 class Catalogue:
-    """The candidates less those that failed or exceed the limits; safe in any thread.
+    """The candidates, without those that failed or exceed the limits. Thread-safe.
 
-    A subnet is barred for a time, or for good. A failure to load may pass (a full memory, a file
-    being replaced), so that its ban ends, and doubles with each failure in a row.
+    A subnet is barred for a time, or permanently. A failure to load may be temporary (the memory is
+    full, a file is being replaced), so its ban ends; it doubles with each consecutive failure.
     """
 
     def __init__(
@@ -25,11 +25,11 @@ class Catalogue:
         retry_s: float = 30.0,
         limits: Limits | None = None,
     ) -> None:
-        """Begin with a pool's candidates.
+        """Start with a pool's candidates.
 
         Args:
             candidates: The subnets.
-            retry_s: How long its first failure to load bars a subnet, in seconds.
+            retry_s: How long a subnet is barred after its first failure to load, in seconds.
             limits: Absolute limits on other resources than the latency; None for no limits.
         """
         self._retry_s = retry_s
@@ -47,7 +47,7 @@ class Catalogue:
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
-        """All subnets, barred ones too."""
+        """All subnets, including barred ones."""
         return self._candidates
 
     @property
@@ -63,7 +63,7 @@ class Catalogue:
             self._rebuild()
 
     def bar_for_now(self, arch: Arch, now_s: float) -> float:
-        """Bar a subnet for a while; returns for how long, in seconds."""
+        """Bar a subnet for a while; returns the duration in seconds."""
         with self._lock:
             failures = self._failures.get(arch, 0)
             self._failures[arch] = failures + 1
@@ -78,7 +78,7 @@ class Catalogue:
             self._failures.pop(arch, None)
 
     def end_bans(self, now_s: float) -> None:
-        """Admit the subnets whose time is over."""
+        """Admit the subnets whose ban is over."""
         with self._lock:
             over = [arch for arch, until_s in self._barred.items() if until_s <= now_s]
             for arch in over:
@@ -90,8 +90,8 @@ class Catalogue:
         """Replace the candidates; bans stay.
 
         Args:
-            change: Makes the new ones of the old ones. Where it raises, or its result can't be
-                ranked, nothing changes. Only one change is made at a time.
+            change: Returns the new candidates, given the old ones. If it raises an error, or its
+                result can't be ranked, nothing changes. Only one change runs at a time.
         """
         with self._lock:
             candidates = tuple(change(self._candidates))

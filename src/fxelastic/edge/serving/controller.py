@@ -17,27 +17,27 @@ from fxelastic.edge.serving.preload import Preload, Preloader
 
 @dataclass
 class Controller:
-    """Reads the monitor, asks the policy, and has subnets loaded and switched.
+    """Reads the monitor, queries the policy, and loads and switches subnets accordingly.
 
-    `tick` does one round and may be called without the thread, by a test with a clock of its own.
-    The thread sleeps while there are no requests.
+    `tick` does one round. A test may call it with its own clock, without the thread. The thread
+    sleeps while there are no requests.
 
     Attributes:
-        monitor: Where requests are recorded.
+        monitor: Records requests.
         policy: Decides which subnet serves.
-        preload: Names the subnets to have in memory.
+        preload: Chooses the subnets to keep in memory.
         catalogue: The subnets.
         cache: The subnets in memory; switches between them.
-        preloader: Loads others.
-        events: Where changes are recorded.
+        preloader: Loads other subnets.
+        events: Records changes.
         clock: Returns the time in s.
-        budget_ms: What a request may take, in ms; may be set at any time.
+        budget_ms: The latency budget of a request, in ms; may be set at any time.
         tick_s: The time between two rounds, in seconds.
         on_unmet: Called in each round in which no subnet keeps the budget, with ``T/r`` in ms.
-        on_tick: Called after each round with what the policy saw and decided.
+        on_tick: Called after each round with the situation and the policy's decision.
         state: Whether the budget can be kept.
         load: The latest reading of the monitor.
-        thread: The thread that does the rounds; None before `start`.
+        thread: The thread that runs the rounds; None before `start`.
     """
 
     monitor: Monitor
@@ -65,12 +65,12 @@ class Controller:
         self.thread.start()
 
     def wake(self) -> None:
-        """Do a round within ``tick_s``, after a request. Cheap."""
+        """Request a round within ``tick_s``, after a request. Cheap."""
         if not self._wake.is_set():
             self._wake.set()
 
     def hurry(self) -> None:
-        """Do a round now, after a change."""
+        """Request a round now, after a change."""
         self._hurry.set()
         self._wake.set()
 
@@ -104,7 +104,7 @@ class Controller:
         """Do one round.
 
         Returns:
-            The policy's decision; None after the cache was closed.
+            The policy's decision; None if the cache is closed.
         """
         now_s = self.clock()
         load = self.load = self.monitor.read(now_s)
@@ -136,7 +136,7 @@ class Controller:
         situation = Situation(now_s, self.budget_ms, load, last, table, self.cache.history)
         try:
             self.on_tick(situation, Decision(last, self.state.met, self.budget_ms, "closed"))
-        except Exception as e:  # noqa: BLE001 - it is user code; the rest is freed all the same
+        except Exception as e:  # noqa: BLE001 - user code; the rest must still be freed
             self.events.add("control_failed", describe(e))
 
     def _report(self, load: Load) -> None:
@@ -146,7 +146,7 @@ class Controller:
             self.events.add(
                 "slow_requests",
                 f"{load.n_slow} of {len(load.fresh)} requests took over "
-                f"{self.monitor.slow:g} times what the others did",
+                f"{self.monitor.slow:g} times as long as the others",
                 n=load.n_slow,
             )
 
@@ -174,7 +174,7 @@ class Controller:
         self.preloader.want(target, others)
         if target.ms >= current.ms:
             return
-        # Until the target is there, the best subnet in memory that keeps the budget serves.
+        # Until the target is loaded, the best subnet in memory that keeps the budget serves.
         loaded = situation.table.only(here)
         interim = loaded.best(decision.limit_ms) or loaded.quickest
         if interim is not None and interim.ms < current.ms:

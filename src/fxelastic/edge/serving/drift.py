@@ -1,4 +1,4 @@
-"""Detecting that the latency table no longer holds, and correcting it while serving."""
+"""Detect that the latency table is no longer valid, and correct it while serving."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from fxelastic.spec.latency_table import LatencyTable
 
 @dataclass(frozen=True)
 class Drift:
-    """How measured latencies of branches differ from the table's.
+    """The difference between the measured latencies of branches and the table's.
 
     Attributes:
-        load: The factor by which all of them are slower: the weighted median.
-        factors: For each branch, its own factor divided by that.
+        load: The common factor by which branches are slower: the weighted median.
+        factors: For each branch, its own factor divided by ``load``.
         uneven: The branches whose factor is too far from 1.
-        misjudged: Share of the subnet's latency that the table gives to wrong branches.
+        misjudged: Share of the subnet's latency by which the table is wrong for uneven branches.
     """
 
     load: float
@@ -48,13 +48,13 @@ class Drift:
 class DriftRule:
     """Distinguishes a drift of the table from a load of the device.
 
-    A throttled core, another version of onnxruntime or another memory clock make some operators
-    slower and others not. Competing processes slow all of them by about the same factor, which
-    r = actual / estimated accounts for.
+    A throttled core, another version of onnxruntime or another memory clock slows down some
+    operators and not others. Competing processes slow down all operators by about the same factor,
+    which r = actual / estimated accounts for.
 
     Attributes:
-        tolerance: A branch is uneven from this factor against the median, either way.
-        share: There is a drift when this share of the latency is misjudged.
+        tolerance: A branch is uneven if it differs from the median by more than this factor.
+        share: The table has drifted if at least this share of the latency is misjudged.
     """
 
     tolerance: float = 1.25
@@ -65,8 +65,8 @@ class DriftRule:
 
         Args:
             table_ms: Latency of each branch in the table, in ms.
-            measured_ms: Latencies measured close to one another in time, in ms. Branches without
-                a positive latency on both sides are left out.
+            measured_ms: Latencies measured close together in time, in ms. Branches without a
+                positive latency in both mappings are left out.
         """
         ratios = {
             name: measured / table_ms[name]
@@ -75,7 +75,7 @@ class DriftRule:
         }
         if not ratios:
             return Drift(1.0, {}, (), 0.0)
-        # Weighted by latency, or a few tiny branches would decide the load.
+        # Weight by latency: otherwise a few tiny branches could determine the load.
         load = _weighted_median([(ratios[name], table_ms[name]) for name in ratios])
         factors = {name: ratio / load for name, ratio in ratios.items()}
         uneven = tuple(
@@ -88,14 +88,14 @@ class DriftRule:
         return Drift(load, factors, uneven, wrong_ms / total_ms)
 
     def drifted(self, drift: Drift) -> bool:
-        """Whether the table no longer holds."""
+        """Whether the table is no longer valid."""
         return drift.misjudged >= self.share
 
 
 class DriftDetector:
     """Measures the branches in use from time to time, and corrects the table after a drift.
 
-    One measurement may be disturbed, so a drift must be seen twice in a row.
+    One measurement may be disturbed, so a drift must be measured twice in a row.
 
     Attributes:
         thread: The thread that measures.
@@ -112,13 +112,13 @@ class DriftDetector:
         every_s: float = 300.0,
         store: Callable[[], None] | None = None,
     ) -> None:
-        """Begin without a measurement; `start` starts the thread.
+        """Create the detector; `start` starts the thread.
 
         Args:
-            probe: Measures.
-            cache: Has the subnet in use.
+            probe: Measures branches.
+            cache: Returns the subnet in use.
             catalogue: Receives the new estimates.
-            events: Where drifts and failures are recorded.
+            events: Records drifts and failures.
             on_change: Called when estimates have changed.
             rule: Distinguishes a drift from a load.
             every_s: Time between two measurements, in seconds.
@@ -150,7 +150,7 @@ class DriftDetector:
         """Measure once.
 
         Returns:
-            How the branches in use compare with the table; None if they could not be measured.
+            The difference of the branches in use from the table; None if they can't be measured.
         """
         current = self._cache.current
         if current is None:
@@ -168,7 +168,7 @@ class DriftDetector:
             else:
                 self._suspected = False
                 self._renew(drift)
-        except Exception as e:  # noqa: BLE001 - the check is a help; serving goes on without it
+        except Exception as e:  # noqa: BLE001 - serving continues without the check
             self._events.add("probe_failed", describe(e), arch=str(current.arch))
             return None
         return drift
@@ -198,7 +198,7 @@ class DriftDetector:
         if self._store is not None:
             try:
                 self._store()
-            except Exception as e:  # noqa: BLE001 - the table in memory is corrected all the same
+            except Exception as e:  # noqa: BLE001 - the table in memory is already corrected
                 self._events.add("store_failed", describe(e))
 
     def _work(self) -> None:
@@ -208,18 +208,18 @@ class DriftDetector:
 
 @dataclass(frozen=True)
 class BranchTimer:
-    """Runs each branch of a subnet by itself, a few times, with rests in between.
+    """Runs each branch of a subnet alone, a few times, with rests in between.
 
-    One branch is in memory at a time. The lowest latency of several counts: other programs make a
-    branch slower, never quicker. Its inputs are synthetic, see `synthetic`; where a branch fails on
-    random integers, other choices are tried.
+    One branch is in memory at a time. The lowest of its latencies counts, because other programs
+    only make a branch slower. Inputs are synthetic, see `synthetic`; if a branch fails on random
+    integers, other choices are tried.
 
     Attributes:
         bundle: The bundle.
-        open_session: Makes a session from the path of a branch's ONNX file.
+        open_session: Creates a session from the path of a branch's ONNX file.
         batch_size: Batch size of the inputs.
-        repeats: Runs of each branch, besides one warm-up run.
-        rest_s: Rest before each run, which keeps the effect on requests small, in seconds.
+        repeats: The number of runs of each branch, besides one warm-up run.
+        rest_s: The rest before each run, in seconds; it keeps the effect on requests small.
     """
 
     bundle: Bundle
@@ -236,8 +236,8 @@ class BranchTimer:
             stop: Set to end early.
 
         Returns:
-            Latencies in ms by branch id; fewer when stopped. Branches whose input sizes do not
-            follow from the batch size are left out.
+            Latencies in ms by branch id; fewer if stopped. Branches whose input sizes can't be
+            computed from the batch size are left out.
         """
         latencies: dict[str, float] = {}
         for branch in arch:
@@ -273,7 +273,7 @@ class BranchTimer:
 
 
 class TableProbe:
-    """Measures branches against a `LatencyTable`, and corrects it; for one thread at a time."""
+    """Compares branches with a `LatencyTable`, and corrects the table. Not thread-safe."""
 
     def __init__(
         self,
@@ -282,10 +282,10 @@ class TableProbe:
         mode: str,
         path: str | os.PathLike[str] | None = None,
     ) -> None:
-        """Begin with a table.
+        """Start with a table.
 
         Args:
-            table: The device's latencies; not changed in place.
+            table: The device's latency table; not changed in place.
             timer: Measures branches.
             mode: ``assembled`` or ``paged``.
             path: The file for the corrected table; None not to write it.
@@ -294,7 +294,7 @@ class TableProbe:
         self._timer = timer
         self._mode = mode
         self._path = None if path is None else Path(path)
-        # The file's content as this process read or wrote it last.
+        # The contents of the file when this process last read or wrote it.
         self._known = self._bytes()
 
     def expected_ms(self, arch: Arch) -> Mapping[str, float]:
@@ -306,13 +306,13 @@ class TableProbe:
         return self._timer.measure(arch, stop)
 
     def renew(self, factors: Mapping[str, float]) -> Callable[[Arch], float]:
-        """Multiply branches' latencies in the table.
+        """Multiply the latencies of branches in the table.
 
         Args:
-            factors: By branch id.
+            factors: The factors by branch id.
 
         Returns:
-            For a subnet, the factor by which its estimate changes.
+            A function that returns the factor by which a subnet's estimate changes.
         """
         old = self.table
         self.table = new = renewed(old, factors)
@@ -322,17 +322,17 @@ class TableProbe:
         """Write the table, if there is a file for it.
 
         Raises:
-            UsageError: The file can't be written, or another program has changed it since; it is
-                not changed then.
+            UsageError: The file can't be written, or another program has changed it; it is then
+                left unchanged.
         """
         if self._path is None:
             return
         if self._bytes() != self._known:
             raise UsageError(
                 f"{self._path} has changed since serving began, and is not overwritten",
-                expected="the table that serving began with",
+                expected="the table that serving started with",
                 got="another file",
-                fix="serve again, to use the new table",
+                fix="restart serving to use the new table",
             )
         self.table.save(self._path)
         self._known = self._bytes()
@@ -345,7 +345,7 @@ class TableProbe:
 
 
 def renewed(table: LatencyTable, factors: Mapping[str, float]) -> LatencyTable:
-    """The table with some branches' latencies multiplied by factors."""
+    """A copy of the table with the latencies of some branches multiplied by factors."""
     rows = {
         branch: replace(
             row,
@@ -366,7 +366,7 @@ def renewed(table: LatencyTable, factors: Mapping[str, float]) -> LatencyTable:
 def _running(session: Any, candidates: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The first inputs on which a session runs; also warms it up."""
     for inputs in candidates[:-1]:
-        with contextlib.suppress(Exception):  # onnxruntime's derive from Exception one by one
+        with contextlib.suppress(Exception):  # onnxruntime's errors have no common base class
             session.run(None, inputs)
             return inputs
     session.run(None, candidates[-1])

@@ -15,22 +15,22 @@ _log = logging.getLogger(__name__)
 #:
 #: * started, closed - the runtime started or was closed.
 #: * switched - another subnet serves the requests from now on.
-#: * loaded, unloaded - a subnet came into memory or left it.
-#: * load_failed - a subnet can't be loaded; it is not tried again for a while.
-#: * rolled_back - the subnet in use failed; an earlier one serves again.
-#: * run_failed, non_finite - a subnet raised, or gave NaN or infinity; another one answered.
-#: * model_non_finite - every subnet gives NaN or infinity for an input, so no subnet is barred.
+#: * loaded, unloaded - a subnet was loaded into memory or removed from it.
+#: * load_failed - a subnet can't be loaded; it is retried after a while.
+#: * rolled_back - the subnet in use failed; another one serves.
+#: * run_failed, non_finite - a subnet raised an error, or returned NaN or infinity.
+#: * model_non_finite - every subnet returns NaN or infinity for an input; none of them is barred.
 #: * request_failed - no subnet could answer; the caller got an error.
 #: * memory_limit - a subnet can't be loaded within the memory limit.
 #: * budget_changed - the user set another budget.
 #: * budget_unmet, budget_met - no subnet keeps the budget at this load; one does again.
-#: * slow_requests - single requests took a multiple of the others.
+#: * slow_requests - some requests took several times as long as the others.
 #: * clock_jumped - the clock was set back.
 #: * research_started, research_finished, research_failed - a background search for quicker subnets.
-#: * drifted, reprofiled, probe_failed - the latency table no longer holds; it was corrected; its
+#: * drifted, reprofiled, probe_failed - the latency table is no longer valid; it was corrected; its
 #:   check failed.
 #: * store_failed - the table can't be written.
-#: * control_failed - the policy or a listener raised; serving goes on as before.
+#: * control_failed - the policy or a listener raised an error; serving continues as before.
 Kind: TypeAlias = Literal[
     "budget_changed",
     "budget_met",
@@ -65,10 +65,10 @@ class Event:
     """An event.
 
     Attributes:
-        time_s: When, on the runtime's clock.
+        time_s: The time, on the runtime's clock.
         kind: Its kind; see `Kind`.
-        message: For people.
-        details: For programs: archs as text, latencies in ms, durations in s.
+        message: A message for people.
+        details: Details for programs: archs as text, latencies in ms, durations in s.
     """
 
     time_s: float
@@ -82,7 +82,7 @@ class Event:
 
 @dataclass
 class EventLog:
-    """The latest events, and the number of each kind; safe in any thread.
+    """The latest events, and the number of events of each kind. Thread-safe.
 
     Attributes:
         clock: Returns the time in s.
@@ -98,7 +98,7 @@ class EventLog:
     _lock: threading.Lock = field(init=False, repr=False, default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        """Begin empty."""
+        """Start with no events."""
         self._events = deque(maxlen=self.limit)
 
     def add(self, kind: Kind, message: str, **details: Any) -> None:
@@ -130,6 +130,6 @@ class EventLog:
 
 
 def describe(error: BaseException) -> str:
-    """An error in one line."""
+    """Describe an error in one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,4 +1,4 @@
-"""Subnets in memory: as one session each, or as one session for each branch."""
+"""Load subnets into memory, as one session each or as one session for each branch."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class LoadedSubnet(Protocol):
 
     The contract:
 
-    * `run` may be called by several threads at once, and changes none of its inputs.
-    * The same inputs give the same outputs.
-    * `close` is called once, after the last `run` has returned, and frees what the subnet does not
-      share. It does not fail.
+    * Several threads may call `run` at once; it does not modify its inputs.
+    * Equal inputs give equal outputs.
+    * `close` is called once, after the last `run` has returned, and frees everything that the
+      subnet does not share. It does not fail.
     """
 
     def run(self, inputs: Mapping[str, Array]) -> Sequence[Array]:
@@ -45,11 +45,11 @@ class Loader(Protocol):
 
     The contract:
 
-    * `load` is called by one thread at a time, while requests run on other subnets. It holds the
-      interpreter's lock for a few milliseconds at most, unless it is urgent. Any exception means
-      that this subnet can't be loaded; nothing is left behind then.
-    * `added_bytes` is quick, and underestimates what `load` makes resident by a few per cent at
-      most.
+    * One thread at a time calls `load`, while requests run on other subnets. It holds the
+      interpreter's lock for at most a few milliseconds, unless it is urgent. Any exception means
+      that this subnet can't be loaded, and that nothing is left behind.
+    * `added_bytes` is quick, and underestimates the memory that `load` allocates by at most a few
+      per cent.
     """
 
     def load(self, arch: Arch, *, urgent: bool = False) -> LoadedSubnet:
@@ -57,8 +57,8 @@ class Loader(Protocol):
 
         Args:
             arch: The subnet.
-            urgent: A caller waits for it. Then it is prepared in this thread if need be, else in
-                the background.
+            urgent: Whether a request waits for it. If so, it is prepared in this thread if
+                necessary, otherwise in the background.
         """
 
     def added_bytes(self, arch: Arch) -> int:
@@ -66,10 +66,10 @@ class Loader(Protocol):
 
     @property
     def resident_bytes(self) -> int:
-        """Memory that the weights of all loaded subnets take, in bytes; shared ones count once."""
+        """Size of the weights of all loaded subnets, in bytes; shared weights count once."""
 
     def close(self) -> None:
-        """End background work, and loads that wait for it. Subnets may still run."""
+        """Stop background work and the loads that wait for it. Subnets may still run."""
 
 
 @dataclass(eq=False)
@@ -99,12 +99,12 @@ class AssembledSubnet:
 
 @dataclass
 class AssembledLoader:
-    """Loads each subnet as a session of its own, from a prepared file.
+    """Loads each subnet as one session, from a prepared file.
 
     Attributes:
         bundle: The bundle.
-        preparation: Finds or makes the files.
-        open_prepared: Makes a session from the path of an optimised model.
+        preparation: Finds or prepares the files.
+        open_prepared: Creates a session from the path of an optimised model.
     """
 
     bundle: Bundle
@@ -121,7 +121,7 @@ class AssembledLoader:
         return AssembledSubnet(session, size_bytes, self)
 
     def added_bytes(self, arch: Arch) -> int:
-        """The subnet's weights, in bytes: sessions share none."""
+        """The size of the subnet's weights, in bytes; sessions share no weights."""
         return sum(self.bundle.segment(branch).weight_bytes for branch in arch)
 
     @property
@@ -141,7 +141,7 @@ class AssembledLoader:
 
 @dataclass
 class _Page:
-    """A branch in memory, and how many subnets in memory have it."""
+    """A branch in memory, and the number of subnets in memory that contain it."""
 
     session: Any
     users: int = 0
@@ -155,7 +155,7 @@ class _Call:
         session: Its session.
         inputs: Names of the values that it reads.
         outputs: Names of the values that it computes.
-        dropped: Values that nothing reads after it.
+        dropped: Names of values that no later branch reads.
     """
 
     session: Any
@@ -166,7 +166,7 @@ class _Call:
 
 @dataclass(eq=False)
 class PagedSubnet:
-    """A subnet that runs branch after branch.
+    """A subnet that runs branch by branch.
 
     Attributes:
         arch: The subnet.
@@ -194,22 +194,22 @@ class PagedSubnet:
         return [values[name] for name in self.outputs]
 
     def close(self) -> None:
-        """Page out the branches that no other subnet in memory has."""
+        """Page out the branches that no other subnet in memory contains."""
         self.calls = ()
         self.owner.release(self.arch)
 
 
 @dataclass
 class PagedLoader:
-    """Loads branches, each once however many subnets have it (§5.3, §6).
+    """Loads branches, each once even if several subnets contain it (AdaptiveNet §5.3, §6).
 
-    A prepared branch is opened from its optimised file, another one from the bundle's.
+    A prepared branch is opened from its optimised file, any other branch from the bundle's file.
 
     Attributes:
         bundle: The bundle.
         preparation: Finds the optimised files.
-        open_prepared: Makes a session from the path of an optimised branch.
-        open_branch: Makes a session from the path of one of the bundle's files.
+        open_prepared: Creates a session from the path of an optimised branch.
+        open_branch: Creates a session from the path of a file of the bundle.
     """
 
     bundle: Bundle
@@ -244,7 +244,7 @@ class PagedLoader:
         return PagedSubnet(arch, calls, outputs, self.bundle.constants, self)
 
     def release(self, arch: Arch) -> None:
-        """Page out what a subnet that was closed had alone."""
+        """Page out the branches that only a closed subnet used."""
         for branch in arch:
             self._page_out(branch)
 
@@ -270,7 +270,7 @@ class PagedLoader:
             if page is not None:
                 page.users += 1
                 return page.session
-        # One thread loads at a time, so no other makes this page now.
+        # One thread loads at a time, so no other thread creates this page now.
         prepared = self.preparation.files.find(Item.branch(branch))
         if prepared is None:
             session = self.open_branch(self.bundle.model_path(branch))

@@ -1,4 +1,4 @@
-"""How much slower than estimated the device is now, from the requests' latencies."""
+"""Estimate how much slower than expected the device is, from the latencies of requests."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from fxelastic.edge.candidates import Candidate
 
-# Requests of several threads end in another order than they are recorded; a clock that goes back
-# by more than this has been set.
+# Requests of several threads may be recorded in a different order than they end; if the time goes
+# back by more than this, the clock was set.
 _CLOCK_SLACK_S = 1.0
-# Requests that are kept, however short they are.
+# The maximum number of requests that are kept.
 _MOST = 8192
 
 
@@ -22,10 +22,11 @@ class Observation(NamedTuple):
     """One request. A tuple, not a dataclass: it is built on every request.
 
     Attributes:
-        time_s: When it ended, on the runtime's clock.
+        time_s: The time when it ended, on the runtime's clock.
         candidate: The subnet that served it, with its estimated latency at that time.
         actual_ms: The measured latency, in ms.
-        first: It is among the first on a session, which allocate, so it does not show the load.
+        first: Whether it is one of the first runs of a session, which allocate memory, so that its
+            latency does not show the load.
     """
 
     time_s: float
@@ -40,16 +41,17 @@ class Load:
 
     Attributes:
         ratio: Median r of the window; None before there were enough requests.
-        recent: Median r of the newest part of the window: after a step of the load it is at the
-            new level while the window still holds the old one.
-        n_samples: Requests in the window.
+        recent: Median r of the newest part of the window, which follows a step of the load sooner
+            than the whole window.
+        n_samples: The number of requests in the window.
         peaks: ``(time_s, ratio)`` of earlier readings that no later one reached, oldest first.
         fresh: The requests since the last reading, in the order they were recorded.
-        n_slow: How many of them took a multiple of the window's usual time.
-        clock_jumped: The clock was set back since the last reading; earlier requests are forgotten.
-        high: Upper quartile of r in the newest part of the window: a load that comes and goes
-            within parts of a second has several levels.
-        begin_s: When the first request ended; None before.
+        n_slow: The number of fresh requests that took several times as long as usual.
+        clock_jumped: Whether the clock was set back since the last reading; earlier requests are
+            then forgotten.
+        high: Upper quartile of r in the newest part of the window: a load that varies within
+            fractions of a second has several levels.
+        begin_s: The time when the first request ended; None before that.
     """
 
     ratio: float | None = None
@@ -63,27 +65,29 @@ class Load:
     begin_s: float | None = None
 
     def peak_since(self, time_s: float) -> float | None:
-        """The largest ratio read since then; None where there was no reading."""
+        """The largest ratio read since ``time_s``; None if there was no reading."""
         return next((ratio for time, ratio in self.peaks if time >= time_s), None)
 
 
 @dataclass
 class Monitor:
-    """Estimates r over the last requests; robust against single slow ones.
+    """Estimates r over the latest requests; robust against single slow requests.
 
-    r compares each request with the estimate of the subnet that served it, so that the requests
-    before and after a switch belong to one window.
+    r compares each request with the estimate of the subnet that served it, so a window may contain
+    requests from before and after a switch.
 
-    Any thread may call `record`, on every request: it only appends. One thread calls `read`, which
+    Any thread may call `record` on every request: it only appends. One thread calls `read`, which
     does the work.
 
     Attributes:
-        window_s: The window's length, in seconds. A step of the load shows after half of it;
-            shorter disturbances do not show, such as a program that starts or a subnet that loads.
-        min_samples: Requests that a median needs; with fewer in ``window_s`` the window is longer.
-        max_samples: The most requests to compute with; of more, every second one, every third ….
+        window_s: The length of the window, in seconds. A step of the load is visible after half of
+            it; shorter disturbances are not, such as a program that starts or a subnet that loads.
+        min_samples: The number of requests that a median needs; the window extends beyond
+            ``window_s`` if there are fewer.
+        max_samples: The maximum number of requests to compute with; if there are more, only every
+            second or third request is used, and so on.
         horizon_s: How long peaks are kept, in seconds.
-        slow: A request counts as slow from this multiple of the window's ratio.
+        slow: A request is slow if its ratio exceeds the window's ratio by this factor.
     """
 
     window_s: float = 0.9
@@ -99,14 +103,14 @@ class Monitor:
     _last: Load = field(init=False, repr=False, default_factory=Load)
 
     def __post_init__(self) -> None:
-        """Begin without requests."""
-        # Bounded: nobody may be reading.
+        """Start with no requests."""
+        # Bounded, because there may be no reader.
         self._incoming = deque(maxlen=_MOST)
         self._samples = deque(maxlen=_MOST)
         self._peaks = deque()
 
     def record(self, observation: Observation) -> None:
-        """Add a request; safe in any thread."""
+        """Add a request. Thread-safe."""
         self._incoming.append(observation)
 
     def read(self, now_s: float) -> Load:
@@ -130,7 +134,7 @@ class Monitor:
                 self._begin_s = None
             self._latest_s = max(self._latest_s, seen.time_s)
             ratio = seen.actual_ms / seen.candidate.ms
-            # A latency of 0 or less was measured while the clock was set.
+            # A latency of 0 or less means that the clock was set during the request.
             if 0 < ratio < math.inf and not seen.first:
                 self._samples.append((seen.time_s, ratio))
                 if self._begin_s is None:

@@ -1,4 +1,4 @@
-"""How a runtime serves: the options of `edge.serve`."""
+"""The options of `edge.serve`."""
 
 from __future__ import annotations
 
@@ -29,40 +29,40 @@ class Serving:
     """Options of `edge.serve`.
 
     Attributes:
-        mode: ``assembled`` runs each subnet as one model, which is quickest, and holds a few of
-            them ready. ``paged`` runs branch after branch and holds only the branches of the
-            subnet in use; a switch loads what differs. ``auto`` is assembled where there is
-            memory for it.
-        limits: Bounds on other resources than the latency, such as ``{"weight_bytes": "70%"}``,
-            where the pool knows them. Subnets beyond them are not served.
-        memory_bytes: Memory that weights may take, in bytes. Where None: the preloaded subnets in
-            ``assembled`` mode, the subnet in use in ``paged`` mode; during a switch, those and the
-            next one.
-        threads: Threads to compute with; 0 for one for each core.
-        prepared: The folder that `edge.prepare` wrote to; by default ``BUNDLE.prepared`` beside
-            the bundle. What is missing there is prepared in the background.
-        data: Samples, in any of the forms that `edge.search` takes, to search for quicker
-            subnets in the background when none of the pool keeps the budget. Without targets,
-            the original's own results are the targets.
-        score: The score of the pool's accuracies, as `edge.search` takes it. By default the one
-            that the pool names; a function has to be passed.
-        held_out: The held-out share of the samples, as `edge.search` takes it.
-        table_path: The file for the corrected table; None not to write it.
-        pool_path: The file for a pool with the subnets found; None not to write it.
-        searcher: Searches in place of `edge.search` with ``data``.
-        force: Search on ``data`` although the table is marked unusable: see
+        mode: ``assembled`` runs each subnet as one model, which is quickest, and keeps a few of
+            them loaded. ``paged`` runs branch by branch and keeps only the branches of the subnet
+            in use; a switch loads the branches that differ. ``auto`` is assembled if there is
+            enough memory for it.
+        limits: Bounds on resources other than the latency, such as ``{"weight_bytes": "70%"}``,
+            if their costs are known. Subnets that exceed them are not served.
+        memory_bytes: Maximum memory for weights, in bytes. None means no limit: the preloaded
+            subnets in ``assembled`` mode, the subnet in use in ``paged`` mode, and during a switch
+            the next subnet too.
+        threads: The number of threads; 0 means one for each core.
+        prepared: The folder that `edge.prepare` wrote to; by default ``BUNDLE.prepared`` next to
+            the bundle. Missing files are prepared in the background.
+        data: Samples, in any of the forms that `edge.search` accepts, to search for quicker
+            subnets in the background while no subnet of the pool keeps the budget. Without
+            targets, subnets are compared with the results of the original.
+        score: The score of the pool's accuracies, as for `edge.search`. By default the score that
+            the pool names; a function must be passed.
+        held_out: The held-out share of the samples, as for `edge.search`.
+        table_path: The file for the corrected table; None to not write it.
+        pool_path: The file for a pool with the subnets found; None to not write it.
+        searcher: Replaces `edge.search` on ``data``.
+        force: Whether to search on ``data`` even if the table is marked unusable; see
             `LatencyTable.problem`.
         policy: Decides which subnet serves.
-        preload: Names the subnets to have in memory besides that one.
-        monitor: Makes the monitor of the latencies.
+        preload: Chooses the subnets to keep in memory besides the one in use.
+        monitor: Creates the monitor of latencies.
         tick_s: Time between two decisions, in seconds.
-        check_every_s: Time between two checks of the latency table, in seconds; None to check
-            never.
-        retry_s: Time until a subnet that can't be loaded is tried again, in seconds.
-        clock: Returns the time in s. The system may set it back while the runtime lives.
+        check_every_s: Time between two checks of the latency table, in seconds; None for no
+            checks.
+        retry_s: Time until a subnet that can't be loaded is retried, in seconds.
+        clock: Returns the time in s. The system may set it back while the runtime serves.
         listener: Called with each event, in the thread in which it happens.
-        on_tick: Called after each round of the control loop with what the policy saw, which
-            includes the requests since the last round, and its decision.
+        on_tick: Called after each round of the control loop with the situation, which includes the
+            requests since the last round, and the policy's decision.
     """
 
     mode: str = "auto"
@@ -91,7 +91,7 @@ class Serving:
         """Check the options.
 
         Raises:
-            UsageError: One has the wrong type or value.
+            UsageError: An option has the wrong type or value.
         """
         if self.mode not in MODES:
             raise UsageError(
@@ -107,21 +107,21 @@ class Serving:
             if value is not None and not callable(value):
                 raise UsageError(f"{name} must be callable", got=repr(value))
         if isinstance(self.data, (str, os.PathLike)) and not os.path.isfile(self.data):
-            # It is read when no subnet keeps the budget, which is a bad time to learn of it.
+            # Check now: the file is read only later, while no subnet keeps the budget.
             raise UsageError(
                 f"there is no file {os.fspath(self.data)}", expected="an .npz file of samples"
             )
 
     @classmethod
     def of(cls, options: Serving | None, changes: Mapping[str, Any]) -> Serving:
-        """Options with some replaced by keyword arguments.
+        """A copy of options with some replaced by keyword arguments.
 
         Args:
-            options: Options; None for the defaults.
-            changes: By the option's name.
+            options: The options; None for the defaults.
+            changes: The new values by name.
 
         Raises:
-            UsageError: An option is unknown, or one has the wrong type or value.
+            UsageError: An option is unknown, or has the wrong type or value.
         """
         known = [option.name for option in fields(cls)]
         changes = {_RENAMED.get(name, name): value for name, value in changes.items()}

@@ -1,4 +1,4 @@
-"""Which subnet to serve next: the rule of §5.3, with hysteresis."""
+"""Decide which subnet to serve next: the rule of AdaptiveNet §5.3, with hysteresis."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class PastSwitch(NamedTuple):
     """An earlier switch.
 
     Attributes:
-        time_s: When, on the runtime's clock.
-        up: It led to a slower, more accurate subnet.
+        time_s: The time, on the runtime's clock.
+        up: Whether it led to a slower, more accurate subnet.
     """
 
     time_s: float
@@ -26,13 +26,13 @@ class PastSwitch(NamedTuple):
 
 @dataclass(frozen=True)
 class Situation:
-    """All that a policy may look at.
+    """The input of a policy.
 
     Attributes:
         now_s: The time, on the runtime's clock.
-        budget_ms: What a request may take, in ms.
+        budget_ms: The latency budget of a request, in ms.
         load: The monitor's reading.
-        current: The subnet in use; the table may no longer have it.
+        current: The subnet in use; it may no longer be in the table.
         table: The subnets that may be served.
         switches: Earlier switches, oldest first; at least the last ten minutes.
     """
@@ -50,11 +50,12 @@ class Decision:
     """A policy's decision.
 
     Attributes:
-        target: The subnet to serve; the current one for no change.
+        target: The subnet to serve; the current one if nothing changes.
         met: Whether the target is expected to keep the budget.
-        limit_ms: Estimated latency that a subnet may have at the present load: ``T/r``.
-        reason: Why, for people.
-        again_s: Decide again after this time in seconds, even without a request; None for no.
+        limit_ms: The highest estimated latency that keeps the budget at the current load, ``T/r``.
+        reason: The reason, for people.
+        again_s: Decide again after this time, in seconds, even without a request; None to wait for
+            a request.
     """
 
     target: Candidate
@@ -69,11 +70,11 @@ class SwitchPolicy(Protocol):
 
     The contract:
 
-    * `decide` depends on its argument only, and changes nothing. It is called some twenty times a
-      second, by one thread.
+    * `decide` depends only on its argument and has no side effects. One thread calls it about
+      twenty times a second.
     * The target is in the table, or is the current subnet.
-    * It may name a target that is not loaded: the runtime keeps the current subnet until then, and
-      asks again.
+    * The target need not be loaded: the runtime keeps the current subnet until it is, and calls
+      `decide` again.
     """
 
     def decide(self, situation: Situation) -> Decision:
@@ -84,32 +85,33 @@ class SwitchPolicy(Protocol):
 class RatioPolicy:
     """Serve the most accurate subnet under ``T/r`` (§5.3), slow to climb and quick to step down.
 
-    *Down*: as soon as the median latency exceeds the budget, to the best subnet under ``T/r`` less
-    some room; r is the upper quartile of the newest requests, so that one switch is enough for a
-    step of a load whose level varies.
+    *Down*: as soon as the median latency exceeds the budget, switch to the best subnet under
+    ``T/r`` minus some room. Here r is the upper quartile of the newest requests, so that one switch
+    is enough for a step to a load whose level varies.
 
-    *Up*: when a more accurate subnet would have kept the budget at every moment of the last
-    ``calm_s`` seconds. The hysteresis lies in this time rather than in the room: with a large share
-    of free budget, the subnet that was the best before the load came would not return. Under a load
-    the wait is up to eight times as long, since the load varies and room may be free by chance; it
-    is short again two and a half short waits after the load has gone. A climb that was soon taken
-    back doubles the wait for the next one, so a load that comes and goes costs ever fewer switches.
+    *Up*: climb when a more accurate subnet would have kept the budget throughout the last
+    ``calm_s`` seconds. The hysteresis lies in this wait rather than in the room: with much room,
+    the subnet that was best before a load would not return after it. Under load, the wait is up to
+    eight times as long, since the load varies and room may be free by chance; it is short again
+    ``2.5 * calm_s`` after the load has ended. A climb that is soon reverted doubles the wait for
+    the next one, so a load that comes and goes causes fewer and fewer switches.
 
     Attributes:
         room_down: Share of the budget that stays free after a step down.
         room_up: Share of the budget that stays free after a climb.
-        settle_s: Time after the first request from which latencies count, in seconds: a runtime
-            that begins loads other subnets besides.
-        dwell_s: Time between two switches down, in seconds.
-        calm_s: How long there must have been room for a climb where r is 1 or less, in seconds.
-        calm_rise: By how many times more for each 1 that r is above that, up to eight times in all.
+        settle_s: Latencies count from this time after the first request, in seconds: a runtime that
+            has just started also loads other subnets.
+        dwell_s: Minimum time between two switches down, in seconds.
+        calm_s: How long there must have been room for a climb if r is at most 1, in seconds.
+        calm_rise: For each 1 that r exceeds 1, the wait grows by this multiple of ``calm_s``, up to
+            eight times ``calm_s`` in total.
         worth: Share of the table's range of accuracies that a climb must gain, unless it leads to
-            the top: a switch with little gain is likely to be taken back.
+            the top: a switch with little gain is likely to be reverted.
         max_calm_s: The longest such wait, in seconds.
-        failed_s: A climb taken back within this time has failed, in seconds.
+        failed_s: A climb that is reverted within this time has failed, in seconds.
         forget_s: Failed climbs older than this no longer count, in seconds.
 
-    Source: AdaptiveNet §5.3; hysteresis, dwell and backing off are additions.
+    Source: AdaptiveNet §5.3; hysteresis, dwell and back-off are additions.
     """
 
     room_down: float = 0.03
@@ -126,7 +128,7 @@ class RatioPolicy:
     def decide(self, situation: Situation) -> Decision:
         """Decide; see `SwitchPolicy`."""
         load, budget_ms, current = situation.load, situation.budget_ms, situation.current
-        # Until there were requests for a while, only the estimates count.
+        # During the first requests, only the estimates count.
         begun = load.begin_s is None or situation.now_s - load.begin_s >= self.settle_s
         ratio = load.ratio if load.ratio is not None and begun else 1.0
         actual_ms = ratio * current.ms
@@ -137,7 +139,7 @@ class RatioPolicy:
     def _down(self, situation: Situation, ratio: float, actual_ms: float) -> Decision:
         current, table = situation.current, situation.table
         recent = situation.load.recent
-        # High and recent, since one switch should be enough for a step of the load.
+        # The highest recent ratio, since one switch should be enough for a step of the load.
         worst = situation.load.high or recent or ratio
         limit_ms = situation.budget_ms * (1 - self.room_down) / worst
         exceeded = (
@@ -145,7 +147,7 @@ class RatioPolicy:
         )
         since_s = _since_last(situation)
         if since_s is not None and 0 <= since_s < self.dwell_s:
-            # Most of the window is from before the switch.
+            # Most requests in the window are from before the switch.
             again_s = self.dwell_s - since_s
             return Decision(current, True, limit_ms, f"{exceeded}, just switched", again_s)
         if recent is not None and recent * current.ms <= situation.budget_ms:
@@ -192,8 +194,8 @@ class RatioPolicy:
         return better.accuracy - current.accuracy >= self.worth * whole
 
     def calm_for(self, situation: Situation) -> float:
-        """How long there must have been room, given the load and failed climbs, in seconds."""
-        # The peak over some time: a load that pauses for a moment has not gone.
+        """The wait before a climb, given the load and failed climbs, in seconds."""
+        # Use the peak over some time: a load that pauses for a moment has not ended.
         peak = situation.load.peak_since(situation.now_s - 2.5 * self.calm_s)
         loaded = 0.0 if peak is None else max(0.0, peak - 1.0)
         failed = 0
@@ -203,13 +205,13 @@ class RatioPolicy:
         for past, following in pairwise(recent):
             if past.up and not following.up and following.time_s - past.time_s < self.failed_s:
                 failed += 1
-        # The exponent is bounded, for 2.0**1024 is an error.
+        # Bound the exponent, because 2.0**1024 raises OverflowError.
         calm_s = self.calm_s * min(8.0, 1.0 + self.calm_rise * loaded)
         return min(calm_s * 2.0 ** min(failed, 32), self.max_calm_s)
 
 
 def _since_last(situation: Situation) -> float | None:
-    """Time since the last switch; negative when the clock was set back."""
+    """Time since the last switch, in seconds; negative if the clock was set back."""
     if not situation.switches:
         return None
     return situation.now_s - situation.switches[-1].time_s
@@ -219,13 +221,13 @@ def _since_last(situation: Situation) -> float | None:
 class BudgetState:
     """Whether the budget can be kept, with hysteresis.
 
-    An unmet budget counts at once; a met one when decisions have expected it for a while. At a
-    load at which the quickest subnet is just about quick enough, decisions alternate many times a
+    The state becomes unmet immediately, and met after decisions have expected it for a while. At a
+    load at which the quickest subnet is barely quick enough, decisions alternate many times a
     second.
 
     Attributes:
-        kept_s: For how long decisions must have expected the budget to be kept, in seconds.
-        met: The present state.
+        kept_s: How long decisions must have expected the budget to be kept, in seconds.
+        met: The current state.
     """
 
     kept_s: float = 1.0
@@ -235,15 +237,15 @@ class BudgetState:
 
     @property
     def again_s(self) -> float | None:
-        """The time until the next decision is needed, in seconds; None if none is."""
+        """The time until the next decision is needed, in seconds; None to wait for a request."""
         return None if self._since_s is None else self.kept_s
 
     def update(self, met: bool, budget_ms: float, now_s: float) -> bool:
-        """Take over one decision's expectation.
+        """Update the state by one decision.
 
         Args:
             met: Whether the decision's target is expected to keep the budget.
-            budget_ms: The budget, in ms; after a change of the budget, no time is needed.
+            budget_ms: The budget, in ms; after a change of the budget, the state changes at once.
             now_s: The time, on the runtime's clock.
 
         Returns:
@@ -260,7 +262,7 @@ class BudgetState:
         return True
 
     def _for_long(self, now_s: float) -> bool:
-        # A clock that was set back begins anew.
+        # If the clock was set back, start again.
         if self._since_s is None or now_s < self._since_s:
             self._since_s = now_s
         return now_s - self._since_s >= self.kept_s

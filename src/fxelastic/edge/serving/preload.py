@@ -1,4 +1,4 @@
-"""Loading subnets while requests go on: the target of a switch, and those likely to follow."""
+"""Load subnets while requests run: the target of a switch, and the likely next targets."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from fxelastic.spec.pareto import ParetoTable
 
 @dataclass(frozen=True)
 class Preload:
-    """Names the subnets that the next changes of the load may ask for, the likeliest first.
+    """Chooses the subnets that the next changes of the load may require, likeliest first.
 
-    The quickest comes before them: once it is in memory, a load is answered at once as well as it
-    can be, while the best subnet under it is loaded.
+    The quickest subnet comes first: once it is in memory, serving can respond to any load
+    immediately while the best subnet under that load is being loaded.
 
-    What is in memory stays as long as it serves the purpose: the load is never the same twice, and
-    loading another subnet for each of its readings would be a load itself.
+    Subnets in memory are kept if they are good enough: each reading of the load is slightly
+    different, and loading another subnet for each of them would add to the load.
 
     Attributes:
-        ratios: Loads to be ready for, as multiples of the present load.
-        limit: How many subnets to have in memory besides the one in use.
-        slack: A subnet in memory serves a load, too, if it is quicker than the best one by no more
-            than this share.
+        ratios: Loads to be ready for, as multiples of the current load.
+        limit: The maximum number of subnets to keep in memory besides the one in use.
+        slack: A subnet in memory is good enough for a load if it is quicker than the best one by
+            at most this share.
     """
 
     ratios: Sequence[float] = (1.25, 1.5, 2.0, 3.0)
@@ -44,18 +44,19 @@ class Preload:
         limit_ms: float,
         here: Collection[Arch] = (),
     ) -> tuple[Candidate, ...]:
-        """The subnets to have in memory.
+        """The subnets to keep in memory.
 
         Args:
             table: The subnets that may be served.
-            current: The one in use.
-            budget_ms: What a request may take, in ms.
-            limit_ms: Estimated latency that a subnet may have at the present load, in ms.
+            current: The subnet in use.
+            budget_ms: The latency budget of a request, in ms.
+            limit_ms: The highest estimated latency that keeps the budget at the current load, in
+                ms.
             here: The subnets in memory.
 
         Returns:
-            The quickest, the best without a load, the best under more load, the neighbours in the
-            table, and those in memory anyway; at most ``limit``.
+            The quickest subnet, the best without load, the best under more load, the neighbours in
+            the table, and those already in memory; at most ``limit``.
         """
         loaded = table.only(here)
         frontier = table.frontier
@@ -70,7 +71,7 @@ class Preload:
     def _under(
         self, limit_ms: float, table: ParetoTable[Candidate], loaded: ParetoTable[Candidate]
     ) -> Candidate | None:
-        """The best subnet of at most that latency, or one in memory that is nearly as slow."""
+        """The best subnet with at most this latency, or one in memory that is nearly as slow."""
         best, near = table.best(limit_ms), loaded.best(limit_ms)
         if best is None or near is None or near.ms < (1 - self.slack) * best.ms:
             return best
@@ -82,8 +83,8 @@ class _Job(NamedTuple):
 
     Attributes:
         candidate: The subnet.
-        keep: Subnets that may not leave for it.
-        is_target: It is the target of a switch.
+        keep: Subnets that must not be unloaded for it.
+        is_target: Whether it is the target of a switch.
     """
 
     candidate: Candidate
@@ -92,10 +93,10 @@ class _Job(NamedTuple):
 
 
 class Preloader:
-    """One thread that loads what is wanted: the target of a switch, then the others in order.
+    """A thread that loads the requested subnets: the target of a switch, then others in order.
 
-    A subnet that can't be loaded is barred for a while. A subnet never pushes out one that is
-    wanted more.
+    A subnet that can't be loaded is barred for a while. Loading a subnet never unloads one of
+    higher priority.
 
     Attributes:
         thread: The thread that loads.
@@ -109,14 +110,14 @@ class Preloader:
         clock: Callable[[], float],
         on_change: Callable[[], None],
     ) -> None:
-        """Begin without anything to load; `start` starts the thread.
+        """Create the preloader; `start` starts the thread.
 
         Args:
-            cache: Where subnets are loaded to.
+            cache: Loads and keeps the subnets.
             catalogue: Bars subnets that can't be loaded.
-            events: Where loads and failures are recorded.
+            events: Records loads and failures.
             clock: Returns the time in s.
-            on_change: Called after each subnet that was loaded or failed.
+            on_change: Called after each load, successful or not.
         """
         self._cache = cache
         self._catalogue = catalogue
@@ -131,20 +132,20 @@ class Preloader:
         self.thread = threading.Thread(target=self._work, name="fxelastic-preload", daemon=True)
 
     def load_now(self, candidate: Candidate) -> None:
-        """Load a subnet in the caller's thread, before `start`; a failure is an event only."""
+        """Load a subnet in the caller's thread, before `start`; a failure becomes an event."""
         self._others = (candidate,)
         self._load(_Job(candidate, (), is_target=False), urgent=True)
 
     def start(self) -> None:
-        """Begin to load."""
+        """Start the thread."""
         self.thread.start()
 
     def want(self, target: Candidate | None, others: Sequence[Candidate]) -> None:
-        """Say what to load; replaces what was said before.
+        """Set the subnets to load, replacing earlier ones.
 
         Args:
-            target: The subnet to switch to; may push out every other one that is not in use.
-            others: Subnets to have in memory, the likeliest first.
+            target: The subnet to switch to; any other subnet not in use may be unloaded for it.
+            others: Subnets to keep in memory, likeliest first.
         """
         wanted = tuple(others)
         with self._condition:
@@ -155,7 +156,7 @@ class Preloader:
             self._condition.notify_all()
 
     def close(self) -> None:
-        """Finish the load that runs, and end."""
+        """Finish the current load, and end the thread."""
         with self._condition:
             self._closed = True
             self._condition.notify_all()
@@ -174,7 +175,7 @@ class Preloader:
             self._on_change()
 
     def _trim(self) -> None:
-        """Let go of subnets that are neither in use nor wanted."""
+        """Unload subnets that are neither in use nor wanted."""
         wanted = {candidate.arch for candidate in self._others}
         if self._target is not None:
             wanted.add(self._target.arch)
@@ -202,7 +203,7 @@ class Preloader:
         try:
             gone = self._cache.load(candidate, job.keep, urgent=urgent)
         except MemoryLimitError as e:
-            # Not tried again before something else is wanted.
+            # Not retried until other subnets are wanted.
             self._refused.add(candidate.arch)
             if job.is_target:
                 self._catalogue.bar_for_now(candidate.arch, self._clock())

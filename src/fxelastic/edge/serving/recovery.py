@@ -1,4 +1,4 @@
-"""Answering a request whose subnet failed."""
+"""Answer a request whose subnet failed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from fxelastic.edge.serving.events import EventLog, describe
 from fxelastic.errors import ServingError
 from fxelastic.spec import Arch
 
-# How many other subnets a request is given to; and after how many requests on which all subnets
-# give values that are not finite this counts as normal for the model.
+# The maximum number of other subnets to try for a request; and the number of requests on which all
+# subnets return non-finite values before these are considered normal for the model.
 _ATTEMPTS = 4
 _AGREED = 3
 
@@ -35,14 +35,14 @@ class Answer(NamedTuple):
 
 
 class Recovery:
-    """Gives a request to other subnets when the one in use raises or gives NaN or infinity.
+    """Tries other subnets when the one in use raises an error or returns NaN or infinity.
 
-    Only a comparison can find the cause: where another subnet answers the same input properly, the
-    first one is barred and left, for good if it gave a wrong answer. Where the others fail too, the
-    input or the model is the cause, and no subnet is barred.
+    Only a comparison can find the cause: if another subnet answers the same input properly, the
+    first one is barred and no longer used, permanently if its answer was wrong. If the others fail
+    too, the input or the model is the cause, and no subnet is barred.
 
-    The request waits for the others, and for one to be loaded where no other is in memory. No other
-    request waits.
+    The request waits for the other subnets, and for one to be loaded if no other is in memory. No
+    other request waits.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Recovery:
     def after_error(
         self, inputs: Mapping[str, Array], failed: Candidate, error: Exception
     ) -> Answer:
-        """Answer a request on which a subnet raised.
+        """Answer a request on which a subnet raised an error.
 
         Raises:
             ServingError: No subnet could answer.
@@ -80,8 +80,8 @@ class Recovery:
             self._events.add("request_failed", what, arch=str(failed.arch))
             raise ServingError(
                 what,
-                got="an error of each subnet that was tried",
-                fix="look at runtime.events, and at the input",
+                got="an error from each subnet that was tried",
+                fix="check runtime.events and the input",
             ) from error
         self._leave(failed, answer.candidate, "it raised", for_good=False)
         return answer
@@ -89,7 +89,7 @@ class Recovery:
     def after_non_finite(
         self, inputs: Mapping[str, Array], failed: Candidate, outputs: Sequence[Array]
     ) -> Answer:
-        """Answer a request for which a subnet gave NaN or infinity."""
+        """Answer a request for which a subnet returned NaN or infinity."""
         if not all_finite(tuple(inputs.values())):
             return Answer(outputs, failed)
         self._events.add("non_finite", "the outputs hold NaN or infinity", arch=str(failed.arch))
@@ -98,7 +98,7 @@ class Recovery:
         if answer is not None:
             self._leave(failed, answer.candidate, "it gave NaN or infinity", for_good=True)
             return answer
-        # Without another subnet to compare with, this shows nothing.
+        # Without another subnet to compare with, the cause remains unknown.
         if agreeing:
             self._n_agreed += 1
             more = "" if self.checks_outputs else "; outputs are no longer checked"
@@ -109,7 +109,7 @@ class Recovery:
     def _ask_others(
         self, inputs: Mapping[str, Array], failed: Candidate, non_finite: list[Candidate]
     ) -> Answer | None:
-        """A finite answer of another subnet, or None; collects the subnets whose is not finite."""
+        """A finite answer from another subnet, or None; collects subnets with non-finite ones."""
         tried: set[Arch] = {failed.arch}
         for _ in range(_ATTEMPTS):
             subnet = self._another(tried)
@@ -130,7 +130,7 @@ class Recovery:
         return None
 
     def _another(self, tried: set[Arch]) -> CachedSubnet | None:
-        """A subnet that was not tried: one in memory, else the quickest that can be loaded."""
+        """A subnet not tried yet: one in memory, otherwise the quickest that can be loaded."""
         subnet = self._cache.acquire_other(tried | self._catalogue.barred)
         if subnet is not None:
             return subnet
@@ -165,10 +165,10 @@ class Recovery:
 
 
 def all_finite(outputs: Sequence[Array]) -> bool:
-    """Whether no output holds a NaN or an infinity.
+    """Whether no output contains NaN or infinity.
 
-    A sum shows whether there is one in a fraction of the time that looking at every element takes;
-    only where the sum itself overflows, the elements are looked at.
+    The sum of an output shows this much faster than a check of each element; elements are checked
+    only if the sum is not finite, since it may have overflowed.
     """
     for output in outputs:
         if output.dtype.kind not in "fc":
