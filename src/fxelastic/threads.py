@@ -1,4 +1,4 @@
-"""How many threads torch computes with."""
+"""The number of threads that torch computes with."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from fxelastic.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
-# Steps before the first measurement: they make what later steps reuse.
+# Steps before the first measurement: they fill caches that later steps reuse.
 _WARM_UP = 3
-# Steps by which a number of threads is judged.
+# Steps over which a number of threads is measured.
 _TRIES = 5
 # Steps in a row whose median is the time of a step.
 _RECENT = 5
-# How many times as long as before a step takes when it has collapsed.
+# A step that takes this many times as long as before has collapsed.
 _COLLAPSED = 1.8
-# How many times as slow as the fastest a number is that is not tried further.
+# A number this many times as slow as the fastest is not tried again.
 _HOPELESS = 3.0
-# How many times as fast fewer threads must be to be chosen: near ties must not decide about bits.
+# Fewer threads are chosen only if this many times as fast: near ties must not change results.
 _CLEARLY = 1.2
 # Steps after which fewer threads than usual are measured again.
 _AGAIN = 200
@@ -36,13 +36,13 @@ _AGAIN = 200
 
 @contextlib.contextmanager
 def computing_with(threads: int | None = None) -> Iterator[None]:
-    """Have torch compute with so many threads, for a while.
+    """Set the number of threads that torch computes with, as a context manager.
 
-    As a decorator it holds for each call of a function. The number of threads is as before
-    afterwards.
+    Used as a decorator, it applies to each call of the function. The previous number of threads
+    is restored on exit.
 
     Args:
-        threads: How many; `usual_threads` where None.
+        threads: The number of threads; `usual_threads` if None.
 
     Raises:
         UsageError: ``threads`` is not an integer of at least 1.
@@ -77,7 +77,7 @@ def usual_threads() -> int:
 
 
 def processors(root: Path = Path("/")) -> int:
-    """How many processors this process may use: by its affinity and the quota of its cgroup.
+    """The number of processors that the affinity and the cgroup's quota allow this process.
 
     Args:
         root: Where ``proc`` and ``sys`` are.
@@ -110,10 +110,10 @@ def _quota(root: Path) -> float:
 
 
 def thread_counts(threads: int | None, *, fixed: bool) -> tuple[int, ...]:
-    """The numbers of threads that a run may compute with, the usual one first.
+    """The numbers of threads that a run may use, the usual one first.
 
     Args:
-        threads: The user's number; None for a choice.
+        threads: The user's number; None to choose one by measurement.
         fixed: Use the usual number.
     """
     if threads is not None:
@@ -195,7 +195,7 @@ class ThreadChoice:
         return min(self._open(), key=lambda n: len(self._trials[n]), default=self.number)
 
     def _open(self) -> list[int]:
-        """The numbers that are to be tried further."""
+        """The numbers still to try."""
         fastest = min((t for times in self._trials.values() for t in times), default=math.inf)
         return [
             n

@@ -1,4 +1,4 @@
-"""Kinds of branches, one a file: what may stand in for an interval of a partition's blocks."""
+"""Kinds of branches, one per file. A branch can replace an interval of a partition's blocks."""
 
 from fxelastic.branches.registry import DEFAULT_KINDS, Kind, branch_kind, branch_kinds, is_kind
 

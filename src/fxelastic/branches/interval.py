@@ -1,4 +1,4 @@
-"""The interval of blocks that a branch is to stand in for: what every kind does with it."""
+"""The interval of blocks that a branch replaces, and the operations that all kinds share."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Pruned:
     and a block without removable channels gets a refusal with the reason.
 
     Removal is exact: the branch computes what the block computes if the removed channels contribute
-    zero. Only if nothing can be removed exactly, channels go that a layer norm takes its statistics
+    zero. If nothing can be removed exactly, channels go that a layer norm takes its statistics
     over; the branch is then marked as approximate.
 
     Attributes:

@@ -16,7 +16,7 @@ from fxelastic.ir.supernet import Supernet
 from fxelastic.train.processes import Processes
 from fxelastic.train.randomness import derived_seed, preserved, seed_all, seed_loader
 
-#: Takes a batch of the loader apart: positional arguments, keyword arguments, target or None.
+#: Splits a batch of the loader: positional arguments, keyword arguments, target or None.
 Split = Callable[[Any], tuple[tuple[Any, ...], dict[str, Any], Any]]
 
 #: In a batch that is a dict, the key of the target; a key that the model takes is an input.
@@ -92,7 +92,7 @@ class BatchReader:
     split: Split | None = None
 
     def read(self, raw: Any, number: int) -> Batch:
-        """Take one batch apart and move it to the supernet's device.
+        """Split one batch and move it to the supernet's device.
 
         Args:
             raw: The loader's batch.

@@ -53,7 +53,7 @@ class Callback:
 
 
 class JsonLines(Callback):
-    """A JSON object a line for each step and each epoch.
+    """Writes one JSON object per line for each step and each epoch.
 
     A step's line has ``event: "step"`` and the fields of `StepReport`; an epoch's line ``event:
     "epoch"`` and the fields of `EpochReport`.
@@ -88,7 +88,7 @@ class JsonLines(Callback):
 
 
 class Csv(Callback):
-    """A table of the steps: stage, step, epoch, batch, loss, lr, gradient norm, samples, time."""
+    """Writes a CSV row for each step: `FIELDS` lists the columns."""
 
     FIELDS = (
         *("stage", "step", "epoch", "batch", "loss", "lr"),

@@ -48,7 +48,7 @@ class Prefix:
         return root
 
     def __len__(self) -> int:
-        """How many branches run when every subnet runs once."""
+        """The number of branches that run when every subnet runs once."""
         return sum(1 + len(node) for node in self.following.values())
 
 

@@ -150,7 +150,7 @@ class Learners:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Have no other parameter of a new branch require gradients, for a while."""
+        """Disable gradients of all other parameters of new branches, as a context manager."""
         learning = {id(parameter) for parameter in self.parameters.values()}
         others = {
             id(p): p

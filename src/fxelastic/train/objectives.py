@@ -271,7 +271,7 @@ def described(value: object) -> str:
 
 
 def diagnose(runner: BranchRunner, batch: Batch, values: Values, plan: Plan, branch: str) -> str:
-    """Find where a loss stopped being finite, for data that is: the model, a branch or the loss.
+    """Find what made a loss non-finite on finite data: the model, a branch or the loss.
 
     Args:
         runner: Runs the branches.
@@ -300,7 +300,7 @@ def diagnose(runner: BranchRunner, batch: Batch, values: Values, plan: Plan, bra
     masked = batch.not_finite(masks=False)
     if masked:
         return masked
-    return f"the loss of branch {branch!r} is, though its operands are finite"
+    return f"the loss of branch {branch!r} is not finite, though its operands are finite"
 
 
 def _fails(runner: BranchRunner, branch: Branch, values: Values) -> bool:

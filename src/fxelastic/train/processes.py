@@ -103,7 +103,7 @@ class Processes:
                 dist.broadcast(tensor, 0)
 
     def least(self, value: float) -> float:
-        """The least value over the processes."""
+        """The minimum over the processes."""
         return self._reduced(value, dist.ReduceOp.MIN) if self.world_size > 1 else value
 
     def total(self, value: float) -> float:
@@ -111,7 +111,7 @@ class Processes:
         return self._reduced(value, dist.ReduceOp.SUM) if self.world_size > 1 else value
 
     def all(self, value: bool) -> bool:
-        """Whether it holds in every process."""
+        """Whether the condition is true in every process."""
         return bool(self.least(value))
 
     def _reduced(self, value: float, how: dist.ReduceOp.RedOpType) -> float:

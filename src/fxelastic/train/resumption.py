@@ -1,4 +1,4 @@
-"""How far a run is, and how an interrupted run goes on from a checkpoint."""
+"""The progress of a run, and how an interrupted run resumes from a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The magnitude of the values of a block's channels, on data."""
+"""The mean magnitude of each channel's values on calibration data."""
 
 from __future__ import annotations
 
