@@ -63,7 +63,7 @@ def test_a_fixed_batch_size_is_kept_to_everywhere(tmp_path: Path) -> None:
     inputs = {bundle.inputs[0].name: np.ones((4, 6), np.float32)}
     again = edge.profile(bundle, 4, inputs=inputs, n_samples=3, n_subnets=0, n_held_out=0)
     assert again.batch_size == 4
-    with pytest.raises(UsageError, match="fixed to"):
+    with pytest.raises(UsageError, match="fixed batch size"):
         edge.profile(bundle, 8)
     x = np.random.default_rng(0).normal(size=(12, 6)).astype(np.float32)
     data = x, np.zeros(12, np.int64)
