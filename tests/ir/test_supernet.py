@@ -292,7 +292,7 @@ def test_branch_that_leaves_a_value_out_is_refused() -> None:
     made = originals(partition)
     for outputs in ((), ("nonsense",), (*made[0].outputs, made[1].outputs[0])):
         bad = dataclasses.replace(trainable(made[0]), outputs=outputs)
-        with pytest.raises(UsageError, match="computes other values than its interval"):
+        with pytest.raises(UsageError, match="does not compute the values of its interval"):
             Supernet(partition, [*made, bad])
 
 

@@ -90,7 +90,7 @@ def test_a_write_through_a_view_beside_a_part_that_is_kept_whole(make: type[Arou
 def test_control_flow_outside_of_any_submodule_is_refused() -> None:
     with pytest.raises(CaptureError, match="DataDependent can't be captured") as caught:
         capture(DataDependent().eval(), torch.ones(2, 4))
-    assert "submodule of its own" in str(caught.value)
+    assert "separate submodule" in str(caught.value)
 
 
 def test_an_output_of_any_size_is_refused() -> None:

@@ -77,7 +77,7 @@ class Interval:
         return ends
 
     def copy(self, *, share: bool = False) -> Trainable:
-        """Copy the blocks as a module with weights of its own; see `trainable`."""
+        """Copy the blocks as a module with its own weights; see `trainable`."""
         return trainable(self.partition, self.start, self.stop, self.liveness, share=share)
 
     def attempt(self, make: Callable[[Interval], Branch]) -> Branch | Refusal:
@@ -97,7 +97,7 @@ class Interval:
         """Copy the blocks, change the copy's graph, and make a branch of it.
 
         Args:
-            change: Called with the copy, a graph module with weights of its own and fake tensors as
+            change: Called with the copy, a graph module with its own weights and fake tensors as
                 ``meta["val"]`` of its nodes. Changes its graph and weights in place and returns a
                 note for the user (or an empty text); raises `NoBranchError` if it can't.
             variant: Tells several branches of this kind for one interval apart; part of the id.

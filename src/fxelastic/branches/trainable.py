@@ -68,7 +68,7 @@ def trainable(
     *,
     share: bool = False,
 ) -> Trainable:
-    """Copy an interval of blocks as a module with weights of its own.
+    """Copy an interval of blocks as a module with its own weights.
 
     A captured graph is fixed to eval mode and the example's strides. In the copy, batch norms are
     modules that obey ``train()``, idle dropouts are gone, and views are reshapes. Weights that the

@@ -1,4 +1,4 @@
-"""Golden files: the text of a partition, committed beside the model's tests."""
+"""Golden files hold the text of a partition; users commit them beside the model's tests."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def read_golden(path: Path) -> str | None:
     except UnicodeDecodeError as e:
         raise UsageError(
             f"the golden file {path} is not text",
-            expected="UTF-8 text that an update wrote",
+            expected="UTF-8 text that fxelastic wrote",
             got=str(e),
             fix="name another file, or delete this one and update",
         ) from e
@@ -39,7 +39,7 @@ def read_golden(path: Path) -> str | None:
 
 
 def write_golden(path: Path, text: str) -> Literal["created", "updated", "unchanged"]:
-    """Write a golden file in one step: it always holds all of the old text or all of the new.
+    """Write a golden file atomically: it holds either the complete old or the complete new text.
 
     Missing folders are created and symbolic links followed. A file that already holds the text
     stays untouched.

@@ -1,4 +1,4 @@
-"""Context managers for long work of torch: silence its output, pause the garbage collector."""
+"""Context managers around long torch calls: silence output, pause garbage collection."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def quiet(*names: str, stdout: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def collector_paused() -> Iterator[None]:
-    """Switch cyclic garbage collection off, which would visit a growing graph again and again.
+    """Disable cyclic garbage collection, which would traverse a growing graph repeatedly.
 
     The objects stay alive until the end, so a collection finds nothing. For a partition of 16,000
     operators it took a third of the time.

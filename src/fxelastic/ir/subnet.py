@@ -1,4 +1,4 @@
-"""One subnet of a supernet as a module of its own."""
+"""One subnet of a supernet as a separate module."""
 
 from __future__ import annotations
 

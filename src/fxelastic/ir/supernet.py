@@ -93,8 +93,8 @@ class Supernet(Copyable, nn.Module):
 
         Args:
             args: The model's own positional arguments.
-            arch: The subnet; the model itself if None. Any value but an `Arch` goes to the model if
-                it has an argument ``arch``.
+            arch: The subnet; the model itself if None. Any value other than an `Arch` goes to
+                the model if it has an argument ``arch``.
             kwargs: The model's own keyword arguments.
 
         Returns:
@@ -184,7 +184,7 @@ class Supernet(Copyable, nn.Module):
         return self.partition.signature.unflatten_result(outputs)
 
     def subnet(self, arch: Arch | None = None) -> fx.GraphModule:
-        """One subnet as a module of its own.
+        """Extract one subnet as a separate module.
 
         Args:
             arch: The subnet; the model itself if None.
@@ -286,7 +286,7 @@ def _check_values(branch: Branch, liveness: Liveness) -> None:
     outputs = liveness.outputs(branch.start, branch.stop)
     if sorted(branch.outputs) != sorted(outputs):
         raise UsageError(
-            f"branch {branch.id!r} computes other values than its interval",
+            f"branch {branch.id!r} does not compute the values of its interval",
             expected=f"outputs {', '.join(outputs) or 'none'}",
             got=f"outputs {', '.join(branch.outputs) or 'none'}",
         )

@@ -1,4 +1,4 @@
-"""The first stage: a model captured as one graph."""
+"""The first stage: a model captured as a single graph."""
 
 from __future__ import annotations
 

@@ -276,7 +276,7 @@ def _failure(model: nn.Module, e: Exception) -> CaptureError:
     cause = cause_of(e, model)
     fix = cause.fix
     if cause.separable:
-        fix = f"{fix}, or move that part into a submodule of its own, which is kept whole"
+        fix = f"{fix}, or move that part into a separate submodule, which is kept whole"
     return CaptureError(
         f"{type(model).__name__} can't be captured",
         expected="a forward that torch.export can record",

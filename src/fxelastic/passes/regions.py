@@ -52,7 +52,7 @@ class _Vertex:
     """An operator with the ``getitem`` nodes of its results."""
 
     nodes: tuple[fx.Node, ...]
-    values: tuple[fx.Node, ...]  # results that others read
+    values: tuple[fx.Node, ...]  # results that other operators read
     operands: tuple[int, ...]
 
     @property

@@ -123,7 +123,7 @@ class Csv(Callback):
 class TensorBoard(Callback):
     """Scalars for TensorBoard: loss, learning rate, gradient norm, and the range accuracy.
 
-    Each stage logs to a folder of its own within the one given.
+    Each stage logs to its own subfolder of the folder given.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:

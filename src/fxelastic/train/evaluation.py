@@ -72,7 +72,7 @@ def evaluate(
         loader: Any iterable of batches, in the forms that `BatchReader` reads.
         metric: Scores a batch, as a mean over its samples. Accuracy where None, or for a batch
             without a target `agreement` with the original, or `cosine` where its result holds no
-            logits. A metric of your own then gets the original's result as the target:
+            logits. A custom metric then gets the original's result as the target:
             ``metric=fxelastic.train.spearman``.
         split: Takes a batch apart.
 

@@ -245,7 +245,7 @@ class Learners:
                 raise UsageError(
                     f"{name!r} shares memory with branch {owner!r}: training it would change "
                     "the model",
-                    expected="new branches over weights of their own",
+                    expected="new branches with their own weights",
                     got="a weight of the model",
                     fix="have the branch's maker clone the weights",
                 )

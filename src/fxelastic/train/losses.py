@@ -148,7 +148,7 @@ def check_shapes(output: Tensor, target: Tensor) -> None:
             f"the result has the shape {tuple(output.shape)}, and its target {tuple(target.shape)}",
             expected=f"the target's shape {tuple(target.shape)}",
             got=str(tuple(output.shape)),
-            fix="pass a loss or metric of your own that takes results of different shapes",
+            fix="pass a custom loss or metric that takes results of different shapes",
         )
 
 
@@ -181,7 +181,7 @@ def logits_of(output: Any) -> Tensor:
         "no logits were found in the model's result",
         expected="a floating-point tensor (N, C, ...), or a structure with one named 'logits'",
         got=_describe(output),
-        fix="pass a loss of your own: loss=function of (result, target)",
+        fix="pass a custom loss: loss=function of (result, target)",
     )
 
 
@@ -202,7 +202,7 @@ def class_dim(logits: Tensor, target: Tensor) -> int:
         got=f"{target.dtype} of shape {tuple(target.shape)}"
         if isinstance(target, Tensor)
         else type(target).__name__,
-        fix="correct the loader, or pass a loss of your own: loss=function of (result, target)",
+        fix="correct the loader, or pass a custom loss: loss=function of (result, target)",
     )
 
 

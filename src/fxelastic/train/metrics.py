@@ -149,7 +149,7 @@ def _main(value: Any) -> Tensor:
         "the model's result holds no floating-point vectors to compare",
         expected="a floating-point tensor (N, ...)",
         got=type(value).__name__,
-        fix="pass a metric of your own: metric=function of (result, target)",
+        fix="pass a custom metric: metric=function of (result, target)",
     )
 
 

@@ -1,4 +1,4 @@
-"""Write the branches' ONNX files, with shared tensors in files of their own."""
+"""Write the branches' ONNX files, with shared tensors in separate files."""
 
 from __future__ import annotations
 

@@ -193,7 +193,7 @@ ONNXRUNTIME = FusionRules(
             "activation-kept",
             _FUSED_PRODUCER | _NO_OP,
             _ACTIVATION,
-            reason="an activation has a kernel of its own here, but belongs to what it follows",
+            reason="an activation has its own kernel here, but belongs to what it follows",
         ),
         FusionRule(
             "add-layer-norm",
