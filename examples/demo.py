@@ -112,7 +112,9 @@ def main() -> int:
     """Run every stage without a result; print the table and the report's path."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("build/demo"))
-    parser.add_argument("--quick", action="store_true", help="very little training, for tests")
+    parser.add_argument(
+        "--quick", action="store_true", help="a smaller model and little data, for tests"
+    )
     args = parser.parse_args()
     demo = Demo(args.out, quick=args.quick)
     try:
@@ -137,7 +139,8 @@ class Demo:
         torch.manual_seed(0)
         data = load()
         if self.quick:
-            data["train"] = TensorDataset(*data["train"][:300])
+            kept = {"train": 100, "validation": 50, "test": 50}
+            data = {name: TensorDataset(*data[name][:n]) for name, n in kept.items()}
         self.stage("data", "data.npz", lambda: self.data(data))
         self.stage("train the model", "model.safetensors", lambda: self.train(data))
         self.stage("expand, distil, tune, export", "bundle", lambda: self.supernet(data))
@@ -179,7 +182,7 @@ class Demo:
         )
         budgets = [part for budget in self.budgets() for part in ("--budget", budget)]
         options = ["--data", str(self.out / "search.npz"), "--held-out", "0", *threads]
-        n_subnets = "20" if self.quick else "60"
+        n_subnets = "12" if self.quick else "60"
         self.stage(
             f"search at {N_BUDGETS} budgets",
             "search.json",
@@ -242,9 +245,13 @@ class Demo:
             write_npz(self.out / f"{name}.npz", x=x, targets=targets)
         write_npz(self.out / "data.npz", n=np.array([len(part) for part in data.values()]))
 
+    def model(self) -> ResNet:
+        """The model, untrained."""
+        return ResNet(depth=2 if self.quick else 3)
+
     def train(self, data: dict[str, TensorDataset]) -> None:
         """Train the model in the usual way."""
-        model, batches = ResNet(), loader(data)
+        model, batches = self.model(), loader(data)
         epochs = 1 if self.quick else 20
         optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -265,7 +272,7 @@ class Demo:
 
     def supernet(self, data: dict[str, TensorDataset]) -> None:
         """The compiler's part: from the model to a bundle."""
-        model = ResNet()
+        model = self.model()
         safetensors.torch.load_model(model, self.out / "model.safetensors")
         example = torch.zeros(2, 1, SIZE, SIZE)
         kinds = ["merged", "pruned"]

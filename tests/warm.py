@@ -22,7 +22,7 @@ from unittest import mock
 from tests.cli.commands import environment
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "fxelastic.cli.app", "onnxscript"])
+_CONTEXT.set_forkserver_preload(["torch", "fxelastic.cli.app", "tests.exporter_cache"])
 
 
 def start(program: str, *argv: str, cwd: Path, stdout: int, stderr: int) -> BaseProcess:

@@ -7,11 +7,10 @@ import io
 import json
 import os
 import threading
-from bisect import bisect_right
+from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -205,12 +204,16 @@ class TraceData:
 
     def medians(self, window_s: float = _WINDOW_S) -> list[tuple[float, float]]:
         """``(time, median latency in ms)`` over the requests of the last seconds."""
-        ends = [end for end, _, _ in self.requests]
-        latencies = [latency_ms for _, _, latency_ms in self.requests]
-        return [
-            (end, median(latencies[bisect_right(ends, end - window_s) : i + 1]))
-            for i, end in enumerate(ends)
-        ]
+        window: list[float] = []  # Sorted, so that each step only adds and removes a few values.
+        first, found = 0, []
+        for end, _, latency_ms in self.requests:
+            insort(window, latency_ms)
+            while self.requests[first][0] <= end - window_s:
+                del window[bisect_left(window, self.requests[first][2])]
+                first += 1
+            middle = len(window) // 2
+            found.append((end, (window[middle] + window[~middle]) / 2))
+        return found
 
 
 def read_trace(path: str | os.PathLike[str]) -> TraceData:
