@@ -95,10 +95,12 @@ def main() -> int:
     parser.add_argument(
         "--epochs", type=int, default=12, help="epochs of the model; a third for each stage"
     )
+    parser.add_argument("--layers", type=int, default=6, help="layers of the model")
+    parser.add_argument("--subnets", type=int, default=60, help="subnets that the search evaluates")
     parser.add_argument("--seconds", type=float, default=10, help="seconds to measure the device")
     args = parser.parse_args()
     torch.manual_seed(0)
-    model = Classifier()
+    model = Classifier(depth=args.layers)
     data = batches(args.texts, seed=0)
     fit(model, data, args.epochs)
 
@@ -117,7 +119,7 @@ def main() -> int:
     table = edge.profile(bundle, time_budget_s=args.seconds)
     budgets = ["60%", "80%", "100%"]
     # force: runs of such a small model are too short for an exact table on a busy machine.
-    result = edge.search(bundle, table, local, budget=budgets, max_subnets=60, force=True)
+    result = edge.search(bundle, table, local, budget=budgets, max_subnets=args.subnets, force=True)
     print(f"{'budget':>8} {'predicted':>10} {'accuracy':>9}   replaced")
     for budget, best in zip(budgets, result.bests, strict=True):
         replaced = sum(not branch.startswith("original@") for branch in best.arch)

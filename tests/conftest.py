@@ -10,7 +10,7 @@ import warnings
 
 import pytest
 
-from tests.lanes import SLOW, is_fast
+from tests.lanes import EXHAUSTIVE, SLOW, is_fast, is_stood_for
 
 # Workers side by side keep all cores busy; torch is to compute with one thread in each of them, and
 # in the processes that they start. Threads that wait for each other took 8 % more time.
@@ -35,10 +35,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     places = [groups.setdefault(_group(item), len(groups)) for item in items]
     keys = {item: (not item.nodeid.startswith(SLOW), places[i]) for i, item in enumerate(items)}
     items.sort(key=keys.__getitem__)
+    if not EXHAUSTIVE:
+        _choose(config, items, [not is_stood_for(_values(item)) for item in items])
     if config.getoption("fast"):
-        chosen = [item for item in items if is_fast(item.nodeid, _values(item))]
-        config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
-        items[:] = chosen
+        _choose(config, items, [is_fast(item.nodeid, _values(item)) for item in items])
+
+
+def _choose(config: pytest.Config, items: list[pytest.Item], chosen: list[bool]) -> None:
+    """Deselect the items that are not chosen."""
+    pairs = list(zip(items, chosen, strict=True))
+    config.hook.pytest_deselected(items=[item for item, kept in pairs if not kept])
+    items[:] = [item for item, kept in pairs if kept]
 
 
 def _group(item: pytest.Item) -> object:

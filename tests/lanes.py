@@ -13,6 +13,14 @@ from collections.abc import Iterable
 #: Set by ``FXELASTIC_EXHAUSTIVE=1``.
 EXHAUSTIVE = bool(os.environ.get("FXELASTIC_EXHAUSTIVE"))
 
+#: Test models that are left to the exhaustive lane, and the models with the same operators and
+#: structure that stand for them.
+STAND_INS = {
+    "mobilenet_v2": ("efficientnet", "xception"),
+    "resnet50": ("resnet18", "wide_resnet"),
+    "vgg11": ("vgg11_small",),
+}
+
 #: The test models of the fast lane: together they have every tag but ``real`` and ``slow``.
 FAST_MODELS = frozenset(
     {
@@ -74,5 +82,17 @@ def is_fast(nodeid: str, values: Iterable[object]) -> bool:
     # Only here: it imports torch.
     from tests.models import CASES
 
-    names = {value.partition(",")[0] for value in values if isinstance(value, str)}
-    return not nodeid.startswith(SLOW) and names.isdisjoint(CASES.keys() - FAST_MODELS)
+    return not nodeid.startswith(SLOW) and _names(values).isdisjoint(CASES.keys() - FAST_MODELS)
+
+
+def is_stood_for(values: Iterable[object]) -> bool:
+    """Whether a test is for a model that others stand for.
+
+    Args:
+        values: See `is_fast`.
+    """
+    return not _names(values).isdisjoint(STAND_INS)
+
+
+def _names(values: Iterable[object]) -> set[str]:
+    return {value.partition(",")[0] for value in values if isinstance(value, str)}

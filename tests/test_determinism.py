@@ -13,7 +13,7 @@ from fxelastic.backends import fusion_rules
 from fxelastic.passes import capture, partition_graph
 from tests.models import CASES
 def texts():
-    for name in ("resnet18", "densenet", "swin", "bert", "t5", "fpn_detector"):
+    for name in ("densenet", "albert", "t5", "fpn_detector", "gru_tagger"):
         traced = capture(CASES[name].build(), CASES[name].inputs(2))
         for gamma in (0.02, 0.25):
             partition = partition_graph(traced, gamma, fusion_rules("onnxruntime"))
@@ -40,5 +40,5 @@ def test_another_hash_seed_gives_the_same_text() -> None:
     expected = "\n".join(here["texts"]()) + "\n"  # type: ignore[operator]
     found, errors = other.communicate()
     assert other.returncode == 0, errors
-    assert found.count("digraph") == 12
+    assert found.count("digraph") == 10
     assert found == expected

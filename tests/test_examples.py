@@ -133,8 +133,12 @@ def test_a_transformer_with_masks(tmp_path: Path) -> None:
         "200",
         "--epochs",
         "1",
+        "--layers",
+        "3",
+        "--subnets",
+        "20",
         "--seconds",
-        "2",
+        "1",
         "--out",
         str(tmp_path),
     )

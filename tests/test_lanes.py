@@ -7,7 +7,7 @@ import re
 import pytest
 
 from tests.cli.commands import ROOT
-from tests.lanes import FAST_MODELS, SLOW, is_fast
+from tests.lanes import FAST_MODELS, SLOW, STAND_INS, is_fast, is_stood_for
 from tests.models import CASES, TAGS
 
 
@@ -22,6 +22,23 @@ def test_models_of_the_fast_lane_have_every_tag() -> None:
     assert CASES.keys() >= FAST_MODELS
     found = {tag for name in FAST_MODELS for tag in CASES[name].tags}
     assert found == TAGS.keys() - {"real", "slow"}
+
+
+def test_every_model_is_tested_or_stood_for() -> None:
+    assert CASES.keys() >= STAND_INS.keys()
+    for name, others in STAND_INS.items():
+        assert others
+        assert CASES.keys() - STAND_INS.keys() >= set(others)
+        found = {tag for other in others for tag in CASES[other].tags}
+        assert found >= CASES[name].tags - {"real", "slow"}
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [(["resnet18", 0.25], False), ([0.1, "mobilenet_v2, plain"], True), ([], False)],
+)
+def test_models_that_others_stand_for_are_known(values: list[object], found: bool) -> None:
+    assert is_stood_for(values) == found
 
 
 @pytest.mark.parametrize(

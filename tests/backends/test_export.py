@@ -13,11 +13,17 @@ from torch import Tensor, nn
 import fxelastic
 from fxelastic.errors import ExportError
 from tests.backends.exported import bundle, flat_result, inputs, run_chain
+from tests.lanes import EXHAUSTIVE
 
 # Their exports are made once, by one worker each.
 NAMES = tuple(
     pytest.param(name, marks=pytest.mark.xdist_group(f"export of {name}"))
-    for name in ("resnet18", "mobilenet_v2")
+    for name in (
+        "resnext_grouped",
+        "fpn_detector",
+        # At their published widths.
+        *(("resnet18", "mobilenet_v2", "efficientnet") if EXHAUSTIVE else ()),
+    )
 )
 
 

@@ -25,7 +25,6 @@ from fxelastic.backends.onnxruntime.pieces import Piece, templates
 from fxelastic.ir import Block, Partition, Traced
 from fxelastic.ir.fusion import canonical_operator
 from fxelastic.ir.partition import extract
-from tests.lanes import EXHAUSTIVE
 from tests.models import CASES
 from tests.models.captured import captured, grouped, partitioned
 
@@ -33,7 +32,6 @@ from tests.models.captured import captured, grouped, partitioned
 LEFT_OUT = {
     "odd_pooling": "the exporter has no adaptive_max_pool2d",
     "vgg11": "vgg11_small has the same operators",
-    **({} if EXHAUSTIVE else {"resnet50": "resnet18 has the same operators"}),
 }
 
 CONVOLUTIONAL = [

@@ -20,7 +20,7 @@ from tests.models.captured import captured, partitioned
 NAMES = tuple(name for name, case in CASES.items() if "slow" not in case.tags)
 _PLAIN = ", plain"
 #: Models that are expanded with a kind of another package, too, whose modules are no graphs.
-WITH_PLAIN = tuple(f"{name}{_PLAIN}" for name in ("mobilenet_v2", "vit", "gpt2"))
+WITH_PLAIN = tuple(f"{name}{_PLAIN}" for name in ("efficientnet", "vit", "gpt2"))
 #: The published sizes take a second for each pass.
 LARGE = frozenset(name for name in NAMES if "real" in CASES[name].tags)
 

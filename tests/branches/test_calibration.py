@@ -17,7 +17,7 @@ from tests.models.compare import assert_same_output
 
 MODELS = (
     "resnet18",
-    "mobilenet_v2",
+    "efficientnet",
     "vit",
     "gpt2",
     "llama",

@@ -31,13 +31,13 @@ def build():
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "model.py").write_text(MODEL)
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((400, 3, 32, 32)).astype(np.float32)
-    np.savez(tmp_path / "images.npz", x=x, y=np.arange(400) % 5)
+    x = rng.standard_normal((200, 3, 32, 32)).astype(np.float32)
+    np.savez(tmp_path / "images.npz", x=x, y=np.arange(200) % 5)
     bundle = write_bundle(tmp_path / "bundle", depth=8, width=32, size=24)
     table = edge.profile(bundle, n_samples=3, n_subnets=0, n_held_out=0)
     table.save(tmp_path / "known.json")
-    x = rng.standard_normal((800, 32, 24, 24)).astype(np.float32)
-    np.savez(tmp_path / "local.npz", x=x, targets=np.arange(800) % 5)
+    x = rng.standard_normal((400, 32, 24, 24)).astype(np.float32)
+    np.savez(tmp_path / "local.npz", x=x, targets=np.arange(400) % 5)
     return tmp_path
 
 

@@ -17,7 +17,7 @@ from tests.models import CASES
 #: Models with every kind of block between them, each at a gamma that cuts it in an interesting way.
 PARTITIONS = (
     ("resnet18", 0.05),
-    ("mobilenet_v2", 0.25),
+    ("efficientnet", 0.25),
     ("densenet", 0.1),
     ("fpn_detector", 0.1),
     ("shufflenet_v2", 0.05),

@@ -31,7 +31,7 @@ from tests.train.supernets import (
 
 # A convolutional, a transformer, and a feature-pyramid model, of which several blocks' outputs
 # are read further on.
-NAMES = ("mobilenet_v2", "vit", "fpn_detector")
+NAMES = ("efficientnet", "vit", "fpn_detector")
 
 
 def leaves(value: Any) -> list[Tensor]:
