@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -152,10 +154,25 @@ LOOKED: dict[str, tuple[nn.Module, tuple[Any, ...]]] = {
 }
 
 
-def looked(name: str, folder: Path) -> edge.Bundle:
-    model, inputs = LOOKED[name]
-    supernet = fxelastic.expand(model.eval(), 0.6, example_inputs=inputs, kinds=["skip"])
-    return fxelastic.export(supernet, folder / "bundle", verify=False)
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Bundles of these models, each exported once."""
+    folder = tmp_path_factory.mktemp("bundles")
+
+    def path(name: str) -> Path:
+        if not (folder / name).exists():
+            model, inputs = LOOKED[name]
+            supernet = fxelastic.expand(model.eval(), 0.6, example_inputs=inputs, kinds=["skip"])
+            fxelastic.export(supernet, folder / name, verify=False)
+        return folder / name
+
+    return path
+
+
+@pytest.fixture
+def looked(exported: Callable[[str], Path], tmp_path: Path) -> Callable[[str], edge.Bundle]:
+    """A copy of one of the bundles, for a test to change."""
+    return lambda name: edge.load(shutil.copytree(exported(name), tmp_path / "bundle"))
 
 
 def without_ranges(bundle: edge.Bundle) -> edge.Bundle:
@@ -180,8 +197,10 @@ def profile(bundle: edge.Bundle) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("name", LOOKED)
-def test_a_profile_that_succeeds_prints_no_error_of_onnxruntime(name: str, tmp_path: Path) -> None:
-    bundle = looked(name, tmp_path)
+def test_a_profile_that_succeeds_prints_no_error_of_onnxruntime(
+    name: str, looked: Callable[[str], edge.Bundle]
+) -> None:
+    bundle = looked(name)
     for change in (None, without_ranges) if name == "flags" else (None,):
         found = profile(bundle if change is None else change(bundle))
         assert found.returncode == 0, found.stderr
@@ -190,8 +209,10 @@ def test_a_profile_that_succeeds_prints_no_error_of_onnxruntime(name: str, tmp_p
 
 
 @pytest.mark.parametrize("name", LOOKED)
-def test_integers_are_drawn_from_the_range_of_the_example(name: str, tmp_path: Path) -> None:
-    bundle = looked(name, tmp_path)
+def test_integers_are_drawn_from_the_range_of_the_example(
+    name: str, looked: Callable[[str], edge.Bundle]
+) -> None:
+    bundle = looked(name)
     info, given = bundle.inputs[-1], LOOKED[name][1][-1]
     assert info.range == (int(given.min()), int(given.max()))
     made = random_inputs(bundle, 64)[info.name]
@@ -223,9 +244,9 @@ def test_branches_are_measured_beside_requests_on_integers_in_range(tmp_path: Pa
 
 
 def test_the_error_of_a_run_that_fails_is_in_the_exception_alone(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    looked: Callable[[str], edge.Bundle], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    bundle = looked("a vocabulary of one", tmp_path)
+    bundle = looked("a vocabulary of one")
     capfd.readouterr()
     with Executor(bundle) as executor, pytest.raises(BundleError, match="out of data bounds"):
         executor.run(bundle.space.original, {"ids": np.ones((1, 3), np.int64)})
@@ -243,8 +264,10 @@ def test_the_error_of_a_run_that_fails_is_in_the_exception_alone(
         ("0-1", "not an array"),
     ],
 )
-def test_a_range_that_is_damaged_is_refused(tmp_path: Path, value: Any, problem: str) -> None:
-    bundle = looked("a vocabulary of one", tmp_path)
+def test_a_range_that_is_damaged_is_refused(
+    looked: Callable[[str], edge.Bundle], value: Any, problem: str
+) -> None:
+    bundle = looked("a vocabulary of one")
     path = bundle.path / "manifest.json"
     manifest = json.loads(path.read_text("utf-8"))
     next(v for v in manifest["values"] if v["name"] == "ids")["range"] = value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -140,13 +141,28 @@ class Perceptron(nn.Module):
 
 
 def conv_supernet(dropout: float = 0.0) -> Supernet:
-    torch.manual_seed(0)
-    return supernet_of(ConvNet().eval(), torch.zeros(2, 1, 8, 8), dropout=dropout)
+    return _fresh("conv", dropout)
 
 
 def linear_supernet(dropout: float = 0.0) -> Supernet:
+    return _fresh("linear", dropout)
+
+
+def _fresh(name: str, dropout: float) -> Supernet:
+    """A copy, which takes a tenth of the time, with the random numbers that follow the first."""
+    supernet, state = _made(name, dropout)
+    torch.set_rng_state(state)
+    return copy.deepcopy(supernet)
+
+
+@functools.cache
+def _made(name: str, dropout: float) -> tuple[Supernet, Tensor]:
     torch.manual_seed(0)
-    return supernet_of(Perceptron().eval(), torch.zeros(2, 8), dropout=dropout)
+    if name == "conv":
+        supernet = supernet_of(ConvNet().eval(), torch.zeros(2, 1, 8, 8), dropout=dropout)
+    else:
+        supernet = supernet_of(Perceptron().eval(), torch.zeros(2, 8), dropout=dropout)
+    return supernet, torch.get_rng_state()
 
 
 def image_batches(n: int = 4, size: int = 8, seed: int = 0) -> list[tuple[Tensor, Tensor]]:

@@ -7,8 +7,6 @@ import logging
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import fxelastic
 from fxelastic import TrainingError, UsageError, train
 from fxelastic.train import EndToEnd, Stage, TeacherForced, Training
 from fxelastic.train.checkpoints import Checkpoint, Checkpoints
+from tests import warm
 from tests.cli.commands import ROOT
 from tests.models.compare import assert_same_output
 from tests.train.killed_runs import Stop
@@ -31,19 +30,8 @@ from tests.train.supernets import linear_supernet, vector_batches, weights
 def killed_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     if not hasattr(os, "fork"):
         pytest.skip("needs os.fork")
-    found = subprocess.run(
-        [sys.executable, "-m", "tests.train.killed_runs", str(tmp_path_factory.mktemp("runs"))],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}",
-            "OMP_NUM_THREADS": "1",
-        },
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    folder = tmp_path_factory.mktemp("runs")
+    found = warm.run("tests.train.killed_runs", str(folder), cwd=ROOT)
     assert found.returncode == 0, found.stderr
     results: dict[str, Any] = json.loads(found.stdout)
     return results
