@@ -38,7 +38,7 @@ LAYERS: Mapping[str, Layer] = {
     "threads": _layer("errors", "torch"),
     "spec": _layer("errors files", "numpy"),
     "edge": _layer("errors files spec", "numpy onnx onnxruntime psutil"),
-    "ir": _layer("errors files spec", "networkx numpy safetensors torch"),
+    "ir": _layer("errors files spec", "networkx numpy safetensors sympy torch"),
     "passes": _layer("errors files spec ir", "networkx numpy sympy torch"),
     "branches": _layer("errors files spec ir", "numpy torch"),
     "train": _layer("errors files spec ir threads", "numpy safetensors torch tqdm"),

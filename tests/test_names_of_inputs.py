@@ -21,6 +21,7 @@ from fxelastic.edge.pool import PoolEntry
 from fxelastic.edge.searching.data import read_data
 from fxelastic.errors import UsageError
 from fxelastic.ir.supernet import Supernet
+from fxelastic.spec.manifest import ModelInfo
 from fxelastic.spec.value_info import ValueInfo
 
 # Builtins, keywords, names of generated code, of symbolic sizes, of numpy.savez, of operators, of
@@ -255,7 +256,8 @@ def test_a_search_tells_an_input_from_the_targets(name: str) -> None:
     bundle = SimpleNamespace(
         inputs=(ValueInfo(name, "float32", ("N", 8)),),
         manifest=SimpleNamespace(
-            model=SimpleNamespace(dynamic_batch=True, batch_size=4), sample_inputs=(name,)
+            model=ModelInfo("Net", "0" * 64, 1, dynamic_batch=True, batch_size=4),
+            sample_inputs=(name,),
         ),
     )
     x, targets = np.zeros((4, 8), np.float32), np.arange(4)

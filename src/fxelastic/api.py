@@ -18,6 +18,7 @@ def partition(
     example_inputs: Any = None,
     *,
     batched: str | Sequence[str] | None = None,
+    dynamic_shapes: Any = None,
     fusion: str = "onnxruntime",
 ) -> Partition:
     """Capture a model and cut it into basic blocks.
@@ -31,6 +32,10 @@ def partition(
             ``("x", "mask")``. All other inputs keep the example's shape and are passed whole. By
             default these are the inputs whose first sizes the model ties to each other; the
             partition's ``batched`` lists them.
+        dynamic_shapes: The dimensions that vary besides the batch, as ``torch.export`` takes them,
+            or with names: ``{"input_ids": {1: "seq"}}``. ``Dim("seq", min=1, max=512)`` gives a
+            range, ``Dim.AUTO`` lets a dimension vary if the model allows it, and ``Dim.STATIC`` in
+            dimension 0 means that an input holds no samples.
         fusion: The fusion rules that cuts respect: ``"onnxruntime"``, ``"none"``, or a name
             registered under the entry-point group ``fxelastic.fusion_rules``.
 
@@ -46,4 +51,5 @@ def partition(
     """
     check_gamma(gamma)
     rules = fusion_rules(fusion)
-    return partition_graph(capture(model, example_inputs, batched), gamma, rules)
+    traced = capture(model, example_inputs, batched, dynamic_shapes)
+    return partition_graph(traced, gamma, rules)

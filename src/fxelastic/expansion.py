@@ -27,6 +27,7 @@ def expand(
     *,
     example_inputs: Any = None,
     batched: str | Sequence[str] | None = None,
+    dynamic_shapes: Any = None,
     kinds: Sequence[str | Kind] = DEFAULT_KINDS,
     spans: Sequence[int] = (1, 2),
     prune: Sequence[float] = (0.25, 0.5),
@@ -44,6 +45,7 @@ def expand(
         example_inputs: A tensor, a tuple of positional inputs, a dict of keyword inputs or a
             pair ``(tuple, dict)``. Inferred from the model if None.
         batched: As in `fxelastic.partition`.
+        dynamic_shapes: As in `fxelastic.partition`.
         kinds: Kinds of branches to make beside the originals, which are always there: values such
             as ``fxelastic.kinds.Merged(spans=(1,))``, or names, such as ``"merged"`` or the name
             that another package registers, for a kind with its default options. ``()`` for the
@@ -78,7 +80,14 @@ def expand(
     }
     chosen = _kinds(kinds, named, batches)
     with computing_with(1 if threads is None else threads):
-        blocks = partition(model, gamma, example_inputs, batched=batched, fusion=fusion)
+        blocks = partition(
+            model,
+            gamma,
+            example_inputs,
+            batched=batched,
+            dynamic_shapes=dynamic_shapes,
+            fusion=fusion,
+        )
         branches: list[Branch] = []
         refusals: list[Refusal] = []
         # Shown on terminals only, and only if it takes long.

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from fxelastic.files import write_durably
 from fxelastic.ir.part_names import name_of
 from fxelastic.ir.supernet import Supernet
 from fxelastic.spec.bundle_files import MANIFEST_NAME
+from fxelastic.spec.symbols import Symbol
 from fxelastic.spec.verification import SoftFusionInfo, Verification
 from fxelastic.threads import computing_with
 
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 _MIN_OPSET, _MAX_OPSET = 18, 25
 # Samples of a further comparison if smaller batches leave parts of the model without rows.
+# The largest sizes with which an export is compared, in multiples of the example's.
+_LARGE = 4
 _MANY = 8
 
 
@@ -105,7 +108,7 @@ def _verify(
     seed: int,
     report: Callable[[str], None],
 ) -> Verification:
-    sizes, samples = _samples(supernet, seed)
+    sizes, others, samples = _samples(supernet, seed)
     parity = Parity(supernet, samples, jobs)
     paths = {segment.id: bundle.model_path(segment.id) for segment in bundle.manifest.segments}
     report(f"comparing {len(paths)} files with torch")
@@ -136,6 +139,7 @@ def _verify(
             SoftFusionInfo(soft.rule, soft.producer, soft.consumer)
             for soft in supernet.partition.soft_fusions
         ),
+        others,
     )
 
 
@@ -146,8 +150,14 @@ def _warn_of_nan(supernet: Supernet) -> None:
         logger.warning("weights hold NaN: %s", ", ".join(names[:3]) + (", …" * (len(names) > 3)))
 
 
-def _samples(supernet: Supernet, seed: int) -> tuple[tuple[int, ...], list[dict[str, Any]]]:
-    """Values at the example's batch size and, if the batch is dynamic, at others."""
+def _samples(
+    supernet: Supernet, seed: int
+) -> tuple[tuple[int, ...], tuple[dict[str, int], ...], list[dict[str, Any]]]:
+    """Values for the example's sizes and for others.
+
+    Returns:
+        The batch sizes, the other sizes besides the example's, and the values for each.
+    """
     partition = supernet.partition
     size = batch_size(partition)
     sizes = [size]
@@ -159,7 +169,23 @@ def _samples(supernet: Supernet, seed: int) -> tuple[tuple[int, ...], list[dict[
         # Most experts get no rows from a batch of one or two.
         many = (-(-_MANY // size) * size,) if partition.dynamic_batch else ()
         _add_first(supernet, many, seed + 2, sizes, samples)
-    return tuple(sizes), samples
+    ends = _ends([s.symbol for s in partition.symbols if not s.is_batch])
+    for i, at in enumerate(ends):
+        inputs = inputs_with_rows(partition, size, seed + 3 + i, at)
+        samples.append(teacher_values(supernet, inputs))
+    return tuple(sizes), tuple(ends), samples
+
+
+def _ends(symbols: Sequence[Symbol]) -> list[dict[str, int]]:
+    """The smallest sizes of all symbols together, and their largest.
+
+    Without a limit, or with one far from the example, a multiple of the example stands for the
+    largest.
+    """
+    if not symbols:
+        return []
+    smallest = {s.name: s.min for s in symbols}
+    return [smallest, {s.name: s.large(_LARGE) for s in symbols}]
 
 
 def _add_first(

@@ -21,9 +21,8 @@ from torch import Tensor, fx, nn
 import fxelastic
 from fxelastic import edge
 from fxelastic.backends.onnxruntime.conversion import DEFAULT_OPSET, convert
-from fxelastic.backends.onnxruntime.pieces import Piece
+from fxelastic.backends.onnxruntime.pieces import Piece, free_sizes
 from fxelastic.errors import ExportError
-from fxelastic.ir.signature import batch_dims
 from fxelastic.passes.capture import capture
 
 INDEX = torch.tensor([0, 1, 1, 0, 2, 4, 4, 4])
@@ -337,7 +336,7 @@ def alone(
         tuple(node.name for node in given),
         tuple(f"result{i}" for i in range(len(results))),
         tuple(examples[node.name].clone() for node in given),
-        tuple(batch_dims(node.meta["val"]) for node in given),
+        tuple(free_sizes(node.meta["val"]) for node in given),
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from fxelastic.backends.onnxruntime.conversion import convert
-from fxelastic.backends.onnxruntime.pieces import Piece, templates
+from fxelastic.backends.onnxruntime.pieces import FreeSize, Piece, templates
 
 
 class Unit(nn.Module):
@@ -47,7 +47,7 @@ def graph_of(module: nn.Module) -> fx.GraphModule:
 
 
 def piece_of(module: nn.Module, name: str = "a", width: int = 4) -> Piece:
-    return Piece(name, module, ("x",), (f"y_{name}",), (torch.ones(2, width),), ((0,),))
+    return Piece(name, module, ("x",), (f"y_{name}",), (torch.ones(2, width),), ((FreeSize(0),),))
 
 
 def units() -> list[Piece]:

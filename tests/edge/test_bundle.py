@@ -44,13 +44,13 @@ def test_a_bundle_gives_its_space_values_and_segments(folder: Path) -> None:
 def test_a_value_knows_its_shape_for_a_batch_size() -> None:
     h2 = VALUES[4]
     assert h2.shape == (None, 8)
-    assert h2.shape_at(3) == (192, 8)
+    assert h2.shape_at({"N": 3}) == (192, 8)
     assert str(h2) == "h2: float32[64*N, 8]"
 
 
-def test_a_size_that_is_not_linear_in_the_batch_is_not_guessed() -> None:
-    with pytest.raises(UsageError, match="can't be computed from the batch size"):
-        type(VALUES[0])("v", "float32", ("N**2",)).shape_at(2)
+def test_a_size_that_depends_on_data_is_not_guessed() -> None:
+    with pytest.raises(UsageError, match="does not follow from the model's sizes"):
+        type(VALUES[0])("v", "float32", ("2*N1",)).shape_at({"N": 2})
 
 
 def test_read_gives_the_verified_bytes(folder: Path) -> None:

@@ -11,11 +11,13 @@ import pytest
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.signature import BundleSignature
 from fxelastic.errors import UsageError
+from fxelastic.spec.manifest import ModelInfo
 from fxelastic.spec.value_info import ValueInfo
 
 
 def signature(*inputs: ValueInfo, structure: Any = None) -> BundleSignature:
-    manifest = SimpleNamespace(structure=structure or {"tensor": 0})
+    model = ModelInfo("Net", "0" * 64, 1, dynamic_batch=True, batch_size=2)
+    manifest = SimpleNamespace(structure=structure or {"tensor": 0}, model=model)
     bundle = SimpleNamespace(inputs=inputs, outputs=(), manifest=manifest)
     return BundleSignature(cast(Bundle, bundle))
 
@@ -52,7 +54,7 @@ def test_what_is_no_array_becomes_one() -> None:
         ((image().astype(np.float64), np.zeros((2, 5), np.int64)), {}, "float64"),
         ((image()[0], np.zeros((2, 5), np.int64)), {}, "with a batch dimension"),
         ((image()[:, :2], np.zeros((2, 5), np.int64)), {}, r"\[2, 2, 8, 8\]"),
-        ((image(0), np.zeros((0, 5), np.int64)), {}, "at least 1"),
+        ((image(0), np.zeros((0, 5), np.int64)), {}, r"outside of N\[1\.\.\]"),
         ((image(2), np.zeros((3, 5), np.int64)), {}, "'x' and 'ids' hold different numbers"),
     ],
 )
@@ -64,7 +66,7 @@ def test_what_the_model_does_not_take_is_refused(args: Any, kwargs: Any, message
 def test_a_multiple_of_the_batch_size_counts() -> None:
     both = signature(IMAGE, FLAT)
     both.bind((image(2), np.zeros(8, np.float32)), {})
-    for size, message in ((9, "N of at least 1"), (12, "2 in 'x', 3 in 'flat'")):
+    for size, message in ((9, "no whole number"), (12, "2 in 'x', 3 in 'flat'")):
         with pytest.raises(UsageError, match=message):
             both.bind((image(2), np.zeros(size, np.float32)), {})
 

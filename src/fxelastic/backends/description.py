@@ -20,6 +20,7 @@ from fxelastic.ir.values import Values, one_line
 from fxelastic.spec.bundle_files import DATA_FOLDER
 from fxelastic.spec.manifest import BlockInfo, ModelInfo, Result
 from fxelastic.spec.structure import is_plain
+from fxelastic.spec.symbols import BATCH
 from fxelastic.spec.value_info import DTYPES, ValueInfo
 
 
@@ -31,6 +32,8 @@ def describe_model(partition: Partition, batch_size: int) -> ModelInfo:
         partition.n_params,
         partition.dynamic_batch,
         batch_size,
+        next((s.symbol.name for s in partition.symbols if s.is_batch), BATCH),
+        tuple(s.symbol for s in partition.symbols if not s.is_batch),
     )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fxelastic.branches.propagation import computes_nothing, graph_flops, misfit
+from fxelastic.branches.propagation import BATCH_SIZES, computes_nothing, graph_flops, misfit
 from fxelastic.branches.trainable import Trainable, trainable
 from fxelastic.ir.block import REPLACEABLE, Block
 from fxelastic.ir.branch import Branch, Refusal
@@ -112,7 +112,7 @@ class Interval:
             _, result = self.ends()
             copied = self.copy()
             note = change(copied.module)
-            problem = misfit(copied.module, self.operands(copied), result)
+            problem = self.misfit(copied.module, self.operands(copied), result)
             if problem:
                 raise NoBranchError(f"the changed block would not fit: {problem}")
             if computes_nothing(copied.module):
@@ -120,6 +120,16 @@ class Interval:
             return self.branch(copied, variant=variant, note=note, approximate=approximate)
 
         return self.attempt(make)
+
+    def misfit(
+        self,
+        module: fx.GraphModule,
+        operands: Sequence[Any],
+        result: Tensor,
+        batch_sizes: Sequence[int] = BATCH_SIZES,
+    ) -> str:
+        """The reason why a graph does not give the result's shape; see `propagation.misfit`."""
+        return misfit(module, operands, result, self.partition.symbols, batch_sizes)
 
     def operands(self, copied: Trainable) -> list[Any]:
         """The captured values of what a copy reads, one for each placeholder."""

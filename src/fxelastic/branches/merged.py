@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from fxelastic.branches.interval import NOTHING_LEFT, Interval, NoBranchError, n_weights
 from fxelastic.branches.options import counts
 from fxelastic.branches.projection import obstacle, project
-from fxelastic.branches.propagation import computes_nothing, is_feature, misfit, same_kind
+from fxelastic.branches.propagation import computes_nothing, is_feature, same_kind
 from fxelastic.branches.retarget import retarget
 from fxelastic.branches.trainable import Trainable
 from fxelastic.ir.block import REPLACEABLE
@@ -179,7 +179,7 @@ def _fitted(run: Interval, i: int, operand: Tensor, result: Tensor) -> tuple[Tra
     operands = (operand, *(partition.value(name) for name in block.context))
     if _can_be_retargeted(run, own, operands, result):
         retarget(copied.module, operand, result)
-        misfit(copied.module, operands, result)  # gives its nodes the shapes that FLOPs take
+        run.misfit(copied.module, operands, result)  # gives its nodes the shapes that FLOPs take
         return copied, f"a copy of {block.name} with other outer layers"
     for one, other in ((operand, source), (target, result)):
         problem = obstacle(one, other)
@@ -190,7 +190,7 @@ def _fitted(run: Interval, i: int, operand: Tensor, result: Tensor) -> tuple[Tra
     added = _wrap(copied.module, (operand, source), (target, result))
     if added > n_own:
         raise NoBranchError(f"its projections would have {added:,} parameters, itself {n_own:,}")
-    problem = misfit(copied.module, operands, result)
+    problem = run.misfit(copied.module, operands, result)
     if problem:
         raise NoBranchError(f"projections do not lead to the run's shapes: {problem}")
     return copied, f"a copy of {block.name} between projections of {added:,} parameters"
@@ -204,7 +204,7 @@ def _can_be_retargeted(
     return (
         retarget(probe, operands[0], result)
         and n_weights(probe) <= max(_weights(run.partition, i) for i in _replaceable(run))
-        and not misfit(probe, operands, result)
+        and not run.misfit(probe, operands, result)
     )
 
 

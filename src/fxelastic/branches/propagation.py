@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from fxelastic.ir.flops import node_flops
+from fxelastic.ir.graph_symbols import GraphSymbol, size_at
 from fxelastic.ir.operators import ACTIVATIONS, operator_name
 
 #: Batch sizes for trying a changed graph; the last one gives the FLOPs of one sample. The first
@@ -25,6 +26,7 @@ def misfit(
     module: fx.GraphModule,
     operands: Sequence[torch.Tensor],
     result: torch.Tensor,
+    symbols: Sequence[GraphSymbol],
     batch_sizes: Sequence[int] = BATCH_SIZES,
 ) -> str:
     """The reason why a graph does not give a certain shape and dtype; empty if it does.
@@ -36,11 +38,13 @@ def misfit(
         module: The graph. Its nodes get new ``meta["val"]``.
         operands: Fake tensors, one for each placeholder; sizes may be symbolic.
         result: Fake tensor of the right result.
+        symbols: The partition's symbols. Those that don't count samples have another size than
+            the example's in each try but the last.
         batch_sizes: Batch sizes to try; the nodes keep the values of the last one.
     """
-    symbols = _symbols((*operands, result))
-    for batch_size in batch_sizes if symbols else (0,):
-        numbers = _Sizes(symbols, batch_size)
+    variables = _variables((*operands, result))
+    for batch_size in batch_sizes if variables else (0,):
+        numbers = _Sizes(variables, symbols, batch_size, example=batch_size == batch_sizes[-1])
         try:
             found = _on_meta(module, operands, numbers)
         except Exception:  # noqa: BLE001  # fakes of the real device may work
@@ -139,7 +143,7 @@ def _concrete(value: Any, numbers: _Sizes, device: torch.device | None = None) -
     return torch.empty(numbers.of(value.shape), dtype=value.dtype, device=device or value.device)
 
 
-def _symbols(values: Sequence[Any]) -> list[Any]:
+def _variables(values: Sequence[Any]) -> list[Any]:
     """The symbols in the sizes of fake tensors: the batch first, then sizes that depend on data."""
     found: set[Any] = set()
     for value in values:
@@ -157,14 +161,25 @@ class _Sizes:
     Rows that data choose are not the samples of the batch, though there may be as many of them.
     """
 
-    def __init__(self, symbols: Sequence[Any], batch_size: int) -> None:
-        self._numbers = {s: batch_size + i * (batch_size - 1) for i, s in enumerate(symbols)}
+    def __init__(
+        self,
+        variables: Sequence[Any],
+        symbols: Sequence[GraphSymbol],
+        batch_size: int,
+        *,
+        example: bool,
+    ) -> None:
+        self._numbers: dict[Any, int] = {}
+        others = [s for s in symbols if not s.is_batch]
+        for i, s in enumerate(others):
+            size = s.symbol.example
+            other = size + (i + 1) * s.symbol.step
+            self._numbers[s.variable] = s.value(size if example else other)
+        rest = [v for v in variables if v not in self._numbers]
+        self._numbers |= {v: batch_size + i * (batch_size - 1) for i, v in enumerate(rest)}
 
     def of(self, shape: Sequence[int | torch.SymInt]) -> list[int]:
-        return [
-            int(size.node.expr.subs(self._numbers)) if isinstance(size, torch.SymInt) else int(size)
-            for size in shape
-        ]
+        return [size_at(size, self._numbers) for size in shape]
 
 
 class _ShapeRun(fx.Interpreter, ABC):

@@ -13,7 +13,6 @@ from torch import fx, nn
 
 from fxelastic.branches.interval import Interval, NoBranchError, intervals
 from fxelastic.branches.options import Arguments, shares
-from fxelastic.branches.propagation import misfit
 from fxelastic.branches.pruning.activations import activations
 from fxelastic.branches.pruning.analysis import analysed
 from fxelastic.branches.pruning.channels import Analysis, PruningPolicy
@@ -170,7 +169,7 @@ def prune(
     analysis = block.analysis.of_copy(copied.module)
     Surgery(analysis, labels).apply()
     _own_the_rest(copied.module, held)
-    problem = misfit(copied.module, interval.operands(copied), interval.ends()[1])
+    problem = interval.misfit(copied.module, interval.operands(copied), interval.ends()[1])
     if problem:
         raise NoBranchError(f"the pruned block would not fit: {problem}")
     return copied, analysis, labels, lines
@@ -220,7 +219,7 @@ def prunable(interval: Interval) -> Prunable:
     copied = interval.copy(share=True)
     _, result = interval.ends()
     # At batch size 3, which few other sizes equal; at 1, batch and broadcast look alike.
-    problem = misfit(copied.module, interval.operands(copied), result, batch_sizes=(3,))
+    problem = interval.misfit(copied.module, interval.operands(copied), result, batch_sizes=(3,))
     if problem:
         raise NoBranchError(f"its shapes cannot be derived: {problem}")
     nodes = [interval.partition.nodes[name] for name in interval.blocks[0].nodes]

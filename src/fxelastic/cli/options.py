@@ -75,6 +75,14 @@ def add_model(parser: argparse.ArgumentParser, *, gamma: str, fusion: str) -> No
     )
 
     parser.add_argument(
+        "--dynamic",
+        metavar="SIZE",
+        action="append",
+        default=[],
+        help="a size that may vary besides the batch: input_ids:1=seq or input_ids:1=seq[2..512]; "
+        "repeated for several (default: all sizes but the batch are fixed)",
+    )
+    parser.add_argument(
         "--batched",
         type=words,
         metavar="NAME,…",
@@ -203,7 +211,8 @@ def partition_of(args: argparse.Namespace, gamma: float, fusion: str) -> Partiti
     The output of the model's code goes to stderr; stdout has only the output of the command.
 
     Args:
-        args: With ``model``, ``model_arg``, ``example_input``, ``batched`` and ``quiet``.
+        args: With ``model``, ``model_arg``, ``example_input``, ``batched``, ``dynamic`` and
+            ``quiet``.
         gamma: Largest share of P0 in a block.
         fusion: Name of the fusion rules.
 
@@ -214,6 +223,7 @@ def partition_of(args: argparse.Namespace, gamma: float, fusion: str) -> Partiti
     """
     with contextlib.redirect_stdout(sys.stderr):
         progress(args, f"loading {args.model}")
+        from fxelastic.cli.dynamic_sizes import load_dynamic_shapes
         from fxelastic.cli.example_inputs import load_example_inputs
         from fxelastic.cli.model import load_model
 
@@ -229,6 +239,7 @@ def partition_of(args: argparse.Namespace, gamma: float, fusion: str) -> Partiti
             gamma=gamma,
             example_inputs=example_inputs,
             batched=args.batched,
+            dynamic_shapes=load_dynamic_shapes(args.dynamic),
             fusion=fusion,
         )
         progress(args, f"{len(partition.blocks)} blocks after {time.perf_counter() - start:.1f} s")

@@ -78,6 +78,7 @@ def supernet_of(args: argparse.Namespace) -> Supernet:
         # Parse first, so that an invalid option fails before the model is built.
         kinds = _kinds(args.kind)
         progress(args, f"loading {args.model}")
+        from fxelastic.cli.dynamic_sizes import load_dynamic_shapes
         from fxelastic.cli.example_inputs import load_example_inputs
         from fxelastic.cli.model import load_model
 
@@ -102,6 +103,7 @@ def supernet_of(args: argparse.Namespace) -> Supernet:
             DEFAULT_GAMMA if args.gamma is None else args.gamma,
             example_inputs=example_inputs,
             batched=args.batched,
+            dynamic_shapes=load_dynamic_shapes(args.dynamic),
             fusion=args.fusion or DEFAULT_FUSION,
             threads=args.threads,
             **chosen,

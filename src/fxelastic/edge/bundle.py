@@ -246,7 +246,7 @@ class Bundle:
         return f"Bundle({model.name}: {self.space})"
 
     def _constant(self, value: ValueInfo, file: FileInfo) -> np.ndarray[Any, Any]:
-        shape = value.shape_at(1)
+        shape = value.shape_at({})
         dtype = np.dtype("uint16" if value.dtype == "bfloat16" else value.dtype).newbyteorder("<")
         if math.prod(shape) * dtype.itemsize != file.size_bytes:
             raise BundleError(

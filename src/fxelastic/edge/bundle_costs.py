@@ -68,8 +68,9 @@ def _weights(bundle: Bundle) -> BranchCosts:
 
 
 def _live_values(bundle: Bundle, batch_size: int) -> BranchCosts:
+    known = bundle.manifest.model.sizes_at(batch_size)
     sizes = {
-        value.name: prod(value.shape_at(batch_size)) * itemsize(value.dtype)
+        value.name: prod(value.shape_at(known)) * itemsize(value.dtype)
         for value in bundle.manifest.values
         if value.constant is None
     }

@@ -17,6 +17,7 @@ from fxelastic.edge.memory import GrowthLimit, resident_bytes
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.errors import BundleError, UsageError
 from fxelastic.spec import Arch
+from fxelastic.spec.symbols import sizes_of
 from fxelastic.spec.value_info import ValueInfo
 
 Array: TypeAlias = NDArray[Any]
@@ -336,7 +337,8 @@ def check_inputs(bundle: Bundle, inputs: Mapping[str, Array]) -> int:
         The batch size; 1 if no size depends on it.
 
     Raises:
-        UsageError: An input is missing or unknown, or has the wrong dtype or shape.
+        UsageError: An input is missing or unknown, or has the wrong dtype or shape; or two inputs
+            have different sizes for one symbol.
     """
     names = [info.name for info in bundle.inputs]
     if not isinstance(inputs, Mapping):
@@ -352,26 +354,17 @@ def check_inputs(bundle: Bundle, inputs: Mapping[str, Array]) -> int:
             expected=", ".join(map(str, bundle.inputs)),
             got=", ".join(inputs) or "none",
         )
-    sizes: dict[int, str] = {}
+    shapes = []
     for info in bundle.inputs:
         array = inputs[info.name]
         shape = getattr(array, "shape", None)
-        if shape is None or str(array.dtype) != info.dtype or len(shape) != len(info.shape):
+        if shape is None or str(array.dtype) != info.dtype or len(shape) != len(info.dims):
             raise _unfit(bundle, info, array)
-        for size, dim, fixed in zip(shape, info.dims, info.shape, strict=True):
-            if fixed is None and dim == "N":
-                sizes.setdefault(int(size), info.name)
-            elif fixed is not None and fixed != size:
-                raise _unfit(bundle, info, array)
-    if len(sizes) > 1:
-        (first, name), (second, other) = list(sizes.items())[:2]
-        raise UsageError(
-            f"inputs {name!r} and {other!r} have different numbers of samples",
-            expected="the same batch size N in both",
-            got=f"{first} in {name!r}, {second} in {other!r}",
-            fix="pass the same number of samples in each",
-        )
-    return next(iter(sizes), 1)
+        if any(isinstance(d, int) and d != n for d, n in zip(info.dims, shape, strict=True)):
+            raise _unfit(bundle, info, array)
+        shapes.append((info.name, info.dims, shape))
+    model = bundle.manifest.model
+    return sizes_of(shapes, model.symbols).get(model.batch, 1)
 
 
 def _unfit(bundle: Bundle, info: ValueInfo, array: Any) -> UsageError:

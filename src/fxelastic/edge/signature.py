@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,9 +11,8 @@ from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.executor import Array
 from fxelastic.errors import UsageError
 from fxelastic.spec import structure
+from fxelastic.spec.symbols import sizes_of
 from fxelastic.spec.value_info import ValueInfo
-
-_MULTIPLE = re.compile(r"(?:(?P<factor>\d+)\*)?N")
 
 
 class BundleSignature:
@@ -31,6 +29,8 @@ class BundleSignature:
         self._structure = bundle.manifest.structure
         self._checks = tuple((info, np.dtype(info.dtype), info.dims) for info in bundle.inputs)
         self._positions = {info.name: i for i, info in enumerate(bundle.inputs)}
+        self._symbols = bundle.manifest.model.symbols
+        self._free = ", ".join(self._symbols) or "no size"
         self._plain = dict(self._structure) == {"tensor": 0}
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Array]:
@@ -45,7 +45,7 @@ class BundleSignature:
                 size than the model's.
         """
         given = self._given(args, kwargs)
-        batch: tuple[str, int] | None = None
+        shapes = []
         for info, dtype, dims in self._checks:
             value = given[info.name]
             if value.dtype != dtype:
@@ -53,23 +53,10 @@ class BundleSignature:
             if len(value.shape) != len(dims):
                 raise self._refused(info, value, "pass an array with a batch dimension")
             for size, dim in zip(value.shape, dims, strict=True):
-                if isinstance(dim, int):
-                    if size != dim:
-                        raise self._refused(info, value, "only the batch size N is free")
-                    continue
-                n = _batch_size(dim, size)
-                if n == 0:
-                    raise self._refused(info, value, "pass a batch size N of at least 1")
-                if n is None:
-                    continue
-                if batch is not None and n != batch[1]:
-                    raise UsageError(
-                        f"inputs {batch[0]!r} and {info.name!r} hold different numbers of samples",
-                        expected=f"the same batch size N in both: {self.describe()}",
-                        got=f"{batch[1]} in {batch[0]!r}, {n} in {info.name!r}",
-                        fix="pass as many samples in each",
-                    )
-                batch = batch or (info.name, n)
+                if isinstance(dim, int) and size != dim:
+                    raise self._refused(info, value, f"only {self._free} may vary")
+            shapes.append((info.name, dims, value.shape))
+        sizes_of(shapes, self._symbols)
         return given
 
     def result(self, outputs: Sequence[Array]) -> Any:
@@ -112,12 +99,3 @@ class BundleSignature:
             got=f"{value.dtype}[{', '.join(map(str, value.shape))}]",
             fix=fix,
         )
-
-
-def _batch_size(dim: str, size: int) -> int | None:
-    """The batch size that gives a size; 0 if no batch size does, None if it is unknown."""
-    multiple = _MULTIPLE.fullmatch(dim)
-    if multiple is None:
-        return None
-    n, rest = divmod(size, int(multiple["factor"] or 1))
-    return 0 if rest else n

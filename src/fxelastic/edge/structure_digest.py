@@ -60,6 +60,8 @@ def structure_digest(bundle: Bundle) -> str:
             for value in manifest.values
         ],
     ]
+    if manifest.model.sizes:
+        facts.append([symbol.to_json() for symbol in manifest.model.sizes])
     digest.update(_line(facts))
     known: dict[str, bytes] = {}
     for segment in manifest.segments:

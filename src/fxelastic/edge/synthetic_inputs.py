@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,11 @@ def synthetic(
 
 
 def random_inputs(
-    bundle: Bundle, batch_size: int, seed: int = 0, choice: str = CHOICES[0]
+    bundle: Bundle,
+    batch_size: int,
+    seed: int = 0,
+    choice: str = CHOICES[0],
+    sizes: Mapping[str, int] | None = None,
 ) -> dict[str, Array]:
     """Synthetic inputs of a model.
 
@@ -48,19 +52,24 @@ def random_inputs(
         batch_size: Samples.
         seed: Seed of the random numbers.
         choice: How integers and truth values are chosen, one of `CHOICES`.
+        sizes: Values of other sizes that may vary; the example's for those without an entry.
 
     Raises:
-        UsageError: A size does not follow from the batch size.
+        UsageError: A shape does not follow from the sizes, or a size is out of range.
     """
     random = np.random.default_rng(seed)
+    all_sizes = bundle.manifest.model.sizes_at(batch_size, sizes)
     return {
-        info.name: synthetic(info, info.shape_at(batch_size), random, choice)
+        info.name: synthetic(info, info.shape_at(all_sizes), random, choice)
         for info in bundle.inputs
     }
 
 
 def sound_inputs(
-    executor: Executor, batch_size: int, seed: int = 0
+    executor: Executor,
+    batch_size: int,
+    seed: int = 0,
+    sizes: Mapping[str, int] | None = None,
 ) -> tuple[dict[str, Array], bool]:
     """Inputs for which the original returns finite values, and whether there are any.
 
@@ -75,7 +84,7 @@ def sound_inputs(
     bundle = executor.bundle
     runs: dict[str, Array] | None = None
     error: BundleError | None = None
-    for inputs in _different(bundle, batch_size, seed):
+    for inputs in _different(bundle, batch_size, seed, sizes):
         try:
             results = executor.run(bundle.space.original, inputs)
         except BundleError as e:
@@ -90,11 +99,13 @@ def sound_inputs(
     return runs, False
 
 
-def _different(bundle: Bundle, batch_size: int, seed: int) -> Iterator[dict[str, Array]]:
+def _different(
+    bundle: Bundle, batch_size: int, seed: int, sizes: Mapping[str, int] | None
+) -> Iterator[dict[str, Array]]:
     """The inputs of each choice, without repetitions."""
     seen: list[dict[str, Array]] = []
     for choice in CHOICES:
-        inputs = random_inputs(bundle, batch_size, seed, choice)
+        inputs = random_inputs(bundle, batch_size, seed, choice, sizes)
         if not any(all(np.array_equal(a[n], inputs[n]) for n in inputs) for a in seen):
             seen.append(inputs)
             yield inputs

@@ -11,8 +11,9 @@ from torch import fx, nn
 
 from fxelastic.ir.copyable import Copyable
 from fxelastic.ir.fusion import FusionRules
+from fxelastic.ir.graph_symbols import GraphSymbol
 from fxelastic.ir.operators import node_parameters
-from fxelastic.ir.signature import Signature
+from fxelastic.ir.signature import InputChecks, Signature
 
 BlockKind = Literal["basic", "oversize", "glue", "context"]
 
@@ -139,6 +140,7 @@ class BlockGraph(Copyable):
             each with the gamma that keeps it whole.
         unused_params: Parameters of the model that the graph never reads; not in P0.
         dynamic_batch: Whether the batch size may differ from the example's.
+        symbols: The sizes that may vary, the batch's first.
         batched: Names of the inputs that hold samples in their first dimension. All others are
             passed whole.
         model_name: The model's class name.
@@ -158,6 +160,7 @@ class BlockGraph(Copyable):
     opened_modules: tuple[OpenedModule, ...] = ()
     unused_params: tuple[str, ...] = ()
     dynamic_batch: bool = True
+    symbols: tuple[GraphSymbol, ...] = ()
     batched: tuple[str, ...] = ()
     model_name: str = ""
     opaque: tuple[tuple[str, str], ...] = ()
@@ -176,6 +179,11 @@ class BlockGraph(Copyable):
     def placeholders(self) -> tuple[fx.Node, ...]:
         """The graph's inputs, in order."""
         return tuple(node for node in self.graph.nodes if node.op == "placeholder")
+
+    @cached_property
+    def input_checks(self) -> InputChecks:
+        """What the inputs of a call must be."""
+        return InputChecks.of(self.signature.names, self.placeholders, self.symbols)
 
     @property
     def output_node(self) -> fx.Node:

@@ -243,12 +243,23 @@ def _place(errors: Sequence[BaseException]) -> str:
         # The frames before this package's last call belong to the code that called it.
         inside = max((i + 1 for i, file in enumerate(files) if file.startswith(_OURS)), default=0)
         for call, file in reversed(list(zip(calls, files, strict=True))[inside:]):
-            if not _is_library(file):
-                line = linecache.getline(file, call.tb_lineno).strip()
-                return f"{Path(file).name}:{call.tb_lineno}: {_shortened(line)}; "
+            if not is_library(file):
+                return f"{quoted(file, call.tb_lineno)}; "
     return ""
 
 
-def _is_library(file: str) -> bool:
+def quoted(file: str, line: int) -> str:
+    """A line of code and where it is: ``net.py:12: x + self.positions``."""
+    code = linecache.getline(file, line).strip()
+    return f"{Path(file).name}:{line}: {_shortened(code)}"
+
+
+def is_own(file: str) -> bool:
+    """Whether a file belongs to this package."""
+    return file.startswith(_OURS)
+
+
+def is_library(file: str) -> bool:
+    """Whether a file belongs to Python's standard library or to torch."""
     standard = file.startswith(_STANDARD) and "-packages" not in file
     return standard or file.startswith((_TORCH, "<"))

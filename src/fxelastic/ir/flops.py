@@ -1,19 +1,19 @@
 """Count floating point operations from shapes.
 
 A multiply and an add count as two. Matrix operators (convolutions, linear layers, matrix products,
-attention, recurrent layers) count, elementwise operators do not. Symbolic sizes count as 1, so the
-result is for one sample if the batch is dynamic.
+attention, recurrent layers) count, elementwise operators do not. The result is for one sample if
+the batch is dynamic, and for the example's sizes if others are.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import fx
 
+from fxelastic.ir.graph_symbols import size_at
 from fxelastic.ir.operators import (
     CONVOLUTIONS,
     PRODUCTS,
@@ -22,81 +22,78 @@ from fxelastic.ir.operators import (
     operator_name,
 )
 
+#: The sizes of an operand.
+Shape = Callable[[Any], list[int]]
 
-def node_flops(node: fx.Node) -> int:
-    """Floating point operations of one operator; 0 for operators that do not count."""
+
+def node_flops(node: fx.Node, sizes: Mapping[Any, int] | None = None) -> int:
+    """Floating point operations of one operator; 0 for operators that do not count.
+
+    Args:
+        node: The operator.
+        sizes: Values of torch's symbols; 1 for those without an entry, such as the batch's.
+    """
     count = _COUNTERS.get(operator_name(node))
     if count is None:
         return 0
     try:
-        return int(count(node))
+        return int(count(node, lambda operand: _shape(operand, sizes or {})))
     except (AttributeError, IndexError, KeyError, TypeError):
         # A form of the operator with other operands than the counter reads.
         return 0
 
 
-def _shape(operand: Any) -> list[int]:
-    return [_hint(size) for size in operand.meta["val"].shape]
+def _shape(operand: Any, sizes: Mapping[Any, int]) -> list[int]:
+    return [size_at(size, sizes) for size in operand.meta["val"].shape]
 
 
-def _hint(size: Any) -> int:
-    if not isinstance(size, torch.SymInt):
-        return int(size)
-    expression = size.node.expr
-    return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
+def _convolution(node: fx.Node, shape: Shape) -> int:
+    return 2 * math.prod(shape(node)) * math.prod(shape(node.args[1])[1:])
 
 
-def _numel(operand: Any) -> int:
-    return math.prod(_shape(operand))
-
-
-def _convolution(node: fx.Node) -> int:
-    return 2 * _numel(node) * math.prod(_shape(node.args[1])[1:])
-
-
-def _general_convolution(node: fx.Node) -> int:
+def _general_convolution(node: fx.Node, shape: Shape) -> int:
     transposed = len(node.args) > 6 and node.args[6]
-    return _transposed_convolution(node) if transposed else _convolution(node)
+    return _transposed_convolution(node, shape) if transposed else _convolution(node, shape)
 
 
-def _transposed_convolution(node: fx.Node) -> int:
-    return 2 * _numel(node.args[0]) * math.prod(_shape(node.args[1])[1:])
+def _transposed_convolution(node: fx.Node, shape: Shape) -> int:
+    return 2 * math.prod(shape(node.args[0])) * math.prod(shape(node.args[1])[1:])
 
 
-def _product(node: fx.Node) -> int:
-    return 2 * _numel(node) * _shape(node.args[0])[-1]
+def _product(node: fx.Node, shape: Shape) -> int:
+    return 2 * math.prod(shape(node)) * shape(node.args[0])[-1]
 
 
-def _weighted(node: fx.Node) -> int:
+def _weighted(node: fx.Node, shape: Shape) -> int:
     """A linear layer, or a product that is added to something: the second operand has the depth."""
-    return 2 * _numel(node) * _shape(node.args[1])[-1]
+    return 2 * math.prod(shape(node)) * shape(node.args[1])[-1]
 
 
-def _attention(node: fx.Node) -> int:
-    *batch, queries, width = _shape(node.args[0])
-    keys, value_width = _shape(node.args[2])[-2:]
+def _attention(node: fx.Node, shape: Shape) -> int:
+    *batch, queries, width = shape(node.args[0])
+    keys, value_width = shape(node.args[2])[-2:]
     return 2 * math.prod(batch) * queries * keys * (width + value_width)
 
 
-def _bilinear(node: fx.Node) -> int:
-    return 2 * _numel(node) * math.prod(_shape(node.args[2])[1:])
+def _bilinear(node: fx.Node, shape: Shape) -> int:
+    return 2 * math.prod(shape(node)) * math.prod(shape(node.args[2])[1:])
 
 
-def _einsum(node: fx.Node) -> int:
+def _einsum(node: fx.Node, shape: Shape) -> int:
     equation, operands = node.args
     sizes: dict[str, int] = {}
     for term, operand in zip(equation.partition("->")[0].split(","), operands, strict=True):  # type: ignore[union-attr, arg-type]
-        sizes |= dict(zip(term.strip().replace(".", ""), _shape(operand)[::-1][::-1], strict=False))
+        sizes |= dict(zip(term.strip().replace(".", ""), shape(operand)[::-1][::-1], strict=False))
     return 2 * math.prod(sizes.values())
 
 
-def _recurrent(node: fx.Node) -> int:
-    steps = math.prod(_shape(node.args[0])[:2])
+def _recurrent(node: fx.Node, shape: Shape) -> int:
+    steps = math.prod(shape(node.args[0])[:2])
     weights = next(a for a in node.args[1:] if isinstance(a, (list, tuple)) and len(a) > 2)
-    return 2 * steps * sum(_numel(w) for w in weights if len(_shape(w)) == 2)
+    return 2 * steps * sum(math.prod(shape(w)) for w in weights if len(shape(w)) == 2)
 
 
-_COUNTERS: dict[str, Callable[[fx.Node], int]] = {
+_COUNTERS: dict[str, Callable[[fx.Node, Shape], int]] = {
     **dict.fromkeys(CONVOLUTIONS, _convolution),
     **dict.fromkeys(TRANSPOSED_CONVOLUTIONS, _transposed_convolution),
     "aten.convolution": _general_convolution,

@@ -12,7 +12,6 @@ from torch import fx, nn
 from fxelastic.ir.block import Block, BlockGraph
 from fxelastic.ir.graphs import to_dot, to_networkx
 from fxelastic.ir.operators import attach, attribute
-from fxelastic.ir.signature import check_tensors
 from fxelastic.ir.table import block_table
 from fxelastic.ir.text import to_text
 from fxelastic.ir.verify import verify
@@ -53,7 +52,7 @@ class Partition(BlockGraph):
                 dtypes that were not captured.
         """
         leaves = self.signature.flatten_arguments(args, kwargs)
-        check_tensors(self.signature.names, self.placeholders, leaves)
+        self.input_checks.check(leaves)
         values: dict[str, Any] = dict(zip(self.signature.inputs, leaves, strict=True))
         for block in self.blocks:
             operands = [values[name] for name in (*block.inputs, *block.context)]

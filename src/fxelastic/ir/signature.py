@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import fx
 from fxelastic.errors import UsageError
 from fxelastic.ir import trees
 from fxelastic.ir.copyable import Copyable
+from fxelastic.ir.graph_symbols import GraphSymbol, named, shape_in_words
+from fxelastic.spec.symbols import Symbol, sizes_of
 
 
 @dataclass(frozen=True)
@@ -117,54 +119,77 @@ def batch_dims(value: Any) -> tuple[int, ...]:
     )
 
 
-def check_tensors(names: Sequence[str], captured: Sequence[fx.Node], values: Sequence[Any]) -> None:
-    """Check that inputs differ from the captured inputs in the batch size only.
+@dataclass(frozen=True)
+class InputChecks:
+    """What the inputs of a captured model must be.
 
-    Args:
-        names: The user's names of the inputs.
-        captured: The graph's placeholders, with ``meta["val"]``.
-        values: The inputs of a call, in the same order.
-
-    Raises:
-        UsageError: An input is not a tensor, or has another dtype or another fixed size; or two
-            have different batch sizes.
+    Attributes:
+        inputs: For each input the user's name, its dtype, and its shape: integers, and expressions
+            of symbols.
+        symbols: The symbols by name, without the batch.
     """
-    batch: tuple[str, int] | None = None
-    for name, node, value in zip(names, captured, values, strict=True):
-        like = node.meta["val"]
-        if not isinstance(value, torch.Tensor):
-            raise UsageError(
-                f"input {name!r} is not a tensor",
-                expected="a torch.Tensor",
-                got=type(value).__name__,
-                fix="convert it with torch.as_tensor(...)",
-            )
-        free = batch_dims(like)
-        fits = like.dim() == value.dim() and all(
-            i in free or like.shape[i] == size for i, size in enumerate(value.shape)
+
+    inputs: tuple[tuple[str, torch.dtype, tuple[int | str, ...]], ...]
+    symbols: Mapping[str, Symbol]
+
+    @classmethod
+    def of(
+        cls,
+        names: Sequence[str],
+        captured: Sequence[fx.Node],
+        symbols: Sequence[GraphSymbol],
+    ) -> InputChecks:
+        """The checks of a graph.
+
+        Args:
+            names: The user's names of the inputs.
+            captured: The graph's placeholders, with ``meta["val"]``.
+            symbols: The graph's symbols.
+        """
+        known = named(symbols)
+        likes = (node.meta["val"] for node in captured)
+        inputs = (
+            (name, like.dtype, shape_in_words(like, known))
+            for name, like in zip(names, likes, strict=True)
         )
-        if not fits or value.dtype != like.dtype:
-            raise UsageError(
-                f"input {name!r} has another shape or dtype than the captured input",
-                expected=_describe(like),
-                got=_describe(value),
-                fix="capture again with example_inputs like these",
-            )
-        for dim in free:
-            size = value.shape[dim]
-            if batch is None:
-                batch = name, size
-            elif size != batch[1]:
+        # torch takes batches without samples, too.
+        others = {s.symbol.name: s.symbol for s in symbols if not s.is_batch}
+        return cls(tuple(inputs), others)
+
+    def check(self, values: Sequence[Any]) -> None:
+        """Check that inputs differ from the captured inputs only in sizes that may vary.
+
+        Args:
+            values: The inputs of a call, in order.
+
+        Raises:
+            UsageError: An input is not a tensor, or has another dtype or another fixed size; a size
+                is out of range; or two inputs have different sizes for one symbol.
+        """
+        shapes = []
+        for (name, dtype, dims), value in zip(self.inputs, values, strict=True):
+            if not isinstance(value, torch.Tensor):
                 raise UsageError(
-                    f"inputs {batch[0]!r} and {name!r} hold different numbers of samples",
-                    expected="the same batch size N in both",
-                    got=f"{batch[1]} in {batch[0]!r}, {size} in {name!r}",
-                    fix="pass the same number of samples in both; if one of them holds no samples, "
-                    "capture again and name the inputs that do with batched=",
+                    f"input {name!r} is not a tensor",
+                    expected="a torch.Tensor",
+                    got=type(value).__name__,
+                    fix="convert it with torch.as_tensor(...)",
                 )
+            shape = tuple(value.shape)
+            fits = len(dims) == len(shape) and all(
+                not isinstance(dim, int) or dim == size
+                for dim, size in zip(dims, shape, strict=True)
+            )
+            if not fits or value.dtype != dtype:
+                raise UsageError(
+                    f"input {name!r} has another shape or dtype than the captured input",
+                    expected=_describe(dtype, dims),
+                    got=_describe(value.dtype, shape),
+                    fix="capture again with example_inputs like these",
+                )
+            shapes.append((name, dims, shape))
+        sizes_of(shapes, self.symbols)
 
 
-def _describe(value: torch.Tensor) -> str:
-    free = batch_dims(value)
-    sizes = ["N" if i in free else str(size) for i, size in enumerate(value.shape)]
-    return f"{str(value.dtype).removeprefix('torch.')}[{', '.join(sizes)}]"
+def _describe(dtype: torch.dtype, dims: Sequence[int | str]) -> str:
+    return f"{str(dtype).removeprefix('torch.')}[{', '.join(map(str, dims))}]"

@@ -13,7 +13,7 @@ from torch import fx, nn
 from fxelastic.ir.block import BlockGraph
 from fxelastic.ir.branch import Branch
 from fxelastic.ir.graph_modules import FrozenGraphModule
-from fxelastic.ir.signature import Signature, check_tensors
+from fxelastic.ir.signature import InputChecks, Signature
 
 
 def subnet_module(
@@ -40,7 +40,7 @@ def subnet_module(
             _share(branch.module, memo)
     signature = partition.signature
     root, graph = nn.Module(), fx.Graph()
-    root.add_module("arguments", _Arguments(signature, partition.placeholders))
+    root.add_module("arguments", _Arguments(signature, partition.input_checks))
     packed = graph.placeholder("*args"), graph.placeholder("**kwargs")
     leaves = graph.call_module("arguments", packed)
     values: dict[str, fx.Node] = {}
@@ -92,18 +92,15 @@ def identifier(name: str, taken: set[str]) -> str:
 class _Arguments(nn.Module):
     """Flattens the model's arguments into the tensors that its graph reads."""
 
-    def __init__(self, signature: Signature, captured: Iterable[fx.Node]) -> None:
+    def __init__(self, signature: Signature, checks: InputChecks) -> None:
         super().__init__()
         self._signature = signature
-        # Copies in a new graph: otherwise a copy of this module would copy the partition's graph.
-        self._captured = fx.Graph()
-        for node in captured:
-            self._captured.node_copy(node)
+        self._checks = checks
 
     def forward(self, args: Any, kwargs: Any) -> list[Any]:
         # fx.Interpreter passes an empty list for a starred placeholder without arguments.
         leaves = self._signature.flatten_arguments(tuple(args), dict(kwargs))
-        check_tensors(self._signature.names, list(self._captured.nodes), leaves)
+        self._checks.check(leaves)
         return leaves
 
 

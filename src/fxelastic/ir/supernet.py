@@ -18,7 +18,6 @@ from fxelastic.ir.graph_modules import FrozenGraphModule
 from fxelastic.ir.liveness import Liveness
 from fxelastic.ir.operators import attribute
 from fxelastic.ir.partition import Partition
-from fxelastic.ir.signature import check_tensors
 from fxelastic.ir.subnet import identifier, subnet_module
 from fxelastic.ir.summary import summary
 from fxelastic.spec import Arch, SearchSpace
@@ -143,12 +142,8 @@ class Supernet(Copyable, nn.Module):
         """
         signature = self.partition.signature
         leaves = signature.flatten_arguments(args, kwargs)
-        check_tensors(signature.names, self._placeholders, leaves)
+        self.partition.input_checks.check(leaves)
         return dict(zip(signature.inputs, leaves, strict=True))
-
-    @cached_property
-    def _placeholders(self) -> tuple[fx.Node, ...]:
-        return self.partition.placeholders
 
     def run_branch(
         self, branch: Branch, values: MutableMapping[str, Any], *, as_model: bool = False

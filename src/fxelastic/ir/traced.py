@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import fx, nn
 
 from fxelastic.ir.copyable import Copyable
+from fxelastic.ir.graph_symbols import GraphSymbol
 from fxelastic.ir.signature import Signature
 
 
@@ -32,6 +33,7 @@ class Traced(Copyable):
         method: How it was captured: ``export``, or ``export+opaque`` if some modules could not
             be captured and are single nodes.
         dynamic_batch: Whether the batch size may differ from the example's.
+        symbols: The sizes that may vary, the batch's first.
         batched: Names of the inputs that hold samples in their first dimension. All others are
             passed whole.
         opaque: Paths of modules that are single nodes, each with its reason.
@@ -46,6 +48,7 @@ class Traced(Copyable):
     model_name: str
     method: Literal["export", "export+opaque"]
     dynamic_batch: bool
+    symbols: tuple[GraphSymbol, ...] = ()
     batched: tuple[str, ...] = ()
     opaque: tuple[tuple[str, str], ...] = ()
     unused_params: tuple[str, ...] = ()

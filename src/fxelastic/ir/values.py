@@ -7,7 +7,7 @@ change a dump of them everywhere. Dumps name a value by the block that computes 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,10 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from fxelastic.ir.block import Block, BlockGraph
+from fxelastic.ir.graph_symbols import GraphSymbol, named, shape_in_words
 from fxelastic.ir.operators import is_operator, operator_name
 from fxelastic.ir.part_names import name_of
+from fxelastic.spec.symbols import BATCH
 
 _WORD = re.compile(r"(?<![\w.])\w+(?![\w.]*\w)")
 
@@ -47,7 +49,7 @@ class Values:
     def __init__(self, partition: BlockGraph) -> None:
         """Index the partition's graph and blocks."""
         self._nodes = {node.name: node for node in partition.graph.nodes}
-        self._symbols = _name_symbols(self._nodes.values())
+        self._symbols = _name_symbols(self._nodes.values(), partition.symbols)
         self._operators = {
             node.name: operator_name(node).removeprefix("aten.")
             for node in self._nodes.values()
@@ -102,17 +104,12 @@ class Values:
     def _describe(self, value: Any) -> ValueType:
         if isinstance(value, torch.Tensor):
             dtype = str(value.dtype).removeprefix("torch.")
-            return ValueType(dtype, tuple(self._dimension(size) for size in value.shape))
+            return ValueType(dtype, tuple(map(str, shape_in_words(value, self._symbols))))
         if isinstance(value, (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)):
             return ValueType("number", ())
         if isinstance(value, (tuple, list)):
             return ValueType("", tuple(str(self._describe(item)) for item in value))
         return ValueType("", ())
-
-    def _dimension(self, size: Any) -> str:
-        if isinstance(size, int):
-            return str(size)
-        return str(size.node.expr.xreplace(self._symbols)).replace(" ", "")
 
 
 def stream_inputs(block: Block) -> tuple[str, ...]:
@@ -151,9 +148,9 @@ def _operands(arguments: Any) -> Iterator[fx.Node]:
             yield from _operands(argument)
 
 
-def _name_symbols(nodes: Any) -> dict[Any, Any]:
-    """Names for the symbolic sizes: ``N`` for the first, ``N1``, … for others, in graph order."""
-    names: dict[Any, Any] = {}
+def _name_symbols(nodes: Any, symbols: Sequence[GraphSymbol]) -> dict[Any, Any]:
+    """Names for the symbolic sizes: the user's; ``N``, ``N1``, … for others, in graph order."""
+    names = named(symbols)
     for node in nodes:
         value = node.meta.get("val")
         if not isinstance(value, torch.Tensor):
@@ -164,6 +161,6 @@ def _name_symbols(nodes: Any) -> dict[Any, Any]:
                 continue
             for symbol in sorted(size.node.expr.free_symbols, key=str):
                 if symbol not in names:
-                    name = f"N{len(names)}" if names else "N"
+                    name = f"N{len(names)}" if names else BATCH
                     names[symbol] = type(symbol)(name, integer=True, positive=True)
     return names

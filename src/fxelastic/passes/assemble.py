@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
@@ -11,6 +12,7 @@ from torch import fx
 from fxelastic.errors import InternalError
 from fxelastic.ir.block import Block, BlockKind, SoftFusion, UntakenCut
 from fxelastic.ir.flops import node_flops
+from fxelastic.ir.graph_symbols import one_sample
 from fxelastic.ir.operators import node_parameters
 from fxelastic.ir.traced import Traced
 from fxelastic.passes.contexts import arrange_contexts
@@ -58,7 +60,7 @@ def assemble(
     drafts = _drafts(traced, flow, packs, find_rule)
     graph, copies, members = _reorder(traced, drafts)
     graph_module = fx.GraphModule(traced.graph_module, graph, class_name=traced.model_name)
-    blocks = _describe(graph_module, drafts, members, cap)
+    blocks = _describe(graph_module, drafts, members, cap, one_sample(traced.symbols))
     names = {
         draft.pack.nodes: block.name
         for draft, block in zip(drafts, blocks, strict=True)
@@ -179,6 +181,7 @@ def _describe(
     drafts: Sequence[_Draft],
     members: Sequence[Sequence[fx.Node]],
     cap: float,
+    sizes: Mapping[Any, int],
 ) -> tuple[Block, ...]:
     home = {node: i for i, nodes in enumerate(members) for node in nodes}
     stream_inputs = [
@@ -216,7 +219,7 @@ def _describe(
                 outputs=outputs,
                 params=own,
                 shared_params=shared,
-                flops=sum(node_flops(node) for node in nodes),
+                flops=sum(node_flops(node, sizes) for node in nodes),
                 path=draft.path,
                 reason=_reason(draft.pack, n_params, cap),
             )

@@ -10,11 +10,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import sympy
 import torch
 from torch import fx, nn
 
 from fxelastic.errors import CaptureError, InternalError, said
 from fxelastic.ir import trees
+from fxelastic.ir.graph_symbols import GraphSymbol
 from fxelastic.ir.operators import node_parameters
 from fxelastic.ir.quiet import quiet
 from fxelastic.ir.signature import Signature, normalise_arguments
@@ -29,7 +31,7 @@ from fxelastic.passes.canonical import (
     name_squeezed_dimensions,
     replace_copies,
 )
-from fxelastic.passes.check_capture import BatchFixedError, check_capture
+from fxelastic.passes.check_capture import SizeFixedError, check_capture
 from fxelastic.passes.checks import (
     check_input_types,
     check_inputs,
@@ -39,10 +41,12 @@ from fxelastic.passes.checks import (
     shapes_of,
 )
 from fxelastic.passes.clone import clone_for_capture
+from fxelastic.passes.dynamic_shapes import DynamicShapes, requested_shapes
 from fxelastic.passes.export import QUIET, Exported
 from fxelastic.passes.functionalise import functionalise_simple
 from fxelastic.passes.normalise import normalise
 from fxelastic.passes.opaque import export_with_opaque, restore_opaque
+from fxelastic.passes.size_steps import cannot_vary, with_steps
 from fxelastic.passes.sizes import localise_sizes
 
 logger = logging.getLogger(__name__)
@@ -54,7 +58,10 @@ _TAKEN = frozenset({"torch", "self", "device", "inf", "nan", "NoneType", "fx_pyt
 
 
 def capture(
-    model: nn.Module, example_inputs: Any = None, batched: str | Sequence[str] | None = None
+    model: nn.Module,
+    example_inputs: Any = None,
+    batched: str | Sequence[str] | None = None,
+    dynamic_shapes: Any = None,
 ) -> Traced:
     """Capture a model as one functional graph over its own weights.
 
@@ -64,6 +71,8 @@ def capture(
             pair ``(tuple, dict)``. Inferred from the model if None.
         batched: Names of the inputs that hold samples in their first dimension. Found by running
             the model if None (see `fxelastic.passes.batch.find_batch`).
+        dynamic_shapes: The dimensions that vary besides the batch, as ``torch.export`` takes them,
+            or with names (see `fxelastic.passes.dynamic_shapes.requested_shapes`).
 
     Returns:
         The captured model.
@@ -83,18 +92,40 @@ def capture(
     check_inputs(args, kwargs)
     args, kwargs = copies(args, kwargs)  # a model may write to its inputs
     results = _check_runs(clone, *copies(args, kwargs))
-    leaves, _ = trees.flatten((args, kwargs))
+    leaves, tree = trees.flatten((args, kwargs))
+    named = _named(model, args, kwargs)
+    shapes = requested_shapes(dynamic_shapes, named, leaves)
     if batched is None:
         batch = find_batch(clone, args, kwargs, results)
     else:
-        batch = batch_by_name(batched, _named(model, args, kwargs), leaves)
-    traced = _checked(model, clone, args, kwargs, batch)
+        batch = batch_by_name(batched, named, leaves)
+    batch = dataclasses.replace(
+        batch,
+        positions=tuple(i for i in batch.positions if i not in shapes.static),
+        rows=tuple(i for i in batch.rows if i not in shapes.static),
+    )
+    shapes = _with_batch(shapes, batch, leaves)
+    if shapes.batch:
+        rows = tuple(i for i in batch.rows if i not in shapes.batched)
+        batch = dataclasses.replace(batch, positions=shapes.batched, rows=rows)
+    shapes, fixed = with_steps(clone, tree, leaves, shapes)
+    traced = _checked(model, clone, args, kwargs, batch, shapes)
     if batch.rows and not traced.dynamic_batch:
         # An input that ran with one more row may still be tied, if values decide what is read.
         tied = BatchedInputs(tuple(sorted((*batch.positions, *batch.rows))))
-        other = _checked(model, clone, args, kwargs, tied)
+        shapes = _with_batch(shapes.without(shapes.batch), tied, leaves)
+        other = _checked(model, clone, args, kwargs, tied, shapes)
         traced = other if other.dynamic_batch else traced
+    traced = dataclasses.replace(traced, warnings=(*fixed, *traced.warnings))
     return traced if batched is not None else _with_dimension(traced, clone, args, kwargs)
+
+
+def _with_batch(
+    shapes: DynamicShapes, batch: BatchedInputs, leaves: Sequence[Any]
+) -> DynamicShapes:
+    if not batch.positions:
+        return shapes
+    return shapes.with_batch(batch.positions, leaves[batch.positions[0]].shape[0])
 
 
 def _checked(
@@ -103,16 +134,27 @@ def _checked(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     batch: BatchedInputs,
+    shapes: DynamicShapes,
 ) -> Traced:
-    """The capture; with a fixed batch size if it does not hold for other sizes."""
-    traced = _trace(model, clone, args, kwargs, batch, dynamic=True)
-    try:
-        return check_capture(traced, clone, args, kwargs)
-    except BatchFixedError as e:
-        logger.info("the capture with a dynamic batch does not hold (%s)", e)
-        static = _trace(model, clone, args, kwargs, batch, dynamic=False)
-        static = dataclasses.replace(static, warnings=(f"{_FIXED}: {e}",))
-        return check_capture(static, clone, args, kwargs)
+    """The capture; sizes are fixed that it does not hold for, if the user does not name them."""
+    warnings: list[str] = []
+    while True:
+        traced, used = _trace(model, clone, args, kwargs, batch, shapes)
+        known = any(warning.startswith(_FIXED) for warning in warnings)
+        others = (w for w in traced.warnings if not (known and w.startswith(_FIXED)))
+        traced = dataclasses.replace(traced, warnings=(*warnings, *others))
+        try:
+            return check_capture(traced, clone, args, kwargs, used)
+        except SizeFixedError as e:
+            logger.info("the capture with a dynamic %s does not hold (%s)", e.symbol, e)
+            if e.symbol != shapes.batch and e.symbol not in shapes.optional:
+                raise cannot_vary(e.symbol, str(e)) from e
+            if e.symbol == shapes.batch:
+                warnings.append(f"{_FIXED}: {e}")
+            else:
+                example = shapes.symbols[e.symbol].example
+                warnings.append(f"{e.symbol} is fixed to the example's {example}: {e}")
+            shapes = shapes.without(e.symbol)
 
 
 def _with_dimension(
@@ -135,12 +177,9 @@ def _trace(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     batch: BatchedInputs,
-    dynamic: bool,
-) -> Traced:
-    with export_with_opaque(clone, args, kwargs, batch, dynamic) as (
-        exported,
-        opaque,
-    ):
+    shapes: DynamicShapes,
+) -> tuple[Traced, DynamicShapes]:
+    with export_with_opaque(clone, args, kwargs, batch, shapes) as (exported, opaque):
         signature = _signature(model, args, kwargs, exported)
         graph_module = _functional_graph(exported, model, clone, args, kwargs, signature)
         signature = dataclasses.replace(signature, inputs=_placeholders(graph_module))
@@ -149,18 +188,21 @@ def _trace(
     name_squeezed_dimensions(graph_module.graph)
     localise_sizes(graph_module.graph)
     graph_module.recompile()
-    return Traced(
+    shapes = exported.shapes
+    traced = Traced(
         graph_module=graph_module,
         signature=signature,
         model_name=type(model).__name__,
         method="export+opaque" if opaque else "export",
-        dynamic_batch=exported.dynamic_batch,
+        dynamic_batch=bool(shapes.batch),
+        symbols=_graph_symbols(graph_module, shapes),
         batched=tuple(signature.names[i] for i in exported.batch.positions),
         opaque=tuple((module.path, module.cause.reason) for module in opaque),
         unused_params=_unused(model, graph_module),
         warnings=_warnings(exported, signature.names),
         example=tuple(trees.flatten(signature.normalise(args, kwargs))[0]),
     )
+    return traced, shapes
 
 
 def _in_order(
@@ -271,6 +313,27 @@ def _without_copies(graph_module: fx.GraphModule) -> fx.GraphModule:
     return graph_module
 
 
+def _graph_symbols(graph_module: fx.GraphModule, shapes: DynamicShapes) -> tuple[GraphSymbol, ...]:
+    """The symbols of the inputs' sizes, the batch first."""
+    found: dict[str, GraphSymbol] = {}
+    nodes = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
+    for node, dims in zip(nodes, shapes.dims, strict=True):
+        for i, dim in dims.items():
+            size = node.meta["val"].shape[i]
+            if dim.symbol in found or not isinstance(size, torch.SymInt):
+                continue
+            symbol = shapes.symbols[dim.symbol]
+            (variable,) = size.node.expr.free_symbols
+            name = sympy.Symbol(symbol.name, integer=True, positive=True)
+            # size = a * variable + b, and size = factor * symbol + offset
+            b = size.node.expr.subs(variable, 0)
+            a = size.node.expr.subs(variable, 1) - b
+            expression = (dim.factor * name + dim.offset - b) / a
+            is_batch = symbol.name == shapes.batch
+            found[symbol.name] = GraphSymbol(symbol, variable, expression, is_batch)
+    return tuple(found[name] for name in shapes.symbols if name in found)
+
+
 def _placeholders(graph_module: fx.GraphModule) -> tuple[str, ...]:
     """The inputs' names in the graph: fx adds a number to a name like ``input``."""
     return tuple(node.name for node in graph_module.graph.nodes if node.op == "placeholder")
@@ -286,11 +349,12 @@ def _unused(model: nn.Module, graph_module: fx.GraphModule) -> tuple[str, ...]:
 
 
 def _warnings(exported: Exported, inputs: tuple[str, ...]) -> tuple[str, ...]:
-    if not exported.dynamic_batch:
-        return (f"{_FIXED}: {exported.why_static}",)
+    if not exported.shapes.batch:
+        return (*exported.warnings, f"{_FIXED}: {exported.why_static}")
     batch = exported.batch
     names = ", ".join(repr(inputs[i]) for i in batch.positions)
-    found = [
+    found = list(exported.warnings)
+    found += [
         f"input {inputs[i]!r} has as many rows as the example has samples, but the model does not "
         f"tie them to the samples of {names}: it keeps its shape; if it holds samples, name it in "
         "batched="

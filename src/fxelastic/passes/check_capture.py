@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -15,8 +15,8 @@ from torch import nn
 from fxelastic.errors import CaptureError, listed, said
 from fxelastic.ir import trees
 from fxelastic.ir.traced import Traced
-from fxelastic.passes.batch import with_batch_size
 from fxelastic.passes.checks import refuse_state
+from fxelastic.passes.dynamic_shapes import DynamicShapes, resized
 
 logger = logging.getLogger(__name__)
 
@@ -30,28 +30,44 @@ _FAILURES = (RuntimeError, IndexError, ValueError)
 #: Largest relative difference that counts as rounding.
 _TOLERANCE = 1e-3
 
+# The largest size that is tried, in multiples of the example's.
+_LARGE = 4
 
-class BatchFixedError(Exception):
-    """The captured graph is right for the example's batch size only."""
+
+class SizeFixedError(Exception):
+    """The captured graph is right for the example's size only.
+
+    Attributes:
+        symbol: The size's name.
+    """
+
+    def __init__(self, symbol: str, why: str) -> None:
+        super().__init__(why)
+        self.symbol = symbol
 
 
 def check_capture(
-    traced: Traced, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    traced: Traced,
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    shapes: DynamicShapes,
 ) -> Traced:
-    """Run the model and its capture on the example inputs and at other batch sizes, and compare.
+    """Run the model and its capture on the example inputs and at other sizes, and compare.
 
     Args:
         traced: The capture.
         model: The clone for the capture.
         args: Positional example inputs.
         kwargs: Keyword example inputs.
+        shapes: The dimensions that vary.
 
     Returns:
         The same capture, with a warning if the results agree only approximately.
 
     Raises:
         CaptureError: The results differ on the example inputs.
-        BatchFixedError: They differ at another batch size, or the capture does not run there.
+        SizeFixedError: They differ at another size, or the capture does not run there.
     """
     leaves, tree = trees.flatten((args, kwargs))
     found = list(traced.warnings)
@@ -62,17 +78,18 @@ def check_capture(
         captured = _results(traced, tree, leaves)
         worst = _farthest(expected, captured)
     except _FAILURES as e:
-        raise _unlike(traced, said(e)) from e
+        raise _unlike(traced, shapes, said(e)) from e
     again = _results(model, tree, leaves)
     if _farthest(expected, again) > _TOLERANCE:
         refuse_state(model, args, kwargs)
         found.append(f"{_unsteady(expected, again)}: the capture can't be compared")
         return dataclasses.replace(traced, warnings=tuple(found))
     if worst > _TOLERANCE:
-        raise _unlike(traced, _difference_in_words(expected, captured, worst))
-    if traced.dynamic_batch:
-        worst = max(worst, _worst_at_other_sizes(traced, model, tree, leaves))
-        found += _alone(traced, model, tree, leaves)
+        raise _unlike(traced, shapes, _difference_in_words(expected, captured, worst))
+    for sizes in _other_sizes(shapes):
+        worst = max(worst, _difference_at(traced, model, tree, leaves, shapes, sizes))
+    if shapes.batch:
+        found += _alone(traced, model, tree, leaves, shapes)
     if _farthest(expected, _results(model, tree, leaves, seed=1)) > _TOLERANCE:
         found.append(
             "the model draws random numbers in eval mode, so an export can't be compared with it"
@@ -87,34 +104,58 @@ def check_capture(
     return dataclasses.replace(traced, warnings=tuple(found))
 
 
-def _worst_at_other_sizes(
-    traced: Traced, model: nn.Module, tree: trees.Tree, leaves: list[Any]
+def _difference_at(
+    traced: Traced,
+    model: nn.Module,
+    tree: trees.Tree,
+    leaves: list[Any],
+    shapes: DynamicShapes,
+    sizes: Mapping[str, int],
 ) -> float:
-    batched = _batched(traced)
-    size = leaves[batched[0]].shape[0]
-    worst = 0.0
-    # One more sample, and a number with other divisors, since a graph may hold a guess at either.
-    for other in (size + 1, size + 4):
-        example = with_batch_size(leaves, batched, other)
-        expected = _results_if_any(model, tree, example)
-        if expected is None:
-            continue
-        try:
-            difference = _difference(traced, expected, tree, example)
-        except _FAILURES as e:
-            raise BatchFixedError(f"at batch size {other}, {said(e)}") from e
-        if difference > _TOLERANCE:
-            raise BatchFixedError(f"at batch size {other} the capture computes another result")
-        worst = max(worst, difference)
-    return worst
+    """The largest relative difference at other sizes; 0 if the model does not run there."""
+    example = resized(leaves, shapes, sizes)
+    expected = _results_if_any(model, tree, example)
+    if expected is None:
+        return 0.0
+    symbol = next(iter(sizes))
+    named = ", ".join(f"{name} = {size}" for name, size in sizes.items())
+    where = f"at batch size {sizes[symbol]}" if symbol == shapes.batch else f"at {named}"
+    try:
+        difference = _difference(traced, expected, tree, example)
+    except _FAILURES as e:
+        raise SizeFixedError(symbol, f"{where}, {said(e)}") from e
+    if difference > _TOLERANCE:
+        raise SizeFixedError(symbol, f"{where} the capture computes another result")
+    return difference
 
 
-def _alone(traced: Traced, model: nn.Module, tree: trees.Tree, leaves: list[Any]) -> list[str]:
+def _other_sizes(shapes: DynamicShapes) -> list[dict[str, int]]:
+    """Sizes at which the capture is compared with the model, besides the example's."""
+    found: list[dict[str, int]] = []
+    others = [s for name, s in shapes.symbols.items() if name != shapes.batch]
+    if shapes.batch:
+        # One more sample, and a number with other divisors, since a graph may hold a guess at
+        # either.
+        size = shapes.symbols[shapes.batch].example
+        found += [{shapes.batch: size + 1}, {shapes.batch: size + 4}]
+    for symbol in others:
+        size, step = symbol.example, symbol.step
+        tried = (size + step, size + 4 * step, size - step, symbol.large(_LARGE), symbol.min)
+        found += [{symbol.name: n} for n in dict.fromkeys(tried) if symbol.holds(n) and n != size]
+    if len(others) > 1:
+        found.append({symbol.name: symbol.min for symbol in others})
+        found.append({symbol.name: symbol.large(_LARGE) for symbol in others})
+    return found
+
+
+def _alone(
+    traced: Traced, model: nn.Module, tree: trees.Tree, leaves: list[Any], shapes: DynamicShapes
+) -> list[str]:
     """Warnings if the capture treats a single sample unlike a batch.
 
     A model that squeezes all dimensions of size 1 does so; other batch sizes are as useful.
     """
-    example = with_batch_size(leaves, _batched(traced), 1)
+    example = resized(leaves, shapes, {shapes.batch: 1})
     expected = _results_if_any(model, tree, example)
     if expected is None:
         return []
@@ -127,10 +168,6 @@ def _alone(traced: Traced, model: nn.Module, tree: trees.Tree, leaves: list[Any]
     return []
 
 
-def _batched(traced: Traced) -> list[int]:
-    return [traced.signature.names.index(name) for name in traced.batched]
-
-
 def _results_if_any(model: nn.Module, tree: trees.Tree, leaves: list[Any]) -> _Results | None:
     """The model's results; None if it does not run on these inputs."""
     try:
@@ -140,10 +177,10 @@ def _results_if_any(model: nn.Module, tree: trees.Tree, leaves: list[Any]) -> _R
         return None
 
 
-def _unlike(traced: Traced, got: str) -> Exception:
-    if traced.dynamic_batch:
+def _unlike(traced: Traced, shapes: DynamicShapes, got: str) -> Exception:
+    if shapes.batch:
         # A model may treat a single sample unlike a batch; the capture has a batch.
-        return BatchFixedError(f"at the example's batch size, {got}")
+        return SizeFixedError(shapes.batch, f"at the example's batch size, {got}")
     return CaptureError(
         f"the captured graph of {traced.model_name} computes another result",
         expected="the model's own result on the example inputs",

@@ -21,7 +21,8 @@ from fxelastic.errors import CaptureError, said
 from fxelastic.ir import trees
 from fxelastic.ir.causes import Cause, cause_of
 from fxelastic.ir.part_names import free_name
-from fxelastic.passes.batch import BatchedInputs, with_batch_size
+from fxelastic.passes.batch import BatchedInputs
+from fxelastic.passes.dynamic_shapes import DynamicShapes, resized
 from fxelastic.passes.export import Exported, Flat, export
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,8 @@ class OpaqueModule:
         path: Its path in the user's model.
         module: The module itself.
         cause: Why it could not be captured.
-        calls: Input and output tensors of each recorded call, one for each batch size.
+        calls: Input and output tensors of each recorded call: one with the example's sizes, and
+            one with others.
         result: Structure of its result.
     """
 
@@ -55,7 +57,7 @@ def export_with_opaque(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     batch: BatchedInputs,
-    dynamic: bool = True,
+    shapes: DynamicShapes,
 ) -> Iterator[tuple[Exported, list[OpaqueModule]]]:
     """Export a model; submodules that can't be exported become opaque.
 
@@ -64,7 +66,7 @@ def export_with_opaque(
         args: Positional example inputs.
         kwargs: Keyword example inputs.
         batch: The inputs that hold samples.
-        dynamic: Whether to try for a dynamic batch.
+        shapes: The dimensions that vary.
 
     Yields:
         The export, and the opaque modules that its graph calls. Their custom operator exists only
@@ -78,7 +80,7 @@ def export_with_opaque(
         with _operator(opaque):
             try:
                 with _replaced(model, opaque):
-                    exported = export(model, args, kwargs, batch, dynamic)
+                    exported = export(model, args, kwargs, batch, shapes)
             except CaptureError:
                 raise
             except Exception as e:  # torch.export raises dozens of types
@@ -91,7 +93,7 @@ def export_with_opaque(
             else:
                 yield exported, opaque
                 return
-        _record(leaf, model, args, kwargs, batch)
+        _record(leaf, model, args, kwargs, shapes)
         opaque.append(leaf)
 
 
@@ -201,13 +203,16 @@ def _record(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    batch: BatchedInputs,
+    shapes: DynamicShapes,
 ) -> None:
-    """Run the model at two batch sizes and record the leaf's inputs and outputs."""
+    """Run the model on the example and with all sizes changed, and record the leaf's calls."""
     leaves, tree = trees.flatten((args, kwargs))
-    batched = batch.positions
-    size = leaves[batched[0]].shape[0] if batched else 0
-    examples = [with_batch_size(leaves, batched, n) for n in (size, size + 1)] if size else [leaves]
+    # Each size changes by another amount, so that an output's size shows which it follows.
+    others = {
+        name: symbol.example + (i + 1) * symbol.step
+        for i, (name, symbol) in enumerate(shapes.symbols.items())
+    }
+    examples = [leaves, resized(leaves, shapes, others)] if others else [leaves]
 
     def hook(_: nn.Module, a: tuple[Any, ...], k: dict[str, Any], result: Any) -> None:
         inputs, leaf.arguments = trees.flatten((a, k))
@@ -223,7 +228,8 @@ def _record(
                 model(*a, **k)
             del leaf.calls[before + 1 :]
     except Exception as e:
-        raise _not_whole(model, leaf, f"run at another batch size, {said(e)}") from e
+        sizes = "another batch size" if list(shapes.symbols) == [shapes.batch] else "other sizes"
+        raise _not_whole(model, leaf, f"run at {sizes}, {said(e)}") from e
     finally:
         handle.remove()
     if not leaf.calls or not leaf.calls[0][0]:

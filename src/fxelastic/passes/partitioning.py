@@ -104,6 +104,7 @@ def _partition(traced: Traced, gamma: float, fusion: FusionRules) -> Partition:
         opened_modules=opened_modules(flow, packs, gamma, n_params, repeating, pack_at),
         unused_params=traced.unused_params,
         dynamic_batch=traced.dynamic_batch,
+        symbols=traced.symbols,
         batched=traced.batched,
         model_name=traced.model_name,
         opaque=traced.opaque,

@@ -8,6 +8,7 @@ operator that needs it, so that it moves with the operator into any block.
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import sympy
@@ -16,6 +17,15 @@ from torch import fx
 
 from fxelastic.ir.operators import is_number, is_tensor, operator_name
 from fxelastic.passes.normalise import remove_unused
+
+# What expressions of sizes are made of, by the names of sympy's and torch's classes.
+_FUNCTIONS: Mapping[str, Callable[[Any, Any], Any]] = {
+    "Add": operator.add,
+    "Mul": operator.mul,
+    "FloorDiv": operator.floordiv,
+    "Mod": operator.mod,
+    "PythonMod": operator.mod,
+}
 
 _RESHAPES = ("aten.view", "aten.reshape", "aten._unsafe_view")
 
@@ -110,7 +120,53 @@ def _rebind(graph: fx.Graph, node: fx.Node, number: fx.Node, inputs: list[fx.Nod
             return
     if node.op != "output":
         with graph.inserting_before(node):
-            node.replace_input_with(number, _copy(graph, number))
+            size = _from_inputs(graph, inputs, expression, node)
+            node.replace_input_with(number, size or _copy(graph, number))
+
+
+def _from_inputs(
+    graph: fx.Graph, inputs: list[fx.Node], expression: sympy.Expr, reader: fx.Node
+) -> fx.Node | None:
+    """Build the computation of a size from the sizes of the model's inputs, if that is possible.
+
+    The padded height of a feature map is an example: it is not a multiple of any size of the
+    reader's operands.
+    """
+    stack = reader.meta.get("nn_module_stack", {})
+    sizes: dict[sympy.Symbol, fx.Node] = {}
+    for symbol in sorted(expression.free_symbols, key=str):
+        size = next(filter(None, (size_from(graph, s, symbol, reader) for s in inputs)), None)
+        if size is None:
+            return None
+        sizes[symbol] = size
+    built = _built(graph, expression, sizes, stack)
+    return built if isinstance(built, fx.Node) else None
+
+
+def _built(
+    graph: fx.Graph, expression: Any, sizes: Mapping[sympy.Symbol, fx.Node], stack: Any
+) -> fx.Node | int | None:
+    """The nodes of an expression; None if it has a function that is not known here."""
+    if expression.is_Integer:
+        return int(expression)
+    if expression.is_Symbol:
+        return sizes[expression]
+    parts, name = expression.args, type(expression).__name__
+    if name == "Pow" and parts[1].is_Integer and parts[1] > 0:
+        parts, name = parts[:1] * int(parts[1]), "Mul"
+    function = _FUNCTIONS.get(name)
+    if function is None:
+        return None
+    operands = [_built(graph, part, sizes, stack) for part in parts]
+    if any(operand is None for operand in operands):
+        return None
+    result = operands[0]
+    for operand in operands[1:]:
+        values = [x.meta["val"] if isinstance(x, fx.Node) else x for x in (result, operand)]
+        new = graph.call_function(function, (result, operand))
+        new.meta = {"val": function(*values), "nn_module_stack": stack}
+        result = new
+    return result
 
 
 def _copy(graph: fx.Graph, number: fx.Node) -> fx.Node:

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from fxelastic.errors import BundleError
+from fxelastic.errors import BundleError, UsageError
 from fxelastic.spec import structure as structures
 from fxelastic.spec.bundle_files import MANIFEST_NAME, FileInfo
 from fxelastic.spec.json_fields import Fields, parse_object, show
 from fxelastic.spec.manifest_checks import check_manifest, search_space
 from fxelastic.spec.search_space import SearchSpace
 from fxelastic.spec.segment import Segment
+from fxelastic.spec.symbols import BATCH, SYMBOL_NAME, Symbol
 from fxelastic.spec.value_info import NAME, ValueInfo
 from fxelastic.spec.verification import Verification
 
@@ -38,6 +39,8 @@ class ModelInfo:
         n_params: P0, the number of parameters that its graph reads.
         dynamic_batch: Whether the batch size may differ from ``batch_size``.
         batch_size: Batch size of the example inputs; 1 if no size depends on it.
+        batch: Name of the batch size in shapes.
+        sizes: The other sizes that may vary.
     """
 
     name: str
@@ -45,6 +48,58 @@ class ModelInfo:
     n_params: int
     dynamic_batch: bool
     batch_size: int
+    batch: str = BATCH
+    sizes: tuple[Symbol, ...] = ()
+
+    @cached_property
+    def symbols(self) -> Mapping[str, Symbol]:
+        """Every size that may vary, by name; the batch size first."""
+        batch = (Symbol(self.batch, self.batch_size),) if self.dynamic_batch else ()
+        return {symbol.name: symbol for symbol in (*batch, *self.sizes)}
+
+    def sizes_at(self, batch_size: int, sizes: Mapping[str, int] | None = None) -> dict[str, int]:
+        """The value of each symbol.
+
+        Args:
+            batch_size: The number of samples.
+            sizes: Values of other symbols; the example's for those without an entry.
+
+        Raises:
+            UsageError: A size has an unknown name, or is outside of its symbol's range.
+        """
+        given = dict(sizes or {})
+        for name, size in given.items():
+            symbol = self.symbols.get(name)
+            if symbol is None or name == self.batch:
+                raise UsageError(
+                    f"the model has no size {name!r} that may vary",
+                    expected="a name among " + (", ".join(s.name for s in self.sizes) or "none"),
+                    got=repr(name),
+                    fix="pass dynamic_shapes= to fxelastic.expand to let it vary",
+                )
+            if not symbol.holds(size):
+                raise UsageError(f"{name} is out of range", expected=str(symbol), got=str(size))
+        return {
+            name: batch_size if name == self.batch else given.get(name, symbol.example)
+            for name, symbol in self.symbols.items()
+        }
+
+    def to_json(self) -> dict[str, object]:
+        """The model as an object for ``json.dumps``.
+
+        Fields that earlier releases do not know are written only if they are needed.
+        """
+        batch = {} if self.batch == BATCH else {"batch": self.batch}
+        sizes = {"sizes": [symbol.to_json() for symbol in self.sizes]} if self.sizes else {}
+        return {
+            "name": self.name,
+            "digest": self.digest,
+            "n_params": self.n_params,
+            "dynamic_batch": self.dynamic_batch,
+            "batch_size": self.batch_size,
+            **batch,
+            **sizes,
+        }
 
 
 @dataclass(frozen=True)
@@ -153,7 +208,7 @@ class Manifest:
         verification = self.verification
         value = {
             "schema_version": self.schema_version,
-            "model": dict(vars(self.model)),
+            "model": self.model.to_json(),
             "backend": {**vars(self.backend), "versions": dict(self.backend.versions)},
             "blocks": [{"name": block.name, "kind": block.kind} for block in self.blocks],
             "branches": [segment.to_json() for segment in self.segments],
@@ -210,8 +265,15 @@ def _model(fields: Fields) -> ModelInfo:
         fields.count("n_params"),
         fields.flag("dynamic_batch"),
         fields.count("batch_size", 1),
+        fields.text("batch", SYMBOL_NAME, "a name") if "batch" in fields.value else BATCH,
+        fields.objects("sizes", Symbol.from_json) if "sizes" in fields.value else (),
     )
     fields.end()
+    names = [model.batch, *(symbol.name for symbol in model.sizes)]
+    if len(set(names)) != len(names):
+        raise fields.error(
+            "sizes", "have a name twice", expected="distinct names", got=", ".join(names)
+        )
     return model
 
 

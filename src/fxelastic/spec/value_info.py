@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fxelastic.errors import UsageError
 from fxelastic.spec.json_fields import Fields, show
+from fxelastic.spec.symbols import dimension, shape_at
 
 #: The dtypes of values, by NumPy's names, or onnxruntime's if NumPy lacks the dtype.
 DTYPES: tuple[str, ...] = (
@@ -30,7 +32,6 @@ MAX_ELEMENTS = 2**40
 
 _MAX_RANK = 64
 _SYMBOLIC = r"[A-Za-z0-9_ ()*/%,.+-]{1,200}"
-_LINEAR = re.compile(r"(?:(?P<factor>\d{1,9})\*)?N(?P<offset>[+-]\d{1,9})?")
 
 
 @dataclass(frozen=True)
@@ -64,26 +65,24 @@ class ValueInfo:
         """Its shape, with None for sizes that depend on the batch size."""
         return tuple(dim if isinstance(dim, int) else None for dim in self.dims)
 
-    def shape_at(self, batch_size: int) -> tuple[int, ...]:
-        """Its shape for a batch size.
+    def shape_at(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Its shape for given sizes.
+
+        Args:
+            sizes: The value of each symbol of the model, such as ``N``, by its name.
 
         Raises:
-            UsageError: A size is not a linear expression of the batch size.
+            UsageError: A size depends on something else, such as the data.
         """
-        return tuple(
-            dim if isinstance(dim, int) else self._size(dim, batch_size) for dim in self.dims
-        )
-
-    def _size(self, dim: str, batch_size: int) -> int:
-        linear = _LINEAR.fullmatch(dim)
-        if linear is None:
+        try:
+            return shape_at(self.dims, sizes)
+        except ValueError as e:
             raise UsageError(
-                f"the size {dim!r} of value {self.name!r} can't be computed from the batch size",
-                expected="a linear expression a*N+b",
-                got=dim,
-                fix="run the model to observe the size",
-            )
-        return int(linear["factor"] or 1) * batch_size + int(linear["offset"] or 0)
+                f"the shape of value {self.name!r} does not follow from the model's sizes: {e}",
+                expected=f"expressions of {', '.join(sizes) or 'no symbol'}",
+                got=str(self),
+                fix="run the model to see it",
+            ) from e
 
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.dims))}]"
@@ -158,16 +157,25 @@ def _limits(dtype: str) -> tuple[int, int]:
     return (0, 2**bits - 1) if integer[1] else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
+def _is_expression(text: str) -> bool:
+    if re.fullmatch(_SYMBOLIC, text) is None:
+        return False
+    try:
+        return bool(dimension(text).symbols)
+    except ValueError:
+        return False
+
+
 def _dims(fields: Fields) -> tuple[int | str, ...]:
     dims = fields.array("shape")
     for i, dim in enumerate(dims):
-        symbolic = isinstance(dim, str) and re.fullmatch(_SYMBOLIC, dim) is not None
+        symbolic = isinstance(dim, str) and _is_expression(dim)
         literal = isinstance(dim, int) and not isinstance(dim, bool) and 0 <= dim <= MAX_ELEMENTS
         if not symbolic and not literal:
             raise fields.error(
                 f"shape[{i}]",
                 "is not a size",
-                expected=f"an integer from 0 to {MAX_ELEMENTS}, or an expression of N",
+                expected=f"an integer from 0 to {MAX_ELEMENTS}, or an expression such as seq+1",
                 got=show(dim),
             )
     # A size of zero counts as one, so that it does not hide large sizes.

@@ -40,6 +40,7 @@ class Verification:
         kernels_lost: Kernels that the whole model has and the blocks lack, with their counts.
         kernels_added: Kernels that the blocks have and the whole model lacks, with their counts.
         soft_fusions: Fusions that block boundaries are known to prevent.
+        sizes: Other sizes, besides the example's, with which they were run, by symbol.
     """
 
     batch_sizes: tuple[int, ...]
@@ -50,6 +51,7 @@ class Verification:
     kernels_lost: Mapping[str, int]
     kernels_added: Mapping[str, int]
     soft_fusions: tuple[SoftFusionInfo, ...]
+    sizes: tuple[Mapping[str, int], ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """The record as an object for ``json.dumps``."""
@@ -65,6 +67,7 @@ class Verification:
                 {"rule": soft.rule, "producer": soft.producer, "consumer": soft.consumer}
                 for soft in self.soft_fusions
             ],
+            **({"sizes": [dict(sizes) for sizes in self.sizes]} if self.sizes else {}),
         }
 
     @classmethod
@@ -88,9 +91,16 @@ class Verification:
             _numbers(fields, "kernels_lost", (int,)),
             _numbers(fields, "kernels_added", (int,)),
             fields.objects("soft_fusions", _soft_fusion),
+            fields.objects("sizes", _sizes) if "sizes" in fields.value else (),
         )
         fields.end()
         return record
+
+
+def _sizes(fields: Fields) -> Mapping[str, int]:
+    sizes = {name: fields.count(name) for name in list(fields.value)}
+    fields.end()
+    return sizes
 
 
 def _soft_fusion(fields: Fields) -> SoftFusionInfo:

@@ -21,7 +21,6 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import InlinePass
 from torch import nn
-from torch.export import Dim
 
 from fxelastic.backends.onnxruntime.graph_fixes import keep_empty_reshapes, keep_padding
 from fxelastic.backends.onnxruntime.pieces import Piece, SideBySide, Template, templates
@@ -171,8 +170,8 @@ def _first_line(error: BaseException) -> str:
 def _convert_together(found: Sequence[Template], opset: int) -> dict[str, ir.Model]:
     pieces = [template.first for template in found]
     examples = tuple(x for piece in pieces for x in piece.examples)
-    dynamic = [dims for piece in pieces for dims in piece.dynamic]
-    shapes = tuple(dict.fromkeys(dims, Dim.AUTO) for dims in dynamic)
+    sizes = [piece.torch_sizes(str(i)) for i, piece in enumerate(pieces)]
+    shapes = tuple(operand for operands in sizes for operand in operands)
     with quiet_exporter(), collector_paused(), torch.no_grad():
         together = SideBySide(pieces)
         # torch takes no empty structure of dimensions, as for pieces without inputs.
@@ -244,11 +243,12 @@ def _check_dynamic(pieces: Sequence[Piece], model: ir.Model) -> None:
     """Check that the conversion fixes no size that is dynamic in the capture."""
     inputs = iter(model.graph.inputs)
     for piece in pieces:
-        for name, dims, value in zip(piece.inputs, piece.dynamic, inputs, strict=False):
+        for name, sizes, value in zip(piece.inputs, piece.dynamic, inputs, strict=False):
+            dims = [size.dim for size in sizes]
             fixed = [i for i in dims if value.shape is None or isinstance(value.shape[i], int)]
             if fixed:
                 raise ExportError(
-                    f"branch {piece.name!r} fixes the batch size of its input {name!r}",
+                    f"branch {piece.name!r} fixes a size of its input {name!r} that may vary",
                     expected=f"dimension {fixed[0]} of any size",
                     got=str(value.shape),
                     fix="report it, with the model",

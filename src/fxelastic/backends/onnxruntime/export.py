@@ -20,7 +20,7 @@ from fxelastic.spec.manifest import BackendInfo, Manifest
 NAME = "onnxruntime"
 
 # torch.export treats a size of 1 as a constant.
-_MIN_DYNAMIC_BATCH = 2
+_MIN_DYNAMIC = 2
 
 
 def write_bundle(
@@ -53,8 +53,9 @@ def write_bundle(
     structure = description.describe_structure(partition.signature.result)
     n_samples = batch_size(partition)
     if partition.dynamic_batch:
-        n_samples = max(n_samples, _MIN_DYNAMIC_BATCH)
-    inputs = make_inputs(partition, n_samples, seed)
+        n_samples = max(n_samples, _MIN_DYNAMIC)
+    sizes = {s.symbol.name: s.symbol.traced for s in partition.symbols if not s.is_batch}
+    inputs = make_inputs(partition, n_samples, seed, sizes=sizes)
     crossing = teacher_values(supernet, inputs)
     pieces = branch_pieces(supernet, without_special_sizes(partition, crossing))
     names = description.device_names(partition)

@@ -11,7 +11,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
@@ -26,6 +26,46 @@ from fxelastic.ir.signature import batch_dims
 from fxelastic.ir.supernet import Supernet
 
 
+class FreeSize(NamedTuple):
+    """A size of an operand that may vary: ``factor * variable + offset``.
+
+    Attributes:
+        dim: The dimension.
+        variable: torch's symbol; empty if the size is not a linear function of a single symbol.
+        factor: See above.
+        offset: See above.
+    """
+
+    dim: int
+    variable: str = ""
+    factor: int = 1
+    offset: int = 0
+
+    def of(self, roots: Mapping[str, Dim]) -> Any:
+        """The size for torch.export: declared if its variable is, else inferred."""
+        if self.variable not in roots:
+            return Dim.AUTO
+        size: Any = roots[self.variable]
+        size = size * self.factor if self.factor != 1 else size
+        return size + self.offset if self.offset else size
+
+
+def free_sizes(value: Any) -> tuple[FreeSize, ...]:
+    """The sizes of a captured value that may vary."""
+    return tuple(_free_size(dim, value.shape[dim].node.expr) for dim in batch_dims(value))
+
+
+def _free_size(dim: int, expression: Any) -> FreeSize:
+    if len(expression.free_symbols) == 1:
+        (variable,) = expression.free_symbols
+        offset = expression.subs(variable, 0)
+        factor = expression.coeff(variable)
+        whole = factor.is_Integer and factor > 0 and offset.is_Integer
+        if whole and expression == factor * variable + offset:
+            return FreeSize(dim, str(variable), int(factor), int(offset))
+    return FreeSize(dim)
+
+
 @dataclass(frozen=True)
 class Piece:
     """A module to convert.
@@ -37,7 +77,7 @@ class Piece:
         outputs: Names of its results.
         examples: Its operands, with a batch of at least 2, since torch.export treats a size of 1 as
             a constant.
-        dynamic: For each operand, the dimensions whose size depends on the batch.
+        dynamic: For each operand, its sizes that may vary.
     """
 
     name: str
@@ -45,7 +85,21 @@ class Piece:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     examples: tuple[torch.Tensor, ...]
-    dynamic: tuple[tuple[int, ...], ...]
+    dynamic: tuple[tuple[FreeSize, ...], ...]
+
+    def torch_sizes(self, name: str) -> list[dict[int, Any]]:
+        """What torch.export takes as ``dynamic_shapes`` for the operands.
+
+        A size such as ``4*h``, of a model that takes multiples of 4, is declared as such, since
+        torch can't infer it. All others are inferred.
+
+        Args:
+            name: Tells the sizes of several pieces in one call apart.
+        """
+        sizes = [size for operand in self.dynamic for size in operand]
+        declared = {s.variable for s in sizes if (s.factor, s.offset) != (1, 0)}
+        roots = {variable: Dim(f"_{variable}_{name}") for variable in declared}
+        return [{size.dim: size.of(roots) for size in operand} for operand in self.dynamic]
 
 
 def branch_pieces(supernet: Supernet, values: Mapping[str, Any]) -> list[Piece]:
@@ -80,7 +134,7 @@ def branch_pieces(supernet: Supernet, values: Mapping[str, Any]) -> list[Piece]:
                 tuple(on_device[name] for name in branch.outputs),
                 # Clones, since the exporter makes a single input of a tensor that is passed twice.
                 tuple(values[name].detach().clone() for name in names),
-                tuple(batch_dims(supernet.partition.value(name)) for name in names),
+                tuple(free_sizes(supernet.partition.value(name)) for name in names),
             )
         )
     return pieces
@@ -139,7 +193,7 @@ class _Held(nn.Module):
 
 def _graph_module(piece: Piece) -> fx.GraphModule:
     """The graph of a module of Python code, over its weights."""
-    shapes = tuple(dict.fromkeys(dims, Dim.AUTO) for dims in piece.dynamic)
+    shapes = tuple(piece.torch_sizes(""))
     with torch.no_grad():
         program = torch.export.export(
             _Held(piece.module),

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxelastic.backends.onnxruntime.pieces import Piece
+from fxelastic.backends.onnxruntime.pieces import Piece, free_sizes
 from fxelastic.ir.operators import operator_name
-from fxelastic.ir.signature import batch_dims
 
 
 def names_operator(name: str, module: nn.Module) -> bool:
@@ -82,7 +81,7 @@ def _alone(node: fx.Node, operands: Mapping[fx.Node, Any], result: Any) -> Piece
         tuple(m.name for m in tensors),
         tuple(f"{node.name}_{i}" for i in range(len(taken))),
         tuple(value.detach().clone() for value in tensors.values()),
-        tuple(batch_dims(m.meta.get("val")) for m in tensors),
+        tuple(free_sizes(m.meta.get("val")) for m in tensors),
     )
 
 

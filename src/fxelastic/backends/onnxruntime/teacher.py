@@ -15,6 +15,7 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from fxelastic.errors import ExportError
+from fxelastic.ir.graph_symbols import concrete_shape
 from fxelastic.ir.partition import Partition
 from fxelastic.ir.signature import batch_dims
 from fxelastic.ir.supernet import Supernet
@@ -29,9 +30,9 @@ def batch_size(partition: Partition) -> int:
 
     If the model fixes it, it is the first size of the first input that holds samples.
     """
-    for node, example in zip(partition.placeholders, partition.example, strict=True):
-        for dim in batch_dims(node.meta.get("val")):
-            return int(example.shape[dim])
+    batch = next((s.symbol for s in partition.symbols if s.is_batch), None)
+    if batch is not None:
+        return batch.example
     if partition.dynamic_batch or not partition.batched:
         return 1
     first = partition.example[partition.signature.names.index(partition.batched[0])]
@@ -39,7 +40,12 @@ def batch_size(partition: Partition) -> int:
 
 
 def make_inputs(
-    partition: Partition, n_samples: int, seed: int, *, own: bool = False
+    partition: Partition,
+    n_samples: int,
+    seed: int,
+    *,
+    own: bool = False,
+    sizes: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Synthetic inputs like the example's.
 
@@ -51,6 +57,7 @@ def make_inputs(
         n_samples: The batch size; ignored if the model fixes it.
         seed: The same seed gives the same inputs.
         own: Repeat the example's own samples for floating-point inputs too.
+        sizes: Values of other sizes that may vary; the example's for those without an entry.
 
     Returns:
         The model's inputs by name.
@@ -67,13 +74,23 @@ def make_inputs(
         value = example
         if isinstance(value, torch.Tensor):
             value = value.detach()
-            for dim in batch_dims(node.meta.get("val")):
-                rows = torch.arange(n_samples, device=value.device) % value.shape[dim]
-                value = value.index_select(dim, rows)
+            like = node.meta["val"]
+            shape = concrete_shape(like, partition.symbols, _all_sizes(partition, n_samples, sizes))
+            for dim in batch_dims(like):
+                if shape[dim] != value.shape[dim]:
+                    rows = torch.arange(shape[dim], device=value.device) % value.shape[dim]
+                    value = value.index_select(dim, rows)
             if not own and value.is_floating_point() and bool(value.isfinite().all()):
                 value = _like(value, generator)
         inputs[node.name] = value
     return inputs
+
+
+def _all_sizes(
+    partition: Partition, n_samples: int, sizes: Mapping[str, int] | None
+) -> dict[str, int]:
+    batch = {s.symbol.name: n_samples for s in partition.symbols if s.is_batch}
+    return {**batch, **(sizes or {})}
 
 
 def _like(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -109,7 +126,9 @@ def teacher_values(supernet: Supernet, inputs: Mapping[str, Any]) -> dict[str, A
     return values
 
 
-def inputs_with_rows(partition: Partition, n_samples: int, seed: int) -> dict[str, Any]:
+def inputs_with_rows(
+    partition: Partition, n_samples: int, seed: int, sizes: Mapping[str, int] | None = None
+) -> dict[str, Any]:
     """Synthetic inputs for which no size that data choose is 0 or 1, if such inputs are found.
 
     If the model has such sizes, up to 16 draws are tried: other random numbers, the example's own
@@ -119,16 +138,17 @@ def inputs_with_rows(partition: Partition, n_samples: int, seed: int) -> dict[st
         partition: The model.
         n_samples: The batch size.
         seed: The same seed gives the same inputs.
+        sizes: As in `make_inputs`.
 
     Returns:
         The first draw without sizes of 0 or 1, or the one with the fewest.
     """
     chosen = _chosen(partition)
     if not chosen:
-        return make_inputs(partition, n_samples, seed)
+        return make_inputs(partition, n_samples, seed, sizes=sizes)
     best: dict[str, Any] = {}
     least = None
-    for inputs in _draws(partition, n_samples, seed):
+    for inputs in _draws(partition, n_samples, seed, sizes):
         try:
             missing = _missing(partition, inputs, chosen)
         except RuntimeError:
@@ -185,12 +205,14 @@ def without_special_sizes(partition: Partition, values: Mapping[str, Any]) -> di
     return result
 
 
-def _draws(partition: Partition, n_samples: int, seed: int) -> Iterator[dict[str, Any]]:
-    own = make_inputs(partition, n_samples, seed, own=True)
-    yield make_inputs(partition, n_samples, seed)
+def _draws(
+    partition: Partition, n_samples: int, seed: int, sizes: Mapping[str, int] | None
+) -> Iterator[dict[str, Any]]:
+    own = make_inputs(partition, n_samples, seed, own=True, sizes=sizes)
+    yield make_inputs(partition, n_samples, seed, sizes=sizes)
     yield own
     for i in range(1, _TRIES // 2):
-        drawn = make_inputs(partition, n_samples, seed + 7919 * i)
+        drawn = make_inputs(partition, n_samples, seed + 7919 * i, sizes=sizes)
         yield drawn
         yield _mixed(partition, own, drawn)
 

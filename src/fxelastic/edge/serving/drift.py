@@ -260,8 +260,9 @@ class BranchTimer:
     def _inputs(self, branch: str) -> list[dict[str, Any]]:
         """Inputs for each choice of integers; empty if their sizes are unknown."""
         infos = [self.bundle.values[name] for name in self.bundle.segment(branch).inputs]
+        sizes = self.bundle.manifest.model.sizes_at(self.batch_size)
         try:
-            shapes = [info.shape_at(self.batch_size) for info in infos]
+            shapes = [info.shape_at(sizes) for info in infos]
         except UsageError:
             return []
         found = []

@@ -1,0 +1,153 @@
+"""Find by how much the sizes of a model's inputs may grow."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxelastic.errors import CaptureError
+from fxelastic.ir import trees
+from fxelastic.ir.causes import cause_of
+from fxelastic.passes.dynamic_shapes import DynamicShapes, replace_symbol, resized
+from fxelastic.spec.symbols import Symbol
+
+logger = logging.getLogger(__name__)
+
+# Differences to try: small ones, and those of windows, strides and patches.
+_STEPS = (1, 2, 3, 4, 6, 7, 8, 12, 14, 16, 24, 28, 32, 48, 56, 64, 96, 112, 128, 224, 256)
+
+# The largest size that is tried, in multiples of the example's.
+_LARGE = 4
+
+
+def with_steps(
+    model: nn.Module, tree: trees.Tree, leaves: Sequence[Any], shapes: DynamicShapes
+) -> tuple[DynamicShapes, list[str]]:
+    """Run the model at other sizes, and set the step and the range of each symbol accordingly.
+
+    A model may take only multiples of 32 pixels, for example. Its capture then has
+    expressions of ``H/32``, which are exact.
+
+    Args:
+        model: The clone for the capture.
+        tree: Structure of the inputs.
+        leaves: The flat example inputs.
+        shapes: Which dimensions vary. The batch is left as it is.
+
+    Returns:
+        The same with steps and ranges; without those optional symbols at which the model takes no
+        other size, and a warning for each of them.
+
+    Raises:
+        CaptureError: The model takes hardly any other size for a symbol that the user names, or
+            not all of the range that the user gives.
+    """
+    warnings = []
+    for name, symbol in list(shapes.symbols.items()):
+        if name == shapes.batch:
+            continue
+        found, why = _varying(symbol, partial(_error, model, tree, leaves, shapes, name))
+        if found is not None:
+            shapes = replace_symbol(shapes, found)
+            continue
+        reason = "its range holds no other size" if why is None else cause_of(why, model).reason
+        refusal = cannot_vary(name, reason)
+        if name not in shapes.optional:
+            raise refusal from why
+        warnings.append(f"{name} is fixed to the example's {symbol.example}: {reason}")
+        shapes = shapes.without(name)
+    return shapes, warnings
+
+
+def _varying(
+    symbol: Symbol, error: Callable[[Sequence[int]], BaseException | None]
+) -> tuple[Symbol | None, BaseException | None]:
+    """The symbol with its step and range, or None and the model's error at another size."""
+    step, why = _step(symbol, error)
+    if not step:
+        return None, why
+    symbol = replace(symbol, step=step)
+    symbol = replace(symbol, min=symbol.aligned(symbol.min))
+    smallest, too_small = _farthest(symbol, symbol.min, error)
+    largest, too_large = _farthest(symbol, symbol.large(_LARGE), error)
+    bounded = symbol.max is not None and too_large is not None
+    if bounded or (largest - smallest) * 2 < symbol.example * (too_large is not None):
+        return None, too_large or too_small
+    limit = largest if too_large is not None else symbol.max
+    return replace(symbol, min=smallest, max=limit), None
+
+
+def _farthest(
+    symbol: Symbol, end: int, error: Callable[[Sequence[int]], BaseException | None]
+) -> tuple[int, BaseException | None]:
+    """The size nearest to an end of the range that the model takes, and its error at the end."""
+    why = error([end]) if end != symbol.example else None
+    if why is None:
+        return end, None
+    good, bad = 0, abs(end - symbol.example) // symbol.step
+    sign = 1 if end > symbol.example else -1
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        if error([symbol.example + sign * middle * symbol.step]) is None:
+            good = middle
+        else:
+            bad = middle
+    return symbol.example + sign * good * symbol.step, why
+
+
+def cannot_vary(symbol: str, reason: str) -> CaptureError:
+    """The refusal of a symbol that the model fixes."""
+    return CaptureError(
+        f"{symbol!r} can't vary: the model fixes it",
+        expected=f"a model that takes other sizes for {symbol!r}",
+        got=reason,
+        fix="change this line of the model, or leave the dimension out of dynamic_shapes",
+    )
+
+
+def _step(
+    symbol: Symbol, error: Callable[[Sequence[int]], BaseException | None]
+) -> tuple[int, BaseException | None]:
+    """The smallest step that works, 0 if none does, and the model's error at the first."""
+    first: BaseException | None = None
+    for step in dict.fromkeys((*_STEPS, symbol.example)):
+        # Several multiples, since one may work by chance: 35 pixels where 32 and 36 do.
+        around = [symbol.example + step * n for n in (1, 2, 3)]
+        if symbol.max is not None and around[-1] > symbol.max:
+            around += [symbol.example - step * n for n in (1, 2, 3)]
+        sizes = [size for size in around if replace(symbol, step=step).holds(size)]
+        why = error(sizes)
+        if sizes and why is None:
+            return step, None
+        first = first or why
+    return 0, first
+
+
+def _error(
+    model: nn.Module,
+    tree: trees.Tree,
+    leaves: Sequence[Any],
+    shapes: DynamicShapes,
+    name: str,
+    sizes: Sequence[int],
+) -> BaseException | None:
+    """The error of the model at the first of some sizes that it does not take."""
+    for size in sizes:
+        args, kwargs = trees.unflatten(tree, _copies(resized(leaves, shapes, {name: size})))
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                model(*args, **kwargs)
+        except Exception as e:  # noqa: BLE001  # the user's own code
+            logger.debug("the model does not run at %s = %d: %s", name, size, e)
+            return e
+    return None
+
+
+def _copies(leaves: Sequence[Any]) -> list[Any]:
+    return [leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]

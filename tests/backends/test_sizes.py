@@ -1,0 +1,143 @@
+"""Exports whose sizes vary: files, assembled subnets and checks on the device."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from fxelastic import Supernet, edge, expand, export
+from fxelastic.edge.executor import Executor
+from fxelastic.edge.signature import BundleSignature
+from fxelastic.edge.synthetic_inputs import random_inputs
+from fxelastic.errors import BundleError, UsageError
+from fxelastic.spec.manifest import Manifest
+from tests.backends.test_schema import SCHEMA, problems
+from tests.edge.bundles import manifest
+from tests.sized_models import Encoder, Pyramid
+
+MODELS: dict[str, tuple[type[nn.Module], dict[str, Any], dict[str, Any], list[dict[str, int]]]] = {
+    "text": (
+        Encoder,
+        {"ids": torch.arange(32).reshape(2, 16), "mask": torch.ones(2, 16)},
+        {"ids": {0: "batch", 1: "seq"}, "mask": {1: "seq"}},
+        [{"seq": 1}, {"seq": 2}, {"seq": 37}, {"seq": 64}],
+    ),
+    "image": (
+        Pyramid,
+        {"x": torch.randn(2, 3, 32, 32)},
+        {"x": {2: "H", 3: "W"}},
+        [{"H": 4, "W": 4}, {"H": 40, "W": 8}, {"H": 64, "W": 100}],
+    ),
+}
+Exported = tuple[str, Supernet, edge.Bundle]
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    model, inputs, shapes, _ = MODELS[request.param]
+    torch.manual_seed(0)
+    supernet = expand(model().eval(), 0.3, example_inputs=inputs, dynamic_shapes=shapes)
+    return request.param, supernet, export(supernet, tmp_path_factory.mktemp("sizes") / "bundle")
+
+
+def tensors(inputs: dict[str, np.ndarray[Any, Any]]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in inputs.items()}
+
+
+def test_subnets_compute_what_torch_does_at_every_size(exported: Exported, tmp_path: Path) -> None:
+    name, supernet, bundle = exported
+    archs = [bundle.space.original, *bundle.space.sample(4, 0)]
+    sessions = {
+        arch: onnxruntime.InferenceSession(edge.assemble(bundle, arch, tmp_path / f"{i}.onnx"))
+        for i, arch in enumerate(archs)
+    }
+    with Executor(bundle) as executor:
+        for sizes in MODELS[name][3]:
+            inputs = random_inputs(bundle, 3, sizes=sizes)
+            for arch in archs:
+                with torch.no_grad():
+                    expected = supernet(**tensors(inputs), arch=arch).numpy()
+                for found in (executor.run(arch, inputs)[0], sessions[arch].run(None, inputs)[0]):
+                    assert found.shape == expected.shape
+                    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_axes_have_the_users_names(exported: Exported, tmp_path: Path) -> None:
+    name, _, bundle = exported
+    model = onnx.load(edge.assemble(bundle, bundle.space.original, tmp_path / "x.onnx"))
+    axes = [d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
+    assert axes == {"text": ["batch", "seq"], "image": ["N", 3, "H", "W"]}[name]
+
+
+def test_the_manifest_keeps_the_sizes(exported: Exported) -> None:
+    name, _, bundle = exported
+    written = (bundle.path / "manifest.json").read_bytes()
+    assert problems(json.loads(written), SCHEMA) == []
+    found = Manifest.from_json(written).model
+    assert [str(symbol) for symbol in found.symbols.values()] == {
+        "text": ["batch[1..]", "seq[1..64]"],
+        "image": ["N[1..]", "H[4.. by 4]", "W[4.. by 4]"],
+    }[name]
+    record = bundle.manifest.verification
+    assert record is not None
+    assert [dict(sizes) for sizes in record.sizes] == {
+        "text": [{"seq": 1}, {"seq": 64}],
+        "image": [{"H": 4, "W": 4}, {"H": 128, "W": 128}],
+    }[name]
+
+
+@pytest.mark.parametrize(
+    ("model", "shapes", "said"),
+    [
+        ("text", ((2, 65), (2, 65)), "seq = 65 is outside"),
+        ("text", ((2, 8), (2, 9)), "different sizes for seq"),
+        ("text", ((2, 8), (3, 8)), "for batch"),
+        ("image", ((2, 3, 33, 32),), "H = 33 is outside"),
+        ("image", ((2, 4, 32, 32),), "not what the model takes"),
+    ],
+)
+def test_the_device_refuses_other_sizes_with_the_rule(
+    exported: Exported, model: str, shapes: tuple[tuple[int, ...], ...], said: str
+) -> None:
+    name, _, bundle = exported
+    if name != model:
+        return
+    dtypes = [info.dtype for info in bundle.inputs]
+    arrays = [np.ones(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+    with pytest.raises(UsageError, match=said):
+        BundleSignature(bundle).bind(arrays, {})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("sizes", [{"name": "N", "example": 1, "min": 1, "max": None, "step": 1}], "name twice"),
+        ("sizes", [{"name": "s", "example": 9, "min": 1, "max": 8, "step": 1}], "out of range"),
+        ("sizes", [{"name": "s", "example": 9, "min": 1, "max": None, "step": 0}], "out of range"),
+        ("sizes", [{"name": "s t", "example": 9, "min": 1, "max": None, "step": 1}], "a name"),
+        ("sizes", [{"name": "s", "example": 9, "min": 1, "max": None}], "missing"),
+        ("batch", "", "a name"),
+    ],
+)
+def test_damaged_sizes_are_refused(field: str, value: object, said: str) -> None:
+    written = json.loads(manifest().to_json())
+    written["model"][field] = value
+    with pytest.raises(BundleError, match=said):
+        Manifest.from_json(json.dumps(written).encode())
+
+
+def test_a_size_out_of_range_is_not_made_up(exported: Exported) -> None:
+    _, _, bundle = exported
+    with pytest.raises(UsageError, match="no size 'depth' that may vary"):
+        random_inputs(bundle, 1, sizes={"depth": 3})
+    symbol = bundle.manifest.model.sizes[0]
+    with pytest.raises(UsageError, match="out of range"):
+        random_inputs(bundle, 1, sizes={symbol.name: symbol.min - 1})
