@@ -119,6 +119,11 @@ def test_a_size_left_to_the_model_is_fixed_with_a_warning() -> None:
     assert any("ids_1 is fixed to the example's 16" in warning for warning in part.warnings)
 
 
+def test_a_dimension_that_torch_must_keep_dynamic_is_not_fixed() -> None:
+    with pytest.raises(CaptureError, match="'ids_1' can't vary"):
+        partition(FixedLength().eval(), 0.5, IDS, dynamic_shapes={1: Dim.DYNAMIC})
+
+
 def test_steps_are_found_by_running_the_model() -> None:
     model = Pyramid().eval()
     part = partition(model, 0.5, torch.randn(2, 3, 32, 32), dynamic_shapes={2: "H", 3: "W"})

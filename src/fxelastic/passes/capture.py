@@ -16,8 +16,8 @@ from torch import fx, nn
 
 from fxelastic.errors import CaptureError, InternalError, said
 from fxelastic.ir import trees
-from fxelastic.ir.graph_symbols import GraphSymbol
-from fxelastic.ir.operators import node_parameters
+from fxelastic.ir.graph_symbols import GraphSymbol, concrete_shape
+from fxelastic.ir.operators import node_parameters, operator_name
 from fxelastic.ir.quiet import quiet
 from fxelastic.ir.signature import Signature, normalise_arguments
 from fxelastic.ir.traced import Traced
@@ -140,6 +140,7 @@ def _checked(
     warnings: list[str] = []
     while True:
         traced, used = _trace(model, clone, args, kwargs, batch, shapes)
+        _check_expressions(traced)
         known = any(warning.startswith(_FIXED) for warning in warnings)
         others = (w for w in traced.warnings if not (known and w.startswith(_FIXED)))
         traced = dataclasses.replace(traced, warnings=(*warnings, *others))
@@ -155,6 +156,23 @@ def _checked(
                 example = shapes.symbols[e.symbol].example
                 warnings.append(f"{e.symbol} is fixed to the example's {example}: {e}")
             shapes = shapes.without(e.symbol)
+
+
+def _check_expressions(traced: Traced) -> None:
+    """Check that every size can be computed, which is not so for all that torch derives.
+
+    Raises:
+        CaptureError: torch gives a size as an expression that divides by zero.
+    """
+    named = [s.symbol.name for s in traced.symbols if not s.is_batch]
+    for node in traced.graph.nodes if named else ():
+        value = node.meta.get("val")
+        try:
+            if isinstance(value, torch.Tensor):
+                concrete_shape(value, traced.symbols, {})
+        except ZeroDivisionError as e:
+            reason = f"torch.export finds no usable expression for a size of {operator_name(node)}"
+            raise cannot_vary(" and ".join(named), reason) from e
 
 
 def _with_dimension(

@@ -245,7 +245,8 @@ class _Reader:
             symbol = f"{name}_{dim}"
             while symbol in self._symbols:
                 symbol += "_"
-            self._optional.add(symbol)
+            if _hint(size) == "AUTO":
+                self._optional.add(symbol)
             found, low, high = DynamicDim(symbol), size.min, size.max
         else:
             found, low, high = _linear(name, dim, size)
