@@ -177,7 +177,7 @@ def _mode(bundle: Bundle, table: LatencyTable, mode: str) -> dict[str, Any]:
         "quickest_ms": table.predict_ms(bundle.space.min_cost_arch(table.costs(mode)), mode),
         "trusted": table.trusted(mode),
         "problem": table.problem(mode),
-        "error": None if error is None else dict(vars(error)),
+        "error": None if error is None else error.to_json(),
     }
 
 

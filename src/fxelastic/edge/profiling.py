@@ -231,7 +231,7 @@ def profile(
                 "latencies of %s subnets are not predicted well: %s; measure again, for longer or "
                 "while other programs use the machine less",
                 mode,
-                table.problem(mode) or "no whole subnets were held out",
+                table.weakness(mode),
             )
     return table
 

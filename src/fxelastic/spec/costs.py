@@ -16,23 +16,38 @@ class ModelError:
     """The error of predicted costs on measured subnets that were held out of the fit.
 
     Measurements of each subnet alternate with measurements of the original. Errors are of the
-    subnet's cost relative to the original's.
+    subnet's cost relative to the original's; if the sizes of inputs vary, they are of the cost
+    itself, at sizes that were held out of the fit, too.
 
     Attributes:
         median: The median of ``|predicted - measured| / measured``.
         p90: Its 90th percentile.
         n_held_out: The number of held-out subnets.
+        n_sizes: The number of held-out sizes, at each of which the subnets were measured; 0 if the
+            costs are not functions of sizes.
     """
 
     median: float
     p90: float
     n_held_out: int
+    n_sizes: int = 0
 
     def __str__(self) -> str:
+        at_sizes = f" at {self.n_sizes} other sizes" if self.n_sizes else ""
         return (
             f"median error {self.median:.1%}, 90th percentile {self.p90:.1%}, of "
-            f"{self.n_held_out} subnets"
+            f"{self.n_held_out} subnets{at_sizes}"
         )
+
+    def to_json(self) -> dict[str, float]:
+        """The error as an object for ``json.dumps``."""
+        sizes = {"n_sizes": self.n_sizes} if self.n_sizes else {}
+        return {
+            "median": self.median,
+            "p90": self.p90,
+            "n_held_out": self.n_held_out,
+            **sizes,
+        }
 
 
 @dataclass(frozen=True)
@@ -59,7 +74,7 @@ class BranchCosts:
         value = {
             "overhead": self.overhead,
             "costs": dict(self.costs),
-            "error": None if self.error is None else dict(vars(self.error)),
+            "error": None if self.error is None else self.error.to_json(),
             "doubt": self.doubt,
         }
         shared = {branch: dict(parts) for branch, parts in self.shared.items()}
@@ -121,13 +136,13 @@ class Costs(Mapping[str, BranchCosts]):
             try:
                 return found.overhead + math.fsum([found.costs[branch] for branch in branches])
             except KeyError as e:
-                raise _no_branch(str(e.args[0])) from e
+                raise no_branch(str(e.args[0])) from e
         own: list[float] = []
         seen: set[str] = set()
         for branch in branches:
             cost = found.costs.get(branch)
             if cost is None:
-                raise _no_branch(branch)
+                raise no_branch(branch)
             own.append(cost)
             for key, part in found.shared.get(branch, {}).items():
                 if key in seen:
@@ -173,7 +188,8 @@ class Costs(Mapping[str, BranchCosts]):
         return f"Costs({self._resources!r})"
 
 
-def _no_branch(branch: str) -> UsageError:
+def no_branch(branch: str) -> UsageError:
+    """The error about a branch without costs."""
     return UsageError(
         f"the latency table has no branch {branch!r}",
         expected="branches of the bundle that was measured",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fxelastic.errors import UsageError
 from fxelastic.spec.arch import Arch
 from fxelastic.spec.costs import BranchCosts, Costs, ModelError
+from fxelastic.spec.costs_by_size import CostsBySize, Sizes
 from fxelastic.spec.json_document import JsonDocument
 from fxelastic.spec.resources import LATENCY, WEIGHTS
 
@@ -24,6 +26,8 @@ CLOCKS = ("wall", "processor")
 
 #: If the original takes less, in ms, relative errors are dominated by noise.
 SHORT_MS = 1.0
+
+_ORIGINAL = "original@"
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,11 @@ class LatencyTable(JsonDocument):
         structure_digest: Digest of that bundle without its weights; empty in tables of earlier
             versions, which are valid only for that bundle.
         clock: The clock that measured times, one of `CLOCKS`.
+        sizes: The sizes of inputs that ``modes`` holds the costs for; several if they are the mean
+            of inputs of these sizes; empty if only the batch size varies.
+        extrapolation: Which of these sizes is outside of those measured; empty if none is.
+        by_size: The costs as functions of the sizes, for `at`; None if the table is for ``sizes``
+            alone.
     """
 
     what = "latency table"
@@ -81,6 +90,9 @@ class LatencyTable(JsonDocument):
     modes: Mapping[str, Costs]
     structure_digest: str = ""
     clock: str = "wall"
+    sizes: tuple[Sizes, ...] = ()
+    extrapolation: str = ""
+    by_size: CostsBySize | None = None
 
     def costs_of(self, mode: str = "assembled") -> Costs:
         """The costs of branches by resource.
@@ -114,37 +126,154 @@ class LatencyTable(JsonDocument):
         return self.costs_of(mode)[LATENCY].overhead
 
     def predict(
-        self, arch: Arch, sizes: Mapping[str, int] | None = None, mode: str = "assembled"
+        self, arch: Arch, sizes: Sizes | None = None, mode: str = "assembled"
     ) -> dict[str, float]:
         """The cost of a run of a subnet in each resource.
 
         Args:
             arch: The subnet.
-            sizes: Sizes of the inputs; must be None, which means the sizes that were measured.
+            sizes: The sizes of the inputs that may vary besides the batch size, such as
+                ``{"seq": 100}``; None for the table's ``sizes``: the example's, unless it is the
+                result of `at` or `mean_over`.
             mode: A key of ``modes``.
 
         Returns:
             The costs by resource name, for a run of ``batch_size`` samples.
 
         Raises:
-            UsageError: The table has no such mode, lacks one of the branches, or sizes are given.
+            UsageError: The table has no such mode, lacks one of the branches, or does not hold for
+                these sizes; see `at`.
         """
-        if sizes is not None:
-            raise UsageError(
-                "costs are known only for the sizes that were measured",
-                expected=f"sizes=None, which means batch size {self.batch_size}",
-                got=f"sizes={sizes!r}",
-                fix="profile the bundle with these inputs: edge.profile(bundle, inputs=...)",
-            )
-        return self.costs_of(mode).predict(arch)
+        table = self if sizes is None else self.at(sizes)
+        return table.costs_of(mode).predict(arch)
 
-    def predict_ms(self, arch: Arch, mode: str = "assembled") -> float:
-        """The latency of a subnet, in ms.
+    def predict_ms(self, arch: Arch, mode: str = "assembled", sizes: Sizes | None = None) -> float:
+        """The latency of a subnet, in ms; takes the arguments of `predict`.
 
         Raises:
-            UsageError: The table has no such mode, or lacks one of the branches.
+            UsageError: The table has no such mode, lacks one of the branches, or does not hold for
+                these sizes; see `at`.
         """
-        return self.costs_of(mode).total(LATENCY, arch)
+        costs = self.costs_of(mode)
+        if sizes is not None:
+            if self.by_size is not None:
+                checked = self.by_size.checked(sizes)
+                return self.by_size.latency_ms(mode, arch, checked)
+            self._check_own(sizes)
+        return costs.total(LATENCY, arch)
+
+    def at(self, sizes: Sizes) -> LatencyTable:
+        """The table for inputs of given sizes, whose costs no longer depend on them.
+
+        If a size is outside of those measured, the costs are extrapolated, and the table says so in
+        ``extrapolation`` and is not `trusted`.
+
+        Args:
+            sizes: Each size that may vary besides the batch size, by its name: ``{"seq": 100}``.
+
+        Raises:
+            UsageError: A name is unknown or missing, a size is out of the model's range, or the
+                table holds for other sizes alone.
+        """
+        if self.by_size is None:
+            self._check_own(sizes)
+            return self
+        return self._mean(self.by_size, [sizes])
+
+    def mean_over(self, sizes: Iterable[Sizes]) -> LatencyTable:
+        """The table of the mean costs over inputs of given sizes, such as the samples of a dataset.
+
+        The peak memory is the highest instead. The costs no longer depend on sizes.
+
+        Args:
+            sizes: The sizes of each input, as for `at`.
+
+        Raises:
+            UsageError: There are no sizes; for others see `at`.
+        """
+        each = list(sizes)
+        if self.by_size is not None:
+            return self._mean(self.by_size, each)
+        for own in each:
+            self._check_own(own)
+        return self
+
+    def at_percentile(
+        self, sizes: Iterable[Sizes], percentile: float, mode: str = "assembled"
+    ) -> LatencyTable:
+        """The table for the input whose original latency is a percentile of those given.
+
+        At 95, at least 95 % of the inputs take no longer.
+
+        Args:
+            sizes: The sizes of each input, as for `at`.
+            percentile: The percentile, from 0 to 100.
+            mode: The mode of the latency.
+
+        Raises:
+            UsageError: The percentile is out of range, or there are no sizes; for others see `at`.
+        """
+        if isinstance(percentile, bool) or not 0 <= percentile <= 100:
+            raise UsageError(
+                "the percentile is out of range", expected="from 0 to 100", got=repr(percentile)
+            )
+        each = list(sizes)
+        if self.by_size is None or not each:
+            return self.mean_over(each)
+        original = [name for name in self.rows if name.startswith(_ORIGINAL)]
+        counts = Counter(tuple(self.by_size.checked(own).items()) for own in each)
+        latencies = sorted(
+            (self.predict_ms(Arch(tuple(original)), mode, dict(own)), own) for own in counts
+        )
+        left = max(1, math.ceil(percentile / 100 * len(each)))
+        for _, own in latencies:
+            left -= counts[own]
+            if left <= 0:
+                break
+        return self.at(dict(own))
+
+    def _mean(self, by_size: CostsBySize, each: Iterable[Sizes]) -> LatencyTable:
+        """The mean costs over inputs."""
+        counts = Counter(tuple(by_size.checked(own).values()) for own in each)
+        if not counts:
+            raise UsageError(
+                "the mean over no inputs is not defined",
+                expected="the sizes of at least one input",
+                got="none",
+            )
+        names = [symbol.name for symbol in by_size.symbols]
+        sizes = tuple(dict(zip(names, own, strict=True)) for own in counts)
+        modes = {}
+        for mode, costs in self.modes.items():
+            found = by_size.mean(mode, counts)
+            latency = replace(
+                found[LATENCY], error=costs[LATENCY].error, doubt=costs[LATENCY].doubt
+            )
+            modes[mode] = costs.including({**found, LATENCY: latency})
+        outside = next(filter(None, map(by_size.outside, sizes)), "")
+        return replace(self, modes=modes, sizes=sizes, extrapolation=outside, by_size=None)
+
+    def _check_own(self, sizes: Sizes) -> None:
+        """Check that a table that holds for certain sizes alone holds for the given ones.
+
+        Raises:
+            UsageError: It does not.
+        """
+        if len(self.sizes) == 1 and dict(self.sizes[0]) == sizes:
+            return
+        expected = f"sizes=None, which means batch size {self.batch_size}"
+        if self.sizes:
+            own = " and ".join(
+                ", ".join(f"{k} = {v}" for k, v in s.items()) for s in self.sizes[:3]
+            )
+            expected += f" and {own}" + (", …" if len(self.sizes) > 3 else "")
+        raise UsageError(
+            "costs are known only for the sizes that were measured",
+            expected=expected,
+            got=f"sizes={sizes!r}",
+            fix="measure at several sizes: edge.profile(bundle, sizes={...}), or --sizes on the "
+            "command line; only sizes that were named in dynamic_shapes may vary",
+        )
 
     def including(self, resources: Mapping[str, BranchCosts]) -> LatencyTable:
         """A copy with the costs of the given resources added or replaced, in each mode."""
@@ -154,12 +283,13 @@ class LatencyTable(JsonDocument):
     def mapped(
         self, change: Callable[[BranchCosts], BranchCosts], resource: str = LATENCY
     ) -> LatencyTable:
-        """A copy with ``change`` applied to the costs of one resource in each mode."""
+        """A copy with a linear ``change`` applied to the costs of one resource in each mode."""
         modes = {
             mode: costs.including({resource: change(costs[resource])})
             for mode, costs in self.modes.items()
         }
-        return replace(self, modes=modes)
+        by_size = None if self.by_size is None else self.by_size.mapped(change, resource)
+        return replace(self, modes=modes, by_size=by_size)
 
     def error(self, mode: str = "assembled", resource: str = LATENCY) -> ModelError | None:
         """The error of predictions; None if it was not measured.
@@ -172,14 +302,22 @@ class LatencyTable(JsonDocument):
     def trusted(
         self, mode: str = "assembled", median: float = MOST_MEDIAN, p90: float = MOST_P90
     ) -> bool:
-        """Whether the error of latencies was measured and is small.
+        """Whether the error of latencies was measured and is small, and none is extrapolated.
 
         Args:
             mode: A key of ``modes``.
             median: Largest median error.
             p90: Largest 90th percentile.
         """
-        return self.error(mode) is not None and not self.problem(mode, median, p90)
+        return not self.weakness(mode, median, p90)
+
+    def weakness(
+        self, mode: str = "assembled", median: float = MOST_MEDIAN, p90: float = MOST_P90
+    ) -> str:
+        """Why the latencies of a mode are not `trusted`; empty if they are."""
+        unknown = "no whole subnets were held out" if self.error(mode) is None else ""
+        outside = f"they are extrapolated: {self.extrapolation}" if self.extrapolation else ""
+        return self.problem(mode, median, p90) or unknown or outside
 
     def problem(
         self, mode: str = "assembled", median: float = MOST_MEDIAN, p90: float = MOST_P90
@@ -276,6 +414,10 @@ class LatencyTable(JsonDocument):
 
     def to_dict(self) -> dict[str, Any]:
         """The table as data for ``json.dumps``."""
+        # Fields that earlier releases do not know are written only if they are needed.
+        by_size = {} if self.by_size is None else {"by_size": self.by_size.to_json()}
+        sizes = {"sizes": [dict(own) for own in self.sizes]} if self.sizes else {}
+        outside = {"extrapolation": self.extrapolation} if self.extrapolation else {}
         return {
             "bundle_digest": self.bundle_digest,
             "structure_digest": self.structure_digest,
@@ -289,6 +431,9 @@ class LatencyTable(JsonDocument):
                 mode: {name: found.to_json() for name, found in costs.items()}
                 for mode, costs in self.modes.items()
             },
+            **sizes,
+            **outside,
+            **by_size,
         }
 
     @classmethod
@@ -306,6 +451,9 @@ class LatencyTable(JsonDocument):
             {str(mode): read(found, rows) for mode, found in value["modes"].items()},
             str(value.get("structure_digest", "")),
             str(value.get("clock", CLOCKS[0])),
+            tuple({str(k): int(v) for k, v in own.items()} for own in value.get("sizes", ())),
+            str(value.get("extrapolation", "")),
+            CostsBySize.from_json(value["by_size"]) if "by_size" in value else None,
         )
         _check(table)
         return table
@@ -313,7 +461,7 @@ class LatencyTable(JsonDocument):
 
 def original_cost(costs: BranchCosts) -> float:
     """The cost of the original in a resource whose costs add up."""
-    own = (cost for name, cost in costs.costs.items() if name.startswith("original@"))
+    own = (cost for name, cost in costs.costs.items() if name.startswith(_ORIGINAL))
     return costs.overhead + math.fsum(own)
 
 
@@ -342,3 +490,11 @@ def _check(table: LatencyTable) -> None:
         for name, found in {LATENCY: costs[LATENCY], **costs}.items():
             if set(found.costs) != set(table.rows):
                 raise ValueError(f"the {name} of {mode} and the rows have different branches")
+    if table.by_size is None:
+        return
+    if set(table.by_size.modes) != set(table.modes):
+        raise ValueError("the costs by size have other modes")
+    for mode, by_size in table.by_size.modes.items():
+        terms = [term for terms in by_size.terms.values() for term in terms]
+        if any(set(term.costs) != set(table.rows) for term in terms):
+            raise ValueError(f"the costs by size of {mode} and the rows have different branches")

@@ -243,7 +243,7 @@ def _warn(table: LatencyTable, mode: str) -> None:
         logger.warning(
             "the latency table may not predict %s subnets well: %s; measure longer",
             mode,
-            table.problem(mode) or "no whole subnets were held out",
+            table.weakness(mode),
         )
 
 
