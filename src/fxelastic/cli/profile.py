@@ -143,13 +143,14 @@ def _inputs(bundle: Bundle, args: argparse.Namespace) -> dict[str, Any] | None:
         raise UsageError(
             "--batch-size must be at least 1", expected="an integer of at least 1", got=str(wanted)
         )
-    data = read_data(bundle, args.data)
     size = batch_of(bundle, wanted)
-    if len(data) < size:
+    given = read_data(bundle, args.data)
+    data = given.whole(size)
+    if not len(data):
         raise UsageError(
             f"{args.data} has too few samples",
-            expected=f"at least {size}, the batch size",
-            got=str(len(data)),
+            expected=f"at least {size} of equal sizes, the batch size",
+            got=str(len(given)),
         )
     inputs, _ = next(data.batches(size))
     return inputs

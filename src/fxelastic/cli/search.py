@@ -36,6 +36,7 @@ examples:
 
 local.npz contains an array for each input (or x for a single input) and targets.
 Without targets, subnets are compared with the results of the original.
+Samples of different sizes are padded, with an array lengths, or joined, with offsets.
 Ctrl-C ends the search with the best subnets so far; a later search with the same
 pool resumes from there.
 

@@ -44,4 +44,7 @@ def _read(path: Path, reading: Callable[[Any], T]) -> T:
             f"{path} can't be read",
             expected="an .npz file of arrays, as written by numpy.savez",
             got=f"{type(e).__name__}: {e}",
+            fix="write samples of different sizes padded, with an array of their lengths"
+            if "Object arrays" in str(e)
+            else None,
         ) from e

@@ -16,7 +16,8 @@ from fxelastic import edge
 from fxelastic.cli.app import main
 from fxelastic.edge.pool import PoolEntry, SubnetPool
 from fxelastic.edge.searching import scores
-from fxelastic.edge.searching.data import Answers, Dataset
+from fxelastic.edge.searching.answers import Answers
+from fxelastic.edge.searching.data import Dataset
 from fxelastic.edge.searching.evaluation import Evaluator
 from fxelastic.edge.searching.proposals import all_subnets
 from fxelastic.edge.searching.scores import METRICS

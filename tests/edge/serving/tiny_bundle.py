@@ -23,6 +23,7 @@ from fxelastic.spec.bundle_files import MANIFEST_NAME, FileInfo
 from fxelastic.spec.latency_table import LatencyTable
 from fxelastic.spec.manifest import BackendInfo, BlockInfo, Manifest, ModelInfo, Result
 from fxelastic.spec.segment import Segment
+from fxelastic.spec.symbols import Symbol
 from fxelastic.spec.value_info import ValueInfo
 
 OPSET, IR_VERSION = 18, 9
@@ -36,6 +37,8 @@ def write_bundle(
     size: int = 8,
     seed: int = 0,
     batch_size: int | None = None,
+    sizes: tuple[Symbol, ...] = (),
+    per_place: bool = False,
 ) -> Bundle:
     """Write a bundle and load it.
 
@@ -46,13 +49,16 @@ def write_bundle(
         size: Rows and columns.
         seed: Of the weights.
         batch_size: A fixed batch size; any where None.
+        sizes: Symbols for the rows and columns; the last ones may be fixed to ``size``.
+        per_place: Return logits of each place, ``(N, CLASSES, H, W)``, not of each sample.
     """
     rng = np.random.default_rng(seed)
     n = batch_size or "N"
+    area = (*(symbol.name for symbol in sizes), *[size] * (2 - len(sizes)))
     values = [
-        ValueInfo("x", "float32", (n, width, size, size), -1, 0),
-        *(ValueInfo(f"h{i}", "float32", (n, width, size, size), i, i + 1) for i in range(depth)),
-        ValueInfo("y", "float32", (n, CLASSES), depth, depth + 1),
+        ValueInfo("x", "float32", (n, width, *area), -1, 0),
+        *(ValueInfo(f"h{i}", "float32", (n, width, *area), i, i + 1) for i in range(depth)),
+        ValueInfo("y", "float32", (n, CLASSES, *(area * per_place)), depth, depth + 1),
     ]
     branches: list[tuple[str, int, int, onnx.ModelProto]] = []
     for i in range(depth):
@@ -60,7 +66,7 @@ def write_bundle(
         branches.append(("pruned50", i, i + 1, _block(rng, values, i, i + 1, width, width // 2)))
         if i + 2 <= depth:
             branches.append(("merged", i, i + 2, _block(rng, values, i, i + 2, width, width)))
-    branches.append((ORIGINAL, depth, depth + 1, _head(rng, values, depth, width)))
+    branches.append((ORIGINAL, depth, depth + 1, _head(rng, values, depth, width, per_place)))
     (folder / "branches").mkdir(parents=True)
     segments = []
     for kind, start, stop, model in branches:
@@ -82,7 +88,7 @@ def write_bundle(
         )
     n_params = sum(segment.spec.n_params for segment in segments)
     manifest = Manifest(
-        ModelInfo("Tiny", "0" * 64, n_params, batch_size is None, batch_size or 2),
+        ModelInfo(*("Tiny", "0" * 64, n_params, batch_size is None, batch_size or 2), sizes=sizes),
         BackendInfo("onnxruntime", OPSET, "at-once", "", {}),
         tuple(BlockInfo(f"block{i}", "basic") for i in range(depth + 1)),
         tuple(sorted(segments, key=lambda s: _order(s.spec))),
@@ -129,8 +135,13 @@ def _block(
 
 
 def _head(
-    rng: np.random.Generator, values: list[ValueInfo], start: int, width: int
+    rng: np.random.Generator, values: list[ValueInfo], start: int, width: int, per_place: bool
 ) -> onnx.ModelProto:
+    if per_place:
+        weights = _weights(rng, "weight", (CLASSES, width, 1, 1))
+        names = [values[start].name, "weight"], [values[start + 1].name]
+        node = helper.make_node("Conv", *names)
+        return _model([node], values[start], values[start + 1], [weights])
     weights = _weights(rng, "weight", (width, CLASSES))
     axes = numpy_helper.from_array(np.array([2, 3]), "axes")
     nodes = [

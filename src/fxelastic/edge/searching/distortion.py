@@ -76,11 +76,11 @@ def measure(
     Args:
         runner: Runs branches.
         data: The samples; the first ones are taken.
-        batch_size: Samples of a batch.
-        n_samples: The number of samples; batches are not divided, and there are ten at most.
+        batch_size: Samples that are run together, in a batch for each size.
+        n_samples: The number of samples; at most ten times ``batch_size``.
         stop: Called before each branch; returns whether to end with the result so far.
-        first: Samples of the first batch, as in `Dataset.batches`: a branch's error on one sample
-            is near its error on many.
+        first: Samples of the first stretch, as in `Dataset.stretches`: a branch's error on one
+            sample is near its error on many.
         enough: Called before each batch but the first; returns the same.
 
     Raises:
@@ -93,33 +93,37 @@ def measure(
     products = np.zeros((len(new), len(new)))
     weights = np.zeros((len(new), len(new)))
     shapes: dict[str, Shapes] = {}
-    seen = n_batches = 0
-    for inputs, targets in data.batches(batch_size, first=first):
+    seen = n_done = 0
+    for n_batches, stretch in enumerate(data.stretches(batch_size, first=first)):
         if seen >= n_samples or n_batches >= _BATCHES or stop() or (n_batches and enough()):
             break
-        seen, n_batches = seen + len(targets), n_batches + 1
-        rows: dict[tuple[Shapes, int], tuple[list[int], list[Array]]] = {}
-        n_run = 0
-        budget = max(1, _NUMBERS // max(1, len(new)))
-        for branch, shape, row in _differences(runner, space, inputs, budget, len(targets), stop):
-            n_run += 1
-            if not row.size:
-                continue
-            # Shapes of the first batch: a smaller last one may divide otherwise.
-            key = shapes.setdefault(branch, shape)
-            index, found = rows.setdefault((key, row.size), ([], []))
-            index.append(place[branch])
-            found.append(row)
-        if n_run < len(new) and n_batches > 1:
-            # It was stopped: products of different samples are not products of vectors.
-            break
-        for index, found in rows.values():
-            runner.make_room(sum(row.nbytes for row in found))
-            matrix = _stacked(found)
-            square = np.ix_(index, index)
-            mean = (matrix @ matrix.T).astype(np.float64) / matrix.shape[1]
-            products[square] += len(targets) * mean
-            weights[square] += len(targets)
+        seen += len(stretch)
+        for (inputs, targets), _ in stretch.parts():
+            rows: dict[tuple[Shapes, int], tuple[list[int], list[Array]]] = {}
+            n_run = 0
+            budget = max(1, _NUMBERS // max(1, len(new)))
+            for branch, shape, row in _differences(
+                runner, space, inputs, budget, len(targets), stop
+            ):
+                n_run += 1
+                if not row.size:
+                    continue
+                # Shapes of the first batch: a smaller last one may divide otherwise.
+                key = shapes.setdefault(branch, shape)
+                index, found = rows.setdefault((key, row.size), ([], []))
+                index.append(place[branch])
+                found.append(row)
+            if n_run < len(new) and n_done:
+                # It was stopped: products of different samples are not products of vectors.
+                break
+            n_done += 1
+            for index, found in rows.values():
+                runner.make_room(sum(row.nbytes for row in found))
+                matrix = _stacked(found)
+                square = np.ix_(index, index)
+                mean = (matrix @ matrix.T).astype(np.float64) / matrix.shape[1]
+                products[square] += len(targets) * mean
+                weights[square] += len(targets)
     products /= np.maximum(weights, 1)
     unknown = np.diagonal(weights) == 0
     typical = float(np.median(np.diagonal(products)[~unknown])) if (~unknown).any() else _TYPICAL

@@ -7,16 +7,17 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from fxelastic.edge.executor import Array, Executor, State
-from fxelastic.edge.searching.data import Answers, Dataset, batch_of
+from fxelastic.edge.searching.answers import Answers
+from fxelastic.edge.searching.data import Batch, Dataset, Stretch, batch_of
 from fxelastic.edge.searching.distortion import Distortion, measure
 from fxelastic.edge.searching.prefixes import PrefixCache
 from fxelastic.edge.searching.scores import Metric
-from fxelastic.edge.searching.tally import BatchScore, Margins, Tally
+from fxelastic.edge.searching.tally import BatchScore, Margins, Tally, joined_scores
 from fxelastic.errors import BundleError, UsageError
 from fxelastic.spec import Arch
 
@@ -46,10 +47,6 @@ class Counts:
         return 1 - self.executed / self.one_by_one if self.one_by_one else 0.0
 
 
-#: The arrays of a batch by input, and its targets.
-Batch: TypeAlias = tuple[Mapping[str, Array], Array]
-
-
 @dataclass
 class _Node:
     """A prefix: the subnets that begin with it."""
@@ -64,9 +61,9 @@ class Evaluator:
     """Scores subnets on data, each to its end at most once (AdaptiveNet §5.2).
 
     A group's subnets form a tree of prefixes, which is walked depth first for one batch after the
-    other. At a fork, the state is kept until its last child was taken. Scores do not depend on
-    the cache: the same branches run on the same values. Where the data has no targets, the
-    original's own results stand for them.
+    other; samples of different sizes are in different batches. At a fork, the state is kept until
+    its last child was taken. Scores do not depend on the cache: the same branches run on the same
+    values. Where the data has no targets, the original's own results stand for them.
 
     Attributes:
         executor: Runs branches.
@@ -100,7 +97,8 @@ class Evaluator:
             executor: Runs branches.
             data: The samples.
             metric: The score.
-            batch_size: Samples of a batch. A model with a fixed batch size has that.
+            batch_size: Samples that are scored together, in a batch for each size. A model with a
+                fixed batch size has that.
             cache_bytes: The most bytes of states; None for no bound.
             reuse: Whether common prefixes are computed once; otherwise each subnet is run by
                 itself, as a comparison.
@@ -109,8 +107,8 @@ class Evaluator:
             confidence: A subnet ends early when its floor is out of reach: for certain with 1,
                 otherwise with this probability, given samples in random order and scores between
                 the metric's ``least`` and ``most``.
-            first: Samples of the first batch, as in `Dataset.batches`; None for batches of one
-                size.
+            first: Samples of the first stretch, as in `Dataset.stretches`; None for stretches of
+                one size.
             clock: Returns the time, in s.
 
         Raises:
@@ -131,14 +129,17 @@ class Evaluator:
         self.known: dict[Arch, float] = {}
         self.cache = PrefixCache(cache_bytes, watch)
         self._batch_size = batch_of(executor.bundle, batch_size)
-        # Ending early by a probability needs samples in random order.
-        self.margins = Margins(len(data), self._batch_size, reorder=confidence == 1)
+        # Ending early by a probability needs samples in random order, and a fixed batch size needs
+        # the data's order if sizes differ.
+        dynamic = executor.bundle.manifest.model.dynamic_batch
+        self._reorder = confidence == 1 and (dynamic or data.groups is None)
+        self.margins = Margins(len(data), self._batch_size, reorder=self._reorder)
         # For a bounded score without margins, its mean after each batch.
         self._so_far: dict[Arch, list[float]] = {}
         self._batch_scores: dict[Arch, list[tuple[float, int]]] = {}
         self._distortion: Distortion | None = None
         self._n_whole = len(data)
-        self._first = first if executor.bundle.manifest.model.dynamic_batch else None
+        self._first = first if dynamic else None
         self.clock = clock
         self._pace_s = 0.0  # of one subnet on one sample, in the latest batch
         self._reuse = reuse
@@ -238,23 +239,23 @@ class Evaluator:
                 break
         return {arch: self.known[arch] for arch in wanted if arch in self.known}
 
-    def batches(self) -> Iterator[Batch]:
-        """The batches that subnets are evaluated on, in this order."""
-        return self.data.batches(self._batch_size, self.margins.order, self._first)
+    def stretches(self) -> Iterator[Stretch]:
+        """The samples that subnets are evaluated on, in this order."""
+        return self.data.stretches(self._batch_size, self.margins.order, self._first)
 
     def run_batch(
         self,
         archs: Sequence[Arch],
-        batch: Batch,
+        stretch: Stretch,
         stop: Callable[[], bool],
         *,
         keep_margins: bool = True,
     ) -> dict[Arch, BatchScore]:
-        """The scores of subnets on one batch.
+        """The scores of subnets on some samples.
 
         Args:
             archs: The subnets.
-            batch: One of `batches`.
+            stretch: One of `stretches`.
             stop: Called before each branch; returns whether to end.
             keep_margins: Whether to compute the metric's margins, if it has any.
 
@@ -265,6 +266,27 @@ class Evaluator:
             BundleError: A branch can't be run, or a subnet returns NaN.
         """
         begin_s, n_loaded = self.clock(), self._n_loaded()
+        parts: list[dict[Arch, BatchScore]] = []
+        places: list[Array] = []
+        for batch, where in stretch.parts():
+            found = self._run_part(archs, batch, stop, keep_margins=keep_margins)
+            parts.append(found)
+            places.append(where)
+            if len(found) < len(archs):
+                break
+        if sum(map(len, places)) < len(stretch):
+            return {}
+        pace_s = (self.clock() - begin_s) / max(1, len(archs) * len(stretch))
+        if len(parts[-1]) == len(archs):
+            if self._n_loaded() > n_loaded and self._pace_s:
+                pace_s = min(pace_s, self._pace_s)  # sessions open once
+            self._pace_s = pace_s
+        return {arch: joined_scores([part[arch] for part in parts], places) for arch in parts[-1]}
+
+    def _run_part(
+        self, archs: Sequence[Arch], batch: Batch, stop: Callable[[], bool], *, keep_margins: bool
+    ) -> dict[Arch, BatchScore]:
+        """The scores of subnets on a batch; if stopped, those that are complete."""
         inputs, targets = batch
         n_samples = len(targets)
         if self._answers is not None:
@@ -289,10 +311,6 @@ class Evaluator:
             margins = None if keeps is None else keeps(outputs, targets)
             found[arch] = BatchScore(total, count, n_samples, margins)
         self.counts.one_by_one += sum(len(arch) for arch in archs)
-        pace_s = (self.clock() - begin_s) / max(1, len(archs) * n_samples)
-        if self._n_loaded() > n_loaded and self._pace_s:
-            pace_s = min(pace_s, self._pace_s)  # sessions open once
-        self._pace_s = pace_s
         return found
 
     def adopt(self, data: Dataset, tallies: Mapping[Arch, Tally]) -> None:
@@ -304,7 +322,7 @@ class Evaluator:
         """
         self.counts.subnets += len(tallies.keys() - self.known.keys())
         self.data = data
-        self.margins = Margins(len(data), self._batch_size, reorder=self._confidence == 1)
+        self.margins = Margins(len(data), self._batch_size, reorder=self._reorder)
         self.known, self._so_far, self._batch_scores = {}, {}, {}
         self._record(tallies, tallies)
 
@@ -333,15 +351,15 @@ class Evaluator:
         """Evaluate a group; returns whether that was not stopped."""
         tallies = {arch: Tally() for arch in archs}
         alive, seen = list(archs), 0
-        for batch in self.batches():
+        for stretch in self.stretches():
             if not alive:
                 break
-            found = self.run_batch(alive, batch, stop, keep_margins=self.margins.wanted(seen))
+            found = self.run_batch(alive, stretch, stop, keep_margins=self.margins.wanted(seen))
             if len(found) < len(alive):
                 return False
             for arch, part in found.items():
                 tallies[arch].add(part)
-            seen += len(batch[1])
+            seen += len(stretch)
             left = len(self.data) - seen
             if self.metric.most is not None and left:
                 going = [

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 
 from fxelastic.edge.searching.additive import additive_best, quality_costs
-from fxelastic.edge.searching.evaluation import Batch, Evaluator
+from fxelastic.edge.searching.data import Stretch
+from fxelastic.edge.searching.evaluation import Evaluator
 from fxelastic.edge.searching.study import (
     SearchAbortedError,
     SearchEndedError,
@@ -231,7 +232,7 @@ class Survey:
         """
         self._evaluator = evaluator
         self._data = evaluator.data
-        self._batches = list(evaluator.batches())
+        self._batches = list(evaluator.stretches())
         self._margins = evaluator.margins
         self._tallies: dict[Arch, Tally] = {}
         self._n_done = 0  # batches that all subnets were evaluated on
@@ -277,7 +278,7 @@ class Survey:
             batch = self._batches[self._n_done]
             if self._tallies[level[0]].n_samples >= n_enough:
                 break
-            expected_s = evaluator.expected_s(len(level), len(batch[1]))
+            expected_s = evaluator.expected_s(len(level), len(batch))
             # The first batch also opens sessions, so its pace is too slow.
             if evaluator.clock() + (expected_s if self._n_done > 1 else 0.0) > until_s:
                 break
@@ -294,7 +295,7 @@ class Survey:
             )
 
     def _run(
-        self, archs: Sequence[Arch], batch: Batch, stop: Callable[[], bool]
+        self, archs: Sequence[Arch], batch: Stretch, stop: Callable[[], bool]
     ) -> dict[Arch, BatchScore]:
         keep = self._margins.wanted(self._tallies[archs[0]].n_samples)
         return self._evaluator.run_batch(archs, batch, stop, keep_margins=keep)

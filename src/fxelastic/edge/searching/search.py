@@ -149,6 +149,12 @@ def search(
     runner = _strategy(options.strategy)
     interrupted = aborted = False
     digest = samples.digest(metric.name)
+    n_together = batch_of(bundle, options.batch_size)
+    exhaustive = options.time_budget_s is None and options.confidence == 1
+    if exhaustive or not bundle.manifest.model.dynamic_batch:
+        # Otherwise the first samples stand for all, so they stay in random order.
+        samples = samples.by_size(n_together)
+    rest = rest.by_size(n_together)
     end_s = math.inf if options.time_budget_s is None else begin_s + options.time_budget_s
     with Executor(
         bundle, options.threads, options.memory_bytes, shared_arena=True, limit=growth

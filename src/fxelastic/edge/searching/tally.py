@@ -22,6 +22,22 @@ class BatchScore(NamedTuple):
     margins: Array | None
 
 
+def joined_scores(parts: Sequence[BatchScore], places: Sequence[Array]) -> BatchScore:
+    """The score on all samples of some batches.
+
+    Args:
+        parts: A subnet's score on each batch.
+        places: For each batch the places of its samples among all of them, for the margins.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    totals, counts, sizes, margins = zip(*parts, strict=True)
+    kept = None
+    if margins[0] is not None:
+        kept = np.concatenate(margins)[np.argsort(np.concatenate(places), kind="stable")]
+    return BatchScore(sum(totals), sum(counts), sum(sizes), kept)
+
+
 @dataclass
 class Tally:
     """The score of a subnet so far.
