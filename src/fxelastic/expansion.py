@@ -10,8 +10,9 @@ from torch import nn
 from tqdm import tqdm
 
 from fxelastic.api import partition
-from fxelastic.branches import DEFAULT_KINDS, Kind, branch_kind, is_kind
+from fxelastic.branches import DEFAULT_KINDS, Kind, all_kinds, branch_kind, is_kind
 from fxelastic.branches.calibration import calibrate
+from fxelastic.branches.operators.moments import forget
 from fxelastic.branches.options import Arguments, as_batches, counts, shares
 from fxelastic.branches.twins import without_twins
 from fxelastic.errors import UsageError
@@ -28,7 +29,7 @@ def expand(
     example_inputs: Any = None,
     batched: str | Sequence[str] | None = None,
     dynamic_shapes: Any = None,
-    kinds: Sequence[str | Kind] = DEFAULT_KINDS,
+    kinds: str | Sequence[str | Kind] = DEFAULT_KINDS,
     spans: Sequence[int] = (1, 2),
     prune: Sequence[float] = (0.25, 0.5),
     fusion: str = "onnxruntime",
@@ -49,7 +50,7 @@ def expand(
         kinds: Kinds of branches to make beside the originals, which are always there: values such
             as ``fxelastic.kinds.Merged(spans=(1,))``, or names, such as ``"merged"`` or the name
             that another package registers, for a kind with its default options. ``()`` for the
-            originals alone.
+            originals alone, ``"all"`` for every kind that is installed.
         spans: Option ``spans`` of the kind ``"merged"``, if it is given by name.
         prune: Option ``ratios`` of the kind ``"pruned"``, if it is given by name.
         fusion: As in `fxelastic.partition`.
@@ -99,6 +100,7 @@ def expand(
                     else:
                         refusals.append(made)
                     progress.update()
+        forget(blocks)
         branches, twins = without_twins(branches)
         supernet = Supernet(blocks, branches, (*refusals, *twins))
         if batches:
@@ -107,9 +109,13 @@ def expand(
 
 
 def _kinds(
-    kinds: Sequence[str | Kind], named: dict[str, dict[str, Any]], batches: Sequence[Arguments]
+    kinds: str | Sequence[str | Kind],
+    named: dict[str, dict[str, Any]],
+    batches: Sequence[Arguments],
 ) -> list[Kind]:
     """The originals and the chosen kinds, each once, with calibration data where they take it."""
+    if kinds == "all" or kinds == ("all",):
+        kinds = all_kinds()
     if (
         isinstance(kinds, str)
         or not isinstance(kinds, Sequence)
@@ -117,8 +123,8 @@ def _kinds(
     ):
         raise UsageError(
             f"kinds must be a sequence of names and kinds, got {kinds!r}",
-            expected="e.g. kinds=('skip', fxelastic.kinds.Merged(spans=(1,))), or kinds=() for the "
-            "originals alone",
+            expected="e.g. kinds=('skip', fxelastic.kinds.Merged(spans=(1,))), kinds=() for the "
+            "originals alone, or kinds='all'",
             got=repr(kinds),
         )
     chosen: list[Kind] = []

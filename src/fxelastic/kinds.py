@@ -1,8 +1,9 @@
 """Kinds of branches, for ``fxelastic.expand(model, kinds=(...))``, and the parts to write one.
 
-A kind is a frozen dataclass whose fields are its options. `Merged`, `Pruned` and `Skip` come with
-the package. A kind of your own has a method ``make(partition, seed)`` that yields branches and
-refusals; `intervals` and `Interval` do what most kinds have in common:
+A kind is a frozen dataclass whose fields are its options. `Merged`, `Pruned` and `Skip` are the
+default; the others are compression operators. A kind of your own has a method
+``make(partition, seed)`` that yields branches and refusals; `intervals` and `Interval` do what most
+kinds have in common:
 
     @dataclasses.dataclass(frozen=True)
     class Halved:
@@ -25,6 +26,14 @@ refusals; `intervals` and `Interval` do what most kinds have in common:
 
 from fxelastic.branches.interval import Interval, NoBranchError, intervals
 from fxelastic.branches.merged import Merged
+from fxelastic.branches.operators.dense import Dense
+from fxelastic.branches.operators.fire import Fire
+from fxelastic.branches.operators.ghost import Ghost
+from fxelastic.branches.operators.grouped import Grouped
+from fxelastic.branches.operators.lowrank import LowRank
+from fxelastic.branches.operators.lowres import LowRes
+from fxelastic.branches.operators.separable import Separable
+from fxelastic.branches.operators.tucker import Tucker
 from fxelastic.branches.pruned import Pruned
 from fxelastic.branches.registry import Kind
 from fxelastic.branches.skip import Skip
@@ -32,12 +41,20 @@ from fxelastic.ir.branch import Branch, Refusal
 
 __all__ = [
     "Branch",
+    "Dense",
+    "Fire",
+    "Ghost",
+    "Grouped",
     "Interval",
     "Kind",
+    "LowRank",
+    "LowRes",
     "Merged",
     "NoBranchError",
     "Pruned",
     "Refusal",
+    "Separable",
     "Skip",
+    "Tucker",
     "intervals",
 ]

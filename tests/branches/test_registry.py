@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fxelastic import UsageError
-from fxelastic.branches import DEFAULT_KINDS, branch_kind, branch_kinds, registry
+from fxelastic.branches import DEFAULT_KINDS, all_kinds, branch_kind, branch_kinds, registry
 
 GROUP = registry.ENTRY_POINT_GROUP
 REAL = "fxelastic.branches.original:Original"
@@ -23,10 +23,12 @@ def register(monkeypatch: pytest.MonkeyPatch, *entries: tuple[str, str]) -> None
     monkeypatch.setattr(registry, "entry_points", lambda group: found if group == GROUP else [])
 
 
-def test_the_kinds_beside_the_originals_are_the_default() -> None:
-    names = tuple(entry.name for entry in registry.BUILT_IN)
-    assert names[0] == "original"
-    assert names[1:] == DEFAULT_KINDS
+BUILT_IN = tuple(entry.name for entry in registry.BUILT_IN)
+
+
+def test_the_originals_come_first_and_then_the_default_kinds() -> None:
+    assert BUILT_IN[: 1 + len(DEFAULT_KINDS)] == ("original", *DEFAULT_KINDS)
+    assert all_kinds() == BUILT_IN[1:]
 
 
 @pytest.mark.parametrize("kind", [entry.name for entry in registry.BUILT_IN])
@@ -42,23 +44,23 @@ def test_built_in_kinds_are_frozen_dataclasses(kind: str) -> None:
 def test_unknown_kind_lists_the_known_ones(kind: str) -> None:
     with pytest.raises(UsageError, match=f"no branch kind {kind!r} in this release") as caught:
         branch_kind(kind)
-    assert caught.value.expected == "one of " + ", ".join(("original", *DEFAULT_KINDS))
+    assert caught.value.expected == "one of " + ", ".join(BUILT_IN)
 
 
 def test_other_packages_add_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
-    register(monkeypatch, ("ghost", REAL), ("early", REAL))
-    assert branch_kinds() == ("original", *DEFAULT_KINDS, "early", "ghost")
-    assert branch_kind("ghost") is branch_kind("original")
-    with pytest.raises(UsageError, match="early, ghost"):
+    register(monkeypatch, ("other", REAL), ("early", REAL))
+    assert branch_kinds() == (*BUILT_IN, "early", "other")
+    assert branch_kind("other") is branch_kind("original")
+    with pytest.raises(UsageError, match="early, other"):
         branch_kind("exit")
 
 
 def test_one_package_found_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    register(monkeypatch, ("ghost", REAL), ("ghost", REAL))
-    assert branch_kinds() == ("original", *DEFAULT_KINDS, "ghost")
+    register(monkeypatch, ("other", REAL), ("other", REAL))
+    assert branch_kinds() == (*BUILT_IN, "other")
 
 
-@pytest.mark.parametrize("kind", ["ghost", "original"])
+@pytest.mark.parametrize("kind", ["other", "original"])
 def test_kind_registered_twice_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     register(monkeypatch, (kind, "a:A"), (kind, "b:B"))
     with pytest.raises(UsageError, match=f"branch kind {kind!r} is registered twice"):
@@ -69,9 +71,9 @@ def test_kind_registered_twice_is_refused(kind: str, monkeypatch: pytest.MonkeyP
 def test_entry_point_that_is_not_a_kind_is_refused(
     value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    register(monkeypatch, ("ghost", value))
-    with pytest.raises(UsageError, match="entry point 'ghost' does not refer to a branch kind"):
-        branch_kind("ghost")
+    register(monkeypatch, ("other", value))
+    with pytest.raises(UsageError, match="entry point 'other' does not refer to a branch kind"):
+        branch_kind("other")
 
 
 def test_kinds_are_imported_when_asked_for() -> None:

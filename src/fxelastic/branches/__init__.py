@@ -1,5 +1,12 @@
 """Kinds of branches, one per file. A branch can replace an interval of a partition's blocks."""
 
-from fxelastic.branches.registry import DEFAULT_KINDS, Kind, branch_kind, branch_kinds, is_kind
+from fxelastic.branches.registry import (
+    DEFAULT_KINDS,
+    Kind,
+    all_kinds,
+    branch_kind,
+    branch_kinds,
+    is_kind,
+)
 
-__all__ = ["DEFAULT_KINDS", "Kind", "branch_kind", "branch_kinds", "is_kind"]
+__all__ = ["DEFAULT_KINDS", "Kind", "all_kinds", "branch_kind", "branch_kinds", "is_kind"]

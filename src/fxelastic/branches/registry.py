@@ -19,10 +19,18 @@ BUILT_IN: tuple[EntryPoint, ...] = (
     EntryPoint("merged", "fxelastic.branches.merged:Merged", ENTRY_POINT_GROUP),
     EntryPoint("pruned", "fxelastic.branches.pruned:Pruned", ENTRY_POINT_GROUP),
     EntryPoint("skip", "fxelastic.branches.skip:Skip", ENTRY_POINT_GROUP),
+    EntryPoint("lowrank", "fxelastic.branches.operators.lowrank:LowRank", ENTRY_POINT_GROUP),
+    EntryPoint("tucker", "fxelastic.branches.operators.tucker:Tucker", ENTRY_POINT_GROUP),
+    EntryPoint("separable", "fxelastic.branches.operators.separable:Separable", ENTRY_POINT_GROUP),
+    EntryPoint("grouped", "fxelastic.branches.operators.grouped:Grouped", ENTRY_POINT_GROUP),
+    EntryPoint("ghost", "fxelastic.branches.operators.ghost:Ghost", ENTRY_POINT_GROUP),
+    EntryPoint("fire", "fxelastic.branches.operators.fire:Fire", ENTRY_POINT_GROUP),
+    EntryPoint("lowres", "fxelastic.branches.operators.lowres:LowRes", ENTRY_POINT_GROUP),
+    EntryPoint("dense", "fxelastic.branches.operators.dense:Dense", ENTRY_POINT_GROUP),
 )
 
 #: The kinds that a supernet has beside the originals by default.
-DEFAULT_KINDS: tuple[str, ...] = tuple(e.name for e in BUILT_IN if e.name != ORIGINAL)
+DEFAULT_KINDS: tuple[str, ...] = ("merged", "pruned", "skip")
 
 
 class Kind(Protocol):
@@ -46,6 +54,11 @@ class Kind(Protocol):
             can't.
         """
         ...  # pragma: no cover
+
+
+def all_kinds() -> tuple[str, ...]:
+    """The names of all kinds but the originals."""
+    return tuple(name for name in branch_kinds() if name != ORIGINAL)
 
 
 def is_kind(value: object) -> bool:

@@ -26,8 +26,8 @@ def add_expansion(parser: argparse.ArgumentParser) -> None:
         "--kinds",
         type=words,
         metavar="KIND,…",
-        help="kinds of branches besides the originals, with their default options; an empty string "
-        "means none (default: merged,pruned,skip, or the kinds of --kind)",
+        help="kinds of branches besides the originals, with their default options; 'all' for every "
+        "kind, an empty string for none (default: merged,pruned,skip, or the kinds of --kind)",
     )
     parser.add_argument(
         "--kind",
