@@ -115,6 +115,8 @@ class Endpoint:
             "X-Fxelastic-Arch": str(reply.arch),
             "X-Fxelastic-Latency-Ms": f"{reply.latency_ms:.3f}",
         }
+        if reply.estimated_ms is not None:
+            headers["X-Fxelastic-Estimated-Ms"] = f"{reply.estimated_ms:.3f}"
         if len(self.outputs) == 1:
             return Response(write_npy(reply.outputs[0]), media_type=NPY, headers=headers)
         named = dict(zip(self.outputs, reply.outputs, strict=True))

@@ -80,6 +80,11 @@ class _Snapshot:
             ("requests_total", "Requests", status.n_requests),
             ("requests_failed_total", "Requests that no subnet could answer", status.n_failed),
             ("switches_total", "Switches of the subnet in use", status.n_switches),
+            *(
+                (("requests_unmeasured_total", "Requests without an estimate at their sizes", n),)
+                if (n := status.n_unmeasured)
+                else ()
+            ),
         ):
             yield CounterMetricFamily(f"fxelastic_{name}", text, value=count)
         events = CounterMetricFamily("fxelastic_events_total", "Events by kind", labels=["kind"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -13,6 +13,7 @@ from fxelastic.edge.bundle_costs import with_bundle_costs
 from fxelastic.edge.pool import SubnetPool
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
+from fxelastic.spec.costs_by_size import Sizes
 from fxelastic.spec.latency_table import LatencyTable
 from fxelastic.spec.limits import Bound, Limits
 from fxelastic.spec.pareto import ParetoTable
@@ -58,6 +59,47 @@ class Candidate:
         return {**self.others, LATENCY: self.ms}
 
 
+def sizes_of_pool(
+    bundle: Bundle, pool: PoolLike, table: LatencyTable | None, sizes: Sizes | None = None
+) -> tuple[Sizes, ...]:
+    """The sizes of inputs that a pool's latencies are for; several for their mean.
+
+    Args:
+        bundle: The bundle.
+        pool: The subnets.
+        table: The device's latency table.
+        sizes: The sizes that the caller's budget is for; None for those of the search, or else of
+            the table or the example.
+
+    Raises:
+        UsageError: The table, or a pool without a table, does not hold for the sizes.
+    """
+    model = bundle.manifest.model
+    own = tuple(pool.sizes) if isinstance(pool, SubnetPool) else ()
+    if sizes is not None:
+        checked = {name: int(size) for name, size in sizes.items()}
+        model.sizes_at(1, checked)
+        if table is not None:
+            table.at(checked)
+        elif own and any(dict(known) != checked for known in own):
+            raise UsageError(
+                "the pool's latencies are for other sizes",
+                expected="the latency table, or the sizes that the pool was searched for",
+                got=f"sizes={checked}, and no table",
+            )
+        return (checked,)
+    if own and (table is None or table.by_size is not None):
+        return own
+    if table is not None and table.sizes:
+        return tuple(table.sizes)
+    return ({symbol.name: symbol.example for symbol in model.sizes},) if model.sizes else ()
+
+
+def table_at(table: LatencyTable, sizes: Sequence[Sizes]) -> LatencyTable:
+    """The table whose costs are the means over inputs of these sizes, from `sizes_of_pool`."""
+    return table if table.by_size is None else table.mean_over(sizes)
+
+
 def candidates_of(
     bundle: Bundle,
     pool: PoolLike,
@@ -72,6 +114,7 @@ def candidates_of(
         pool: The subnets.
         table: The device's latency table. Its latencies replace those of a `SubnetPool`, because
             the table may have been corrected since the search, or the search was for another mode.
+            If it has costs by size, it must be the result of `table_at`.
         mode: ``assembled`` or ``paged``.
         memory_bytes: Subnets with larger weights are left out; None for no limit.
 

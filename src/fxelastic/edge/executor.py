@@ -116,7 +116,8 @@ class Executor:
         # If there is a limit: the number of remaining first runs, by session.
         self._fresh: dict[str, int] = {}
         self._run_bytes = 0  # the most memory that a first run allocated
-        self._maker = SessionMaker(threads, tuple(providers), shared_arena)
+        sizes_vary = bool(bundle.manifest.model.sizes)
+        self._maker = SessionMaker(threads, tuple(providers), shared_arena, sizes_vary)
         self._sessions: OrderedDict[str, tuple[Any, int]] = OrderedDict()
 
     def start(self, inputs: Mapping[str, Array]) -> State:

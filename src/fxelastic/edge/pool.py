@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import Any
 
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
+from fxelastic.spec.costs_by_size import Sizes
 from fxelastic.spec.json_document import JsonDocument
 from fxelastic.spec.limits import Bound, Limits
 from fxelastic.spec.pareto import ParetoTable
@@ -66,6 +68,9 @@ class SubnetPool(JsonDocument):
             merged.
         score: The name of the score; empty if unknown.
         targets: One of `TARGETS`; empty if unknown.
+        sizes: The sizes of inputs that the costs are for, such as ``{"seq": 128}``, if other sizes
+            than the batch vary. Several mean that the costs are means over inputs of these sizes,
+            as many of each size as there are inputs. Empty if unknown.
     """
 
     what = "pool"
@@ -77,6 +82,7 @@ class SubnetPool(JsonDocument):
     data_digest: str = ""
     score: str = ""
     targets: str = ""
+    sizes: tuple[Sizes, ...] = ()
 
     @classmethod
     def of(
@@ -86,6 +92,7 @@ class SubnetPool(JsonDocument):
         data_digest: str = "",
         score: str = "",
         targets: str = "",
+        sizes: Iterable[Sizes] = (),
     ) -> SubnetPool:
         """Create a pool of entries; the last entry of each subnet counts.
 
@@ -101,7 +108,8 @@ class SubnetPool(JsonDocument):
                     got=f"{entry.ms!r} ms, accuracy {entry.accuracy!r}",
                 )
         ordered = sorted(by_arch.values(), key=lambda e: (e.ms, e.arch.branches))
-        return cls(bundle_digest, tuple(ordered), data_digest, score, targets)
+        each = tuple(sizes)
+        return cls(bundle_digest, tuple(ordered), data_digest, score, targets, each)
 
     def check_bundle(self, digest: str) -> None:
         """Raise an error if the pool belongs to another bundle.
@@ -145,7 +153,8 @@ class SubnetPool(JsonDocument):
         ``other`` if the numbers are equal.
 
         Raises:
-            UsageError: The pools belong to different bundles or data.
+            UsageError: The pools belong to different bundles or data, or their costs are for
+                different sizes.
         """
         for name in ("bundle_digest", "data_digest"):
             if getattr(self, name) != getattr(other, name):
@@ -155,12 +164,19 @@ class SubnetPool(JsonDocument):
                     expected=getattr(self, name)[:12],
                     got=getattr(other, name)[:12],
                 )
+        if _counts(self.sizes) != _counts(other.sizes):
+            raise UsageError(
+                "the costs of the pools are for different sizes",
+                expected=str(_counts(self.sizes)),
+                got=str(_counts(other.sizes)),
+                fix="search with the same sizes and size_percentile",
+            )
         entries = sorted(
             (*self.entries, *other.entries),
             key=lambda entry: math.inf if entry.n_samples is None else entry.n_samples,
         )
         return SubnetPool.of(
-            self.bundle_digest, entries, self.data_digest, self.score, self.targets
+            *(self.bundle_digest, entries, self.data_digest, self.score, self.targets, self.sizes)
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -170,6 +186,8 @@ class SubnetPool(JsonDocument):
             "data_digest": self.data_digest,
             "score": self.score,
             "targets": self.targets,
+            # Earlier releases do not know this field.
+            **({"sizes": _counts(self.sizes)} if self.sizes else {}),
             "entries": [_to_json(entry) for entry in self.entries],
         }
 
@@ -182,6 +200,11 @@ class SubnetPool(JsonDocument):
             str(value["data_digest"]),
             str(value.get("score", "")),
             str(value.get("targets", "")),
+            [
+                {str(name): int(size) for name, size in sizes.items()}
+                for sizes, n in value.get("sizes", ())
+                for _ in range(n)
+            ],
         )
 
     def __len__(self) -> int:
@@ -189,6 +212,12 @@ class SubnetPool(JsonDocument):
 
     def __iter__(self) -> Iterator[PoolEntry]:
         return iter(self.entries)
+
+
+def _counts(sizes: Iterable[Sizes]) -> list[tuple[dict[str, int], int]]:
+    """The distinct sizes, and how many inputs have each, in ascending order."""
+    counts = Counter(tuple(sorted(own.items())) for own in sizes)
+    return [(dict(own), n) for own, n in sorted(counts.items())]
 
 
 def _to_json(entry: PoolEntry) -> dict[str, Any]:

@@ -27,6 +27,8 @@ from fxelastic.edge.candidates import (
     absolute_limits,
     candidates_of,
     choose_mode,
+    sizes_of_pool,
+    table_at,
 )
 from fxelastic.edge.digests import digest
 from fxelastic.edge.fingerprint import fingerprint, processor_features
@@ -312,6 +314,8 @@ def prepare(
     pool = pool if isinstance(pool, SubnetPool) else tuple(pool)
     begin_s = time.monotonic()
     mode = choose_mode(bundle, pool, mode, memory_bytes)
+    if table is not None:
+        table = table_at(table, sizes_of_pool(bundle, pool, table))
     candidates = candidates_of(bundle, pool, table, mode, memory_bytes)
     bounds = absolute_limits(limits, bundle, table, candidates, mode)
     best = ParetoTable(c for c in candidates if bounds is None or bounds.keeps(c.costs))

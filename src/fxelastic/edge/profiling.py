@@ -187,7 +187,8 @@ def profile(
         # In random order, since time may be too short for all of them.
         random.Random(f"subnets {seed}").shuffle(archs)
         timer = SubnetTimer(executor, inputs, limit, watch)
-        maker = SessionMaker(threads, tuple(providers))
+        sizes_vary = bool(bundle.manifest.model.sizes)
+        maker = SessionMaker(threads, tuple(providers), sizes_vary=sizes_vary)
         latencies: dict[str, BranchCosts] = {}
         for mode in MODES:
 

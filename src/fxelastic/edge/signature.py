@@ -14,6 +14,9 @@ from fxelastic.spec import structure
 from fxelastic.spec.symbols import sizes_of
 from fxelastic.spec.value_info import ValueInfo
 
+# Calls of so many shapes are checked once.
+_KEPT = 4096
+
 
 class BundleSignature:
     """Turns a call into named arrays, and output arrays into what the model returns.
@@ -32,6 +35,8 @@ class BundleSignature:
         self._symbols = bundle.manifest.model.symbols
         self._free = ", ".join(self._symbols) or "no size"
         self._plain = dict(self._structure) == {"tensor": 0}
+        # The sizes of calls that fitted, by the inputs' dtypes and shapes.
+        self._fitted: dict[tuple[Any, ...], Mapping[str, int]] = {}
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Array]:
         """The arrays of a call, by input name.
@@ -45,6 +50,20 @@ class BundleSignature:
                 size than the model's.
         """
         given = self._given(args, kwargs)
+        if self._key(given) not in self._fitted:
+            self._check(given)
+        return given
+
+    def sizes(self, inputs: Mapping[str, Array]) -> Mapping[str, int]:
+        """The value of each symbol in the arrays that `bind` returned, batch size included."""
+        found = self._fitted.get(self._key(inputs))
+        return self._check(inputs) if found is None else found
+
+    def _key(self, given: Mapping[str, Array]) -> tuple[Any, ...]:
+        return tuple([(given[info.name].dtype, given[info.name].shape) for info in self.inputs])
+
+    def _check(self, given: Mapping[str, Array]) -> Mapping[str, int]:
+        """Check the arrays' dtypes and shapes; returns the value of each symbol."""
         shapes = []
         for info, dtype, dims in self._checks:
             value = given[info.name]
@@ -56,8 +75,11 @@ class BundleSignature:
                 if isinstance(dim, int) and size != dim:
                     raise self._refused(info, value, f"only {self._free} may vary")
             shapes.append((info.name, dims, value.shape))
-        sizes_of(shapes, self._symbols)
-        return given
+        sizes = sizes_of(shapes, self._symbols)
+        if len(self._fitted) >= _KEPT:
+            self._fitted.clear()
+        self._fitted[self._key(given)] = sizes
+        return sizes
 
     def result(self, outputs: Sequence[Array]) -> Any:
         """What the model returns for these outputs; dictionaries for its objects."""

@@ -41,7 +41,8 @@ class Trace:
     * ``start``: ``schema``, ``budget_ms``.
     * ``subnet``: ``id``, ``arch``, ``latency_ms`` (estimated), ``accuracy``; comes before the first
       request that it served.
-    * ``request``: ``t`` of its end, ``subnet``, ``latency_ms``.
+    * ``request``: ``t`` of its end, ``subnet``, ``latency_ms``; if other sizes than the batch
+      vary, its ``sizes`` and its ``estimated_ms``, which is null for sizes without an estimate.
     * ``load``: ``t``, ``r``, ``budget_ms``, ``limit_ms`` (T/r), ``subnet`` in use.
     * ``event``: ``t``, ``kind``, ``message``, and the event's details.
 
@@ -87,15 +88,17 @@ class Trace:
         load = situation.load
         rows: list[dict[str, Any]] = []
         for seen in load.fresh:
-            index = self._index(seen.candidate, rows)
-            rows.append(
-                {
-                    "type": "request",
-                    "t": self._t(seen.time_s),
-                    "subnet": index,
-                    LATENCY: round(seen.actual_ms, 4),
-                }
-            )
+            index, ms = self._index(seen.candidate, rows), seen.estimated_ms
+            row = {
+                "type": "request",
+                "t": self._t(seen.time_s),
+                "subnet": index,
+                LATENCY: round(seen.actual_ms, 4),
+            }
+            if seen.sizes is not None:
+                row["sizes"] = dict(seen.sizes)
+                row["estimated_ms"] = None if ms is None else round(ms, 4)
+            rows.append(row)
         if load.ratio is not None and rows:
             index = self._index(decision.target, rows)
             rows.append(
@@ -190,7 +193,9 @@ class TraceData:
 
     Attributes:
         subnets: By their number.
-        requests: ``(end, subnet, latency in ms)`` of each request, by end.
+        requests: ``(end, subnet, latency in ms)`` of each request, by end. If other sizes than the
+            batch vary, latencies are converted to the sizes that the budget is for, and requests of
+            sizes without an estimate are left out.
         loads: ``(time, r, budget in ms)`` of each reading.
         events: ``(time, kind, message)``.
         n_torn: Lines that could not be read: a killed process may leave one.
@@ -253,12 +258,17 @@ def read_trace(path: str | os.PathLike[str]) -> TraceData:
                     str(row["arch"]), float(row["latency_ms"]), float(row["accuracy"])
                 )
             elif kind == "request":
-                requests.append((float(row["t"]), int(row["subnet"]), float(row["latency_ms"])))
+                number, latency_ms = int(row["subnet"]), float(row["latency_ms"])
+                if "estimated_ms" in row:
+                    if row["estimated_ms"] is None:
+                        continue
+                    latency_ms *= subnets[number].latency_ms / float(row["estimated_ms"])
+                requests.append((float(row["t"]), number, latency_ms))
             elif kind == "load":
                 loads.append((float(row["t"]), float(row["r"]), float(row["budget_ms"])))
             elif kind == "event":
                 events.append((float(row["t"]), str(row["kind"]), str(row["message"])))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, ZeroDivisionError):
             n_torn += 1
     requests = sorted(request for request in requests if request[1] in subnets)
     return TraceData(subnets, requests, loads, events, n_torn)

@@ -28,6 +28,10 @@ class Simulation:
     """Sends requests one after another and lets a policy choose their subnet.
 
     A request takes its subnet's estimate times the load at its start.
+
+    Attributes:
+        request: For the next request on a subnet, how many times its estimate it takes on the idle
+            device, and how many times the runtime expects.
     """
 
     table: ParetoTable[Candidate]
@@ -36,6 +40,7 @@ class Simulation:
     policy: SwitchPolicy = field(default_factory=RatioPolicy)
     monitor: Monitor = field(default_factory=Monitor)
     now_s: float = 0.0
+    request: Callable[[Candidate], tuple[float, float | None]] = lambda _: (1.0, 1.0)
     current: Candidate = field(init=False)
     switches: list[PastSwitch] = field(default_factory=list)
     decisions: list[tuple[float, Decision]] = field(default_factory=list)
@@ -48,9 +53,10 @@ class Simulation:
 
     def run(self, until_s: float) -> Simulation:
         while self.now_s < until_s:
-            actual_ms = self.current.ms * self.load(self.now_s)
+            takes, expected = self.request(self.current)
+            actual_ms = self.current.ms * takes * self.load(self.now_s)
             self.now_s += actual_ms / 1000
-            self.monitor.record(Observation(self.now_s, self.current, actual_ms))
+            self.monitor.record(Observation(self.now_s, self.current, actual_ms, scale=expected))
             self.requests.append((self.now_s, self.current.ms, actual_ms))
             if self.now_s >= self._next_tick_s:
                 self._next_tick_s = self.now_s + TICK_S

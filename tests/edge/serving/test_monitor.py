@@ -187,3 +187,29 @@ def test_the_first_requests_of_a_session_say_nothing_but_count() -> None:
     assert load.ratio == 1.0
     assert load.n_samples == 5
     assert len(load.fresh) == 8
+
+
+def test_a_long_input_is_not_mistaken_for_a_load() -> None:
+    monitor = Monitor()
+    for i in range(30):
+        scale = 16.0 if i % 3 else 1.0
+        monitor.record(Observation(0.01 * i, STEP, 1.2 * scale * STEP.ms, scale=scale))
+    load = monitor.read(0.3)
+    assert (load.ratio, load.recent, load.high) == pytest.approx((1.2, 1.2, 1.2))
+    assert load.n_slow == 0
+    same = Monitor()
+    for i in range(30):
+        same.record(Observation(0.01 * i, STEP, 1.2 * (16.0 if i % 3 else 1.0) * STEP.ms))
+    assert (same.read(0.3).ratio or 0) > 10  # if the sizes were not known
+
+
+def test_requests_of_sizes_without_an_estimate_are_left_out_and_counted() -> None:
+    monitor = Monitor()
+    for i in range(5):
+        monitor.record(Observation(0.01 * i, STEP, 90.0 * STEP.ms, scale=None, sizes={"seq": 9}))
+        monitor.record(Observation(0.01 * i, STEP, STEP.ms))
+    load = monitor.read(0.1)
+    assert (load.ratio, load.n_samples, load.n_unmeasured) == (1.0, 5, 5)
+    assert len(load.fresh) == 10
+    assert load.fresh[0].estimated_ms is None
+    assert monitor.read(0.1).n_unmeasured == 0

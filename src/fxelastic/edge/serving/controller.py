@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from fxelastic.edge.candidates import Candidate
@@ -35,6 +35,8 @@ class Controller:
         tick_s: The time between two rounds, in seconds.
         on_unmet: Called in each round in which no subnet keeps the budget, with ``T/r`` in ms.
         on_tick: Called after each round with the situation and the policy's decision.
+        missing: Returns why there is no estimate for the sizes of a request.
+        n_unmeasured: The number of requests so far whose sizes have no estimate.
         state: Whether the budget can be kept.
         load: The latest reading of the monitor.
         thread: The thread that runs the rounds; None before `start`.
@@ -52,6 +54,8 @@ class Controller:
     tick_s: float = 0.05
     on_unmet: Callable[[float], None] | None = None
     on_tick: Callable[[Situation, Decision], None] | None = None
+    missing: Callable[[Mapping[str, int]], str] | None = None
+    n_unmeasured: int = 0
     state: BudgetState = field(default_factory=BudgetState)
     load: Load = field(init=False, default_factory=Load)
     _wake: threading.Event = field(init=False, repr=False, default_factory=threading.Event)
@@ -133,6 +137,7 @@ class Controller:
             return
         now_s, table = self.clock(), self.catalogue.table
         load = self.load = self.monitor.read(now_s)
+        self.n_unmeasured += load.n_unmeasured
         situation = Situation(now_s, self.budget_ms, load, last, table, self.cache.history)
         try:
             self.on_tick(situation, Decision(last, self.state.met, self.budget_ms, "closed"))
@@ -149,6 +154,22 @@ class Controller:
                 f"{self.monitor.slow:g} times as long as the others",
                 n=load.n_slow,
             )
+
+        if load.n_unmeasured:
+            if not self.n_unmeasured:
+                self._report_unmeasured(load)
+            self.n_unmeasured += load.n_unmeasured
+
+    def _report_unmeasured(self, load: Load) -> None:
+        """Say once why some requests do not count for the load."""
+        sizes = next(seen.sizes for seen in load.fresh if seen.scale is None)
+        why = "" if self.missing is None or sizes is None else self.missing(sizes)
+        self.events.add(
+            "size_not_measured",
+            f"requests without an estimated latency do not count for the load: {why}; "
+            "measure at the sizes in use: edge.profile(bundle, sizes=...)",
+            sizes=None if sizes is None else dict(sizes),
+        )
 
     def _decide(self, situation: Situation) -> Decision:
         decision = self.policy.decide(situation)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from fxelastic.edge.bundle import Bundle
-from fxelastic.edge.candidates import Candidate
+from fxelastic.edge.candidates import Candidate, table_at
 from fxelastic.edge.serving.cache import SubnetCache
 from fxelastic.edge.serving.catalogue import Catalogue
 from fxelastic.edge.serving.events import EventLog, describe
@@ -24,6 +24,7 @@ from fxelastic.edge.synthetic_inputs import CHOICES, synthetic
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
 from fxelastic.spec.costs import BranchCosts
+from fxelastic.spec.costs_by_size import Sizes
 from fxelastic.spec.latency_table import LatencyTable
 
 
@@ -220,6 +221,7 @@ class BranchTimer:
         batch_size: Batch size of the inputs.
         repeats: The number of runs of each branch, besides one warm-up run.
         rest_s: The rest before each run, in seconds; it keeps the effect on requests small.
+        sizes: Sizes of the inputs besides the batch size; None for the example's.
     """
 
     bundle: Bundle
@@ -227,6 +229,7 @@ class BranchTimer:
     batch_size: int = 1
     repeats: int = 5
     rest_s: float = 0.02
+    sizes: Sizes | None = None
 
     def measure(self, arch: Arch, stop: threading.Event) -> Mapping[str, float]:
         """Measure a subnet's branches.
@@ -260,7 +263,7 @@ class BranchTimer:
     def _inputs(self, branch: str) -> list[dict[str, Any]]:
         """Inputs for each choice of integers; empty if their sizes are unknown."""
         infos = [self.bundle.values[name] for name in self.bundle.segment(branch).inputs]
-        sizes = self.bundle.manifest.model.sizes_at(self.batch_size)
+        sizes = self.bundle.manifest.model.sizes_at(self.batch_size, self.sizes)
         try:
             shapes = [info.shape_at(sizes) for info in infos]
         except UsageError:
@@ -282,6 +285,7 @@ class TableProbe:
         timer: BranchTimer,
         mode: str,
         path: str | os.PathLike[str] | None = None,
+        sizes: Sequence[Sizes] = (),
     ) -> None:
         """Start with a table.
 
@@ -290,8 +294,10 @@ class TableProbe:
             timer: Measures branches.
             mode: ``assembled`` or ``paged``.
             path: The file for the corrected table; None not to write it.
+            sizes: The sizes that the pool's latencies are for, from `sizes_of_pool`.
         """
         self.table = table
+        self._sizes = tuple(sizes)
         self._timer = timer
         self._mode = mode
         self._path = None if path is None else Path(path)
@@ -306,6 +312,10 @@ class TableProbe:
         """Measure a subnet's branches; see `BranchTimer`."""
         return self._timer.measure(arch, stop)
 
+    def fixed_table(self) -> LatencyTable:
+        """The table at the sizes that the pool's latencies are for."""
+        return table_at(self.table, self._sizes)
+
     def renew(self, factors: Mapping[str, float]) -> Callable[[Arch], float]:
         """Multiply the latencies of branches in the table.
 
@@ -315,8 +325,9 @@ class TableProbe:
         Returns:
             A function that returns the factor by which a subnet's estimate changes.
         """
-        old = self.table
-        self.table = new = renewed(old, factors)
+        old = self.fixed_table()
+        self.table = renewed(self.table, factors)
+        new = self.fixed_table()
         return lambda arch: new.predict_ms(arch, self._mode) / old.predict_ms(arch, self._mode)
 
     def save(self) -> None:

@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 #: * budget_changed - the user set another budget.
 #: * budget_unmet, budget_met - no subnet keeps the budget at this load; one does again.
 #: * slow_requests - some requests took several times as long as the others.
+#: * size_not_measured - a request has sizes that the latency table does not cover.
 #: * clock_jumped - the clock was set back.
 #: * research_started, research_finished, research_failed - a background search for quicker subnets.
 #: * drifted, reprofiled, probe_failed - the latency table is no longer valid; it was corrected; its
@@ -52,6 +53,7 @@ Kind: TypeAlias = Literal[
     "research_started",
     "rolled_back",
     "run_failed",
+    "size_not_measured",
     "slow_requests",
     "started",
     "store_failed",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import NamedTuple
@@ -27,12 +27,22 @@ class Observation(NamedTuple):
         actual_ms: The measured latency, in ms.
         first: Whether it is one of the first runs of a session, which allocate memory, so that its
             latency does not show the load.
+        scale: The latency estimated at the request's own sizes, as a multiple of the candidate's
+            estimate; None if unknown, so that its latency does not show the load.
+        sizes: The request's sizes by symbol, if other sizes than the batch vary.
     """
 
     time_s: float
     candidate: Candidate
     actual_ms: float
     first: bool = False
+    scale: float | None = 1.0
+    sizes: Mapping[str, int] | None = None
+
+    @property
+    def estimated_ms(self) -> float | None:
+        """The estimated latency on the idle device, in ms; None if unknown."""
+        return None if self.scale is None else self.scale * self.candidate.ms
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,7 @@ class Load:
         n_slow: The number of fresh requests that took several times as long as usual.
         clock_jumped: Whether the clock was set back since the last reading; earlier requests are
             then forgotten.
+        n_unmeasured: The number of fresh requests whose sizes have no estimate.
         high: Upper quartile of r in the newest part of the window: a load that varies within
             fractions of a second has several levels.
         begin_s: The time when the first request ended; None before that.
@@ -63,6 +74,7 @@ class Load:
     clock_jumped: bool = False
     high: float | None = None
     begin_s: float | None = None
+    n_unmeasured: int = 0
 
     def peak_since(self, time_s: float) -> float | None:
         """The largest ratio read since ``time_s``; None if there was no reading."""
@@ -73,8 +85,8 @@ class Load:
 class Monitor:
     """Estimates r over the latest requests; robust against single slow requests.
 
-    r compares each request with the estimate of the subnet that served it, so a window may contain
-    requests from before and after a switch.
+    r compares each request with the estimate of the subnet that served it, at the request's own
+    sizes. So a window may contain requests from before and after a switch, and of all sizes.
 
     Any thread may call `record` on every request: it only appends. One thread calls `read`, which
     does the work.
@@ -123,7 +135,7 @@ class Monitor:
         while self._incoming:
             fresh.append(self._incoming.popleft())
         usual = self._last.ratio
-        n_slow = 0
+        n_slow = n_unmeasured = 0
         jumped = False
         for seen in fresh:
             if seen.time_s < self._latest_s - _CLOCK_SLACK_S:
@@ -133,7 +145,11 @@ class Monitor:
                 self._peaks.clear()
                 self._begin_s = None
             self._latest_s = max(self._latest_s, seen.time_s)
-            ratio = seen.actual_ms / seen.candidate.ms
+            estimated_ms = seen.estimated_ms
+            if estimated_ms is None:
+                n_unmeasured += 1
+                continue
+            ratio = seen.actual_ms / estimated_ms
             # A latency of 0 or less means that the clock was set during the request.
             if 0 < ratio < math.inf and not seen.first:
                 self._samples.append((seen.time_s, ratio))
@@ -147,6 +163,7 @@ class Monitor:
             *(ratio_now, recent, n, tuple(self._peaks), fresh, n_slow, jumped),
             high=high,
             begin_s=self._begin_s,
+            n_unmeasured=n_unmeasured,
         )
         return self._last
 

@@ -18,6 +18,7 @@ from fxelastic.edge.serving.monitor import Monitor
 from fxelastic.edge.serving.policy import Decision, RatioPolicy, Situation, SwitchPolicy
 from fxelastic.edge.serving.preload import Preload
 from fxelastic.errors import UsageError
+from fxelastic.spec.costs_by_size import Sizes
 from fxelastic.spec.limits import Bound
 
 # Names of earlier versions.
@@ -35,6 +36,10 @@ class Serving:
             enough memory for it.
         limits: Bounds on resources other than the latency, such as ``{"weight_bytes": "70%"}``,
             if their costs are known. Subnets that exceed them are not served.
+        sizes: The sizes of inputs that the budget is for, such as ``{"seq": 128}``, if other sizes
+            than the batch vary; the budget of other requests is larger or smaller in proportion to
+            their estimated latency. By default, those of the search: the mean over its samples,
+            unless it was told others.
         memory_bytes: Maximum memory for weights, in bytes. None means no limit: the preloaded
             subnets in ``assembled`` mode, the subnet in use in ``paged`` mode, and during a switch
             the next subnet too.
@@ -67,6 +72,7 @@ class Serving:
 
     mode: str = "auto"
     limits: Mapping[str, Bound] | None = None
+    sizes: Sizes | None = None
     memory_bytes: int | None = None
     threads: int = 0
     prepared: str | os.PathLike[str] | None = None
@@ -106,6 +112,10 @@ class Serving:
             value = getattr(self, name)
             if value is not None and not callable(value):
                 raise UsageError(f"{name} must be callable", got=repr(value))
+        if self.sizes is not None and not isinstance(self.sizes, Mapping):
+            raise UsageError(
+                "sizes must be a mapping", expected="for example {'seq': 128}", got=repr(self.sizes)
+            )
         if isinstance(self.data, (str, os.PathLike)) and not os.path.isfile(self.data):
             # Check now: the file is read only later, while no subnet keeps the budget.
             raise UsageError(

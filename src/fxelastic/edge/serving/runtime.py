@@ -20,6 +20,7 @@ from fxelastic.edge.serving.monitor import Observation
 from fxelastic.edge.serving.options import Serving
 from fxelastic.edge.serving.preload import Preloader
 from fxelastic.edge.serving.recovery import Recovery, all_finite
+from fxelastic.edge.serving.size_estimates import SizeEstimates
 from fxelastic.edge.serving.status import Status
 from fxelastic.edge.signature import BundleSignature
 from fxelastic.errors import ServingError, UsageError
@@ -36,12 +37,15 @@ class Reply(NamedTuple):
         outputs: The arrays in it, in the order of the bundle's outputs.
         arch: The subnet that computed it.
         latency_ms: The time it took, in ms.
+        estimated_ms: The subnet's estimated latency on the idle device, at the request's sizes, in
+            ms; None if unknown.
     """
 
     value: Any
     outputs: Sequence[Array]
     arch: Arch
     latency_ms: float
+    estimated_ms: float | None = None
 
 
 class Runtime:
@@ -66,6 +70,7 @@ class Runtime:
         searcher: Searcher | None = None,
         probe: TableProbe | None = None,
         limits: Limits | None = None,
+        estimates: SizeEstimates | None = None,
     ) -> None:
         """Load the best subnet and begin to serve.
 
@@ -78,6 +83,7 @@ class Runtime:
             searcher: Searches for quicker subnets when none keeps the budget; None not to search.
             probe: Checks the latency table; None not to check it.
             limits: Absolute limits on other resources than the latency.
+            estimates: Estimates requests at their own sizes; None if only the batch size varies.
 
         Raises:
             UsageError: No subnet keeps the limits, or the budget is not above 0.
@@ -86,6 +92,7 @@ class Runtime:
         options = options or Serving()
         self._loader = loader
         self._signature = signature
+        self._estimates = estimates
         self._clock = clock = options.clock
         self._started_s = clock()
         self._closing = threading.Lock()
@@ -107,6 +114,7 @@ class Runtime:
         self._controller = Controller(
             *(self._monitor, options.policy, options.preload, catalogue, cache, self._preloader),
             *(events, clock, budget_ms, options.tick_s, self._unmet, options.on_tick),
+            missing=None if estimates is None else estimates.missing,
         )
         self._recovery = Recovery(cache, catalogue, events, clock)
         self._search: BackgroundSearch | None = None
@@ -217,9 +225,16 @@ class Runtime:
             first = subnet.n_first < FIRST
             if first:
                 subnet.n_first += 1
-            self._monitor.record(Observation(end_s, candidate, latency_ms, first))
+            scale: float | None = 1.0
+            sizes = None
+            if self._estimates is not None:
+                sizes = self._signature.sizes(inputs)
+                scale = self._estimates.scale(candidate.arch, sizes)
+            seen = Observation(end_s, candidate, latency_ms, first, scale, sizes)
+            self._monitor.record(seen)
             self._controller.wake()
-            return Reply(self._signature.result(outputs), outputs, candidate.arch, latency_ms)
+            result = self._signature.result(outputs)
+            return Reply(result, outputs, candidate.arch, latency_ms, seen.estimated_ms)
         if error is not None:
             outputs, candidate = self._recovery.after_error(inputs, candidate, error)
         else:
@@ -231,7 +246,7 @@ class Runtime:
 
     @property
     def budget_ms(self) -> float:
-        """What a request may take, in ms; may be set while serving."""
+        """What a request of the budget's sizes may take, in ms; may be set while serving."""
         return self._controller.budget_ms
 
     @budget_ms.setter
@@ -269,6 +284,7 @@ class Runtime:
             n_requests=self._cache.n_acquired,
             n_failed=events.get("request_failed", 0),
             n_switches=self._cache.n_switches,
+            n_unmeasured=self._controller.n_unmeasured,
             resident=len(self._cache.archs),
             resident_bytes=self._cache.resident_bytes,
             barred=len(self._catalogue.barred),

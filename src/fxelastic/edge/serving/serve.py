@@ -14,6 +14,8 @@ from fxelastic.edge.candidates import (
     absolute_limits,
     candidates_of,
     choose_mode,
+    sizes_of_pool,
+    table_at,
 )
 from fxelastic.edge.pool import SubnetPool
 from fxelastic.edge.prepared import PreparedFiles, needed
@@ -24,6 +26,7 @@ from fxelastic.edge.serving.loaders import AssembledLoader, Loader, PagedLoader
 from fxelastic.edge.serving.options import Serving
 from fxelastic.edge.serving.preload import Preload
 from fxelastic.edge.serving.runtime import Runtime
+from fxelastic.edge.serving.size_estimates import SizeEstimates
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.edge.signature import BundleSignature
 from fxelastic.errors import UsageError
@@ -52,7 +55,8 @@ def serve(
         pool: Subnets with latency and accuracy: ``result.pool`` of `edge.search`, whose latencies
             are replaced by those of the table if there is one; or objects of your own with
             the arch, the latency and the accuracy of a `PoolEntry`, whose latencies are kept.
-        budget_ms: What a request may take, in ms. It may be among ``limits`` instead.
+        budget_ms: What a request may take, in ms. It may be among ``limits`` instead. If other
+            sizes than the batch vary, it is for requests of ``sizes``, see `Serving`.
         options: The other options; see `Serving`.
         **changes: Single options, such as ``mode="paged"``, which replace those of ``options``.
 
@@ -75,15 +79,27 @@ def serve(
     budget_ms = _budget_ms(budget_ms, options.limits)
     pool = pool if isinstance(pool, SubnetPool) else tuple(pool)
     mode = choose_mode(bundle, pool, options.mode, options.memory_bytes)
-    candidates = candidates_of(bundle, pool, table, mode, options.memory_bytes)
-    limits = absolute_limits(options.limits, bundle, table, candidates, mode)
+    sizes = sizes_of_pool(bundle, pool, table, options.sizes)
+    fixed = None if table is None else table_at(table, sizes)
+    candidates = candidates_of(bundle, pool, fixed, mode, options.memory_bytes)
+    limits = absolute_limits(options.limits, bundle, fixed, candidates, mode)
     if mode == "paged" and options.memory_bytes is None and options.preload == Preload():
         options = replace(options, preload=Preload(limit=0))
     probe = None
     if table is not None:
-        timer = BranchTimer(bundle, SessionMaker(options.threads).open_branch, table.batch_size)
-        probe = TableProbe(table, timer, mode, options.table_path)
+        open_branch = _session_maker(bundle, options).open_branch
+        own = table.sizes[0] if len(table.sizes) == 1 else None
+        timer = BranchTimer(bundle, open_branch, table.batch_size, sizes=own)
+        probe = TableProbe(table, timer, mode, options.table_path, sizes)
     searcher = _searcher(bundle, probe, pool, mode, options)
+    estimates = None
+    if sizes:
+        names = [symbol.name for symbol in bundle.manifest.model.sizes]
+
+        def current() -> LatencyTable | None:
+            return None if probe is None else probe.table
+
+        estimates = SizeEstimates(current, mode, sizes, names)
     return Runtime(
         loader_of(bundle, mode, candidates, options),
         BundleSignature(bundle),
@@ -93,6 +109,7 @@ def serve(
         searcher,
         probe,
         limits,
+        estimates,
     )
 
 
@@ -111,7 +128,7 @@ def loader_of(
         options: ``threads`` and ``prepared`` are used.
     """
     options = options or Serving()
-    sessions = SessionMaker(options.threads)
+    sessions = _session_maker(bundle, options)
     preparation = BackgroundPreparation(PreparedFiles.of(bundle, options.prepared))
     if mode == "assembled":
         return AssembledLoader(bundle, preparation, sessions.open_prepared)
@@ -121,6 +138,10 @@ def loader_of(
         wanted = needed(ParetoTable(candidates), mode)
         preparation.want(item for item in wanted if files.find(item) is None)
     return PagedLoader(bundle, preparation, sessions.open_prepared, sessions.open_branch)
+
+
+def _session_maker(bundle: Bundle, options: Serving) -> SessionMaker:
+    return SessionMaker(options.threads, sizes_vary=bool(bundle.manifest.model.sizes))
 
 
 def _budget_ms(budget_ms: float | None, limits: Mapping[str, Bound] | None) -> Any:
@@ -149,4 +170,4 @@ def _searcher(
     probe.table.check_usable(mode, force=options.force)
     score = local_score(bundle, options.data, pool, options.score)
     how = {"mode": mode, "score": score, "held_out": options.held_out, "force": options.force}
-    return LocalSearch(bundle, lambda: probe.table, options.data, options.pool_path, how)
+    return LocalSearch(bundle, probe.fixed_table, options.data, options.pool_path, how)

@@ -28,6 +28,7 @@ class Status:
         barred: Subnets that failed and are not served now.
         searching: Whether a search for quicker subnets runs.
         events: The number of events of each kind.
+        n_unmeasured: Requests whose sizes have no estimated latency, and do not count for r.
     """
 
     state: str
@@ -44,10 +45,14 @@ class Status:
     barred: int
     searching: bool
     events: Mapping[str, int] = field(default_factory=dict)
+    n_unmeasured: int = 0
 
     @property
     def latency_ms(self) -> float | None:
-        """Median latency of the latest requests, in ms; None before there were enough."""
+        """Median latency of the latest requests, in ms; None before there were enough.
+
+        If sizes vary, it is the latency at the sizes that the budget is for.
+        """
         if self.ratio is None or self.step is None:
             return None
         return self.ratio * self.step.ms
@@ -67,6 +72,7 @@ class Status:
             "n_requests": self.n_requests,
             "n_failed": self.n_failed,
             "n_switches": self.n_switches,
+            "n_unmeasured": self.n_unmeasured,
             "resident": self.resident,
             "resident_bytes": self.resident_bytes,
             "barred": self.barred,
