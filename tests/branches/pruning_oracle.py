@@ -29,6 +29,7 @@ class PrunedBlock:
 
     partition: Partition
     block: int
+    stop: int
     copied: Trainable
     analysis: Analysis
     labels: frozenset[int]
@@ -45,7 +46,7 @@ class PrunedBlock:
 
     @cached_property
     def _masked_block(self) -> nn.Module:
-        whole = trainable(self.partition, self.block, self.block + 1, Liveness(self.partition))
+        whole = trainable(self.partition, self.block, self.stop, Liveness(self.partition))
         module = whole.module.eval()
         dims = {str(n.target): d for n, d in self.analysis.dims.items() if n.op == "get_attr"}
         for target, dim in self.analysis.contractions:
@@ -58,12 +59,15 @@ class PrunedBlock:
         return module
 
 
-def pruned_block(partition: Partition, block: int, ratio: float) -> PrunedBlock | str:
-    """Prune a block; the reason if it can't be pruned."""
-    interval = Interval(partition, Liveness(partition), "pruned", block, block + 1)
+def pruned_block(
+    partition: Partition, block: int, ratio: float, span: int = 0
+) -> PrunedBlock | str:
+    """Prune a block, or a run of blocks; the reason if it can't be pruned."""
+    stop = block + span + 1
+    interval = Interval(partition, Liveness(partition), "pruned", block, stop)
     try:
         read = prunable(interval)
         found = prune(interval, read, ratio, importance_by_weight(read.analysis))
     except NoBranchError as e:
         return str(e)
-    return PrunedBlock(partition, block, *found)
+    return PrunedBlock(partition, block, stop, *found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from fxelastic.ir.liveness import Liveness
 from fxelastic.ir.partition import Partition
 from tests.branches.expanded import LARGE, NAMES, Expanded, expanded, shared
 from tests.branches.pruning_oracle import PrunedBlock, pruned_block
+from tests.models.captured import partitioned
 
 RATIOS = (0.25, 0.5)
 
@@ -52,6 +54,46 @@ def test_removal_is_exact(case: Expanded) -> None:
             with torch.no_grad():
                 result = copied.module.eval()(*operands)
             _assert_close(result, found.masked(operands), found)
+
+
+@pytest.mark.parametrize("span", [1, 2])
+def test_removal_from_a_run_of_blocks_is_exact(span: int) -> None:
+    case = expanded("vgg11_small", kinds=())
+    partition = case.supernet.partition
+    found = [pruned_block(partition, i, 0.5, span) for i in range(len(partition.blocks) - span)]
+    pruned = [run for run in found if not isinstance(run, str)]
+    assert pruned
+    values = case.values(3)
+    for run in pruned:
+        operands = [values[name] for name in (*run.copied.inputs, *run.copied.context)]
+        with torch.no_grad():
+            _assert_close(run.copied.module.eval()(*operands), run.masked(operands), run)
+
+
+def test_a_run_without_channels_between_its_blocks_is_refused() -> None:
+    """Residual blocks add to their input, whose channels the next block needs."""
+    made = list(Pruned(ratios=(0.5,), spans=(1,)).make(partitioned("resnet18", 0.25)))
+    refused = [refusal for refusal in made if isinstance(refusal, Refusal)]
+    assert refused
+    assert {refusal.stop - refusal.start for refusal in refused} == {2}  # type: ignore[operator]
+    assert any("inner borders" in refusal.reason for refusal in refused)
+
+
+@pytest.mark.parametrize("importance", ["weight", "activation"])
+def test_a_plain_network_loses_channels_between_its_blocks(importance: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Sequential(nn.Conv2d(16, 16, 3), nn.ReLU()) for _ in range(3)))
+    x = torch.randn(2, 16, 12, 12)
+    kind = Pruned(ratios=(0.5,), importance=importance, spans=(0, 1))
+    supernet = fxelastic.expand(model, 0.34, example_inputs=x, kinds=(kind,), calibration=x)
+    ids = {branch.id for branch in supernet.branches.values() if branch.kind == "pruned"}
+    assert ids == {"pruned50@0-2", "pruned50@1-3"}
+
+
+@pytest.mark.parametrize("spans", [(-1,), (0.5,), 1])
+def test_spans_are_checked(spans: Any) -> None:
+    with pytest.raises(UsageError, match="spans must hold integers of at least 0"):
+        Pruned(spans=spans)
 
 
 def test_the_oracle_can_disagree() -> None:

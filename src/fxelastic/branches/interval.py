@@ -13,6 +13,7 @@ from fxelastic.branches.trainable import Trainable, trainable
 from fxelastic.ir.block import REPLACEABLE, Block
 from fxelastic.ir.branch import Branch, Refusal
 from fxelastic.ir.liveness import Liveness
+from fxelastic.ir.operators import attribute, operator_name
 from fxelastic.ir.partition import Partition
 from fxelastic.spec import BranchSpec, branch_id
 
@@ -174,8 +175,21 @@ def intervals(partition: Partition, kind: str) -> Iterator[Interval]:
 
 
 def n_weights(module: nn.Module) -> int:
-    """Number of parameters of a module."""
-    return sum(parameter.numel() for parameter in module.parameters())
+    """Number of parameters of a module; of a parameter that it only slices, those of the slices."""
+    whole = sum(parameter.numel() for parameter in module.parameters())
+    return whole - (_unread(module) if isinstance(module, fx.GraphModule) else 0)
+
+
+def _unread(module: fx.GraphModule) -> int:
+    """Number of parameters outside the slices that are all that is read of their tensors."""
+    n = 0
+    for node in module.graph.nodes:
+        if node.op == "get_attr" and len(node.users) == 1:
+            (reader,) = node.users
+            value = attribute(module, str(node.target))
+            if operator_name(reader) == "aten.slice" and isinstance(value, nn.Parameter):
+                n += value.numel() - reader.meta["val"].numel()
+    return n
 
 
 def _counted(n: int, noun: str) -> str:

@@ -33,19 +33,20 @@ def shares(name: str, values: Any) -> tuple[float, ...]:
     return tuple(values)
 
 
-def counts(name: str, values: Any) -> tuple[int, ...]:
+def counts(name: str, values: Any, least: int = 1) -> tuple[int, ...]:
     """Check an option that is a sequence of counts.
 
     Args:
         name: The option's name, for the message.
         values: Its value.
+        least: The least count.
 
     Raises:
-        UsageError: It is not a sequence of integers of at least 1.
+        UsageError: It is not a sequence of integers of at least ``least``.
     """
-    if not _is_sequence(values) or not all(_is_number(v, int) and v >= 1 for v in values):
+    if not _is_sequence(values) or not all(_is_number(v, int) and v >= least for v in values):
         raise UsageError(
-            f"{name} must hold integers of at least 1, got {values!r}",
+            f"{name} must hold integers of at least {least}, got {values!r}",
             expected=f"a sequence, like {name}=(1, 2)",
             got=repr(values),
         )

@@ -1,4 +1,4 @@
-"""A block with fewer interior channels."""
+"""A block, or a run of blocks, with fewer interior channels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from fxelastic.branches.interval import Interval, NoBranchError, intervals
-from fxelastic.branches.options import Arguments, shares
+from fxelastic.branches.options import Arguments, counts, shares
 from fxelastic.branches.pruning.activations import activations
 from fxelastic.branches.pruning.analysis import analysed
 from fxelastic.branches.pruning.channels import Analysis, PruningPolicy
@@ -32,9 +32,9 @@ _POLICIES = tuple(PruningPolicy(factor, whole) for whole in (True, False) for fa
 
 @dataclass(frozen=True)
 class Pruned:
-    """A trained copy of each block without some of its interior channels or heads.
+    """A trained copy of each block, or run of blocks, without some interior channels or heads.
 
-    The block's input and output keep their channels. Each group of alike channels loses its share
+    Its input and output keep their channels. Each group of alike channels loses its share
     once, however many layers it runs through. Channels that the analysis does not understand stay,
     and a block without removable channels gets a refusal with the reason.
 
@@ -42,17 +42,22 @@ class Pruned:
     zero. If nothing can be removed exactly, channels go that a layer norm takes its statistics
     over; the branch is then marked as approximate.
 
+    A run of blocks loses the channels at its inner borders as well, which a block alone must keep.
+    A run without such channels gets a refusal: its blocks can be pruned one by one.
+
     Attributes:
         ratios: Shares of the channels to remove; each makes one branch.
         importance: How channels are ranked: by ``weight`` (sum of magnitudes of all weights of a
             channel), ``bn`` (magnitude of its batch norm's scale, if it has one) or ``activation``
             (mean magnitude of its values on the calibration batches).
         round_to: The number of channels kept is a multiple of this where possible.
+        spans: Numbers of further blocks of a run; 0 for single blocks.
         calibration: Positional and keyword arguments of some calls of the model; those of
             `fxelastic.expand` if empty.
 
     Raises:
-        UsageError: A ratio is not in (0, 1), or the importance is unknown.
+        UsageError: A ratio is not in (0, 1), the importance is unknown, or a span is not an integer
+            of at least 0.
 
     Source: AdaptiveNet, section 4.1, the blocks ``B_i^(-k)``.
     """
@@ -61,10 +66,12 @@ class Pruned:
     importance: str = "weight"
     round_to: int = 8
     calibration: tuple[Arguments, ...] = ()
+    spans: Sequence[int] = (0,)
 
     def __post_init__(self) -> None:
         """Check the options."""
         object.__setattr__(self, "ratios", shares("ratios", self.ratios))
+        object.__setattr__(self, "spans", counts("spans", self.spans, least=0))
         if self.importance not in (*IMPORTANCE, _ACTIVATION):
             raise UsageError(
                 "unknown importance",
@@ -85,18 +92,23 @@ class Pruned:
             seed: Not used, since nothing here is random.
 
         Yields:
-            A branch for each block and ratio, or the reason why there is none.
+            A branch for each run and ratio, or the reason why there is none.
         """
         found: Iterable[tuple[Interval, Prunable | str]]
-        found = ((interval, _attempt(interval)) for interval in intervals(partition, KIND))
-        measured: Mapping[int, Mapping[int, float]] = {}
+        runs = (run for span in dict.fromkeys(self.spans) for run in _runs(partition, span))
+        found = ((interval, _attempt(interval)) for interval in runs)
+        measured: Mapping[tuple[int, int], Mapping[int, float]] = {}
         if self.needs_calibration:
             # One run of the model for all blocks.
             found = list(found)
-            blocks = {i.start: (b.copied, b.analysis) for i, b in found if isinstance(b, Prunable)}
+            blocks = {
+                (i.start, i.stop): (b.copied, b.analysis)
+                for i, b in found
+                if isinstance(b, Prunable)
+            }
             measured = activations(partition, blocks, self.calibration)
         for interval, block in found:
-            by = measured.get(interval.start, {})
+            by = measured.get((interval.start, interval.stop), {})
             if isinstance(block, Prunable) and not self.needs_calibration:
                 by = IMPORTANCE[self.importance](block.analysis)
             for ratio in dict.fromkeys(self.ratios):
@@ -201,6 +213,14 @@ def changes_statistics(analysis: Analysis, labels: frozenset[int]) -> bool:
     )
 
 
+def _runs(partition: Partition, span: int) -> Iterator[Interval]:
+    """The runs of ``span + 1`` replaceable blocks."""
+    singles = {interval.start: interval for interval in intervals(partition, KIND)}
+    for start, interval in singles.items():
+        if all(start + i in singles for i in range(span + 1)):
+            yield replace(interval, stop=start + span + 1)
+
+
 def _attempt(interval: Interval) -> Prunable | str:
     try:
         return prunable(interval)
@@ -222,7 +242,7 @@ def prunable(interval: Interval) -> Prunable:
     problem = interval.misfit(copied.module, interval.operands(copied), result, batch_sizes=(3,))
     if problem:
         raise NoBranchError(f"its shapes cannot be derived: {problem}")
-    nodes = [interval.partition.nodes[name] for name in interval.blocks[0].nodes]
+    nodes = [interval.partition.nodes[n] for block in interval.blocks for n in block.nodes]
     reason = ""
     for approximate in (False, True):
         best: Prunable | None = None
@@ -230,6 +250,7 @@ def prunable(interval: Interval) -> Prunable:
         for policy in _policies(nodes):
             try:
                 read = _read(copied, replace(policy, approximate=approximate))
+                _check_borders(interval, read)
             except NoBranchError as e:
                 reason = reason or str(e)
                 continue
@@ -267,6 +288,21 @@ def _read(copied: Trainable, policy: PruningPolicy) -> Prunable:
             f"no channels to remove: {reasons or 'all are tied to its input or output'}"
         )
     return Prunable(copied, analysis, found)
+
+
+def _check_borders(interval: Interval, block: Prunable) -> None:
+    """Refuse a run of blocks without removable channels at its inner borders."""
+    inner = {name for part in interval.blocks[:-1] for name in part.outputs}
+    free = {label for group in block.groups for label in group.labels}
+    channels = block.analysis.channels
+    borders = (
+        channels.roots(labels)
+        for node, dims in block.analysis.dims.items()
+        if node.name in inner
+        for labels in dims
+    )
+    if inner and not any(free.intersection(roots.tolist()) for roots in borders):
+        raise NoBranchError("no channels of its inner borders can be removed")
 
 
 def _elements(analysis: Analysis, found: list[Group]) -> int:

@@ -260,8 +260,15 @@ class Supernet(Copyable, nn.Module):
 
     @property
     def n_params(self) -> int:
-        """Number of parameters of all branches."""
-        return sum(spec.n_params for spec in self.space.branches)
+        """Number of parameters of all branches; those that new branches share count once."""
+        originals = sum(b.n_params for b in self.branches.values() if b.frozen)
+        new = {
+            parameter: parameter.numel()
+            for branch in self.branches.values()
+            if not branch.frozen
+            for parameter in branch.module.parameters()
+        }
+        return originals + sum(new.values())
 
     def __str__(self) -> str:
         """A summary for terminals: branches of each kind, subnets, size, refusals."""

@@ -91,13 +91,19 @@ def _structure_digest(partition: BlockGraph, branches: _Branches) -> str:
 
 
 def _tensors(branches: _Branches) -> dict[str, Tensor]:
-    """The parameters and buffers of the new branches, by branch and name."""
-    return {
-        f"{branch.id}/{name_of(name)}": value
-        for branch in branches.values()
-        if not branch.frozen
-        for name, value in branch.module.state_dict(keep_vars=True).items()
-    }
+    """The parameters and buffers of the new branches, by branch and name.
+
+    What branches share is under the name of the first of them.
+    """
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for branch in branches.values():
+        if branch.frozen:
+            continue
+        own = branch.module.state_dict(keep_vars=True)
+        found |= {f"{branch.id}/{name_of(k)}": v for k, v in own.items() if id(v) not in seen}
+        seen.update(map(id, own.values()))
+    return found
 
 
 def _model_tensors(branches: _Branches) -> Iterable[tuple[str, Tensor]]:

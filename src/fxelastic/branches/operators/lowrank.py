@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from fxelastic.branches.operators.factors import by_inputs, by_outputs
 from fxelastic.branches.operators.layers import Layer
@@ -30,6 +31,10 @@ class LowRank(LayerOperator):
     (``channel``), or one along the height and one along the width (``spatial``, for kernels of two
     dimensions). The factors are the best ones for the outputs' mean squared error: on calibration
     data if there is any, else for white noise, which is the singular value decomposition.
+
+    The branches of several ranks are one factorisation, sorted by importance: a lower rank takes
+    the first rows of the same weights, so that several ranks take the memory of the highest, and
+    learn together.
 
     Attributes:
         ranks: Shares of the full rank; each makes one branch. The full rank is that of the weight
@@ -68,7 +73,7 @@ class LowRank(LayerOperator):
         return {
             suffix(rank) + ("s" if way == "spatial" else ""): (way, rank)
             for way in dict.fromkeys(self.ways)
-            for rank in dict.fromkeys(self.ranks)
+            for rank in sorted(set(self.ranks), reverse=True)
         }
 
     def fit(self, layer: Layer, variant: Any) -> Replacement | str:
@@ -96,13 +101,25 @@ class LowRank(LayerOperator):
 def _channel(stand_in: StandIn, known: Moments, rank: int) -> fx.Node:
     layer = stand_in.layer
     flat = layer.matrix.flatten(1)
-    # The smaller of the two eigenproblems.
-    if layer.taps == 1 and layer.n_in < layer.n_out:
-        left, right = by_inputs(flat, known.channels, rank)
-    else:
-        left, right = by_outputs(flat, known.outputs, rank)
-    first = stand_in.spatial(layer.operand, right.unflatten(1, (layer.n_in, layer.taps)))
-    return stand_in.pointwise(first, left, stand_in.shifted_bias(known, flat - left @ right))
+
+    @cache
+    def factors() -> tuple[Tensor, Tensor]:
+        # The smaller of the two eigenproblems.
+        if layer.taps == 1 and layer.n_in < layer.n_out:
+            return by_inputs(flat, known.channels, rank)
+        return by_outputs(flat, known.outputs, rank)
+
+    def first() -> Tensor:
+        return factors()[1].reshape(rank, layer.n_in, *layer.kernel)
+
+    right = stand_in.prefix("right", first, rank)
+    left = stand_in.prefix("left", lambda: factors()[0].mT, rank)
+    residual = flat - stand_in.product("left", "right", rank)
+    ones = (1,) * len(layer.kernel)
+    outer = stand_in.reshaped(left, (rank, layer.n_out), (1, 0), (layer.n_out, rank, *ones))
+    inner = stand_in.spatial(layer.operand, right)
+    bias = stand_in.shifted_bias(known, residual)
+    return stand_in.map(inner, outer, bias, dims=len(layer.kernel))
 
 
 def _spatial(stand_in: StandIn, known: Moments, rank: int) -> fx.Node:
@@ -111,25 +128,40 @@ def _spatial(stand_in: StandIn, known: Moments, rank: int) -> fx.Node:
     weight = layer.matrix.unflatten(2, (high, wide))
     # Rows: an output channel at a horizontal tap; columns: an input channel at a vertical tap.
     matrix = weight.permute(0, 3, 1, 2).reshape(layer.n_out * wide, layer.n_in * high)
-    taps = known.taps.sum(0).unflatten(0, (high, wide)).unflatten(2, (high, wide))
-    vertical = torch.einsum("awbw->ab", taps)
-    vertical = vertical * high / vertical.trace().clamp_min(1e-300)
-    left, right = by_inputs(matrix, torch.kron(known.channels, vertical), rank)
+
+    @cache
+    def factors() -> tuple[Tensor, Tensor]:
+        taps = known.taps.sum(0).unflatten(0, (high, wide)).unflatten(2, (high, wide))
+        vertical = torch.einsum("awbw->ab", taps)
+        vertical = vertical * high / vertical.trace().clamp_min(1e-300)
+        return by_inputs(matrix, torch.kron(known.channels, vertical), rank)
+
+    def first() -> Tensor:
+        return factors()[1].reshape(rank, layer.n_in, high, 1)
+
+    right = stand_in.prefix("vertical", first, rank)
+    left = stand_in.prefix("horizontal", lambda: factors()[0].mT, rank)
+    residual = matrix - stand_in.product("horizontal", "vertical", rank)
+    residual = residual.reshape(layer.n_out, wide, layer.n_in, high).permute(0, 2, 3, 1)
+    bias = stand_in.shifted_bias(known, residual.flatten(1))
     stride, padding, dilation = layer.stride, layer.padding, layer.dilation
-    first = stand_in.map(
+    inner = stand_in.map(
         layer.operand,
-        right.reshape(rank, layer.n_in, high, 1),
+        right,
+        dims=2,
         stride=(stride[0], 1),
         padding=(padding[0], 0),
         dilation=(dilation[0], 1),
     )
-    horizontal = left.reshape(layer.n_out, wide, rank).permute(0, 2, 1)
-    residual = matrix - left @ right
-    residual = residual.reshape(layer.n_out, wide, layer.n_in, high).permute(0, 2, 3, 1)
+    # [rank, outputs, taps] as [outputs, rank, 1, taps].
+    outer = stand_in.reshaped(
+        left, (rank, layer.n_out, wide), (1, 0, 2), (layer.n_out, rank, 1, wide)
+    )
     return stand_in.map(
-        first,
-        horizontal.unsqueeze(2),
-        stand_in.shifted_bias(known, residual.flatten(1)),
+        inner,
+        outer,
+        bias,
+        dims=2,
         stride=(1, stride[1]),
         padding=(0, padding[1]),
         dilation=(1, dilation[1]),

@@ -12,7 +12,7 @@ from torch import fx
 from fxelastic.branches.interval import NoBranchError, intervals
 from fxelastic.branches.operators.layers import Layer, layers
 from fxelastic.branches.operators.moments import Moments, moments
-from fxelastic.branches.operators.stand_in import StandIn
+from fxelastic.branches.operators.stand_in import Shared, StandIn
 from fxelastic.branches.options import Arguments
 from fxelastic.ir.branch import Branch, Refusal
 from fxelastic.ir.partition import Partition
@@ -60,7 +60,10 @@ class LayerOperator(ABC):
 
     @abstractmethod
     def variants(self) -> Mapping[str, object]:
-        """The branches of a block: a suffix of the id, and the value that `fit` receives."""
+        """The branches of a block: a suffix of the id, and the value that `fit` receives.
+
+        If branches share weights (`StandIn.prefix`), the largest comes first.
+        """
 
     @abstractmethod
     def fit(self, layer: Layer, variant: object) -> Replacement | str:
@@ -85,11 +88,14 @@ class LayerOperator(ABC):
             A branch for each block and variant, or the reason why there is none.
         """
         for interval in intervals(partition, self.name):
+            shared: Shared = {}
             for suffix, variant in self.variants().items():
-                change = partial(self._replace, partition=partition, variant=variant)
+                change = partial(self._replace, partition=partition, variant=variant, shared=shared)
                 yield interval.rewrite(change, variant=suffix, approximate=True)
 
-    def _replace(self, module: fx.GraphModule, *, partition: Partition, variant: object) -> str:
+    def _replace(
+        self, module: fx.GraphModule, *, partition: Partition, variant: object, shared: Shared
+    ) -> str:
         found, reasons = list(layers(module)), []
         if not found:
             raise NoBranchError("it has no convolution without groups and no linear map")
@@ -102,7 +108,7 @@ class LayerOperator(ABC):
             if isinstance(fitted, str):
                 reasons.append(f"{layer.node.name}: {fitted}")
                 continue
-            written = StandIn(layer, self.name)
+            written = StandIn(layer, self.name, shared)
             known = measured.get(layer.node.name) or Moments.white(layer)
             written.finish(fitted.write(written, known))
             lines.append(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,10 @@ _ATEN = torch.ops.aten
 _CONVOLUTIONS = {1: _ATEN.conv1d.default, 2: _ATEN.conv2d.default, 3: _ATEN.conv3d.default}
 
 
+#: Parameters that the branches of one block share, by layer and name.
+Shared = dict[tuple[str, str], nn.Parameter]
+
+
 class StandIn:
     """The operators in place of a layer, written before it, and the weights that they read.
 
@@ -24,25 +28,28 @@ class StandIn:
         layer: The layer.
     """
 
-    def __init__(self, layer: Layer, operator: str) -> None:
+    def __init__(self, layer: Layer, operator: str, shared: Shared) -> None:
         """Begin; `finish` removes the layer.
 
         Args:
             layer: The layer.
             operator: The name of the operator, part of the names of weights.
+            shared: What the branches of the block share so far.
         """
         self.layer = layer
         self._graph = layer.module.graph
         self._path = str(layer.node.args[1].target).rpartition(".")[0]  # type: ignore[union-attr]
         self._operator = operator
+        self._shared = shared
         self._n_tensors = 0
 
     def map(
         self,
         value: fx.Node,
-        weight: Tensor,
+        weight: Tensor | fx.Node,
         bias: Tensor | None = None,
         *,
+        dims: int | None = None,
         stride: Sequence[int] = (),
         padding: Sequence[int] = (),
         dilation: Sequence[int] = (),
@@ -52,15 +59,17 @@ class StandIn:
 
         Args:
             value: What it reads.
-            weight: ``[n_out, n_in / groups, *kernel]``.
+            weight: ``[n_out, n_in / groups, *kernel]``, or a node that computes it.
             bias: ``[n_out]``, or None.
+            dims: The number of dimensions of the kernel; the weight's where None.
             stride: For each dimension of the kernel; 1 if empty.
             padding: Likewise; 0 if empty.
             dilation: Likewise; 1 if empty.
             groups: The number of groups.
         """
-        operands = (value, self.weight(weight), None if bias is None else self.weight(bias))
-        dims = weight.dim() - 2
+        if isinstance(weight, Tensor):
+            dims, weight = weight.dim() - 2, self.weight(weight)
+        operands = (value, weight, None if bias is None else self.weight(bias))
         if not dims:
             assert groups == 1
             return self._call(_ATEN.linear.default, *operands)
@@ -76,21 +85,64 @@ class StandIn:
         kernel = (1,) * len(self.layer.kernel)
         return self.map(value, matrix.reshape(*matrix.shape, *kernel), bias)
 
-    def spatial(self, value: fx.Node, weight: Tensor, *, groups: int = 1) -> fx.Node:
+    def prefix(self, name: str, whole: Callable[[], Tensor], n: int) -> fx.Node:
+        """Add the first rows of a parameter that the branches of the block share.
+
+        Args:
+            name: Tells the parameters of a layer apart.
+            whole: Computes the parameter for the first branch, which has most rows.
+            n: The number of rows.
+        """
+        key = self.layer.node.name, name
+        if key not in self._shared:
+            self._shared[key] = nn.Parameter(whole().to(self.layer.weight.dtype).contiguous())
+        parameter = self._shared[key]
+        node = self._attach(parameter)
+        return node if n == len(parameter) else self._call(_ATEN.slice.Tensor, node, 0, 0, n)
+
+    def product(self, left: str, right: str, n: int) -> Tensor:
+        """What two factors of `prefix` amount to, as a matrix in float64.
+
+        Args:
+            left: The name of the factor ``[n, n_out]``.
+            right: The name of the factor ``[n, ...]``.
+            n: The number of rows.
+        """
+        outer, inner = (
+            self._shared[self.layer.node.name, name].detach()[:n].double().flatten(1)
+            for name in (left, right)
+        )
+        return outer.mT @ inner
+
+    def reshaped(
+        self,
+        value: fx.Node,
+        parts: Sequence[int],
+        order: Sequence[int],
+        shape: Sequence[int],
+    ) -> fx.Node:
+        """Split the dimensions of a weight, permute them, and give the result a shape."""
+        split = self._call(_ATEN.reshape.default, value, list(parts))
+        permuted = self._call(_ATEN.permute.default, split, list(order))
+        return self._call(_ATEN.reshape.default, permuted, list(shape))
+
+    def spatial(self, value: fx.Node, weight: Tensor | fx.Node, *, groups: int = 1) -> fx.Node:
         """Add a convolution with the layer's kernel, stride, padding and dilation.
 
         Args:
             value: What it reads.
-            weight: ``[n_out, n_in / groups, taps]``.
+            weight: ``[n_out, n_in / groups, taps]``, or a node that computes it in its own shape.
             groups: The number of groups.
         """
         layer = self.layer
-        shaped = weight.reshape(*weight.shape[:2], *layer.kernel)
+        if isinstance(weight, Tensor):
+            weight = weight.reshape(*weight.shape[:2], *layer.kernel)
         if not layer.kernel:
-            return self.map(value, shaped)
+            return self.map(value, weight, dims=0)
         return self.map(
             value,
-            shaped,
+            weight,
+            dims=len(layer.kernel),
             stride=layer.stride,
             padding=layer.padding,
             dilation=layer.dilation,

@@ -23,9 +23,9 @@ _PRODUCTS = MATRIX_OPERATORS - RECURRENT - {"aten.scaled_dot_product_attention"}
 
 def activations(
     partition: Partition,
-    blocks: Mapping[int, tuple[Trainable, Analysis]],
+    blocks: Mapping[tuple[int, int], tuple[Trainable, Analysis]],
     batches: Iterable[Arguments],
-) -> dict[int, dict[int, float]]:
+) -> dict[tuple[int, int], dict[int, float]]:
     """Measure the values that products sum over, in a run of the model.
 
     Args:
@@ -34,7 +34,7 @@ def activations(
         batches: Arguments of calls of the model.
 
     Returns:
-        For each of these blocks and each of its channels' labels the mean magnitude of the
+        For each of these runs and each of its channels' labels the mean magnitude of the
         channel's values, summed over the operators that read it.
     """
     model = Supernet(partition, (b for b in Original().make(partition) if isinstance(b, Branch)))
@@ -47,8 +47,9 @@ def activations(
             n_batches += 1
             values = model.bind(args, kwargs)
             for i, branch in enumerate(model.path()):
-                if i in recorders:
-                    recorders[i].observe(values)
+                for (start, _), recorder in recorders.items():
+                    if start == i:
+                        recorder.observe(values)
                 model.run_branch(branch, values, as_model=True)
     return {
         i: {label: total / n_batches for label, total in recorder.totals.items()}
