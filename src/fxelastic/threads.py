@@ -27,11 +27,11 @@ _RECENT = 5
 # A step that takes this many times as long as before has collapsed.
 _COLLAPSED = 1.8
 # A number this many times as slow as the fastest is not tried again.
-_HOPELESS = 3.0
+_MUCH_SLOWER = 3.0
 # Fewer threads are chosen only if this many times as fast: near ties must not change results.
-_CLEARLY = 1.2
+_SLOWER = 1.2
 # Steps after which fewer threads than usual are measured again.
-_AGAIN = 200
+_STEPS_BETWEEN_TRIALS = 200
 
 
 @contextlib.contextmanager
@@ -201,7 +201,7 @@ class ThreadChoice:
             n
             for n, times in self._trials.items()
             # The first step with a number may be slow in itself.
-            if len(times) < 2 or (len(times) < _TRIES and min(times) <= _HOPELESS * fastest)
+            if len(times) < 2 or (len(times) < _TRIES and min(times) <= _MUCH_SLOWER * fastest)
         ]
 
     def _watch(self, seconds: float) -> None:
@@ -218,7 +218,7 @@ class ThreadChoice:
                 self._collapsed = self._best, now
                 self._try_all()
                 return
-        if self.number < self._counts[0] and self._steps >= _AGAIN:
+        if self.number < self._counts[0] and self._steps >= _STEPS_BETWEEN_TRIALS:
             self._try_all()
 
     def _try_all(self) -> None:
@@ -227,17 +227,17 @@ class ThreadChoice:
     def _choose(self) -> None:
         """End a trial and forget the times of earlier steps."""
         typical = {number: statistics.median(times) for number, times in self._trials.items()}
-        limit = _CLEARLY * min(typical.values())
+        limit = _SLOWER * min(typical.values())
         before = self.number
         self.number = next(n for n in self._counts if typical[n] <= limit)
         if self._collapsed is not None and self.number < before and not self._warned:
             logger.warning(
                 "a step takes %.2g s instead of %.2g s, as it does when other programs use the "
-                "processors: it takes %.2g s with %d of %d threads, which training goes on with",
+                "processors: training continues with %d of %d threads, which take %.2g s",
                 *reversed(self._collapsed),
-                typical[self.number],
                 self.number,
                 self._counts[0],
+                typical[self.number],
             )
             self._warned = True
         elif not self._chosen or self.number != before:

@@ -39,8 +39,8 @@ class Pruned:
     and a block without removable channels gets a refusal with the reason.
 
     Removal is exact: the branch computes what the block computes if the removed channels contribute
-    zero. If nothing can be removed exactly, channels go that a layer norm takes its statistics
-    over; the branch is then marked as approximate.
+    zero. If nothing can be removed exactly, channels are removed that a layer norm takes its
+    statistics over; the branch is then marked as approximate.
 
     A run of blocks loses the channels at its inner borders as well, which a block alone must keep.
     A run without such channels gets a refusal: its blocks can be pruned one by one.

@@ -294,7 +294,7 @@ class _Partial:
         self._timing.activation_bytes.update(n_bytes)
 
     def save_now_and_then(self) -> None:
-        """Write the file if it has not been written for a while."""
+        """Write the file if the last write was long enough ago."""
         if self._timing.watch.wall_s() - self._saved_s > 2.0:
             self.save()
 

@@ -14,7 +14,7 @@ import onnxruntime as ort
 class SessionMaker:
     """Makes sessions whose threads sleep while they wait.
 
-    By default the threads of a session spin for a while after they have worked. They then compete
+    By default the threads of a session spin for some time after they have worked. They then compete
     with other sessions' threads and with other processes for the cores: a chain of sessions is ten
     times slower, and a model beside another process far slower than its share.
 

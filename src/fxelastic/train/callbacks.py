@@ -1,6 +1,6 @@
 """Callbacks of a run: the user's, logs (JSON lines, CSV, TensorBoard) and the progress bar.
 
-A log of an interrupted run goes on where the checkpoint does: lines after it are dropped, as
+The log of an interrupted run continues from the checkpoint: lines after it are dropped, as
 their steps are made again.
 """
 
@@ -43,7 +43,7 @@ class Callback:
         """Called after each step."""
 
     def on_checkpoint(self, step: int) -> None:
-        """Called after each checkpoint: an interrupted run goes on from here."""
+        """Called after each checkpoint: an interrupted run resumes from here."""
 
     def on_epoch(self, report: EpochReport) -> None:
         """Called after each epoch."""

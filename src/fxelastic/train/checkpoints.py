@@ -27,7 +27,7 @@ _TENSOR, _TUPLE, _ITEMS = "__tensor__", "__tuple__", "__items__"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state from which a run goes on.
+    """The state from which a run resumes.
 
     Attributes:
         step: Steps made.

@@ -24,7 +24,7 @@ TOGETHER = "subnets"
 
 #: A state is better if its mean error is lower by this many standard errors.
 _STANDARD_ERRORS = 1.0
-#: Training is worth continuing while an epoch reduces the error by this share.
+#: Further training pays off while an epoch reduces the error by this share.
 _WORTH = 0.01
 
 _BEST = "best:"
@@ -225,9 +225,9 @@ def _units(learners: Learners) -> dict[str, tuple[str, ...]]:
 
 
 def _steps_left(curve: Sequence[tuple[int, float]]) -> int | None:
-    """For how many more steps training is worth it, if gains shrink as they did so far.
+    """The number of further steps that pay off, if gains shrink as they did so far.
 
-    Training is worth it while an epoch reduces the error by a hundredth. None before the second
+    A step pays off while an epoch reduces the error by a hundredth. None before the second
     epoch.
     """
     if len(curve) < 3:

@@ -168,7 +168,7 @@ class Learners:
 
     @contextlib.contextmanager
     def training(self, branches: Iterable[str], *, frozen: bool = False) -> Iterator[None]:
-        """Have these branches in training mode and all others in eval mode, for a while.
+        """Put these branches in training mode and all others in eval mode within the context.
 
         Args:
             branches: Ids of the branches.

@@ -258,7 +258,7 @@ def _with_norms(learners: Learners) -> tuple[dict[str, list[Any]], Plan, list[An
 
 @contextmanager
 def _measuring(layers: Sequence[Any]) -> Iterator[None]:
-    """Layers forget their statistics and take the plain mean over batches, for a while."""
+    """Within the context, layers collect new statistics as plain means over batches."""
     momenta = [layer.momentum for layer in layers]
     try:
         for layer in layers:
@@ -273,7 +273,7 @@ def _measuring(layers: Sequence[Any]) -> Iterator[None]:
 
 @contextmanager
 def _following(layers: Sequence[Any]) -> Iterator[None]:
-    """Layers normalise with the statistics of the batch for a while, and keep them."""
+    """Within the context, layers normalise with the statistics of the batch, and record them."""
     for layer in layers:
         layer.train()
     try:

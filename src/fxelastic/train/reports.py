@@ -71,7 +71,7 @@ class HeldOutReport:
         before: The errors before training.
         now: The present errors.
         best: The errors of the best states so far, with which the run ends.
-        steps_left: For how many more steps training is worth it: while an epoch is expected to
+        steps_left: The number of further steps that pay off: while an epoch is expected to
             reduce the mean error by a hundredth. None where it is not known yet.
     """
 

@@ -24,7 +24,7 @@ def run(
     """Train the new branches of a supernet in stages, one after the other.
 
     The supernet's new branches change in place; its originals, and the model, never do. With
-    ``checkpoints=folder``, an interrupted run goes on in the stage, the epoch and the batch where
+    ``checkpoints=folder``, an interrupted run resumes in the stage, the epoch and the batch where
     it was; finished stages are not run again.
 
     Args:
@@ -101,7 +101,7 @@ def distill(
         options: Any field of `Training`: ``epochs``, ``lr``, ``checkpoints``, …
 
     Returns:
-        What was done. A run that finds its own checkpoints goes on from the newest.
+        What was done. A run that finds its own checkpoints resumes from the newest.
 
     Raises:
         UsageError: An option or a batch has a wrong type or value.
@@ -155,7 +155,7 @@ def tune(
         options: Any field of `Training`: ``epochs``, ``lr``, ``checkpoints``, …
 
     Returns:
-        What was done. A run that finds its own checkpoints goes on from the newest.
+        What was done. A run that finds its own checkpoints resumes from the newest.
 
     Raises:
         UsageError: An option or a batch has a wrong type or value.

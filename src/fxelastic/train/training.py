@@ -75,7 +75,7 @@ class Training:
         metric: Function of (result, target), the score of a batch; see `evaluate`.
         costs: Cost of each branch by id for the latency-range accuracy, such as a latency in ms;
             FLOPs where None.
-        checkpoints: Folder of checkpoints. A run that finds its own there goes on from the newest.
+        checkpoints: Folder of checkpoints. A run that finds its own there resumes from the newest.
         checkpoint_every: Steps between checkpoints; there is one at the end of each epoch anyway.
         keep: Checkpoints to keep.
         log: File to log to: ``.jsonl`` or ``.csv``.
@@ -176,7 +176,7 @@ class Training:
         """The options that the numbers depend on: a run with others is another run."""
         names = ("epochs", "steps", "lr", "weight_decay", "warmup", "clip_norm", "accumulate")
         facts = {name: repr(getattr(self, name)) for name in (*names, "precision", "seed")}
-        # Not at the values that runs of earlier versions had, so that these go on.
+        # Left out at the values of earlier versions, so that their runs can resume.
         later: dict[str, Any] = {"norm_statistics": "batch", "keep_best": False}
         for name, earlier in later.items():
             if getattr(self, name) != earlier:

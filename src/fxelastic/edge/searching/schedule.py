@@ -22,7 +22,7 @@ _FIRST = 0.3  # the additive bests before anything is measured
 _MEASURING = 0.5  # the errors of branches on one sample; on more samples, a tenth
 _ENOUGH = 0.1
 _FEW = 31  # samples that show which additive bests are hopeless
-_AGAIN = 0.7  # the additive bests by these errors
+_RELEARNT_SHARE = 0.7  # the additive bests by these errors
 _HELD_OUT = 0.2
 _NEAR = 0.9  # of the additive best's cost
 
@@ -124,13 +124,15 @@ class Schedule:
             lambda: self._clock() >= now_s + _ENOUGH * left_s,
         )
         again = self._solve(quality_costs(space, distortion))
-        self._evaluate([*again, *bests], survey, _AGAIN, _FEW)
+        self._evaluate([*again, *bests], survey, _RELEARNT_SHARE, _FEW)
         going = {
             arch
             for study, arch in zip(self._studies, first, strict=True)
             if arch is not None and not _is_beaten(arch, study)
         }
-        self._evaluate([*again, *(arch for arch in bests if arch in going)], survey, _AGAIN)
+        self._evaluate(
+            [*again, *(arch for arch in bests if arch in going)], survey, _RELEARNT_SHARE
+        )
 
     def _solve(self, costs: dict[str, float]) -> list[Arch]:
         """Find the additive best of all limits; limits far from each other come first."""

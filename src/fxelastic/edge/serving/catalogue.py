@@ -63,7 +63,7 @@ class Catalogue:
             self._rebuild()
 
     def bar_for_now(self, arch: Arch, now_s: float) -> float:
-        """Bar a subnet for a while; returns the duration in seconds."""
+        """Bar a subnet for some time; returns the duration in seconds."""
         with self._lock:
             failures = self._failures.get(arch, 0)
             self._failures[arch] = failures + 1

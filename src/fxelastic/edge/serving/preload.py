@@ -95,7 +95,7 @@ class _Job(NamedTuple):
 class Preloader:
     """A thread that loads the requested subnets: the target of a switch, then others in order.
 
-    A subnet that can't be loaded is barred for a while. Loading a subnet never unloads one of
+    A subnet that can't be loaded is barred for some time. Loading a subnet never unloads one of
     higher priority.
 
     Attributes:

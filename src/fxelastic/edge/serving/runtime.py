@@ -295,7 +295,7 @@ class Runtime:
     def close(self) -> None:
         """Let the running requests end, then free everything; later requests raise an error.
 
-        After an interruption, by Ctrl-C for example, another call goes on from there.
+        After an interruption, by Ctrl-C for example, another call continues from there.
 
         Raises:
             ServingError: A listener or a policy called it, in a thread that it waits for.
