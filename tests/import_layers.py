@@ -46,7 +46,9 @@ LAYERS: Mapping[str, Layer] = {
 }
 
 # The outermost ring puts the layers together and may import all of them.
-FACADE = frozenset({"", "api", "cli", "expansion", "exporting", "kinds", "report", "testing"})
+FACADE = frozenset(
+    {"", "api", "cli", "expansion", "exporting", "exporting_int8", "kinds", "report", "testing"}
+)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from fxelastic.errors import (
 if TYPE_CHECKING:
     from fxelastic import edge, kinds, testing
     from fxelastic.api import partition
+    from fxelastic.backends.onnxruntime.quantisation.options import Int8
     from fxelastic.expansion import expand
     from fxelastic.exporting import export
     from fxelastic.ir import Block, Partition
@@ -38,6 +39,7 @@ __all__ = [
     "CaptureError",
     "ExportError",
     "FxElasticError",
+    "Int8",
     "InternalError",
     "Partition",
     "PartitionError",
@@ -61,6 +63,7 @@ __all__ = [
 # Public name -> the module that defines it.
 _LAZY_NAMES = {
     "Block": "fxelastic.ir",
+    "Int8": "fxelastic.backends.onnxruntime.quantisation.options",
     "Partition": "fxelastic.ir",
     "Supernet": "fxelastic.ir.supernet",
     "distill": "fxelastic.train",

@@ -16,6 +16,8 @@ from fxelastic.backends.onnxruntime.export import write_bundle
 from fxelastic.backends.onnxruntime.files import FileWriter
 from fxelastic.backends.onnxruntime.kernels import compare_kernels, optimised_kernels
 from fxelastic.backends.onnxruntime.parity import Parity
+from fxelastic.backends.onnxruntime.quantisation.calibration import CalibrationData
+from fxelastic.backends.onnxruntime.quantisation.options import Int8
 from fxelastic.backends.onnxruntime.teacher import (
     batch_size,
     has_rows,
@@ -23,9 +25,11 @@ from fxelastic.backends.onnxruntime.teacher import (
     teacher_values,
 )
 from fxelastic.backends.staging import replace_folder
+from fxelastic.branches.options import as_batches
 from fxelastic.edge.assembly import assemble
 from fxelastic.edge.bundle import Bundle, files_in, load
 from fxelastic.errors import UsageError
+from fxelastic.exporting_int8 import check_int8
 from fxelastic.files import write_durably
 from fxelastic.ir.part_names import name_of
 from fxelastic.ir.supernet import Supernet
@@ -55,6 +59,7 @@ def export(
     seed: int = 0,
     threads: int | None = None,
     progress: Callable[[str], None] | None = None,
+    quantise: Int8 | None = None,
 ) -> Bundle:
     """Write a supernet as a bundle: a folder that a device can search and run without torch.
 
@@ -73,6 +78,7 @@ def export(
         seed: Seed of the inputs of the conversion and the comparison, and of the compared subnets.
         threads: Threads that torch computes with; one where None, since more do not help.
         progress: Called with a short text at each step.
+        quantise: Adds branches that compute in 8 bits, ``fxelastic.Int8(calibration=batches)``.
 
     Returns:
         The bundle, as `fxelastic.edge.load` returns it.
@@ -87,14 +93,20 @@ def export(
     _check_arguments(supernet, opset, jobs, n_subnets)
     report = progress or (lambda _: None)
     _warn_of_nan(supernet)
+    calibrated = None if quantise is None else (quantise, _calibration(supernet, quantise))
     with (
         computing_with(1 if threads is None else threads),
         replace_folder(Path(path), files_in, force=force) as folder,
     ):
-        manifest = write_bundle(supernet, FileWriter(folder), opset, seed, report)
+        manifest = write_bundle(supernet, FileWriter(folder), opset, seed, report, calibrated)
         if verify:
             write_durably(folder / MANIFEST_NAME, manifest.to_json())
-            record = _verify(supernet, load(folder), jobs, n_subnets, seed, report)
+            bundle = load(folder)
+            record = _verify(supernet, bundle, jobs, n_subnets, seed, report)
+            if calibrated is not None and manifest.int8 is not None:
+                archs = check_int8(bundle, calibrated[1].held_out, n_subnets, seed, report)
+                int8 = dataclasses.replace(manifest.int8, subnets=tuple(map(str, archs)))
+                manifest = dataclasses.replace(manifest, int8=int8)
             manifest = dataclasses.replace(manifest, verification=record)
         write_durably(folder / MANIFEST_NAME, manifest.to_json())
     return load(path)
@@ -110,12 +122,12 @@ def _verify(
 ) -> Verification:
     sizes, others, samples = _samples(supernet, seed)
     parity = Parity(supernet, samples, jobs)
-    paths = {segment.id: bundle.model_path(segment.id) for segment in bundle.manifest.segments}
+    paths = {name: bundle.model_path(name) for name in supernet.branches}
     report(f"comparing {len(paths)} files with torch")
     parity.check_files(paths)
     original = bundle.space.original
     # Samples of a small space repeat.
-    drawn = dict.fromkeys(bundle.space.sample(8 * n_subnets, seed))
+    drawn = dict.fromkeys(supernet.space.sample(8 * n_subnets, seed))
     archs = [original, *[arch for arch in drawn if arch != original][:n_subnets]]
     with tempfile.TemporaryDirectory() as name:
         whole = Path(name) / "original.onnx"
@@ -141,6 +153,17 @@ def _verify(
         ),
         others,
     )
+
+
+def _calibration(supernet: Supernet, options: Int8) -> CalibrationData:
+    if not isinstance(options, Int8):
+        raise UsageError(
+            f"quantise must be an Int8, got a {type(options).__name__}",
+            expected="fxelastic.Int8(calibration=batches)",
+            got=repr(options),
+        )
+    batches = [supernet.bind(*arguments) for arguments in as_batches(options.calibration)]
+    return CalibrationData.of(supernet.partition, batches)
 
 
 def _warn_of_nan(supernet: Supernet) -> None:

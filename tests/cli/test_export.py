@@ -9,6 +9,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -170,3 +171,41 @@ def test_the_seed_is_passed_on(exported: Path, monkeypatch: pytest.MonkeyPatch) 
     argv = [f"{exported}/model.py:build", f"{exported}/other", *EXAMPLE, "--seed", "7"]
     assert export_main(argv) == 0
     assert seen == [7]
+
+
+def test_8_bit_branches_are_exported(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    np.savez(folder / "inputs.npz", x=np.random.default_rng(0).random((8, 3, 16, 16), np.float32))
+    argv = ["model.py:build", "eight", *EXAMPLE, "--no-verify", "--json", "--int8-formats", "u8s8"]
+    assert export_main([*argv, "--int8", "--calibration", "inputs.npz"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    bundle = edge.load(folder / "eight")
+    made = [s for s in bundle.manifest.segments if s.quantised]
+    assert report["n_int8_branches"] == len(made) > 0
+    assert main(["inspect", "eight"]) == 0
+    assert f"{len(made)} 8-bit branches of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--int8"], "--int8 and --calibration belong together"),
+        (["--calibration", "inputs.npz"], "--int8 and --calibration belong together"),
+        (["--int8", "--calibration", "missing.npz"], "missing.npz can't be read"),
+        (["--int8", "--calibration", "other.npz"], "does not have the model's inputs"),
+    ],
+)
+def test_options_of_8_bit_branches_are_checked(
+    folder: Path,
+    options: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(folder)
+    np.savez(folder / "other.npz", images=np.zeros((4, 3, 16, 16), np.float32))
+    assert export_main(["model.py:build", "refused", *EXAMPLE, *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (folder / "refused").exists()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fxelastic.cli import options
 from fxelastic.cli.inspect import sections, size_bytes
+from fxelastic.cli.int8 import add_int8, check_int8_options, int8_of
 from fxelastic.cli.options import DEFAULT_FUSION, DEFAULT_GAMMA, HelpFormatter
 from fxelastic.cli.supernet import add_expansion, supernet_of
 
@@ -28,6 +29,7 @@ examples:
   fxelastic-export torchvision.models:resnet50 bundle/ --gamma 0.25
   fxelastic-export my_model.py:build bundle/ --weights model.pt --supernet-weights net.safetensors
   fxelastic-export my_model.py:build bundle/ --kind merged:spans=1,2 --kind skip --force
+  fxelastic-export my_model.py:build bundle/ --int8 --calibration inputs.npz
 
 exit codes: 0 success, 1 the model can't be captured or exported, 2 usage error, 130 interrupted
 (OUT is written atomically: a failure or an interrupt leaves it unchanged)"""
@@ -47,6 +49,7 @@ def build_export_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--opset", type=int, metavar="N", help="version of the ONNX operator set (default: 20)"
     )
+    add_int8(parser)
     parser.add_argument(
         "--verify",
         action=argparse.BooleanOptionalAction,
@@ -82,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
     # Check first: the capture may take a minute.
     check_target(Path(args.out), files_in, force=args.force)
+    check_int8_options(args)
     supernet = supernet_of(args)
     with contextlib.redirect_stdout(sys.stderr):
         import fxelastic
@@ -95,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
             jobs=args.jobs,
             seed=args.seed,
             threads=args.threads,
+            quantise=int8_of(args, supernet),
             progress=lambda message: options.progress(args, message),
             **chosen,
         )
@@ -124,6 +129,7 @@ def report(bundle: Bundle, supernet: Any) -> dict[str, Any]:
         "conversion_reason": manifest.backend.reason,
         "verified": record is not None,
         "fusion_verified": None if record is None else record.fusion_verified,
+        "n_int8_branches": sum(s.quantised is not None for s in manifest.segments),
         "skipped_branches": [
             {"kind": skip.kind, "start": skip.start, "stop": skip.stop, "reason": skip.reason}
             for skip in supernet.skips

@@ -90,6 +90,7 @@ def report(bundle: Bundle, *, files: bool = False) -> dict[str, Any]:
         "structure": manifest.structure,
         "branches": [segment.to_json() for segment in manifest.segments],
         "verification": None if manifest.verification is None else manifest.verification.to_json(),
+        **({} if manifest.int8 is None else {"int8": manifest.int8.to_json()}),
     }
 
 
@@ -118,6 +119,7 @@ def sections(bundle: Bundle, *, files: bool = False) -> list[str]:
         f"{bundle.space}; {len(bundle.files)} files, {_bytes(size_bytes(bundle))}"
         + (", all verified" if files else ""),
         *_verified(bundle),
+        *_int8(bundle),
     ]
     if backend.reason:
         lines.append(
@@ -169,6 +171,22 @@ def _verified(bundle: Bundle) -> list[str]:
         counts = ", ".join(f"{rules.count(rule)} x {rule}" for rule in dict.fromkeys(rules))
         lines.append(f"fusions that cuts separate: {counts}")
     return lines
+
+
+def _int8(bundle: Bundle) -> list[str]:
+    """A summary of the 8-bit branches."""
+    record = bundle.manifest.int8
+    if record is None:
+        return []
+    made = [s.quantised for s in bundle.manifest.segments if s.quantised is not None]
+    errors = sorted(quantised.error for quantised in made)
+    spread = f", errors from {errors[0]:.1e} to {errors[-1]:.1e}" if errors else ""
+    return [
+        f"{len(made)} 8-bit branches of {len({q.source for q in made})} float branches{spread}; "
+        f"ranges by {record.ranges} on {record.n_samples} samples, errors on "
+        f"{record.n_held_out} others",
+        *(f"not made: {branch}: {reason}" for branch, reason in record.refused),
+    ]
 
 
 def _bytes(count: int) -> str:

@@ -167,15 +167,20 @@ def report(bundle: Bundle, table: LatencyTable, out: Path) -> dict[str, Any]:
         "threads": table.threads,
         "provider": table.provider,
         "clock": table.clock,
+        "refused": dict(table.refused),
         "modes": {mode: _mode(bundle, table, mode) for mode in table.modes},
     }
 
 
 def _mode(bundle: Bundle, table: LatencyTable, mode: str) -> dict[str, Any]:
+    from fxelastic.edge.int8_branches import used
+
     error = table.error(mode)
     return {
         "original_ms": table.predict_ms(bundle.space.original, mode),
-        "quickest_ms": table.predict_ms(bundle.space.min_cost_arch(table.costs(mode)), mode),
+        "quickest_ms": table.predict_ms(
+            used(bundle, table, mode).space.min_cost_arch(table.costs(mode)), mode
+        ),
         "trusted": table.trusted(mode),
         "problem": table.problem(mode),
         "error": None if error is None else error.to_json(),
@@ -189,7 +194,9 @@ def sections(bundle: Bundle, table: LatencyTable) -> list[str]:
     header = ("branch", "ms", "spread", "runs", "weights", "activations", "saves")
     rows = [header]
     for segment in bundle.manifest.segments:
-        spec, row = segment.spec, table.rows[segment.spec.id]
+        if segment.id not in table.rows:
+            continue
+        spec, row = segment.spec, table.rows[segment.id]
         replaced = bundle.space.original.branches[spec.start : spec.stop]
         saved = sum(table.costs()[branch] for branch in replaced) - table.costs()[spec.id]
         spread = (row.high_ms - row.ms) / row.median_ms if row.median_ms else 0.0
@@ -209,6 +216,7 @@ def sections(bundle: Bundle, table: LatencyTable) -> list[str]:
         lines[0],
         "-" * max(map(len, lines)),
         *lines[1:],
+        *(f"not used: {branch}: {reason}" for branch, reason in table.refused.items()),
         "",
         *device_lines(table.device),
         f"batch size {table.batch_size}, {table.threads or 'all'} threads, {table.provider}, "

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -151,6 +152,19 @@ class Bundle:
                 got=repr(branch_id),
             )
         return self._segments[branch_id]
+
+    def without(self, branches: Collection[str]) -> Bundle:
+        """The same bundle with a smaller search space.
+
+        Args:
+            branches: The ids of branches to leave out of the space. They may not be originals.
+        """
+        if not branches:
+            return self
+        bundle = copy.copy(self)
+        kept = tuple(spec for spec in self.space.branches if spec.id not in branches)
+        bundle.space = SearchSpace(self.space.n_blocks, kept)
+        return bundle
 
     def read(self, branch_id: str) -> bytes:
         """Read and verify a branch's ONNX file.

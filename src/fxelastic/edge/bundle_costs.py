@@ -50,7 +50,7 @@ def with_bundle_costs(table: LatencyTable, bundle: Bundle) -> LatencyTable:
 
 
 def _weights(bundle: Bundle) -> BranchCosts:
-    segments = bundle.manifest.segments
+    segments = [bundle.segment(spec.id) for spec in bundle.space.branches]
     users: dict[str, int] = {}
     for segment in segments:
         for path in segment.data:

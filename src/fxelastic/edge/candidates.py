@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -10,6 +11,7 @@ import psutil
 
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.bundle_costs import with_bundle_costs
+from fxelastic.edge.int8_branches import unused_in
 from fxelastic.edge.pool import SubnetPool
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
@@ -18,6 +20,8 @@ from fxelastic.spec.latency_table import LatencyTable
 from fxelastic.spec.limits import Bound, Limits
 from fxelastic.spec.pareto import ParetoTable
 from fxelastic.spec.resources import LATENCY, WEIGHTS
+
+logger = logging.getLogger(__name__)
 
 MODES = ("auto", "assembled", "paged")
 
@@ -120,7 +124,8 @@ def candidates_of(
 
     Raises:
         UsageError: The pool or the table belongs to another bundle, an arch is not in the search
-            space, or no subnet fits into the memory.
+            space, no subnet fits into the memory, or each has an 8-bit branch that the device does
+            not use.
     """
     if table is not None:
         table.check_bundle(bundle.digest, lambda: bundle.structure_digest)
@@ -131,16 +136,24 @@ def candidates_of(
         # Tables of earlier versions lack some of the costs that follow from the bundle.
         costs_of = with_bundle_costs(table, bundle).predict
     found: list[Candidate] = []
+    left_out: dict[str, str] = {}
+    slow = {} if table is None else unused_in(bundle, table, mode)
     for entry in pool:
         candidate = Candidate.of(entry)
         arch = candidate.arch
         bundle.space.validate(arch)
+        reasons = {branch: slow[branch] for branch in arch if branch in slow}
+        if reasons:
+            left_out.update(reasons)
+            continue
         others = {WEIGHTS: _weight_bytes(bundle, arch), **candidate.others}
         ms = candidate.ms
         if costs_of is not None:
             others.update(costs_of(arch, mode=mode))
             ms = others.pop(LATENCY)
         found.append(Candidate(arch, ms, candidate.accuracy, others))
+    if left_out:
+        _warn_of(left_out, none_left=not found)
     if memory_bytes is None or not found:
         return tuple(found)
     fitting = tuple(c for c in found if _weight_bytes(bundle, c.arch) <= memory_bytes)
@@ -152,6 +165,22 @@ def candidates_of(
             got=f"{memory_bytes:,} bytes",
         )
     return fitting
+
+
+def _warn_of(left_out: Mapping[str, str], *, none_left: bool) -> None:
+    branch, reason = next(iter(left_out.items()))
+    if none_left:
+        raise UsageError(
+            "every subnet of the pool has an 8-bit branch that this device does not use",
+            expected="a subnet whose 8-bit branches are faster than their float branches",
+            got=f"{branch}: {reason}",
+            fix="search with this table: edge.search(bundle, table, data)",
+        )
+    logger.warning(
+        "subnets with 8-bit branches that this device does not use are left out: %s: %s",
+        branch,
+        reason,
+    )
 
 
 def choose_mode(bundle: Bundle, pool: PoolLike, mode: str, memory_bytes: int | None) -> str:

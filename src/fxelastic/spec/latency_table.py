@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from fxelastic.errors import UsageError
@@ -23,6 +23,9 @@ MOST_MEDIAN, MOST_P90 = 0.05, 0.15
 
 #: Clocks for timing: wall-clock time, or processor time, which excludes other processes.
 CLOCKS = ("wall", "processor")
+
+# A property of devices that tables of earlier releases lack.
+_NEW = ("int8",)
 
 #: If the original takes less, in ms, relative errors are dominated by noise.
 SHORT_MS = 1.0
@@ -74,6 +77,7 @@ class LatencyTable(JsonDocument):
         extrapolation: Which of these sizes is outside of those measured; empty if none is.
         by_size: The costs as functions of the sizes, for `at`; None if the table is for ``sizes``
             alone.
+        refused: The 8-bit branches that the device does not use, by id, and why.
     """
 
     what = "latency table"
@@ -93,6 +97,7 @@ class LatencyTable(JsonDocument):
     sizes: tuple[Sizes, ...] = ()
     extrapolation: str = ""
     by_size: CostsBySize | None = None
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     def costs_of(self, mode: str = "assembled") -> Costs:
         """The costs of branches by resource.
@@ -409,7 +414,7 @@ class LatencyTable(JsonDocument):
         return tuple(
             f"{key}: {self.device.get(key, 'unknown')}, now {device.get(key, 'unknown')}"
             for key in dict.fromkeys((*self.device, *device))
-            if self.device.get(key) != device.get(key)
+            if self.device.get(key) != device.get(key) and (key in self.device or key not in _NEW)
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -426,6 +431,7 @@ class LatencyTable(JsonDocument):
             "threads": self.threads,
             "provider": self.provider,
             "clock": self.clock,
+            **({"refused": dict(self.refused)} if self.refused else {}),
             "rows": {name: asdict(row) for name, row in self.rows.items()},
             "modes": {
                 mode: {name: found.to_json() for name, found in costs.items()}
@@ -454,6 +460,7 @@ class LatencyTable(JsonDocument):
             tuple({str(k): int(v) for k, v in own.items()} for own in value.get("sizes", ())),
             str(value.get("extrapolation", "")),
             CostsBySize.from_json(value["by_size"]) if "by_size" in value else None,
+            {str(k): str(v) for k, v in value.get("refused", {}).items()},
         )
         _check(table)
         return table

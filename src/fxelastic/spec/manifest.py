@@ -14,6 +14,7 @@ from fxelastic.spec import structure as structures
 from fxelastic.spec.bundle_files import MANIFEST_NAME, FileInfo
 from fxelastic.spec.json_fields import Fields, parse_object, show
 from fxelastic.spec.manifest_checks import check_manifest, search_space
+from fxelastic.spec.quantised import Quantisation
 from fxelastic.spec.search_space import SearchSpace
 from fxelastic.spec.segment import Segment
 from fxelastic.spec.symbols import BATCH, SYMBOL_NAME, Symbol
@@ -164,6 +165,7 @@ class Manifest:
         verification: The results of the checks at export; None if there were no checks.
         batched: Names of the inputs whose first dimension is the batch; every other input is
             passed whole. None in bundles of earlier releases.
+        int8: How the branches of kind ``int8`` were made; None if there are none.
         schema_version: Version of the format.
     """
 
@@ -178,6 +180,7 @@ class Manifest:
     data: tuple[FileInfo, ...] = ()
     verification: Verification | None = None
     batched: tuple[str, ...] | None = None
+    int8: Quantisation | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -219,6 +222,7 @@ class Manifest:
             "structure": self.structure,
             "data": [file.to_json() for file in self.data],
             "verification": None if verification is None else verification.to_json(),
+            **({} if self.int8 is None else {"int8": self.int8.to_json()}),
         }
         return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
@@ -253,6 +257,7 @@ class Manifest:
             fields.objects("data", FileInfo.from_json),
             None if verification is None else Verification.from_json(fields.object("verification")),
             fields.texts("batched", NAME, "a value's name") if "batched" in fields.value else None,
+            Quantisation.from_json(fields.object("int8")) if "int8" in fields.value else None,
         )
         fields.end()
         return manifest

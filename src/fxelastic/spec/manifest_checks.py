@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 from fxelastic.errors import BundleError, UsageError
 from fxelastic.spec.arch import Arch
 from fxelastic.spec.bundle_files import MANIFEST_NAME
+from fxelastic.spec.quantised import INT8
 from fxelastic.spec.search_space import SearchSpace
 from fxelastic.spec.segment import Segment
 from fxelastic.spec.value_info import ValueInfo
@@ -38,15 +39,18 @@ def check_manifest(manifest: Manifest) -> None:
     for i, segment in enumerate(manifest.segments):
         _check_reads(f"branches[{i}]", segment, values)
         _check_outputs(f"branches[{i}]", segment, manifest.values)
+    _check_int8(manifest)
     _check_interface(manifest, values)
     _check_last_reads(manifest)
     _check_files(manifest)
-    if manifest.verification is not None:
-        for i, text in enumerate(manifest.verification.subnets):
+    verified = () if manifest.verification is None else manifest.verification.subnets
+    compared = () if manifest.int8 is None else manifest.int8.subnets
+    for field, texts in (("verification", verified), ("int8", compared)):
+        for i, text in enumerate(texts):
             try:
                 space.validate(Arch.parse(text))
             except UsageError as e:
-                where = f"verification.subnets[{i}]"
+                where = f"{field}.subnets[{i}]"
                 raise _refusal(where, f"is not a subnet: {e.what}", e.expected, e.got) from e
 
 
@@ -92,6 +96,25 @@ def _check_outputs(where: str, segment: Segment, values: Sequence[ValueInfo]) ->
             ", ".join(sorted(expected)) or "none",
             ", ".join(segment.outputs) or "none",
         )
+
+
+def _check_int8(manifest: Manifest) -> None:
+    """A branch of kind int8 replaces a float branch of the same interval."""
+    segments = {segment.id: segment for segment in manifest.segments}
+    for i, segment in enumerate(manifest.segments):
+        where, quantised = f"branches[{i}].int8", segment.quantised
+        if (quantised is not None) != (segment.spec.kind == INT8):
+            _refuse(where, "contradicts the kind", f"set for the kind {INT8} only", segment.id)
+        if quantised is None:
+            continue
+        source = segments.get(quantised.source)
+        if source is None or source.quantised is not None:
+            _refuse(f"{where}.source", "names no float branch", "a float branch", quantised.source)
+        spec, other = segment.spec, source.spec
+        if (spec.start, spec.stop) != (other.start, other.stop):
+            _refuse(f"{where}.source", "has another interval", str(spec), str(other))
+    if manifest.int8 is None and any(segment.quantised for segment in manifest.segments):
+        _refuse("int8", "is missing", "how the branches of kind int8 were made", "no such field")
 
 
 def _check_interface(manifest: Manifest, values: dict[str, ValueInfo]) -> None:

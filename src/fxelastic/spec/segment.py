@@ -8,6 +8,7 @@ from fxelastic.errors import UsageError
 from fxelastic.spec.branch_spec import BranchSpec
 from fxelastic.spec.bundle_files import FileInfo
 from fxelastic.spec.json_fields import Fields
+from fxelastic.spec.quantised import Quantised
 from fxelastic.spec.value_info import NAME
 
 
@@ -27,6 +28,8 @@ class Segment:
         data: Paths of the files that store tensors outside the ONNX file.
         approximate: Whether it differs from its original by more than the removed parts.
         note: A remark for the user about how it was made; may be empty.
+        quantised: How it was made from a float branch; None for branches of other kinds than
+            ``int8``.
     """
 
     spec: BranchSpec
@@ -37,6 +40,7 @@ class Segment:
     data: tuple[str, ...] = ()
     approximate: bool = False
     note: str = ""
+    quantised: Quantised | None = None
 
     @property
     def id(self) -> str:
@@ -74,6 +78,7 @@ class Segment:
             "weight_bytes": self.weight_bytes,
             **self.model.to_json(),
             "data": list(self.data),
+            **({} if self.quantised is None else {"int8": self.quantised.to_json()}),
         }
 
     @classmethod
@@ -99,4 +104,5 @@ class Segment:
             fields.texts("data"),
             fields.flag("approximate"),
             fields.text("note"),
+            Quantised.from_json(fields.object("int8")) if "int8" in fields.value else None,
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from fxelastic.errors import UsageError
 from fxelastic.spec.json_fields import Fields, show
+from fxelastic.spec.quantised import Scale
 from fxelastic.spec.symbols import dimension, shape_at
 
 #: The dtypes of values, by NumPy's names, or onnxruntime's if NumPy lacks the dtype.
@@ -50,6 +51,8 @@ class ValueInfo:
             endian, C order); otherwise None.
         range: For integers and booleans, the lowest and the highest value observed with the
             example inputs; None if unknown, as in bundles of earlier releases.
+        int8: Its 8-bit form, if branches read or compute it in 8 bits; None otherwise. Between
+            files it is always a ``dtype``.
     """
 
     name: str
@@ -59,6 +62,7 @@ class ValueInfo:
     last_read: int = -1
     constant: str | None = None
     range: tuple[int, int] | None = None
+    int8: Scale | None = None
 
     @property
     def shape(self) -> tuple[int | None, ...]:
@@ -89,7 +93,9 @@ class ValueInfo:
 
     def to_json(self) -> dict[str, object]:
         """The value as an object for ``json.dumps``."""
-        known = {} if self.range is None else {"range": list(self.range)}
+        known: dict[str, object] = {} if self.range is None else {"range": list(self.range)}
+        if self.int8 is not None:
+            known["int8"] = self.int8.to_json()
         return {
             "name": self.name,
             "dtype": self.dtype,
@@ -120,7 +126,12 @@ class ValueInfo:
             fields.count("last_read", -1, n_blocks),
             fields.optional_text("constant"),
             _range(fields, dtype) if "range" in fields.value else None,
+            Scale.from_json(fields.object("int8")) if "int8" in fields.value else None,
         )
+        if value.int8 is not None and dtype != "float32":
+            raise fields.error(
+                "int8", "is set for another dtype", expected="a value of float32", got=dtype
+            )
         if value.constant is not None and (value.produced != -1 or None in value.shape):
             raise fields.error(
                 "constant",

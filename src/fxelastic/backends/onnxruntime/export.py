@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from fxelastic.backends import description
 from fxelastic.backends.onnxruntime.conversion import DEFAULT_OPSET, convert, tool_versions
-from fxelastic.backends.onnxruntime.files import FileWriter
+from fxelastic.backends.onnxruntime.files import Described, FileWriter
 from fxelastic.backends.onnxruntime.pieces import branch_pieces
+from fxelastic.backends.onnxruntime.quantisation.branches import quantise_branches
+from fxelastic.backends.onnxruntime.quantisation.calibration import CalibrationData
+from fxelastic.backends.onnxruntime.quantisation.options import Int8
 from fxelastic.backends.onnxruntime.teacher import (
     batch_size,
     make_inputs,
@@ -16,6 +20,8 @@ from fxelastic.backends.onnxruntime.teacher import (
 )
 from fxelastic.ir.supernet import Supernet
 from fxelastic.spec.manifest import BackendInfo, Manifest
+from fxelastic.spec.quantised import Quantisation
+from fxelastic.spec.search_space import SearchSpace
 
 NAME = "onnxruntime"
 
@@ -29,6 +35,7 @@ def write_bundle(
     opset: int = DEFAULT_OPSET,
     seed: int = 0,
     progress: Callable[[str], None] = lambda _: None,
+    quantise: tuple[Int8, CalibrationData] | None = None,
 ) -> Manifest:
     """Convert every branch and write the files of a bundle, except for ``manifest.json``.
 
@@ -38,6 +45,8 @@ def write_bundle(
         opset: Version of the ONNX operator set.
         seed: Seed of the inputs of the conversion.
         progress: Called with a short text at each step.
+        quantise: How to make branches of kind ``int8``, and the data to calibrate them on; None
+            for none.
 
     Returns:
         The manifest, without a verification.
@@ -61,9 +70,22 @@ def write_bundle(
     names = description.device_names(partition)
     values = description.with_ranges(values, {names[k]: value for k, value in crossing.items()})
     conversion = convert(pieces, opset, progress)
-    progress("writing the files")
     infos = {value.name: value for value in values}
-    segments, data = writer.write(supernet.branches.values(), conversion.models, infos)
+    branches: list[Described] = list(supernet.branches.values())
+    models, made, record = dict(conversion.models), {}, None
+    if quantise is not None:
+        options, samples = quantise
+        found = quantise_branches(
+            list(supernet.branches.values()), models, infos, options, *samples.parts, progress
+        )
+        models |= {branch.id: branch.model for branch in found.branches}
+        made = {branch.id: branch.quantised for branch in found.branches}
+        branches = _ordered(len(partition.blocks), [*branches, *found.branches])
+        values = tuple(replace(info, int8=found.scales.get(info.name)) for info in values)
+        record = Quantisation(options.ranges, samples.n_samples, samples.n_held_out, found.refused)
+    progress("writing the files")
+    segments, data = writer.write(branches, models, infos)
+    segments = [replace(segment, quantised=made.get(segment.id)) for segment in segments]
     for name, tensor in description.constant_results(partition).items():
         path = infos[names[name]].constant
         assert path is not None
@@ -85,4 +107,12 @@ def write_bundle(
         structure,
         tuple(data),
         batched=partition.batched,
+        int8=record,
     )
+
+
+def _ordered(n_blocks: int, branches: Sequence[Described]) -> list[Described]:
+    """The branches in the search space's order."""
+    by_id = {branch.spec.id: branch for branch in branches}
+    space = SearchSpace(n_blocks, tuple(branch.spec for branch in branches))
+    return [by_id[spec.id] for spec in space.branches]

@@ -9,14 +9,28 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import onnx_ir as ir
 
 from fxelastic.errors import ExportError
-from fxelastic.ir.branch import Branch
+from fxelastic.spec.branch_spec import BranchSpec
 from fxelastic.spec.bundle_files import BRANCHES_FOLDER, DATA_FOLDER, FileInfo, file_stem
 from fxelastic.spec.segment import Segment
 from fxelastic.spec.value_info import ValueInfo
+
+
+class Described(Protocol):
+    """A branch as its segment describes it; see `Segment`."""
+
+    @property
+    def spec(self) -> BranchSpec: ...  # noqa: D102
+
+    @property
+    def approximate(self) -> bool: ...  # noqa: D102
+
+    @property
+    def note(self) -> str: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -39,7 +53,7 @@ class FileWriter:
 
     def write(
         self,
-        branches: Iterable[Branch],
+        branches: Iterable[Described],
         models: Mapping[str, ir.Model],
         values: Mapping[str, ValueInfo],
     ) -> tuple[list[Segment], list[FileInfo]]:
@@ -63,8 +77,8 @@ class FileWriter:
         taken: set[str] = set()
         segments = []
         for branch in branches:
-            model = models[branch.id]
-            _annotate(branch.id, model.graph, values)
+            model = models[branch.spec.id]
+            _annotate(branch.spec.id, model.graph, values)
             outside = self._outside(model.graph, shared)
             weight_bytes = sum(_tensor(value).nbytes for value in _initializers(model.graph))
             files = []
@@ -81,7 +95,7 @@ class FileWriter:
                     name=str(value.name),
                     base_dir=str(self.folder / BRANCHES_FOLDER),
                 )
-            path = f"{BRANCHES_FOLDER}/{file_stem(branch.id, taken)}.onnx"
+            path = f"{BRANCHES_FOLDER}/{file_stem(branch.spec.id, taken)}.onnx"
             proto = ir.to_proto(model)
             segments.append(
                 Segment(

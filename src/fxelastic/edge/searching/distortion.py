@@ -14,6 +14,7 @@ from fxelastic.edge.executor import Array, Executor
 from fxelastic.edge.searching.data import Dataset
 from fxelastic.errors import BundleError
 from fxelastic.spec import SearchSpace
+from fxelastic.spec.quantised import INT8
 
 #: Of each output of a branch: its rows for a sample, and its other sizes.
 Shapes: TypeAlias = tuple[tuple[Fraction | int, ...], ...]
@@ -40,7 +41,8 @@ class Distortion:
     sum.
 
     Floating-point outputs of the original's shape are compared. A branch without such an output,
-    or one that there was no time for, is unknown, and gets the others' median error.
+    or one that there was no time for, is unknown, and gets the others' median error; an 8-bit
+    branch gets its float branch's error and the error that the bundle has for it.
 
     Attributes:
         branches: The new branches' ids, in the order of the space.
@@ -128,6 +130,15 @@ def measure(
     unknown = np.diagonal(weights) == 0
     typical = float(np.median(np.diagonal(products)[~unknown])) if (~unknown).any() else _TYPICAL
     products[unknown, unknown] = typical
+    for branch in new:
+        if space.by_id[branch].kind != INT8 or not unknown[place[branch]]:
+            continue
+        quantised = runner.bundle.segment(branch).quantised
+        assert quantised is not None  # as the manifest's checks require
+        # The bundle has the error of the 8 bits alone.
+        i, source = place[branch], place.get(quantised.source)
+        float_error = 0.0 if source is None else products[source, source]
+        products[i, i] = float_error + quantised.error
     numbers = {shape: i for i, shape in enumerate(dict.fromkeys(shapes.values()))}
     groups = [numbers.get(shapes.get(branch, ()), len(numbers)) for branch in new]
     return Distortion(

@@ -14,6 +14,7 @@ from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.bundle_costs import with_bundle_costs
 from fxelastic.edge.executor import Executor
 from fxelastic.edge.fingerprint import fingerprint
+from fxelastic.edge.int8_branches import used
 from fxelastic.edge.memory import GrowthLimit
 from fxelastic.edge.pool import PoolEntry, SubnetPool
 from fxelastic.edge.searching.choice import chosen_metric
@@ -100,6 +101,7 @@ def search(
 ) -> SearchResult:
     """Find the most accurate subnets within limits (AdaptiveNet §5).
 
+    8-bit branches that are not faster on the device than their float branches are left out.
     Costs come from the table; accuracies are measured on this device with the data. Common prefixes
     of subnets are computed once, and no subnet is completely evaluated twice, even for several
     limits. Ctrl-C ends the search with the best subnets so far.
@@ -142,6 +144,7 @@ def search(
     table.check_bundle(bundle.digest, lambda: bundle.structure_digest)
     table.check_usable(mode, force=options.force)
     _warn(table, mode)
+    bundle = used(bundle, table, mode)
     table = with_bundle_costs(table, bundle)
     metric, samples, rest = _metric_and_data(bundle, data, options.score, options.held_out)
     costs = table.costs_of(mode)

@@ -1,0 +1,326 @@
+"""Make 8-bit branches from converted float branches, and measure their errors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from fxelastic.backends.onnxruntime.quantisation.dynamic import linear_maps, quantise_dynamic
+from fxelastic.backends.onnxruntime.quantisation.features import Features
+from fxelastic.backends.onnxruntime.quantisation.operators import choose
+from fxelastic.backends.onnxruntime.quantisation.options import Int8
+from fxelastic.backends.onnxruntime.quantisation.ranges import (
+    Array,
+    Range,
+    ranges_inside,
+    scale_of,
+)
+from fxelastic.backends.onnxruntime.quantisation.reduced import reduce_range
+from fxelastic.backends.onnxruntime.quantisation.static import (
+    quantise_static,
+    with_signed_activations,
+)
+from fxelastic.backends.onnxruntime.running import RefusedError, open_session
+from fxelastic.backends.onnxruntime.slicing import PRODUCER
+from fxelastic.ir.branch import Branch
+from fxelastic.spec.branch_spec import ORIGINAL, BranchSpec
+from fxelastic.spec.quantised import INT8, REDUCED, Quantised, Scale, int8_id
+from fxelastic.spec.value_info import ValueInfo
+
+logger = logging.getLogger(__name__)
+
+#: Batches by name of the input.
+Batch = Mapping[str, Array]
+
+# Processors differ in the last bit of a rounded number.
+_TOLERANCE, _LEAST_TOLERANCE = 2.0, 1e-5
+#: Quantises a model, given the operators that stay float.
+Attempt = Callable[[Sequence[str]], onnx.ModelProto]
+
+# The ways to quantise a model, and the formats that each gives by a change of its result.
+_RECIPES: Mapping[str, Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto]]] = {
+    "static": {
+        "u8s8": lambda model: model,
+        f"u8s8{REDUCED}": reduce_range,
+        "s8s8": with_signed_activations,
+    },
+    "dynamic": {"dynamic": lambda model: model, f"dynamic{REDUCED}": reduce_range},
+}
+
+
+@dataclass(frozen=True)
+class Int8Branch:
+    """A branch of kind ``int8``.
+
+    Attributes:
+        spec: Its id, interval and size.
+        model: Its converted graph.
+        quantised: How it was made.
+        approximate: Whether its float branch is approximate.
+        note: How it was made, in words.
+    """
+
+    spec: BranchSpec
+    model: ir.Model
+    quantised: Quantised
+    approximate: bool
+    note: str
+
+    @property
+    def id(self) -> str:
+        """The branch's id."""
+        return self.spec.id
+
+
+@dataclass(frozen=True)
+class Int8Branches:
+    """The 8-bit branches of a supernet.
+
+    Attributes:
+        branches: The branches.
+        scales: The 8-bit forms of values between blocks, by name.
+        refused: For each branch that was not made its id, and the reason.
+    """
+
+    branches: tuple[Int8Branch, ...]
+    scales: Mapping[str, Scale]
+    refused: tuple[tuple[str, str], ...]
+
+
+class _NotMadeError(Exception):
+    """A branch can't be made; the message has the reason."""
+
+
+def quantise_branches(
+    branches: Sequence[Branch],
+    models: Mapping[str, ir.Model],
+    values: Mapping[str, ValueInfo],
+    options: Int8,
+    batches: Sequence[Batch],
+    held_out: Sequence[Batch],
+    progress: Callable[[str], None] = lambda _: None,
+) -> Int8Branches:
+    """Make an 8-bit branch in each format that suits a float branch.
+
+    A branch reads the values that the model's own blocks compute for the batches.
+
+    Args:
+        branches: The float branches.
+        models: Their converted graphs by id; they don't change.
+        values: The values between blocks by name.
+        options: The formats, and how ranges are found.
+        batches: The inputs that ranges are found on.
+        held_out: The inputs that errors are measured on.
+        progress: Called with a short text at each step.
+    """
+    progress("finding the ranges of the values between blocks")
+    originals = sorted((b for b in branches if b.kind == ORIGINAL), key=lambda b: b.start)
+    protos = [_proto(models[branch.id]) for branch in originals]
+    ranges = Features(protos, values, batches).ranges(options.ranges).result()
+    scales = {name: scale_of(found) for name, found in ranges.items()}
+    crossing: set[str] = set()
+    for proto in protos:
+        outputs = {value.name for value in proto.graph.output}
+        crossing |= outputs & choose(proto.graph, crossing).values & scales.keys()
+    maker = _Maker(options, scales, ranges, frozenset(crossing))
+    chosen = [b for b in branches if options.kinds is None or b.kind in options.kinds]
+    starting: dict[int, list[Branch]] = {}
+    for branch in chosen:
+        starting.setdefault(branch.start, []).append(branch)
+    made: dict[str, Int8Branch] = {}
+    n_done = 0
+    known = Features(protos, values, batches).before()
+    unseen = Features(protos, values, held_out).before()
+    for block, (states, others) in enumerate(zip(known, unseen, strict=True)):
+        for branch in starting.get(block, ()):
+            n_done += 1
+            progress(f"quantising {branch.id} ({n_done} of {len(chosen)})")
+            for found in maker.make(branch, _proto(models[branch.id]), states, others):
+                made[found.id] = found
+    return Int8Branches(
+        tuple(made.values()),
+        {name: scale for name, scale in scales.items() if name in maker.used},
+        tuple(maker.refused),
+    )
+
+
+class _Maker:
+    """Makes the 8-bit branches of one float branch after the other."""
+
+    def __init__(
+        self,
+        options: Int8,
+        scales: Mapping[str, Scale],
+        ranges: Mapping[str, Range],
+        crossing: frozenset[str],
+    ) -> None:
+        self._options = options
+        self._scales = scales
+        self._ranges = ranges
+        self._crossing = crossing
+        self.refused: list[tuple[str, str]] = []
+        self.used: set[str] = set()  # values between blocks that a branch has in 8 bits
+
+    def make(
+        self,
+        branch: Branch,
+        model: onnx.ModelProto,
+        batches: Sequence[Batch],
+        held_out: Sequence[Batch],
+    ) -> Iterable[Int8Branch]:
+        """The 8-bit branches of a float branch, each format once."""
+        suited = choose(model.graph, self._crossing)
+        if not suited.names:
+            return  # nothing to compute in 8 bits, as in a block of reshapes
+        judge = _Judge(model, held_out)
+        found = ranges_inside(model, batches, self._options.ranges)
+        inside = {**found, **{k: self._ranges[k] for k in found.keys() & self._ranges.keys()}}
+        weighted = {"static": suited.weighted, "dynamic": linear_maps(model.graph, suited)}
+
+        def quantised(recipe: str, left: Sequence[str]) -> onnx.ModelProto:
+            per_channel = self._options.per_channel
+            if recipe == "dynamic":
+                kept = tuple(name for name in weighted[recipe] if name not in left)
+                return quantise_dynamic(model, kept, per_channel=per_channel)
+            chosen = choose(model.graph, self._crossing, left)
+            return quantise_static(model, chosen, inside, self._scales, per_channel=per_channel)
+
+        for recipe, formats in _RECIPES.items():
+            wanted = [format for format in formats if format in self._options.formats]
+            if not wanted or (recipe == "dynamic" and not weighted[recipe]):
+                continue
+            try:
+                first, left = self._fitted(partial(quantised, recipe), weighted[recipe], judge)
+                for format, change in formats.items():
+                    if format.removesuffix(REDUCED) not in wanted:
+                        continue
+                    found = change(first)
+                    made = _branch(branch, format, found, judge.error(found), left)
+                    self.used |= _crossing_in_8_bits(found.graph)
+                    yield made
+            except _NotMadeError as e:
+                names = [int8_id(branch.id, format) for format in wanted]
+                self.refused += [(name, str(e)) for name in names]
+                logger.info("%s: not made: %s", ", ".join(names), e)
+
+    def _fitted(
+        self, attempt: Attempt, weighted: Sequence[str], judge: _Judge
+    ) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+        """Quantise a model; operators that lose most stay float until the error is small.
+
+        Args:
+            attempt: Quantises the model, given the operators that stay float.
+            weighted: The operators with weights.
+            judge: Measures the error.
+        """
+        limit = self._options.max_error
+        found = attempt(())
+        error = judge.error(found)
+        left: list[str] = []
+        if error > limit and len(weighted) > 1:
+            # The errors of operators about add up.
+            alone = {n: judge.error(attempt([m for m in weighted if m != n])) for n in weighted}
+            for name in sorted(weighted, key=lambda n: -alone[n])[:-1]:
+                left.append(name)
+                if sum(alone[n] for n in weighted if n not in left) <= limit:
+                    break
+            found = attempt(left)
+            error = judge.error(found)
+        if not error <= limit:
+            raise _NotMadeError(
+                f"its error is {error:.2g} of the variance of its outputs; {limit:g} is accepted"
+            )
+        return found, tuple(left)
+
+
+def _crossing_in_8_bits(graph: onnx.GraphProto) -> set[str]:
+    """The inputs and outputs of a graph that have fixed scales."""
+    names = {value.name for value in (*graph.input, *graph.output)}
+    read = {n.input[0] for n in graph.node if n.op_type == "QuantizeLinear"}
+    computed = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear"}
+    return names & (read | computed)
+
+
+class _Judge:
+    """Measures the error of 8-bit models against their float model."""
+
+    def __init__(self, model: onnx.ModelProto, batches: Sequence[Batch]) -> None:
+        self._outputs = [value.name for value in model.graph.output]
+        self._batches = batches
+        self._expected = self._run(model)
+
+    def error(self, model: onnx.ModelProto) -> float:
+        """The largest relative squared error of an output."""
+        try:
+            actual = self._run(model)
+        except RefusedError as e:
+            raise _NotMadeError(f"onnxruntime refuses it: {e.got}") from e
+        return relative_error(actual, self._expected)
+
+    def _run(self, model: onnx.ModelProto) -> list[list[Array]]:
+        session = open_session(model.SerializeToString())
+        inputs = [value.name for value in session.get_inputs()]
+        return [
+            session.run(self._outputs, {name: batch[name] for name in inputs})
+            for batch in self._batches
+        ]
+
+
+def relative_error(actual: Sequence[Sequence[Array]], expected: Sequence[Sequence[Array]]) -> float:
+    """The mean squared difference of outputs, relative to the variance of the expected ones.
+
+    Args:
+        actual: For each batch the outputs.
+        expected: For each batch the outputs that are right.
+
+    Returns:
+        The largest error of an output; infinity if a number is not finite where it should be.
+        Outputs that are not floating-point numbers don't count.
+    """
+    worst = 0.0
+    for i in range(len(expected[0]) if expected else 0):
+        ours = np.concatenate([np.ravel(batch[i]) for batch in actual]).astype(np.float64)
+        theirs = np.concatenate([np.ravel(batch[i]) for batch in expected])
+        if theirs.dtype.kind != "f":
+            continue
+        theirs = theirs.astype(np.float64)
+        finite = np.isfinite(theirs)
+        ours, theirs = ours[finite], theirs[finite]
+        if not np.isfinite(ours).all():
+            return float("inf")
+        if theirs.size:
+            scale = float(theirs.var()) or float(np.square(theirs).mean()) or 1.0
+            worst = max(worst, float(np.square(ours - theirs).mean()) / scale)
+    return worst
+
+
+def _branch(
+    branch: Branch, format: str, model: onnx.ModelProto, error: float, left: tuple[str, ...]
+) -> Int8Branch:
+    spec = branch.spec
+    model.producer_name, model.producer_version = PRODUCER, ""
+    tolerance = _TOLERANCE * error + _LEAST_TOLERANCE
+    note = f"{branch.id} in 8 bits, {format}"
+    if left:
+        note += f"; {len(left)} operators stay float"
+    return Int8Branch(
+        BranchSpec(
+            int8_id(branch.id, format), INT8, spec.start, spec.stop, spec.n_params, spec.flops
+        ),
+        ir.from_proto(model),
+        Quantised(branch.id, format, error, tolerance, left),
+        branch.approximate,
+        note,
+    )
+
+
+def _proto(model: ir.Model) -> onnx.ModelProto:
+    """A converted model with the types of all its values."""
+    proto = ir.to_proto(model)
+    return onnx.shape_inference.infer_shapes(proto)

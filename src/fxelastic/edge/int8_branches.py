@@ -1,0 +1,98 @@
+"""Which 8-bit branches a device uses: those that are faster there than their float branches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fxelastic.edge.bundle import Bundle
+from fxelastic.edge.fingerprint import INT8_FEATURES, fingerprint, needs_reduced_range
+from fxelastic.spec.latency_table import LatencyTable
+from fxelastic.spec.quantised import REDUCED, Quantised
+
+#: A slower format of a branch is kept only if its error is below this share of the faster one's.
+MORE_EXACT = 0.25
+
+
+def used(bundle: Bundle, table: LatencyTable, mode: str) -> Bundle:
+    """The bundle without the 8-bit branches that the device does not use; see `unused`.
+
+    Raises:
+        UsageError: The table has no such mode.
+    """
+    return bundle.without(unused_in(bundle, table, mode))
+
+
+def unused_in(bundle: Bundle, table: LatencyTable, mode: str) -> dict[str, str]:
+    """The 8-bit branches that the device of a table does not use; see `unused`.
+
+    Raises:
+        UsageError: The table has no such mode.
+    """
+    return unused(bundle, table.costs(mode), table.device, table.refused)
+
+
+def unused(
+    bundle: Bundle,
+    costs_ms: Mapping[str, float],
+    device: Mapping[str, str],
+    refused: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """The 8-bit branches that a device does not use, each with the reason.
+
+    A branch is not used if the device can't run it, if its weights have more or fewer bits than
+    the device needs, if it is not faster than its float branch, or if another format of the same
+    branch is faster and not much less exact.
+
+    Args:
+        bundle: The bundle.
+        costs_ms: The latency of each branch that was measured.
+        device: The device, as in a latency table.
+        refused: Branches that the device can't run, and why.
+    """
+    found = dict(unsuited(bundle, device))
+    found.update(refused or {})
+    quickest: dict[str, list[tuple[float, str, Quantised]]] = {}
+    for segment in bundle.manifest.segments:
+        quantised = segment.quantised
+        if quantised is None or segment.id in found:
+            continue
+        source, ours = costs_ms.get(quantised.source), costs_ms.get(segment.id)
+        if ours is None or source is None:
+            found[segment.id] = "it was not measured"
+        elif ours >= source:
+            found[segment.id] = (
+                f"it takes {ours:.3g} ms, and {quantised.source} in float {source:.3g} ms"
+            )
+        else:
+            quickest.setdefault(quantised.source, []).append((ours, segment.id, quantised))
+    for formats in quickest.values():
+        formats.sort(key=lambda entry: entry[:2])
+        best_ms, best, kept = formats[0]
+        for ms, name, quantised in formats[1:]:
+            if quantised.error < MORE_EXACT * kept.error:
+                kept = quantised
+            else:
+                found[name] = f"it takes {ms:.3g} ms, and {best} {best_ms:.3g} ms"
+    return found
+
+
+def unsuited(bundle: Bundle, device: Mapping[str, str]) -> dict[str, str]:
+    """The 8-bit branches whose weights have other bits than the device needs, and the reasons.
+
+    Args:
+        bundle: The bundle.
+        device: The device, as in a latency table.
+    """
+    features = device.get(INT8_FEATURES)
+    reduced = needs_reduced_range(fingerprint() if features is None else device)
+    found: dict[str, str] = {}
+    for segment in bundle.manifest.segments:
+        quantised = segment.quantised
+        if quantised is not None and quantised.reduced != reduced:
+            found[segment.id] = (
+                "its sums may exceed 16 bits on an x86 processor without VNNI, "
+                f"which uses the formats {REDUCED[1:]} in range (reduce_range)"
+                if reduced
+                else "the processor needs no reduced range of weights (reduce_range)"
+            )
+    return found
