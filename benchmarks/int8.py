@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -35,10 +36,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from fxelastic import edge
 from fxelastic.edge.assembly import assemble
 from fxelastic.edge.fingerprint import fingerprint
-from fxelastic.edge.int8_branches import unsuited
+from fxelastic.edge.int8_branches import unused
 from fxelastic.edge.stopwatch import Stopwatch, low_quartile
 from fxelastic.spec import Arch
-from fxelastic.spec.quantised import int8_id
+from fxelastic.spec.quantised import INT8
 
 MODELS = ("resnet50", "mobilenet_v2", "bert")
 BARS = {"resnet50": 2.5, "mobilenet_v2": 1.8, "bert": 2.0}
@@ -110,33 +111,35 @@ def measure(name: str, path: Path, n_rounds: int) -> dict[str, Any]:
 
 
 def subnets(bundle: edge.Bundle, inputs: Mapping[str, Any]) -> dict[str, Arch]:
-    """The original in each format, and with the quickest format of each block."""
-    left_out = unsuited(bundle, fingerprint())
-    formats = dict.fromkeys(
-        s.quantised.format for s in bundle.manifest.segments if s.quantised and s.id not in left_out
-    )
-    watch, found, quickest = Stopwatch(processor=True), {}, []
+    """The original with every block in 8 bits, and with those that are faster so."""
+    watch, costs = Stopwatch(processor=True), {}
     with edge.Executor(bundle, 1, None, shared_arena=False) as executor:
         state = executor.start(inputs)
-        for original in bundle.space.original:
-            ids = [int8_id(original, name) for name in formats]
-            ids = [name for name in ids if name in bundle.space.by_id]
+        for position, original in enumerate(bundle.space.original):
+            ids = [spec.id for spec in bundle.space.starting_at[position]]
             samples: dict[str, list[float]] = {name: [] for name in ids}
-            for i in range(12):
+            for i in range(14):
                 for branch in ids:
                     begin = watch.begin()
                     executor.run_branch(branch, state)
                     if i > 1:
                         samples[branch].append(watch.ms_since(begin))
-            best = min(ids, key=lambda b: low_quartile(samples[b])[0], default=original)
-            quickest.append(best)
+            costs |= {name: low_quartile(found)[0] for name, found in samples.items()}
             state = executor.advance(original, state)
-    found["int8"] = Arch(tuple(quickest))
-    for name in formats:
-        ids = ((int8_id(original, name), original) for original in bundle.space.original)
-        arch = Arch(tuple(a if a in bundle.space.by_id else b for a, b in ids))
-        found[f"int8 {name}"] = arch
-    return found
+    device = fingerprint()
+    # What is left out although it is in 8 bits: formats that are slower than another.
+    formats = unused(bundle, {**costs, **dict.fromkeys(bundle.space.original, math.inf)}, device)
+    slower = unused(bundle, costs, device)
+
+    def subnet(left_out: Mapping[str, str]) -> Arch:
+        chosen = []
+        for position, original in enumerate(bundle.space.original):
+            ids = [spec.id for spec in bundle.space.starting_at[position] if spec.kind == INT8]
+            ids = [name for name in ids if name not in left_out]
+            chosen.append(min(ids, key=costs.__getitem__, default=original))
+        return Arch(tuple(chosen))
+
+    return {"int8": subnet(formats), "int8 where faster": subnet(slower)}
 
 
 def recipes(model: Path, inputs: Sequence[Mapping[str, Any]], work: Path) -> dict[str, Path]:

@@ -17,7 +17,7 @@ import pytest
 from fxelastic import edge
 from fxelastic.edge.candidates import Candidate, candidates_of
 from fxelastic.edge.fingerprint import byte_products, needs_reduced_range
-from fxelastic.edge.int8_branches import MORE_EXACT, used
+from fxelastic.edge.int8_branches import MORE_EXACT, unused_in, used
 from fxelastic.edge.searching.data import read_data
 from fxelastic.edge.searching.distortion import measure
 from fxelastic.errors import BundleError, UsageError
@@ -96,8 +96,19 @@ def test_the_faster_format_is_kept() -> None:
     bundle = int8.bundle()
     assert formats(used(bundle, table(shares(0.5, 0.2)), "paged"), "original@2") == ["dynamic"]
     assert formats(used(bundle, table(shares(0.5, 0.2)), "paged"), "original@1") == ["u8s8"]
-    other = used(bundle, table(shares(0.3, 3.0, s8s8=0.2)), "paged")
-    assert formats(other, "original@2") == ["s8s8"]
+
+
+def test_all_branches_have_activations_of_the_same_sign() -> None:
+    """Otherwise neighbours would convert the values between them."""
+    bundle = int8.bundle()
+    recorded = table(shares(0.3, 3.0, s8s8=0.2))
+    costs = dict(recorded.costs("paged"))
+    costs["s8s8+original@1"] = 4.0  # slower than u8s8 there
+    latency = Costs({"latency_ms": BranchCosts(costs, error=ERROR)})
+    recorded = replace(recorded, modes={"paged": latency})
+    kept = used(bundle, recorded, "paged")
+    assert [formats(kept, f"original@{i}") for i in range(4)] == [["s8s8"]] * 4
+    assert "its format takes" in unused_in(bundle, recorded, "paged")["u8s8+original@1"]
 
 
 def test_a_slower_format_is_kept_if_it_is_much_more_exact() -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.fingerprint import INT8_FEATURES, fingerprint, needs_reduced_range
 from fxelastic.spec.latency_table import LatencyTable
-from fxelastic.spec.quantised import REDUCED, Quantised
+from fxelastic.spec.quantised import REDUCED, SIGNED, UNSIGNED, Quantised
 
 #: A slower format of a branch is kept only if its error is below this share of the faster one's.
 MORE_EXACT = 0.25
@@ -41,7 +41,9 @@ def unused(
 
     A branch is not used if the device can't run it, if its weights have more or fewer bits than
     the device needs, if it is not faster than its float branch, or if another format of the same
-    branch is faster and not much less exact.
+    branch is faster and not much less exact. Of the formats with signed and with unsigned
+    activations the device uses one for all branches, since neighbours of both would convert the
+    values between them.
 
     Args:
         bundle: The bundle.
@@ -51,6 +53,7 @@ def unused(
     """
     found = dict(unsuited(bundle, device))
     found.update(refused or {})
+    found.update(_of_other_sign(bundle, costs_ms, found))
     quickest: dict[str, list[tuple[float, str, Quantised]]] = {}
     for segment in bundle.manifest.segments:
         quantised = segment.quantised
@@ -74,6 +77,28 @@ def unused(
             else:
                 found[name] = f"it takes {ms:.3g} ms, and {best} {best_ms:.3g} ms"
     return found
+
+
+def _of_other_sign(
+    bundle: Bundle, costs_ms: Mapping[str, float], others: Container[str]
+) -> dict[str, str]:
+    """The branches with fixed scales whose activations have the sign that is slower in total."""
+    by_source: dict[str, dict[bool, str]] = {}
+    for segment in bundle.manifest.segments:
+        quantised = segment.quantised
+        if quantised is None or segment.id in others or segment.id not in costs_ms:
+            continue
+        signed = quantised.format.removesuffix(REDUCED) == SIGNED
+        if signed or quantised.format.removesuffix(REDUCED) == UNSIGNED:
+            by_source.setdefault(quantised.source, {})[signed] = segment.id
+    both = [names for names in by_source.values() if len(names) == 2]
+    totals = [sum(costs_ms[names[signed]] for names in both) for signed in (False, True)]
+    if not both:
+        return {}
+    slower = totals[True] >= totals[False]
+    best = UNSIGNED if slower else SIGNED
+    reason = f"its format takes {max(totals):.3g} ms in all blocks, and {best} {min(totals):.3g} ms"
+    return {names[slower]: reason for names in both}
 
 
 def unsuited(bundle: Bundle, device: Mapping[str, str]) -> dict[str, str]:

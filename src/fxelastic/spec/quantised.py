@@ -13,7 +13,7 @@ INT8 = "int8"
 
 #: Formats of the products, by the types of activations and weights. Activations of ``u8s8`` and
 #: ``s8s8`` have fixed scales; ``dynamic`` finds the scale of each activation when it runs.
-FORMATS = ("u8s8", "dynamic", "s8s8")
+UNSIGNED, DYNAMIC, SIGNED = FORMATS = ("u8s8", "dynamic", "s8s8")
 
 #: Appended to a format whose weights use 7 of their 8 bits, so that sums of two products fit into
 #: 16 bits: x86 processors without VNNI add them up so.
