@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,10 @@ from torch import Tensor, nn
 
 import fxelastic
 from fxelastic import UsageError, kinds
+from fxelastic.branches.operators import moments
 from fxelastic.branches.operators.factors import by_inputs, by_outputs, root
+from fxelastic.ir.branch import Branch
+from fxelastic.ir.partition import Partition
 
 OPERATORS: dict[str, Any] = {
     "lowrank": kinds.LowRank(ranks=(0.5,)),
@@ -30,7 +36,7 @@ OPERATORS: dict[str, Any] = {
 GEOMETRIES: dict[str, tuple[int, dict[str, Any]]] = {
     "1d": (1, {"padding": 1}),
     "2d": (2, {"padding": 1}),
-    "2d-strided": (2, {"stride": (2, 1), "padding": (1, 0), "bias": False}),
+    "2d-strided": (2, {"stride": (2, 1), "padding": (1, 0)}),
     "2d-dilated": (2, {"dilation": 2, "padding": 2}),
     "3d": (3, {"padding": 1}),
 }
@@ -56,56 +62,73 @@ def calibrated(kind: Any, x: Tensor) -> Any:
     return dataclasses.replace(kind, calibration=(((x,), {}),))
 
 
-def as_layer(module: nn.Module, like: Any, x: Tensor) -> nn.Module:
-    """The convolution that an affine branch amounts to, from its derivatives at one position."""
-    dims = x.dim() - 2
+@cache
+def captured(geometry: str) -> tuple[Any, Tensor, Partition]:
+    """A convolution, its inputs, and its partition, which reads the convolution's own weights."""
+    dims, options = GEOMETRIES[geometry]
+    torch.manual_seed(0)
+    layer = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1](16, 32, 3, **options)
+    x = inputs(dims)
+    return layer, x, fxelastic.partition(nn.Sequential(layer), 1.0, x)
+
+
+def made(partition: Partition, kind: Any) -> nn.Module:
+    (found,) = kind.make(partition)
+    assert isinstance(found, Branch), found
+    moments.forget(partition)
+    return found.module
+
+
+@contextmanager
+def holding(layer: Any, module: nn.Module, x: Tensor) -> Iterator[None]:
+    """Give a layer the weights that an affine branch amounts to, within the context.
+
+    They are the branch's derivatives at one position.
+    """
     middle = tuple(n // 2 for n in module(x).shape[2:])
     jacobian = torch.autograd.functional.jacobian(
         lambda value: module(value)[(0, slice(None), *middle)], x[:1]
     )[:, 0]
-    layer = type(like)(
-        *(like.in_channels, like.out_channels, like.kernel_size),
-        **{"stride": like.stride, "padding": like.padding, "dilation": like.dilation},
-    )
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
     with torch.no_grad():
-        for tap in itertools.product(*map(range, like.kernel_size)):
+        for tap in itertools.product(*map(range, layer.kernel_size)):
             at = [
-                middle[d] * like.stride[d] - like.padding[d] + tap[d] * like.dilation[d]
-                for d in range(dims)
+                middle[d] * layer.stride[d] - layer.padding[d] + tap[d] * layer.dilation[d]
+                for d in range(len(tap))
             ]
-            layer.weight[(slice(None), slice(None), *tap)] = jacobian[
-                (slice(None), slice(None), *at)
-            ]
+            taken = jacobian[(slice(None), slice(None), *at)]
+            layer.weight[(slice(None), slice(None), *tap)] = taken
         layer.bias.copy_(module(torch.zeros_like(x[:1]))[(0, slice(None), *middle)])
-    return layer
+    yield
+    layer.load_state_dict(before)
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("name", OPERATORS)
 def test_a_layer_of_an_operators_structure_loses_nothing(name: str, geometry: str) -> None:
-    dims, options = GEOMETRIES[geometry]
-    if name == "lowrank-spatial" and dims != 2:
-        pytest.skip("for kernels of two dimensions")
-    torch.manual_seed(0)
-    layer = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1](16, 32, 3, **options)
-    x = inputs(dims)
+    layer, x, partition = captured(geometry)
     kind = calibrated(OPERATORS[name], x)
-    once = branch(layer, x, kind)
+    if name == "lowrank-spatial" and x.dim() != 4:
+        (refusal,) = kind.make(partition)
+        assert "two dimensions" in refusal.reason
+        return
+    once = made(partition, kind)
     assert sum(p.numel() for p in once.parameters()) < layer.weight.numel()
-    again = branch(as_layer(once, layer, x), x, kind)
     with torch.no_grad():
         expected = once(x)
         assert not torch.allclose(expected, layer(x), atol=1e-2)
+    with holding(layer, once, x):
+        again = made(partition, kind)
+    with torch.no_grad():
         assert (again(x) - expected).norm() < 1e-3 * expected.norm()
 
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_calibration_data_reduces_the_error_on_it(name: str) -> None:
-    torch.manual_seed(0)
-    layer, x = nn.Conv2d(16, 32, 3, padding=1, bias=False), inputs(2)
+    layer, x, partition = captured("2d")
     with torch.no_grad():
         plain, fitted = (
-            (branch(layer, x, kind)(x) - layer(x)).square().mean()
+            (made(partition, kind)(x) - layer(x)).square().mean()
             for kind in (OPERATORS[name], calibrated(OPERATORS[name], x))
         )
     assert fitted < 0.95 * plain
