@@ -176,6 +176,27 @@ def latency_model(result: Any) -> Iterable[Row]:
         )
 
 
+def sizes(result: Any) -> Iterable[Row]:
+    """Errors of latencies predicted at other lengths, and differences from torch there."""
+    for mode in ("assembled", "paged"):
+        found, worst = result[mode], result["worst_difference"][mode]
+        yield Row(
+            f"BERT of 6 layers, {mode}: median and 90th-percentile error of latencies, "
+            f"{result['subnets']} held-out subnets at {len(result['lengths'])} held-out lengths",
+            f"{100 * found['median']:.1f} %, {100 * found['p90']:.1f} %",
+            "≤ 5 %, ≤ 12 %",
+            met=found["median"] <= 0.05 and found["p90"] <= 0.12,
+        )
+        yield Row(
+            f"BERT of 6 layers, {mode}: difference from torch at "
+            f"{len(result['compared_lengths'])} random lengths",
+            f"{worst:.1e}",
+            f"≤ {result['tolerance']:.0e}",
+            met=worst <= result["tolerance"],
+        )
+    yield Row(f"time of a table ({result['branches']} branches)", f"{result['profile_s']:.0f} s")
+
+
 def train_threads(result: Any) -> Iterable[Row]:
     """Time of a training step beside another process."""
     for way, rows in result["rows"].items():
@@ -543,6 +564,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], Iterable[Row]]]] = {
     "train_threads": ("Training beside other programs", train_threads),
     "train_device": ("Training on a GPU", train_device),
     "latency_model": ("Latency model", latency_model),
+    "sizes": ("Sizes that vary", sizes),
     "search": ("Search", search),
     "search_memory": ("Memory of profiling and searching", search_memory),
     "serve": ("Serving", serve),

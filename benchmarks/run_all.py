@@ -44,6 +44,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         f"latency_model.py {WORK}/latency_model/mobilenet_v2 {WORK}/latency_model/resnet50"
         " --out {out}",
     ),
+    "sizes": (f"sizes.py {WORK}/sizes --out {{out}}",),
     "train": (f"train.py --seeds 0 1 2 --data {WORK}/data --out {WORK}/train --summary {{out}}",),
     "train_threads": ("train_threads.py --out {out}",),
     "train_device": ("train_device.py --devices cpu cuda --out {out}",),
