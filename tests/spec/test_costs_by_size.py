@@ -100,7 +100,7 @@ def test_the_mean_is_over_every_input() -> None:
     table = TABLE.mean_over(iter(sizes))
     mean = (2 * original_ms(4) + original_ms(64)) / 3
     assert table.predict_ms(ORIGINAL) == pytest.approx(mean)
-    assert table.sizes == ({"seq": 4}, {"seq": 64})
+    assert table.sizes == ({"seq": 4}, {"seq": 4}, {"seq": 64})
     assert table.predict(ORIGINAL)["peak_memory_bytes"] == 8 * 64
     with pytest.raises(UsageError, match="no inputs"):
         TABLE.mean_over([])
@@ -197,7 +197,8 @@ def test_a_change_of_costs_applies_at_every_size() -> None:
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    for table in (TABLE, TABLE.at({"seq": 100})):
+    several = TABLE.mean_over([{"seq": 4}, {"seq": 4}, {"seq": 100}])
+    for table in (TABLE, TABLE.at({"seq": 100}), several):
         table.save(tmp_path / "table.json")
         assert LatencyTable.load(tmp_path / "table.json") == table
 

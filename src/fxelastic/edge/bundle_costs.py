@@ -15,11 +15,14 @@ from fxelastic.spec.value_info import itemsize
 
 
 def bundle_costs(
-    bundle: Bundle, batch_size: int, rows: Mapping[str, BranchLatency]
+    bundle: Bundle,
+    batch_size: int,
+    rows: Mapping[str, BranchLatency],
+    sizes: Mapping[str, int] | None = None,
 ) -> dict[str, BranchCosts]:
     """The costs of each branch by resource.
 
-    * ``flops``: the operations of a run.
+    * ``flops``: the operations of a run, at the example's sizes.
     * ``traffic_bytes``: the weights of the branch, and the values that it reads and writes.
     * ``peak_memory_bytes``: the values that exist between blocks while the branch runs, including
       its own outputs, without the temporary memory of its operators. Missing if a size can't be
@@ -30,6 +33,7 @@ def bundle_costs(
         bundle: The bundle.
         batch_size: The number of samples in a run.
         rows: The measurements of each branch.
+        sizes: Values of other sizes that may vary; the example's for those without an entry.
     """
     specs = bundle.space.branches
     found = {
@@ -40,13 +44,18 @@ def bundle_costs(
         WEIGHTS: _weights(bundle),
     }
     with contextlib.suppress(UsageError):
-        found["peak_memory_bytes"] = _live_values(bundle, batch_size)
+        found["peak_memory_bytes"] = _live_values(bundle, batch_size, sizes)
     return found
 
 
 def with_bundle_costs(table: LatencyTable, bundle: Bundle) -> LatencyTable:
-    """Add all costs that follow from the bundle, some of which tables of earlier versions lack."""
-    return table.including(bundle_costs(bundle, table.batch_size, table.rows))
+    """Add the costs that follow from the bundle, some of which tables of earlier versions lack."""
+    costs = bundle_costs(bundle, table.batch_size, table.rows)
+    if table.sizes:
+        # They hold for the example's sizes, and this table may be for others.
+        known = set.intersection(*map(set, table.modes.values()))
+        costs = {name: found for name, found in costs.items() if name not in known}
+    return table.including(costs)
 
 
 def _weights(bundle: Bundle) -> BranchCosts:
@@ -67,9 +76,11 @@ def _weights(bundle: Bundle) -> BranchCosts:
     )
 
 
-def _live_values(bundle: Bundle, batch_size: int) -> BranchCosts:
-    known = bundle.manifest.model.sizes_at(batch_size)
-    sizes = {
+def _live_values(
+    bundle: Bundle, batch_size: int, sizes: Mapping[str, int] | None = None
+) -> BranchCosts:
+    known = bundle.manifest.model.sizes_at(batch_size, sizes)
+    n_bytes = {
         value.name: prod(value.shape_at(known)) * itemsize(value.dtype)
         for value in bundle.manifest.values
         if value.constant is None
@@ -78,9 +89,9 @@ def _live_values(bundle: Bundle, batch_size: int) -> BranchCosts:
     for spec in bundle.space.branches:
         costs[spec.id] = float(
             sum(
-                sizes[value.name]
+                n_bytes[value.name]
                 for value in bundle.manifest.values
-                if value.name in sizes
+                if value.name in n_bytes
                 and value.produced < spec.stop
                 and value.last_read >= (spec.start if value.produced < spec.start else spec.stop)
             )

@@ -332,10 +332,15 @@ def default_bytes(bundle: Bundle) -> int:
 
 
 def check_inputs(bundle: Bundle, inputs: Mapping[str, Array]) -> int:
-    """Check that arrays fit the model's inputs.
+    """The batch size of arrays, which are checked by `sizes_of_inputs`; 1 without a batch."""
+    return sizes_of_inputs(bundle, inputs).get(bundle.manifest.model.batch, 1)
+
+
+def sizes_of_inputs(bundle: Bundle, inputs: Mapping[str, Array]) -> dict[str, int]:
+    """Check that arrays fit the model's inputs, and find their sizes.
 
     Returns:
-        The batch size; 1 if no size depends on it.
+        The value of each size that may vary, the batch size included, by its name.
 
     Raises:
         UsageError: An input is missing or unknown, or has the wrong dtype or shape; or two inputs
@@ -364,8 +369,7 @@ def check_inputs(bundle: Bundle, inputs: Mapping[str, Array]) -> int:
         if any(isinstance(d, int) and d != n for d, n in zip(info.dims, shape, strict=True)):
             raise _unfit(bundle, info, array)
         shapes.append((info.name, info.dims, shape))
-    model = bundle.manifest.model
-    return sizes_of(shapes, model.symbols).get(model.batch, 1)
+    return sizes_of(shapes, bundle.manifest.model.symbols)
 
 
 def _unfit(bundle: Bundle, info: ValueInfo, array: Any) -> UsageError:

@@ -49,6 +49,8 @@ def fit_mode(
     fitted: Sequence[Measured],
     held_out: Sequence[Measured] = (),
     original: Measured | None = None,
+    *,
+    negative_overhead: bool = True,
 ) -> BranchCosts:
     """Fit the costs of branches to measured subnets.
 
@@ -75,6 +77,7 @@ def fit_mode(
         original: The original, with measurements that alternate with those of the other subnets.
             The fit includes it, and errors are of latencies relative to the original's. None for
             errors of absolute latencies.
+        negative_overhead: Whether the constant may be negative.
 
     Returns:
         The costs in ms, above 0 for each branch whose time is above 0, with the error.
@@ -84,10 +87,12 @@ def fit_mode(
         fitted = (original, *fitted)
     model = _fit(space, rows, fitted, bounds, _TERM_SPREAD)
     slack = {name: cost - bounds[name] for name, cost in model.costs.items()}
-    most_saved = min(
-        _MOST_SAVED * space.cost(space.min_cost_arch(model.costs), model.costs),
-        space.cost(space.min_cost_arch(slack), slack),
-    )
+    most_saved = 0.0
+    if negative_overhead:
+        most_saved = min(
+            _MOST_SAVED * space.cost(space.min_cost_arch(model.costs), model.costs),
+            space.cost(space.min_cost_arch(slack), slack),
+        )
     if model.overhead < -most_saved:
         model = _fit(space, rows, fitted, bounds, 0.0)
     if held_out:

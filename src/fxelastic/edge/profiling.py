@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import onnxruntime as ort
@@ -20,20 +19,22 @@ from fxelastic.edge.arguments import refuse_paths
 from fxelastic.edge.branch_timing import BranchTiming
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.bundle_costs import bundle_costs
-from fxelastic.edge.executor import Array, Executor, check_inputs
+from fxelastic.edge.executor import Array, Executor, sizes_of_inputs
 from fxelastic.edge.fingerprint import fingerprint
 from fxelastic.edge.int8_branches import unsuited, unused
 from fxelastic.edge.latency_model import Measured, fit_mode
+from fxelastic.edge.measured_sizes import SizePlan, SizesToMeasure
 from fxelastic.edge.memory import GrowthLimit, resident_bytes
+from fxelastic.edge.sample_file import SampleFile
 from fxelastic.edge.searching.data import batch_of
 from fxelastic.edge.sessions import SessionMaker
+from fxelastic.edge.size_fit import SizeFit
 from fxelastic.edge.stopwatch import Stopwatch, processor_time_is_exact
 from fxelastic.edge.subnet_timing import SubnetTimer
 from fxelastic.edge.synthetic_inputs import sound_inputs
 from fxelastic.errors import BundleError, UsageError
 from fxelastic.spec import Arch
 from fxelastic.spec.costs import BranchCosts, Costs
-from fxelastic.spec.json_document import write
 from fxelastic.spec.latency_table import (
     CLOCKS,
     MODES,
@@ -44,7 +45,6 @@ from fxelastic.spec.latency_table import (
 )
 from fxelastic.spec.resources import LATENCY
 
-PARTIAL = "fxelastic.latency-samples/1"
 # Memory for choosing subnets by cost and for fitting the latency model.
 _COMPUTING_BYTES = 2**24
 # The planned share of the time budget, and the share after which timing of branches ends; and for
@@ -53,6 +53,8 @@ _PLANNED, _BRANCHES = 0.95, 0.4
 _SUBNETS = {"assembled": 0.7, "paged": 1.0}
 # If the median standard error of whole subnets exceeds this share, their times are too uncertain.
 _MOST_NOISE = 0.06
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ def profile(
     providers: Sequence[str] = ("CPUExecutionProvider",),
     *,
     inputs: Mapping[str, Array] | None = None,
+    sizes: SizesToMeasure | None = None,
     n_samples: int = 20,
     n_subnets: int = 24,
     n_held_out: int = 12,
@@ -90,6 +93,10 @@ def profile(
     slower ones with less than a quarter of its error. ``refused`` of the table has the others, with
     the reason, and those that onnxruntime can't load.
 
+    If other sizes than the batch may vary, everything is measured at several sizes, and the
+    table's costs are functions of the sizes; see `LatencyTable.at`. The error is then measured at
+    sizes in between.
+
     Call it in a process that has not imported torch, as ``fxelastic profile`` does.
 
     Args:
@@ -99,6 +106,12 @@ def profile(
         providers: The execution providers of onnxruntime, in order of preference.
         inputs: The inputs to run on: ``batch_size`` samples for each of the bundle's inputs, by
             name. None for synthetic inputs, which may be unsuitable if times depend on values.
+            The table is then for the sizes of these inputs alone.
+        sizes: The sizes to measure at: some values of each name, such as
+            ``{"seq": (16, 64, 256)}``, or combinations, such as
+            ``[{"H": 32, "W": 64}, {"H": 64, "W": 32}]``. See `SizePlan.of` for the
+            values of several names, and for None. The example's sizes are measured, too. With a
+            single combination, the table is for these sizes alone.
         n_samples: The minimum number of runs of each branch.
         n_subnets: The number of subnets that correct the sum, for each mode; may be 0.
         n_held_out: The number of subnets that the error is measured on, for each mode.
@@ -118,8 +131,8 @@ def profile(
         The table.
 
     Raises:
-        UsageError: An argument is out of range, inputs do not fit the model, or no inputs were
-            given and a size can't be computed from the batch size.
+        UsageError: An argument is out of range, inputs do not fit the model, both inputs and sizes
+            are given, or no inputs were given and a size can't be computed from the batch size.
         BundleError: A branch is missing or damaged, can't be run, or returns values that are not
             finite.
     """
@@ -129,22 +142,18 @@ def profile(
     watch = watch or Stopwatch()
     begin_s = watch.wall_s()
     budget_s = float("inf") if time_budget_s is None else _PLANNED * time_budget_s
-    if inputs is not None:
-        found = check_inputs(bundle, inputs)
-        if found != batch_size and bundle.manifest.model.dynamic_batch:
-            raise UsageError(
-                "the inputs must have batch_size samples",
-                expected=f"batch_size={batch_size}",
-                got=str(found),
-            )
+    own = None if inputs is None else [_sizes_of(bundle, inputs, batch_size, sizes)]
+    plan = SizePlan.of(bundle.manifest.model, sizes if own is None else own)
     settings: dict[str, Any] = {
-        "schema": PARTIAL,
         "bundle": bundle.digest,
         "device": fingerprint(),
         "batch_size": batch_size,
         "providers": list(providers),
         "inputs": "" if inputs is None else _digest(inputs),
     }
+    if bundle.manifest.model.sizes:
+        settings["sizes"] = list(plan.points)
+        logger.info("measuring at %s", plan)
     # This reads all files, so it comes before the measurement.
     structure = bundle.structure_digest
     limit = None if memory_bytes is None else GrowthLimit(memory_bytes)
@@ -159,15 +168,17 @@ def profile(
         refused |= _unloadable(executor, set(refused))
         bundle = bundle.without(refused)
         executor.bundle = bundle
+        each = [] if inputs is None else [inputs]
         if inputs is None:
-            inputs, sound = sound_inputs(executor, batch_size, seed)
+            drawn = [sound_inputs(executor, batch_size, seed, own) for own in plan.all]
+            each, sound = [found for found, _ in drawn], all(fine for _, fine in drawn)
         if not sound:
             logger.warning(
                 "the model returns NaN or infinity for synthetic inputs, which may distort times: "
                 "pass inputs, or --data on the command line"
             )
         one, exact = threads == 1, processor_time_is_exact(providers)
-        if exact and not one and _is_busy(executor, inputs, watch):
+        if exact and not one and _is_busy(executor, each[plan.example], watch):
             one = True
             executor.close()
             executor = executor_of(1)
@@ -177,32 +188,45 @@ def profile(
         threads = 1 if one else threads
         watch = replace(watch, processor=one and exact)
         settings |= {"threads": threads, "clock": CLOCKS[watch.processor]}
-        timing = BranchTiming(executor, inputs, seed, finite=sound, watch=watch)
-        partial = _Partial(None if path is None else Path(path), settings, timing)
-        partial.resume()
+        timings = [
+            BranchTiming(executor, own, seed, finite=sound, watch=watch)
+            for own in each[: len(plan.points)]
+        ]
+        samples = SampleFile(path, settings, timings)
+        samples.resume()
         resident = _session_bytes(executor) if memory_bytes is None else {}
 
-        def report(share: float) -> None:
-            partial.save_now_and_then()
+        def report(share: float, n_before: int = 0) -> None:
+            samples.save_now_and_then()
             if progress is not None:
-                progress("branches", share)
+                progress("branches", (n_before + share) / len(timings))
 
         try:
-            timing.run(n_samples, 0.02, begin_s + _BRANCHES * budget_s, report)
+            for i, timing in enumerate(timings):
+                share = _BRANCHES * (i + 1) / len(timings)
+                timing.run(n_samples, 0.02, begin_s + share * budget_s, partial(report, n_before=i))
         finally:
-            partial.save()
-        measured = {spec.id: timing.row(spec.id) for spec in bundle.space.branches}
-        costs_ms = {branch: row.ms for branch, row in measured.items()}
-        refused = unused(bundle, costs_ms, settings["device"], refused)
+            samples.save()
+        rows_at = [
+            {
+                spec.id: _with_resident(timing.row(spec.id), resident.get(spec.id))
+                for spec in bundle.space.branches
+            }
+            for timing in timings
+        ]
+        refused = _unused_everywhere(bundle, rows_at, settings["device"], refused)
         bundle = bundle.without(refused)
         executor.bundle = bundle
-        rows = {spec.id: measured[spec.id] for spec in bundle.space.branches}
-        rows = {k: _with_resident(row, resident.get(k)) for k, row in rows.items()}
+        rows_at = [{spec.id: own[spec.id] for spec in bundle.space.branches} for own in rows_at]
         executor.make_room(_COMPUTING_BYTES)
+        rows = rows_at[plan.example]
         archs = distinct_subnets(bundle, n_subnets + n_held_out, seed)
+        fit = None if len(plan.points) < 2 else SizeFit(bundle, batch_size, plan, rows_at)
+        held_out: list[Arch] = [] if fit is None else split(archs, n_held_out)[0]
         # In random order, since time may be too short for all of them.
         random.Random(f"subnets {seed}").shuffle(archs)
-        timer = SubnetTimer(executor, inputs, limit, watch)
+        wanted = {arch: plan.indices(held_out=arch in held_out) for arch in archs}
+        timer = SubnetTimer(executor, each, limit, watch)
         sizes_vary = bool(bundle.manifest.model.sizes)
         maker = SessionMaker(threads, tuple(providers), sizes_vary=sizes_vary)
         latencies: dict[str, BranchCosts] = {}
@@ -214,13 +238,19 @@ def profile(
 
             now_s = watch.wall_s()
             until_s = now_s + _SUBNETS[mode] * (begin_s + budget_s - now_s)
-            times = timer.time(archs, mode, maker, progress=report_subnets, until_s=until_s)
+            times = timer.time_at_sizes(
+                wanted, mode, maker, progress=report_subnets, until_s=until_s
+            )
             executor.make_room(_COMPUTING_BYTES)
-            latencies[mode] = _fitted(bundle, rows, times, n_subnets, n_held_out)
-            if archs and len(times) < 2 and limit is None:
+            if fit is None:
+                found = _fitted(bundle, rows, times[0], n_subnets, n_held_out)
+            else:
+                found = fit.fitted(mode, times, held_out)
+            latencies[mode] = _doubted_if_noisy(found, times)
+            if archs and not any(times) and limit is None:
                 doubt = "there was no time to measure whole subnets"
                 latencies[mode] = replace(latencies[mode], doubt=doubt)
-        if not one and exact and times and _is_busy(executor, inputs, watch):
+        if not one and exact and any(times) and _is_busy(executor, each[plan.example], watch):
             doubt = "other processes kept the cores busy while several threads were timed"
             latencies = {mode: replace(found, doubt=doubt) for mode, found in latencies.items()}
     # For such short runs, the variation between calls alone is as large as the latency.
@@ -228,7 +258,7 @@ def profile(
         mode: replace(found, doubt="") if original_cost(found) < SHORT_MS else found
         for mode, found in latencies.items()
     }
-    known = bundle_costs(bundle, batch_size, rows)
+    known = bundle_costs(bundle, batch_size, rows, plan.points[plan.example])
     modes = {mode: Costs({LATENCY: found, **known}) for mode, found in latencies.items()}
     table = LatencyTable(
         bundle.digest,
@@ -240,9 +270,11 @@ def profile(
         modes,
         structure,
         CLOCKS[watch.processor],
+        plan.points[plan.example : plan.example + 1] if bundle.manifest.model.sizes else (),
+        by_size=None if fit is None else fit.by_size,
         refused=refused,
     )
-    partial.remove()
+    samples.remove()
     for mode in MODES:
         if not table.trusted(mode):
             logger.warning(
@@ -273,6 +305,20 @@ def _unloadable(executor: Executor, others: Collection[str]) -> dict[str, str]:
     return found
 
 
+def _unused_everywhere(
+    bundle: Bundle,
+    rows_at: Sequence[Mapping[str, BranchLatency]],
+    device: Mapping[str, str],
+    refused: Mapping[str, str],
+) -> dict[str, str]:
+    """The 8-bit branches that the device uses at none of the sizes, and why; see `unused`."""
+    found = [
+        unused(bundle, {name: row.ms for name, row in rows.items()}, device, refused)
+        for rows in rows_at
+    ]
+    return {name: why for name, why in found[0].items() if all(name in own for own in found)}
+
+
 def _is_busy(executor: Executor, inputs: Mapping[str, Array], watch: Stopwatch) -> bool:
     """Whether competing processes slow down the original."""
     original = executor.bundle.space.original
@@ -294,62 +340,43 @@ def _fitted(
     fewer = len(measured) < n_subnets + n_held_out and n_subnets > 0
     n_held = min(n_held_out, len(measured) // 2) if fewer else n_held_out
     held_out, fitted = split(measured, n_held)
-    model = fit_mode(bundle.space, rows, fitted if n_subnets else [], held_out, original)
-    noise = float(np.median([m.noise for m in measured])) if measured else 0.0
+    return fit_mode(bundle.space, rows, fitted if n_subnets else [], held_out, original)
+
+
+def _doubted_if_noisy(model: BranchCosts, times: Sequence[Mapping[Arch, Measured]]) -> BranchCosts:
+    """The costs, marked as unreliable if the measurements vary too much."""
+    noises = [m.noise for found in times for m in list(found.values())[1:]]
+    noise = float(np.median(noises)) if noises else 0.0
     if noise <= _MOST_NOISE:
         return model
     return replace(model, doubt=f"times of whole subnets were disturbed: they vary by {noise:.0%}")
 
 
-class _Partial:
-    """Saves the samples so far to a file, and resumes from it."""
+def _sizes_of(
+    bundle: Bundle, inputs: Mapping[str, Array], batch_size: int, sizes: object
+) -> dict[str, int]:
+    """The sizes of the user's inputs besides the batch size.
 
-    def __init__(self, path: Path | None, settings: dict[str, Any], timing: BranchTiming) -> None:
-        self._path = path
-        self._settings = settings
-        self._timing = timing
-        self._saved_s = timing.watch.wall_s()
-
-    def resume(self) -> None:
-        """Read samples from the file, if they belong to the same measurement."""
-        if self._path is None or not self._path.exists():
-            return
-        try:
-            value = json.loads(self._path.read_bytes())
-            same = {k: value.get(k) for k in self._settings} == self._settings
-            samples = {k: [float(x) for x in v] for k, v in value["samples_ms"].items()}
-            n_bytes = {k: int(v) for k, v in value["activation_bytes"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            same, samples, n_bytes = False, {}, {}
-        if not same or set(samples) != set(self._timing.samples_ms):
-            logger.warning(
-                "%s belongs to another measurement: starting from the beginning", self._path
-            )
-            return
-        self._timing.samples_ms.update(samples)
-        self._timing.activation_bytes.update(n_bytes)
-
-    def save_now_and_then(self) -> None:
-        """Write the file if the last write was long enough ago."""
-        if self._timing.watch.wall_s() - self._saved_s > 2.0:
-            self.save()
-
-    def save(self) -> None:
-        """Write the file."""
-        if self._path is None:
-            return
-        value = {
-            **self._settings,
-            "samples_ms": self._timing.samples_ms,
-            "activation_bytes": self._timing.activation_bytes,
-        }
-        write(self._path, json.dumps(value).encode(), "the file of samples")
-        self._saved_s = self._timing.watch.wall_s()
-
-    def remove(self) -> None:
-        """Remove the file: its samples are in the table."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+    Raises:
+        UsageError: The inputs do not fit the model or have another batch size, or sizes are given.
+    """
+    if sizes is not None:
+        raise UsageError(
+            "inputs have their own sizes",
+            expected="inputs or sizes",
+            got=f"inputs and sizes={sizes!r}",
+            fix="leave one of them out",
+        )
+    found = sizes_of_inputs(bundle, inputs)
+    model = bundle.manifest.model
+    n_samples = found.pop(model.batch, 1)
+    if n_samples != batch_size and model.dynamic_batch:
+        raise UsageError(
+            "the inputs must have batch_size samples",
+            expected=f"batch_size={batch_size}",
+            got=str(n_samples),
+        )
+    return found
 
 
 def _digest(inputs: Mapping[str, Array]) -> str:
@@ -405,13 +432,13 @@ def _with_resident(row: BranchLatency, n_bytes: int | None) -> BranchLatency:
     return replace(row, resident_bytes=n_bytes)
 
 
-def split(measured: Sequence[Measured], n_held_out: int) -> tuple[list[Measured], list[Measured]]:
-    """Split subnets into those to compute the error on and those to fit to, evenly by latency."""
-    n_held_out = min(n_held_out, len(measured))
-    held = {int(i * len(measured) / n_held_out) for i in range(n_held_out)}
+def split(subnets: Sequence[T], n_held_out: int) -> tuple[list[T], list[T]]:
+    """Split ordered subnets into those to compute the error on and those to fit to, evenly."""
+    n_held_out = min(n_held_out, len(subnets))
+    held = {int(i * len(subnets) / n_held_out) for i in range(n_held_out)}
     return (
-        [m for i, m in enumerate(measured) if i in held],
-        [m for i, m in enumerate(measured) if i not in held],
+        [m for i, m in enumerate(subnets) if i in held],
+        [m for i, m in enumerate(subnets) if i not in held],
     )
 
 

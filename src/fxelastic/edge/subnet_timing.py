@@ -99,7 +99,7 @@ class SubnetTimer:
     def __init__(
         self,
         executor: Executor,
-        inputs: Mapping[str, Array],
+        inputs: Mapping[str, Array] | Sequence[Mapping[str, Array]],
         limit: GrowthLimit | None = None,
         watch: Stopwatch | None = None,
     ) -> None:
@@ -107,14 +107,16 @@ class SubnetTimer:
 
         Args:
             executor: Runs subnets branch after branch.
-            inputs: The model's inputs.
+            inputs: The model's inputs; or several, of different sizes, for `time_at_sizes`.
             limit: Limit on the growth of the process; if None, a group has at most 1 GiB of
                 weights.
             watch: Times the subnets.
         """
         self._executor = executor
         self._bundle: Bundle = executor.bundle
-        self._inputs = inputs
+        self._inputs: Sequence[Mapping[str, Array]] = (
+            (inputs,) if isinstance(inputs, Mapping) else inputs
+        )
         self._limit = limit
         self._watch = watch or Stopwatch()
         self._adding_s = 0.0  # the longest time of loading a subnet in the present mode
@@ -143,53 +145,101 @@ class SubnetTimer:
         Returns:
             The latencies, the original's first; empty if no other subnet was timed.
         """
-        shares: dict[Arch, Measured] = {}
-        originals: list[tuple[float, float]] = []
+        first = dict.fromkeys(archs, (0,))
+        return self.time_at_sizes(first, mode, maker, rounds, progress, until_s)[0]
+
+    def time_at_sizes(
+        self,
+        wanted: Mapping[Arch, Sequence[int]],
+        mode: str,
+        maker: SessionMaker,
+        rounds: int | None = None,
+        progress: Callable[[int], None] | None = None,
+        until_s: float = math.inf,
+    ) -> list[dict[Arch, Measured]]:
+        """The latencies of subnets on several inputs.
+
+        Within a group, subnets are timed in turns on one of the inputs after the other, and
+        compared with the original on the same input.
+
+        Args:
+            wanted: The subnets, each with the indices of the inputs to time it on.
+            mode: See `time`.
+            maker: See `time`.
+            rounds: See `time`.
+            progress: See `time`.
+            until_s: See `time`.
+
+        Returns:
+            The latencies on each of the inputs.
+        """
+        n_inputs = len(self._inputs)
+        shares: list[dict[Arch, Measured]] = [{} for _ in range(n_inputs)]
+        originals: list[list[float]] = [[] for _ in range(n_inputs)]
         too_large: list[Arch] = []
         self._adding_s = 0.0
-        left = list(archs)
+        left = list(wanted)
+        n_done = 0
         while left and self._watch.wall_s() + 2 * self._adding_s < until_s:
             with self._group(mode, maker) as group:
-                runs, run_s, late = self._filled(group, left, until_s)
+                runs, run_s, late = self._filled(group, left, wanted, until_s)
                 if len(runs) < 2:
                     if late:
                         break
                     too_large.append(left.pop(0))
                     continue
-                n_rounds = rounds or int(min(60, max(12, 0.25 / max(1e-6, run_s))))
-                samples = sample_by_turns(runs, n_rounds, self._watch, until_s=until_s)
-            (original_ms, noise), *others = map(low_quartile, samples)
-            originals.append((original_ms, noise))
-            for arch, (ms, own) in zip(left, others, strict=False):
-                shares[arch] = Measured(arch, ms / original_ms, math.hypot(noise, own))
-            del left[: len(others)]
+                for k in range(n_inputs):
+                    timed = [arch for arch in left[: len(runs) - 1] if k in wanted[arch]]
+                    if not timed:
+                        continue
+                    n_rounds = rounds or int(min(60, max(12, 0.25 / max(1e-6, run_s[k]))))
+                    turns = [run[k] for run in runs if k in run]
+                    samples = sample_by_turns(turns, n_rounds, self._watch, until_s=until_s)
+                    (original_ms, noise), *others = map(low_quartile, samples)
+                    originals[k].append(original_ms)
+                    for arch, (ms, own) in zip(timed, others, strict=True):
+                        share = Measured(arch, ms / original_ms, math.hypot(noise, own))
+                        shares[k][arch] = share
+            n_done += len(runs) - 1
+            del left[: len(runs) - 1]
             if progress is not None:
-                progress(len(shares))
+                progress(n_done)
         if too_large:
             logger.warning(
                 "%d of %d %s subnets were not measured: memory_bytes is too small for them and the "
                 "original",
-                *(len(too_large), len(archs), mode),
+                *(len(too_large), len(wanted), mode),
             )
+        return [self._latencies(*found) for found in zip(shares, originals, strict=True)]
+
+    def _latencies(
+        self, shares: Mapping[Arch, Measured], originals: Sequence[float]
+    ) -> dict[Arch, Measured]:
+        """The latencies from the shares of the original's, and the original's in each group."""
         if not shares:
             return {}
-        original_ms = float(np.median([ms for ms, _ in originals]))
-        original = Measured(self._bundle.space.original, original_ms)
+        original = Measured(self._bundle.space.original, float(np.median(originals)))
         return {original.arch: original} | {
-            arch: Measured(arch, m.ms * original_ms, m.noise) for arch, m in shares.items()
+            arch: Measured(arch, m.ms * original.ms, m.noise) for arch, m in shares.items()
         }
 
     def _filled(
-        self, group: _Group, archs: Sequence[Arch], until_s: float
-    ) -> tuple[list[Run], float, bool]:
+        self,
+        group: _Group,
+        archs: Sequence[Arch],
+        wanted: Mapping[Arch, Sequence[int]],
+        until_s: float,
+    ) -> tuple[list[dict[int, Run]], Sequence[float], bool]:
         """Calls of the original and of as many subnets as the group has room and time for.
 
         Returns:
-            The calls, the time of the original in s, and whether time ended the group.
+            The calls of each by the index of the inputs, the times of the original in s, and
+            whether time ended the group.
         """
-        runs: list[Run] = []
+        runs: list[dict[int, Run]] = []
         n_bytes = 0
-        run_s = 0.0
+        run_s: list[float] = []
+        indices = sorted({k for arch in archs[:_MOST] for k in wanted[arch]})
         wall_s = self._watch.wall_s
         for arch in (self._bundle.space.original, *archs[:_MOST]):
             n_bytes += _weight_bytes(self._bundle, arch)
@@ -197,18 +247,21 @@ class SubnetTimer:
             if self._limit is None and len(runs) > 1 and n_bytes > _GROUP_BYTES:
                 break
             begin_s = wall_s()
-            rounds_s = (_LEAST_ROUNDS + 1) * (len(runs) + 1) * run_s
+            rounds_s = (_LEAST_ROUNDS + 1) * (len(runs) + 1) * sum(run_s)
             if runs and begin_s + self._adding_s + rounds_s > until_s:
                 return runs, run_s, True
-            run = group.add(arch)
+            own = wanted[arch] if runs else indices
+            added = group.add(arch, [self._inputs[k] for k in own])
             self._adding_s = max(self._adding_s, wall_s() - begin_s)
-            if run is None:
+            if added is None:
                 break
             if not runs:
-                begin_s = wall_s()
-                run()
-                run_s = wall_s() - begin_s
-            runs.append(run)
+                run_s = [0.0] * len(self._inputs)
+                for k, run in zip(own, added, strict=True):
+                    begin_s = wall_s()
+                    run()
+                    run_s[k] = wall_s() - begin_s
+            runs.append(dict(zip(own, added, strict=True)))
         return runs, run_s, False
 
     @contextmanager
@@ -217,44 +270,45 @@ class SubnetTimer:
             # Open sessions of branches need room that the subnets need.
             self._executor.close()
         if mode == "paged":
-            yield _Paged(self._executor, self._inputs)
+            yield _Paged(self._executor)
             return
         with tempfile.TemporaryDirectory(prefix="fxelastic-") as folder:
-            yield _Assembled(self._bundle, self._inputs, maker, Path(folder), self._limit)
+            yield _Assembled(self._bundle, maker, Path(folder), self._limit)
 
 
 class _Group(Protocol):
     """Subnets that are in memory together."""
 
-    def add(self, arch: Arch) -> Run | None:
-        """Load one, and run it until it stops to allocate; None if there is no room."""
+    def add(self, arch: Arch, inputs: Sequence[Mapping[str, Array]]) -> list[Run] | None:
+        """Load one, and run it on each of the inputs until it stops to allocate.
+
+        Returns:
+            The calls for each of the inputs; None if there is no room.
+        """
 
 
 @dataclass
 class _Paged:
     executor: Executor
-    inputs: Mapping[str, Array]
 
-    def add(self, arch: Arch) -> Run | None:
+    def add(self, arch: Arch, inputs: Sequence[Mapping[str, Array]]) -> list[Run] | None:
         n_dropped = self.executor.n_dropped
-        run = partial(self.executor.run, arch, self.inputs)
-        for _ in range(FIRST_RUNS):
-            run()
+        runs: list[Run] = [partial(self.executor.run, arch, own) for own in inputs]
+        _warm_up(runs)
         # Dropped sessions belong to the group, since no others were open.
-        return run if self.executor.n_dropped == n_dropped else None
+        return runs if self.executor.n_dropped == n_dropped else None
 
 
 @dataclass
 class _Assembled:
     bundle: Bundle
-    inputs: Mapping[str, Array]
     maker: SessionMaker
     folder: Path
     limit: GrowthLimit | None
     n_added: int = 0
     run_bytes: int = 0  # the memory of the first run of a subnet
 
-    def add(self, arch: Arch) -> Run | None:
+    def add(self, arch: Arch, inputs: Sequence[Mapping[str, Array]]) -> list[Run] | None:
         needed_bytes = _ASSEMBLING * _weight_bytes(self.bundle, arch)
         needed_bytes += max(_ASSEMBLING_BYTES, self.run_bytes)
         if self.limit is not None and not self.limit.has_room(needed_bytes):
@@ -266,12 +320,18 @@ class _Assembled:
         if self.limit is not None:
             give_back()
         session = self.maker.open_branch(path)
-        run = partial(session.run, None, assembled_feeds(session, self.bundle, self.inputs))
+        feeds = [assembled_feeds(session, self.bundle, own) for own in inputs]
+        runs: list[Run] = [partial(session.run, None, own) for own in feeds]
         before_bytes = resident_bytes()
+        _warm_up(runs)
+        self.run_bytes = max(self.run_bytes, resident_bytes() - before_bytes)
+        return None if self.limit is not None and not self.limit.has_room() else runs
+
+
+def _warm_up(runs: Sequence[Run]) -> None:
+    for run in runs:
         for _ in range(FIRST_RUNS):
             run()
-        self.run_bytes = max(self.run_bytes, resident_bytes() - before_bytes)
-        return None if self.limit is not None and not self.limit.has_room() else run
 
 
 def _weight_bytes(bundle: Bundle, arch: Arch) -> int:

@@ -73,7 +73,7 @@ class LatencyTable(JsonDocument):
             versions, which are valid only for that bundle.
         clock: The clock that measured times, one of `CLOCKS`.
         sizes: The sizes of inputs that ``modes`` holds the costs for; several if they are the mean
-            of inputs of these sizes; empty if only the batch size varies.
+            over as many inputs; empty if only the batch size varies.
         extrapolation: Which of these sizes is outside of those measured; empty if none is.
         by_size: The costs as functions of the sizes, for `at`; None if the table is for ``sizes``
             alone.
@@ -239,15 +239,14 @@ class LatencyTable(JsonDocument):
 
     def _mean(self, by_size: CostsBySize, each: Iterable[Sizes]) -> LatencyTable:
         """The mean costs over inputs."""
-        counts = Counter(tuple(by_size.checked(own).values()) for own in each)
+        sizes = tuple(sorted(map(by_size.checked, each), key=lambda own: tuple(own.values())))
+        counts = Counter(tuple(own.values()) for own in sizes)
         if not counts:
             raise UsageError(
                 "the mean over no inputs is not defined",
                 expected="the sizes of at least one input",
                 got="none",
             )
-        names = [symbol.name for symbol in by_size.symbols]
-        sizes = tuple(dict(zip(names, own, strict=True)) for own in counts)
         modes = {}
         for mode, costs in self.modes.items():
             found = by_size.mean(mode, counts)
@@ -264,14 +263,11 @@ class LatencyTable(JsonDocument):
         Raises:
             UsageError: It does not.
         """
-        if len(self.sizes) == 1 and dict(self.sizes[0]) == sizes:
+        if self.sizes and all(own == sizes for own in self.sizes):
             return
         expected = f"sizes=None, which means batch size {self.batch_size}"
         if self.sizes:
-            own = " and ".join(
-                ", ".join(f"{k} = {v}" for k, v in s.items()) for s in self.sizes[:3]
-            )
-            expected += f" and {own}" + (", …" if len(self.sizes) > 3 else "")
+            expected += f" and {self.sizes_text}"
         raise UsageError(
             "costs are known only for the sizes that were measured",
             expected=expected,
@@ -279,6 +275,16 @@ class LatencyTable(JsonDocument):
             fix="measure at several sizes: edge.profile(bundle, sizes={...}), or --sizes on the "
             "command line; only sizes that were named in dynamic_shapes may vary",
         )
+
+    @property
+    def sizes_text(self) -> str:
+        """The sizes in a line: ``seq = 83``, or ``the mean over seq = 5 to 83``."""
+        ranges = []
+        for name in self.sizes[0] if self.sizes else ():
+            found = [sizes[name] for sizes in self.sizes]
+            least, most = min(found), max(found)
+            ranges.append(f"{name} = {least}" + (f" to {most}" if most > least else ""))
+        return ("the mean over " if len(self.sizes) > 1 else "") + ", ".join(ranges)
 
     def including(self, resources: Mapping[str, BranchCosts]) -> LatencyTable:
         """A copy with the costs of the given resources added or replaced, in each mode."""
@@ -421,7 +427,8 @@ class LatencyTable(JsonDocument):
         """The table as data for ``json.dumps``."""
         # Fields that earlier releases do not know are written only if they are needed.
         by_size = {} if self.by_size is None else {"by_size": self.by_size.to_json()}
-        sizes = {"sizes": [dict(own) for own in self.sizes]} if self.sizes else {}
+        counts = Counter(tuple(own.items()) for own in self.sizes)
+        sizes = {"sizes": [[dict(own), n] for own, n in counts.items()]} if counts else {}
         outside = {"extrapolation": self.extrapolation} if self.extrapolation else {}
         return {
             "bundle_digest": self.bundle_digest,
@@ -457,7 +464,11 @@ class LatencyTable(JsonDocument):
             {str(mode): read(found, rows) for mode, found in value["modes"].items()},
             str(value.get("structure_digest", "")),
             str(value.get("clock", CLOCKS[0])),
-            tuple({str(k): int(v) for k, v in own.items()} for own in value.get("sizes", ())),
+            tuple(
+                {str(k): int(v) for k, v in own.items()}
+                for own, n in value.get("sizes", ())
+                for _ in range(n)
+            ),
             str(value.get("extrapolation", "")),
             CostsBySize.from_json(value["by_size"]) if "by_size" in value else None,
             {str(k): str(v) for k, v in value.get("refused", {}).items()},
