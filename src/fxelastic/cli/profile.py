@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fxelastic.cli import options
 from fxelastic.cli.options import HelpFormatter
 from fxelastic.cli.progress_line import progress_line
+from fxelastic.cli.size_options import sizes_to_measure
 from fxelastic.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ examples:
   fxelastic profile bundle/
   fxelastic profile bundle/ --batch-size 8 --threads 1 --out table.json
   fxelastic profile bundle/ --time-budget 30
+  fxelastic profile bundle/ --sizes seq=16,64,256
 
 Run the command again to resume an interrupted measurement. Other programs may run:
 if they keep the cores busy, the processor time of one thread is measured. A table
@@ -39,6 +41,10 @@ exit codes: 0 success, 1 the bundle is damaged, 2 usage error, 130 interrupted""
 _DATA = """\
 an .npz file as for fxelastic search, whose first samples are used; without it, inputs are
 synthetic, which may be unsuitable if times depend on values"""
+
+_SIZES = """\
+the sizes of inputs to measure at, if others than the batch size may vary: seq=16,64,256; repeated
+for several (default: the smallest, the example's, a larger one, and some in between)"""
 
 _TIME_BUDGET = """\
 end within this time, with fewer runs and subnets; each branch is always loaded and run five
@@ -72,6 +78,7 @@ def add_parser(commands: Any) -> None:
         help="execution provider of onnxruntime, the preferred one first; may be repeated "
         "(default: CPUExecutionProvider)",
     )
+    parser.add_argument("--sizes", metavar="NAME=SIZE,…", action="append", default=[], help=_SIZES)
     options.add_values(
         parser,
         (
@@ -111,6 +118,7 @@ def run(args: argparse.Namespace) -> int:
             args.threads,
             tuple(args.provider or ("CPUExecutionProvider",)),
             inputs=_inputs(bundle, args),
+            sizes=sizes_to_measure(args.sizes),
             n_samples=args.samples,
             n_subnets=args.subnets,
             n_held_out=args.held_out,
@@ -168,8 +176,15 @@ def report(bundle: Bundle, table: LatencyTable, out: Path) -> dict[str, Any]:
         "provider": table.provider,
         "clock": table.clock,
         "refused": dict(table.refused),
+        **_sizes(table),
         "modes": {mode: _mode(bundle, table, mode) for mode in table.modes},
     }
+
+
+def _sizes(table: LatencyTable) -> dict[str, Any]:
+    """The sizes of inputs besides the batch size."""
+    measured = () if table.by_size is None else table.by_size.measured
+    return {"sizes": table.sizes_text, "measured_sizes": list(measured)} if table.sizes else {}
 
 
 def _mode(bundle: Bundle, table: LatencyTable, mode: str) -> dict[str, Any]:
@@ -221,6 +236,7 @@ def sections(bundle: Bundle, table: LatencyTable) -> list[str]:
         *device_lines(table.device),
         f"batch size {table.batch_size}, {table.threads or 'all'} threads, {table.provider}, "
         f"{table.clock} time",
+        *_size_lines(bundle, table),
         *(_mode_line(mode, _mode(bundle, table, mode)) for mode in table.modes),
     ]
 
@@ -234,14 +250,32 @@ def device_lines(device: Mapping[str, str]) -> list[str]:
     ]
 
 
+def _size_lines(bundle: Bundle, table: LatencyTable) -> list[str]:
+    """The latencies of the original at each of the measured sizes."""
+    from fxelastic.spec.columns import aligned
+
+    if not table.sizes:
+        return []
+    if table.by_size is None:
+        return [f"for {table.sizes_text} alone"]
+    rows = [("sizes", *(f"original, {mode}" for mode in table.modes))]
+    for sizes in table.by_size.measured:
+        each = (table.predict_ms(bundle.space.original, mode, sizes) for mode in table.modes)
+        text = ", ".join(f"{name} = {size}" for name, size in sizes.items())
+        rows.append((text, *(f"{ms:.3f} ms" for ms in each)))
+    return ["", *aligned(rows, right={1, 2}), f"above and below: for {table.sizes_text}"]
+
+
 def _mode_line(mode: str, values: dict[str, Any]) -> str:
     error = values["error"]
     if error is None:
         off = "error not measured"
     else:
+        n_sizes = error.get("n_sizes", 0)
+        at_sizes = f" at {n_sizes} held-out sizes" if n_sizes else ""
         off = (
             f"error {error['median']:.1%} (median), {error['p90']:.1%} (90th percentile) on "
-            f"{error['n_held_out']} held-out subnets"
+            f"{error['n_held_out']} held-out subnets{at_sizes}"
         )
     doubt = "" if values["trusted"] else ": not reliable"
     if values["problem"]:

@@ -11,6 +11,7 @@ from fxelastic.cli import options
 from fxelastic.cli.kinds import parse_strategy
 from fxelastic.cli.options import HelpFormatter
 from fxelastic.cli.progress_line import progress_line
+from fxelastic.cli.size_options import sizes_of
 from fxelastic.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ examples:
   fxelastic search bundle/ --data local.npz --budget 60%
   fxelastic search bundle/ --data local.npz --budget 50% --budget 70% --budget 90%
   fxelastic search bundle/ --data local.npz --budget 60% --limit weight_bytes=70%
+  fxelastic search bundle/ --data local.npz --budget 20 --size-percentile 95
   fxelastic search bundle/ --data local.npz --budget 12.5 --score negative_loss --mode paged
   fxelastic search bundle/ --data local.npz --budget 60% --strategy annealing:width=0.2
 
@@ -49,6 +51,13 @@ strategy, optionally with its options"""
 _CONFIDENCE = """\
 stop evaluating a candidate when it is not the best with this probability, from 0.5 to 1; at 1, no
 winner is lost; for top1, agreement, cosine and spearman"""
+
+_SIZES = """\
+the sizes of inputs that budgets are for, such as seq=128; by default, budgets are for the mean over
+the samples"""
+
+_PERCENTILE = """\
+budgets are for the sample whose original latency is this percentile, from 0 to 100"""
 
 
 def add_parser(commands: Any) -> None:
@@ -97,6 +106,8 @@ def add_parser(commands: Any) -> None:
         ("--memory-mb", "MB", float, None, "memory for the sessions and models of subnets"),
         ("--weight-mb", "MB", float, None, "maximum size of a subnet's weights"),
         ("--confidence", "P", float, 1.0, _CONFIDENCE),
+        ("--sizes", "NAME=SIZE,…", str, None, _SIZES),
+        ("--size-percentile", "P", float, None, _PERCENTILE),
         ("--seed", "N", int, 0, "seed of the search"),
     )
     parser.add_argument(
@@ -147,15 +158,17 @@ def run(args: argparse.Namespace) -> int:
             confidence=args.confidence,
             threads=args.threads,
             seed=args.seed,
+            sizes=sizes_of(args.sizes),
+            size_percentile=args.size_percentile,
             path=out,
             progress=show,
             force=args.force,
         )
     code = 130 if result.interrupted else 0
     if args.json:
-        print(json.dumps(report(bundle, result, out, code), indent=2))
+        print(json.dumps(report(bundle, result, out, code, args.mode), indent=2))
     else:
-        print("\n".join(sections(bundle, table, result, args.mode)))
+        print("\n".join(sections(bundle, result, args.mode)))
         options.progress(args, f"the pool is {out}")
     return code
 
@@ -197,7 +210,9 @@ def read_table(path: str | None, folder: str, bundle: Bundle) -> LatencyTable:
     return table
 
 
-def report(bundle: Bundle, result: SearchResult, out: Path, code: int) -> dict[str, Any]:
+def report(
+    bundle: Bundle, result: SearchResult, out: Path, code: int, mode: str = "assembled"
+) -> dict[str, Any]:
     """The result as data for ``json.dumps``."""
     from fxelastic.spec.resources import LATENCY
 
@@ -210,6 +225,8 @@ def report(bundle: Bundle, result: SearchResult, out: Path, code: int) -> dict[s
         "score": result.pool.score,
         "targets": result.pool.targets,
         "n_subnets": len(result.pool),
+        "original_ms": result.table.predict_ms(bundle.space.original, mode),
+        "sizes": result.table.sizes_text,
         "evaluations": {**vars(result.counts), "saved": result.counts.saved},
         "budgets": [
             {
@@ -230,11 +247,11 @@ def report(bundle: Bundle, result: SearchResult, out: Path, code: int) -> dict[s
     }
 
 
-def sections(bundle: Bundle, table: LatencyTable, result: SearchResult, mode: str) -> list[str]:
+def sections(bundle: Bundle, result: SearchResult, mode: str) -> list[str]:
     """The result as lines of text."""
     from fxelastic.spec.columns import aligned
 
-    original_ms = table.predict_ms(bundle.space.original, mode)
+    original_ms = result.table.predict_ms(bundle.space.original, mode)
     rows = [("limits", "latency", "of original", "score", "held out", "blocks replaced", "subnet")]
     for limits, best, mark in zip(result.limits, result.bests, result.marks, strict=True):
         specs = bundle.space.specs(best.arch)
@@ -262,6 +279,7 @@ def sections(bundle: Bundle, table: LatencyTable, result: SearchResult, mode: st
         f"{counts.subnets} subnets evaluated{saved}; {len(result.pool)} in the pool",
         f"score: {result.pool.score}"
         + (" with the original's own results" if result.pool.targets == "original" else ""),
+        *([f"latencies are for {result.table.sizes_text}"] if result.table.sizes else []),
         *(["interrupted: these are the best so far"] if result.interrupted else []),
     ]
 

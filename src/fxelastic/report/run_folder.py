@@ -83,9 +83,11 @@ class RunFolder:
 
     @property
     def original_ms(self) -> float | None:
-        """The original's latency: measured, else predicted."""
+        """The original's latency: measured, else predicted, at the sizes of the search."""
         if self.measured is not None and "original" in self.measured:
             return float(self.measured["original"]["measured_ms"])
+        if self.search is not None and "original_ms" in self.search:
+            return float(self.search["original_ms"])
         if self.table is not None and self.bundle is not None:
             return self.table.predict_ms(self.bundle.space.original)
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from fxelastic.edge.searching.scores import Score
@@ -47,6 +47,11 @@ class SearchOptions:
         path: A file for the pool, written as the search goes on. If it exists, of the same bundle,
             data and score, its subnets are not evaluated again.
         progress: Called with the budget in ms and the study after each group.
+        sizes: The sizes of inputs that limits are for, such as ``{"seq": 128}``, if other sizes
+            than the batch may vary. Without it, limits on the latency are for the mean over the
+            samples of the data.
+        size_percentile: Limits are for the sample whose original latency is this percentile of the
+            data, from 0 to 100, instead of the mean.
         force: Search although the table is marked unusable: see `LatencyTable.problem`.
         clock: Returns the time, in s.
     """
@@ -65,6 +70,8 @@ class SearchOptions:
     seed: int = 0
     path: str | os.PathLike[str] | None = None
     progress: Callable[[float, Study], None] | None = None
+    sizes: Mapping[str, int] | None = None
+    size_percentile: float | None = None
     force: bool = False
     clock: Callable[[], float] = time.perf_counter
 

@@ -62,7 +62,8 @@ class PoolStore:
             if entry.n_samples is None:
                 self._evaluator.known[entry.arch] = entry.accuracy
             else:
-                self._partial.append(entry)
+                costs = self._table.predict(entry.arch, mode=self._mode)
+                self._partial.append(entry.at(costs))
             if entry.held_out_accuracy is not None:
                 self.held_out[entry.arch] = entry.held_out_accuracy
 
@@ -79,6 +80,7 @@ class PoolStore:
             self._data_digest,
             evaluator.metric.name,
             self._targets,
+            self._table.sizes,
         )
 
     def unmeasured(self, arch: Arch) -> PoolEntry:

@@ -17,6 +17,7 @@ from fxelastic.edge.fingerprint import fingerprint
 from fxelastic.edge.int8_branches import used
 from fxelastic.edge.memory import GrowthLimit
 from fxelastic.edge.pool import PoolEntry, SubnetPool
+from fxelastic.edge.searching.budget_sizes import table_for_limits
 from fxelastic.edge.searching.choice import chosen_metric
 from fxelastic.edge.searching.data import Dataset, batch_of, read_data
 from fxelastic.edge.searching.evaluation import Counts, Evaluator
@@ -52,6 +53,8 @@ class SearchResult:
         histories: For each of the limits an entry for each improvement.
         counts: The work of the evaluations.
         interrupted: Whether Ctrl-C ended the search, so that the subnets are the best so far.
+        table: The costs of branches that the limits bound: those of the latency table at the sizes
+            of inputs that the limits are for.
         marks: For each of the limits, whether its best subnet was scored completely: empty if it
             was scored on all samples; otherwise, if time was short, ``"not evaluated"`` or
             ``"scored on 7 of 205 samples"``.
@@ -68,6 +71,7 @@ class SearchResult:
     pool: SubnetPool
     histories: tuple[tuple[Improvement, ...], ...]
     counts: Counts
+    table: LatencyTable
     interrupted: bool = False
     marks: tuple[str, ...] = ()
 
@@ -142,11 +146,14 @@ def search(
     refuse_paths(bundle=bundle, table=table)
     given = several_limits(limits, budget, budget_ms, weight_bytes)
     table.check_bundle(bundle.digest, lambda: bundle.structure_digest)
+    metric, samples, rest = _metric_and_data(bundle, data, options.score, options.held_out)
+    table = table_for_limits(
+        bundle, table, (samples, rest), mode, options.sizes, options.size_percentile
+    )
     table.check_usable(mode, force=options.force)
     _warn(table, mode)
     bundle = used(bundle, table, mode)
     table = with_bundle_costs(table, bundle)
-    metric, samples, rest = _metric_and_data(bundle, data, options.score, options.held_out)
     costs = table.costs_of(mode)
     original = costs.predict(bundle.space.original)
     runner = _strategy(options.strategy)
@@ -219,6 +226,7 @@ def search(
         pool,
         tuple(tuple(study.history) for study in studies),
         evaluator.counts,
+        table,
         interrupted,
         tuple(_mark(entry, len(samples)) for entry in found),
     )
