@@ -353,6 +353,24 @@ def search_memory(result: Any) -> Iterable[Row]:
         )
 
 
+def serve_sizes(result: Any) -> Iterable[Row]:
+    """Switches by requests of 16 to 256 tokens."""
+    for name, where, bar in (
+        ("idle", "without other programs", "0"),
+        ("loaded", f"beside {result['n_processes']} processes", "≥ 1"),
+    ):
+        figures = result["phases"][name]
+        n, shown = figures["n_switches"], figures["r_of_lengths"].values()
+        plain = figures["r_to_the_mean_of_lengths"].values()
+        yield Row(
+            f"requests of 16 to 256 tokens {where}: switches; r by length; the latency by length, "
+            "relative to the estimated mean",
+            f"{n}; {min(shown):.2f} to {max(shown):.2f}; {min(plain):.2f} to {max(plain):.2f}",
+            bar,
+            met=n > 0 if name == "loaded" else n == 0,
+        )
+
+
 def serve(result: Any) -> Iterable[Row]:
     """Queries, switches and the scenario."""
     figures = result["queries"]
@@ -568,6 +586,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], Iterable[Row]]]] = {
     "search": ("Search", search),
     "search_memory": ("Memory of profiling and searching", search_memory),
     "serve": ("Serving", serve),
+    "serve_sizes": ("Serving inputs of different sizes", serve_sizes),
     "tradeoff": ("Accuracy and latency against baselines", tradeoff),
     "pretrained": ("Pretrained weights (95 % intervals in parentheses)", pretrained),
 }

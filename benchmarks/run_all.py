@@ -58,6 +58,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         f"search_memory.py {WORK}/search --larger {WORK}/latency_model/mobilenet_v2 --out {{out}}",
     ),
     "serve": (f"serve.py --out {WORK}/serve --json {{out}}",),
+    "serve_sizes": ("serve_sizes.py --out {out}",),
     "tradeoff": (
         f"tradeoff.py --seeds 0 1 2 --data {WORK}/data --work {WORK}/tradeoff --out {{out}}",
     ),

@@ -20,9 +20,11 @@ from fxelastic.cli.serve_arrays import read_npy, write_arrays, write_npy
 from fxelastic.edge.serving.options import Serving
 from fxelastic.edge.serving.preload import Preload
 from fxelastic.edge.serving.runtime import Runtime
+from fxelastic.edge.serving.size_estimates import SizeEstimates
 from fxelastic.edge.signature import BundleSignature
 from fxelastic.spec.value_info import ValueInfo
 from tests.edge.serving.fakes import FakeLoader, factor, pool
+from tests.edge.serving.sized_table import growth, sized_table
 from tests.edge.test_signature import signature
 
 # The packages of the extra "serve", which a device may lack.
@@ -242,5 +244,28 @@ def test_a_connection_that_sends_nothing_is_closed(
                     received += chunk
                 assert received.count(b"200 OK") == sent.count(b"\r\n\r\n")
     finally:
+        made.should_exit = True
+        thread.join(10)
+
+
+def test_requests_of_any_size_are_answered_with_their_own_estimate() -> None:
+    table = sized_table({f"s{ms}": float(ms) for ms in (1, 2)})
+    estimates = SizeEstimates(lambda: table, "assembled", ({"seq": 64},), ("seq",))
+    called = signature(ValueInfo("x", "float32", ("N", "seq")))
+    options = Serving(preload=Preload(limit=0))
+    with Runtime(FakeLoader(), called, POOL, 10.0, options, estimates=estimates) as runtime:
+        made, thread, port = started(Endpoint(runtime, ("x",), ("y",), Metrics(10.0), MAX))
+        for length in (16, 100, 256, 400):
+            body = write_npy(np.ones((2, length), np.float32))
+            status, headers, data = ask(port, "POST", "/infer", body)
+            result = read_npy(io.BytesIO(data), MAX)
+            assert status == 200
+            assert result is not None
+            assert result.shape == (2, length)
+            found = headers["X-Fxelastic-Estimated-Ms"]
+            if length > 256:
+                assert found is None
+            else:
+                assert float(found) == pytest.approx(2 * growth(length), abs=1e-3)
         made.should_exit = True
         thread.join(10)

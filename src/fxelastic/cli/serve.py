@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fxelastic.cli import options
 from fxelastic.cli.interrupts import Interrupts
 from fxelastic.cli.options import HelpFormatter
+from fxelastic.cli.size_options import sizes_of
 from fxelastic.errors import UsageError
 
 if TYPE_CHECKING:
@@ -106,6 +107,12 @@ def add_parser(commands: Any) -> None:
         help="assembled runs a subnet as one model, paged loads only the branches in use; "
         "auto chooses by the free memory (default: auto)",
     )
+    parser.add_argument(
+        "--sizes",
+        metavar="NAME=SIZE,…",
+        help="the sizes of inputs that the budget is for, such as seq=128, if others than the "
+        "batch may vary (default: those of the search)",
+    )
     add_limit(parser)
     parser.add_argument(
         "--prepared",
@@ -195,6 +202,7 @@ def run(args: argparse.Namespace) -> int:
                 mode=args.mode,
                 memory_bytes=options.megabytes(args.memory_mb),
                 threads=args.threads,
+                sizes=sizes_of(args.sizes),
                 data=None if args.data is None else Path(args.data),
                 score=options.score(args.score),
                 held_out=args.held_out,

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from fxelastic import edge
+from fxelastic.cli.app import main
 from fxelastic.edge.searching.answers import Answers
 from fxelastic.edge.searching.choice import chosen_metric
 from fxelastic.edge.searching.columns import Ragged
 from fxelastic.edge.searching.data import Dataset, read_data
+from fxelastic.edge.searching.distortion import measure
 from fxelastic.edge.searching.evaluation import Evaluator
 from fxelastic.edge.searching.proposals import all_subnets
 from fxelastic.errors import UsageError
@@ -258,8 +260,8 @@ def table(bundles: dict[bool, edge.Bundle]) -> LatencyTable:
     return steady(edge.profile(bundles[True], n_samples=3, n_subnets=0, n_held_out=0))
 
 
-def test_a_search_finds_the_best_subnet(
-    executors: dict[bool, edge.Executor], table: LatencyTable
+def test_a_search_and_its_command_find_the_best_subnet(
+    executors: dict[bool, edge.Executor], table: LatencyTable, tmp_path: Path
 ) -> None:
     bundle = executors[True].bundle
     wanted = one_by_one(executors[True], "agreement", PLACES)
@@ -271,6 +273,13 @@ def test_a_search_finds_the_best_subnet(
     assert {e.arch: pytest.approx(e.accuracy, abs=1e-6) for e in found.pool} == {
         e.arch: wanted[e.arch] for e in found.pool
     }
+    file, out = tmp_path / "data.npz", tmp_path / "pool.json"
+    np.savez(file, x=padded(IMAGES), targets=padded(PLACES, -1), lengths=np.array(AREAS))
+    table.save(tmp_path / "table.json")
+    where = ["--table", str(tmp_path / "table.json"), "--data", str(file), "-o", str(out)]
+    how = ["--budget", "80%", "--score", "agreement", "--held-out", "0", "--force", "--quiet"]
+    assert main(["search", str(bundle.path), *where, *how]) == 0
+    assert edge.SubnetPool.load(out).data_digest == found.pool.data_digest
     hasty = edge.search(bundle, table, (IMAGES, PLACES), **options, time_budget_s=5.0)
     assert hasty.pool.data_digest == found.pool.data_digest
 
@@ -302,6 +311,20 @@ def test_answers_of_different_shapes_are_kept(executors: dict[bool, edge.Executo
         again = answers.targets(inputs, numbers, lambda: True)
         assert first is not None
         np.testing.assert_array_equal(first, again)
+
+
+def test_errors_of_branches_are_means_over_samples_of_all_sizes(
+    executors: dict[bool, edge.Executor],
+) -> None:
+    executor = executors[True]
+    found = measure(executor, read_data(executor.bundle, IMAGES), 50)
+    assert not found.unknown.any()
+    wanted = np.zeros(len(found.errors))
+    for area in set(AREAS):
+        same_size = [image for image in IMAGES if image.shape[1:] == area]
+        one = measure(executor, read_data(executor.bundle, same_size), 50)
+        wanted += len(same_size) / len(IMAGES) * one.errors
+    np.testing.assert_allclose(found.errors, wanted, rtol=1e-5)
 
 
 def test_data_of_other_sizes_has_another_digest() -> None:

@@ -16,8 +16,10 @@ from fxelastic import edge
 from fxelastic.edge.candidates import Candidate, sizes_of_pool, table_at
 from fxelastic.edge.pool import PoolEntry, SubnetPool
 from fxelastic.edge.serving.drift import renewed
+from fxelastic.edge.serving.loaders import PagedSubnet
 from fxelastic.edge.serving.monitor import Observation
 from fxelastic.edge.serving.preload import Preload
+from fxelastic.edge.serving.serve import loader_of
 from fxelastic.edge.serving.size_estimates import SizeEstimates
 from fxelastic.edge.signature import BundleSignature
 from fxelastic.errors import UsageError
@@ -239,3 +241,15 @@ def test_calls_are_checked_once_for_each_shape(bundle: edge.Bundle) -> None:
     for _ in range(2):
         with pytest.raises(UsageError, match="not what the model takes"):
             signature.bind([image(7).astype(float)], {})
+
+
+def test_sessions_keep_no_plan_of_memory_for_each_size(bundle: edge.Bundle, tmp_path: Path) -> None:
+    """A plan for every size that ever came would grow without bound."""
+    fixed = write_bundle(tmp_path / "fixed", depth=1, width=2, size=2)
+    for found, planned in ((bundle, False), (fixed, True)):
+        with edge.Executor(found, threads=1) as executor:
+            session = executor.session(found.space.original.branches[0])
+            assert session.get_session_options().enable_mem_pattern is planned
+        loaded = loader_of(found, "paged").load(found.space.original)
+        assert isinstance(loaded, PagedSubnet)
+        assert loaded.calls[0].session.get_session_options().enable_mem_pattern is planned

@@ -38,8 +38,8 @@ class Serving:
             if their costs are known. Subnets that exceed them are not served.
         sizes: The sizes of inputs that the budget is for, such as ``{"seq": 128}``, if other sizes
             than the batch vary; the budget of other requests is larger or smaller in proportion to
-            their estimated latency. By default, those of the search: the mean over its samples,
-            unless it was told others.
+            their estimated latency. By default, those of the search, which are the mean over its
+            samples unless it had ``sizes`` or ``size_percentile``.
         memory_bytes: Maximum memory for weights, in bytes. None means no limit: the preloaded
             subnets in ``assembled`` mode, the subnet in use in ``paged`` mode, and during a switch
             the next subnet too.

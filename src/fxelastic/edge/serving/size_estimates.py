@@ -101,7 +101,7 @@ class SizeEstimates:
     def _computed(self, kept: _FromTable, arch: Arch, own: Sizes) -> float | None:
         table = kept.table
         if table is None or table.by_size is None:
-            return 1.0 if [own] == [dict(sizes) for sizes in self._reference] else None
+            return 1.0 if all(sizes == own for sizes in self._reference) else None
         if table.by_size.outside(own):
             return None
         if kept.reference is None:
