@@ -42,6 +42,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import pretrained_int8
 from benchmarks.machine import facts
 from benchmarks.pretrained_data import load_samples
 from benchmarks.pretrained_models import REQUIRED, check_installed, load_model
@@ -103,6 +104,7 @@ def main() -> int:
     met = {name: acceptance(name, found) for name, found in models.items()}
     for name, found in models.items():
         print(text(name, found, met[name]), flush=True)
+        print(pretrained_int8.text(name, found["int8"]), flush=True)
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         replace_file(args.out, (json.dumps(result, indent=1) + "\n").encode())

@@ -17,7 +17,12 @@ import numpy as np
 from torch import Tensor
 
 import fxelastic
-from benchmarks import pretrained_branches, pretrained_subnets, pretrained_training
+from benchmarks import (
+    pretrained_branches,
+    pretrained_int8,
+    pretrained_subnets,
+    pretrained_training,
+)
 from benchmarks.bootstrap import Bootstrap
 from benchmarks.pretrained_data import Samples
 from benchmarks.pretrained_models import GAMMA, PretrainedModel
@@ -194,6 +199,19 @@ class Run:
             **judged(Bootstrap(test.groups), scores, dict(zip(paths, shares, strict=True))),
         }
 
+    def int8(self) -> dict[str, Any]:
+        """Search among float and 8-bit branches, and score the subnets found."""
+        supernet = self.supernet.load(self.folder / f"{AFTER}.safetensors")
+        return pretrained_int8.measure(
+            supernet,
+            self.model,
+            self.samples,
+            self.folder,
+            seconds=self.setting.search_s,
+            rounds=self.setting.rounds,
+            profile=PROFILE,
+        )
+
 
 def _median_error(table: LatencyTable) -> float:
     error = table.error()
@@ -207,4 +225,5 @@ STEPS: Mapping[str, Callable[[Run], dict[str, Any]]] = {
     "profile": Run.profile,
     "search": Run.search,
     "judge": Run.judge,
+    "int8": Run.int8,
 }

@@ -32,6 +32,7 @@ def search(
     score: str,
     seconds: float,
     pool: Path,
+    budgets: Sequence[str] = BUDGETS,
 ) -> dict[str, Any]:
     """The best subnet of each budget, without labels: the original's results are the targets.
 
@@ -45,16 +46,17 @@ def search(
         score: Name of the score that compares results.
         seconds: Processor time for each budget.
         pool: The file for the pool of evaluated subnets.
+        budgets: Shares of the original's latency.
     """
     pool.unlink(missing_ok=True)
     result = edge.search(
         bundle,
         table,
         dict(data),
-        budget=BUDGETS,
+        budget=budgets,
         score=score,
         max_subnets=MOST_SUBNETS,
-        time_budget_s=seconds * len(BUDGETS),
+        time_budget_s=seconds * len(budgets),
         batch_size=BATCH,
         held_out=0.0,
         threads=1,
@@ -70,7 +72,7 @@ def search(
             "score": None if best.n_samples == 0 else best.accuracy,
             "lacks": lacks,
         }
-        for budget, best, lacks in zip(BUDGETS, result.bests, result.marks, strict=True)
+        for budget, best, lacks in zip(budgets, result.bests, result.marks, strict=True)
     } | {"evaluated": len(result.pool)}
 
 

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxelastic.cli.options import words
-from fxelastic.cli.reference import describe, load_reference
 from fxelastic.errors import UsageError
-from fxelastic.spec.quantised import FORMATS, RANGES
 
 if TYPE_CHECKING:
     from fxelastic.backends.onnxruntime.quantisation.options import Int8
@@ -37,14 +35,13 @@ def add_int8(parser: argparse.ArgumentParser) -> None:
         "--int8-formats",
         metavar="NAME,…",
         type=words,
-        default=FORMATS,
-        help=f"some of {', '.join(FORMATS)} (default: all)",
+        help="some of u8s8, dynamic, s8s8 (default: all)",
     )
     parser.add_argument(
         "--int8-ranges",
         metavar="NAME",
-        default=RANGES[0],
-        help=f"how to find the ranges of activations: {', '.join(RANGES)} (default: {RANGES[0]})",
+        default="minmax",
+        help="how to find the ranges of activations: minmax, entropy, percentile (default: minmax)",
     )
 
 
@@ -72,6 +69,7 @@ def int8_of(args: argparse.Namespace, supernet: Supernet) -> Int8 | None:
     if not args.int8:
         return None
     from fxelastic.backends.onnxruntime.quantisation.options import Int8
+    from fxelastic.cli.reference import describe, load_reference
 
     if args.calibration.endswith(".npz"):
         batches = _from_file(Path(args.calibration), supernet)
@@ -87,7 +85,8 @@ def int8_of(args: argparse.Namespace, supernet: Supernet) -> Int8 | None:
                     got=describe(e),
                     fix="correct it; --debug shows the traceback",
                 ) from e
-    return Int8(batches, formats=args.int8_formats, ranges=args.int8_ranges)
+    formats = {} if args.int8_formats is None else {"formats": args.int8_formats}
+    return Int8(batches, ranges=args.int8_ranges, **formats)
 
 
 def _from_file(path: Path, supernet: Supernet) -> list[Any]:

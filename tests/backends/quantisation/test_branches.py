@@ -17,6 +17,7 @@ import fxelastic
 from fxelastic import edge
 from fxelastic.backends.onnxruntime.kernels import optimised_kernels
 from fxelastic.backends.onnxruntime.quantisation.operators import choose
+from fxelastic.backends.onnxruntime.quantisation.products import fuse_products
 from fxelastic.backends.onnxruntime.quantisation.ranges import ranges_inside
 from fxelastic.backends.onnxruntime.quantisation.static import quantise_static
 from fxelastic.edge.assembly import join
@@ -111,7 +112,9 @@ def test_the_kernels_are_those_of_the_whole_subnet_quantised_at_once() -> None:
     whole = onnx.shape_inference.infer_shapes(join(bundle, bundle.space.original))
     chosen = choose(whole.graph, ())
     ranges = ranges_inside(whole, [{"images": int8.images(4)}], "minmax")
-    at_once = quantise_static(whole, chosen, ranges, {}, per_channel=True)
+    at_once = fuse_products(
+        quantise_static(whole, chosen, ranges, {}, per_channel=True), chosen.values
+    )
     assembled = join(bundle, subnet)
     for model in (at_once, assembled):
         del model.graph.value_info[:]  # known shapes of inner values allow more fusions

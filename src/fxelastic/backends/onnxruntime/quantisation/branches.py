@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,6 +15,7 @@ from fxelastic.backends.onnxruntime.quantisation.dynamic import linear_maps, qua
 from fxelastic.backends.onnxruntime.quantisation.features import Features
 from fxelastic.backends.onnxruntime.quantisation.operators import choose
 from fxelastic.backends.onnxruntime.quantisation.options import Int8
+from fxelastic.backends.onnxruntime.quantisation.products import fuse_products
 from fxelastic.backends.onnxruntime.quantisation.ranges import (
     Array,
     Range,
@@ -42,15 +43,20 @@ Batch = Mapping[str, Array]
 _TOLERANCE, _LEAST_TOLERANCE = 2.0, 1e-5
 #: Quantises a model, given the operators that stay float.
 Attempt = Callable[[Sequence[str]], onnx.ModelProto]
+#: Changes a quantised model to a format, given the values that exist in 8 bits.
+Change = Callable[[onnx.ModelProto, Collection[str]], onnx.ModelProto]
 
 # The ways to quantise a model, and the formats that each gives by a change of its result.
-_RECIPES: Mapping[str, Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto]]] = {
+_RECIPES: Mapping[str, Mapping[str, Change]] = {
     "static": {
-        "u8s8": lambda model: model,
-        f"u8s8{REDUCED}": reduce_range,
-        "s8s8": with_signed_activations,
+        "u8s8": fuse_products,
+        f"u8s8{REDUCED}": lambda model, stored: reduce_range(fuse_products(model, stored)),
+        "s8s8": lambda model, _: with_signed_activations(model),
     },
-    "dynamic": {"dynamic": lambda model: model, f"dynamic{REDUCED}": reduce_range},
+    "dynamic": {
+        "dynamic": lambda model, _: model,
+        f"dynamic{REDUCED}": lambda model, _: reduce_range(model),
+    },
 }
 
 
@@ -200,7 +206,7 @@ class _Maker:
                 for format, change in formats.items():
                     if format.removesuffix(REDUCED) not in wanted:
                         continue
-                    found = change(first)
+                    found = change(first, choose(model.graph, self._crossing, left).values)
                     made = _branch(branch, format, found, judge.error(found), left)
                     self.used |= _crossing_in_8_bits(found.graph)
                     yield made

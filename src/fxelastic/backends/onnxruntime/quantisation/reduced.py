@@ -14,6 +14,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from fxelastic.backends.onnxruntime.quantisation.dynamic import SCALE, STORED
+from fxelastic.backends.onnxruntime.quantisation.products import PRODUCT
 
 _HALF = "half_of_a_weight"
 
@@ -58,6 +59,8 @@ def _weight(node: onnx.NodeProto) -> tuple[str, str]:
     """The names of the weight that a node reads and of its scale; empty for other nodes."""
     if node.op_type == "DequantizeLinear":
         return node.input[0], node.input[1]
+    if node.op_type == PRODUCT:
+        return node.input[1], node.input[3]
     if node.op_type == "MatMulInteger":
         return node.input[1], f"{node.input[1].removesuffix(STORED)}{SCALE}"
     return "", ""

@@ -78,7 +78,7 @@ def quantise_static(
     quantised: onnx.ModelProto = quantiser.quantize_model()
     _read_float(quantised.graph, chosen)
     quantiser.model.clean_initializers()
-    _remove_unread(quantised.graph)
+    remove_unread(quantised.graph)
     quantiser.model.topological_sort()
     return quantised
 
@@ -124,7 +124,7 @@ def _read_float(graph: onnx.GraphProto, chosen: Chosen) -> None:
                 node.input[i] = value
 
 
-def _remove_unread(graph: onnx.GraphProto) -> None:
+def remove_unread(graph: onnx.GraphProto) -> None:
     """Remove pairs of conversions whose result nothing reads any more."""
     while True:
         read: set[str] = {value.name for value in graph.output}
