@@ -130,7 +130,7 @@ def measure(folder: Path, n_lengths: int, n_subnets: int, rounds: int) -> dict[s
         inputs = [random_inputs(bundle, 1, 0, sizes=point) for point in points]
         timer = SubnetTimer(executor, inputs, watch=watch)
         for mode in MODES:
-            maker = SessionMaker(table.threads)
+            maker = SessionMaker(table.threads, sizes_vary=True)
             times = timer.time_at_sizes(wanted, mode, maker, rounds)
             actual = np.array([[found[arch].ms for arch in archs] for found in times[:-1]])
             predicted = np.array(

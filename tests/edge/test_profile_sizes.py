@@ -172,6 +172,23 @@ def test_an_error_at_other_sizes_makes_a_table_unusable(bundle: edge.Bundle) -> 
         table.at({"seq": 100}).check_usable()
 
 
+@pytest.mark.parametrize("budget_s", [150.0, 300.0])
+def test_a_time_budget_holds_at_several_sizes(bundle: edge.Bundle, budget_s: float) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        device = Device()
+        device.install(patched)
+        found = edge.profile(
+            bundle,
+            threads=1,
+            n_samples=10_000,
+            sizes={"seq": (2, 32)},
+            time_budget_s=budget_s,
+            watch=device.watch(),
+        )
+    assert 0.3 * budget_s < device.wall <= 1.1 * budget_s
+    assert found.by_size is not None
+
+
 def test_two_sizes_of_images_are_measured_at_their_corners(tmp_path: Path) -> None:
     sizes = Symbol("H", 8, 4, None, 4), Symbol("W", 8, 4, None, 4)
     bundle = write_bundle(tmp_path / "bundle", depth=2, sizes=sizes)
