@@ -113,8 +113,10 @@ def test_a_percentile_is_of_the_inputs_latencies(percentile: float, seq: int) ->
 
 
 def test_a_percentile_out_of_range_is_refused() -> None:
-    with pytest.raises(UsageError, match="percentile is out of range"):
-        TABLE.at_percentile([{"seq": 5}], 101)
+    wrong: Any
+    for wrong in (101, -1, float("nan"), "95", True):
+        with pytest.raises(UsageError, match="percentile is out of range"):
+            TABLE.at_percentile([{"seq": 5}], wrong)
     with pytest.raises(UsageError, match="no inputs"):
         TABLE.at_percentile([], 50)
 

@@ -218,7 +218,8 @@ class LatencyTable(JsonDocument):
         Raises:
             UsageError: The percentile is out of range, or there are no sizes; for others see `at`.
         """
-        if isinstance(percentile, bool) or not 0 <= percentile <= 100:
+        number = isinstance(percentile, (int, float)) and not isinstance(percentile, bool)
+        if not number or not 0 <= percentile <= 100:
             raise UsageError(
                 "the percentile is out of range", expected="from 0 to 100", got=repr(percentile)
             )

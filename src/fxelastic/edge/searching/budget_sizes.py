@@ -41,7 +41,7 @@ def table_for_limits(
         raise UsageError(
             "limits are either for given sizes or for a percentile of the data",
             expected="sizes or size_percentile",
-            got=f"sizes={dict(sizes)}, size_percentile={percentile!r}",
+            got=f"sizes={sizes!r}, size_percentile={percentile!r}",
             fix="leave one of them out",
         )
     given = sizes is not None or percentile is not None
