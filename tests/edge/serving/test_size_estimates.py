@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
@@ -15,7 +17,8 @@ import pytest
 from fxelastic import edge
 from fxelastic.edge.candidates import Candidate, sizes_of_pool, table_at
 from fxelastic.edge.pool import PoolEntry, SubnetPool
-from fxelastic.edge.serving.drift import renewed
+from fxelastic.edge.serving.background_search import LocalSearch
+from fxelastic.edge.serving.drift import BranchTimer, TableProbe, renewed
 from fxelastic.edge.serving.loaders import PagedSubnet
 from fxelastic.edge.serving.monitor import Observation
 from fxelastic.edge.serving.preload import Preload
@@ -253,3 +256,24 @@ def test_sessions_keep_no_plan_of_memory_for_each_size(bundle: edge.Bundle, tmp_
         loaded = loader_of(found, "paged").load(found.space.original)
         assert isinstance(loaded, PagedSubnet)
         assert loaded.calls[0].session.get_session_options().enable_mem_pattern is planned
+
+
+def test_a_search_beside_serving_is_for_the_sizes_of_the_budget(bundle: edge.Bundle) -> None:
+    """Its subnets are compared with those of the pool, whatever the sizes of its own samples."""
+    table, pool = served(bundle, sizes=[{"H": 16}, {"H": 256}])
+    timer = BranchTimer(bundle, lambda path: None)
+    probe = TableProbe(table, timer, "assembled", sizes=pool.sizes)
+    data = [image(height)[0] for height in (4, 4, 8, 4, 8)]
+    how = {"score": "cosine", "max_subnets": 2, "held_out": 0.0}
+    searcher = LocalSearch(bundle, probe.fixed_table, data, None, how)
+    # In a thread of its own, whose priority it lowers.
+    with ThreadPoolExecutor(1) as threads:
+        found = threads.submit(searcher.search, 1e6, threading.Event()).result()
+    mean = table.mean_over(pool.sizes)
+    assert [entry.latency_ms for entry in found] == pytest.approx(
+        [mean.predict_ms(entry.arch) for entry in found]
+    )
+    # A drift changes the pool's estimates at these sizes, and the table at all sizes.
+    change = probe.renew(dict.fromkeys(bundle.space.original, 2.0))
+    assert change(bundle.space.original) == pytest.approx(2.0)
+    assert probe.table.by_size is not None
