@@ -30,7 +30,7 @@ class SessionMaker:
             sessions of a small residual network, and 1,287 MiB instead of 53 for 58 sessions of a
             larger one at batch size 20.
         sizes_vary: Whether runs have inputs of many sizes. onnxruntime then keeps no plan of the
-            memory for each of them, which took memory and, at random sizes, half as long again.
+            memory for each combination of them; runs take as long without plans.
     """
 
     threads: int = 0

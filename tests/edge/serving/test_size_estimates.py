@@ -247,7 +247,7 @@ def test_calls_are_checked_once_for_each_shape(bundle: edge.Bundle) -> None:
 
 
 def test_sessions_keep_no_plan_of_memory_for_each_size(bundle: edge.Bundle, tmp_path: Path) -> None:
-    """A plan for every size that ever came would grow without bound."""
+    """onnxruntime would keep one for each combination of sizes."""
     fixed = write_bundle(tmp_path / "fixed", depth=1, width=2, size=2)
     for found, planned in ((bundle, False), (fixed, True)):
         with edge.Executor(found, threads=1) as executor:
