@@ -72,7 +72,7 @@ def make(folder: Path, n_lengths: int) -> dict[str, Any]:
     verification = bundle.manifest.verification
     tolerance = 1e-3 if verification is None else verification.subnet_tolerances["float32"]
     archs = [bundle.space.original, *bundle.space.sample(2, SEED)]
-    lengths = sorted(np.random.default_rng(SEED).choice(np.arange(1, LONGEST + 1), n_lengths))
+    lengths = sorted(np.random.default_rng(SEED).choice(LONGEST, n_lengths, replace=False) + 1)
     worst = dict.fromkeys(MODES, 0.0)
     with Executor(bundle) as executor, tempfile.TemporaryDirectory() as place:
         for i, arch in enumerate(archs):

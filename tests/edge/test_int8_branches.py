@@ -17,7 +17,7 @@ import pytest
 from fxelastic import edge
 from fxelastic.edge.candidates import Candidate, candidates_of
 from fxelastic.edge.fingerprint import byte_products, needs_reduced_range
-from fxelastic.edge.int8_branches import MORE_EXACT, unused_in, used
+from fxelastic.edge.int8_branches import MORE_EXACT, unused_everywhere, unused_in, used
 from fxelastic.edge.searching.data import read_data
 from fxelastic.edge.searching.distortion import measure
 from fxelastic.errors import BundleError, UsageError
@@ -74,6 +74,16 @@ def test_slower_branches_are_never_searched() -> None:
     assert not [e.arch for e in result.pool.entries if any("+" in name for name in e.arch)]
     result = edge.search(bundle, table(FAST), data, budget="50%", max_subnets=12, held_out=0)
     assert any(name.startswith("u8s8+") for name in result.best.arch)
+
+
+def test_branches_that_are_faster_at_one_of_the_sizes_are_measured_further() -> None:
+    bundle = int8.bundle()
+    slow, fast = ({n: r.ms for n, r in table(own).rows.items()} for own in (SLOW, FAST))
+    never = unused_everywhere(bundle, [slow, slow], VNNI, {})
+    assert never == unused_everywhere(bundle, [slow], VNNI, {})
+    assert "int8" not in kinds(bundle.without(never))
+    sometimes = unused_everywhere(bundle, [slow, fast], VNNI, {})
+    assert set(sometimes) == set(unused_everywhere(bundle, [fast], VNNI, {})) < set(never)
 
 
 def test_slower_branches_are_never_served(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.fingerprint import INT8_FEATURES, fingerprint, needs_reduced_range
@@ -77,6 +77,24 @@ def unused(
             else:
                 found[name] = f"it takes {ms:.3g} ms, and {best} {best_ms:.3g} ms"
     return found
+
+
+def unused_everywhere(
+    bundle: Bundle,
+    costs_at: Sequence[Mapping[str, float]],
+    device: Mapping[str, str],
+    refused: Mapping[str, str],
+) -> dict[str, str]:
+    """The 8-bit branches that a device uses at none of some sizes of inputs, each with the reason.
+
+    Args:
+        bundle: The bundle.
+        costs_at: The latency of each branch at each of the sizes.
+        device: See `unused`.
+        refused: See `unused`.
+    """
+    first, *others = (unused(bundle, costs_ms, device, refused) for costs_ms in costs_at)
+    return {name: why for name, why in first.items() if all(name in found for found in others)}
 
 
 def _of_other_sign(

@@ -21,7 +21,7 @@ from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.bundle_costs import bundle_costs
 from fxelastic.edge.executor import Array, Executor, sizes_of_inputs
 from fxelastic.edge.fingerprint import fingerprint
-from fxelastic.edge.int8_branches import unsuited, unused
+from fxelastic.edge.int8_branches import unsuited, unused_everywhere
 from fxelastic.edge.latency_model import Measured, fit_mode
 from fxelastic.edge.measured_sizes import SizePlan, SizesToMeasure
 from fxelastic.edge.memory import GrowthLimit, resident_bytes
@@ -214,7 +214,8 @@ def profile(
             }
             for timing in timings
         ]
-        refused = _unused_everywhere(bundle, rows_at, settings["device"], refused)
+        costs_at = [{name: row.ms for name, row in own.items()} for own in rows_at]
+        refused = unused_everywhere(bundle, costs_at, settings["device"], refused)
         bundle = bundle.without(refused)
         executor.bundle = bundle
         rows_at = [{spec.id: own[spec.id] for spec in bundle.space.branches} for own in rows_at]
@@ -303,20 +304,6 @@ def _unloadable(executor: Executor, others: Collection[str]) -> dict[str, str]:
             found[segment.id] = f"onnxruntime {ort.__version__} can't load it: {e.got}"
             logger.warning("%s is not used: %s", segment.id, found[segment.id])
     return found
-
-
-def _unused_everywhere(
-    bundle: Bundle,
-    rows_at: Sequence[Mapping[str, BranchLatency]],
-    device: Mapping[str, str],
-    refused: Mapping[str, str],
-) -> dict[str, str]:
-    """The 8-bit branches that the device uses at none of the sizes, and why; see `unused`."""
-    found = [
-        unused(bundle, {name: row.ms for name, row in rows.items()}, device, refused)
-        for rows in rows_at
-    ]
-    return {name: why for name, why in found[0].items() if all(name in own for own in found)}
 
 
 def _is_busy(executor: Executor, inputs: Mapping[str, Array], watch: Stopwatch) -> bool:

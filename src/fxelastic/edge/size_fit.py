@@ -168,7 +168,8 @@ def non_negative_least_squares(matrix: np.ndarray, target: np.ndarray) -> np.nda
             if not below.any():
                 x = trial
                 break
-            x = x + np.min(x[below] / (x[below] - trial[below])) * (trial - x)
+            steps = x[below] / np.maximum(x[below] - trial[below], 1e-300)
+            x = x + np.min(steps) * (trial - x)
             active &= x > 1e-15
             x[~active] = 0.0
     return np.asarray(x / norms)
