@@ -14,6 +14,7 @@ from fxelastic.backends.onnxruntime.comparison import SUBNET_TOLERANCES, TOLERAN
 from fxelastic.backends.onnxruntime.conversion import DEFAULT_OPSET
 from fxelastic.backends.onnxruntime.export import write_bundle
 from fxelastic.backends.onnxruntime.files import FileWriter
+from fxelastic.backends.onnxruntime.half_storage import measured, rounded
 from fxelastic.backends.onnxruntime.kernels import compare_kernels, optimised_kernels
 from fxelastic.backends.onnxruntime.parity import Parity
 from fxelastic.backends.onnxruntime.quantisation.calibration import CalibrationData
@@ -34,6 +35,8 @@ from fxelastic.files import write_durably
 from fxelastic.ir.part_names import name_of
 from fxelastic.ir.supernet import Supernet
 from fxelastic.spec.bundle_files import MANIFEST_NAME
+from fxelastic.spec.options import check_word
+from fxelastic.spec.storage import STORAGES, Storage
 from fxelastic.spec.symbols import Symbol
 from fxelastic.spec.verification import SoftFusionInfo, Verification
 from fxelastic.threads import computing_with
@@ -60,6 +63,7 @@ def export(
     threads: int | None = None,
     progress: Callable[[str], None] | None = None,
     quantise: Int8 | None = None,
+    storage: str = "fp32",
 ) -> Bundle:
     """Write a supernet as a bundle: a folder that a device can search and run without torch.
 
@@ -79,6 +83,9 @@ def export(
         threads: Threads that torch computes with; one where None, since more do not help.
         progress: Called with a short text at each step.
         quantise: Adds branches that compute in 8 bits, ``fxelastic.Int8(calibration=batches)``.
+        storage: ``"fp16"`` rounds the weights of new branches and stores them in 16 bits. Devices
+            compute with 32 bits as before, in the same time. The manifest has the largest error
+            that rounding causes. The model's own blocks keep their weights.
 
     Returns:
         The bundle, as `fxelastic.edge.load` returns it.
@@ -91,6 +98,7 @@ def export(
     Source: AdaptiveNet, section 5.
     """
     _check_arguments(supernet, opset, jobs, n_subnets)
+    check_word("storage", storage, STORAGES)
     report = progress or (lambda _: None)
     _warn_of_nan(supernet)
     calibrated = None if quantise is None else (quantise, _calibration(supernet, quantise))
@@ -98,7 +106,12 @@ def export(
         computing_with(1 if threads is None else threads),
         replace_folder(Path(path), files_in, force=force) as folder,
     ):
-        manifest = write_bundle(supernet, FileWriter(folder), opset, seed, report, calibrated)
+        rounding = None
+        if storage == "fp16":
+            supernet, rounding = _rounded(supernet, seed)
+        writer = FileWriter(folder, half=rounding is not None)
+        manifest = write_bundle(supernet, writer, opset, seed, report, calibrated)
+        manifest = dataclasses.replace(manifest, storage=rounding)
         if verify:
             write_durably(folder / MANIFEST_NAME, manifest.to_json())
             bundle = load(folder)
@@ -153,6 +166,13 @@ def _verify(
         ),
         others,
     )
+
+
+def _rounded(supernet: Supernet, seed: int) -> tuple[Supernet, Storage]:
+    """The supernet with rounded weights of new branches, and what rounding costs."""
+    half = rounded(supernet)
+    inputs = inputs_with_rows(supernet.partition, batch_size(supernet.partition), seed)
+    return half, measured(supernet, half, teacher_values(supernet, inputs))
 
 
 def _calibration(supernet: Supernet, options: Int8) -> CalibrationData:

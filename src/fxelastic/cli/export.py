@@ -51,6 +51,14 @@ def build_export_parser() -> argparse.ArgumentParser:
     )
     add_int8(parser)
     parser.add_argument(
+        "--storage",
+        metavar="PRECISION",
+        choices=("fp32", "fp16"),
+        default="fp32",
+        help="precision of the stored weights of new branches, fp32 or fp16; devices compute with 32 bits "
+        "(default: fp32)",
+    )
+    parser.add_argument(
         "--verify",
         action=argparse.BooleanOptionalAction,
         default=True,
@@ -100,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             threads=args.threads,
             quantise=int8_of(args, supernet),
+            storage=args.storage,
             progress=lambda message: options.progress(args, message),
             **chosen,
         )

@@ -91,6 +91,7 @@ def report(bundle: Bundle, *, files: bool = False) -> dict[str, Any]:
         "branches": [segment.to_json() for segment in manifest.segments],
         "verification": None if manifest.verification is None else manifest.verification.to_json(),
         **({} if manifest.int8 is None else {"int8": manifest.int8.to_json()}),
+        **({} if manifest.storage is None else {"storage": manifest.storage.to_json()}),
     }
 
 
@@ -119,6 +120,7 @@ def sections(bundle: Bundle, *, files: bool = False) -> list[str]:
         f"{bundle.space}; {len(bundle.files)} files, {_bytes(size_bytes(bundle))}"
         + (", all verified" if files else ""),
         *_verified(bundle),
+        *_storage(bundle),
         *_int8(bundle),
     ]
     if backend.reason:
@@ -171,6 +173,16 @@ def _verified(bundle: Bundle) -> list[str]:
         counts = ", ".join(f"{rules.count(rule)} x {rule}" for rule in dict.fromkeys(rules))
         lines.append(f"fusions that cuts separate: {counts}")
     return lines
+
+
+def _storage(bundle: Bundle) -> list[str]:
+    record = bundle.manifest.storage
+    if record is None:
+        return []
+    return [
+        f"weights of new branches are stored as {record.format}: an error of at most "
+        f"{record.max_error:.1e} of the variance of a branch's outputs ({record.branch})"
+    ]
 
 
 def _int8(bundle: Bundle) -> list[str]:

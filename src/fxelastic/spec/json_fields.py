@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -103,6 +104,15 @@ class Fields:
             expected = f"an integer from {low} to {high}"
             raise self.error(name, "is out of range", expected=expected, got=show(value))
         return value
+
+    def number(self, name: str) -> float:
+        """A finite number of at least 0."""
+        value = self.take(name)
+        if type(value) not in (int, float):
+            raise self.error(name, "is not a number", expected="a number", got=show(value))
+        if not 0 <= value < math.inf:
+            raise self.error(name, "is out of range", expected="at least 0", got=show(value))
+        return float(value)
 
     def flag(self, name: str) -> bool:
         """True or false."""

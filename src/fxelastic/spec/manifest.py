@@ -17,6 +17,7 @@ from fxelastic.spec.manifest_checks import check_manifest, search_space
 from fxelastic.spec.quantised import Quantisation
 from fxelastic.spec.search_space import SearchSpace
 from fxelastic.spec.segment import Segment
+from fxelastic.spec.storage import Storage
 from fxelastic.spec.symbols import BATCH, SYMBOL_NAME, Symbol
 from fxelastic.spec.value_info import NAME, ValueInfo
 from fxelastic.spec.verification import Verification
@@ -166,6 +167,7 @@ class Manifest:
         batched: Names of the inputs whose first dimension is the batch; every other input is
             passed whole. None in bundles of earlier releases.
         int8: How the branches of kind ``int8`` were made; None if there are none.
+        storage: The precision of stored weights; None for that of the computation.
         schema_version: Version of the format.
     """
 
@@ -181,6 +183,7 @@ class Manifest:
     verification: Verification | None = None
     batched: tuple[str, ...] | None = None
     int8: Quantisation | None = None
+    storage: Storage | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -223,6 +226,7 @@ class Manifest:
             "data": [file.to_json() for file in self.data],
             "verification": None if verification is None else verification.to_json(),
             **({} if self.int8 is None else {"int8": self.int8.to_json()}),
+            **({} if self.storage is None else {"storage": self.storage.to_json()}),
         }
         return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
@@ -258,6 +262,7 @@ class Manifest:
             None if verification is None else Verification.from_json(fields.object("verification")),
             fields.texts("batched", NAME, "a value's name") if "batched" in fields.value else None,
             Quantisation.from_json(fields.object("int8")) if "int8" in fields.value else None,
+            Storage.from_json(fields.object("storage")) if "storage" in fields.value else None,
         )
         fields.end()
         return manifest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
@@ -47,6 +47,20 @@ def check_count(name: str, value: object, least: int = 1) -> None:
             f"{name} must be at least {least}, got {value!r}",
             expected=f"an integer of at least {least}",
             got=repr(value),
+        )
+
+
+def check_word(name: str, value: object, known: Iterable[str]) -> None:
+    """Check that an option is one of the known words.
+
+    Raises:
+        UsageError: The value is something else.
+    """
+    known = tuple(known)
+    if value not in known:
+        words = ", ".join(map(repr, known))
+        raise UsageError(
+            f"{name} must be one of {words}, got {value!r}", expected=words, got=repr(value)
         )
 
 

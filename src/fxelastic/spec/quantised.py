@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
 
 from fxelastic.spec.json_fields import Fields, show
 
@@ -70,8 +68,8 @@ class Quantised:
         found = cls(
             fields.text("source"),
             fields.text("format", _FORMAT, "a format such as u8s8"),
-            _number(fields, "error"),
-            _number(fields, "tolerance"),
+            fields.number("error"),
+            fields.number("tolerance"),
             fields.texts("left_float"),
         )
         fields.end()
@@ -104,7 +102,7 @@ class Scale:
         Raises:
             BundleError: A field is missing, unknown, of the wrong type, or out of range.
         """
-        scale = _number(fields, "scale")
+        scale = fields.number("scale")
         if not scale > 0:
             raise fields.error("scale", "is not above 0", expected="above 0", got=show(scale))
         found = cls(scale, fields.count("zero_point", 0, 255))
@@ -167,12 +165,3 @@ def int8_id(source: str, format: str) -> str:
         format: Its format.
     """
     return f"{format}+{source}"
-
-
-def _number(fields: Fields, name: str) -> float:
-    value: Any = fields.take(name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise fields.error(name, "is not a number", expected="a number", got=show(value))
-    if not 0 <= value < math.inf:
-        raise fields.error(name, "is out of range", expected="at least 0", got=show(value))
-    return float(value)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fxelastic.errors import UsageError
-from fxelastic.spec.options import check_count, options_of
+from fxelastic.spec.options import check_count, check_word, options_of
 from fxelastic.threads import check_threads
 from fxelastic.train.batches import Split
 from fxelastic.train.callbacks import Callback
@@ -125,17 +125,17 @@ class Training:
                 check_count(name, getattr(self, name))
         check_threads(self.threads)
         if isinstance(self.lr, str):
-            _check_word("lr", self.lr, ("auto",))
+            check_word("lr", self.lr, ("auto",))
         else:
             _check_range("lr", self.lr, 0, math.inf)
-        _check_word("norm_statistics", self.norm_statistics, NORM_STATISTICS)
+        check_word("norm_statistics", self.norm_statistics, NORM_STATISTICS)
         _check_range("weight_decay", self.weight_decay, 0, math.inf)
         _check_range("warmup", self.warmup, 0, 1)
         if self.clip_norm is not None:
             _check_range("clip_norm", self.clip_norm, 0, math.inf)
-        _check_word("precision", self.precision, PRECISIONS)
+        check_word("precision", self.precision, PRECISIONS)
         if not callable(self.schedule):
-            _check_word("schedule", self.schedule, ("cosine", "constant"))
+            check_word("schedule", self.schedule, ("cosine", "constant"))
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise UsageError(
                 f"seed must be an integer, got {self.seed!r}",
@@ -199,14 +199,6 @@ def _check_range(name: str, value: object, low: float, high: float) -> None:
             f"{name} must be {between}, got {value!r}",
             expected=f"a number from {low:g} to {high:g}",
             got=repr(value),
-        )
-
-
-def _check_word(name: str, value: object, known: Iterable[str]) -> None:
-    words = ", ".join(map(repr, known))
-    if value not in tuple(known):
-        raise UsageError(
-            f"{name} must be one of {words}, got {value!r}", expected=words, got=repr(value)
         )
 
 

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import onnx_ir as ir
 
+from fxelastic.backends.onnxruntime.half_storage import store_halves
 from fxelastic.errors import ExportError
 from fxelastic.spec.branch_spec import BranchSpec
 from fxelastic.spec.bundle_files import BRANCHES_FOLDER, DATA_FOLDER, FileInfo, file_stem
@@ -45,11 +46,13 @@ class FileWriter:
         folder: The bundle.
         max_file_bytes: Most bytes of weights in an ONNX file; protobuf has a limit of 2 GiB.
         min_shared_bytes: Smaller tensors are repeated instead of shared.
+        half: Store weights in 16 bits where these hold them without a loss.
     """
 
     folder: Path
     max_file_bytes: int = 2**31 - 2**24
     min_shared_bytes: int = 2**14
+    half: bool = False
 
     def write(
         self,
@@ -72,6 +75,7 @@ class FileWriter:
             OSError: The disk is full, or the folder can't be written.
         """
         (self.folder / DATA_FOLDER).mkdir(parents=True, exist_ok=True)
+        saved = {name: store_halves(m.graph) if self.half else 0 for name, m in models.items()}
         shared = self._shared(models.values())
         data: dict[str, FileInfo] = {}
         taken: set[str] = set()
@@ -81,6 +85,7 @@ class FileWriter:
             _annotate(branch.spec.id, model.graph, values)
             outside = self._outside(model.graph, shared)
             weight_bytes = sum(_tensor(value).nbytes for value in _initializers(model.graph))
+            weight_bytes += saved[branch.spec.id]  # once it is open
             files = []
             for value in outside:
                 digest = shared.get(id(value)) or _digest(_tensor(value))
