@@ -55,8 +55,8 @@ def build_export_parser() -> argparse.ArgumentParser:
         metavar="PRECISION",
         choices=("fp32", "fp16"),
         default="fp32",
-        help="precision of the stored weights of new branches, fp32 or fp16; devices compute with 32 bits "
-        "(default: fp32)",
+        help="precision of the stored weights of new branches, fp32 or fp16; devices compute with "
+        "32 bits (default: fp32)",
     )
     parser.add_argument(
         "--verify",
