@@ -255,9 +255,11 @@ def test_positional_arguments_without_names_share_none(more: tuple[str, ...]) ->
 def test_a_search_tells_an_input_from_the_targets(name: str) -> None:
     bundle = SimpleNamespace(
         inputs=(ValueInfo(name, "float32", ("N", 8)),),
+        outputs=(),
         manifest=SimpleNamespace(
             model=ModelInfo("Net", "0" * 64, 1, dynamic_batch=True, batch_size=4),
             sample_inputs=(name,),
+            batch_dims={name: 0},
         ),
     )
     x, targets = np.zeros((4, 8), np.float32), np.arange(4)
@@ -281,6 +283,6 @@ def test_what_the_manifest_says_of_an_input_goes_by_its_name(tmp_path: Path) -> 
     bundle = fxelastic.export(supernet, tmp_path / "bundle")
     assert bundle.manifest.batched == ("input",)
     assert bundle.inputs[0].range == (0, 9)
-    assert "hold samples: input" in str(supernet)
+    assert "batch: dimension 0 of input (batched= names them)" in str(supernet)
     with pytest.raises(UsageError, match=r"'input'.*another shape"):
         supernet(torch.zeros(2, 4, dtype=torch.long), torch.randn(1, 3))

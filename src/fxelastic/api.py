@@ -28,14 +28,15 @@ def partition(
         gamma: Most parameters of a basic block, as a share of the model's, in (0, 1].
         example_inputs: A tensor, a tuple of positional inputs, a dict of keyword inputs or a
             pair ``(tuple, dict)``. Inferred from the model if None.
-        batched: Names of the inputs that hold samples in their first dimension, for example
-            ``("x", "mask")``. All other inputs keep the example's shape and are passed whole. By
-            default these are the inputs whose first sizes the model ties to each other; the
-            partition's ``batched`` lists them.
+        batched: Names of the inputs that hold samples, for example ``("x", "mask")``. They hold
+            them in their first dimension, unless ``dynamic_shapes`` calls another one ``"batch"``.
+            All other inputs keep the example's shape and are passed whole. By default the samples
+            are found by running the model; the partition's ``batch_dims`` says where they are.
         dynamic_shapes: The dimensions that vary besides the batch, as ``torch.export`` takes them,
             or with names: ``{"input_ids": {1: "seq"}}``. ``Dim("seq", min=1, max=512)`` gives a
             range, ``Dim.AUTO`` lets a dimension vary if the model allows it, and ``Dim.STATIC`` in
-            dimension 0 means that an input holds no samples.
+            dimension 0 means that an input holds no samples. A size called ``"batch"``,
+            ``"batch_size"`` or ``"N"`` counts samples.
         fusion: The fusion rules that cuts respect: ``"onnxruntime"``, ``"none"``, or a name
             registered under the entry-point group ``fxelastic.fusion_rules``.
 

@@ -41,7 +41,7 @@ class Expanded:
     @property
     def batch_sizes(self) -> tuple[int, ...]:
         """Two sizes, where the batch may vary."""
-        return (2,) if "batch-dim-1" in self.case.tags else (2, 3)
+        return (2, 3)
 
     def values(self, batch_size: int) -> dict[str, Any]:
         """Every value that the model's own blocks read or give, for the case's inputs."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ def _loaders(path: Path, **arrays: int) -> tuple[object, object]:
     """The inputs' names and the target's values of the first batches of both loaders."""
     np.savez(path, **{name: np.full((2, 3), value) for name, value in arrays.items()})
     found = []
-    for loader in load_data(str(path), 2, distributed=False)(()):
+    for loader in load_data(str(path), 2, distributed=False)({}, 0):
         if loader is None:
             found.append(None)
             continue
@@ -40,3 +41,22 @@ def test_an_input_may_begin_as_the_validations_arrays_do(tmp_path: Path) -> None
 def test_validation_alone_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no arrays to train on"):
         _loaders(tmp_path / "data.npz", val_x=1, val_y=2)
+
+
+def test_samples_are_in_the_dimension_in_which_the_model_takes_them(tmp_path: Path) -> None:
+    x, classes = np.arange(24.0).reshape(2, 4, 3), np.arange(8).reshape(2, 4)
+    np.savez(tmp_path / "data.npz", x=x, table=np.zeros(5), targets=classes)
+    loaders = load_data(str(tmp_path / "data.npz"), 3, distributed=False)
+    train, _ = loaders({"x": 1, "table": None}, 1)
+    inputs, targets = next(iter(train))
+    assert inputs["x"].shape == (2, 3, 3)
+    assert inputs["table"].shape == (5,)
+    assert targets.shape == (2, 3)
+    assert inputs["x"][:, 0, 0].tolist() == [x[0, targets[0, 0], 0], x[1, targets[0, 0], 0]]
+    np.savez(tmp_path / "data.npz", x=x, y=np.arange(4))
+    (inputs, targets), *_ = loaders_of(tmp_path, {"seq": 1}, 1)
+    assert (inputs.shape, targets.shape) == ((2, 3, 3), (3,))
+
+
+def loaders_of(folder: Path, dims: dict[str, int | None], result_dim: int) -> list[Any]:
+    return list(load_data(str(folder / "data.npz"), 3, distributed=False)(dims, result_dim)[0])

@@ -93,8 +93,7 @@ def test_computes_what_the_model_does(name: str) -> None:
     item = CASES[name]
     model, before = captured(name).model, captured(name).before
     partition = partitioned(name, 0.1)
-    dynamic = partition.dynamic_batch and "batch-dim-1" not in item.tags
-    batches = (2, 3) if dynamic else (2,)
+    batches = (2, 3) if partition.dynamic_batch else (2,)
 
     supernet = Supernet(partition, originals(partition))
     subnet = supernet.subnet()

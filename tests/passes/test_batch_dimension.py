@@ -1,4 +1,4 @@
-"""A batch in dimension 1 is named as such, by what the model computes."""
+"""The batch is found in dimension 1, by what the model computes, or named there."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 
 from fxelastic.passes import capture
 
@@ -57,61 +58,110 @@ def encoder(batch_first: bool) -> nn.Module:
 
 X = torch.linspace(-1, 1, STEPS * SAMPLES * 8).reshape(STEPS, SAMPLES, 8).sin()
 
-#: A model, its inputs, which of them are named, and what to do.
-SECOND: dict[str, tuple[Callable[[], nn.Module], Any, str, str]] = {
-    "lstm": (lambda: Classifier(nn.LSTM(8, 8), lambda r: r[0][-1]), X, "of 'x'", "build 'layer'"),
-    "gru at all steps": (lambda: Classifier(nn.GRU(8, 8), outputs), X, "of 'x'", "build 'layer'"),
-    "rnn": (lambda: Classifier(nn.RNN(8, 8), lambda r: r[1][0]), X, "of 'x'", "build 'layer'"),
-    "one sample": (
-        lambda: Classifier(nn.RNN(8, 8), lambda r: r[1][0]),
-        X[:, :1],
-        "of 'x'",
-        "build 'layer'",
-    ),
-    "states": (
-        lambda: Classifier(nn.GRU(8, 8), outputs),
-        (X, torch.ones(1, SAMPLES, 8)),
-        "of 'x', 'args_0'",
-        "build 'layer'",
-    ),
-    "attention": (
-        lambda: Classifier(nn.MultiheadAttention(8, 2), outputs),
-        X,
-        "of 'x'",
-        "build 'layer'",
-    ),
-    "transformer": (
-        lambda: Classifier(encoder(False), lambda r: r),
-        X,
-        "of 'x'",
-        "build 'layer.layers.0'",
-    ),
-    "a loop of cells": (OwnCell, X, "of 'x'", "a module that takes the batch in dimension 0"),
+#: A model and its inputs.
+SECOND: dict[str, tuple[Callable[[], nn.Module], Any]] = {
+    "lstm": (lambda: Classifier(nn.LSTM(8, 8), lambda r: r[0][-1]), X),
+    "gru at all steps": (lambda: Classifier(nn.GRU(8, 8), outputs), X),
+    "rnn": (lambda: Classifier(nn.RNN(8, 8), lambda r: r[1][0]), X),
+    "one sample": (lambda: Classifier(nn.RNN(8, 8), lambda r: r[1][0]), X[:, :1]),
+    "states": (lambda: Classifier(nn.GRU(8, 8), outputs), (X, torch.ones(1, SAMPLES, 8))),
+    "attention": (lambda: Classifier(nn.MultiheadAttention(8, 2), outputs), X),
+    "transformer": (lambda: Classifier(encoder(False), lambda r: r), X),
+    "a loop of cells": (OwnCell, X),
 }
+
+
+def more(inputs: Any, dims: Any, n: int) -> list[Tensor]:
+    """Other inputs of n samples."""
+    given = inputs if isinstance(inputs, tuple) else (inputs,)
+    return [
+        torch.randn([n if i == dim else size for i, size in enumerate(x.shape)])
+        for x, dim in zip(given, dims, strict=True)
+    ]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", SECOND)
-def test_a_batch_in_dimension_1_is_named(name: str) -> None:
-    make, inputs, which, remedy = SECOND[name]
+def test_a_batch_in_dimension_1_varies(name: str) -> None:
+    make, inputs = SECOND[name]
     torch.manual_seed(0)
-    traced = capture(make().eval(), inputs)
-    (warning,) = (w for w in traced.warnings if "dimension 1" in w)
-    assert f"the batch seems to be in dimension 1 {which}:" in warning
-    assert remedy in warning
-    assert not any("the batch size is fixed" in w for w in traced.warnings)
+    model = make().eval()
+    traced = capture(model, inputs)
+    assert set(traced.batch_dims.values()) == {1}
+    assert traced.dynamic_batch
+    assert traced.warnings == ()
+    for n in (1, SAMPLES + 2):
+        other = more(inputs, traced.batch_dims.values(), n)
+        torch.testing.assert_close(traced(*other), model(*other))
 
 
 @pytest.mark.parametrize("layers", [1, SAMPLES], ids=["one layer", "as many layers as samples"])
 @pytest.mark.parametrize("make", [nn.GRU, nn.RNN])
-def test_states_with_their_batch_in_dimension_1_are_named(
-    make: type[nn.RNNBase], layers: int
-) -> None:
+def test_states_with_their_batch_in_dimension_1_vary(make: type[nn.RNNBase], layers: int) -> None:
     model = Classifier(make(8, 8, layers, batch_first=True), outputs).eval()
-    traced = capture(model, (X.transpose(0, 1), torch.ones(layers, SAMPLES, 8)))
-    (warning,) = traced.warnings
-    assert warning.startswith("the batch seems to be in dimension 1 of 'args_0', and")
-    assert "in dimension 0 of 'x'; wrap the model" in warning
+    inputs = (X.transpose(0, 1), torch.ones(layers, SAMPLES, 8))
+    traced = capture(model, inputs)
+    assert traced.batch_dims == {"x": 0, "args_0": 1}
+    assert traced.warnings == ()
+    other = more(inputs, (0, 1), SAMPLES + 2)
+    torch.testing.assert_close(traced(*other), model(*other))
+
+
+@pytest.mark.parametrize(
+    ("dynamic_shapes", "dims", "name"),
+    [
+        ({"x": {1: "batch"}}, {"x": 1, "args_0": 1}, "batch"),
+        (({1: "b"}, {1: "b"}), {"x": 1, "args_0": 1}, "b"),
+        ({"x": {0: Dim.STATIC, 1: "N"}}, {"x": 1, "args_0": 1}, "N"),
+        ({"x": {0: Dim.STATIC}, "args_0": {0: Dim.STATIC}}, {}, ""),
+    ],
+)
+def test_a_batch_is_named_in_dimension_1(
+    dynamic_shapes: Any, dims: dict[str, int], name: str
+) -> None:
+    model = Classifier(nn.GRU(8, 8), outputs).eval()
+    traced = capture(model, (X, torch.ones(1, SAMPLES, 8)), dynamic_shapes=dynamic_shapes)
+    assert traced.batch_dims == dims
+    assert [s.symbol.name for s in traced.symbols] == [name] * bool(name)
+
+
+def test_a_name_decides_where_the_results_show_nothing() -> None:
+    """A mean over steps and samples: no result has a part for each sample."""
+    model = Classifier(nn.Tanh(), lambda r: r.mean((0, 1)))
+    traced = capture(model.eval(), X, dynamic_shapes={"x": {1: "batch"}})
+    assert traced.batch_dims == {"x": 1}
+    assert traced(X.repeat(1, 2, 1)).shape == (4,)
+
+
+def test_the_batch_is_in_any_dimension_of_a_state() -> None:
+    """States (layers, 2, n, 8) beside sequences (n, steps, 8)."""
+
+    class Cached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor, cache: Tensor) -> Tensor:
+            return self.layer(torch.cat([cache[0].permute(1, 0, 2), x], 1))
+
+    traced = capture(Cached().eval(), (X.transpose(0, 1), torch.ones(1, 2, SAMPLES, 8)))
+    assert traced.batch_dims == {"x": 0, "cache": 2}
+    assert traced(torch.ones(5, 4, 8), torch.ones(1, 2, 5, 8)).shape == (5, 6, 8)
+
+
+def test_an_input_without_samples_does_not_hide_those_that_hold_some() -> None:
+    class Lookup(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, table: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.layer(table), self.layer(x)
+
+    given = (torch.randn(5, 8), torch.randn(3, 8))
+    assert capture(Lookup().eval(), given).batch_dims == {"table": 0}
+    fixed = {"table": {0: Dim.STATIC}}
+    assert capture(Lookup().eval(), given, dynamic_shapes=fixed).batch_dims == {"x": 0}
 
 
 FIRST: dict[str, tuple[Callable[[], nn.Module], Any]] = {
@@ -135,7 +185,8 @@ def test_a_batch_in_dimension_0_gives_no_warning(name: str) -> None:
     make, inputs = FIRST[name]
     torch.manual_seed(0)
     traced = capture(make().eval(), inputs)
-    assert not any("dimension 1" in warning for warning in traced.warnings)
+    assert set(traced.batch_dims.values()) == {0}
+    assert traced.warnings == ()
 
 
 def test_a_fixed_batch_is_not_taken_for_another_dimension() -> None:

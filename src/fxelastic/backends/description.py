@@ -37,6 +37,12 @@ def describe_model(partition: Partition, batch_size: int) -> ModelInfo:
     )
 
 
+def fixed_batch_dims(partition: Partition) -> dict[str, int]:
+    """If the batch size is fixed, the dimension of the samples where it is not 0, by input."""
+    dims = {} if partition.dynamic_batch else partition.batch_dims
+    return {name: dim for name, dim in dims.items() if dim}
+
+
 def describe_blocks(partition: Partition) -> tuple[BlockInfo, ...]:
     """The blocks in execution order."""
     return tuple(BlockInfo(block.name, block.kind) for block in partition.blocks)

@@ -30,6 +30,8 @@ def report(partition: Partition) -> dict[str, Any]:
         "fusion": partition.fusion.name,
         "dynamic_batch": partition.dynamic_batch,
         "batched": list(partition.batched),
+        "batch_dims": dict(partition.batch_dims),
+        "batch_reason": partition.batch_reason,
         "n_params": partition.n_params,
         "max_block_params": int(partition.max_block_params),
         "flops": sum(block.flops for block in partition.blocks),

@@ -170,8 +170,8 @@ def _train(args: argparse.Namespace, first: bool) -> tuple[Supernet, list[Histor
     loss = None if args.loss is None else load_reference(args.loss, "--loss")
     supernet = supernet_of(args)
     partition = supernet.partition
-    whole = [name for name in partition.signature.names if name not in partition.batched]
-    training, validation = loaders(whole)
+    dims = {name: partition.batch_dims.get(name) for name in partition.signature.names}
+    training, validation = loaders(dims, next(iter(partition.result_dims), 0))
     _move(supernet, args.device)
     _keep_to_data(args.data, out, first)
     common: dict[str, Any] = {

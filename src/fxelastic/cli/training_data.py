@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 _VALIDATION = "val_"
 
 
-#: A function of the names of the inputs without a batch dimension. It returns the batches to train
-#: on, and the batches to validate on or None.
-Loaders = Callable[[Collection[str]], tuple[Any, Any]]
+#: A function of the dimension of the samples in each input, None for an input that holds none, and
+#: of that in the results. It returns the batches to train on, and the batches to validate on or
+#: None.
+Loaders = Callable[[Mapping[str, int | None], int], tuple[Any, Any]]
 
 
 def load_data(text: str, batch_size: int, distributed: bool) -> Loaders:
@@ -49,7 +50,7 @@ def load_data(text: str, batch_size: int, distributed: bool) -> Loaders:
             ) from e
     if isinstance(found, Mapping) and "train" in found:
         training, validation = found["train"], found.get("validation")
-        return lambda _: (training, validation)
+        return lambda *_: (training, validation)
     # A list of batches is a loader, and a pair is two of them.
     if isinstance(found, tuple):
         if len(found) != 2:
@@ -58,8 +59,8 @@ def load_data(text: str, batch_size: int, distributed: bool) -> Loaders:
                 expected="a loader, (training, validation) or {'train': …, 'validation': …}",
                 got=f"a tuple of {len(found)}",
             )
-        return lambda _: found
-    return lambda _: (found, None)
+        return lambda *_: found
+    return lambda *_: (found, None)
 
 
 def _from_file(path: Path, batch_size: int, distributed: bool) -> Loaders:
@@ -87,14 +88,14 @@ def _from_file(path: Path, batch_size: int, distributed: bool) -> Loaders:
             fix="write the file with numpy.savez(path, x=..., targets=...)",
         )
 
-    def loaders(whole: Collection[str]) -> tuple[Any, Any]:
+    def loaders(dims: Mapping[str, int | None], result_dim: int) -> tuple[Any, Any]:
         # Inputs without a batch dimension may be in the training part alone.
-        shared = {name: array for name, array in training.items() if name in whole}
-        first = _loader(path, training, whole, batch_size, True, distributed)
+        shared = {name: a for name, a in training.items() if dims.get(name, 0) is None}
+        first = _loader(path, training, dims, result_dim, batch_size, True, distributed)
         if not validation:
             return first, None
         held_out = shared | validation
-        return first, _loader(path, held_out, whole, batch_size, False, distributed)
+        return first, _loader(path, held_out, dims, result_dim, batch_size, False, distributed)
 
     return loaders
 
@@ -102,7 +103,8 @@ def _from_file(path: Path, batch_size: int, distributed: bool) -> Loaders:
 def _loader(
     path: Path,
     arrays: dict[str, np.ndarray[Any, Any]],
-    whole: Collection[str],
+    dims: Mapping[str, int | None],
+    result_dim: int,
     batch_size: int,
     shuffle: bool,
     distributed: bool,
@@ -110,11 +112,20 @@ def _loader(
     import torch
     from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+    label = "targets" if "targets" in arrays else "y"
+    names = [name for name in arrays if name != label]
+    if names == ["x"] and len(dims) == 1:
+        dims = {"x": next(iter(dims.values()))}
+    where = {name: dims.get(name, 0) for name in names}
     sizes = {
-        name: array.shape[0] if array.ndim else 0
-        for name, array in arrays.items()
-        if name not in whole
+        name: arrays[name].shape[dim] if dim < arrays[name].ndim else 0
+        for name, dim in where.items()
+        if dim is not None
     }
+    if label in arrays:
+        shape = arrays[label].shape
+        where[label] = result_dim if result_dim < len(shape) else 0
+        sizes[label] = shape[where[label]] if shape else 0
     if len(set(sizes.values())) != 1:
         raise UsageError(
             f"--data {path}: the arrays have different lengths",
@@ -128,9 +139,11 @@ def _loader(
             got=", ".join(f"{name}: {size}" for name, size in sizes.items()),
         )
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    target = tensors.pop("targets" if "targets" in tensors else "y", None)
-    inputs = tensors["x"] if list(tensors) == ["x"] else tensors
     length = next(iter(sizes.values()))
+
+    def of(name: str, indices: list[int]) -> torch.Tensor:
+        tensor, dim = tensors[name], where[name]
+        return tensor if dim is None else tensor[(slice(None),) * dim + (indices,)]
 
     class Samples(Dataset[Any]):
         def __len__(self) -> int:
@@ -141,12 +154,9 @@ def _loader(
 
     def batch(indices: list[int]) -> Any:
         # Index the whole batch: picking single samples takes longer than running a small network.
-        chosen = (
-            {name: t if name in whole else t[indices] for name, t in inputs.items()}
-            if isinstance(inputs, dict)
-            else inputs[indices]
-        )
-        return chosen, None if target is None else target[indices]
+        chosen = {name: of(name, indices) for name in names}
+        inputs = chosen["x"] if names == ["x"] else chosen
+        return inputs, of(label, indices) if label in tensors else None
 
     samples = Samples()
     sampler: Any = DistributedSampler(samples, shuffle=True) if shuffle and distributed else None

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from fxelastic.ir.copyable import Copyable
 from fxelastic.ir.fusion import FusionRules
-from fxelastic.ir.graph_symbols import GraphSymbol
+from fxelastic.ir.graph_symbols import GraphSymbol, batch_dim
 from fxelastic.ir.operators import node_parameters
 from fxelastic.ir.signature import InputChecks, Signature
 
@@ -141,8 +141,9 @@ class BlockGraph(Copyable):
         unused_params: Parameters of the model that the graph never reads; not in P0.
         dynamic_batch: Whether the batch size may differ from the example's.
         symbols: The sizes that may vary, the batch's first.
-        batched: Names of the inputs that hold samples in their first dimension. All others are
-            passed whole.
+        batch_dims: The dimension of the samples, by the names of the inputs that hold some. All
+            other inputs are passed whole.
+        batch_reason: Why these inputs count as the batch, as a clause.
         model_name: The model's class name.
         opaque: Modules that could not be captured and are single nodes: (path, reason).
         warnings: Warnings for the user, one sentence each.
@@ -161,7 +162,8 @@ class BlockGraph(Copyable):
     unused_params: tuple[str, ...] = ()
     dynamic_batch: bool = True
     symbols: tuple[GraphSymbol, ...] = ()
-    batched: tuple[str, ...] = ()
+    batch_dims: Mapping[str, int] = field(default_factory=dict)
+    batch_reason: str = ""
     model_name: str = ""
     opaque: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
@@ -169,6 +171,11 @@ class BlockGraph(Copyable):
 
     def _modules_to_copy(self) -> tuple[nn.Module, ...]:
         return (self.graph_module,)
+
+    @property
+    def batched(self) -> tuple[str, ...]:
+        """Names of the inputs that hold samples."""
+        return tuple(self.batch_dims)
 
     @property
     def graph(self) -> fx.Graph:
@@ -184,6 +191,13 @@ class BlockGraph(Copyable):
     def input_checks(self) -> InputChecks:
         """What the inputs of a call must be."""
         return InputChecks.of(self.signature.names, self.placeholders, self.symbols)
+
+    @cached_property
+    def result_dims(self) -> tuple[int, ...]:
+        """The dimension of the samples in each flat result; 0 where no size depends on them."""
+        outputs: Any = self.output_node.args[0]
+        values = (node.meta.get("val") if isinstance(node, fx.Node) else None for node in outputs)
+        return tuple(batch_dim(value, self.symbols) or 0 for value in values)
 
     @property
     def output_node(self) -> fx.Node:

@@ -74,6 +74,20 @@ def size_at(size: Any, numbers: Mapping[Any, int]) -> int:
     )
 
 
+def batch_dim(value: Any, symbols: Sequence[GraphSymbol]) -> int | None:
+    """The dimension of the samples in a captured value: the first that depends on their number.
+
+    Returns:
+        None if no size depends on it.
+    """
+    variables = {s.variable for s in symbols if s.is_batch}
+    shape: Sequence[Any] = value.shape if isinstance(value, torch.Tensor) else ()
+    for dim, size in enumerate(shape):
+        if isinstance(size, torch.SymInt) and variables & size.node.expr.free_symbols:
+            return dim
+    return None
+
+
 def one_sample(symbols: Sequence[GraphSymbol]) -> dict[Any, int]:
     """Values of torch's symbols for the example's sizes, without the batch."""
     return {s.variable: s.value(s.symbol.example) for s in symbols if not s.is_batch}

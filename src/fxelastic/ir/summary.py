@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from fxelastic.ir.block import BlockGraph
 from fxelastic.ir.branch import Branch, Refusal
-from fxelastic.ir.table import opened_lines
+from fxelastic.ir.table import batch_lines, opened_lines
 from fxelastic.spec import SearchSpace
 from fxelastic.spec.columns import aligned, engineering
 
@@ -49,6 +49,7 @@ def summary(
         *aligned(rows, right={1, 2, 3, 4}),
         "",
         f"{n_params:,} parameters, {ratio} × the model's {base:,}",
+        *batch_lines(partition),
         *_inputs(partition),
         *opened_lines(partition.opened_modules),
     ]
@@ -58,12 +59,9 @@ def summary(
 
 
 def _inputs(partition: BlockGraph) -> list[str]:
-    """Lines that name the inputs with and without samples, if there are several inputs."""
-    if len(partition.signature.inputs) < 2:
-        return []
+    """A line that names the inputs without samples, if there are any."""
     whole = [name for name in partition.signature.names if name not in partition.batched]
-    lines = [f"inputs that hold samples: {', '.join(partition.batched) or 'none'}"]
-    return lines + [f"inputs that are passed whole: {', '.join(whole)}"] * bool(whole)
+    return [f"inputs that are passed whole: {', '.join(whole)}"] * bool(whole)
 
 
 def _count(n: int) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fxelastic.ir.block import Block, BlockGraph, OpenedModule
 from fxelastic.ir.values import Values, ValueType, block_outputs, one_line, stream_inputs
 from fxelastic.spec.columns import aligned, engineering
+from fxelastic.spec.symbols import BATCH
 
 
 def block_table(partition: BlockGraph) -> str:
@@ -29,12 +30,13 @@ def block_table(partition: BlockGraph) -> str:
     lines = aligned([*rows, total], right={2, 3, 4})
     rule = "-" * max(len(line) for line in lines)
     table = [lines[0], rule, *lines[1:-1], rule, lines[-1]]
-    lines = [_title(partition), "", *table, "", summary(partition)]
+    lines = [_title(partition), "", *table, "", summary(partition), *batch_lines(partition)]
     return "\n".join([*lines, *map(one_line, opened_lines(partition.opened_modules))])
 
 
 def _title(partition: BlockGraph) -> str:
-    batch = "dynamic batch N" if partition.dynamic_batch else "static batch"
+    name = next((s.symbol.name for s in partition.symbols if s.is_batch), BATCH)
+    batch = f"dynamic batch {name}" if partition.dynamic_batch else "static batch"
     if len(partition.signature.inputs) > 1:
         batch += f" of {', '.join(partition.batched) or 'no input'}"
     return (
@@ -42,6 +44,17 @@ def _title(partition: BlockGraph) -> str:
         f"gamma {partition.gamma:g}: at most {int(partition.max_block_params):,} in a block; "
         f"{batch}; fusion rules of {partition.fusion.name}"
     )
+
+
+def batch_lines(partition: BlockGraph) -> list[str]:
+    """A line on the inputs that hold samples, their dimension, and why they count as the batch."""
+    by_dim: dict[int, list[str]] = {}
+    for name, dim in partition.batch_dims.items():
+        by_dim.setdefault(dim, []).append(name)
+    if not by_dim:
+        return []
+    where = " and ".join(f"dimension {dim} of {', '.join(by_dim[dim])}" for dim in sorted(by_dim))
+    return [f"batch: {where} ({partition.batch_reason})"]
 
 
 def _row(block: Block, partition: BlockGraph, values: Values) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -34,8 +35,9 @@ class Traced(Copyable):
             be captured and are single nodes.
         dynamic_batch: Whether the batch size may differ from the example's.
         symbols: The sizes that may vary, the batch's first.
-        batched: Names of the inputs that hold samples in their first dimension. All others are
-            passed whole.
+        batch_dims: The dimension of the samples, by the names of the inputs that hold some. All
+            other inputs are passed whole.
+        batch_reason: Why these inputs count as the batch, as a clause.
         opaque: Paths of modules that are single nodes, each with its reason.
         unused_params: Parameters of the model that the graph never reads.
         warnings: Warnings for the user, one sentence each.
@@ -49,7 +51,8 @@ class Traced(Copyable):
     method: Literal["export", "export+opaque"]
     dynamic_batch: bool
     symbols: tuple[GraphSymbol, ...] = ()
-    batched: tuple[str, ...] = ()
+    batch_dims: Mapping[str, int] = field(default_factory=dict)
+    batch_reason: str = ""
     opaque: tuple[tuple[str, str], ...] = ()
     unused_params: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -57,6 +60,11 @@ class Traced(Copyable):
 
     def _modules_to_copy(self) -> tuple[nn.Module, ...]:
         return (self.graph_module,)
+
+    @property
+    def batched(self) -> tuple[str, ...]:
+        """Names of the inputs that hold samples."""
+        return tuple(self.batch_dims)
 
     @property
     def graph(self) -> fx.Graph:

@@ -1,10 +1,10 @@
-"""The batch: the inputs that hold samples in their first dimension."""
+"""The batch: the inputs that hold samples."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
@@ -18,22 +18,47 @@ from fxelastic.ir.value_names import value_names
 
 @dataclass(frozen=True)
 class BatchedInputs:
-    """The inputs that hold samples in their first dimension.
+    """The inputs that hold samples.
 
     Attributes:
-        positions: Their positions among the flat inputs.
+        dims: The dimension of the samples, by the inputs' positions among the flat inputs.
         rows: Positions of inputs that have as many rows as there are samples, but whose rows the
             model does not tie to the samples.
-        untied: Whether the model does not tie all inputs in ``positions`` to each other.
+        untied: Whether the model does not tie all inputs in ``dims`` to each other.
+        why: Why these inputs count as the batch, as a clause.
     """
 
-    positions: tuple[int, ...] = ()
+    dims: Mapping[int, int] = field(default_factory=dict)
     rows: tuple[int, ...] = ()
     untied: bool = False
+    why: str = ""
+
+    def with_rows(self, rows: Collection[int]) -> BatchedInputs:
+        """The same with some of ``rows`` as inputs that hold samples."""
+        dims = dict(sorted({**self.dims, **dict.fromkeys(rows, 0)}.items()))
+        return replace(self, dims=dims, rows=tuple(i for i in self.rows if i not in rows))
+
+    def without(self, excluded: Collection[int]) -> BatchedInputs:
+        """The same without some inputs."""
+        return replace(
+            self,
+            dims={i: dim for i, dim in self.dims.items() if i not in excluded},
+            rows=tuple(i for i in self.rows if i not in excluded),
+        )
+
+
+def _rows(
+    positions: Iterable[int], rows: Sequence[int] = (), untied: bool = False
+) -> BatchedInputs:
+    """Inputs whose samples are in dimension 0."""
+    return BatchedInputs(dict.fromkeys(sorted(positions), 0), tuple(sorted(rows)), untied)
 
 
 def batch_by_name(
-    batched: str | Sequence[str], arguments: trees.Tree, leaves: Sequence[Any]
+    batched: str | Sequence[str],
+    arguments: trees.Tree,
+    leaves: Sequence[Any],
+    dims: Mapping[int, int],
 ) -> BatchedInputs:
     """The inputs that the user names.
 
@@ -41,10 +66,11 @@ def batch_by_name(
         batched: Names of inputs; the name of an argument with several tensors means all of them.
         arguments: Structure of the arguments by name.
         leaves: The flat inputs.
+        dims: The dimension of the samples, by the inputs' positions; 0 for those without an entry.
 
     Raises:
-        UsageError: A name is not the name of an input, an input has no first dimension, or two
-            inputs hold different numbers of samples.
+        UsageError: A name is not the name of an input, an input has no dimension, or two inputs
+            hold different numbers of samples.
     """
     given = [batched] if isinstance(batched, str) else batched
     if not isinstance(given, Sequence) or not all(isinstance(name, str) for name in given):
@@ -76,7 +102,7 @@ def batch_by_name(
                 got="a tensor without dimensions",
                 fix=f"leave {names[i]!r} out; every call passes it whole",
             )
-        size, first = leaves[i].shape[0], leaves[positions[0]].shape[0]
+        size, first = (leaves[j].shape[dims.get(j, 0)] for j in (i, positions[0]))
         if size != first:
             raise UsageError(
                 "the inputs that batched names hold different numbers of samples",
@@ -84,7 +110,7 @@ def batch_by_name(
                 got=f"{size} in {names[i]!r}",
                 fix="pass example inputs with equally many samples",
             )
-    return BatchedInputs(tuple(positions))
+    return BatchedInputs({i: dims.get(i, 0) for i in positions}, why="batched= names them")
 
 
 def _stands_for(name: str, path: tuple[str, ...]) -> bool:
@@ -127,7 +153,13 @@ _MANY = 5
 _Shapes = list[tuple[int, ...]]
 
 
-def find_batch(model: nn.Module, args: Any, kwargs: Any, results: Sequence[Any]) -> BatchedInputs:
+def find_batch(
+    model: nn.Module,
+    args: Any,
+    kwargs: Any,
+    results: Sequence[Any],
+    without: Collection[int] = (),
+) -> BatchedInputs:
     """Find the inputs that hold samples in their first dimension.
 
     Candidates are all inputs with as many rows as the first input whose number of rows decides the
@@ -143,32 +175,36 @@ def find_batch(model: nn.Module, args: Any, kwargs: Any, results: Sequence[Any])
         args: Positional example inputs.
         kwargs: Keyword example inputs.
         results: Its flat results for these inputs.
+        without: Positions of inputs that hold no samples.
     """
     leaves, tree = trees.flatten((args, kwargs))
-    positions = _candidates(model, tree, leaves, results)
+    positions, why = _candidates(model, tree, leaves, results, without)
     if len(positions) < 2:
-        return BatchedInputs(positions)
-    n_rows = leaves[positions[0]].shape[0]
+        return replace(_rows(positions), why=why)
+    n_rows, row = leaves[positions[0]].shape[0], None
     if n_rows == 1:
         # One row broadcasts, and every input of one row may hold the one sample.
         n_rows, row = 2, _row_of_one(model, tree, leaves, positions)
-        if row is not None:
-            positions = tuple(i for i in positions if i != row)
-            found = _tied(model, tree, leaves, positions, n_rows)
-            return BatchedInputs(found.positions, tuple(sorted((row, *found.rows))), found.untied)
-    return _tied(model, tree, leaves, positions, n_rows)
+        positions = tuple(i for i in positions if i != row)
+    found = _tied(model, tree, leaves, positions, n_rows)
+    rows = found.rows if row is None else tuple(sorted((row, *found.rows)))
+    return replace(found, rows=rows, why=why)
 
 
 def _candidates(
-    model: nn.Module, tree: trees.Tree, leaves: list[Any], results: Sequence[Any]
-) -> tuple[int, ...]:
-    """The inputs with as many rows as there are samples."""
+    model: nn.Module,
+    tree: trees.Tree,
+    leaves: list[Any],
+    results: Sequence[Any],
+    without: Collection[int],
+) -> tuple[tuple[int, ...], str]:
+    """The inputs with as many rows as there are samples, and why these."""
     groups: dict[int, list[int]] = {}
     for i, leaf in enumerate(leaves):
-        if _has_rows(leaf) and leaf.shape[0]:
+        if i not in without and _has_rows(leaf) and leaf.shape[0]:
             groups.setdefault(leaf.shape[0], []).append(i)
     if not groups:
-        return ()
+        return (), ""
     returned = [r.shape[0] if _has_rows(r) else None for r in results]
 
     def decides(size: int) -> bool:
@@ -182,9 +218,12 @@ def _candidates(
         return False
 
     found = next(filter(decides, groups), None) if len(groups) > 1 else None
-    if found is None:
-        found = next((size for size in groups if size in returned), next(iter(groups)))
-    return tuple(groups[found])
+    if found is not None:
+        return tuple(groups[found]), "their rows decide the rows of a result"
+    found = next((size for size in groups if size in returned), None)
+    if found is not None:
+        return tuple(groups[found]), "a result has as many rows"
+    return tuple(next(iter(groups.values()))), "the first input has as many rows"
 
 
 def _has_rows(value: Any) -> bool:
@@ -223,7 +262,7 @@ def _tied(
 
     groups = _groups(positions, grown)
     if shapes is None or not groups:
-        return BatchedInputs(positions)
+        return _rows(positions)
     ordered = sorted(groups)
     # For each result and each group, the dimensions that change with the group's rows.
     follows = [
@@ -232,18 +271,15 @@ def _tied(
     every = range(len(ordered))
     leading = [g for g in every if any(0 in dims[g] for dims in follows)]
     if not leading and sum(map(len, ordered)) < len(positions):
-        return BatchedInputs(
-            positions
-        )  # some inputs fix their rows, but the results don't show which
+        # Some inputs fix their rows, but the results don't show which.
+        return _rows(positions)
     leading = leading or [0]
     crossed = any(
         0 in dims[a] and dims[b] - {0} for dims in follows for a in every for b in every if a != b
     )
     chosen = leading[:1] if crossed else leading
-    found = tuple(sorted(i for g in chosen for i in ordered[g]))
-    return BatchedInputs(
-        found, tuple(i for i in positions if i not in found), untied=len(chosen) > 1
-    )
+    found = [i for g in chosen for i in ordered[g]]
+    return _rows(found, [i for i in positions if i not in found], untied=len(chosen) > 1)
 
 
 def _telling(value: Any) -> Any:

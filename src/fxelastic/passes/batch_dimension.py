@@ -1,16 +1,19 @@
-"""Detect a batch that is not in the first dimension, as in recurrent layers by default."""
+"""Find a batch that is not in the first dimension, as in recurrent layers by default."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from fxelastic.errors import listed
+from fxelastic.errors import UsageError
 from fxelastic.ir import trees
+from fxelastic.passes.batch import BatchedInputs
+from fxelastic.passes.dynamic_shapes import DynamicShapes
 
 logger = logging.getLogger(__name__)
 
@@ -18,92 +21,131 @@ logger = logging.getLogger(__name__)
 #: 16 bits, and for others.
 _TOLERANCES = (5e-2, 1e-3)
 
+_NAMED = "dynamic_shapes names it"
+_ALONE = "only along these dimensions, the result for a sample does not depend on the others"
 
-def batch_elsewhere(
+
+def with_dimensions(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    names: Sequence[str],
-    batched: Sequence[int],
-) -> str | None:
-    """Find inputs that have the batch in dimension 1.
+    batch: BatchedInputs,
+    shapes: DynamicShapes,
+) -> BatchedInputs:
+    """Find the dimension of the samples in each input.
 
     Samples don't affect one another: the result for one sample alone is its part of the result for
     all samples. If this fails along dimension 0 and holds along dimension 1, the batch is in
     dimension 1. States of recurrent layers may have it there while other inputs have it in
-    dimension 0.
+    dimension 0. A dimension that the user names as a batch is the batch.
 
     Args:
         model: The clone for the capture, safe to run.
         args: Positional example inputs.
         kwargs: Keyword example inputs.
-        names: Names of the inputs, one for each tensor in them.
-        batched: Positions of the tensors whose dimension 0 counts as the batch.
+        batch: The inputs whose dimension 0 counts as the batch.
+        shapes: The dimensions that the user names or fixes.
 
     Returns:
-        A warning; None if dimension 0 is the batch, or the results don't show it.
+        The batch; the same if it is in dimension 0, or the results don't show where it is.
+
+    Raises:
+        UsageError: A dimension that the user names as a batch is not the batch, and dimension 0 is.
     """
     leaves, tree = trees.flatten((args, kwargs))
-    first = next((i for i, leaf in enumerate(leaves) if _dims(leaf) >= 2), None)
-    if first is None:
-        return None
     compare = _Samples(model, tree, leaves)
-    rows = dict.fromkeys(batched or [first], 0)
+    free = _Free(leaves, shapes)
+    named = shapes.named_batch
+    if any(named.values()):
+        dims = _completed(named, free, compare)
+        if compare.independent(dims) is False and compare.independent(batch.dims):
+            raise UsageError(
+                f"dynamic_shapes uses the name {shapes.batch_name!r}, which stands for the batch "
+                "size, in a dimension that does not hold samples",
+                expected=f"another name, or {shapes.batch_name!r} in dimension 0, along which "
+                "results don't depend on one another",
+                got=repr(shapes.batch_name),
+            )
+        return BatchedInputs(dims, why=_NAMED)
+    if named:
+        batch = replace(batch.with_rows(named), why=_NAMED)
+    first = next((i for i in free.dims if _dims(leaves[i]) >= 2), None)
+    if first is None:
+        return batch
+    rows = dict(batch.dims) or {first: 0}
     independent = compare.independent(rows)
-    if independent:
-        return None
+    if independent or (named and independent is False):
+        return batch
     if independent is None:
-        columns = next(
-            (c for c in _columns(leaves, rows) if compare.independent({**rows, **c})), {}
-        )
-        rows = {i: dim for i, dim in rows.items() if i not in columns}
-        if not columns or not rows:
-            return None
-        return (
-            "the batch seems to be in dimension 1 of "
-            f"{listed(repr(names[i]) for i in columns)}, and "
-            f"in dimension 0 of {listed(repr(names[i]) for i in rows)}; wrap the model in a module "
-            "that takes it in dimension 0 of each and transposes"
-        )
-    found = next((dims for dims in _candidates(leaves, first) if compare.independent(dims)), None)
-    if found is None:
-        return None
-    inputs = listed(repr(names[i]) for i, dim in found.items() if dim == 1)
-    layers = _sequence_first(model)
-    fix = (
-        f"build {listed(map(repr, layers))} with batch_first=True and pass the batch in dimension 0"
-        if layers
-        else "wrap the model in a module that takes the batch in dimension 0 and transposes"
-    )
-    return (
-        f"the batch seems to be in dimension 1 of {inputs}: along dimension 0, the result for a "
-        f"sample depends on the others; {fix}"
-    )
+        for columns in _columns(free, rows):
+            if rows.keys() - columns and compare.independent({**rows, **columns}):
+                dims = dict(sorted({**rows, **columns}.items()))
+                return replace(batch.without(columns), dims=dims, why=batch.why or _ALONE)
+        return batch
+    found = next((dims for dims in _candidates(free, first) if compare.independent(dims)), None)
+    return batch if found is None else BatchedInputs(found, why=_ALONE)
 
 
-def _columns(leaves: Sequence[Any], rows: Mapping[int, int]) -> list[dict[int, int]]:
+class _Free:
+    """The dimensions that may hold samples.
+
+    Attributes:
+        leaves: The flat inputs.
+        dims: Their dimensions, by the inputs' positions, without those that the user fixes.
+    """
+
+    def __init__(self, leaves: Sequence[Any], shapes: DynamicShapes) -> None:
+        self.leaves = leaves
+        self.dims = {
+            i: [dim for dim in range(_dims(leaf)) if (i, dim) not in shapes.static]
+            for i, leaf in enumerate(leaves)
+            if i not in shapes.whole
+        }
+
+    def of_size(
+        self, size: int, likely: int, without: Container[int] = (), start: int = 0
+    ) -> dict[int, int]:
+        """A dimension of a size in each input that has one: the likely one, or the first."""
+        found = {}
+        for i, dims in self.dims.items():
+            fit = [d for d in dims if d >= start and self.leaves[i].shape[d] == size]
+            if fit and i not in without:
+                found[i] = likely if likely in fit else fit[0]
+        return found
+
+
+def _completed(named: Mapping[int, int], free: _Free, compare: _Samples) -> dict[int, int]:
+    """The dimensions that the user names, and those that the model ties to them."""
+    first, dim = next(iter(named.items()))
+    size = free.leaves[first].shape[dim]
+    sets = [{**named, **free.of_size(size, likely, named)} for likely in (dim, 0)]
+    tried = [(dims, compare.independent(dims)) for dims in (dict(named), *sets)]
+    runs = [dims for dims, independent in tried if independent is not None]
+    return dict(sorted((runs or [dict(named)])[0].items()))
+
+
+def _columns(free: _Free, rows: Mapping[int, int]) -> list[dict[int, int]]:
     """Sets of inputs with as many columns as there are rows, such as states of layers.
 
-    The first set has the inputs that are not in ``rows``. The second has all but the first input,
-    since the number of layers may equal the number of samples by coincidence.
+    The first sets have the inputs that are not in ``rows``. The others have all but the first
+    input, since the number of layers may equal the number of samples by coincidence.
     """
     first = next(iter(rows))
-    size = leaves[first].shape[0]
-    every = {i: 1 for i, leaf in enumerate(leaves) if _dims(leaf) >= 2 and leaf.shape[1] == size}
-    others = {i: 1 for i in every if i not in rows}
-    later = {i: 1 for i in every if i != first}
-    return [columns for columns in (others, later) if columns]
+    size = free.leaves[first].shape[0]
+    likely = range(1, max(map(_dims, free.leaves)))
+    return [
+        found
+        for without in (rows, (first,))
+        for dim in likely
+        if (found := free.of_size(size, dim, without, start=1))
+    ]
 
 
-def _candidates(leaves: Sequence[Any], first: int) -> list[dict[int, int]]:
+def _candidates(free: _Free, first: int) -> list[dict[int, int]]:
     """Dimensions that may be the batch, by input: of all inputs of that size, or of one."""
-    size = leaves[first].shape[1]
-    every = {}
-    for i, leaf in enumerate(leaves):
-        if _dims(leaf) >= 2 and leaf.shape[1] == size:
-            every[i] = 1
-        elif _dims(leaf) >= 1 and leaf.shape[0] == size:
-            every[i] = 0
+    if 1 not in free.dims[first]:
+        return []
+    every = free.of_size(free.leaves[first].shape[1], 1)
     alone = {i: dim for i, dim in every.items() if dim == 1}
     return [every, alone, {first: 1}]
 
@@ -185,21 +227,3 @@ def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def _dims(value: Any) -> int:
     return value.dim() if isinstance(value, torch.Tensor) else 0
-
-
-def _sequence_first(model: nn.Module) -> list[str]:
-    """The outermost layers of torch whose ``batch_first`` is False."""
-    parts = dict(model.named_modules())
-    found: dict[str, None] = {}
-    for name, part in parts.items():
-        if getattr(part, "batch_first", None) is not False or not _is_torchs(part):
-            continue
-        while name and _is_torchs(parts[name.rpartition(".")[0]], ".transformer"):
-            name = name.rpartition(".")[0]
-        found[name or type(part).__name__] = None
-    return list(found)
-
-
-def _is_torchs(part: nn.Module, end: str = "") -> bool:
-    where = type(part).__module__
-    return where.startswith("torch.nn.modules.") and where.endswith(end)

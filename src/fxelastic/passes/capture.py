@@ -24,7 +24,7 @@ from fxelastic.ir.traced import Traced
 from fxelastic.ir.value_names import value_names
 from fxelastic.passes.arguments import resolve_arguments
 from fxelastic.passes.batch import BatchedInputs, batch_by_name, copies, find_batch
-from fxelastic.passes.batch_dimension import batch_elsewhere
+from fxelastic.passes.batch_dimension import with_dimensions
 from fxelastic.passes.canonical import (
     drop_idle_casts,
     fill_empty,
@@ -69,8 +69,8 @@ def capture(
         model: Any module, in any mode; it is not changed.
         example_inputs: A tensor, a tuple of positional inputs, a dict of keyword inputs or a
             pair ``(tuple, dict)``. Inferred from the model if None.
-        batched: Names of the inputs that hold samples in their first dimension. Found by running
-            the model if None (see `fxelastic.passes.batch.find_batch`).
+        batched: Names of the inputs that hold samples. Found by running the model if None (see
+            `find_batch` and `with_dimensions`).
         dynamic_shapes: The dimensions that vary besides the batch, as ``torch.export`` takes them,
             or with names (see `fxelastic.passes.dynamic_shapes.requested_shapes`).
 
@@ -96,36 +96,31 @@ def capture(
     named = _named(model, args, kwargs)
     shapes = requested_shapes(dynamic_shapes, named, leaves)
     if batched is None:
-        batch = find_batch(clone, args, kwargs, results)
+        batch = find_batch(clone, args, kwargs, results, shapes.whole)
+        batch = with_dimensions(clone, args, kwargs, batch, shapes)
     else:
-        batch = batch_by_name(batched, named, leaves)
-    batch = dataclasses.replace(
-        batch,
-        positions=tuple(i for i in batch.positions if i not in shapes.static),
-        rows=tuple(i for i in batch.rows if i not in shapes.static),
-    )
+        batch = batch_by_name(batched, named, leaves, shapes.named_batch).without(shapes.whole)
     shapes = _with_batch(shapes, batch, leaves)
     if shapes.batch:
-        rows = tuple(i for i in batch.rows if i not in shapes.batched)
-        batch = dataclasses.replace(batch, positions=shapes.batched, rows=rows)
+        batch = dataclasses.replace(batch.without(shapes.batch_dims), dims=shapes.batch_dims)
     shapes, fixed = with_steps(clone, tree, leaves, shapes)
     traced = _checked(model, clone, args, kwargs, batch, shapes)
     if batch.rows and not traced.dynamic_batch:
         # An input that ran with one more row may still be tied, if values decide what is read.
-        tied = BatchedInputs(tuple(sorted((*batch.positions, *batch.rows))))
+        tied = batch.with_rows(batch.rows)
         shapes = _with_batch(shapes.without(shapes.batch), tied, leaves)
         other = _checked(model, clone, args, kwargs, tied, shapes)
         traced = other if other.dynamic_batch else traced
-    traced = dataclasses.replace(traced, warnings=(*fixed, *traced.warnings))
-    return traced if batched is not None else _with_dimension(traced, clone, args, kwargs)
+    return dataclasses.replace(traced, warnings=(*fixed, *traced.warnings))
 
 
 def _with_batch(
     shapes: DynamicShapes, batch: BatchedInputs, leaves: Sequence[Any]
 ) -> DynamicShapes:
-    if not batch.positions:
+    if not batch.dims:
         return shapes
-    return shapes.with_batch(batch.positions, leaves[batch.positions[0]].shape[0])
+    first, dim = next(iter(batch.dims.items()))
+    return shapes.with_batch(batch.dims, leaves[first].shape[dim])
 
 
 def _checked(
@@ -175,20 +170,6 @@ def _check_expressions(traced: Traced) -> None:
             raise cannot_vary(" and ".join(named), reason) from e
 
 
-def _with_dimension(
-    traced: Traced, clone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Traced:
-    """The capture, with a warning if the batch is not in the first dimension."""
-    inputs = traced.signature.names
-    batched = [inputs.index(name) for name in traced.batched]
-    warning = batch_elsewhere(clone, args, kwargs, inputs, batched)
-    if warning is None:
-        return traced
-    # The first dimension is not the batch, so it does not matter that it is fixed.
-    others = (other for other in traced.warnings if not other.startswith(_FIXED))
-    return dataclasses.replace(traced, warnings=(warning, *others))
-
-
 def _trace(
     model: nn.Module,
     clone: nn.Module,
@@ -214,7 +195,8 @@ def _trace(
         method="export+opaque" if opaque else "export",
         dynamic_batch=bool(shapes.batch),
         symbols=_graph_symbols(graph_module, shapes),
-        batched=tuple(signature.names[i] for i in exported.batch.positions),
+        batch_dims={signature.names[i]: dim for i, dim in exported.batch.dims.items()},
+        batch_reason=exported.batch.why,
         opaque=tuple((module.path, module.cause.reason) for module in opaque),
         unused_params=_unused(model, graph_module),
         warnings=_warnings(exported, signature.names),
@@ -370,7 +352,7 @@ def _warnings(exported: Exported, inputs: tuple[str, ...]) -> tuple[str, ...]:
     if not exported.shapes.batch:
         return (*exported.warnings, f"{_FIXED}: {exported.why_static}")
     batch = exported.batch
-    names = ", ".join(repr(inputs[i]) for i in batch.positions)
+    names = ", ".join(repr(inputs[i]) for i in batch.dims)
     found = list(exported.warnings)
     found += [
         f"input {inputs[i]!r} has as many rows as the example has samples, but the model does not "

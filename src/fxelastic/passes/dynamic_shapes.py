@@ -15,6 +15,9 @@ from fxelastic.errors import UsageError, listed
 from fxelastic.ir import trees
 from fxelastic.spec.symbols import BATCH, SYMBOL_NAME, Symbol
 
+#: Names of a size that say that it counts samples.
+BATCH_NAMES = ("batch", "batch_size", BATCH)
+
 
 @dataclass(frozen=True)
 class DynamicDim:
@@ -43,22 +46,43 @@ class DynamicShapes:
         batch: Name of the symbol that counts samples; empty if none does.
         optional: Symbols that may be fixed with a warning, since the user asked for
             ``Dim.AUTO``. The batch is optional, too.
-        static: Positions of inputs whose dimension 0 must not vary.
+        static: Dimensions that must not vary, as (input, dimension).
     """
 
     dims: tuple[Mapping[int, DynamicDim], ...]
     symbols: Mapping[str, Symbol] = field(default_factory=dict)
     batch: str = ""
     optional: frozenset[str] = frozenset()
-    static: frozenset[int] = frozenset()
+    static: frozenset[tuple[int, int]] = frozenset()
 
     @property
-    def batched(self) -> tuple[int, ...]:
-        """Positions of the inputs that hold samples in their first dimension."""
-        return tuple(i for i, dims in enumerate(self.dims) if self._holds_samples(dims))
+    def batch_dims(self) -> dict[int, int]:
+        """The dimension of the samples, by the positions of the inputs that hold some."""
+        return self._dims_of(self.batch)
 
-    def _holds_samples(self, dims: Mapping[int, DynamicDim]) -> bool:
-        return bool(self.batch) and 0 in dims and dims[0].symbol == self.batch
+    @property
+    def whole(self) -> frozenset[int]:
+        """Positions of the inputs that hold no samples, since the user fixes dimension 0."""
+        return frozenset(i for i, dim in self.static if dim == 0) - self.named_batch.keys()
+
+    @property
+    def batch_name(self) -> str:
+        """The name by which the user calls a size a batch; empty if there is none."""
+        return next((name for name in BATCH_NAMES if name in self.symbols), "")
+
+    @property
+    def named_batch(self) -> dict[int, int]:
+        """The dimensions that the user calls a batch, by the positions of the inputs."""
+        return self._dims_of(self.batch_name)
+
+    def _dims_of(self, symbol: str) -> dict[int, int]:
+        """The first dimension of each input that has a symbol."""
+        found: dict[int, int] = {}
+        for i, dims in enumerate(self.dims):
+            for dim in sorted(dims):
+                if symbol and dims[dim].symbol == symbol:
+                    found.setdefault(i, dim)
+        return found
 
     @property
     def example(self) -> dict[str, int]:
@@ -80,28 +104,34 @@ class DynamicShapes:
             batch="" if self.batch == symbol else self.batch,
         )
 
-    def with_batch(self, positions: Sequence[int], n_samples: int) -> DynamicShapes:
-        """The same with a batch in dimension 0 of some inputs.
+    def with_batch(self, where: Mapping[int, int], n_samples: int) -> DynamicShapes:
+        """The same with a batch.
 
-        The batch has the name that the user gives to one of these dimensions, and takes all inputs
-        that have this name in dimension 0.
+        The batch has the name that the user gives to one of its dimensions, and takes all
+        dimensions of this name.
+
+        Args:
+            where: Its dimension, by the positions of the inputs.
+            n_samples: Its size in the example.
 
         Raises:
             UsageError: The user's dimensions contradict it.
         """
-        positions = [i for i in positions if i not in self.static]
-        if not positions:
+        where = {i: dim for i, dim in where.items() if (i, dim) not in self.static}
+        if not where:
             return self
-        given = dict.fromkeys(self.dims[i][0].symbol for i in positions if 0 in self.dims[i])
+        given = dict.fromkeys(
+            self.dims[i][dim].symbol for i, dim in where.items() if dim in self.dims[i]
+        )
         name = next(iter(given), BATCH)
         if name == BATCH and BATCH in self.symbols and BATCH not in given:
             raise UsageError(
                 f"dynamic_shapes uses the name {BATCH!r}, which stands for the batch size",
-                expected=f"another name, or {BATCH!r} in dimension 0 of the inputs with samples",
+                expected=f"another name, or {BATCH!r} in the dimension of the samples",
                 got=repr(BATCH),
             )
         dims = [
-            {0: DynamicDim(name), **dims} if i in positions else dims
+            {where[i]: DynamicDim(name), **dims} if i in where else dims
             for i, dims in enumerate(self.dims)
         ]
         batch = self.symbols.get(name, Symbol(name, n_samples))
@@ -207,7 +237,7 @@ class _Reader:
         self._source: dict[str, str] = {}
         self._ranged: dict[str, tuple[Symbol, str]] = {}
         self._optional: set[str] = set()
-        self._static: set[int] = set()
+        self._static: set[tuple[int, int]] = set()
 
     def read(self, path: tuple[str, ...], leaf: Any, entry: Any) -> None:
         """Take the entry of one tensor."""
@@ -236,8 +266,8 @@ class _Reader:
                 expected=str(leaf.shape[dim]),
                 got=str(size),
             )
-        if dim == 0 and size is not None:
-            self._static.add(len(self._dims))
+        if size is not None:
+            self._static.add((len(self._dims), dim))
 
     def _dimension(self, name: str, leaf: Any, dim: int, size: Any) -> DynamicDim:
         actual = int(leaf.shape[dim])

@@ -137,10 +137,9 @@ def export(
             continue
         unread = [i for i in batch.rows if not inputs[i].users]
         if unread:
-            rows = tuple(i for i in batch.rows if i not in unread)
-            positions = tuple(sorted((*batch.positions, *unread)))
-            more = shapes.with_batch(positions, shapes.symbols[shapes.batch].example)
-            return export(model, args, kwargs, BatchedInputs(positions, rows, batch.untied), more)
+            more = batch.with_rows(unread)
+            n_samples = shapes.symbols[shapes.batch].example
+            return export(model, args, kwargs, more, shapes.with_batch(more.dims, n_samples))
         fixed = _fixed(attempt, program, shapes)
         if fixed:
             return _without_fixed(model, args, kwargs, batch, shapes, fixed)

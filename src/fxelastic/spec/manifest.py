@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -164,10 +164,12 @@ class Manifest:
         structure: The structure of the model's return value; see `fxelastic.spec.structure`.
         data: Files other than ONNX files.
         verification: The results of the checks at export; None if there were no checks.
-        batched: Names of the inputs whose first dimension is the batch; every other input is
-            passed whole. None in bundles of earlier releases.
+        batched: Names of the inputs that hold samples; every other input is passed whole. None in
+            bundles of earlier releases.
         int8: How the branches of kind ``int8`` were made; None if there are none.
         storage: The precision of stored weights; None for that of the computation.
+        fixed_batch_dims: If the batch size is fixed, the dimension of the samples in inputs that
+            don't hold them in dimension 0, by name.
         schema_version: Version of the format.
     """
 
@@ -184,6 +186,7 @@ class Manifest:
     batched: tuple[str, ...] | None = None
     int8: Quantisation | None = None
     storage: Storage | None = None
+    fixed_batch_dims: Mapping[str, int] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -201,13 +204,26 @@ class Manifest:
 
     @cached_property
     def sample_inputs(self) -> tuple[str, ...]:
-        """Names of the inputs whose first dimension is the batch."""
+        """Names of the inputs that hold samples."""
         if self.batched is not None:
             return self.batched
         infos = [value for value in self.values if value.name in self.inputs and value.dims]
         size: object = None if self.model.dynamic_batch else self.model.batch_size
         found = {info.name for info in infos if info.shape[0] == size}
         return tuple(name for name in self.inputs if name in found)
+
+    @cached_property
+    def batch_dims(self) -> Mapping[str, int]:
+        """The dimension of the samples, by the names of the inputs and results that hold some.
+
+        In the results of a model with a fixed batch size, it is taken to be 0.
+        """
+        names = dict.fromkeys((*self.sample_inputs, *(result.value for result in self.results)))
+        values = {value.name: value for value in self.values}
+        if not self.model.dynamic_batch:
+            return {name: self.fixed_batch_dims.get(name, 0) for name in names}
+        dims = {name: values[name].dim_of(self.model.batch) for name in names}
+        return {name: dim for name, dim in dims.items() if dim is not None}
 
     def to_json(self) -> bytes:
         """The bytes of ``manifest.json``: equal for equal manifests."""
@@ -221,6 +237,7 @@ class Manifest:
             "values": [info.to_json() for info in self.values],
             "inputs": list(self.inputs),
             "batched": list(self.sample_inputs),
+            **({"fixed_batch_dims": dict(self.fixed_batch_dims)} if self.fixed_batch_dims else {}),
             "results": [{"name": result.name, "value": result.value} for result in self.results],
             "structure": self.structure,
             "data": [file.to_json() for file in self.data],
@@ -263,9 +280,15 @@ class Manifest:
             fields.texts("batched", NAME, "a value's name") if "batched" in fields.value else None,
             Quantisation.from_json(fields.object("int8")) if "int8" in fields.value else None,
             Storage.from_json(fields.object("storage")) if "storage" in fields.value else None,
+            _fixed_batch_dims(fields) if "fixed_batch_dims" in fields.value else {},
         )
         fields.end()
         return manifest
+
+
+def _fixed_batch_dims(fields: Fields) -> Mapping[str, int]:
+    dims = fields.object("fixed_batch_dims")
+    return {name: dims.count(name) for name in dims.value}
 
 
 def _model(fields: Fields) -> ModelInfo:

@@ -151,13 +151,26 @@ def _check_interface(manifest: Manifest, values: dict[str, ValueInfo]) -> None:
 
 
 def _check_batched(manifest: Manifest, values: dict[str, ValueInfo]) -> None:
+    model, where = manifest.model, manifest.fixed_batch_dims
+    for name in where:
+        if model.dynamic_batch or name not in (manifest.batched or ()):
+            _refuse(
+                "fixed_batch_dims",
+                f"names an input without a fixed batch size: {name!r}",
+                "inputs that hold samples, of a model with a fixed batch size",
+                name,
+            )
     for name in manifest.batched or ():
-        dims = values[name].dims if name in manifest.inputs else ()
-        if not dims or isinstance(dims[0], int) == manifest.model.dynamic_batch:
+        value = values[name] if name in manifest.inputs else None
+        if value is None or not (
+            value.dim_of(model.batch) is not None
+            if model.dynamic_batch
+            else where.get(name, 0) < len(value.dims)
+        ):
             _refuse(
                 "batched",
                 f"names an input without a batch dimension: {name!r}",
-                "inputs whose first dimension is the batch",
+                "inputs that hold samples",
                 str(values.get(name)),
             )
 

@@ -69,6 +69,13 @@ class ValueInfo:
         """Its shape, with None for sizes that depend on the batch size."""
         return tuple(dim if isinstance(dim, int) else None for dim in self.dims)
 
+    def dim_of(self, symbol: str) -> int | None:
+        """The first dimension whose size depends on a symbol; None if none does."""
+        for i, dim in enumerate(self.dims):
+            if isinstance(dim, str) and symbol in dimension(dim).symbols:
+                return i
+        return None
+
     def shape_at(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Its shape for given sizes.
 

@@ -107,14 +107,15 @@ class BatchReader:
         return Batch(args, kwargs, target, number, self._size(args, kwargs))
 
     def _size(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-        """Samples of a batch: the first size of the first input that holds samples; else 1."""
+        """Samples of a batch, from the first input that holds samples; 1 if none does."""
         partition = self.supernet.partition
         leaves, _ = trees.flatten(partition.signature.normalise(args, kwargs))
         names = partition.signature.names
         if not partition.batched or len(names) != len(leaves):
             return 1
-        first = leaves[names.index(partition.batched[0])]
-        return int(first.shape[0]) if isinstance(first, torch.Tensor) and first.dim() else 1
+        name, dim = next(iter(partition.batch_dims.items()))
+        first = leaves[names.index(name)]
+        return int(first.shape[dim]) if isinstance(first, torch.Tensor) and first.dim() > dim else 1
 
     def bind(self, batch: Batch) -> dict[str, Any]:
         """The inputs of a pass through the supernet, by name.

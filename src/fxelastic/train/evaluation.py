@@ -108,7 +108,7 @@ def evaluate(
             if metric is None and not counts(target):
                 continue
             for arch, result in _results(tree, runner, values):
-                totals[arch] += float(score(result, target)) * batch.size
+                totals[arch] += float(runner.layout.compare(score, result, target)) * batch.size
             n_samples += batch.size
     if not n_samples:
         raise UsageError(

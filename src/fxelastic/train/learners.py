@@ -18,6 +18,7 @@ from fxelastic.ir.part_names import name_of
 from fxelastic.ir.supernet import Supernet
 from fxelastic.ir.values import data_dims
 from fxelastic.spec import Arch
+from fxelastic.train.sample_layout import SampleLayout
 
 
 class BranchRunner:
@@ -51,6 +52,11 @@ class BranchRunner:
         """Names of the values whose sizes data choose."""
         nodes = self.supernet.partition.graph.nodes
         return frozenset(node.name for node in nodes if data_dims(node.meta.get("val")))
+
+    @cached_property
+    def layout(self) -> SampleLayout:
+        """Where results hold samples."""
+        return SampleLayout.of(self.supernet.partition)
 
     def branch(self, name: str) -> Branch:
         """A branch by its id."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -223,7 +224,8 @@ class _Statistics:
         """How far the results are from those wanted, for each sample."""
         _set_statistics(self.layers, statistics)
         found = (self.runner.result(self.arch, values) for values in batches)
-        return torch.cat(list(map(soft_cross_entropies, found, wanted)))
+        distance = partial(self.runner.layout.compare, soft_cross_entropies)
+        return torch.cat(list(map(distance, found, wanted)))
 
 
 def _mixed(old: Sequence[Tensor], new: Sequence[Tensor], share: float) -> list[Tensor]:

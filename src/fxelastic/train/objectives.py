@@ -231,18 +231,18 @@ class EndToEnd:
             result = runner.result(arch, values)
             loss = torch.zeros(())
             if soft < 1:
-                loss = (1 - soft) * _scalar(self._hard(result, target))
+                loss = (1 - soft) * _scalar(self._hard(runner, result, target))
             if soft:
-                loss = loss + soft * _scalar(self.soft_loss(result, teacher))
+                loss = loss + soft * _scalar(runner.layout.compare(self.soft_loss, result, teacher))
             backward(loss / len(plan.archs))
             for name in arch:
                 if name in plan.branches:
                     found.setdefault(name, []).append(loss.detach())
         return _means(found)
 
-    def _hard(self, result: Any, target: Any) -> object:
+    def _hard(self, runner: BranchRunner, result: Any, target: Any) -> object:
         try:
-            return self.loss(result, target)
+            return runner.layout.compare(self.loss, result, target)
         except TypeError as e:
             raise TrainingError(
                 "the loss can't be computed",

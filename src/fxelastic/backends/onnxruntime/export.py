@@ -108,6 +108,7 @@ def write_bundle(
         tuple(data),
         batched=partition.batched,
         int8=record,
+        fixed_batch_dims=description.fixed_batch_dims(partition),
     )
 
 

@@ -28,15 +28,15 @@ _TRIES = 16
 def batch_size(partition: Partition) -> int:
     """The example inputs' batch size; 1 if none of their sizes depends on the batch.
 
-    If the model fixes it, it is the first size of the first input that holds samples.
+    If the model fixes it, it is the size of the first input that holds samples.
     """
     batch = next((s.symbol for s in partition.symbols if s.is_batch), None)
     if batch is not None:
         return batch.example
     if partition.dynamic_batch or not partition.batched:
         return 1
-    first = partition.example[partition.signature.names.index(partition.batched[0])]
-    return int(first.shape[0])
+    name, dim = next(iter(partition.batch_dims.items()))
+    return int(partition.example[partition.signature.names.index(name)].shape[dim])
 
 
 def make_inputs(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import onnx
 
 from fxelastic.edge.bundle import Bundle
-from fxelastic.edge.searching.scores import METRICS, Metric, Score, metric
+from fxelastic.edge.searching.scores import METRICS, Array, Metric, Score, metric
 from fxelastic.errors import UsageError
 from fxelastic.spec.value_info import ValueInfo
 
@@ -44,7 +46,7 @@ def chosen_metric(bundle: Bundle, score: str | Score | None, *, labelled: bool) 
     if score is None:
         score = "top1" if labelled else _fitting(bundle)
     if callable(score):
-        return metric(score)
+        return _by_sample(metric(score), bundle)
     name, _, result = str(score).partition(":")
     found = metric(name)
     if name == "top1" and not labelled:
@@ -56,7 +58,7 @@ def chosen_metric(bundle: Bundle, score: str | Score | None, *, labelled: bool) 
         index = default_result(bundle) if found.name in _COMPARED else 0
     if index >= len(bundle.outputs):
         raise _no_results()
-    return _of_result(found, index, bundle.outputs[index])
+    return _by_sample(_of_result(found, index, bundle.outputs[index]), bundle)
 
 
 def default_result(bundle: Bundle) -> int:
@@ -98,6 +100,25 @@ def _of_result(found: Metric, index: int, info: ValueInfo) -> Metric:
     )
 
 
+def _by_sample(found: Metric, bundle: Bundle) -> Metric:
+    """A metric that gets results with the samples in dimension 0."""
+    dims = [bundle.manifest.batch_dims.get(info.name, 0) for info in bundle.outputs]
+    if not any(dims):
+        return found
+
+    def moved(outputs: Sequence[Array]) -> Sequence[Array]:
+        pairs = zip(outputs, dims, strict=True)
+        return [np.moveaxis(array, dim, 0) if dim else array for array, dim in pairs]
+
+    score, margins, answers = found.score, found.margins, found.answers
+    return replace(
+        found,
+        score=lambda outputs, targets: score(moved(outputs), targets),
+        margins=margins and (lambda outputs, targets: margins(moved(outputs), targets)),
+        answers=lambda outputs: answers(moved(outputs)),
+    )
+
+
 def _no_results() -> UsageError:
     return UsageError(
         "the model returns no results",
@@ -115,11 +136,13 @@ def _fitting(bundle: Bundle) -> str:
     info = bundle.outputs[index]
     if not info.dtype.startswith("float"):
         return "agreement"
-    if len(info.dims) > 1 and bundle.manifest.results[index].name == _LOGITS:
+    batch = bundle.manifest.batch_dims.get(info.name, 0)
+    others = [dim for i, dim in enumerate(info.dims) if i != batch]
+    if others and bundle.manifest.results[index].name == _LOGITS:
         return "agreement"
-    if len(info.dims) == 2 and info.dims[1] != 1 and _is_linear(bundle, info):
+    if len(others) == 1 and others[0] != 1 and _is_linear(bundle, info):
         return "agreement"
-    if all(dim == 1 for dim in info.dims[1:]):
+    if all(dim == 1 for dim in others):
         raise UsageError(
             "results of one number for each sample need targets or a score of your own",
             expected="targets, or score= a function",

@@ -13,6 +13,7 @@ from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.executor import Array
 from fxelastic.errors import UsageError
 from fxelastic.spec.symbols import dimension
+from fxelastic.spec.value_info import ValueInfo
 
 #: After the name of an array, or by itself for all arrays: how long each padded sample is.
 LENGTHS = "lengths"
@@ -51,7 +52,7 @@ def column_of(value: Any, name: str) -> Column:
     Raises:
         UsageError: The arrays of a list have different dtypes, or an array holds other objects.
     """
-    if isinstance(value, np.ndarray) and value.dtype == object and value.ndim:
+    if _holds_objects(value):
         value = value.tolist()
     try:
         return np.asarray(value)
@@ -67,6 +68,10 @@ def column_of(value: Any, name: str) -> Column:
                 got=str(item.dtype),
             )
     return joined(items)
+
+
+def _holds_objects(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype == object and value.ndim > 0
 
 
 def joined(items: Sequence[Array]) -> Column:
@@ -111,10 +116,30 @@ def columns_of(bundle: Bundle, data: Mapping[str, Any]) -> dict[str, Column]:
                 got=", ".join(given) or "no arrays",
             )
     columns = {name: column_of(value, name) for name, value in given.items()}
+    for name, value in given.items():
+        is_joined = OFFSETS in shared or f"{name}.{OFFSETS}" in own
+        if not (is_joined or isinstance(value, (list, tuple)) or _holds_objects(value)):
+            columns[name] = _by_sample(bundle, name, np.asarray(columns[name]))
     if len(shared) > 1:
         raise UsageError("pass either lengths or offsets", expected="one of them", got="both")
     cutter = _Cutter(bundle, columns, shared)
     return {name: cutter.cut(name, column, own) for name, column in columns.items()}
+
+
+def dims_of_sample(bundle: Bundle, info: ValueInfo) -> tuple[int | str, ...]:
+    """The shape of one sample of an input or a result."""
+    dim = bundle.manifest.batch_dims.get(info.name, 0)
+    return (*info.dims[:dim], *info.dims[dim + 1 :])
+
+
+def _by_sample(bundle: Bundle, name: str, array: Array) -> Array:
+    """The values of an input, or targets, with the samples in dimension 0."""
+    manifest, is_input = bundle.manifest, any(info.name == name for info in bundle.inputs)
+    first = next((info.name for info in bundle.outputs), "")
+    if is_input and name not in manifest.sample_inputs:
+        return array
+    dim = manifest.batch_dims.get(name if is_input else first, 0)
+    return np.moveaxis(array, dim, 0) if dim < array.ndim else array
 
 
 class _Cutter:
@@ -126,11 +151,11 @@ class _Cutter:
         model = bundle.manifest.model
         self._names = tuple(symbol.name for symbol in model.sizes)
         self._dims = {
-            info.name: info.dims[1:]
+            info.name: dims_of_sample(bundle, info)
             for info in bundle.inputs
             if info.name in bundle.manifest.sample_inputs
         }
-        self._results = [info.dims[1:] for info in bundle.outputs]
+        self._results = [dims_of_sample(bundle, info) for info in bundle.outputs]
         self._shared = shared
         self._padded = self._padded_sizes(columns)
         self._n_joined = next((len(columns[name]) for name in self._dims if name in columns), 0)

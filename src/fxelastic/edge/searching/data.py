@@ -54,13 +54,15 @@ class Dataset:
     """Samples with their targets.
 
     Attributes:
-        inputs: A column for each of the model's inputs that hold samples, by name.
+        inputs: A column for each of the model's inputs that hold samples, by name, with the
+            samples in dimension 0.
         targets: A column. Without targets it holds the samples' numbers, and the original's own
             results are the targets.
         shared: An array for each of the other inputs, by name, which every batch gets whole; or a
             column if its sizes differ from sample to sample.
         labelled: Whether there are targets.
         sample_sizes: The sizes of each sample by symbol, ``(N,)``.
+        dims: The dimension in which the model takes the samples, by input; 0 for others.
     """
 
     inputs: Mapping[str, Column]
@@ -68,6 +70,7 @@ class Dataset:
     shared: Mapping[str, Column] = field(default_factory=dict)
     labelled: bool = True
     sample_sizes: Mapping[str, Array] = field(default_factory=dict)
+    dims: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -84,7 +87,10 @@ class Dataset:
 
     def batch(self, numbers: Array) -> Batch:
         """The samples of these indices, which must have equal sizes."""
-        inputs = {name: _stacked(column, numbers) for name, column in self.inputs.items()}
+        inputs = {
+            name: np.moveaxis(_stacked(column, numbers), 0, self.dims.get(name, 0))
+            for name, column in self.inputs.items()
+        }
         shared = {
             name: column.items[numbers[0]] if isinstance(column, Ragged) else column
             for name, column in self.shared.items()
@@ -213,8 +219,10 @@ def read_data(bundle: Bundle, data: Any) -> Dataset:
         bundle: The bundle, whose inputs the data is for.
         data: A pair ``(x, targets)`` for a model of one input; a dict of arrays, the targets under
             ``targets`` or ``y``; or the path of an ``.npz`` file with such arrays. For a model of
-            one input, ``x`` stands for it. An input that holds no samples is one array for all.
-            Targets may be left out; an array by itself is the model's only input.
+            one input, ``x`` stands for it. An array holds samples in the dimension in which the
+            model takes them; an input that holds no samples is one array for all. Targets hold
+            samples where the first result does, or in dimension 0 if they have fewer dimensions.
+            They may be left out; an array by itself is the model's only input.
             Samples of different sizes are a list of an array for each sample, in place of an
             array; or an array of padded samples with their ``lengths``, or of joined samples with
             their ``offsets``, see `columns_of`.
@@ -271,7 +279,8 @@ def read_data(bundle: Bundle, data: Any) -> Dataset:
         )
     n_samples = next(iter(lengths.values()))
     targets = np.arange(n_samples) if key is None else columns[key]
-    found = Dataset(inputs, targets, whole, labelled=key is not None)
+    dims = {name: dim for name in inputs if (dim := bundle.manifest.batch_dims.get(name, 0))}
+    found = Dataset(inputs, targets, whole, labelled=key is not None, dims=dims)
     ragged = any(isinstance(column, Ragged) for column in (*inputs.values(), *whole.values()))
     if not ragged:
         check_inputs(bundle, found.batch(np.arange(min(n_samples, batch_of(bundle, 1))))[0])

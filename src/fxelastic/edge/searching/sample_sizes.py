@@ -8,7 +8,7 @@ import numpy as np
 
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.executor import Array
-from fxelastic.edge.searching.columns import Column, Ragged
+from fxelastic.edge.searching.columns import Column, Ragged, dims_of_sample
 from fxelastic.errors import UsageError
 from fxelastic.spec.symbols import shape_at, sizes_of
 from fxelastic.spec.value_info import ValueInfo
@@ -66,10 +66,12 @@ def checked_sizes(
                 sample = column.items[number]
             else:
                 sample = column if is_whole else np.asarray(column[number])
-            dims = info.dims if is_whole else info.dims[1:]
-            _check(info, dims, sample, number)
-            batch = () if is_whole else shape_at(info.dims[:1], {model.batch: model.batch_size})
-            shapes.append((info.name, info.dims, (*batch, *sample.shape)))
+            dims = info.dims if is_whole else dims_of_sample(bundle, info)
+            at = len(info.dims) if is_whole else bundle.manifest.batch_dims.get(info.name, 0)
+            _check(info, dims, sample, number, at)
+            batch = shape_at(info.dims[at : at + 1], {model.batch: model.batch_size})
+            shape = (*sample.shape[:at], *batch, *sample.shape[at:])
+            shapes.append((info.name, info.dims, shape))
         try:
             sizes = sizes_of(shapes, model.symbols)
         except UsageError as e:
@@ -81,7 +83,9 @@ def checked_sizes(
     return found
 
 
-def _check(info: ValueInfo, dims: Sequence[int | str], sample: Array, number: int) -> None:
+def _check(
+    info: ValueInfo, dims: Sequence[int | str], sample: Array, number: int, batch: int
+) -> None:
     """Check a sample's dtype, rank and fixed sizes.
 
     Args:
@@ -89,9 +93,9 @@ def _check(info: ValueInfo, dims: Sequence[int | str], sample: Array, number: in
         dims: Its sizes without the samples.
         sample: The sample.
         number: The sample's number, for messages.
+        batch: The dimension of the samples in the input.
     """
     where, problem = f"input {info.name!r} in sample {number} of the data", ""
-    n_before = len(info.dims) - len(dims)
     if str(sample.dtype) != info.dtype:
         problem = f"{where} has another dtype than the model takes"
     elif sample.ndim != len(dims):
@@ -99,7 +103,7 @@ def _check(info: ValueInfo, dims: Sequence[int | str], sample: Array, number: in
     else:
         for i, (dim, size) in enumerate(zip(dims, sample.shape, strict=True)):
             if isinstance(dim, int) and dim != size:
-                problem = f"dimension {i + n_before} of {where} must be {dim}, got {size}"
+                problem = f"dimension {i + (i >= batch)} of {where} must be {dim}, got {size}"
     if problem:
         raise UsageError(
             problem,

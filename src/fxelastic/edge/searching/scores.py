@@ -13,9 +13,9 @@ from fxelastic.errors import UsageError
 
 Array: TypeAlias = NDArray[Any]
 
-#: A function of the model's flat results and the targets of a batch that returns a sum and a count,
-#: scalars or arrays of equal shape. The score of a data set is the mean of
-#: ``sum / count`` over all batches' totals. Higher is better.
+#: A function of the model's flat results and the targets of a batch, both with the samples in
+#: dimension 0, that returns a sum and a count, scalars or arrays of equal shape. The score of a
+#: data set is the mean of ``sum / count`` over all batches' totals. Higher is better.
 Score: TypeAlias = Callable[[Sequence[Array], Array], tuple[Any, Any]]
 
 
