@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from fxelastic import Supernet, edge, expand, export
+from fxelastic.cli.inspect import sections
 from fxelastic.edge.executor import Executor
 from fxelastic.edge.signature import BundleSignature
 from fxelastic.edge.synthetic_inputs import random_inputs
@@ -141,3 +142,25 @@ def test_a_size_out_of_range_is_not_made_up(exported: Exported) -> None:
     symbol = bundle.manifest.model.sizes[0]
     with pytest.raises(UsageError, match="out of range"):
         random_inputs(bundle, 1, sizes={symbol.name: symbol.min - 1})
+
+
+def test_flops_of_branches_are_expressions_of_the_sizes(exported: Exported) -> None:
+    name, supernet, bundle = exported
+    assert bundle.space == supernet.space
+    last = bundle.space.by_id[f"original@{bundle.space.n_blocks - 1}"]
+    assert last.flops_by_size == {"text": "512*seq", "image": "288*H*W"}[name]
+    double = {s.name: 2 * s.example for s in bundle.manifest.model.sizes}
+    assert last.flops_at(double) == {"text": 2, "image": 4}[name] * last.flops
+    assert last.flops_by_size in "\n".join(sections(bundle))
+
+
+@pytest.mark.parametrize("text", ["512*n", "513*seq", "seq.x", "512*", "9**64**64", 7])
+def test_other_flops_than_those_of_the_example_are_refused(text: object) -> None:
+    written = json.loads(manifest().to_json())
+    seq = {"name": "seq", "example": 16, "min": 1, "max": None, "step": 1}
+    written["model"]["sizes"] = [seq]
+    written["branches"][0] |= {"flops": 8192, "flops_by_size": "512*seq"}
+    assert Manifest.from_json(json.dumps(written).encode()).segments[0].spec.flops == 8192
+    written["branches"][0]["flops_by_size"] = text
+    with pytest.raises(BundleError, match="flops_by_size"):
+        Manifest.from_json(json.dumps(written).encode())

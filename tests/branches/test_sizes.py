@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from fxelastic import Supernet, expand
 from fxelastic.ir import trees
@@ -64,7 +66,11 @@ def test_every_branch_fits_at_every_size(name: str) -> None:
                 values.update(zip(branch.outputs, results, strict=True))
             for branch in supernet.branches.values():
                 operands = [values[key] for key in (*branch.inputs, *branch.context)]
-                result = branch.module(*operands)
+                with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+                    result = branch.module(*operands)
+                alone = supernet.partition.blocks[branch.start].kind == "context"
+                n_samples = 1 if alone else 2
+                assert counter.get_total_flops() == n_samples * branch.spec.flops_at(sizes)
                 results = (result,) if len(branch.outputs) == 1 else result
                 for key, value in zip(branch.outputs, results, strict=True):
                     assert value.shape == values[key].shape, (branch.id, sizes)

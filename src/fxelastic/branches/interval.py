@@ -8,10 +8,17 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fxelastic.branches.propagation import BATCH_SIZES, computes_nothing, graph_flops, misfit
+from fxelastic.branches.propagation import (
+    BATCH_SIZES,
+    computes_nothing,
+    graph_flops,
+    misfit,
+    shapes_at,
+)
 from fxelastic.branches.trainable import Trainable, trainable
 from fxelastic.ir.block import REPLACEABLE, Block
 from fxelastic.ir.branch import Branch, Refusal
+from fxelastic.ir.graph_symbols import one_sample
 from fxelastic.ir.liveness import Liveness
 from fxelastic.ir.operators import attribute, operator_name
 from fxelastic.ir.partition import Partition
@@ -149,17 +156,28 @@ class Interval:
         """
         copied.module.graph.lint()
         copied.module.recompile()
-        spec = self.spec(n_weights(copied.module), graph_flops(copied.module), variant)
+        flops = graph_flops(copied.module, one_sample(self.partition.symbols))
+        by_size = self._flops_by_size(copied)
+        spec = self.spec(n_weights(copied.module), flops, variant, by_size)
         return Branch(
             *(spec, copied.module, copied.inputs, copied.outputs, copied.context),
             approximate=approximate,
             note=note,
         )
 
-    def spec(self, n_params: int, flops: int, variant: str = "") -> BranchSpec:
+    def _flops_by_size(self, copied: Trainable) -> str:
+        by_size = self.partition.flops_expressions
+        if not by_size:
+            return ""
+        shapes = shapes_at(copied.module, self.operands(copied), by_size.tries)
+        return by_size.of_changed(shapes, shapes) if shapes else ""
+
+    def spec(
+        self, n_params: int, flops: int, variant: str = "", flops_by_size: str = ""
+    ) -> BranchSpec:
         """The entry of a branch in the search space."""
         name = branch_id(f"{self.kind}{variant}", self.start, self.stop)
-        return BranchSpec(name, self.kind, self.start, self.stop, n_params, flops)
+        return BranchSpec(name, self.kind, self.start, self.stop, n_params, flops, flops_by_size)
 
     def refuse(self, reason: str) -> Refusal:
         """The refusal of a branch."""

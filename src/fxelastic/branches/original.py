@@ -44,7 +44,8 @@ class Original:
         for i, block in enumerate(partition.blocks):
             yield Branch(
                 BranchSpec(
-                    branch_id(ORIGINAL, i, i + 1), ORIGINAL, i, i + 1, block.n_params, block.flops
+                    *(branch_id(ORIGINAL, i, i + 1), ORIGINAL, i, i + 1),
+                    *(block.n_params, block.flops, block.flops_by_size),
                 ),
                 _freeze(extract(partition, block), frozen),
                 block.inputs,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from torch.utils._sympy.symbol import SymT, symbol_is_type
 from fxelastic.ir.flops import node_flops
 from fxelastic.ir.graph_symbols import GraphSymbol, size_at
 from fxelastic.ir.operators import ACTIVATIONS, operator_name
+
+logger = logging.getLogger(__name__)
 
 #: Batch sizes for trying a changed graph; the last one gives the FLOPs of one sample. The first
 #: differs from 3, the batch size of pruning's analysis, so that a size left over from there shows.
@@ -46,12 +48,9 @@ def misfit(
     for batch_size in batch_sizes if variables else (0,):
         numbers = _Sizes(variables, symbols, batch_size, example=batch_size == batch_sizes[-1])
         try:
-            found = _on_meta(module, operands, numbers)
-        except Exception:  # noqa: BLE001  # fakes of the real device may work
-            try:
-                found = _on_fakes(module, operands, numbers)
-            except Exception as e:  # noqa: BLE001  # operators raise errors of all types
-                return f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
+            found = _run(module, operands, numbers)
+        except Exception as e:  # noqa: BLE001  # operators raise errors of all types
+            return f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
         if not isinstance(found, torch.Tensor):
             return f"it gives a {type(found).__name__}"
         wanted = numbers.of(result.shape)
@@ -61,14 +60,53 @@ def misfit(
     return ""
 
 
-def _on_meta(module: fx.GraphModule, operands: Sequence[Any], numbers: _Sizes) -> Any:
+def shapes_at(
+    module: fx.GraphModule, operands: Sequence[Any], tries: Sequence[Mapping[Any, int]]
+) -> dict[fx.Node, list[tuple[int, ...]]]:
+    """The shapes of a graph's values for several sizes; the nodes' ``meta["val"]`` stays.
+
+    Args:
+        module: The graph.
+        operands: Fake tensors, one for each placeholder; sizes may be symbolic.
+        tries: Values of torch's symbols; 1 for those without an entry.
+
+    Returns:
+        The shape of each node that is a tensor, for each of the tries; empty if the graph does not
+        run with some of them.
+    """
+    nodes = list(module.graph.nodes)
+    before = [node.meta.get("val") for node in nodes]
+    shapes: dict[fx.Node, list[tuple[int, ...]]] = {node: [] for node in nodes}
+    try:
+        for numbers in tries:
+            _run(module, operands, _Numbers(numbers))
+            for node in nodes:
+                value = node.meta.get("val")
+                shapes[node] += [tuple(value.shape)] if isinstance(value, torch.Tensor) else []
+    except Exception as e:  # noqa: BLE001  # operators raise errors of all types
+        logger.debug("no shapes at other sizes: %s", e)
+        return {}
+    finally:
+        for node, value in zip(nodes, before, strict=True):
+            node.meta["val"] = value
+    return shapes
+
+
+def _run(module: fx.GraphModule, operands: Sequence[Any], numbers: _Numbers) -> Any:
+    try:
+        return _on_meta(module, operands, numbers)
+    except Exception:  # noqa: BLE001  # fakes of the real device may work
+        return _on_fakes(module, operands, numbers)
+
+
+def _on_meta(module: fx.GraphModule, operands: Sequence[Any], numbers: _Numbers) -> Any:
     """Run on tensors without storage, mostly ten times as fast as on fakes."""
     with torch.no_grad():
         given = [_concrete(value, numbers, torch.device("meta")) for value in operands]
         return _MetaRun(module).run(*given)
 
 
-def _on_fakes(module: fx.GraphModule, operands: Sequence[Any], numbers: _Sizes) -> Any:
+def _on_fakes(module: fx.GraphModule, operands: Sequence[Any], numbers: _Numbers) -> Any:
     """Run on fakes, which know their device."""
     mode = FakeTensorMode()
     with mode, torch.no_grad(), _no_log():
@@ -92,9 +130,14 @@ def _kind(dtype: torch.dtype, shape: Sequence[int]) -> str:
     return f"{str(dtype).removeprefix('torch.')}{list(shape)}"
 
 
-def graph_flops(module: fx.GraphModule) -> int:
-    """Floating point operations of one sample, by the nodes' ``meta["val"]``."""
-    return sum(node_flops(node) for node in module.graph.nodes)
+def graph_flops(module: fx.GraphModule, sizes: Mapping[Any, int] | None = None) -> int:
+    """Floating point operations of one sample, by the nodes' ``meta["val"]``.
+
+    Args:
+        module: The graph.
+        sizes: Values of torch's symbols; 1 for those without an entry.
+    """
+    return sum(node_flops(node, sizes) for node in module.graph.nodes)
 
 
 def computes_nothing(module: fx.GraphModule) -> bool:
@@ -136,7 +179,7 @@ def sizes(value: torch.Tensor) -> tuple[int | str, ...]:
     )
 
 
-def _concrete(value: Any, numbers: _Sizes, device: torch.device | None = None) -> Any:
+def _concrete(value: Any, numbers: _Numbers, device: torch.device | None = None) -> Any:
     """A tensor of the same shape and dtype with numbers for its sizes."""
     if not isinstance(value, torch.Tensor):
         return value
@@ -155,7 +198,17 @@ def _variables(values: Sequence[Any]) -> list[Any]:
     )
 
 
-class _Sizes:
+class _Numbers:
+    """Numbers for symbolic sizes; 1 for those without an entry."""
+
+    def __init__(self, numbers: Mapping[Any, int]) -> None:
+        self._numbers = numbers
+
+    def of(self, shape: Sequence[int | torch.SymInt]) -> list[int]:
+        return [size_at(size, self._numbers) for size in shape]
+
+
+class _Sizes(_Numbers):
     """Numbers for symbolic sizes, different for each symbol except in a batch of 1.
 
     Rows that data choose are not the samples of the batch, though there may be as many of them.
@@ -169,17 +222,15 @@ class _Sizes:
         *,
         example: bool,
     ) -> None:
-        self._numbers: dict[Any, int] = {}
+        numbers: dict[Any, int] = {}
         others = [s for s in symbols if not s.is_batch]
         for i, s in enumerate(others):
             size = s.symbol.example
             other = size + (i + 1) * s.symbol.step
-            self._numbers[s.variable] = s.value(size if example else other)
-        rest = [v for v in variables if v not in self._numbers]
-        self._numbers |= {v: batch_size + i * (batch_size - 1) for i, v in enumerate(rest)}
-
-    def of(self, shape: Sequence[int | torch.SymInt]) -> list[int]:
-        return [size_at(size, self._numbers) for size in shape]
+            numbers[s.variable] = s.value(size if example else other)
+        rest = [v for v in variables if v not in numbers]
+        numbers |= {v: batch_size + i * (batch_size - 1) for i, v in enumerate(rest)}
+        super().__init__(numbers)
 
 
 class _ShapeRun(fx.Interpreter, ABC):

@@ -68,6 +68,7 @@ def _block(
         "n_params": block.n_params,
         "share": block.n_params / partition.n_params if partition.n_params else 0.0,
         "flops": block.flops,
+        "flops_by_size": block.flops_by_size,
         "inputs": [_value(name, values) for name in stream_inputs(block)],
         "context": [_value(name, values) for name in block.context],
         "outputs": [_value(name, values) for name in block_outputs(block)],

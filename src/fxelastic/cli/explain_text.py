@@ -69,6 +69,14 @@ def _contexts(partition: Partition, values: Values) -> list[str]:
     ]
 
 
+def _flops(partition: Partition, values: Values) -> list[str]:
+    blocks: dict[str, list[str]] = {}
+    for block in partition.blocks:
+        if not (block.flops_by_size or "0").isdecimal():
+            blocks.setdefault(block.flops_by_size, []).append(block.name)
+    return [f"{flops}: {_some(names)}" for flops, names in blocks.items()]
+
+
 def _soft_fusions(partition: Partition, values: Values) -> list[str]:
     owner = {name: block.name for block in partition.blocks for name in block.nodes}
     pairs = [
@@ -109,6 +117,7 @@ _SECTIONS: tuple[tuple[str, Callable[[Partition, Values], list[str]]], ...] = (
     ("oversize: larger than the cap, and nothing to cut at", _oversize),
     ("glue: executed, never replaced", _glue),
     ("contexts: computed once for each input, outside the data stream", _contexts),
+    ("FLOPs of one sample, by size", _flops),
     ("soft fusions: fused pairs that a boundary separates", _soft_fusions),
     ("opaque: modules that could not be looked into", _opaque),
     ("unused parameters: never read, not in P0", _unused),

@@ -116,6 +116,7 @@ def sections(bundle: Bundle, *, files: bool = False) -> list[str]:
         ),
         "",
         *_branches(bundle),
+        *_flops(bundle),
         "",
         f"{bundle.space}; {len(bundle.files)} files, {_bytes(size_bytes(bundle))}"
         + (", all verified" if files else ""),
@@ -152,6 +153,18 @@ def _branches(bundle: Bundle) -> list[str]:
         )
     lines = aligned(rows, right={2, 3, 4})
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+
+
+def _flops(bundle: Bundle) -> list[str]:
+    """The FLOPs of branches as expressions of the sizes that vary, if there are any."""
+    from fxelastic.spec.columns import aligned
+
+    rows = [
+        (spec.id, spec.flops_by_size)
+        for spec in bundle.space.branches
+        if not (spec.flops_by_size or "0").isdecimal()
+    ]
+    return ["", "FLOPs of one sample, by size", *aligned(rows)] if rows else []
 
 
 def _verified(bundle: Bundle) -> list[str]:

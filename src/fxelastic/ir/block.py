@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import fx, nn
 
 from fxelastic.ir.copyable import Copyable
+from fxelastic.ir.flops_by_size import FlopsBySize
 from fxelastic.ir.fusion import FusionRules
 from fxelastic.ir.graph_symbols import GraphSymbol, batch_dim
 from fxelastic.ir.operators import node_parameters
@@ -54,7 +55,9 @@ class Block:
         params: Names of the parameters counted in ``n_params``.
         shared_params: Names of parameters that the block reads and an earlier block counts.
         flops: Floating point operations for one sample (batch size 1). A multiply and an add count
-            as two; only matrix operators count.
+            as two; only matrix operators count. They are counted at the example's sizes.
+        flops_by_size: The same as an expression of the sizes that vary besides the batch; empty if
+            there are none.
         path: Path of the innermost module that holds the whole block; empty for the model.
         reason: Why the block is ``oversize`` or ``glue``; empty otherwise.
     """
@@ -71,6 +74,7 @@ class Block:
     params: tuple[str, ...] = ()
     shared_params: tuple[str, ...] = ()
     flops: int = 0
+    flops_by_size: str = ""
     path: str = ""
     reason: str = ""
 
@@ -191,6 +195,11 @@ class BlockGraph(Copyable):
     def input_checks(self) -> InputChecks:
         """What the inputs of a call must be."""
         return InputChecks.of(self.signature.names, self.placeholders, self.symbols)
+
+    @cached_property
+    def flops_expressions(self) -> FlopsBySize:
+        """Writes FLOPs as expressions of the sizes that vary."""
+        return FlopsBySize(self.graph, self.symbols)
 
     @cached_property
     def result_dims(self) -> tuple[int, ...]:

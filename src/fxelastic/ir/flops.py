@@ -22,8 +22,8 @@ from fxelastic.ir.operators import (
     operator_name,
 )
 
-#: The sizes of an operand.
-Shape = Callable[[Any], list[int]]
+#: The sizes of an operand: integers, or expressions.
+Shape = Callable[[Any], list[Any]]
 
 
 def node_flops(node: fx.Node, sizes: Mapping[Any, int] | None = None) -> int:
@@ -33,11 +33,21 @@ def node_flops(node: fx.Node, sizes: Mapping[Any, int] | None = None) -> int:
         node: The operator.
         sizes: Values of torch's symbols; 1 for those without an entry, such as the batch's.
     """
+    return int(count_flops(node, lambda operand: _shape(operand, sizes or {})))
+
+
+def count_flops(node: fx.Node, shape: Shape) -> Any:
+    """`node_flops` for any sizes, as an integer or an expression.
+
+    Args:
+        node: The operator.
+        shape: Gives the sizes of an operand, or of the operator's own result.
+    """
     count = _COUNTERS.get(operator_name(node))
     if count is None:
         return 0
     try:
-        return int(count(node, lambda operand: _shape(operand, sizes or {})))
+        return count(node, shape)
     except (AttributeError, IndexError, KeyError, TypeError):
         # A form of the operator with other operands than the counter reads.
         return 0
@@ -47,53 +57,53 @@ def _shape(operand: Any, sizes: Mapping[Any, int]) -> list[int]:
     return [size_at(size, sizes) for size in operand.meta["val"].shape]
 
 
-def _convolution(node: fx.Node, shape: Shape) -> int:
+def _convolution(node: fx.Node, shape: Shape) -> Any:
     return 2 * math.prod(shape(node)) * math.prod(shape(node.args[1])[1:])
 
 
-def _general_convolution(node: fx.Node, shape: Shape) -> int:
+def _general_convolution(node: fx.Node, shape: Shape) -> Any:
     transposed = len(node.args) > 6 and node.args[6]
     return _transposed_convolution(node, shape) if transposed else _convolution(node, shape)
 
 
-def _transposed_convolution(node: fx.Node, shape: Shape) -> int:
+def _transposed_convolution(node: fx.Node, shape: Shape) -> Any:
     return 2 * math.prod(shape(node.args[0])) * math.prod(shape(node.args[1])[1:])
 
 
-def _product(node: fx.Node, shape: Shape) -> int:
+def _product(node: fx.Node, shape: Shape) -> Any:
     return 2 * math.prod(shape(node)) * shape(node.args[0])[-1]
 
 
-def _weighted(node: fx.Node, shape: Shape) -> int:
+def _weighted(node: fx.Node, shape: Shape) -> Any:
     """A linear layer, or a product that is added to something: the second operand has the depth."""
     return 2 * math.prod(shape(node)) * shape(node.args[1])[-1]
 
 
-def _attention(node: fx.Node, shape: Shape) -> int:
+def _attention(node: fx.Node, shape: Shape) -> Any:
     *batch, queries, width = shape(node.args[0])
     keys, value_width = shape(node.args[2])[-2:]
     return 2 * math.prod(batch) * queries * keys * (width + value_width)
 
 
-def _bilinear(node: fx.Node, shape: Shape) -> int:
+def _bilinear(node: fx.Node, shape: Shape) -> Any:
     return 2 * math.prod(shape(node)) * math.prod(shape(node.args[2])[1:])
 
 
-def _einsum(node: fx.Node, shape: Shape) -> int:
+def _einsum(node: fx.Node, shape: Shape) -> Any:
     equation, operands = node.args
-    sizes: dict[str, int] = {}
+    sizes: dict[str, Any] = {}
     for term, operand in zip(equation.partition("->")[0].split(","), operands, strict=True):  # type: ignore[union-attr, arg-type]
         sizes |= dict(zip(term.strip().replace(".", ""), shape(operand)[::-1][::-1], strict=False))
     return 2 * math.prod(sizes.values())
 
 
-def _recurrent(node: fx.Node, shape: Shape) -> int:
+def _recurrent(node: fx.Node, shape: Shape) -> Any:
     steps = math.prod(shape(node.args[0])[:2])
     weights = next(a for a in node.args[1:] if isinstance(a, (list, tuple)) and len(a) > 2)
     return 2 * steps * sum(math.prod(shape(w)) for w in weights if len(shape(w)) == 2)
 
 
-_COUNTERS: dict[str, Callable[[fx.Node, Shape], int]] = {
+_COUNTERS: dict[str, Callable[[fx.Node, Shape], Any]] = {
     **dict.fromkeys(CONVOLUTIONS, _convolution),
     **dict.fromkeys(TRANSPOSED_CONVOLUTIONS, _transposed_convolution),
     "aten.convolution": _general_convolution,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
@@ -12,7 +11,8 @@ from torch import fx
 from fxelastic.errors import InternalError
 from fxelastic.ir.block import Block, BlockKind, SoftFusion, UntakenCut
 from fxelastic.ir.flops import node_flops
-from fxelastic.ir.graph_symbols import one_sample
+from fxelastic.ir.flops_by_size import FlopsBySize
+from fxelastic.ir.graph_symbols import GraphSymbol, one_sample
 from fxelastic.ir.operators import node_parameters
 from fxelastic.ir.traced import Traced
 from fxelastic.passes.contexts import arrange_contexts
@@ -60,7 +60,7 @@ def assemble(
     drafts = _drafts(traced, flow, packs, find_rule)
     graph, copies, members = _reorder(traced, drafts)
     graph_module = fx.GraphModule(traced.graph_module, graph, class_name=traced.model_name)
-    blocks = _describe(graph_module, drafts, members, cap, one_sample(traced.symbols))
+    blocks = _describe(graph_module, drafts, members, cap, traced.symbols)
     names = {
         draft.pack.nodes: block.name
         for draft, block in zip(drafts, blocks, strict=True)
@@ -181,8 +181,9 @@ def _describe(
     drafts: Sequence[_Draft],
     members: Sequence[Sequence[fx.Node]],
     cap: float,
-    sizes: Mapping[Any, int],
+    symbols: tuple[GraphSymbol, ...],
 ) -> tuple[Block, ...]:
+    sizes, by_size = one_sample(symbols), FlopsBySize(graph_module.graph, symbols)
     home = {node: i for i, nodes in enumerate(members) for node in nodes}
     stream_inputs = [
         {node.name for node in draft.pack.reads} if draft.pack else set() for draft in drafts
@@ -220,6 +221,7 @@ def _describe(
                 params=own,
                 shared_params=shared,
                 flops=sum(node_flops(node, sizes) for node in nodes),
+                flops_by_size=by_size.of(nodes),
                 path=draft.path,
                 reason=_reason(draft.pack, n_params, cap),
             )

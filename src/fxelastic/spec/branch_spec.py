@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fxelastic.errors import UsageError
+from fxelastic.spec.symbols import dimension
 
 #: The kind of the branches that are the model's own blocks.
 ORIGINAL = "original"
@@ -25,7 +27,10 @@ class BranchSpec:
         start: The first block that it replaces.
         stop: The block after the last one that it replaces.
         n_params: The number of parameters that it adds to the supernet.
-        flops: Floating-point operations for one sample; a multiply-add counts as two.
+        flops: Floating-point operations for one sample; a multiply-add counts as two. They are
+            counted at the example's sizes if sizes besides the batch vary.
+        flops_by_size: The same as an expression of these sizes, such as ``2048*seq+64*seq**2``;
+            empty if there are none, or the expression is not known.
     """
 
     id: str
@@ -34,6 +39,7 @@ class BranchSpec:
     stop: int
     n_params: int
     flops: int
+    flops_by_size: str = ""
 
     def __post_init__(self) -> None:
         """Check the fields.
@@ -63,12 +69,34 @@ class BranchSpec:
                     expected="an integer of at least 0",
                     got=repr(value),
                 )
+        try:
+            dimension(self.flops_by_size or "0")
+        except (TypeError, AttributeError, ValueError) as e:
+            raise UsageError(
+                f"flops_by_size of branch {self.id!r} must be an expression of sizes",
+                expected="such as '2048*seq', or an empty text",
+                got=repr(self.flops_by_size),
+            ) from e
         if self.start >= self.stop:
             raise UsageError(
                 f"branch {self.id!r} must replace at least one block",
                 expected="an interval [start, stop) with start below stop",
                 got=f"[{self.start}, {self.stop})",
             )
+
+    def flops_at(self, sizes: Mapping[str, int]) -> int:
+        """Floating-point operations for one sample.
+
+        Args:
+            sizes: The size of each symbol that varies, by its name.
+
+        Returns:
+            The operations at these sizes; at the example's if the expression is not known.
+
+        Raises:
+            ValueError: A size is missing.
+        """
+        return dimension(self.flops_by_size).at(sizes) if self.flops_by_size else self.flops
 
     def __str__(self) -> str:
         return f"{self.id} [{self.start}, {self.stop})"

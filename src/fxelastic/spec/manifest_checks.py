@@ -6,7 +6,7 @@ no value is computed twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from fxelastic.errors import BundleError, UsageError
@@ -36,7 +36,9 @@ def check_manifest(manifest: Manifest) -> None:
             "branches", "are not in order", "by start, stop, originals first, id", "another order"
         )
     values = {value.name: value for value in manifest.values}
+    example = {symbol.name: symbol.example for symbol in manifest.model.sizes}
     for i, segment in enumerate(manifest.segments):
+        _check_flops(f"branches[{i}].flops_by_size", segment, example)
         _check_reads(f"branches[{i}]", segment, values)
         _check_outputs(f"branches[{i}]", segment, manifest.values)
     _check_int8(manifest)
@@ -67,6 +69,15 @@ def search_space(manifest: Manifest) -> SearchSpace:
         )
     except UsageError as e:
         raise _refusal("branches", f"are not a search space: {e.what}", e.expected, e.got) from e
+
+
+def _check_flops(where: str, segment: Segment, example: Mapping[str, int]) -> None:
+    try:
+        flops = segment.spec.flops_at(example)
+    except ValueError as e:
+        raise _refusal(where, f"can't be computed: {e}", "sizes of the model", "other") from e
+    if flops != segment.spec.flops:
+        _refuse(where, "contradicts flops", f"{segment.spec.flops} at {example}", str(flops))
 
 
 def _check_reads(where: str, segment: Segment, values: dict[str, ValueInfo]) -> None:

@@ -71,6 +71,7 @@ class Segment:
             "stop": self.spec.stop,
             "n_params": self.spec.n_params,
             "flops": self.spec.flops,
+            **({"flops_by_size": self.spec.flops_by_size} if self.spec.flops_by_size else {}),
             "approximate": self.approximate,
             "note": self.note,
             "inputs": list(self.inputs),
@@ -89,9 +90,11 @@ class Segment:
             BundleError: A field is missing, of the wrong type, or out of range.
         """
         name = fields.text("id")
-        numbers = [fields.count(field) for field in ("start", "stop", "n_params", "flops")]
+        kind = fields.text("kind")
+        start, stop, n_params, flops = map(fields.count, ("start", "stop", "n_params", "flops"))
+        by_size = fields.text("flops_by_size") if "flops_by_size" in fields.value else ""
         try:
-            spec = BranchSpec(name, fields.text("kind"), *numbers)
+            spec = BranchSpec(name, kind, start, stop, n_params, flops, by_size)
         except UsageError as e:
             problem = f"is not a branch: {e.what}"
             raise fields.error("id", problem, expected=e.expected, got=e.got) from e

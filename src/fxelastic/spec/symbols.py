@@ -55,8 +55,9 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 # torch captures sizes of 0 and 1 as constants.
 _LEAST = 2
 
-# Larger exponents do not occur in sizes, and would take long to compute.
+# Larger exponents and values do not occur in sizes, and would take long to compute.
 _MAX_POWER = 64
+_MAX_VALUE = 2**200
 
 
 @dataclass(frozen=True)
@@ -311,7 +312,10 @@ def _value(tree: ast.AST, sizes: Mapping[str, int]) -> Any:
         left, right = _value(tree.left, sizes), _value(tree.right, sizes)
         if isinstance(tree.op, ast.Pow) and abs(right) > _MAX_POWER:
             raise ArithmeticError(f"the exponent {right} is too large")
-        return _BINARY[type(tree.op)](left, right)
+        value = _BINARY[type(tree.op)](left, right)
+        if abs(value) > _MAX_VALUE:
+            raise ArithmeticError("the value is too large")
+        return value
     if isinstance(tree, ast.UnaryOp):
         value = _value(tree.operand, sizes)
         return -value if isinstance(tree.op, ast.USub) else value
