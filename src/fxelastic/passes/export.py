@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import sympy
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.export import Dim, ExportedProgram
-from torch.export.graph_signature import InputKind
 
-from fxelastic.errors import CaptureError
 from fxelastic.ir import trees
 from fxelastic.ir.quiet import quiet
+from fxelastic.passes.allowed_sizes import fixed_symbols, inputs_of, variable_of, with_ranges
 from fxelastic.passes.batch import BatchedInputs
-from fxelastic.passes.dynamic_shapes import DynamicDim, DynamicShapes, replace_symbol, resized
+from fxelastic.passes.dynamic_shapes import DynamicDim, DynamicShapes, resized
 from fxelastic.passes.fixed_sizes import Decisions, recorded_decisions
-from fxelastic.passes.size_steps import cannot_vary
-from fxelastic.spec.symbols import MAX_SIZE
 
 logger = logging.getLogger(__name__)
 
@@ -118,21 +114,18 @@ def export(
         CaptureError: The model fixes or bounds a size that the user wants to vary.
         Exception: The error of ``torch.export`` for the static batch.
     """
-    leaves, tree = trees.flatten((args, kwargs))
-    attempt = _Attempt(model, tree, len(args), resized(leaves, shapes, shapes.traced_sizes()))
+    attempt = _Attempt(model, args, kwargs, shapes)
     why_static = "no input has a batch dimension"
-    only_batch = len(shapes.symbols) == 1
-    for proven in (True, False) if only_batch else (False,):
-        if not shapes.batch:
-            break
+    ways = (True, False) if len(shapes.symbols) == 1 else (False,)
+    for proven in ways if shapes.batch else ():
         try:
-            program, result = attempt.run(shapes, proven)
+            program, result = attempt.run(proven)
         except Exception as e:  # noqa: BLE001  # torch.export raises dozens of types
             why_static = _reason(e)
             logger.debug("export with a dynamic batch failed: %s", e)
             continue
-        inputs = _inputs(program)
-        if _variable(inputs, shapes, shapes.batch) is None:
+        inputs = inputs_of(program)
+        if variable_of(inputs, shapes, shapes.batch) is None:
             why_static = "the model fixes the batch size"
             continue
         unread = [i for i in batch.rows if not inputs[i].users]
@@ -140,61 +133,63 @@ def export(
             more = batch.with_rows(unread)
             n_samples = shapes.symbols[shapes.batch].example
             return export(model, args, kwargs, more, shapes.with_batch(more.dims, n_samples))
-        fixed = _fixed(attempt, program, shapes)
-        if fixed:
-            return _without_fixed(model, args, kwargs, batch, shapes, fixed)
-        return Exported(program, result, batch, _with_ranges(attempt, program, shapes))
-    static = shapes.without(shapes.batch) if shapes.batch else shapes
-    example = resized(leaves, static, static.traced_sizes())
-    attempt = _Attempt(model, tree, len(args), example)
-    program, result = attempt.run(static, False)
-    fixed = _fixed(attempt, program, static)
-    if fixed:
-        return _without_fixed(model, args, kwargs, batch, static, fixed)
-    return Exported(program, result, batch, _with_ranges(attempt, program, static), why_static)
+        return _finished(attempt, batch, program, result)
+    attempt = _Attempt(model, args, kwargs, shapes.without(shapes.batch))
+    return _finished(attempt, batch, *attempt.run(proven=False), why_static)
 
 
-def _without_fixed(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+def _finished(
+    attempt: _Attempt,
     batch: BatchedInputs,
-    shapes: DynamicShapes,
-    fixed: Mapping[str, str],
+    program: ExportedProgram,
+    result: trees.Tree,
+    why_static: str = "",
 ) -> Exported:
-    """The export without symbols that the model fixes, with a warning for each."""
+    """The export with the ranges that the model allows.
+
+    If the model fixes symbols, it is exported again without them, with a warning for each.
+    """
+    fixed = fixed_symbols(program, attempt.shapes, attempt.decisions)
+    if not fixed:
+        shapes = with_ranges(program, attempt.shapes, attempt.decisions)
+        return Exported(program, result, batch, shapes, why_static)
+    shapes = attempt.shapes
     for name in fixed:
         shapes = shapes.without(name)
-    found = export(model, args, kwargs, batch, shapes)
-    return replace(found, warnings=(*fixed.values(), *found.warnings))
+    found = export(attempt.model, attempt.args, attempt.kwargs, batch, shapes)
+    return replace(
+        found,
+        why_static=why_static or found.why_static,
+        warnings=(*fixed.values(), *found.warnings),
+    )
 
 
+@dataclass(frozen=True)
 class _Attempt:
     """Exports one model on one set of inputs."""
 
-    def __init__(
-        self, model: nn.Module, tree: trees.Tree, n_positional: int, leaves: list[Any]
-    ) -> None:
-        self._model = model
-        self._tree = tree
-        self._n_positional = n_positional
-        self._leaves = leaves
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    shapes: DynamicShapes
 
-    def run(self, shapes: DynamicShapes, proven: bool) -> tuple[ExportedProgram, trees.Tree]:
+    def run(self, proven: bool) -> tuple[ExportedProgram, trees.Tree]:
         """Export with dynamic sizes, which torch has to prove or may infer."""
-        flat = Flat(self._model, self._tree, self._n_positional, _equal(shapes))
-        sizes = _torch_sizes(shapes, proven)
+        leaves, tree = trees.flatten((self.args, self.kwargs))
+        example = resized(leaves, self.shapes, self.shapes.traced_sizes())
+        flat = Flat(self.model, tree, len(self.args), _equal(self.shapes))
+        sizes = _torch_sizes(self.shapes, proven)
         with quiet(*QUIET):
             program = torch.export.export(
-                flat, tuple(self._leaves), dynamic_shapes={"leaves": sizes}, strict=False
+                flat, tuple(example), dynamic_shapes={"leaves": sizes}, strict=False
             )
         assert flat.seen.result is not None
         return program, flat.seen.result
 
-    def decisions(self, shapes: DynamicShapes) -> Decisions:
+    def decisions(self) -> Decisions:
         """Export again, and record where the model decides about sizes."""
         with recorded_decisions() as found, contextlib.suppress(Exception):
-            self.run(shapes, False)
+            self.run(proven=False)
         return found
 
 
@@ -234,89 +229,6 @@ def _torch_sizes(shapes: DynamicShapes, proven: bool) -> tuple[Any, ...]:
         return result + offset if offset else result
 
     return tuple({i: of(size) for i, size in dims.items()} or None for dims in shapes.dims)
-
-
-def _fixed(attempt: _Attempt, program: ExportedProgram, shapes: DynamicShapes) -> dict[str, str]:
-    """The symbols that a program fixes although they may vary, with a warning for each.
-
-    Raises:
-        CaptureError: The program fixes a symbol that the user names.
-    """
-    inputs, found = _inputs(program), {}
-    for name, symbol in shapes.symbols.items():
-        if name == shapes.batch or _variable(inputs, shapes, name) is not None:
-            continue
-        why = attempt.decisions(shapes).why_fixed() or "torch.export fixes it"
-        if name not in shapes.optional:
-            raise cannot_vary(name, why)
-        found[name] = f"{name} is fixed to the example's {symbol.example}: {why}"
-    return found
-
-
-def _with_ranges(
-    attempt: _Attempt, program: ExportedProgram, shapes: DynamicShapes
-) -> DynamicShapes:
-    """The shapes with the ranges that the model allows."""
-    inputs = _inputs(program)
-    for name in shapes.symbols:
-        variable = _variable(inputs, shapes, name)
-        if name != shapes.batch and variable is not None:
-            shapes = _with_range(attempt, program, shapes, name, variable)
-    return shapes
-
-
-def _with_range(
-    attempt: _Attempt,
-    program: ExportedProgram,
-    shapes: DynamicShapes,
-    name: str,
-    variable: str,
-) -> DynamicShapes:
-    """The shapes with the range of a symbol cut to what the model allows."""
-    symbol = shapes.symbols[name]
-    bounds = {str(key): value for key, value in program.range_constraints.items()}.get(variable)
-    if bounds is None:
-        return shapes
-    rest = symbol.example % symbol.step
-    low, high = (
-        int(bound) * symbol.step + rest if isinstance(bound, (int, sympy.Integer)) else None
-        for bound in (bounds.lower, bounds.upper)
-    )
-    if high is not None and high >= MAX_SIZE:
-        high = None
-    asked = symbol.max
-    if high is not None and asked is not None and high < asked:
-        place = attempt.decisions(shapes).why_bounded(variable)
-        raise CaptureError(
-            f"{name!r} can't be as large as {asked}",
-            expected=f"a range up to {high}, the largest size that the model takes",
-            got=f"{symbol}" + (f"; the limit is in {place}" if place else ""),
-            fix=f"pass torch.export.Dim({name!r}, min={symbol.min}, max={high})",
-        )
-    smallest = symbol.min
-    # torch's own limit of 2 says nothing about the model.
-    if low is not None and low > 2 * symbol.step + rest:
-        smallest = max(smallest, low)
-    return replace_symbol(shapes, replace(symbol, min=smallest, max=asked or high))
-
-
-def _variable(inputs: Sequence[fx.Node], shapes: DynamicShapes, name: str) -> str | None:
-    """The name of torch's own symbol in the dimensions of one of ours; None if it is fixed."""
-    for node, dims in zip(inputs, shapes.dims, strict=True):
-        for dim, size in dims.items():
-            if size.symbol != name:
-                continue
-            value = node.meta["val"].shape[dim]
-            symbols = value.node.expr.free_symbols if isinstance(value, torch.SymInt) else ()
-            return str(next(iter(symbols))) if symbols else None
-    return None
-
-
-def _inputs(program: ExportedProgram) -> list[fx.Node]:
-    """The placeholders of the user's inputs."""
-    nodes = {node.name: node for node in program.graph.nodes}
-    specs = program.graph_signature.input_specs
-    return [nodes[spec.arg.name] for spec in specs if spec.kind == InputKind.USER_INPUT]
 
 
 def _reason(e: Exception) -> str:
