@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fxelastic.errors import UsageError
-from fxelastic.spec.symbols import Dimension, Symbol, shape_at, sizes_of
+from fxelastic.spec.symbols import Dimension, Symbol, shape_at
 
 SEQ = Symbol("seq", 16, 1, 64)
 H = Symbol("H", 32, 32, None, 32)
@@ -83,30 +82,3 @@ def test_torch_takes_sizes_of_one_for_constants() -> None:
     assert Symbol("seq", 1).traced == 2
     assert Symbol("H", 32, 32, None, 32).traced == 64
     assert SEQ.traced == 16
-
-
-def test_sizes_follow_from_shapes() -> None:
-    shapes = [("x", ("N", "seq"), (2, 5)), ("mask", ("N", 1, "seq", "seq"), (2, 1, 5, 5))]
-    assert sizes_of(shapes, {"seq": SEQ}) == {"N": 2, "seq": 5}
-
-
-@pytest.mark.parametrize(
-    ("shapes", "said"),
-    [
-        ([("x", ("N", "seq"), (2, 65))], r"seq = 65 is outside of seq\[1..64\]"),
-        ([("x", ("H",), (40,))], r"H = 40 is outside of H\[32.. by 32\]"),
-        (
-            [("x", ("seq",), (5,)), ("y", ("seq",), (6,))],
-            "have different sizes for seq",
-        ),
-        ([("x", ("N",), (5,)), ("y", ("N",), (6,))], "hold different numbers of samples"),
-        ([("x", ("seq", "seq"), (5, 6))], "'x' has two sizes for seq"),
-        ([("x", ("2*seq",), (5,))], "no whole number"),
-        ([("x", ("H", "H//2"), (32, 17))], r"H//2 is 16 for H = 32"),
-    ],
-)
-def test_sizes_that_contradict_a_model_are_refused(
-    shapes: list[tuple[str, tuple[int | str, ...], tuple[int, ...]]], said: str
-) -> None:
-    with pytest.raises(UsageError, match=said):
-        sizes_of(shapes, {"seq": SEQ, "H": H})

@@ -17,7 +17,7 @@ from fxelastic.edge.memory import GrowthLimit, resident_bytes
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.errors import BundleError, UsageError
 from fxelastic.spec import Arch
-from fxelastic.spec.symbols import sizes_of
+from fxelastic.spec.input_sizes import input_sizes
 from fxelastic.spec.value_info import ValueInfo
 
 Array: TypeAlias = NDArray[Any]
@@ -360,16 +360,16 @@ def sizes_of_inputs(bundle: Bundle, inputs: Mapping[str, Array]) -> dict[str, in
             expected=", ".join(map(str, bundle.inputs)),
             got=", ".join(inputs) or "none",
         )
-    shapes = []
-    for info in bundle.inputs:
-        array = inputs[info.name]
-        shape = getattr(array, "shape", None)
-        if shape is None or str(array.dtype) != info.dtype or len(shape) != len(info.dims):
+    arrays = [inputs[info.name] for info in bundle.inputs]
+    for info, array in zip(bundle.inputs, arrays, strict=True):
+        if not hasattr(array, "shape"):
             raise _unfit(bundle, info, array)
-        if any(isinstance(d, int) and d != n for d, n in zip(info.dims, shape, strict=True)):
-            raise _unfit(bundle, info, array)
-        shapes.append((info.name, info.dims, shape))
-    return sizes_of(shapes, bundle.manifest.model.symbols)
+    return input_sizes(
+        [(info.name, info.dtype, info.dims) for info in bundle.inputs],
+        arrays,
+        bundle.manifest.model.symbols,
+        lambda i, _: _unfit(bundle, bundle.inputs[i], arrays[i]),
+    )
 
 
 def _unfit(bundle: Bundle, info: ValueInfo, array: Any) -> UsageError:

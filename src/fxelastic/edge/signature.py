@@ -11,7 +11,7 @@ from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.executor import Array
 from fxelastic.errors import UsageError
 from fxelastic.spec import structure
-from fxelastic.spec.symbols import sizes_of
+from fxelastic.spec.input_sizes import input_sizes
 from fxelastic.spec.value_info import ValueInfo
 
 # Calls of so many shapes are checked once.
@@ -30,10 +30,9 @@ class BundleSignature:
         self.inputs = bundle.inputs
         self.outputs = bundle.outputs
         self._structure = bundle.manifest.structure
-        self._checks = tuple((info, np.dtype(info.dtype), info.dims) for info in bundle.inputs)
+        self._checks = tuple((info.name, info.dtype, info.dims) for info in bundle.inputs)
         self._positions = {info.name: i for i, info in enumerate(bundle.inputs)}
         self._symbols = bundle.manifest.model.symbols
-        self._free = ", ".join(self._symbols) or "no size"
         self._plain = dict(self._structure) == {"tensor": 0}
         # The sizes of calls that fitted, by the inputs' dtypes and shapes.
         self._fitted: dict[tuple[Any, ...], Mapping[str, int]] = {}
@@ -64,18 +63,17 @@ class BundleSignature:
 
     def _check(self, given: Mapping[str, Array]) -> Mapping[str, int]:
         """Check the arrays' dtypes and shapes; returns the value of each symbol."""
-        shapes = []
-        for info, dtype, dims in self._checks:
-            value = given[info.name]
-            if value.dtype != dtype:
-                raise self._refused(info, value, f"pass it as numpy.{dtype}")
-            if len(value.shape) != len(dims):
-                raise self._refused(info, value, "pass an array with a batch dimension")
-            for size, dim in zip(value.shape, dims, strict=True):
-                if isinstance(dim, int) and size != dim:
-                    raise self._refused(info, value, f"only {self._free} may vary")
-            shapes.append((info.name, dims, value.shape))
-        sizes = sizes_of(shapes, self._symbols)
+        values = [given[info.name] for info in self.inputs]
+
+        def refuse(i: int, problem: str) -> UsageError:
+            fixes = {
+                "dtype": f"pass it as numpy.{self.inputs[i].dtype}",
+                "rank": "pass an array with a batch dimension",
+                "size": f"only {', '.join(self._symbols) or 'no size'} may vary",
+            }
+            return self._refused(self.inputs[i], values[i], fixes[problem])
+
+        sizes = input_sizes(self._checks, values, self._symbols, refuse)
         if len(self._fitted) >= _KEPT:
             self._fitted.clear()
         self._fitted[self._key(given)] = sizes

@@ -13,7 +13,8 @@ from fxelastic.errors import UsageError
 from fxelastic.ir import trees
 from fxelastic.ir.copyable import Copyable
 from fxelastic.ir.graph_symbols import GraphSymbol, named, shape_in_words
-from fxelastic.spec.symbols import Symbol, sizes_of
+from fxelastic.spec.input_sizes import input_sizes
+from fxelastic.spec.symbols import Symbol
 
 
 @dataclass(frozen=True)
@@ -166,8 +167,7 @@ class InputChecks:
             UsageError: An input is not a tensor, or has another dtype or another fixed size; a size
                 is out of range; or two inputs have different sizes for one symbol.
         """
-        shapes = []
-        for (name, dtype, dims), value in zip(self.inputs, values, strict=True):
+        for (name, *_), value in zip(self.inputs, values, strict=True):
             if not isinstance(value, torch.Tensor):
                 raise UsageError(
                     f"input {name!r} is not a tensor",
@@ -175,20 +175,17 @@ class InputChecks:
                     got=type(value).__name__,
                     fix="convert it with torch.as_tensor(...)",
                 )
-            shape = tuple(value.shape)
-            fits = len(dims) == len(shape) and all(
-                not isinstance(dim, int) or dim == size
-                for dim, size in zip(dims, shape, strict=True)
+
+        def refuse(i: int, _: str) -> UsageError:
+            name, dtype, dims = self.inputs[i]
+            return UsageError(
+                f"input {name!r} has another shape or dtype than the captured input",
+                expected=_describe(dtype, dims),
+                got=_describe(values[i].dtype, values[i].shape),
+                fix="capture again with example_inputs like these",
             )
-            if not fits or value.dtype != dtype:
-                raise UsageError(
-                    f"input {name!r} has another shape or dtype than the captured input",
-                    expected=_describe(dtype, dims),
-                    got=_describe(value.dtype, shape),
-                    fix="capture again with example_inputs like these",
-                )
-            shapes.append((name, dims, shape))
-        sizes_of(shapes, self.symbols)
+
+        input_sizes(self.inputs, values, self.symbols, refuse)
 
 
 def _describe(dtype: torch.dtype, dims: Sequence[int | str]) -> str:

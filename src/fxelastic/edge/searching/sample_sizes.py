@@ -10,7 +10,8 @@ from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.executor import Array
 from fxelastic.edge.searching.columns import Column, Ragged, dims_of_sample
 from fxelastic.errors import UsageError
-from fxelastic.spec.symbols import shape_at, sizes_of
+from fxelastic.spec.input_sizes import sizes_of
+from fxelastic.spec.symbols import shape_at
 from fxelastic.spec.value_info import ValueInfo
 
 
