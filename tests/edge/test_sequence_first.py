@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -18,7 +19,9 @@ from fxelastic.edge.searching.data import read_data
 from fxelastic.edge.searching.evaluation import Evaluator
 from fxelastic.edge.searching.scores import METRICS
 from fxelastic.errors import BundleError, UsageError
-from fxelastic.spec.manifest import Manifest
+from fxelastic.spec.manifest import Manifest, ModelInfo
+from fxelastic.spec.symbols import Symbol
+from fxelastic.spec.value_info import ValueInfo
 from fxelastic.train import cosine, evaluate, spearman
 from tests.sequence_first import STEPS, Tagger, samples
 
@@ -141,3 +144,21 @@ def test_a_fixed_batch_keeps_its_dimension(exported: Exported) -> None:
             Manifest.from_json(json.dumps(value).encode())
     with pytest.raises(BundleError, match="fixed_batch_dims"):
         replace(exported[1].manifest, fixed_batch_dims={"x": 1})
+
+
+def test_samples_of_different_lengths_are_stacked_in_dimension_1() -> None:
+    model = ModelInfo("Net", "0" * 64, 1, True, 2, sizes=(Symbol("seq", 4),))
+    bundle = SimpleNamespace(
+        inputs=(ValueInfo("x", "float32", ("seq", "N", 8)),),
+        outputs=(ValueInfo("y", "float32", ("seq", "N", 5)),),
+        manifest=SimpleNamespace(model=model, sample_inputs=("x",), batch_dims={"x": 1, "y": 1}),
+    )
+    each = [np.full((n, 8), n, np.float32) for n in (3, 5, 5)]
+    padded = np.zeros((5, 3, 8), np.float32)
+    for i, sample in enumerate(each):
+        padded[: len(sample), i] = sample
+    for data in ({"x": each}, {"x": padded, "x.lengths": np.array([3, 5, 5])}):
+        found = read_data(cast(edge.Bundle, bundle), data)
+        assert found.sizes() == [{"seq": 3}, {"seq": 5}, {"seq": 5}]
+        shapes = [batch["x"].shape for batch, _ in found.batches(3)]
+        assert shapes == [(3, 1, 8), (5, 2, 8)]

@@ -36,7 +36,8 @@ def block_table(partition: BlockGraph) -> str:
 
 def _title(partition: BlockGraph) -> str:
     name = next((s.symbol.name for s in partition.symbols if s.is_batch), BATCH)
-    batch = f"dynamic batch {name}" if partition.dynamic_batch else "static batch"
+    dynamic = "dynamic batch" if name == "batch" else f"dynamic batch {name}"
+    batch = dynamic if partition.dynamic_batch else "static batch"
     if len(partition.signature.inputs) > 1:
         batch += f" of {', '.join(partition.batched) or 'no input'}"
     return (
