@@ -93,6 +93,7 @@ def _from_file(path: Path, supernet: Supernet) -> list[Any]:
     """The samples of a file, in batches, by the names of the model's inputs."""
     import torch
 
+    from fxelastic.backends.onnxruntime.teacher import batch_size
     from fxelastic.edge.npz_files import read_npz
     from fxelastic.ir import trees
 
@@ -109,8 +110,8 @@ def _from_file(path: Path, supernet: Supernet) -> list[Any]:
             got=", ".join(arrays) or "none of them",
         )
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    batched = [name for name in names if name in partition.batched]
-    sizes = {name: len(tensors[name]) if tensors[name].dim() else 0 for name in batched}
+    dims = partition.batch_dims
+    sizes = {n: tensors[n].shape[d] if tensors[n].dim() > d else 0 for n, d in dims.items()}
     if len(set(sizes.values())) > 1 or not all(sizes.values()):
         raise UsageError(
             f"--calibration {path}: the arrays must have the same number of samples",
@@ -119,13 +120,13 @@ def _from_file(path: Path, supernet: Supernet) -> list[Any]:
         )
     n_samples = next(iter(sizes.values()), 1)
     size = min(_BATCH_SIZE, max(1, n_samples // 2))
-    if not partition.dynamic_batch and batched:
-        size = int(partition.example[names.index(batched[0])].shape[0])
+    if not partition.dynamic_batch and dims:
+        size = batch_size(partition)
     starts = range(0, n_samples - size + 1, size)
     return [
         trees.unflatten(
             partition.signature.arguments,
-            [tensors[n][i : i + size] if n in sizes else tensors[n] for n in names],
+            [tensors[n].narrow(dims[n], i, size) if n in dims else tensors[n] for n in names],
         )
         for i in starts
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -316,9 +316,7 @@ def _branch(
     if left:
         note += f"; {len(left)} operators stay float"
     return Int8Branch(
-        BranchSpec(
-            int8_id(branch.id, format), INT8, spec.start, spec.stop, spec.n_params, spec.flops
-        ),
+        replace(spec, id=int8_id(branch.id, format), kind=INT8),
         ir.from_proto(model),
         Quantised(branch.id, format, error, tolerance, left),
         branch.approximate,

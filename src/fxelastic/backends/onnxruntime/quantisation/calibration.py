@@ -50,9 +50,13 @@ class CalibrationData:
             UsageError: There is a single batch that can't be divided.
         """
         names = description.device_names(partition)
-        batched = {n for n in partition.signature.inputs if names[n] in set(partition.batched)}
+        dims = {
+            n: partition.batch_dims[names[n]]
+            for n in partition.signature.inputs
+            if names[n] in partition.batch_dims
+        }
         if len(batches) == 1:
-            batches = _halves(batches[0], batched if partition.dynamic_batch else set())
+            batches = _halves(batches[0], dims if partition.dynamic_batch else {})
         held = range(1, len(batches), _EVERY)
         parts = ([b for i, b in enumerate(batches) if (i in held) == out] for out in (False, True))
         first, last = (list(part) for part in parts)
@@ -60,12 +64,12 @@ class CalibrationData:
             tuple({names[k]: _array(value) for k, value in batch.items()} for batch in part)
             for part in (first, last)
         ]
-        counts = [sum(_n_samples(batch, batched) for batch in part) for part in (first, last)]
+        counts = [sum(_n_samples(batch, dims) for batch in part) for part in (first, last)]
         return cls(arrays[0], arrays[1], counts[0], counts[1])
 
 
-def _halves(batch: Mapping[str, Any], batched: set[str]) -> list[dict[str, Any]]:
-    n_samples = _n_samples(batch, batched) if batched else 0
+def _halves(batch: Mapping[str, Any], dims: Mapping[str, int]) -> list[dict[str, Any]]:
+    n_samples = _n_samples(batch, dims) if dims else 0
     if n_samples < 2:
         raise UsageError(
             "calibration must have at least two batches",
@@ -75,11 +79,14 @@ def _halves(batch: Mapping[str, Any], batched: set[str]) -> list[dict[str, Any]]
         )
     middle = (n_samples + 1) // 2
     parts = (slice(0, middle), slice(middle, n_samples))
-    return [{k: v[part] if k in batched else v for k, v in batch.items()} for part in parts]
+    return [
+        {k: v[(slice(None),) * dims[k] + (part,)] if k in dims else v for k, v in batch.items()}
+        for part in parts
+    ]
 
 
-def _n_samples(batch: Mapping[str, Any], batched: set[str]) -> int:
-    return next((int(batch[name].shape[0]) for name in batch if name in batched), 1)
+def _n_samples(batch: Mapping[str, Any], dims: Mapping[str, int]) -> int:
+    return next((int(batch[name].shape[dims[name]]) for name in batch if name in dims), 1)
 
 
 def _array(value: Any) -> Array:
