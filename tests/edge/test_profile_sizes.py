@@ -147,6 +147,8 @@ def test_costs_that_need_no_measurement_follow_the_sizes(
             found, wanted = table.predict(arch, {"seq": size}), exact.predict(arch)
             for name in ("traffic_bytes", "peak_memory_bytes", "weight_bytes", "flops"):
                 assert found[name] == pytest.approx(wanted[name])
+    flops = table.predict(bundle.space.original, {"seq": 5})["flops"]
+    assert table.predict(bundle.space.original, {"seq": 50})["flops"] > 5 * flops
 
 
 def test_what_all_subnets_have_in_common_is_corrected(bundle: edge.Bundle) -> None:

@@ -22,7 +22,7 @@ def bundle_costs(
 ) -> dict[str, BranchCosts]:
     """The costs of each branch by resource.
 
-    * ``flops``: the operations of a run, at the example's sizes.
+    * ``flops``: the operations of a run.
     * ``traffic_bytes``: the weights of the branch, and the values that it reads and writes.
     * ``peak_memory_bytes``: the values that exist between blocks while the branch runs, including
       its own outputs, without the temporary memory of its operators. Missing if a size can't be
@@ -35,9 +35,10 @@ def bundle_costs(
         rows: The measurements of each branch.
         sizes: Values of other sizes that may vary; the example's for those without an entry.
     """
-    specs = bundle.space.branches
+    all_sizes = bundle.manifest.model.sizes_at(batch_size, sizes)
+    flops = {spec.id: batch_size * spec.flops_at(all_sizes) for spec in bundle.space.branches}
     found = {
-        "flops": BranchCosts({spec.id: float(batch_size * spec.flops) for spec in specs}),
+        "flops": BranchCosts({branch: float(n) for branch, n in flops.items()}),
         "traffic_bytes": BranchCosts(
             {b: float(row.weight_bytes + row.activation_bytes) for b, row in rows.items()}
         ),

@@ -20,7 +20,7 @@ from fxelastic.spec.resources import LATENCY
 # Errors of a cost count relative to it, and to this share of the mean cost of a branch.
 _LEAST_SHARE = 0.01
 # Resources whose costs depend on the sizes, and follow from the bundle.
-_OTHERS = ("traffic_bytes", "peak_memory_bytes")
+_OTHERS = ("flops", "traffic_bytes", "peak_memory_bytes")
 
 
 class SizeFit:

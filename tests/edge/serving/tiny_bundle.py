@@ -23,7 +23,7 @@ from fxelastic.spec.bundle_files import MANIFEST_NAME, FileInfo
 from fxelastic.spec.latency_table import LatencyTable
 from fxelastic.spec.manifest import BackendInfo, BlockInfo, Manifest, ModelInfo, Result
 from fxelastic.spec.segment import Segment
-from fxelastic.spec.symbols import Symbol
+from fxelastic.spec.symbols import Symbol, dimension
 from fxelastic.spec.value_info import ValueInfo
 
 OPSET, IR_VERSION = 18, 9
@@ -75,11 +75,14 @@ def write_bundle(
         weights = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
         n_params = sum(weight.size for weight in weights)
         name = branch_id(kind, start, stop)
+        flops = "*".join(map(str, (2 * n_params, *area)))
+        by_size = flops if sizes else ""
+        n_flops = dimension(flops).at({symbol.name: symbol.example for symbol in sizes})
         path = f"branches/{name}.onnx"
         (folder / path).write_bytes(data)
         segments.append(
             Segment(
-                BranchSpec(name, kind, start, stop, n_params, 2 * n_params * size * size),
+                BranchSpec(name, kind, start, stop, n_params, n_flops, by_size),
                 FileInfo(path, len(data), hashlib.sha256(data).hexdigest()),
                 tuple(value.name for value in model.graph.input),
                 tuple(value.name for value in model.graph.output),
