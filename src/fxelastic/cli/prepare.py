@@ -9,7 +9,8 @@ from typing import Any
 from fxelastic.cli import options
 from fxelastic.cli.options import HelpFormatter
 from fxelastic.cli.progress_line import progress_line
-from fxelastic.cli.serve import add_limit, limits_of, read_pool, read_table
+from fxelastic.cli.serve import add_limit, add_sizes, limits_of, read_pool, read_table
+from fxelastic.cli.size_options import sizes_of
 
 SCHEMA = "fxelastic.prepare/1"
 
@@ -54,6 +55,7 @@ def add_parser(commands: Any) -> None:
         default="auto",
         help="assembled, paged, or auto, which chooses as fxelastic serve does (default: auto)",
     )
+    add_sizes(parser)
     add_limit(parser)
     parser.add_argument(
         "--prepared",
@@ -89,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
             prepared=args.prepared,
             limits=limits_of(args.limit),
             memory_bytes=options.megabytes(args.memory_mb),
+            sizes=sizes_of(args.sizes),
             progress=show,
         )
     if args.json:

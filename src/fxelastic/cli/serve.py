@@ -107,12 +107,7 @@ def add_parser(commands: Any) -> None:
         help="assembled runs a subnet as one model, paged loads only the branches in use; "
         "auto chooses by the free memory (default: auto)",
     )
-    parser.add_argument(
-        "--sizes",
-        metavar="NAME=SIZE,…",
-        help="the sizes of inputs that the budget is for, such as seq=128, if others than the "
-        "batch may vary (default: those of the search)",
-    )
+    add_sizes(parser)
     add_limit(parser)
     parser.add_argument(
         "--prepared",
@@ -144,6 +139,16 @@ def add_parser(commands: Any) -> None:
     )
     options.add_output(parser)
     parser.set_defaults(run=run)
+
+
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    """Add ``--sizes``, which `sizes_of` reads."""
+    parser.add_argument(
+        "--sizes",
+        metavar="NAME=SIZE,…",
+        help="the sizes of inputs that the budget is for, such as seq=128, if others than the "
+        "batch may vary (default: those of the search)",
+    )
 
 
 def add_limit(parser: argparse.ArgumentParser) -> None:

@@ -36,6 +36,7 @@ from fxelastic.edge.pool import SubnetPool
 from fxelastic.errors import BundleError, ServingError
 from fxelastic.files import sync, write_durably
 from fxelastic.spec import Arch
+from fxelastic.spec.costs_by_size import Sizes
 from fxelastic.spec.latency_table import LatencyTable
 from fxelastic.spec.limits import Bound
 from fxelastic.spec.pareto import ParetoTable
@@ -282,6 +283,7 @@ def prepare(
     prepared: str | os.PathLike[str] | None = None,
     limits: Mapping[str, Bound] | None = None,
     memory_bytes: int | None = None,
+    sizes: Sizes | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Preparation:
     """Prepare the files for serving a pool: the subnets of its Pareto table, or their branches.
@@ -299,6 +301,7 @@ def prepare(
         prepared: The folder to write to; by default ``BUNDLE.prepared`` next to the bundle.
         limits: As for `edge.serve`: subnets that exceed them are not served, so not prepared.
         memory_bytes: As for `edge.serve`: larger subnets are not served, so not prepared.
+        sizes: As for `edge.serve`: the sizes that the budget will be for.
         progress: Called before each item and at the end with the number of items done, the total
             number, and the name of the next item.
 
@@ -315,7 +318,7 @@ def prepare(
     begin_s = time.monotonic()
     mode = choose_mode(bundle, pool, mode, memory_bytes)
     if table is not None:
-        table = table_at(table, sizes_of_pool(bundle, pool, table))
+        table = table_at(table, sizes_of_pool(bundle, pool, table, sizes))
     candidates = candidates_of(bundle, pool, table, mode, memory_bytes)
     bounds = absolute_limits(limits, bundle, table, candidates, mode)
     best = ParetoTable(c for c in candidates if bounds is None or bounds.keeps(c.costs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from fxelastic import edge
+from fxelastic.cli.app import main
 from fxelastic.edge.candidates import Candidate, sizes_of_pool, table_at
 from fxelastic.edge.pool import PoolEntry, SubnetPool
 from fxelastic.edge.serving.background_search import LocalSearch
@@ -277,3 +279,26 @@ def test_a_search_beside_serving_is_for_the_sizes_of_the_budget(bundle: edge.Bun
     change = probe.renew(dict.fromkeys(bundle.space.original, 2.0))
     assert change(bundle.space.original) == pytest.approx(2.0)
     assert probe.table.by_size is not None
+
+
+def test_the_command_serves_files_of_all_sizes(
+    bundle: edge.Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, pool = served(bundle, sizes=[{"H": 16}, {"H": 64}])
+    table.save(tmp_path / "table.json")
+    pool.save(tmp_path / "pool.json")
+    (tmp_path / "in").mkdir()
+    for height in (16, 100, 256):
+        np.save(tmp_path / "in" / f"{height}.npy", image(height))
+    files = ["--pool", str(tmp_path / "pool.json"), "--table", str(tmp_path / "table.json")]
+    common = [str(bundle.path), *files, "--prepared", str(tmp_path / "prepared"), "--json"]
+    assert main(["prepare", *common, "--sizes", "H=256"]) == 0
+    capsys.readouterr()
+    requests = ["--inputs", str(tmp_path / "in"), "--outputs", str(tmp_path / "out")]
+    how = ["--budget-ms", "1e6", "--sizes", "H=256", "--threads", "1"]
+    assert main(["serve", *common, *requests, *how]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["n_requests"], report["n_unmeasured"], report["refused"]) == (3, 0, 0)
+    best = max(table.predict_ms(entry.arch, sizes={"H": 256}) for entry in pool)
+    assert report["estimated_ms"] == pytest.approx(best)
+    assert np.load(tmp_path / "out" / "100.npy").shape == (1, 5)
