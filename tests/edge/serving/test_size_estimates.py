@@ -302,3 +302,17 @@ def test_the_command_serves_files_of_all_sizes(
     best = max(table.predict_ms(entry.arch, sizes={"H": 256}) for entry in pool)
     assert report["estimated_ms"] == pytest.approx(best)
     assert np.load(tmp_path / "out" / "100.npy").shape == (1, 5)
+
+
+def test_a_search_with_a_table_for_other_sizes_says_so(
+    bundle: edge.Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    table, _ = served(bundle)
+    data = [image(height)[0] for height in (4, 16)] * 3
+    options: dict[str, Any] = {"budget": "100%", "score": "cosine", "max_subnets": 1}
+    for heights, warned in (((4, 16, 16), False), ((16, 16), True)):
+        fixed = table.mean_over([{"H": height} for height in heights])
+        caplog.clear()
+        found = edge.search(bundle, fixed, data, **options)
+        assert ("the data has other sizes" in caplog.text) is warned
+        assert found.pool.sizes == fixed.sizes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.searching.data import Dataset
@@ -61,9 +61,13 @@ def table_for_limits(
         return table.at_percentile(own, percentile, mode)
     if table.by_size is not None:
         return table.mean_over(own)
-    if any(found not in table.sizes for found in own):
+    if not _distinct(own) <= _distinct(table.sizes):
         logger.warning(
             "the latency table is for %s, and the data has other sizes: limits are for the table's",
             table.sizes_text or "the sizes of the example",
         )
     return table
+
+
+def _distinct(sizes: Iterable[Sizes]) -> set[tuple[tuple[str, int], ...]]:
+    return {tuple(sorted(found.items())) for found in sizes}
