@@ -1,7 +1,7 @@
 """Closed-form factorisations of a linear map, by the second moments of what it reads or returns.
 
-All of them work in float64 and take no inverse of a moment, so that rank-deficient moments are no
-special case.
+All of them work in float64 and take no inverse of a moment, so that rank-deficient moments need
+no other method.
 """
 
 from __future__ import annotations
