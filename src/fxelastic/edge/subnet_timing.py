@@ -36,6 +36,9 @@ _ASSEMBLING_BYTES = 2**24
 # The least number of rounds, if time is short; and the most, as a multiple of the wanted number, if
 # the standard error of a time is above the tolerance.
 _LEAST_ROUNDS, _MOST_ROUNDS, _TOLERANCE = 5, 4, 0.02
+# For each input of a subnet, the least and the largest number of rounds, and the time that they
+# should take, in s; and for each of several inputs, over whose sizes the noise averages out.
+_ONE_INPUT, _SEVERAL_INPUTS = (12, 60, 0.25), (8, 40, 0.15)
 
 logger = logging.getLogger(__name__)
 
@@ -59,11 +62,12 @@ def sample_by_turns(
     *,
     rest_s: float = 0.0,
     until_s: float = math.inf,
+    most: int = _MOST_ROUNDS,
 ) -> list[list[float]]:
     """The times of calls, in ms, sampled in turns.
 
     All are sampled equally often: a call that comes more often finds its weights in the caches.
-    If the samples show disturbances, more rounds follow, up to four times as many.
+    If the samples show disturbances, more rounds follow.
 
     Args:
         runs: The calls.
@@ -72,10 +76,11 @@ def sample_by_turns(
         rest_s: Rest after each round, in seconds.
         until_s: When to end, by the stopwatch, after at least five rounds, or ``rounds`` if that is
             less.
+        most: The most rounds, as a multiple of ``rounds``.
     """
     samples: list[list[float]] = [[] for _ in runs]
     order = np.random.default_rng(0)
-    for i in range(_MOST_ROUNDS * rounds + 1):
+    for i in range(most * rounds + 1):
         over = i > min(rounds, _LEAST_ROUNDS) and watch.wall_s() >= until_s
         if over or (i > rounds and all(low_quartile(s)[1] <= _TOLERANCE for s in samples)):
             break
@@ -192,9 +197,14 @@ class SubnetTimer:
                     timed = [arch for arch in left[: len(runs) - 1] if k in wanted[arch]]
                     if not timed:
                         continue
-                    n_rounds = rounds or int(min(60, max(12, 0.25 / max(1e-6, run_s[k]))))
+                    least, many, seconds = _SEVERAL_INPUTS if n_inputs > 1 else _ONE_INPUT
+                    n_rounds = rounds or int(min(many, max(least, seconds / max(1e-6, run_s[k]))))
                     turns = [run[k] for run in runs if k in run]
-                    samples = sample_by_turns(turns, n_rounds, self._watch, until_s=until_s)
+                    samples = sample_by_turns(
+                        *(turns, n_rounds, self._watch),
+                        until_s=until_s,
+                        most=_MOST_ROUNDS if n_inputs == 1 else 2,
+                    )
                     (original_ms, noise), *others = map(low_quartile, samples)
                     originals[k].append(original_ms)
                     for arch, (ms, own) in zip(timed, others, strict=True):
