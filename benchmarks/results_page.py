@@ -149,6 +149,43 @@ def public_models(result: Any) -> Iterable[Row]:
             yield Row(f"{found['library']} {found['name']}: ends at `{found['stage']}`", reason)
 
 
+def int8(result: Any) -> Iterable[Row]:
+    """Speed-ups of 8-bit branches, and onnxruntime's own recipes."""
+    for found in result["models"]:
+        name, bar = found["model"], result["bars"][found["model"]]
+        yield Row(
+            f"{name}: every block in 8 bits, assembled, one thread",
+            f"{found['speed_up']:.2f} times as fast as in float",
+            f"≥ {bar:g}",
+            met=found["speed_up"] >= bar,
+        )
+        yield Row(
+            f"{name}: its time, of onnxruntime's best recipe for the whole model",
+            f"{found['of_best_recipe']:.2f}",
+            f"≤ {result['slower']:g}",
+            met=found["of_best_recipe"] <= result["slower"],
+        )
+        yield Row(
+            f"{name}: squared error of the results, of their variance; onnxruntime's static and "
+            "dynamic recipes",
+            f"{found['errors']['int8']:.1e}; {found['errors']['onnxruntime static']:.1e} and "
+            f"{found['errors']['onnxruntime dynamic']:.1e}",
+        )
+        yield Row(
+            f"{name}: conversions between neighbours; kernels that differ from the whole quantised "
+            "at once",
+            f"{found['conversions_between_neighbours']}; {len(found['different_kernels'])}",
+            "0; 0",
+            met=not found["conversions_between_neighbours"] and not found["different_kernels"],
+        )
+        yield Row(
+            f"{name}: bytes of a bundle with 8-bit branches, of one without",
+            f"{found['bytes_of_float']:.2f}",
+            "≤ 1.4",
+            met=found["bytes_of_float"] <= 1.4,
+        )
+
+
 def latency_model(result: Any) -> Iterable[Row]:
     """Errors of predicted latencies."""
     for row in result:
@@ -583,6 +620,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], Iterable[Row]]]] = {
     "train_device": ("Training on a GPU", train_device),
     "latency_model": ("Latency model", latency_model),
     "sizes": ("Sizes that vary", sizes),
+    "int8": ("8-bit branches", int8),
     "search": ("Search", search),
     "search_memory": ("Memory of profiling and searching", search_memory),
     "serve": ("Serving", serve),

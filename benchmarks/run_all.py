@@ -48,6 +48,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "train": (f"train.py --seeds 0 1 2 --data {WORK}/data --out {WORK}/train --summary {{out}}",),
     "train_threads": ("train_threads.py --out {out}",),
     "train_device": ("train_device.py --devices cpu cuda --out {out}",),
+    "int8": (f"int8.py {WORK}/int8 --out {{out}}",),
     "search": (
         f"trained_bundle.py {WORK}/search --data {WORK}/data",
         f"search.py {WORK}/search --threads 1 --out {{out}}",

@@ -121,6 +121,15 @@ def test_all_branches_have_activations_of_the_same_sign() -> None:
     assert "its format takes" in unused_in(bundle, recorded, "paged")["u8s8+original@1"]
 
 
+def test_formats_that_are_equally_fast_are_chosen_alike() -> None:
+    bundle = int8.bundle()
+    recorded = table(shares(0.5, 0.4))
+    costs = {**recorded.costs("paged"), "u8s8+original@3": 3.9}  # dynamic takes 4.0
+    latency = Costs({"latency_ms": BranchCosts(costs, error=ERROR)})
+    kept = used(bundle, replace(recorded, modes={"paged": latency}), "paged")
+    assert formats(kept, "original@3") == ["dynamic"]
+
+
 def test_a_slower_format_is_kept_if_it_is_much_more_exact() -> None:
     bundle = int8.bundle()
     errors = {

@@ -11,6 +11,9 @@ from fxelastic.spec.quantised import REDUCED, SIGNED, UNSIGNED, Quantised
 
 #: A slower format of a branch is kept only if its error is below this share of the faster one's.
 MORE_EXACT = 0.25
+#: Formats count as equally fast within this factor. The one that is faster in all blocks together
+#: is kept then, since neighbours of one format convert fewer values.
+NEAR = 1.05
 
 
 def used(bundle: Bundle, table: LatencyTable, mode: str) -> Bundle:
@@ -68,8 +71,14 @@ def unused(
             )
         else:
             quickest.setdefault(quantised.source, []).append((ours, segment.id, quantised))
+    totals_ms: dict[str, float] = {}
     for formats in quickest.values():
-        formats.sort(key=lambda entry: entry[:2])
+        for ms, _, quantised in formats:
+            own_ms = ms if len(formats) > 1 else 0.0
+            totals_ms[quantised.format] = totals_ms.get(quantised.format, 0.0) + own_ms
+    for formats in quickest.values():
+        near_ms = NEAR * min(ms for ms, _, _ in formats)
+        formats.sort(key=lambda e: (max(e[0], near_ms), totals_ms[e[2].format], e[1]))
         best_ms, best, kept = formats[0]
         for ms, name, quantised in formats[1:]:
             if quantised.error < MORE_EXACT * kept.error:
