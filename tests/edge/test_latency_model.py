@@ -185,3 +185,23 @@ def test_a_few_disturbed_subnets_do_not_bend_the_fit(seed: int) -> None:
     assert fitted.error is not None
     assert fitted.error.median < 0.05
     assert fitted.error.p90 < 0.15
+
+
+def test_8_bit_branches_have_corrections_of_their_own() -> None:
+    """A float branch takes half as long inside a model as alone, an 8-bit branch 0.9 times."""
+    kinds = {spec.id: spec.kind for spec in SPACE.branches}
+    eight = {name for name, kind in kinds.items() if kind != "original"}
+    times = rows(SPACE)
+
+    def fitted_error(kind: str) -> float:
+        specs = [replace(s, kind=kind) if s.id in eight else s for s in SPACE.branches]
+        space = SearchSpace(SPACE.n_blocks, tuple(specs))
+        subnets = [
+            Measured(arch, sum((0.9 if b in eight else 0.5) * times[b].ms for b in arch))
+            for arch in space.sample(40, 5)
+        ]
+        model = fit_mode(space, times, subnets[:12], subnets[12:])
+        assert model.error is not None
+        return model.error.median
+
+    assert fitted_error("int8") < 0.5 * fitted_error("pruned")

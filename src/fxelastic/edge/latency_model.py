@@ -11,6 +11,7 @@ from fxelastic.edge.stopwatch import LEAST_NOISE
 from fxelastic.spec import Arch, SearchSpace
 from fxelastic.spec.costs import BranchCosts, ModelError
 from fxelastic.spec.latency_table import BranchLatency
+from fxelastic.spec.quantised import INT8
 
 #: The expected size of a branch's own correction, as a share of its time.
 _BRANCH_SPREAD = 0.05
@@ -201,13 +202,19 @@ class _Problem:
         seen = self._counts.any(axis=0)
         flops, n_bytes = (np.minimum(x, x[seen].max(initial=0.0)) for x in (flops, n_bytes))
         works = (times > 0.02 * times.max()).astype(float)
-        terms = np.stack([works, (flops > 0).astype(float), n_bytes, flops], axis=1)
+        # Files exchange float values, so branch by branch an 8-bit branch converts them, and a
+        # float branch doesn't; inside one model it is often the other way round.
+        eight = np.array([space.by_id[name].kind == INT8 for name in names], float)
+        own = [n_bytes * eight] if eight.any() else []
+        terms = np.stack([works, (flops > 0).astype(float), n_bytes, flops, *own], axis=1)
         # Coefficients are scaled so that each has a prior of variance 1 around 0.
         typical = float(np.mean(self._counts @ times)) or 1.0
         sums = np.maximum((self._counts @ terms).mean(axis=0), 1e-9)
         self._constant = constant * typical
+        scales = [times, times * eight] if eight.any() else [times]
         self._terms = np.concatenate(
-            [_SCALE_SPREAD * times[:, None], _TERM_SPREAD * typical / sums * terms], axis=1
+            [_SCALE_SPREAD * np.stack(scales, axis=1), _TERM_SPREAD * typical / sums * terms],
+            axis=1,
         )
 
     def weigh_down_outliers(self, overhead: float, costs: np.ndarray) -> bool:

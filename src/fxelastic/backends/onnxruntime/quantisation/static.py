@@ -115,13 +115,30 @@ def _read_float(graph: onnx.GraphProto, chosen: Chosen) -> None:
 
     Otherwise a residual sum, or a norm, would lose precision and convert the value once more.
     """
-    for node in graph.node:
-        if node.name in chosen.names or node.op_type == "QuantizeLinear":
+    producers = {name: node for node in graph.node for name in node.output}
+    results = {value.name for value in graph.output}
+    for end in graph.node:
+        begin = producers.get(end.input[0]) if end.op_type == "DequantizeLinear" else None
+        if begin is None or begin.op_type != "QuantizeLinear":
             continue
-        for i, name in enumerate(node.input):
-            value = name.removesuffix(_TO_FLOAT)
-            if value != name and value not in chosen.values:
-                node.input[i] = value
+        value, stored = begin.input[0], end.output[0]
+        if stored in results and stored not in chosen.values:
+            # The quantiser let the result be the 8-bit form, and renamed the value itself.
+            _rename(graph, value, stored, f"{stored}{_TO_FLOAT}", chosen)
+            end.output[0] = f"{stored}{_TO_FLOAT}"
+        elif value not in chosen.values and stored not in results:
+            for node in graph.node:
+                if node.name not in chosen.names and node.op_type != "QuantizeLinear":
+                    node.input[:] = [value if name == stored else name for name in node.input]
+
+
+def _rename(graph: onnx.GraphProto, value: str, result: str, stored: str, chosen: Chosen) -> None:
+    """Give a value the name of the result; operators in 8 bits read its 8-bit form."""
+    for node in graph.node:
+        own = stored if node.name in chosen.names else result
+        node.input[:] = [own if name == result else name for name in node.input]
+        node.input[:] = [result if name == value else name for name in node.input]
+        node.output[:] = [result if name == value else name for name in node.output]
 
 
 def remove_unread(graph: onnx.GraphProto) -> None:
