@@ -10,6 +10,8 @@ from torch.export import Dim
 from fxelastic.cli.dynamic_sizes import load_dynamic_shapes
 from fxelastic.errors import UsageError
 
+FAR = Dim("s", min=0).max
+
 
 def plain(value: Any) -> Any:
     if isinstance(value, dict):
@@ -26,6 +28,7 @@ def plain(value: Any) -> Any:
         (["ids:1=seq[2..512]"], {"ids": {1: ("seq", 2, 512)}}),
         (["a:1=s[2..8]", "b:1=s"], {"a": {1: ("s", 2, 8)}, "b": {1: ("s", 2, 8)}}),
         (["x:2=H[..64]"], {"x": {2: ("H", 1, 64)}}),
+        (["p:2=past[0..]", "m:1=past + new"], {"p": {2: ("past", 0, FAR)}, "m": {1: "past + new"}}),
         (["x:0=STATIC", "x:1=AUTO"], {"x": {0: Dim.STATIC, 1: Dim.AUTO}}),
     ],
 )
@@ -51,6 +54,8 @@ def test_a_range_without_an_upper_end_has_none() -> None:
         ["ids:1=seq[8..2]"],
         ["ids:1=seq[2,8]"],
         ["ids:1=AUTO[2..8]"],
+        ["ids:1=a+"],
+        ["ids:1=a+b[2..8]"],
     ],
 )
 def test_another_form_is_refused_with_an_example(texts: list[str]) -> None:

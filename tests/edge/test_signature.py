@@ -17,7 +17,7 @@ from fxelastic.spec.value_info import ValueInfo
 
 def signature(*inputs: ValueInfo, structure: Any = None) -> BundleSignature:
     model = ModelInfo("Net", "0" * 64, 1, dynamic_batch=True, batch_size=2)
-    manifest = SimpleNamespace(structure=structure or {"tensor": 0}, model=model)
+    manifest = SimpleNamespace(structure=structure or {"tensor": 0}, model=model, caches=())
     bundle = SimpleNamespace(inputs=inputs, outputs=(), manifest=manifest)
     return BundleSignature(cast(Bundle, bundle))
 

@@ -12,12 +12,14 @@ from torch import fx, nn
 
 from fxelastic.errors import ExportError, InternalError
 from fxelastic.ir import trees
+from fxelastic.ir.branch import Branch
 from fxelastic.ir.liveness import Liveness
 from fxelastic.ir.operators import attribute
 from fxelastic.ir.partition import Partition
 from fxelastic.ir.value_names import value_names
 from fxelastic.ir.values import Values, one_line
 from fxelastic.spec.bundle_files import DATA_FOLDER
+from fxelastic.spec.cache import Cache
 from fxelastic.spec.manifest import BlockInfo, ModelInfo, Result
 from fxelastic.spec.structure import is_plain
 from fxelastic.spec.symbols import BATCH
@@ -114,6 +116,29 @@ def device_names(partition: Partition) -> dict[str, str]:
         taken.add(name)
         names[value] = name
     return names
+
+
+def describe_caches(partition: Partition) -> tuple[Cache, ...]:
+    """The inputs that results extend, by their names on a device."""
+    names = device_names(partition)
+    return tuple(
+        replace(cache, past=names[cache.past], present=names[cache.present])
+        for cache in partition.caches
+    )
+
+
+def on_device(branch: Branch, names: Mapping[str, str]) -> Branch:
+    """A branch whose entry in the search space has the names that its caches have on a device.
+
+    Args:
+        branch: The branch.
+        names: From `device_names`.
+    """
+    cache = tuple(
+        replace(kept, past=names[kept.past], present=names[kept.present])
+        for kept in branch.spec.cache
+    )
+    return replace(branch, spec=replace(branch.spec, cache=cache))
 
 
 def constant_results(partition: Partition) -> dict[str, torch.Tensor]:

@@ -107,7 +107,7 @@ class _Teacher:
         for args, kwargs in self.batches:
             values = dict(self.supernet.bind(args, kwargs))
             for i, branch in enumerate(self.supernet.path()):
-                operands = [values[name] for name in (*branch.inputs, *branch.context)]
+                operands = branch.operands(values)
                 assert isinstance(branch.module, fx.GraphModule)
                 run = _ValueRecorder(branch.module, named.get(i, set()))
                 result = run.run(*operands)
@@ -174,8 +174,9 @@ class _Fit:
     def run(self, values: Mapping[str, Any], names: Container[str] = ()) -> _ValueRecorder:
         """Run the branch on the model's values."""
         run = _ValueRecorder(self.module, names)
-        result = run.run(*(values[n] for n in (*self.branch.inputs, *self.branch.context)))
-        run.recorded[self.module.graph.output_node()] = result
+        result = run.run(*self.branch.operands(values))
+        first = result[0] if isinstance(result, tuple) else result
+        run.recorded[self.module.graph.output_node()] = first
         return run
 
     def add_error(self, values: Mapping[str, Any]) -> None:
@@ -263,7 +264,7 @@ class _Fit:
 def _fit(supernet: Supernet, branch: Branch) -> _Fit | None:
     """The fit of a branch, or None if there is nothing to fit."""
     module = branch.module
-    if branch.frozen or len(branch.outputs) != 1 or not isinstance(module, fx.GraphModule):
+    if branch.frozen or len(branch.features) != 1 or not isinstance(module, fx.GraphModule):
         return None
     value = supernet.partition.nodes[branch.outputs[0]]
     if not isinstance(value.meta.get("val"), Tensor):

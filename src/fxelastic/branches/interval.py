@@ -23,6 +23,7 @@ from fxelastic.ir.liveness import Liveness
 from fxelastic.ir.operators import attribute, operator_name
 from fxelastic.ir.partition import Partition
 from fxelastic.spec import BranchSpec, branch_id
+from fxelastic.spec.cache import Cache, KeptCache
 
 NOTHING_LEFT = "nothing would be left to compute: 0 FLOPs"
 
@@ -69,13 +70,19 @@ class Interval:
         """Names of the values that the blocks compute for others."""
         return self.liveness.outputs(self.start, self.stop)
 
+    @property
+    def caches(self) -> tuple[Cache, ...]:
+        """The caches that the blocks extend; their presents are the last outputs."""
+        return self.liveness.caches(self.start, self.stop)
+
     def ends(self) -> tuple[Tensor, Tensor]:
-        """Fake tensors of the only input and the only output.
+        """Fake tensors of the only input and the only output, apart from caches.
 
         Raises:
             NoBranchError: There are several, or one of them is not a tensor.
         """
-        inputs, outputs = self.inputs, self.outputs
+        inputs = self.inputs
+        outputs = self.outputs[: len(self.outputs) - len(self.caches)]
         if len(inputs) != 1 or len(outputs) != 1:
             counted = f"{_counted(len(inputs), 'input')} and {_counted(len(outputs), 'output')}"
             raise NoBranchError(f"it has {counted} instead of one each")
@@ -120,7 +127,7 @@ class Interval:
             _, result = self.ends()
             copied = self.copy()
             note = change(copied.module)
-            problem = self.misfit(copied.module, self.operands(copied), result)
+            problem = self.misfit(copied, result)
             if problem:
                 raise NoBranchError(f"the changed block would not fit: {problem}")
             if computes_nothing(copied.module):
@@ -131,20 +138,58 @@ class Interval:
 
     def misfit(
         self,
-        module: fx.GraphModule,
-        operands: Sequence[Any],
+        copied: Trainable,
         result: Tensor,
+        operands: Sequence[Any] | None = None,
+        cache: Sequence[KeptCache] = (),
         batch_sizes: Sequence[int] = BATCH_SIZES,
     ) -> str:
-        """The reason why a graph does not give the result's shape; see `propagation.misfit`."""
-        return misfit(module, operands, result, self.partition.symbols, batch_sizes)
+        """The reason why a copy does not give the shapes that it must.
 
-    def operands(self, copied: Trainable) -> list[Any]:
-        """The captured values of what a copy reads, one for each placeholder."""
-        return [self.partition.value(name) for name in (*copied.inputs, *copied.context)]
+        Args:
+            copied: The copy, whose first output is the result and whose others are caches.
+            result: Fake tensor of the right result.
+            operands: Fake tensors of what it reads; those of the partition if None.
+            cache: The caches of which it keeps a part.
+            batch_sizes: See `propagation.misfit`.
+        """
+        operands = self.operands(copied, cache, operands)
+        narrow = {part.present: part for part in cache}
+        results = [result]
+        for name in copied.outputs[1:]:
+            value = self.partition.value(name)
+            results.append(kept_part(value, narrow[name]) if name in narrow else value)
+        return misfit(copied.module, operands, results, self.partition.symbols, batch_sizes)
+
+    def operands(
+        self,
+        copied: Trainable,
+        cache: Sequence[KeptCache] = (),
+        values: Sequence[Any] | None = None,
+    ) -> list[Any]:
+        """Fake tensors of what a copy reads, one for each placeholder.
+
+        Args:
+            copied: The copy.
+            cache: The caches of which it keeps a part.
+            values: What it reads, with whole caches; the partition's values if None.
+        """
+        names, narrow = (*copied.inputs, *copied.context), {part.past: part for part in cache}
+        if values is None:
+            values = [self.partition.value(name) for name in names]
+        return [
+            kept_part(value, narrow[name]) if name in narrow else value
+            for name, value in zip(names, values, strict=True)
+        ]
 
     def branch(
-        self, copied: Trainable, *, variant: str = "", note: str = "", approximate: bool = False
+        self,
+        copied: Trainable,
+        *,
+        variant: str = "",
+        note: str = "",
+        approximate: bool = False,
+        cache: Sequence[KeptCache] = (),
     ) -> Branch:
         """Make a branch of a graph module whose nodes have shapes, which its FLOPs depend on.
 
@@ -153,31 +198,41 @@ class Interval:
             variant: See `rewrite`.
             note: See `Branch`.
             approximate: See `Branch`.
+            cache: The caches of which it keeps a part.
         """
         copied.module.graph.lint()
         copied.module.recompile()
         flops = graph_flops(copied.module, one_sample(self.partition.symbols))
-        by_size = self._flops_by_size(copied)
-        spec = self.spec(n_weights(copied.module), flops, variant, by_size)
+        by_size = self._flops_by_size(copied, cache)
+        spec = self.spec(n_weights(copied.module), flops, variant, by_size, cache)
         return Branch(
             *(spec, copied.module, copied.inputs, copied.outputs, copied.context),
             approximate=approximate,
             note=note,
+            presents=tuple(cache.present for cache in self.caches),
         )
 
-    def _flops_by_size(self, copied: Trainable) -> str:
+    def _flops_by_size(self, copied: Trainable, cache: Sequence[KeptCache]) -> str:
         by_size = self.partition.flops_expressions
         if not by_size:
             return ""
-        shapes = shapes_at(copied.module, self.operands(copied), by_size.tries)
+        shapes = shapes_at(copied.module, self.operands(copied, cache), by_size.tries)
         return by_size.of_changed(shapes, shapes) if shapes else ""
 
     def spec(
-        self, n_params: int, flops: int, variant: str = "", flops_by_size: str = ""
+        self,
+        n_params: int,
+        flops: int,
+        variant: str = "",
+        flops_by_size: str = "",
+        cache: Sequence[KeptCache] = (),
     ) -> BranchSpec:
         """The entry of a branch in the search space."""
-        name = branch_id(f"{self.kind}{variant}", self.start, self.stop)
-        return BranchSpec(name, self.kind, self.start, self.stop, n_params, flops, flops_by_size)
+        return BranchSpec(
+            branch_id(f"{self.kind}{variant}", self.start, self.stop),
+            *(self.kind, self.start, self.stop, n_params, flops, flops_by_size),
+            tuple(cache),
+        )
 
     def refuse(self, reason: str) -> Refusal:
         """The refusal of a branch."""
@@ -190,6 +245,11 @@ def intervals(partition: Partition, kind: str) -> Iterator[Interval]:
     for i, block in enumerate(partition.blocks):
         if block.kind in REPLACEABLE:
             yield Interval(partition, liveness, kind, i, i + 1)
+
+
+def kept_part(value: Tensor, kept: KeptCache) -> Tensor:
+    """The fake tensor of a branch's past or present, from that of the model's."""
+    return value.narrow(kept.dim, 0, len(kept.kept))
 
 
 def n_weights(module: nn.Module) -> int:

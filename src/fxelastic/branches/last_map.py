@@ -121,12 +121,13 @@ def last_map(module: fx.GraphModule) -> tuple[LastMap, fx.Node | None] | None:
     """Find the last linear map of a branch.
 
     Args:
-        module: The branch, with one result.
+        module: The branch, whose first result counts.
 
     Returns:
         The map, and the activation at the branch's end or None; None if there is no such map.
     """
-    last = module.graph.output_node().args[0]
+    results = module.graph.output_node().args[0]
+    last = results[0] if isinstance(results, tuple) else results
     if not isinstance(last, fx.Node):
         return None
     activation = None

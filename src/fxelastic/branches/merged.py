@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, fx
 
+from fxelastic.branches.caches import with_empty_caches
 from fxelastic.branches.interval import NOTHING_LEFT, Interval, NoBranchError, n_weights
 from fxelastic.branches.options import counts
 from fxelastic.branches.projection import obstacle, project
@@ -37,6 +38,8 @@ class Merged:
     far smaller than the largest block of all. Otherwise it is of the largest block, with other
     outer layers or with projections at its ends. It has at most as many parameters as the largest
     block and the projections, which the branch's note counts.
+
+    Layers that a copy replaces and does not compute have caches without elements.
 
     Runs do not reach into the model's stem and head, which are the blocks before the first and
     after the last block that repeats: a copy of a classifier would cost more than it saves.
@@ -106,7 +109,7 @@ def _run(partition: Partition, liveness: Liveness, start: int, span: int) -> Int
         if n_blocks > span:
             run = Interval(partition, liveness, KIND, start, i + 1)
             shortest = shortest or run
-            if len(run.inputs) == len(run.outputs) == 1:
+            if len(run.inputs) == len(run.outputs) - len(run.caches) == 1:
                 return run
     return shortest
 
@@ -129,8 +132,13 @@ def _merged(run: Interval) -> Branch:
         if computes_nothing(copied.module):
             reasons.append(NOTHING_LEFT)
             continue
-        ends = replace(copied, inputs=run.inputs, outputs=run.outputs)
-        return run.branch(ends, note=note)
+        n_own = len(run.outputs) - len(run.caches)
+        ends = replace(
+            copied, inputs=run.inputs, outputs=(*run.outputs[:n_own], *copied.outputs[1:])
+        )
+        others = [cache for cache in run.caches if cache.present not in ends.outputs]
+        ends, cache = with_empty_caches(run, ends, others)
+        return run.branch(ends, note=note, cache=cache)
     raise NoBranchError("; ".join(dict.fromkeys(reasons)) or "no block of the run has weights")
 
 
@@ -160,7 +168,7 @@ def _fitted(run: Interval, i: int, operand: Tensor, result: Tensor) -> tuple[Tra
     """
     partition = run.partition
     block, own = partition.blocks[i], replace(run, start=i, stop=i + 1)
-    (read,), (ended,) = run.inputs, run.outputs
+    (read,), (ended, *_) = run.inputs, run.outputs
     live = run.liveness.live(run.start)
     missing = [value for value in block.context if value not in live]
     if missing:
@@ -168,7 +176,7 @@ def _fitted(run: Interval, i: int, operand: Tensor, result: Tensor) -> tuple[Tra
     if read in block.context and block.input != read:
         raise NoBranchError(f"it reads {read}, which its copy would get in place of its input")
     copied = own.copy()
-    if len(copied.inputs) != 1 or len(copied.outputs) != 1:
+    if len(copied.inputs) != 1 or len(copied.outputs) - len(own.caches) != 1:
         raise NoBranchError("it does not have one input and one output")
     for there, here in ((copied.inputs[0], read), (copied.outputs[0], ended)):
         if there != here and not is_feature(partition.value(here)):
@@ -179,7 +187,7 @@ def _fitted(run: Interval, i: int, operand: Tensor, result: Tensor) -> tuple[Tra
     operands = (operand, *(partition.value(name) for name in block.context))
     if _can_be_retargeted(run, own, operands, result):
         retarget(copied.module, operand, result)
-        run.misfit(copied.module, operands, result)  # gives its nodes the shapes that FLOPs take
+        run.misfit(copied, result, operands)  # gives its nodes the shapes that FLOPs take
         return copied, f"a copy of {block.name} with other outer layers"
     for one, other in ((operand, source), (target, result)):
         problem = obstacle(one, other)
@@ -190,7 +198,7 @@ def _fitted(run: Interval, i: int, operand: Tensor, result: Tensor) -> tuple[Tra
     added = _wrap(copied.module, (operand, source), (target, result))
     if added > n_own:
         raise NoBranchError(f"its projections would have {added:,} parameters, itself {n_own:,}")
-    problem = run.misfit(copied.module, operands, result)
+    problem = run.misfit(copied, result, operands)
     if problem:
         raise NoBranchError(f"projections do not lead to the run's shapes: {problem}")
     return copied, f"a copy of {block.name} between projections of {added:,} parameters"
@@ -200,11 +208,12 @@ def _can_be_retargeted(
     run: Interval, own: Interval, operands: Sequence[Tensor], result: Tensor
 ) -> bool:
     """Whether other outer layers fit, found without real weights: many candidates don't fit."""
-    probe = own.copy(share=True).module.to("meta")
+    copied = own.copy(share=True)
+    probe = copied.module.to("meta")
     return (
         retarget(probe, operands[0], result)
         and n_weights(probe) <= max(_weights(run.partition, i) for i in _replaceable(run))
-        and not run.misfit(probe, operands, result)
+        and not run.misfit(copied, result, operands)
     )
 
 
@@ -224,7 +233,8 @@ def _wrap(
     placeholder = next(node for node in graph.nodes if node.op == "placeholder")
     readers = list(placeholder.users)
     (output,) = (node for node in graph.nodes if node.op == "output")
-    last = output.args[0]
+    results = output.args[0] if isinstance(output.args[0], tuple) else output.args[:1]
+    last, *presents = results
     assert isinstance(last, fx.Node)
     if not same_kind(*before):
         first = next(node for node in graph.nodes if node.op != "placeholder")
@@ -236,7 +246,8 @@ def _wrap(
     if not same_kind(*after):
         with graph.inserting_before(output):
             channel = _channel_dimension([last], after[0])
-            output.args = (project(module, last, *after, channel, "projection_out"),)
+            last = project(module, last, *after, channel, "projection_out")
+        output.args = ((last, *presents) if presents else last,)
     return n_weights(module) - had
 
 

@@ -13,6 +13,7 @@ from torch import fx, nn
 from fxelastic.errors import UsageError, said
 from fxelastic.ir.branch import Branch, Refusal
 from fxelastic.ir.graph_modules import FrozenGraphModule
+from fxelastic.ir.liveness import Liveness
 from fxelastic.ir.operators import VIEWS, attach, attribute
 from fxelastic.ir.partition import Partition, extract
 from fxelastic.spec import ORIGINAL, BranchSpec, branch_id
@@ -41,6 +42,7 @@ class Original:
             A branch for each block, in execution order.
         """
         frozen: dict[int, Any] = {}
+        liveness = Liveness(partition)
         for i, block in enumerate(partition.blocks):
             yield Branch(
                 BranchSpec(
@@ -51,6 +53,7 @@ class Original:
                 block.inputs,
                 block.outputs,
                 block.context,
+                presents=tuple(cache.present for cache in liveness.caches(i, i + 1)),
             )
 
 

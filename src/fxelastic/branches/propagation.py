@@ -27,11 +27,11 @@ BATCH_SIZES = (5, 1)
 def misfit(
     module: fx.GraphModule,
     operands: Sequence[torch.Tensor],
-    result: torch.Tensor,
+    results: Sequence[torch.Tensor],
     symbols: Sequence[GraphSymbol],
     batch_sizes: Sequence[int] = BATCH_SIZES,
 ) -> str:
-    """The reason why a graph does not give a certain shape and dtype; empty if it does.
+    """The reason why a graph does not give certain shapes and dtypes; empty if it does.
 
     The graph runs on tensors without data, with numbers for symbolic sizes: on the partition's
     fake tensors, some operators would fix the batch size for good.
@@ -39,24 +39,26 @@ def misfit(
     Args:
         module: The graph. Its nodes get new ``meta["val"]``.
         operands: Fake tensors, one for each placeholder; sizes may be symbolic.
-        result: Fake tensor of the right result.
+        results: Fake tensors of the right results.
         symbols: The partition's symbols. Those that don't count samples have another size than
             the example's in each try but the last.
         batch_sizes: Batch sizes to try; the nodes keep the values of the last one.
     """
-    variables = _variables((*operands, result))
+    variables = _variables((*operands, *results))
     for batch_size in batch_sizes if variables else (0,):
         numbers = _Sizes(variables, symbols, batch_size, example=batch_size == batch_sizes[-1])
         try:
             found = _run(module, operands, numbers)
         except Exception as e:  # noqa: BLE001  # operators raise errors of all types
             return f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
-        if not isinstance(found, torch.Tensor):
-            return f"it gives a {type(found).__name__}"
-        wanted = numbers.of(result.shape)
-        if found.dtype != result.dtype or list(found.shape) != wanted:
-            kinds = _kind(found.dtype, found.shape), _kind(result.dtype, wanted)
-            return "it gives {} instead of {}".format(*kinds)
+        given = found if isinstance(found, tuple) else (found,)
+        for value, result in zip(given, results, strict=True):
+            if not isinstance(value, torch.Tensor):
+                return f"it gives a {type(value).__name__}"
+            wanted = numbers.of(result.shape)
+            if value.dtype != result.dtype or list(value.shape) != wanted:
+                kinds = _kind(value.dtype, value.shape), _kind(result.dtype, wanted)
+                return "it gives {} instead of {}".format(*kinds)
     return ""
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from fxelastic.branches.caches import check_other_readers
 from fxelastic.branches.interval import Interval, NoBranchError, intervals
 from fxelastic.branches.options import Arguments, counts, shares
 from fxelastic.branches.pruning.activations import activations
@@ -23,6 +24,7 @@ from fxelastic.errors import UsageError
 from fxelastic.ir.branch import Branch, Refusal
 from fxelastic.ir.operators import CONVOLUTIONS, LAYER_NORMS, groups_of, operator_name
 from fxelastic.ir.partition import Partition
+from fxelastic.spec.cache import Cache, KeptCache
 
 KIND = "pruned"
 _ACTIVATION = "activation"
@@ -33,6 +35,9 @@ _POLICIES = tuple(PruningPolicy(factor, whole) for whole in (True, False) for fa
 @dataclass(frozen=True)
 class Pruned:
     """A trained copy of each block, or run of blocks, without some interior channels or heads.
+
+    The keys and values of removed heads are not in the branch's cache either: its past and its
+    present have fewer heads.
 
     Its input and output keep their channels. Each group of alike channels loses its share
     once, however many layers it runs through. Channels that the analysis does not understand stay,
@@ -130,6 +135,7 @@ class Pruned:
             variant=f"{100 * ratio:g}".replace(".", "_"),
             approximate=changes_statistics(analysis, labels),
             note="; ".join(lines),
+            cache=kept_caches(interval, analysis, labels),
         )
 
 
@@ -179,12 +185,37 @@ def prune(
     held = {id(t): t for t in (*module.parameters(), *module.buffers())}
     copied = replace(block.copied, module=copy.deepcopy(module, dict(held)))
     analysis = block.analysis.of_copy(copied.module)
+    cache = kept_caches(interval, analysis, labels)
     Surgery(analysis, labels).apply()
     _own_the_rest(copied.module, held)
-    problem = interval.misfit(copied.module, interval.operands(copied), interval.ends()[1])
+    problem = interval.misfit(copied, interval.ends()[1], cache=cache)
     if problem:
         raise NoBranchError(f"the pruned block would not fit: {problem}")
     return copied, analysis, labels, lines
+
+
+def kept_caches(
+    interval: Interval, analysis: Analysis, labels: frozenset[int]
+) -> tuple[KeptCache, ...]:
+    """The caches that lose channels, without the removed ones.
+
+    Raises:
+        NoBranchError: A cache would lose channels in several dimensions, or something else in the
+            model reads all of it.
+    """
+    surgery = Surgery(analysis, labels)
+    dims = {n.name: dims for n, dims in analysis.dims.items() if n.op == "placeholder"}
+    found = []
+    for cache in interval.caches:
+        kept = [surgery.stay(own).tolist() for own in dims[cache.past]]
+        lost = [i for i, own in enumerate(dims[cache.past]) if len(kept[i]) < len(own)]
+        if len(lost) > 1:
+            raise NoBranchError(f"{cache.past} would lose indices in {len(lost)} dimensions")
+        if lost:
+            (dim,) = lost
+            found.append(KeptCache(cache.past, cache.present, dim, tuple(kept[dim])))
+            check_other_readers(interval.partition, found[-1])
+    return tuple(found)
 
 
 def _own_the_rest(module: nn.Module, held: Mapping[int, torch.Tensor]) -> None:
@@ -239,7 +270,7 @@ def prunable(interval: Interval) -> Prunable:
     copied = interval.copy(share=True)
     _, result = interval.ends()
     # At batch size 3, which few other sizes equal; at 1, batch and broadcast look alike.
-    problem = interval.misfit(copied.module, interval.operands(copied), result, batch_sizes=(3,))
+    problem = interval.misfit(copied, result, batch_sizes=(3,))
     if problem:
         raise NoBranchError(f"its shapes cannot be derived: {problem}")
     nodes = [interval.partition.nodes[n] for block in interval.blocks for n in block.nodes]
@@ -249,7 +280,7 @@ def prunable(interval: Interval) -> Prunable:
         share = -1
         for policy in _policies(nodes):
             try:
-                read = _read(copied, replace(policy, approximate=approximate))
+                read = _read(copied, replace(policy, approximate=approximate), interval.caches)
                 _check_borders(interval, read)
             except NoBranchError as e:
                 reason = reason or str(e)
@@ -279,8 +310,8 @@ def _policies(nodes: Sequence[fx.Node]) -> tuple[PruningPolicy, ...]:
     )
 
 
-def _read(copied: Trainable, policy: PruningPolicy) -> Prunable:
-    analysis = analysed(copied.module, frozenset(copied.inputs), policy)
+def _read(copied: Trainable, policy: PruningPolicy, caches: Sequence[Cache]) -> Prunable:
+    analysis = analysed(copied.module, frozenset(copied.inputs), policy, caches)
     found = [group for group in groups(analysis) if len(group.labels) > 1]
     if not found:
         reasons = "; ".join(analysis.channels.reasons)
@@ -293,6 +324,7 @@ def _read(copied: Trainable, policy: PruningPolicy) -> Prunable:
 def _check_borders(interval: Interval, block: Prunable) -> None:
     """Refuse a run of blocks without removable channels at its inner borders."""
     inner = {name for part in interval.blocks[:-1] for name in part.outputs}
+    inner -= {cache.present for cache in interval.caches}
     free = {label for group in block.groups for label in group.labels}
     channels = block.analysis.channels
     borders = (

@@ -11,9 +11,13 @@ from fxelastic.spec.symbols import SYMBOL_NAME
 
 _RANGE = re.compile(
     rf"(?P<input>[^:=]+):(?P<dim>\d+)=(?:(?P<name>{SYMBOL_NAME})"
-    r"(?:\[(?P<min>\d+)?\.\.(?P<max>\d+)?\])?)"
+    r"(?:\[(?P<min>\d+)?\.\.(?P<max>\d+)?\])?"
+    rf"|(?P<sum>{SYMBOL_NAME}(?:\s*\+\s*\w+)+))"
 )
-_FORMS = "INPUT:DIM=NAME or INPUT:DIM=NAME[MIN..MAX], such as input_ids:1=seq[2..512]"
+_FORMS = (
+    "INPUT:DIM=NAME, INPUT:DIM=NAME[MIN..MAX] or INPUT:DIM=NAME+NAME, such as "
+    "input_ids:1=seq[2..512]"
+)
 _HINTS = ("AUTO", "STATIC")
 
 
@@ -21,9 +25,9 @@ def load_dynamic_shapes(texts: Sequence[str]) -> dict[str, dict[int, Any]] | Non
     """Read the values of all ``--dynamic`` options.
 
     Args:
-        texts: For example ``input_ids:1=seq[2..512]``. ``AUTO`` and ``STATIC`` as names stand for
-            torch's ``Dim.AUTO`` and ``Dim.STATIC``. A range that is given once holds wherever the
-            name occurs.
+        texts: For example ``input_ids:1=seq[2..512]``, or ``mask:1=past+new`` for a sum. ``AUTO``
+            and ``STATIC`` as names stand for torch's ``Dim.AUTO`` and ``Dim.STATIC``. A range that
+            is given once holds wherever the name occurs.
 
     Returns:
         The sizes by input and dimension; None without texts.
@@ -62,7 +66,7 @@ def load_dynamic_shapes(texts: Sequence[str]) -> dict[str, dict[int, Any]] | Non
                 expected="each dimension once",
                 got=text,
             )
-        dims[int(match["dim"])] = symbols.get(match["name"], match["name"])
+        dims[int(match["dim"])] = match["sum"] or symbols.get(match["name"], match["name"])
     return shapes
 
 

@@ -80,7 +80,7 @@ def join(bundle: Bundle, arch: Arch) -> onnx.ModelProto:
         graph.initializer.extend(part.graph.initializer)
         graph.sparse_initializer.extend(part.graph.sparse_initializer)
         graph.value_info.extend(part.graph.value_info)
-    _add_interface(graph, bundle, names)
+    _add_interface(graph, bundle, arch, names)
     _remove_unused(graph)
     _share_initializers(graph)
     if not model.opset_import:
@@ -164,11 +164,13 @@ def _add_opsets(model: onnx.ModelProto, part: onnx.ModelProto, branch_id: str) -
         model.opset_import.add(domain=domain, version=version)
 
 
-def _add_interface(graph: onnx.GraphProto, bundle: Bundle, names: Mapping[str, str]) -> None:
+def _add_interface(
+    graph: onnx.GraphProto, bundle: Bundle, arch: Arch, names: Mapping[str, str]
+) -> None:
     """Declare inputs and outputs, and add a node for each result that no branch outputs."""
-    for value in bundle.inputs:
+    for value in bundle.inputs_of(arch):
         graph.input.append(_declare(value.name, value))
-    for result, value in zip(bundle.manifest.results, bundle.outputs, strict=True):
+    for result, value in zip(bundle.manifest.results, bundle.outputs_of(arch), strict=True):
         source = names[value.name]
         if value.constant is not None:
             source = f"constant/{result.name}"

@@ -7,7 +7,8 @@ import hashlib
 import math
 import os
 import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -19,10 +20,13 @@ from fxelastic.edge.digests import pieces
 from fxelastic.edge.external_data import REFERENCE, check_external_data
 from fxelastic.errors import BundleError, UsageError
 from fxelastic.spec import structure
+from fxelastic.spec.arch import Arch
 from fxelastic.spec.bundle_files import MANIFEST_NAME, FileInfo
+from fxelastic.spec.cache import KeptCache
 from fxelastic.spec.manifest import Manifest
 from fxelastic.spec.search_space import SearchSpace
 from fxelastic.spec.segment import Segment
+from fxelastic.spec.symbols import dimension
 from fxelastic.spec.value_info import ValueInfo
 
 _MAX_MANIFEST_BYTES = 2**28
@@ -138,6 +142,79 @@ class Bundle:
         self.files: Mapping[str, FileInfo] = MappingProxyType({file.path: file for file in files})
         self._segments = {segment.id: segment for segment in manifest.segments}
         self._verified: dict[str, tuple[int, ...]] = {}
+
+    def inputs_of(self, arch: Arch) -> tuple[ValueInfo, ...]:
+        """The inputs of a subnet, which may have smaller caches than the model.
+
+        Raises:
+            UsageError: The arch is not in the search space.
+        """
+        kept = {part.past: part for part in self.space.cache_of(arch)}
+        return tuple(_cut(info, kept.get(info.name)) for info in self.inputs)
+
+    def outputs_of(self, arch: Arch) -> tuple[ValueInfo, ...]:
+        """The flat results of a subnet, which may have smaller caches than the model.
+
+        Raises:
+            UsageError: The arch is not in the search space.
+        """
+        kept = {part.present: part for part in self.space.cache_of(arch)}
+        return tuple(_cut(info, kept.get(info.name)) for info in self.outputs)
+
+    def read_by(self, branch_id: str) -> tuple[ValueInfo, ...]:
+        """The values that a branch reads, with caches as it keeps them.
+
+        Raises:
+            UsageError: The bundle has no such branch.
+        """
+        segment = self.segment(branch_id)
+        kept = {part.past: part for part in segment.spec.cache}
+        return tuple(_cut(self.values[name], kept.get(name)) for name in segment.inputs)
+
+    def first_cache(self, arch: Arch, batch_size: int = 1) -> dict[str, np.ndarray[Any, Any]]:
+        """The caches of a subnet before the first step of a decoder.
+
+        Args:
+            arch: The subnet.
+            batch_size: The number of sequences.
+
+        Returns:
+            An array of length 0 for each past, by name; empty if the model has no caches.
+
+        Raises:
+            UsageError: The arch is not in the search space, or the model takes no empty cache.
+        """
+        growing = {cache.past: cache.dim for cache in self.manifest.caches}
+        sizes = dict(self.manifest.model.sizes_at(batch_size))
+        found = {}
+        for info in self.inputs_of(arch):
+            if info.name not in growing:
+                continue
+            length = dimension(str(info.dims[growing[info.name]]))
+            name, size = length.solve(0) or ("", -1)
+            symbol = self.manifest.model.symbols.get(name)
+            if symbol is None or not symbol.holds(size):
+                raise UsageError(
+                    f"the model takes no past of length 0 in {info.name!r}",
+                    expected=str(symbol or info),
+                    got="0",
+                    fix="export the model with a range of this length that begins at 0",
+                )
+            shape = info.shape_at({**sizes, name: size})
+            found[info.name] = np.zeros(shape, info.dtype)
+        return found
+
+    def next_cache(self, results: Sequence[Any]) -> dict[str, Any]:
+        """The caches for the next step of a decoder.
+
+        Args:
+            results: The flat results of a step.
+
+        Returns:
+            The past for each input that a result extends, by the input's name.
+        """
+        at = {result.value: i for i, result in enumerate(self.manifest.results)}
+        return {cache.past: results[at[cache.present]] for cache in self.manifest.caches}
 
     def segment(self, branch_id: str) -> Segment:
         """A branch's file, and the values that it reads and computes.
@@ -281,6 +358,11 @@ class Bundle:
         if segment is not None and (segment.data or refers):
             check_external_data(_read(self.path, file), segment)
         self._verified[file.path] = state
+
+
+def _cut(info: ValueInfo, kept: KeptCache | None) -> ValueInfo:
+    """A value as a subnet has it that keeps a part of it."""
+    return info if kept is None else replace(info, dims=kept.shape(info.dims))
 
 
 def _stat(folder: Path, file: FileInfo) -> os.stat_result:

@@ -13,6 +13,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from fxelastic.edge.bundle import Bundle
+from fxelastic.edge.caches import cut_cache
 from fxelastic.edge.memory import GrowthLimit, resident_bytes
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.errors import BundleError, UsageError
@@ -120,16 +121,18 @@ class Executor:
         self._maker = SessionMaker(threads, tuple(providers), shared_arena, sizes_vary)
         self._sessions: OrderedDict[str, tuple[Any, int]] = OrderedDict()
 
-    def start(self, inputs: Mapping[str, Array]) -> State:
+    def start(self, inputs: Mapping[str, Array], arch: Arch | None = None) -> State:
         """The values before the first block.
 
         Args:
             inputs: An array for each of the bundle's inputs, by name.
+            arch: The subnet whose caches they hold. If None, they hold the model's own: a branch
+                that keeps a part of a cache cuts it.
 
         Raises:
             UsageError: An input is missing or unknown, or has the wrong dtype or shape.
         """
-        check_inputs(self.bundle, inputs)
+        sizes_of_inputs(self.bundle, inputs, arch)
         self._look_at_growth()
         constants = self.bundle.constants
         given = {info.name: np.asarray(inputs[info.name], order="C") for info in self.bundle.inputs}
@@ -163,6 +166,11 @@ class Executor:
             return {}
         session = self.session(branch)
         feeds = {name: values[name] for name in segment.inputs}
+        for kept in segment.spec.cache:
+            past = feeds[kept.past]
+            if past.shape()[kept.dim] != len(kept.kept):
+                own = cut_cache(past.numpy(), kept)
+                feeds[kept.past] = ort.OrtValue.ortvalue_from_numpy(own)
         try:
             if segment.sha256 in self._fresh:
                 results = self._first_run(session, segment, feeds)
@@ -197,7 +205,7 @@ class Executor:
             BundleError: A file is missing or damaged, or can't be run.
         """
         self.bundle.space.validate(arch)
-        state = self.start(inputs)
+        state = self.start(inputs, arch)
         for branch in arch:
             state = self.advance(branch, state)
         return self.results(state)
@@ -336,8 +344,15 @@ def check_inputs(bundle: Bundle, inputs: Mapping[str, Array]) -> int:
     return sizes_of_inputs(bundle, inputs).get(bundle.manifest.model.batch, 1)
 
 
-def sizes_of_inputs(bundle: Bundle, inputs: Mapping[str, Array]) -> dict[str, int]:
+def sizes_of_inputs(
+    bundle: Bundle, inputs: Mapping[str, Array], arch: Arch | None = None
+) -> dict[str, int]:
     """Check that arrays fit the model's inputs, and find their sizes.
+
+    Args:
+        bundle: The bundle.
+        inputs: The arrays by name.
+        arch: The subnet whose caches they hold; the model if None.
 
     Returns:
         The value of each size that may vary, the batch size included, by its name.
@@ -360,25 +375,33 @@ def sizes_of_inputs(bundle: Bundle, inputs: Mapping[str, Array]) -> dict[str, in
             expected=", ".join(map(str, bundle.inputs)),
             got=", ".join(inputs) or "none",
         )
-    arrays = [inputs[info.name] for info in bundle.inputs]
-    for info, array in zip(bundle.inputs, arrays, strict=True):
+    infos = bundle.inputs if arch is None else bundle.inputs_of(arch)
+    arrays = [inputs[info.name] for info in infos]
+    for info, array in zip(infos, arrays, strict=True):
         if not hasattr(array, "shape"):
             raise _unfit(bundle, info, array)
     return input_sizes(
-        [(info.name, info.dtype, info.dims) for info in bundle.inputs],
+        [(info.name, info.dtype, info.dims) for info in infos],
         arrays,
         bundle.manifest.model.symbols,
-        lambda i, _: _unfit(bundle, bundle.inputs[i], arrays[i]),
+        lambda i, _: _unfit(bundle, infos[i], arrays[i]),
     )
 
 
 def _unfit(bundle: Bundle, info: ValueInfo, array: Any) -> UsageError:
     shape = getattr(array, "shape", None)
     got = type(array).__name__ if shape is None else f"{array.dtype}{list(shape)}"
-    whole = info.name not in bundle.manifest.sample_inputs
+    fix = None
+    if info.name in {cache.past for cache in bundle.manifest.caches}:
+        fix = (
+            "pass the cache that this subnet returned, or begin the sequence again with "
+            "bundle.first_cache(arch): subnets with other heads have other caches"
+        )
+    elif info.name not in bundle.manifest.sample_inputs:
+        fix = "this input has no batch dimension: pass one array of that shape"
     return UsageError(
         f"input {info.name!r} does not fit the model",
         expected=str(info),
         got=got,
-        fix="this input has no batch dimension: pass one array of that shape" if whole else None,
+        fix=fix,
     )

@@ -10,7 +10,7 @@ import numpy as np
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.executor import Array
 from fxelastic.errors import UsageError
-from fxelastic.spec import structure
+from fxelastic.spec import Arch, structure
 from fxelastic.spec.input_sizes import input_sizes
 from fxelastic.spec.value_info import ValueInfo
 
@@ -25,13 +25,19 @@ class BundleSignature:
     would cost latency.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
-        """Take it from a bundle."""
-        self.inputs = bundle.inputs
+    def __init__(self, bundle: Bundle, arch: Arch | None = None) -> None:
+        """Take it from a bundle.
+
+        Args:
+            bundle: The bundle.
+            arch: A subnet, whose caches count; the model if None.
+        """
+        self.inputs = bundle.inputs if arch is None else bundle.inputs_of(arch)
         self.outputs = bundle.outputs
         self._structure = bundle.manifest.structure
-        self._checks = tuple((info.name, info.dtype, info.dims) for info in bundle.inputs)
-        self._positions = {info.name: i for i, info in enumerate(bundle.inputs)}
+        self._checks = tuple((info.name, info.dtype, info.dims) for info in self.inputs)
+        self._positions = {info.name: i for i, info in enumerate(self.inputs)}
+        self._pasts = frozenset(cache.past for cache in bundle.manifest.caches)
         self._symbols = bundle.manifest.model.symbols
         self._plain = dict(self._structure) == {"tensor": 0}
         # The sizes of calls that fitted, by the inputs' dtypes and shapes.
@@ -71,6 +77,11 @@ class BundleSignature:
                 "rank": "pass an array with a batch dimension",
                 "size": f"only {', '.join(self._symbols) or 'no size'} may vary",
             }
+            if self.inputs[i].name in self._pasts:
+                fixes["size"] = (
+                    "pass the cache that this subnet returned, or begin the sequence again with "
+                    "bundle.first_cache(arch)"
+                )
             return self._refused(self.inputs[i], values[i], fixes[problem])
 
         sizes = input_sizes(self._checks, values, self._symbols, refuse)

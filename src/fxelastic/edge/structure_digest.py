@@ -67,9 +67,11 @@ def structure_digest(bundle: Bundle) -> str:
     for segment in manifest.segments:
         if segment.sha256 not in known:
             known[segment.sha256] = _of_file(bundle, segment.id)
-        # Tables of earlier releases have no expressions.
-        spec = tuple(value for name, value in vars(segment.spec).items() if name != "flops_by_size")
-        spec = (*spec, segment.inputs, segment.outputs)
+        # Tables of earlier releases have no expressions, and no caches.
+        facts_of = vars(segment.spec).items()
+        spec = [value for name, value in facts_of if name not in ("flops_by_size", "cache")]
+        spec += [segment.inputs, segment.outputs]
+        spec += [kept.to_json() for kept in segment.spec.cache]
         digest.update(_line(spec) + known[segment.sha256])
     return digest.hexdigest()
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from fxelastic.edge.assembly import assemble
 from fxelastic.edge.bundle import Bundle
+from fxelastic.edge.caches import cut_caches
 from fxelastic.edge.executor import FIRST_RUNS, Array, Executor
 from fxelastic.edge.latency_model import Measured
 from fxelastic.edge.memory import GrowthLimit, give_back, resident_bytes
@@ -303,7 +304,8 @@ class _Paged:
 
     def add(self, arch: Arch, inputs: Sequence[Mapping[str, Array]]) -> list[Run] | None:
         n_dropped = self.executor.n_dropped
-        runs: list[Run] = [partial(self.executor.run, arch, own) for own in inputs]
+        own = [cut_caches(self.executor.bundle, arch, given) for given in inputs]
+        runs: list[Run] = [partial(self.executor.run, arch, given) for given in own]
         _warm_up(runs)
         # Dropped sessions belong to the group, since no others were open.
         return runs if self.executor.n_dropped == n_dropped else None
@@ -330,8 +332,9 @@ class _Assembled:
         if self.limit is not None:
             give_back()
         session = self.maker.open_branch(path)
-        feeds = [assembled_feeds(session, self.bundle, own) for own in inputs]
-        runs: list[Run] = [partial(session.run, None, own) for own in feeds]
+        own = [cut_caches(self.bundle, arch, given) for given in inputs]
+        feeds = [assembled_feeds(session, self.bundle, given) for given in own]
+        runs: list[Run] = [partial(session.run, None, given) for given in feeds]
         before_bytes = resident_bytes()
         _warm_up(runs)
         self.run_bytes = max(self.run_bytes, resident_bytes() - before_bytes)

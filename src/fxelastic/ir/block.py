@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from fxelastic.ir.fusion import FusionRules
 from fxelastic.ir.graph_symbols import GraphSymbol, batch_dim
 from fxelastic.ir.operators import node_parameters
 from fxelastic.ir.signature import InputChecks, Signature
+from fxelastic.spec.cache import Cache, KeptCache
 
 BlockKind = Literal["basic", "oversize", "glue", "context"]
 
@@ -50,8 +51,9 @@ class Block:
         context: Context values that the block reads, in order of first use: names of placeholders
             or of values that a ``context`` block computes.
         inputs: All stream values that the block reads; only ``glue`` has more than one.
-        outputs: All values that others read. More than one only in ``context``, and in ``glue``
-            that consists of one operator with several results.
+        outputs: All values that others read. More than one only in ``context``, in ``glue``
+            that consists of one operator with several results, and if the block extends caches,
+            which come last.
         params: Names of the parameters counted in ``n_params``.
         shared_params: Names of parameters that the block reads and an earlier block counts.
         flops: Floating point operations for one sample (batch size 1). A multiply and an add count
@@ -148,6 +150,7 @@ class BlockGraph(Copyable):
         batch_dims: The dimension of the samples, by the names of the inputs that hold some. All
             other inputs are passed whole.
         batch_reason: Why these inputs count as the batch, as a clause.
+        caches: The inputs that results extend, such as past keys and values.
         model_name: The model's class name.
         opaque: Modules that could not be captured and are single nodes: (path, reason).
         warnings: Warnings for the user, one sentence each.
@@ -168,6 +171,7 @@ class BlockGraph(Copyable):
     symbols: tuple[GraphSymbol, ...] = ()
     batch_dims: Mapping[str, int] = field(default_factory=dict)
     batch_reason: str = ""
+    caches: tuple[Cache, ...] = ()
     model_name: str = ""
     opaque: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
@@ -207,6 +211,11 @@ class BlockGraph(Copyable):
         outputs: Any = self.output_node.args[0]
         values = (node.meta.get("val") if isinstance(node, fx.Node) else None for node in outputs)
         return tuple(batch_dim(value, self.symbols) or 0 for value in values)
+
+    def checks_of(self, cache: Sequence[KeptCache]) -> InputChecks:
+        """What the inputs of a call must be for a subnet that keeps parts of caches."""
+        own = dict(zip(self.signature.inputs, self.signature.names, strict=True))
+        return self.input_checks.with_cache({own[kept.past]: kept for kept in cache})
 
     @property
     def output_node(self) -> fx.Node:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import nn
 
 from fxelastic.ir.graph_modules import FrozenGraphModule
 from fxelastic.spec import BranchSpec
+from fxelastic.spec.cache import KeptCache
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +26,9 @@ class Branch:
       interval: the model's inputs or values computed before the interval, which a block of the
       interval or a later block reads.
     - ``outputs`` are exactly the values that the interval computes for later blocks and for the
-      model's result, so that any branch can follow.
+      model's result, so that any branch can follow. Those of ``presents`` come last.
+    - A cache of ``spec.cache`` is smaller than the model's: the module takes and returns only the
+      indices that it keeps.
     - The module writes to none of its operands.
 
     Attributes:
@@ -31,6 +37,7 @@ class Branch:
         inputs: Names of the stream values that it reads.
         outputs: Names of the values that it computes.
         context: Names of the context values that it reads.
+        presents: Names of the outputs that are caches, which no later block reads.
         approximate: Whether it differs from the block that it was made from by more than the
             removed parts (a norm over a dimension that lost channels).
         note: How it was made, in one sentence for the user, or empty.
@@ -43,6 +50,7 @@ class Branch:
     context: tuple[str, ...] = ()
     approximate: bool = False
     note: str = ""
+    presents: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -75,12 +83,37 @@ class Branch:
         return self.spec.flops
 
     @property
+    def features(self) -> tuple[str, ...]:
+        """The outputs that later blocks read or that the model returns, without caches."""
+        return self.outputs[: len(self.outputs) - len(self.presents)]
+
+    def operands(self, values: Mapping[str, Any]) -> list[Any]:
+        """The operands of the module.
+
+        Args:
+            values: Values by name. A past of the model's shape is cut to what the branch keeps.
+        """
+        kept = {part.past: part for part in self.spec.cache}
+        names = (*self.inputs, *self.context)
+        return [
+            cut_cache(values[name], kept[name]) if name in kept else values[name] for name in names
+        ]
+
+    @property
     def frozen(self) -> bool:
         """Whether it never trains."""
         return isinstance(self.module, FrozenGraphModule)
 
     def __str__(self) -> str:
         return str(self.spec)
+
+
+def cut_cache(value: torch.Tensor, kept: KeptCache) -> torch.Tensor:
+    """The part of a cache that a branch keeps; a cache of that part's size is returned as it is."""
+    if value.shape[kept.dim] == len(kept.kept):
+        return value
+    index = torch.tensor(kept.kept, dtype=torch.int64, device=value.device)
+    return value.index_select(kept.dim, index)
 
 
 @dataclass(frozen=True)

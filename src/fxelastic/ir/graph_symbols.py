@@ -88,6 +88,13 @@ def batch_dim(value: Any, symbols: Sequence[GraphSymbol]) -> int | None:
     return None
 
 
+def is_sum(total: Any, one: Any, other: Any) -> bool:
+    """Whether a size is the sum of two others, whatever the symbols stand for."""
+    sizes = (total, one, other)
+    a, b, c = (s.node.expr if isinstance(s, torch.SymInt) else sympy.Integer(s) for s in sizes)
+    return bool(sympy.expand(a - b - c) == 0)
+
+
 def one_sample(symbols: Sequence[GraphSymbol]) -> dict[Any, int]:
     """Values of torch's symbols for the example's sizes, without the batch."""
     return {s.variable: s.value(s.symbol.example) for s in symbols if not s.is_batch}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from fxelastic.errors import UsageError
 from fxelastic.ir import trees
 from fxelastic.ir.copyable import Copyable
 from fxelastic.ir.graph_symbols import GraphSymbol, named, shape_in_words
+from fxelastic.spec.cache import KeptCache
 from fxelastic.spec.input_sizes import input_sizes
 from fxelastic.spec.symbols import Symbol
 
@@ -156,6 +157,14 @@ class InputChecks:
         # torch takes batches without samples, too.
         others = {s.symbol.name: s.symbol for s in symbols if not s.is_batch}
         return cls(tuple(inputs), others)
+
+    def with_cache(self, cache: Mapping[str, KeptCache]) -> InputChecks:
+        """The checks of a subnet that keeps parts of caches, by the names of their pasts."""
+        inputs = (
+            (name, dtype, cache[name].shape(dims) if name in cache else dims)
+            for name, dtype, dims in self.inputs
+        )
+        return replace(self, inputs=tuple(inputs)) if cache else self
 
     def check(self, values: Sequence[Any]) -> None:
         """Check that inputs differ from the captured inputs only in sizes that may vary.

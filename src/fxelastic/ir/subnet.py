@@ -40,7 +40,8 @@ def subnet_module(
             _share(branch.module, memo)
     signature = partition.signature
     root, graph = nn.Module(), fx.Graph()
-    root.add_module("arguments", _Arguments(signature, partition.input_checks))
+    cache = [kept for branch in branches for kept in branch.spec.cache]
+    root.add_module("arguments", _Arguments(signature, partition.checks_of(cache)))
     packed = graph.placeholder("*args"), graph.placeholder("**kwargs")
     leaves = graph.call_module("arguments", packed)
     values: dict[str, fx.Node] = {}

@@ -106,7 +106,7 @@ class Supernet(Copyable, nn.Module):
         """
         if self._is_models_own(arch, args):
             kwargs, arch = {**kwargs, "arch": arch}, None
-        values = self.bind(args, kwargs)
+        values = self.bind(args, kwargs, arch)
         branches = self.path(arch)
         as_model = all(branch.frozen for branch in branches)
         for branch in branches:
@@ -134,15 +134,23 @@ class Supernet(Copyable, nn.Module):
     def _original_path(self) -> tuple[Branch, ...]:
         return self.path(self.space.original)
 
-    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    def bind(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], arch: Arch | None = None
+    ) -> dict[str, Any]:
         """The values at the start of a call: the model's inputs, by their names in the graph.
+
+        Args:
+            args: The model's own positional arguments.
+            kwargs: The model's own keyword arguments.
+            arch: The subnet whose caches they hold; the model if None.
 
         Raises:
             UsageError: The arguments have another structure than the example inputs.
         """
         signature = self.partition.signature
         leaves = signature.flatten_arguments(args, kwargs)
-        self.partition.input_checks.check(leaves)
+        cache = () if arch is None else self.space.cache_of(arch)
+        self.partition.checks_of(cache).check(leaves)
         return dict(zip(signature.inputs, leaves, strict=True))
 
     def run_branch(
@@ -157,7 +165,7 @@ class Supernet(Copyable, nn.Module):
             as_model: Run an original exactly as the model does, for a teacher: torch tracks the
                 gradients of weights too, unless they are disabled.
         """
-        operands = [values[name] for name in (*branch.inputs, *branch.context)]
+        operands = branch.operands(values)
         if as_model and isinstance(branch.module, FrozenGraphModule):
             result = branch.module.as_model(*operands)
         else:
@@ -170,13 +178,23 @@ class Supernet(Copyable, nn.Module):
         for name in [name for name in values if last_read.get(name, -1) < branch.stop]:
             del values[name]
 
-    def result(self, values: Mapping[str, Any]) -> Any:
-        """The result in the model's own structure, from the values after the last branch."""
+    def result(self, values: Mapping[str, Any], *, caches: bool = True) -> Any:
+        """The result in the model's own structure, from the values after the last branch.
+
+        Args:
+            values: Values by name.
+            caches: Whether the result holds the caches of a decoder, in which subnets differ.
+                Without them, ``(logits, [(keys, values)])`` becomes ``(logits,)``.
+        """
+        left_out = set() if caches else {cache.present for cache in self.partition.caches}
         outputs = [
-            getattr(self._constants, name) if constant else values[name]
+            getattr(self._constants, name)
+            if constant
+            else (_LEFT_OUT if name in left_out else values[name])
             for name, constant in self._results
         ]
-        return self.partition.signature.unflatten_result(outputs)
+        result = self.partition.signature.unflatten_result(outputs)
+        return _without(result) if left_out else result
 
     def subnet(self, arch: Arch | None = None) -> fx.GraphModule:
         """Extract one subnet as a separate module.
@@ -273,6 +291,22 @@ class Supernet(Copyable, nn.Module):
     def __str__(self) -> str:
         """A summary for terminals: branches of each kind, subnets, size, refusals."""
         return summary(self.partition, self.space, self.branches, self.skips)
+
+
+# In the place of a result that is left out.
+_LEFT_OUT = object()
+
+
+def _without(result: Any) -> Any:
+    """A structure without what is left out, and without containers that held nothing else."""
+    if isinstance(result, Mapping):
+        items = ((key, _without(value)) for key, value in result.items())
+        kept: Any = {key: value for key, value in items if value is not _LEFT_OUT}
+    elif type(result) in (tuple, list):
+        kept = type(result)(v for v in map(_without, result) if v is not _LEFT_OUT)
+    else:
+        return result
+    return kept if kept or not result else _LEFT_OUT
 
 
 def _check_values(branch: Branch, liveness: Liveness) -> None:

@@ -86,6 +86,7 @@ def _structure_digest(partition: BlockGraph, branches: _Branches) -> str:
     signature = dataclasses.replace(partition.signature, names=partition.signature.inputs)
     text = to_text(dataclasses.replace(partition, signature=signature))
     lines = [text, *(repr(branch.spec) for branch in branches.values())]
+    lines += [repr(kept) for branch in branches.values() for kept in branch.spec.cache]
     lines += [f"{k} {v.dtype} {tuple(v.shape)}" for k, v in _tensors(branches).items()]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 

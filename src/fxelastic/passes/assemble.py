@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ from fxelastic.passes.flow import Flow
 from fxelastic.passes.packing import FindRule, Pack
 from fxelastic.passes.repeats import STRUCTURAL, block_label, instance_path
 from fxelastic.passes.sizes import size_from
+from fxelastic.spec.cache import Cache
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Assembled:
     blocks: tuple[Block, ...]
     soft_fusions: tuple[SoftFusion, ...]
     untaken_cuts: tuple[UntakenCut, ...]
+    caches: tuple[Cache, ...]
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,9 @@ def assemble(
     drafts = _drafts(traced, flow, packs, find_rule)
     graph, copies, members = _reorder(traced, drafts)
     graph_module = fx.GraphModule(traced.graph_module, graph, class_name=traced.model_name)
-    blocks = _describe(graph_module, drafts, members, cap, traced.symbols)
+    caches = tuple(Cache(c.past.name, copies[c.present].name, c.dim) for c in flow.caches)
+    presents = [cache.present for cache in caches]
+    blocks = _describe(graph_module, drafts, members, cap, traced.symbols, presents)
     names = {
         draft.pack.nodes: block.name
         for draft, block in zip(drafts, blocks, strict=True)
@@ -75,6 +79,7 @@ def assemble(
             for pack in packs
             for kept in pack.kept
         ),
+        caches,
     )
 
 
@@ -182,6 +187,7 @@ def _describe(
     members: Sequence[Sequence[fx.Node]],
     cap: float,
     symbols: tuple[GraphSymbol, ...],
+    presents: Collection[str],
 ) -> tuple[Block, ...]:
     sizes, by_size = one_sample(symbols), FlopsBySize(graph_module.graph, symbols)
     home = {node: i for i, nodes in enumerate(members) for node in nodes}
@@ -203,9 +209,10 @@ def _describe(
         if draft.pack and not draft.pack.glue and not inputs and context:
             # A first layer after a context: the context is its input.
             inputs, context = context[:1], context[1:]
-        outputs = tuple(
-            node.name for node in nodes if any(home.get(reader) != i for reader in node.users)
-        )
+        escaping = [node for node in nodes if any(home.get(r) != i for r in node.users)]
+        # A cache that only the model's result reads comes after the block's own output.
+        escaping.sort(key=lambda node: node.name in presents and _only_returned(node, home, i))
+        outputs = tuple(node.name for node in escaping)
         own, shared, n_params = _count(graph_module, nodes, counted)
         blocks.append(
             Block(
@@ -227,6 +234,11 @@ def _describe(
             )
         )
     return tuple(blocks)
+
+
+def _only_returned(node: fx.Node, home: Mapping[fx.Node, int], i: int) -> bool:
+    """Whether no other block than block ``i`` reads a value."""
+    return all(reader.op == "output" or home.get(reader) == i for reader in node.users)
 
 
 def _count(

@@ -7,6 +7,8 @@
   tensor and which has no gradient.
 - `fill_empty` fills memory that a model allocates and does not fill. The model writes to it later,
   but a cut may come between two writes, and random numbers would cross it.
+- `drop_empty_parts` drops what `torch.cat` ignores: the tensor without elements with which an empty
+  cache begins. A result then extends the past keys themselves.
 - `name_squeezed_dimensions` names the dimensions that a squeeze removes: dimensions of size 1, but
   never the batch.
 """
@@ -131,6 +133,31 @@ def fill_empty(graph: fx.Graph) -> None:
             node.target = filled
             known = {argument.name for argument in filled._schema.arguments}
             node.kwargs = {name: value for name, value in node.kwargs.items() if name in known}
+
+
+def drop_empty_parts(graph: fx.Graph) -> None:
+    """Drop the parts of shape (0,) of each ``cat``, and each ``cat`` that another one reads alone.
+
+    Args:
+        graph: A functional graph; changed in place.
+    """
+    for node in list(graph.nodes):
+        if node.target is not _ATEN.cat.default:
+            continue
+        parts: Any = node.args[0]
+        value = node.meta["val"]
+        left = [part for part in parts if not _is_ignored(part, value)]
+        if 0 < len(left) < len(parts):
+            node.update_arg(0, left)
+        if len(left) == 1 and all(reader.target is _ATEN.cat.default for reader in node.users):
+            node.replace_all_uses_with(left[0])
+            graph.erase_node(node)
+
+
+def _is_ignored(part: fx.Node, result: Tensor) -> bool:
+    """Whether ``cat`` ignores a part, as it does with empty tensors of one dimension."""
+    value = part.meta["val"]
+    return tuple(value.shape) == (0,) and result.dim() > 1 and value.dtype == result.dtype
 
 
 _SQUEEZE = torch.ops.aten.squeeze

@@ -26,12 +26,13 @@ from fxelastic.passes.arguments import resolve_arguments
 from fxelastic.passes.batch import BatchedInputs, batch_by_name, copies, find_batch
 from fxelastic.passes.batch_dimension import with_dimensions
 from fxelastic.passes.canonical import (
+    drop_empty_parts,
     drop_idle_casts,
     fill_empty,
     name_squeezed_dimensions,
     replace_copies,
 )
-from fxelastic.passes.check_capture import SizeFixedError, check_capture
+from fxelastic.passes.check_capture import SizeFixedError, check_capture, with_empty_caches
 from fxelastic.passes.checks import (
     check_input_types,
     check_inputs,
@@ -47,6 +48,7 @@ from fxelastic.passes.functionalise import functionalise_simple
 from fxelastic.passes.normalise import normalise
 from fxelastic.passes.opaque import export_with_opaque, restore_opaque
 from fxelastic.passes.size_steps import cannot_vary, with_steps
+from fxelastic.passes.size_ties import with_ties
 from fxelastic.passes.sizes import localise_sizes
 
 logger = logging.getLogger(__name__)
@@ -103,6 +105,7 @@ def capture(
     shapes = _with_batch(shapes, batch, leaves)
     if shapes.batch:
         batch = dataclasses.replace(batch.without(shapes.batch_dims), dims=shapes.batch_dims)
+    shapes = with_ties(clone, tree, leaves, shapes)
     shapes, fixed = with_steps(clone, tree, leaves, shapes)
     traced = _checked(model, clone, args, kwargs, batch, shapes)
     if batch.rows and not traced.dynamic_batch:
@@ -140,7 +143,8 @@ def _checked(
         others = (w for w in traced.warnings if not (known and w.startswith(_FIXED)))
         traced = dataclasses.replace(traced, warnings=(*warnings, *others))
         try:
-            return check_capture(traced, clone, args, kwargs, used)
+            traced = check_capture(traced, clone, args, kwargs, used)
+            return with_empty_caches(traced, clone, args, kwargs, used)
         except SizeFixedError as e:
             logger.info("the capture with a dynamic %s does not hold (%s)", e.symbol, e)
             if e.symbol != shapes.batch and e.symbol not in shapes.optional:
@@ -184,6 +188,7 @@ def _trace(
         signature = dataclasses.replace(signature, inputs=_placeholders(graph_module))
         restore_opaque(graph_module, opaque)
     drop_idle_casts(graph_module.graph)
+    drop_empty_parts(graph_module.graph)
     name_squeezed_dimensions(graph_module.graph)
     localise_sizes(graph_module.graph)
     graph_module.recompile()

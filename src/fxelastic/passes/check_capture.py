@@ -15,6 +15,7 @@ from torch import nn
 from fxelastic.errors import CaptureError, listed, said
 from fxelastic.ir import trees
 from fxelastic.ir.traced import Traced
+from fxelastic.passes.caches import find_caches
 from fxelastic.passes.checks import refuse_state
 from fxelastic.passes.dynamic_shapes import DynamicShapes, resized
 
@@ -102,6 +103,52 @@ def check_capture(
     if worst:
         found.append(f"the capture agrees with the model to {worst:.0e}, not bit for bit")
     return dataclasses.replace(traced, warnings=tuple(found))
+
+
+def with_empty_caches(
+    traced: Traced,
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    shapes: DynamicShapes,
+) -> Traced:
+    """Let the lengths of caches be 0 if the model takes that, as in the first step of a decoder.
+
+    Args:
+        traced: The capture.
+        model: The clone for the capture.
+        args: Positional example inputs.
+        kwargs: Keyword example inputs.
+        shapes: The dimensions that vary.
+
+    Returns:
+        The same capture with wider ranges, if it computes what the model does at these lengths.
+    """
+    leaves, tree = trees.flatten((args, kwargs))
+    inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
+    others = {s.name: s.min for name, s in shapes.symbols.items() if name != shapes.batch}
+    for cache in find_caches(traced.graph):
+        size = shapes.dims[inputs.index(cache.past)].get(cache.dim)
+        if size is None or str(size) not in shapes.from_zero or not others.get(size.symbol):
+            continue
+        for sizes in ({size.symbol: 0}, {**others, size.symbol: 0}):
+            example = resized(leaves, shapes, sizes)
+            expected = _results_if_any(model, tree, example)
+            try:
+                same = expected and _difference(traced, expected, tree, example) <= _TOLERANCE
+            except _FAILURES:
+                same = False
+            if not same:
+                break
+        else:
+            others[size.symbol] = 0
+    symbols = tuple(
+        dataclasses.replace(s, symbol=dataclasses.replace(s.symbol, min=0))
+        if others.get(s.symbol.name) == 0
+        else s
+        for s in traced.symbols
+    )
+    return dataclasses.replace(traced, symbols=symbols)
 
 
 def _difference_at(

@@ -37,6 +37,21 @@ class DynamicDim:
 
 
 @dataclass(frozen=True)
+class SizeSum:
+    """A dimension of an input that is the sum of others: ``past + new``."""
+
+    symbols: tuple[str, ...]
+    offset: int = 0
+
+    def at(self, sizes: Mapping[str, int]) -> int:
+        """The dimension's size for values of the symbols."""
+        return sum(sizes[name] for name in self.symbols) + self.offset
+
+    def __str__(self) -> str:
+        return " + ".join((*self.symbols, *([str(self.offset)] if self.offset else [])))
+
+
+@dataclass(frozen=True)
 class DynamicShapes:
     """Which dimensions of the inputs vary.
 
@@ -47,6 +62,9 @@ class DynamicShapes:
         optional: Symbols that may be fixed with a warning, since the user asked for
             ``Dim.AUTO``. The batch is optional, too.
         static: Dimensions that must not vary, as (input, dimension).
+        sums: For some inputs, by position, their dimensions that are sums of symbols.
+        from_zero: Symbols that the user gives no smallest value of 1 or more.
+        hints: Symbols that the user leaves to torch, by ``Dim.AUTO`` or ``Dim.DYNAMIC``.
     """
 
     dims: tuple[Mapping[int, DynamicDim], ...]
@@ -54,6 +72,9 @@ class DynamicShapes:
     batch: str = ""
     optional: frozenset[str] = frozenset()
     static: frozenset[tuple[int, int]] = frozenset()
+    sums: Mapping[int, Mapping[int, SizeSum]] = field(default_factory=dict)
+    from_zero: frozenset[str] = frozenset()
+    hints: frozenset[str] = frozenset()
 
     @property
     def batch_dims(self) -> dict[int, int]:
@@ -102,7 +123,15 @@ class DynamicShapes:
             ),
             symbols={name: s for name, s in self.symbols.items() if name != symbol},
             batch="" if self.batch == symbol else self.batch,
+            sums={
+                i: {dim: _without(size, self.symbols[symbol]) for dim, size in dims.items()}
+                for i, dims in self.sums.items()
+            },
         )
+
+    def _without_hint(self, dims: Mapping[int, DynamicDim], at: int) -> dict[int, DynamicDim]:
+        """The dimensions of an input without one that the user leaves to torch."""
+        return {i: dim for i, dim in dims.items() if i != at or dim.symbol not in self.hints}
 
     def with_batch(self, where: Mapping[int, int], n_samples: int) -> DynamicShapes:
         """The same with a batch.
@@ -120,9 +149,8 @@ class DynamicShapes:
         where = {i: dim for i, dim in where.items() if (i, dim) not in self.static}
         if not where:
             return self
-        given = dict.fromkeys(
-            self.dims[i][dim].symbol for i, dim in where.items() if dim in self.dims[i]
-        )
+        own = (self.dims[i][dim].symbol for i, dim in where.items() if dim in self.dims[i])
+        given = dict.fromkeys(symbol for symbol in own if symbol not in self.hints)
         name = next(iter(given), BATCH)
         if name == BATCH and BATCH in self.symbols and BATCH not in given:
             raise UsageError(
@@ -131,11 +159,14 @@ class DynamicShapes:
                 got=repr(BATCH),
             )
         dims = [
-            {where[i]: DynamicDim(name), **dims} if i in where else dims
+            {where[i]: DynamicDim(name), **self._without_hint(dims, where[i])}
+            if i in where
+            else dims
             for i, dims in enumerate(self.dims)
         ]
+        used = {size.symbol for own_dims in dims for size in own_dims.values()}
         batch = self.symbols.get(name, Symbol(name, n_samples))
-        others = {key: s for key, s in self.symbols.items() if key != name}
+        others = {key: s for key, s in self.symbols.items() if key != name and key in used}
         return replace(
             self,
             dims=tuple(dims),
@@ -143,6 +174,13 @@ class DynamicShapes:
             batch=name,
             optional=self.optional if name in self.symbols else self.optional | {name},
         )
+
+
+def _without(size: SizeSum, symbol: Symbol) -> SizeSum:
+    """A sum in which a symbol keeps the example's size."""
+    left = tuple(name for name in size.symbols if name != symbol.name)
+    n_dropped = len(size.symbols) - len(left)
+    return SizeSum(left, size.offset + n_dropped * symbol.example)
 
 
 def no_dynamic_shapes(n_inputs: int) -> DynamicShapes:
@@ -158,8 +196,10 @@ def requested_shapes(
     Args:
         dynamic_shapes: A dict by the names of ``forward``'s arguments, or a sequence in their
             order. For a tensor it holds a dict from dimensions to sizes or a sequence of sizes;
-            for a container of tensors, a container of the same structure. A size is a name, a
-            ``torch.export.Dim``, ``Dim.AUTO``, ``Dim.STATIC`` or None.
+            for a container of tensors, a container of the same structure; a tensor in it may also
+            have an entry by its own name, such as ``past_0_1``. A size is a name, a sum
+            of names such as ``"past + new"``, a ``torch.export.Dim``, ``Dim.AUTO``, ``Dim.STATIC``
+            or None.
         arguments: Structure of the arguments by name.
         leaves: The flat inputs.
 
@@ -171,14 +211,16 @@ def requested_shapes(
     if dynamic_shapes is None:
         return no_dynamic_shapes(len(paths))
     names = list(dict.fromkeys(path[0] for path in paths))
-    by_name = _by_name(dynamic_shapes, names, leaves)
+    by_name = _by_name(dynamic_shapes, names, paths, leaves)
     reader = _Reader()
     for path, leaf in zip(paths, leaves, strict=True):
         reader.read(path, leaf, _entry(by_name, path))
     return reader.result()
 
 
-def _by_name(given: Any, names: Sequence[str], leaves: Sequence[Any]) -> Mapping[str, Any]:
+def _by_name(
+    given: Any, names: Sequence[str], paths: Sequence[tuple[str, ...]], leaves: Sequence[Any]
+) -> Mapping[str, Any]:
     if isinstance(given, (tuple, list)):
         if len(given) > len(names):
             raise UsageError(
@@ -195,7 +237,8 @@ def _by_name(given: Any, names: Sequence[str], leaves: Sequence[Any]) -> Mapping
         )
     if len(leaves) == 1 and given and all(isinstance(key, int) for key in given):
         return {names[0]: given}
-    unknown = [key for key in given if key not in names]
+    known = {*names, *("_".join(path) for path in paths)}
+    unknown = [key for key in given if key not in known]
     if unknown:
         raise UsageError(
             f"dynamic_shapes names {listed(map(repr, unknown))}, which the model does not take as "
@@ -209,6 +252,9 @@ def _by_name(given: Any, names: Sequence[str], leaves: Sequence[Any]) -> Mapping
 
 def _entry(by_name: Mapping[str, Any], path: tuple[str, ...]) -> Any:
     """What is given for the tensor at a path; a level that is None stands for all below it."""
+    flat = "_".join(path)
+    if flat in by_name:
+        return by_name[flat]
     entry: Any = by_name
     for i, key in enumerate(path):
         if entry is None:
@@ -238,6 +284,10 @@ class _Reader:
         self._ranged: dict[str, tuple[Symbol, str]] = {}
         self._optional: set[str] = set()
         self._static: set[tuple[int, int]] = set()
+        self._sums: dict[int, dict[int, SizeSum]] = {}
+        self._sum_sources: list[tuple[str, int, SizeSum]] = []
+        self._from_one: set[str] = set()
+        self._hints: set[str] = set()
 
     def read(self, path: tuple[str, ...], leaf: Any, entry: Any) -> None:
         """Take the entry of one tensor."""
@@ -245,17 +295,46 @@ class _Reader:
         for dim, size in _sizes(name, leaf, entry).items():
             if _hint(size) == "STATIC" or size is None or isinstance(size, int):
                 self._fix(name, leaf, dim, size)
+            elif isinstance(size, str) and "+" in size:
+                found_sum = _sum(name, dim, size)
+                self._sums.setdefault(len(self._dims), {})[dim] = found_sum
+                where = f"dimension {dim} of input {name!r}"
+                self._sum_sources.append((where, int(leaf.shape[dim]), found_sum))
             else:
                 found[dim] = self._dimension(name, leaf, dim, size)
         self._dims.append(found)
 
     def result(self) -> DynamicShapes:
-        """The dimensions of all tensors."""
+        """The dimensions of all tensors.
+
+        Raises:
+            UsageError: A sum names something else than the dimensions, or is wrong in the example.
+        """
+        for where, size, total in self._sum_sources:
+            unknown = [name for name in total.symbols if name not in self._symbols]
+            if unknown:
+                raise UsageError(
+                    f"dynamic_shapes uses {unknown[0]!r} only in the sum in {where}",
+                    expected="names of other dimensions",
+                    got=str(total),
+                    fix=f"name the dimension of size {unknown[0]!r}, too",
+                )
+            wanted = total.at({name: s.example for name, s in self._symbols.items()})
+            if size != wanted:
+                raise UsageError(
+                    f"the example's size in {where} is not {total}",
+                    expected=f"{wanted}, by the other dimensions",
+                    got=str(size),
+                    fix="pass example inputs of such a size",
+                )
         return DynamicShapes(
             tuple(self._dims),
             self._symbols,
             optional=frozenset(self._optional),
             static=frozenset(self._static),
+            sums=self._sums,
+            from_zero=frozenset(self._symbols) - self._from_one,
+            hints=frozenset(self._hints),
         )
 
     def _fix(self, name: str, leaf: Any, dim: int, size: Any) -> None:
@@ -275,6 +354,7 @@ class _Reader:
             symbol = f"{name}_{dim}"
             while symbol in self._symbols:
                 symbol += "_"
+            self._hints.add(symbol)
             if _hint(size) == "AUTO":
                 self._optional.add(symbol)
             found, low, high = DynamicDim(symbol), size.min, size.max
@@ -290,7 +370,11 @@ class _Reader:
                 fix="pass example inputs of such a size",
             )
         high = None if high is None or high >= 2**31 else int(high)
-        symbol_ = Symbol(found.symbol, value, max(int(low or 0), 1), high)
+        if low:
+            self._from_one.add(found.symbol)
+        # An example of size 0 shows that the model takes it.
+        smallest = int(low or 0) if low or not value else 1
+        symbol_ = Symbol(found.symbol, value, smallest, high)
         source = self._source.setdefault(found.symbol, where)
         known = self._symbols.setdefault(found.symbol, symbol_)
         if not isinstance(size, str):  # a name alone has the range that it is given elsewhere
@@ -368,7 +452,7 @@ def _linear(name: str, dim: int, size: Any) -> tuple[DynamicDim, int, int | None
                 expected="letters, digits and underscores, such as 'seq'",
                 got=repr(size),
             )
-        return DynamicDim(size), 1, None
+        return DynamicDim(size), 0, None
     derived = getattr(torch_shapes, "_DerivedDim", ())
     if isinstance(size, derived):
         function, root = size.fn, size.root
@@ -386,6 +470,16 @@ def _linear(name: str, dim: int, size: Any) -> tuple[DynamicDim, int, int | None
         "Dim.STATIC or None",
         got=repr(size),
     )
+
+
+def _sum(name: str, dim: int, text: str) -> SizeSum:
+    """A sum of names and at most one number, such as ``past + new``."""
+    terms = [term.strip() for term in text.split("+")]
+    numbers = [int(term) for term in terms if term.isdecimal()]
+    names = tuple(term for term in terms if not term.isdecimal())
+    for term in names:
+        _linear(name, dim, term)  # refuses what can't be a name
+    return SizeSum(names, sum(numbers))
 
 
 def _bounded(largest: Any) -> int | None:
@@ -416,10 +510,21 @@ def resized(leaves: Sequence[Any], shapes: DynamicShapes, sizes: Mapping[str, in
             if size.symbol not in sizes:
                 continue
             n = size.at(sizes[size.symbol])
-            if n == leaf.shape[dim]:
-                continue
-            index = torch.arange(n, device=leaf.device) % leaf.shape[dim]
-            leaf = leaf.detach().index_select(dim, index)
+            leaf = _of_length(leaf, dim, n)
+        for dim, total in shapes.sums.get(i, {}).items():
+            leaf = _of_length(leaf, dim, total.at({**shapes.example, **sizes}))
         if leaf is not leaves[i]:
             result[i] = leaf.requires_grad_(leaves[i].requires_grad)
     return result
+
+
+def _of_length(leaf: torch.Tensor, dim: int, n: int) -> torch.Tensor:
+    """A tensor with another size in one dimension."""
+    if n == leaf.shape[dim]:
+        return leaf
+    if not leaf.shape[dim]:
+        shape = list(leaf.shape)
+        shape[dim] = n
+        return leaf.new_zeros(shape)
+    index = torch.arange(n, device=leaf.device) % leaf.shape[dim]
+    return leaf.detach().index_select(dim, index)

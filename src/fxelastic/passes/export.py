@@ -46,12 +46,14 @@ class Flat(nn.Module):
         arguments: trees.Tree,
         n_positional: int,
         equal: Sequence[Sequence[tuple[int, int]]] = (),
+        sums: Sequence[tuple[int, int, Sequence[tuple[int, int]], int]] = (),
     ) -> None:
         super().__init__()
         self.model = model
         self._arguments = arguments
         self._n_positional = n_positional
         self._equal = equal
+        self._sums = sums
         self.seen = _Seen()
 
     def forward(self, *leaves: Any) -> tuple[Any, ...]:
@@ -60,6 +62,9 @@ class Flat(nn.Module):
             # Each inferred size gets its own symbol unless it is declared equal to others.
             for j, other in others:
                 torch._check(leaves[j].shape[other] == leaves[i].shape[dim])
+        for i, dim, terms, offset in self._sums:
+            total = sum(leaves[j].shape[other] for j, other in terms) + offset
+            torch._check(leaves[i].shape[dim] == total)
         args, kwargs = trees.unflatten(self._arguments, list(leaves))
         outputs, result = trees.flatten(self.model(*args, **kwargs))
         self.seen.result = result
@@ -116,7 +121,7 @@ def export(
     """
     attempt = _Attempt(model, args, kwargs, shapes)
     why_static = "no input has a batch dimension"
-    ways = (True, False) if len(shapes.symbols) == 1 else (False,)
+    ways = (True, False) if len(shapes.symbols) == 1 and not shapes.sums else (False,)
     for proven in ways if shapes.batch else ():
         try:
             program, result = attempt.run(proven)
@@ -177,7 +182,7 @@ class _Attempt:
         """Export with dynamic sizes, which torch has to prove or may infer."""
         leaves, tree = trees.flatten((self.args, self.kwargs))
         example = resized(leaves, self.shapes, self.shapes.traced_sizes())
-        flat = Flat(self.model, tree, len(self.args), _equal(self.shapes))
+        flat = Flat(self.model, tree, len(self.args), _equal(self.shapes), _sums(self.shapes))
         sizes = _torch_sizes(self.shapes, proven)
         with quiet(*QUIET):
             program = torch.export.export(
@@ -201,6 +206,26 @@ def _equal(shapes: DynamicShapes) -> list[list[tuple[int, int]]]:
             if _is_plain(size, shapes):
                 groups.setdefault(size.symbol, []).append((i, dim))
     return [group for group in groups.values() if len(group) > 1]
+
+
+def _sums(shapes: DynamicShapes) -> list[tuple[int, int, list[tuple[int, int]], int]]:
+    """The dimensions that are sums: input, dimension, the dimensions to add, and a number."""
+    places: dict[str, tuple[int, int, int]] = {}
+    for i, dims in enumerate(shapes.dims):
+        for dim, size in dims.items():
+            if size.factor == 1:
+                places.setdefault(size.symbol, (i, dim, size.offset))
+    return [
+        (
+            i,
+            dim,
+            [places[name][:2] for name in total.symbols],
+            total.offset - sum(places[name][2] for name in total.symbols),
+        )
+        for i, dims in shapes.sums.items()
+        for dim, total in dims.items()
+        if total.symbols
+    ]
 
 
 def _is_plain(size: DynamicDim, shapes: DynamicShapes) -> bool:
@@ -228,7 +253,12 @@ def _torch_sizes(shapes: DynamicShapes, proven: bool) -> tuple[Any, ...]:
         result = result * factor if factor != 1 else result
         return result + offset if offset else result
 
-    return tuple({i: of(size) for i, size in dims.items()} or None for dims in shapes.dims)
+    found: list[dict[int, Any]] = [
+        {i: of(size) for i, size in dims.items()} for dims in shapes.dims
+    ]
+    for i, dims in shapes.sums.items():
+        found[i] |= {dim: Dim.AUTO for dim, total in dims.items() if total.symbols}
+    return tuple(dims or None for dims in found)
 
 
 def _reason(e: Exception) -> str:

@@ -23,6 +23,7 @@ from fxelastic.ir.operators import (
     node_parameters,
     operator_name,
 )
+from fxelastic.passes.caches import CacheNodes, find_caches
 
 #: Operators without weights that combine or reshape values.
 _MIXING = frozenset(
@@ -51,6 +52,8 @@ class Flow:
             attached operator such as a size, and the output node.
         mixtures: Context operators that depend on both an input and parameters, such as sums of
             masks and learned tables.
+        caches: Inputs that results extend. The readers of such a result do not include the output
+            node, so that a block may return it beside its own output.
     """
 
     stream: tuple[fx.Node, ...]
@@ -60,6 +63,7 @@ class Flow:
     parameters: Mapping[fx.Node, Mapping[str, int]]
     readers: Mapping[fx.Node, tuple[fx.Node, ...]]
     mixtures: frozenset[fx.Node]
+    caches: tuple[CacheNodes, ...] = ()
 
 
 def analyse_flow(graph_module: fx.GraphModule) -> Flow:
@@ -180,8 +184,16 @@ class _Analysis:
                 merged |= self._own.get(node, {})
             parameters[reader] = merged | dict(parameters[reader])
         shared.sort(key=position.__getitem__)
+        caches = tuple(c for c in find_caches(self._module.graph) if self._in_stream(c.present))
+        presents = {cache.present for cache in caches}
         readers = {
-            node: tuple(dict.fromkeys(owner.get(reader) or reader for reader in node.users))
+            node: tuple(
+                dict.fromkeys(
+                    owner.get(reader) or reader
+                    for reader in node.users
+                    if reader.op != "output" or node not in presents
+                )
+            )
             for node in stream
         }
         return Flow(
@@ -192,6 +204,7 @@ class _Analysis:
             parameters,
             readers,
             frozenset(self._mixed),
+            caches,
         )
 
     def _stream_operands(self, node: fx.Node) -> tuple[fx.Node, ...]:

@@ -107,6 +107,7 @@ def _partition(traced: Traced, gamma: float, fusion: FusionRules) -> Partition:
         symbols=traced.symbols,
         batch_dims=traced.batch_dims,
         batch_reason=traced.batch_reason,
+        caches=result.caches,
         model_name=traced.model_name,
         opaque=traced.opaque,
         warnings=traced.warnings,

@@ -121,7 +121,7 @@ def _build(flow: Flow) -> _Graph:
         dict.fromkeys(
             index[node]
             for node in flow.stream
-            if any(reader.op == "output" for reader in node.users)
+            if any(reader.op == "output" for reader in flow.readers[node])
         )
     )
     return _Graph(vertices, readers, _immediate_dominators(vertices), outputs)

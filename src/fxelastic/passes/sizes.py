@@ -207,15 +207,15 @@ def size_from(
     Returns:
         The node of the size, or None if it does not follow from the shape.
     """
+    stack = reader.meta.get("nn_module_stack", {})
+    for dim, size in enumerate(source.meta["val"].shape):
+        if isinstance(size, torch.SymInt) and size.node.expr == expression:
+            return _size(graph, source, dim, stack)
     symbols = sorted(expression.free_symbols, key=str)
     if len(symbols) != 1:
         return None
     symbol = symbols[0]
     factor = sympy.simplify(expression / symbol)
-    stack = reader.meta.get("nn_module_stack", {})
-    for dim, size in enumerate(source.meta["val"].shape):
-        if isinstance(size, torch.SymInt) and size.node.expr == expression:
-            return _size(graph, source, dim, stack)
     if not (factor.is_Rational and factor > 0):
         return None
     for dim, size in enumerate(source.meta["val"].shape):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fxelastic.errors import UsageError
+from fxelastic.spec.cache import KeptCache
 from fxelastic.spec.symbols import dimension
 
 #: The kind of the branches that are the model's own blocks.
@@ -31,6 +32,7 @@ class BranchSpec:
             counted at the example's sizes if sizes besides the batch vary.
         flops_by_size: The same as an expression of these sizes, such as ``2048*seq+64*seq**2``;
             empty if there are none, or the expression is not known.
+        cache: The caches that it extends of which it keeps a part, such as fewer heads.
     """
 
     id: str
@@ -39,7 +41,9 @@ class BranchSpec:
     stop: int
     n_params: int
     flops: int
-    flops_by_size: str = ""
+    # Not shown, since digests of earlier releases are made of what is shown.
+    flops_by_size: str = field(default="", repr=False)
+    cache: tuple[KeptCache, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         """Check the fields.
@@ -61,11 +65,11 @@ class BranchSpec:
                 expected="a string like 'original'",
                 got=repr(self.kind),
             )
-        for field in ("start", "stop", "n_params", "flops"):
-            value = getattr(self, field)
+        for name in ("start", "stop", "n_params", "flops"):
+            value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise UsageError(
-                    f"{field} of branch {self.id!r} must be at least 0",
+                    f"{name} of branch {self.id!r} must be at least 0",
                     expected="an integer of at least 0",
                     got=repr(value),
                 )

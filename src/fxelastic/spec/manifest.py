@@ -12,6 +12,7 @@ from typing import Any
 from fxelastic.errors import BundleError, UsageError
 from fxelastic.spec import structure as structures
 from fxelastic.spec.bundle_files import MANIFEST_NAME, FileInfo
+from fxelastic.spec.cache import Cache
 from fxelastic.spec.json_fields import Fields, parse_object, show
 from fxelastic.spec.manifest_checks import check_manifest, search_space
 from fxelastic.spec.quantised import Quantisation
@@ -170,6 +171,7 @@ class Manifest:
         storage: The precision of stored weights; None for that of the computation.
         fixed_batch_dims: If the batch size is fixed, the dimension of the samples in inputs that
             don't hold them in dimension 0, by name.
+        caches: The inputs that results extend, such as past keys and values.
         schema_version: Version of the format.
     """
 
@@ -187,6 +189,7 @@ class Manifest:
     int8: Quantisation | None = None
     storage: Storage | None = None
     fixed_batch_dims: Mapping[str, int] = field(default_factory=dict)
+    caches: tuple[Cache, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -238,6 +241,7 @@ class Manifest:
             "inputs": list(self.inputs),
             "batched": list(self.sample_inputs),
             **({"fixed_batch_dims": dict(self.fixed_batch_dims)} if self.fixed_batch_dims else {}),
+            **({"caches": [cache.to_json() for cache in self.caches]} if self.caches else {}),
             "results": [{"name": result.name, "value": result.value} for result in self.results],
             "structure": self.structure,
             "data": [file.to_json() for file in self.data],
@@ -281,6 +285,7 @@ class Manifest:
             Quantisation.from_json(fields.object("int8")) if "int8" in fields.value else None,
             Storage.from_json(fields.object("storage")) if "storage" in fields.value else None,
             _fixed_batch_dims(fields) if "fixed_batch_dims" in fields.value else {},
+            fields.objects("caches", Cache.from_json) if "caches" in fields.value else (),
         )
         fields.end()
         return manifest

@@ -43,6 +43,7 @@ def check_manifest(manifest: Manifest) -> None:
         _check_outputs(f"branches[{i}]", segment, manifest.values)
     _check_int8(manifest)
     _check_interface(manifest, values)
+    _check_caches(manifest, values)
     _check_last_reads(manifest)
     _check_files(manifest)
     verified = () if manifest.verification is None else manifest.verification.subnets
@@ -184,6 +185,34 @@ def _check_batched(manifest: Manifest, values: dict[str, ValueInfo]) -> None:
                 "inputs that hold samples",
                 str(values.get(name)),
             )
+
+
+def _check_caches(manifest: Manifest, values: dict[str, ValueInfo]) -> None:
+    results = {result.value for result in manifest.results}
+    known = {}
+    for i, cache in enumerate(manifest.caches):
+        past, present = values.get(cache.past), values.get(cache.present)
+        if past is None or past.name not in manifest.inputs or present is None:
+            _refuse(f"caches[{i}]", "names an unknown value", "an input and a result", str(cache))
+        if present.name not in results or cache.dim >= len(past.dims):
+            _refuse(
+                f"caches[{i}]", "does not lead to a result", "an input and a result", str(cache)
+            )
+        if len(past.dims) != len(present.dims) or past.dtype != present.dtype:
+            _refuse(f"caches[{i}]", "changes the type", str(past), str(present))
+        known[cache.past, cache.present] = past
+    for i, segment in enumerate(manifest.segments):
+        for kept in segment.spec.cache:
+            past = known.get((kept.past, kept.present))
+            whole = past.dims[kept.dim] if past and kept.dim < len(past.dims) else None
+            fits = isinstance(whole, int) and all(index < whole for index in kept.kept)
+            if not fits or kept.present not in segment.outputs:
+                _refuse(
+                    f"branches[{i}].cache",
+                    f"does not fit the model's cache {kept.past!r}",
+                    "indices of a dimension of fixed size, and an output of the branch",
+                    str(kept),
+                )
 
 
 def _check_last_reads(manifest: Manifest) -> None:

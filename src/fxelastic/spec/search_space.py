@@ -11,6 +11,7 @@ from functools import cached_property
 from fxelastic.errors import UsageError
 from fxelastic.spec.arch import Arch
 from fxelastic.spec.branch_spec import ORIGINAL, BranchSpec
+from fxelastic.spec.cache import KeptCache
 from fxelastic.spec.cost_window import CostWindow
 from fxelastic.spec.options import check_count
 from fxelastic.spec.paths import cheapest_path, check_costs, exact_costs
@@ -195,6 +196,24 @@ class SearchSpace:
         """
         exact = exact_costs(self.branches, costs)
         return Arch(cheapest_path(self.starting_at, {k: -cost for k, cost in exact.items()}))
+
+    def cache_of(self, arch: Arch) -> tuple[KeptCache, ...]:
+        """The caches of which a subnet keeps a part; it takes all others whole.
+
+        Two subnets can work on the same sequence, one after the other, only if these are equal.
+
+        Raises:
+            UsageError: The arch is not in this space.
+        """
+        return tuple(kept for spec in self.specs(arch) for kept in spec.cache)
+
+    def same_cache(self, one: Arch, other: Arch) -> bool:
+        """Whether the past that one subnet returns is the past that the other one takes.
+
+        Raises:
+            UsageError: An arch is not in this space.
+        """
+        return set(self.cache_of(one)) == set(self.cache_of(other))
 
     def validate(self, arch: Arch) -> None:
         """Check that an arch tiles ``[0, N)`` by branches of this space.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fxelastic.errors import UsageError
 from fxelastic.spec.branch_spec import BranchSpec
 from fxelastic.spec.bundle_files import FileInfo
+from fxelastic.spec.cache import KeptCache
 from fxelastic.spec.json_fields import Fields
 from fxelastic.spec.quantised import Quantised
 from fxelastic.spec.value_info import NAME
@@ -80,6 +81,7 @@ class Segment:
             **self.model.to_json(),
             "data": list(self.data),
             **({} if self.quantised is None else {"int8": self.quantised.to_json()}),
+            **({"cache": [kept.to_json() for kept in self.spec.cache]} if self.spec.cache else {}),
         }
 
     @classmethod
@@ -93,8 +95,9 @@ class Segment:
         kind = fields.text("kind")
         start, stop, n_params, flops = map(fields.count, ("start", "stop", "n_params", "flops"))
         by_size = fields.text("flops_by_size") if "flops_by_size" in fields.value else ""
+        cache = fields.objects("cache", KeptCache.from_json) if "cache" in fields.value else ()
         try:
-            spec = BranchSpec(name, kind, start, stop, n_params, flops, by_size)
+            spec = BranchSpec(name, kind, start, stop, n_params, flops, by_size, cache)
         except UsageError as e:
             problem = f"is not a branch: {e.what}"
             raise fields.error("id", problem, expected=e.expected, got=e.got) from e

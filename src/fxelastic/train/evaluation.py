@@ -174,7 +174,7 @@ def _results(
 ) -> Iterator[tuple[Arch, Any]]:
     """Each subnet below a prefix and its result, from the named values after the prefix."""
     if node.arch is not None:
-        yield node.arch, runner.supernet.result(values)
+        yield node.arch, runner.supernet.result(values, caches=False)
     for name, longer in node.following.items():
         current = dict(values)
         runner.run(runner.branch(name), current)

@@ -80,7 +80,7 @@ class BranchRunner:
         self.supernet.run_branch(branch, values)
 
     def result(self, arch: Arch, values: Mapping[str, Any]) -> Any:
-        """A subnet's result, in the structure of the model's result.
+        """A subnet's result, in the structure of the model's result, without caches.
 
         Args:
             arch: The subnet.
@@ -89,7 +89,7 @@ class BranchRunner:
         current = dict(values)
         for branch in self.path(arch):
             self.run(branch, current)
-        return self.supernet.result(current)
+        return self.supernet.result(current, caches=False)
 
 
 class Learners:

@@ -119,14 +119,14 @@ class TeacherForced(_Distillation):
         current = dict(values)
         for original in runner.originals:
             for branch in starting.get(original.start, ()):
-                operands = [current[name] for name in (*branch.inputs, *branch.context)]
-                waiting.append((branch, operands))
+                waiting.append((branch, branch.operands(current)))
             with torch.no_grad():
                 runner.run(original, current)
             for branch, operands in [w for w in waiting if w[0].stop == original.stop]:
                 result = branch.module(*operands)
                 outputs = (result,) if len(branch.outputs) == 1 else tuple(result)
-                targets = tuple(current[name] for name in branch.outputs)
+                outputs = outputs[: len(branch.features)]
+                targets = tuple(current[name] for name in branch.features)
                 # Called for empty targets, too: those of other processes may not be empty.
                 loss = self._error(outputs, targets)
                 if not is_empty(targets):
@@ -171,7 +171,7 @@ class Chained(_Distillation):
                     wanted = _replaced(runner, branch, current)
                 runner.run(branch, current)
                 if learns:
-                    outputs = tuple(current[name] for name in branch.outputs)
+                    outputs = tuple(current[name] for name in branch.features)
                     error = self._error(outputs, wanted)
                     if not is_empty(wanted):
                         errors.append(error)
@@ -318,7 +318,7 @@ def _targets(runner: BranchRunner, values: Values, plan: Plan) -> dict[str, tupl
             runner.run(original, current)
             for branch in branches:
                 if branch.stop == original.stop:
-                    targets[branch.id] = tuple(current[name] for name in branch.outputs)
+                    targets[branch.id] = tuple(current[name] for name in branch.features)
     return targets
 
 
@@ -328,7 +328,7 @@ def _replaced(runner: BranchRunner, branch: Branch, values: Values) -> tuple[Any
     with torch.no_grad():
         for original in runner.originals[branch.start : branch.stop]:
             runner.run(original, current)
-    return tuple(current[name] for name in branch.outputs)
+    return tuple(current[name] for name in branch.features)
 
 
 def _means(losses: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:

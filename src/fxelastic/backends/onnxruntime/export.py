@@ -71,20 +71,20 @@ def write_bundle(
     values = description.with_ranges(values, {names[k]: value for k, value in crossing.items()})
     conversion = convert(pieces, opset, progress)
     infos = {value.name: value for value in values}
-    branches: list[Described] = list(supernet.branches.values())
+    own = [description.on_device(branch, names) for branch in supernet.branches.values()]
+    branches: list[Described] = list(own)
     models, made, record = dict(conversion.models), {}, None
     if quantise is not None:
         options, samples = quantise
-        found = quantise_branches(
-            list(supernet.branches.values()), models, infos, options, *samples.parts, progress
-        )
+        found = quantise_branches(own, models, infos, options, *samples.parts, progress)
         models |= {branch.id: branch.model for branch in found.branches}
         made = {branch.id: branch.quantised for branch in found.branches}
         branches = _ordered(len(partition.blocks), [*branches, *found.branches])
         values = tuple(replace(info, int8=found.scales.get(info.name)) for info in values)
         record = Quantisation(options.ranges, samples.n_samples, samples.n_held_out, found.refused)
     progress("writing the files")
-    segments, data = writer.write(branches, models, infos)
+    caches = description.describe_caches(partition)
+    segments, data = writer.write(branches, models, infos, caches)
     segments = [replace(segment, quantised=made.get(segment.id)) for segment in segments]
     for name, tensor in description.constant_results(partition).items():
         path = infos[names[name]].constant
@@ -109,6 +109,7 @@ def write_bundle(
         batched=partition.batched,
         int8=record,
         fixed_batch_dims=description.fixed_batch_dims(partition),
+        caches=caches,
     )
 
 

@@ -6,7 +6,7 @@ import hashlib
 import os
 import posixpath
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +17,7 @@ from fxelastic.backends.onnxruntime.half_storage import store_halves
 from fxelastic.errors import ExportError
 from fxelastic.spec.branch_spec import BranchSpec
 from fxelastic.spec.bundle_files import BRANCHES_FOLDER, DATA_FOLDER, FileInfo, file_stem
+from fxelastic.spec.cache import Cache
 from fxelastic.spec.segment import Segment
 from fxelastic.spec.value_info import ValueInfo
 
@@ -59,6 +60,7 @@ class FileWriter:
         branches: Iterable[Described],
         models: Mapping[str, ir.Model],
         values: Mapping[str, ValueInfo],
+        caches: Sequence[Cache] = (),
     ) -> tuple[list[Segment], list[FileInfo]]:
         """Write a file for each branch.
 
@@ -66,6 +68,7 @@ class FileWriter:
             branches: The branches in the search space's order.
             models: Their graphs, by id; the call sets the sizes of inputs and outputs.
             values: Descriptions of the inputs and outputs.
+            caches: The model's caches.
 
         Returns:
             The segments in the same order, and the files with shared or large tensors.
@@ -81,8 +84,9 @@ class FileWriter:
         taken: set[str] = set()
         segments = []
         for branch in branches:
-            model = models[branch.spec.id]
-            _annotate(branch.spec.id, model.graph, values)
+            spec = branch.spec
+            model = models[spec.id]
+            _annotate(spec, model.graph, values, caches)
             outside = self._outside(model.graph, shared)
             weight_bytes = sum(_tensor(value).nbytes for value in _initializers(model.graph))
             weight_bytes += saved[branch.spec.id]  # once it is open
@@ -104,7 +108,7 @@ class FileWriter:
             proto = ir.to_proto(model)
             segments.append(
                 Segment(
-                    branch.spec,
+                    spec,
                     self._write(path, proto.SerializeToString(deterministic=True)),
                     tuple(str(value.name) for value in model.graph.inputs),
                     tuple(str(value.name) for value in model.graph.outputs),
@@ -183,20 +187,30 @@ def _digest(tensor: ir.TensorProtocol) -> str:
     return hashlib.sha256(kind + tensor.tobytes()).hexdigest()
 
 
-def _annotate(branch_id: str, graph: ir.Graph, values: Mapping[str, ValueInfo]) -> None:
+def _annotate(
+    spec: BranchSpec, graph: ir.Graph, values: Mapping[str, ValueInfo], caches: Sequence[Cache]
+) -> None:
     """Set the sizes of inputs and outputs from the descriptions of the values."""
+    computed = {str(value.name) for value in graph.outputs}
+    # Of the past of another layer, a branch reads the length alone.
+    others = {cache.past for cache in caches if cache.present not in computed}
+    kept = {name: part for part in spec.cache for name in (part.past, part.present)}
     for value in (*graph.inputs, *graph.outputs):
         info = values[str(value.name)]
         if value.dtype is None or _dtype_name(value.dtype) != info.dtype:
             raise ExportError(
-                f"the exporter changes the dtype of {info.name!r} of branch {branch_id!r}",
+                f"the exporter changes the dtype of {info.name!r} of branch {spec.id!r}",
                 expected=info.dtype,
                 got="no dtype" if value.dtype is None else _dtype_name(value.dtype),
                 fix="compute with the real and the imaginary parts separately"
                 if info.dtype.startswith("complex")
                 else "report it, with the model",
             )
-        value.shape = ir.Shape(list(info.dims))
+        dims = kept[info.name].shape(info.dims) if info.name in kept else info.dims
+        if info.name in others:
+            free = (f"{info.name}_{i}" for i in range(len(dims)))
+            dims = tuple(d if isinstance(d, str) else n for d, n in zip(dims, free, strict=True))
+        value.shape = ir.Shape(list(dims))
 
 
 def _dtype_name(dtype: ir.DataType) -> str:

@@ -28,7 +28,7 @@ from fxelastic.backends.onnxruntime.pieces import eval_module
 from fxelastic.backends.onnxruntime.running import RefusedError, open_session, run
 from fxelastic.errors import ExportError, listed
 from fxelastic.ir import trees
-from fxelastic.ir.branch import Branch
+from fxelastic.ir.branch import Branch, cut_cache
 from fxelastic.ir.fusion import canonical_operator
 from fxelastic.ir.supernet import Supernet
 from fxelastic.spec.arch import Arch
@@ -146,7 +146,7 @@ class Parity:
         modules = [eval_module(branch) for branch in branches]
         try:
             session = open_session(path, self.jobs)
-            for sample in self._samples_on_device():
+            for sample in self._samples_of(branches):
 
                 def compute(run_module: Run, sample: Mapping[str, Any] = sample) -> dict[str, Any]:
                     return self._results(branches, modules, sample, results, run_module)
@@ -174,14 +174,14 @@ class Parity:
         names = [self._names[name] for name in (*branch.inputs, *branch.context)]
         try:
             session = open_session(path)
-            for sample in self._samples_on_device():
-                operands = {name: sample[name] for name in names}
+            for sample in self.samples:
+                operands = dict(zip(names, branch.operands(sample), strict=True))
 
                 def compute(run_module: Run, given: Iterable[Any] = operands.values()) -> Any:
                     return self._named(branch, run_module(module, *given))
 
-                actual = run(session, sample)
-                difference = _difference(path, sample, actual, [module], compute, TOLERANCES)
+                actual = run(session, operands)
+                difference = _difference(path, operands, actual, [module], compute, TOLERANCES)
                 if difference is not None:
                     return self._differing(branch, difference, path, operands)
         except RefusedError as e:
@@ -227,7 +227,8 @@ class Parity:
         partition, names = self.supernet.partition, self._names
         values = {name: sample[name] for name in partition.signature.names}
         for branch, module in zip(branches, modules, strict=True):
-            operands = [values[names[name]] for name in (*branch.inputs, *branch.context)]
+            read = (*branch.inputs, *branch.context)
+            operands = branch.operands({name: values[names[name]] for name in read})
             values |= self._named(branch, run_module(module, *operands))
         constants = description.constant_results(partition)
         values |= {names[name]: value for name, value in constants.items()}
@@ -244,8 +245,13 @@ class Parity:
         """Names on the device, by names in the graph."""
         return description.device_names(self.supernet.partition)
 
-    def _samples_on_device(self) -> list[Mapping[str, Any]]:
-        return [{self._names[k]: v for k, v in sample.items()} for sample in self.samples]
+    def _samples_of(self, branches: Sequence[Branch]) -> list[Mapping[str, Any]]:
+        """The samples by names on the device, with the caches that a subnet's branches keep."""
+        kept = {part.past: part for branch in branches for part in branch.spec.cache}
+        return [
+            {self._names[k]: cut_cache(v, kept[k]) if k in kept else v for k, v in sample.items()}
+            for sample in self.samples
+        ]
 
 
 def _difference(

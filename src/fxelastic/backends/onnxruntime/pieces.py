@@ -118,7 +118,7 @@ def branch_pieces(supernet: Supernet, values: Mapping[str, Any]) -> list[Piece]:
     on_device = device_names(supernet.partition)
     pieces = []
     for branch in supernet.branches.values():
-        names = (*branch.inputs, *branch.context)
+        names, operands = (*branch.inputs, *branch.context), branch.operands(values)
         for name in names:
             if not isinstance(values[name], torch.Tensor):
                 raise InternalError(
@@ -133,7 +133,7 @@ def branch_pieces(supernet: Supernet, values: Mapping[str, Any]) -> list[Piece]:
                 tuple(on_device[name] for name in names),
                 tuple(on_device[name] for name in branch.outputs),
                 # Clones, since the exporter makes a single input of a tensor that is passed twice.
-                tuple(values[name].detach().clone() for name in names),
+                tuple(operand.detach().clone() for operand in operands),
                 tuple(free_sizes(supernet.partition.value(name)) for name in names),
             )
         )

@@ -120,7 +120,7 @@ def teacher_values(supernet: Supernet, inputs: Mapping[str, Any]) -> dict[str, A
     }
     with torch.no_grad():
         for branch in supernet.path():
-            result = branch.module(*(values[name] for name in (*branch.inputs, *branch.context)))
+            result = branch.module(*branch.operands(values))
             results = (result,) if len(branch.outputs) == 1 else result
             values.update(zip(branch.outputs, results, strict=True))
     return values

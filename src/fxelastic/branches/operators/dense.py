@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from fxelastic.branches.caches import with_empty_caches
 from fxelastic.branches.interval import Interval, NoBranchError, intervals
 from fxelastic.branches.operators.layers import layers
 from fxelastic.branches.operators.operator import MOST
 from fxelastic.branches.operators.ranks import rank_of, suffix
 from fxelastic.branches.options import shares
 from fxelastic.branches.propagation import graph_flops, is_feature, same_kind
+from fxelastic.branches.trainable import Trainable
 from fxelastic.errors import UsageError
 from fxelastic.ir.branch import Branch, Refusal
 from fxelastic.ir.graph_modules import MovableGraphModule
@@ -82,7 +84,7 @@ class Dense:
         if not is_feature(result):
             raise NoBranchError("input and output are indices or flags")
         copied = interval.copy(share=True)
-        problem = interval.misfit(copied.module, interval.operands(copied), result)
+        problem = interval.misfit(copied, result)
         if problem:
             raise NoBranchError(f"its shapes can't be derived: {problem}")
         flops = graph_flops(copied.module)
@@ -96,8 +98,10 @@ class Dense:
         if not isinstance(n, int):
             raise NoBranchError("the number of its channels varies")
         module = _network(n, rank_of(n, ratio), self.n_layers, dims, found[0].weight, generator)
-        branch = replace(copied, module=module, inputs=interval.inputs, context=())
-        problem = interval.misfit(module, [operand], result)
+        outputs = copied.outputs[: len(copied.outputs) - len(interval.caches)]
+        branch = Trainable(module, interval.inputs, (), outputs)
+        branch, cache = with_empty_caches(interval, branch, interval.caches)
+        problem = interval.misfit(branch, result, cache=cache)
         if problem:
             raise NoBranchError(f"the layers would not fit: {problem}")
         share = graph_flops(module) / max(1, flops)
@@ -108,6 +112,7 @@ class Dense:
             variant=suffix(ratio),
             approximate=True,
             note=f"{self.n_layers} layers of {rank_of(n, ratio)} channels",
+            cache=cache,
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import fx
 
@@ -9,9 +11,15 @@ from fxelastic.branches.pruning.channels import Analysis, Dims, PruningPolicy
 from fxelastic.branches.pruning.rules import RULES
 from fxelastic.branches.trainable import BatchNorm
 from fxelastic.ir.operators import attribute, operator_name
+from fxelastic.spec.cache import Cache
 
 
-def analysed(module: fx.GraphModule, stream: frozenset[str], policy: PruningPolicy) -> Analysis:
+def analysed(
+    module: fx.GraphModule,
+    stream: frozenset[str],
+    policy: PruningPolicy,
+    caches: Sequence[Cache] = (),
+) -> Analysis:
     """Analyse a block.
 
     Args:
@@ -19,14 +27,19 @@ def analysed(module: fx.GraphModule, stream: frozenset[str], policy: PruningPoli
         stream: Names of the operands whose channels are fixed. The branch selects the channels of
             the other operands, the contexts, itself.
         policy: How choices are made.
+        caches: The caches that the block extends: past and present may lose channels together.
     """
-    a = Analysis(module, policy)
+    a = Analysis(module, policy, caches=frozenset(cache.past for cache in caches))
+    growing = {name: c.dim for c in caches for name in (c.past, c.present)}
     weights: dict[str, Dims] = {}
     for node in module.graph.nodes:
         value = node.meta.get("val")
         if node.op == "output":
             for result in node.all_input_nodes:
-                a.channels.fix_dims(a.dims.get(result, ()))
+                dims = a.dims.get(result, ())
+                if result.name in growing and dims:
+                    dims = (dims[growing[result.name]],)
+                a.channels.fix_dims(dims)
         elif node.op == "placeholder":
             if isinstance(value, torch.Tensor):
                 a.dims[node] = a.channels.fresh(value.shape)

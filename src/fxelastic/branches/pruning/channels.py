@@ -145,6 +145,7 @@ class Analysis:
         contractions: The weights' dimensions over which products sum: (target, dimension).
         summed: The labels over which products with weights sum.
         normalised: The labels over which norms take statistics, if the policy allows that.
+        caches: Names of the pasts that have as few channels as their presents.
     """
 
     module: fx.GraphModule
@@ -157,6 +158,7 @@ class Analysis:
     contractions: list[tuple[str, int]] = field(default_factory=list)
     summed: list[Labels] = field(default_factory=list)
     normalised: list[Labels] = field(default_factory=list)
+    caches: frozenset[str] = frozenset()
 
     def shape(self, node: fx.Node) -> list[int]:
         """A tensor's sizes."""

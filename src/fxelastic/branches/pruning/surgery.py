@@ -45,7 +45,7 @@ class Surgery:
         """Slice the weights and rewrite everything that depends on their sizes."""
         done: set[str] = set()
         for node in list(self._module.graph.nodes):
-            if node.op == "placeholder":
+            if node.op == "placeholder" and node.name not in self._analysis.caches:
                 self._select(node)
             elif node.op == "get_attr" and str(node.target) not in done:
                 done.add(str(node.target))

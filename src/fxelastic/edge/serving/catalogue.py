@@ -24,6 +24,7 @@ class Catalogue:
         candidates: Iterable[Candidate],
         retry_s: float = 30.0,
         limits: Limits | None = None,
+        serves: Callable[[Arch], bool] = lambda _: True,
     ) -> None:
         """Start with a pool's candidates.
 
@@ -31,9 +32,11 @@ class Catalogue:
             candidates: The subnets.
             retry_s: How long a subnet is barred after its first failure to load, in seconds.
             limits: Absolute limits on other resources than the latency; None for no limits.
+            serves: Whether a subnet may ever be served.
         """
         self._retry_s = retry_s
         self._limits = limits
+        self._serves = serves
         self._lock = threading.Lock()
         self._candidates = tuple(candidates)
         self._barred: dict[Arch, float] = {}
@@ -105,6 +108,7 @@ class Catalogue:
     def _table_of(
         self, candidates: Iterable[Candidate], without: Collection[Arch]
     ) -> ParetoTable[Candidate]:
+        candidates = [c for c in candidates if self._serves(c.arch)]
         limits = self._limits
         if limits is not None:
             candidates = [c for c in candidates if limits.keeps(c.costs)]

@@ -262,7 +262,7 @@ class BranchTimer:
 
     def _inputs(self, branch: str) -> list[dict[str, Any]]:
         """Inputs for each choice of integers; empty if their sizes are unknown."""
-        infos = [self.bundle.values[name] for name in self.bundle.segment(branch).inputs]
+        infos = self.bundle.read_by(branch)
         sizes = self.bundle.manifest.model.sizes_at(self.batch_size, self.sizes)
         try:
             shapes = [info.shape_at(sizes) for info in infos]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -71,6 +71,7 @@ class Runtime:
         probe: TableProbe | None = None,
         limits: Limits | None = None,
         estimates: SizeEstimates | None = None,
+        serves: Callable[[Arch], bool] = lambda _: True,
     ) -> None:
         """Load the best subnet and begin to serve.
 
@@ -84,6 +85,7 @@ class Runtime:
             probe: Checks the latency table; None not to check it.
             limits: Absolute limits on other resources than the latency.
             estimates: Estimates requests at their own sizes; None if only the batch size varies.
+            serves: Whether a subnet may be served: one with the caches that requests hold.
 
         Raises:
             UsageError: No subnet keeps the limits, or the budget is not above 0.
@@ -99,7 +101,7 @@ class Runtime:
         self._closed = self._freed = False
         self._events = events = EventLog(clock, listener=options.listener)
         budget_ms = _checked_budget(budget_ms)
-        self._catalogue = catalogue = Catalogue(candidates, options.retry_s, limits)
+        self._catalogue = catalogue = Catalogue(candidates, options.retry_s, limits, serves)
         if not len(catalogue.table):
             empty = not catalogue.candidates
             raise UsageError(

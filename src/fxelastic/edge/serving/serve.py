@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fxelastic.edge.arguments import refuse_paths
@@ -30,6 +31,7 @@ from fxelastic.edge.serving.size_estimates import SizeEstimates
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.edge.signature import BundleSignature
 from fxelastic.errors import UsageError
+from fxelastic.spec import Arch
 from fxelastic.spec.latency_table import LatencyTable
 from fxelastic.spec.limits import Bound, Limits
 from fxelastic.spec.pareto import ParetoTable
@@ -46,6 +48,10 @@ def serve(
     **changes: Any,
 ) -> Runtime:
     """Serve the best subnet that keeps a latency budget, while the device changes (§5.3).
+
+    A request to a decoder holds the keys and values of earlier tokens, so only subnets that have
+    them in the same form (`SearchSpace.same_cache`) are served: that of the best subnet at the
+    start.
 
     Args:
         bundle: The bundle, from `edge.load`.
@@ -100,9 +106,14 @@ def serve(
             return None if probe is None else probe.table
 
         estimates = SizeEstimates(current, mode, sizes, names)
+    first = _first(candidates, budget_ms, limits) if bundle.manifest.caches else None
+    serves: Callable[[Arch], bool] = lambda _: True  # noqa: E731
+    if first is not None:
+        serves = partial(bundle.space.same_cache, first)
+    candidates = tuple(c for c in candidates if serves(c.arch))
     return Runtime(
         loader_of(bundle, mode, candidates, options),
-        BundleSignature(bundle),
+        BundleSignature(bundle, first),
         candidates,
         budget_ms,
         options,
@@ -110,7 +121,18 @@ def serve(
         probe,
         limits,
         estimates,
+        serves,
     )
+
+
+def _first(candidates: Sequence[Candidate], budget_ms: Any, limits: Limits | None) -> Arch | None:
+    """The subnet to begin with, whose caches all requests hold."""
+    if not isinstance(budget_ms, (int, float)):
+        return None  # which the runtime refuses
+    kept = [c for c in candidates if limits is None or limits.keeps(c.costs)]
+    table = ParetoTable(kept)
+    best = table.best(budget_ms) or table.quickest
+    return None if best is None else best.arch
 
 
 def loader_of(

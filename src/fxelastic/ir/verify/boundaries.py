@@ -140,12 +140,31 @@ def _check_outputs(block: Block, escapes: Mapping[fx.Node, str], layout: Layout)
             got=repr(block.output),
         )
     splits = block.kind == "glue" and split_operator(block, layout) is not None
-    if len(block.outputs) > 1 and block.kind != "context" and not splits:
+    others = [name for name in block.outputs[1:] if not _extends_input(layout, name)]
+    if others and block.kind != "context" and not splits:
         raise PartitionError(
             f"{block.kind} block {block.name!r} has several outputs",
             expected="one value that is read elsewhere",
             got=", ".join(f"{name!r} read by {reader}" for name, reader in read.items()),
         )
+
+
+def _extends_input(layout: Layout, name: str) -> bool:
+    """Whether a value is an input of the model with more behind it, and read by the result alone.
+
+    A block may return such a value, the keys of all tokens so far, beside its own output.
+    """
+    value = layout.nodes[name]
+    if value.target is not torch.ops.aten.cat.default or value not in layout.results:
+        return False
+    parts = value.args[0]
+    home = layout.owner[value]
+    inside = all(layout.owner.get(reader, home) == home for reader in value.users)
+    return inside and isinstance(parts, (list, tuple)) and _is_input(parts[0])
+
+
+def _is_input(value: object) -> bool:
+    return isinstance(value, fx.Node) and value.op == "placeholder"
 
 
 def _check_reads(block: Block, reads: Mapping[fx.Node, fx.Node]) -> None:

@@ -147,13 +147,23 @@ def quantise_branches(
         for branch in starting.get(block, ()):
             n_done += 1
             progress(f"quantising {branch.id} ({n_done} of {len(chosen)})")
-            for found in maker.make(branch, _proto(models[branch.id]), states, others):
+            given, judged = (_with_caches_of(branch, found) for found in (states, others))
+            for found in maker.make(branch, _proto(models[branch.id]), given, judged):
                 made[found.id] = found
     return Int8Branches(
         tuple(made.values()),
         {name: scale for name, scale in scales.items() if name in maker.used},
         tuple(maker.refused),
     )
+
+
+def _with_caches_of(branch: Branch, batches: Sequence[Batch]) -> Sequence[Batch]:
+    """The model's values with the part of each cache that a branch keeps."""
+    kept = {part.past: (np.asarray(part.kept, np.int64), part.dim) for part in branch.spec.cache}
+    return [
+        {**batch, **{name: np.take(batch[name], *part) for name, part in kept.items()}}
+        for batch in batches
+    ]
 
 
 class _Maker:
