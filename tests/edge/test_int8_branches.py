@@ -8,6 +8,7 @@ import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from fxelastic import edge
 from fxelastic.edge.candidates import Candidate, candidates_of
 from fxelastic.edge.fingerprint import byte_products, needs_reduced_range
 from fxelastic.edge.int8_branches import MORE_EXACT, unused_everywhere, unused_in, used
+from fxelastic.edge.profiling import distinct_subnets
 from fxelastic.edge.searching.data import read_data
 from fxelastic.edge.searching.distortion import measure
 from fxelastic.errors import BundleError, UsageError
@@ -149,6 +151,17 @@ def test_processors_without_vnni_use_a_reduced_range() -> None:
     assert not needs_reduced_range({"machine": "aarch64", "int8": "asimd"})
     assert byte_products("sse avx512_vnni fma avx2") == "avx2 avx512_vnni"
     assert byte_products("fp asimddp asimd") == "asimd asimddp"
+
+
+def test_neighbours_in_timed_subnets_mostly_have_the_same_precision() -> None:
+    bundle = used(int8.bundle(), table(FAST), "paged")
+    archs = distinct_subnets(bundle, 24, seed=0)
+    all_int8, *others = archs
+    assert all(bundle.segment(name).quantised for name in all_int8)
+    precisions = [[bundle.segment(b).quantised is not None for b in arch] for arch in others]
+    changes = [a != b for row in precisions for a, b in pairwise(row)]
+    assert np.mean(changes) < 0.35
+    assert 0.2 < np.mean([eight for row in precisions for eight in row]) < 0.8
 
 
 def test_a_profile_states_what_it_does_not_use(tmp_path: Path) -> None:

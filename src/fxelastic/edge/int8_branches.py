@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Container, Mapping, Sequence
 
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.fingerprint import INT8_FEATURES, fingerprint, needs_reduced_range
+from fxelastic.spec import Arch
 from fxelastic.spec.latency_table import LatencyTable
-from fxelastic.spec.quantised import REDUCED, SIGNED, UNSIGNED, Quantised
+from fxelastic.spec.quantised import INT8, REDUCED, SIGNED, UNSIGNED, Quantised
 
 #: A slower format of a branch is kept only if its error is below this share of the faster one's.
 MORE_EXACT = 0.25
 #: Formats count as equally fast within this factor. The one that is faster in all blocks together
 #: is kept then, since neighbours of one format convert fewer values.
 NEAR = 1.05
+# How often the precision changes between neighbours in `in_runs`.
+_SWITCH = 0.15
 
 
 def used(bundle: Bundle, table: LatencyTable, mode: str) -> Bundle:
@@ -104,6 +108,44 @@ def unused_everywhere(
     """
     first, *others = (unused(bundle, costs_ms, device, refused) for costs_ms in costs_at)
     return {name: why for name, why in first.items() if all(name in found for found in others)}
+
+
+def in_runs(bundle: Bundle, archs: Sequence[Arch], seed: int) -> list[Arch]:
+    """Subnets with the same float branches, in which neighbours mostly have the same precision.
+
+    Values are converted where the precision changes. In uniform samples it changes at every other
+    border, in the subnets that searches choose rarely.
+
+    Args:
+        bundle: The bundle.
+        archs: Subnets.
+        seed: Seed of the choice.
+
+    Returns:
+        The original in 8 bits, and the changed subnets; the subnets themselves if the search space
+        has no 8-bit branches.
+    """
+    variants: dict[str, list[str]] = {}
+    for spec in bundle.space.branches:
+        quantised = bundle.segment(spec.id).quantised if spec.kind == INT8 else None
+        if quantised is not None:
+            variants.setdefault(quantised.source, []).append(spec.id)
+    if not variants:
+        return list(archs)
+    rng = random.Random(f"precision {seed}")
+
+    def changed(arch: Arch, eight: bool, switch: float) -> Arch:
+        chosen = []
+        for branch in arch:
+            quantised = bundle.segment(branch).quantised
+            source = branch if quantised is None else quantised.source
+            eight ^= rng.random() < switch
+            chosen.append(rng.choice(variants.get(source, [source])) if eight else source)
+        return Arch(tuple(chosen))
+
+    found = dict.fromkeys([changed(bundle.space.original, True, 0.0)] if archs else [])
+    found.update(dict.fromkeys(changed(arch, rng.random() < 0.5, _SWITCH) for arch in archs))
+    return [arch for arch in found if arch != bundle.space.original]
 
 
 def _of_other_sign(

@@ -21,7 +21,7 @@ from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.bundle_costs import bundle_costs
 from fxelastic.edge.executor import Array, Executor, sizes_of_inputs
 from fxelastic.edge.fingerprint import fingerprint
-from fxelastic.edge.int8_branches import unsuited, unused_everywhere
+from fxelastic.edge.int8_branches import in_runs, unsuited, unused_everywhere
 from fxelastic.edge.latency_model import Measured, fit_mode
 from fxelastic.edge.measured_sizes import SizePlan, SizesToMeasure
 from fxelastic.edge.memory import GrowthLimit, resident_bytes
@@ -452,4 +452,4 @@ def distinct_subnets(bundle: Bundle, n: int, seed: int) -> list[Arch]:
             break
         if arch != space.original:
             found[arch] = None
-    return list(found)[:n]
+    return in_runs(bundle, list(found)[:n], seed)[:n]
