@@ -92,9 +92,11 @@ def measure(library: str, name: str) -> dict[str, Any]:
     return found
 
 
-def in_a_process(library: str, name: str, timeout_s: float) -> dict[str, Any]:
+def in_a_process(
+    library: str, name: str, timeout_s: float, script: str = __file__
+) -> dict[str, Any]:
     """Measure in another process, so that a crash or an endless run does not end the others."""
-    command = [sys.executable, __file__, "--one", library, name]
+    command = [sys.executable, script, "--one", library, name]
     reason = ""
     try:
         done = subprocess.run(
@@ -120,7 +122,7 @@ def last_of(output: str) -> dict[str, Any]:
 
 
 def line(found: dict[str, Any]) -> str:
-    told = f"{found['library']:12}  {found['name']:32}  {found['stage']:6}"
+    told = f"{found['library']:12}  {found['name']:32}  {found['stage']:7}"
     if "blocks" in found:
         told += f"  {found['blocks']:4} blocks  {found['branches']:4} branches"
     return told + f"  {found.get('reason', '')[:150]}"
