@@ -5,16 +5,15 @@
 
 The models are the tests' own and those of public_models.py that fxelastic expands (see
 ``results/public_models.json``). Each runs in a process of its own. The model itself says which
-other sizes it takes. If it takes some, it is expanded with a batch and sizes that vary, compared with
-the model bit for bit at three sizes (smallest, example's, larger), and exported, which compares every
-branch in onnxruntime with torch at three sizes. A row is kept for each model and commit; a model that
-has a row of this commit is not run again.
+other sizes it takes. If it takes some, it is expanded with a batch and sizes that vary, compared
+with the model at three sizes (smallest, example's, larger), and exported, which compares every
+branch in onnxruntime with torch at three sizes. A row is kept for each model and commit; a model
+that has a row of this commit is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import random
 import re
@@ -33,13 +32,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.machine import ROOT, commit
 from benchmarks.public_model_cases import LIBRARIES, Case
 from benchmarks.public_models import in_a_process, line
-from benchmarks.sized_inputs import Varying, named_inputs, resized, smaller, varying
+from benchmarks.sized_inputs import Varying, call, named_inputs, resized, smaller, varying
 from fxelastic.files import replace_file
 
 GAMMA = 0.34
 #: Shares of the models of a kind, among those that take other sizes, that have to be done.
 BARS = {"text": 0.95, "image": 0.9}
 STAGES = ("make", "call", "sizes", "expand", "compare", "export", "done")
+KEPT = ROOT / "benchmarks/results/public_sizes.json"
 # Their graphs have no batch.
 _LEFT_OUT = frozenset({"torch_geometric"})
 # A test model that is too large, or has a fixed batch by design, shows nothing about sizes.
@@ -69,24 +69,20 @@ def measure(library: str, name: str) -> dict[str, Any]:
     begin("make")
     begin_s = time.perf_counter()
     try:
-        case = smaller(make_case(library, name))
+        own = make_case(library, name)
+        case = smaller(own)
         begin("call")
         with torch.no_grad():
             case.model(*case.args, **case.kwargs)
         begin("sizes")
         which = varying(case)
         found["kind"] = which.kind if which else "none"
+        if case is not own and (which is None or which.refusal):
+            case, which = own, varying(own)
         if which is None or which.refusal:
             raise ValueError(which.refusal if which else "no input is a text, image or sequence")
         begin("expand")
-        supernet = fxelastic.expand(
-            case.model,
-            GAMMA,
-            example_inputs=(case.args, case.kwargs),
-            dynamic_shapes=which.dims,
-            spans=(1,),
-            prune=(0.5,),
-        )
+        supernet = expand(case, which)
         found["branches"] = len(supernet.space.branches)
         found["symbols"] = [str(s.symbol) for s in supernet.partition.symbols]
         found["batch"] = supernet.partition.dynamic_batch
@@ -103,6 +99,20 @@ def measure(library: str, name: str) -> dict[str, Any]:
         found["operator"] = operator(found["reason"])
     found["seconds"] = time.perf_counter() - begin_s
     return found
+
+
+def expand(case: Case, which: Varying) -> Any:
+    """A supernet with few branches."""
+    import fxelastic
+
+    return fxelastic.expand(
+        case.model,
+        GAMMA,
+        example_inputs=(case.args, case.kwargs),
+        dynamic_shapes=which.dims,
+        spans=(1,),
+        prune=(0.5,),
+    )
 
 
 def make_case(library: str, name: str) -> Case:
@@ -139,14 +149,15 @@ def compare(case: Case, which: Varying, supernet: Any) -> float:
         n_samples = (1, 2, 3)[i] if partition.dynamic_batch else None
         given = resized(inputs, which.dims, sizes, n_samples, partition.batched)
         with torch.no_grad():
+            args, kwargs = call(case, given)
             try:
-                expected = case.model(**given)
+                expected = case.model(*args, **kwargs)
             except Exception:  # noqa: BLE001 - it may not take the smallest of all sizes at once
                 continue
             n_compared += 1
-            worst = max(worst, _difference(expected, partition(**given)))
+            worst = max(worst, _difference(expected, partition(*args, **kwargs)))
             for arch in supernet.space.sample(2, seed=i):
-                supernet.subnet(arch)(**given)
+                supernet.subnet(arch)(*args, **kwargs)
     if n_compared < 2:
         raise ValueError("the model itself does not run at the sizes that fxelastic finds")
     return worst
@@ -231,13 +242,27 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
             "equal bit for bit": sum(row.get("difference") == 0 for row in taken),
             "exported": len(done),
             "share": len(done) / len(taken) if taken else 1.0,
+            "bar": BARS.get(kind),
         }
     return found
 
 
+def earlier(path: Path) -> list[Mapping[str, Any]]:
+    """The rows of an interrupted run, or those that are kept in ``results``."""
+    if path.exists():
+        found: list[Mapping[str, Any]] = json.loads(path.read_text())["models"]
+        return found
+    return json.loads(KEPT.read_text())["result"]["models"] if KEPT.exists() else []
+
+
 def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     ordered = sorted(rows, key=lambda row: (row["library"], row["name"]))  # by commit as run
-    result = {"gamma": GAMMA, "summary": summary(ordered), "models": ordered}
+    result = {
+        "gamma": GAMMA,
+        "summary": summary(ordered),
+        "rest": [row for row in latest(ordered) if row["stage"] not in ("make", "call", "done")],
+        "models": ordered,
+    }
     replace_file(path, (json.dumps(result, indent=1) + "\n").encode())
 
 
@@ -259,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.simplefilter("ignore")
             print(json.dumps(measure(*args.one)))
         return 0
-    rows = json.loads(args.out.read_text())["models"] if args.out.exists() else []
+    rows = earlier(args.out)
     now = commit()
     known = {(row["library"], row["name"]) for row in rows if row["commit"] == now}
     wanted = families(args.libraries, args.seed, 1.0 if args.only else args.share)

@@ -186,6 +186,25 @@ def int8(result: Any) -> Iterable[Row]:
         )
 
 
+def public_sizes(result: Any) -> Iterable[Row]:
+    """How many models of public libraries take other sizes than their example's."""
+    for kind, counted in result["summary"].items():
+        n, bar = counted["take other sizes"], counted["bar"]
+        told = (
+            f"{counted['dynamic']} captured with sizes that vary, {counted['equal bit for bit']} "
+            f"of them equal to the model bit for bit at three sizes, {counted['exported']} exported"
+        )
+        yield Row(
+            f"{kind}: {n} models that take other sizes, of {counted['models']}",
+            told,
+            f"≥ {100 * bar:.0f} %" if bar else "",
+            met=counted["share"] >= bar if bar and n else None,
+        )
+    for found in result["rest"]:
+        reason = " ".join(found["reason"].split()).replace("|", "/")[:300]
+        yield Row(f"{found['library']} {found['name']}: ends at `{found['stage']}`", reason)
+
+
 def latency_model(result: Any) -> Iterable[Row]:
     """Errors of predicted latencies."""
     for row in result:
@@ -615,6 +634,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], Iterable[Row]]]] = {
     "expand": ("Supernets", expand),
     "export": ("Export", export),
     "public_models": ("Models of public libraries", public_models),
+    "public_sizes": ("Models of public libraries, with sizes that vary", public_sizes),
     "train": ("Training", train),
     "train_threads": ("Training beside other programs", train_threads),
     "train_device": ("Training on a GPU", train_device),

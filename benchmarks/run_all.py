@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "expand": ("expand.py --out {out}",),
     "export": ("export.py --json",),
     "public_models": ("public_models.py --jobs 2 --out {out}",),
+    "public_sizes": ("public_sizes.py --out {out}",),
     "latency_model": (
         f"make_bundle.py mobilenet_v2 {WORK}/latency_model/mobilenet_v2",
         f"make_bundle.py resnet50 {WORK}/latency_model/resnet50",

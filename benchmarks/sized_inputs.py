@@ -39,15 +39,23 @@ class Varying:
 def named_inputs(case: Case) -> dict[str, Any]:
     """The inputs by the names of ``forward``'s parameters."""
     bound = inspect.signature(case.model.forward).bind(*case.args, **case.kwargs)
-    return {
-        name: value
-        for given, value in bound.arguments.items()
-        for name, value in (
-            value.items()
-            if bound.signature.parameters[given].kind is inspect.Parameter.VAR_KEYWORD
-            else [(given, value)]
-        )
-    }
+    found: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        found |= value if _is_keywords(bound, name) else {name: value}
+    return found
+
+
+def call(case: Case, inputs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of ``forward`` for inputs by name."""
+    bound = inspect.signature(case.model.forward).bind(*case.args, **case.kwargs)
+    for name, value in bound.arguments.items():
+        keywords = _is_keywords(bound, name)
+        bound.arguments[name] = {key: inputs[key] for key in value} if keywords else inputs[name]
+    return bound.args, bound.kwargs
+
+
+def _is_keywords(bound: inspect.BoundArguments, name: str) -> bool:
+    return bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
 
 
 def smaller(case: Case) -> Case:
@@ -106,8 +114,9 @@ def resized(
 def error(case: Case, inputs: Mapping[str, Any]) -> str:
     """The error of the model on some inputs; empty if there is none."""
     try:
+        args, kwargs = call(case, _copies(inputs))
         with torch.no_grad():
-            case.model(**_copies(inputs))
+            case.model(*args, **kwargs)
     except Exception as e:  # noqa: BLE001 - any error is a result
         return f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"
     return ""
@@ -124,12 +133,14 @@ def _candidates(
     tokens = {n: x for n, x in inputs.items() if not x.is_floating_point() and x.dim() >= 2}
     images = {n: x for n, x in inputs.items() if x.is_floating_point() and x.dim() in (4, 5)}
     if tokens:
-        yield "text", _lengths(inputs, 1)
+        lengths = {x.shape[1] for x in tokens.values()}
+        alike = {n: x for n, x in inputs.items() if x.dim() > 1 and x.shape[1] in lengths}
+        yield "text", _lengths(alike, 1)
         yield "text", _lengths(tokens, 1)
     elif images:
         first = next(iter(images.values())).shape[-2:]
-        alike = {n: x.dim() for n, x in images.items() if x.shape[-2:] == first}
-        yield "image", {n: {rank - 2: "H", rank - 1: "W"} for n, rank in alike.items()}
+        ranks = {n: x.dim() for n, x in images.items() if x.shape[-2:] == first}
+        yield "image", {n: {rank - 2: "H", rank - 1: "W"} for n, rank in ranks.items()}
     else:
         for rank, dim in ((3, 1), (3, 2), (2, 1)):
             found = {n: x for n, x in inputs.items() if x.dim() == rank}
@@ -156,8 +167,9 @@ def _refusal(case: Case, kind: str, dims: Mapping[str, Mapping[int, str]]) -> st
     more = _MORE_PIXELS if kind == "image" else _MORE_TOKENS
     for size, n in example.items():
         taken = 0
-        for m in dict.fromkeys((*(n + added for added in more), 2 * n, 3 * n)):
-            why = error(case, resized(inputs, dims, {size: m})) if m > 0 else ""
+        others = dict.fromkeys((*(n + added for added in more), 2 * n, 3 * n))
+        for m in (m for m in others if m > 0):
+            why = error(case, resized(inputs, dims, {size: m}))
             first = first or why
             taken += not why
             if taken == 2:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import public_models, results_page, run_all
+from benchmarks import public_models, public_sizes, results_page, run_all
 from tests.cli.commands import ROOT
 
 FOLDER = ROOT / "benchmarks"
@@ -65,6 +65,23 @@ def test_public_models_that_do_not_get_through_are_named_with_the_reason() -> No
         "timm b: ends at `export`",
         "E: no / such operator",
     )
+
+
+def test_of_rows_of_a_model_with_sizes_the_last_counts(tmp_path: Path) -> None:
+    rows = [
+        {"library": "a", "name": "x", "kind": "text", "stage": "expand", "reason": "old"},
+        {"library": "a", "name": "y", "kind": "text", "stage": "sizes", "reason": "fixed | mask"},
+        {"library": "a", "name": "z", "kind": "text", "stage": "export", "reason": "aten.x at y"},
+        {"library": "a", "name": "x", "kind": "text", "stage": "done", "difference": 0.0},
+    ]
+    public_sizes.write(tmp_path / "out.json", rows)
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert len(result["models"]) == 4
+    first, *_, y, z = results_page.public_sizes(result)
+    assert first.what == "text: 2 models that take other sizes, of 3"
+    assert first.measured.startswith("2 captured")
+    assert first.met is False
+    assert (y.measured, z.what) == ("fixed / mask", "a z: ends at `export`")
 
 
 def test_results_are_kept_with_their_commands() -> None:

@@ -1,16 +1,18 @@
-"""LSTMs with a projection are converted correctly."""
+"""Recurrent layers are converted correctly, whatever the length of their sequences."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fxelastic
 from fxelastic.backends.onnxruntime.decompositions.recurrent import lstm
+from tests import sized_models
 
 SIZES: list[dict[str, Any]] = [
     {},
@@ -93,3 +95,29 @@ def test_an_lstm_without_a_projection_is_left_as_it_is(tmp_path: Path) -> None:
     model, x = Tagger(0, bidirectional=True).eval(), torch.randn(3, 5, 6)
     supernet = fxelastic.expand(model, 0.6, example_inputs=x, kinds=())
     fxelastic.export(supernet, tmp_path / "bundle", n_subnets=0)
+
+
+def test_the_length_of_a_sequence_varies_in_an_export(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    supernet = fxelastic.expand(
+        sized_models.Tagger().eval(),
+        0.9,
+        example_inputs=torch.arange(8).reshape(2, 4),
+        dynamic_shapes={1: "seq"},
+        kinds=(),
+    )
+    record = fxelastic.export(supernet, tmp_path / "bundle").manifest.verification
+    assert record is not None
+    assert record.sizes == ({"seq": 1}, {"seq": 16})
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+def test_a_simple_recurrent_network_is_one_operator(nonlinearity: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = nn.RNN(
+        5, 4, 2, nonlinearity=nonlinearity, bias=False, batch_first=True, bidirectional=True
+    )
+    supernet = fxelastic.expand(layer.eval(), 1.0, example_inputs=torch.randn(2, 3, 5), kinds=())
+    bundle = fxelastic.export(supernet, tmp_path / "bundle")
+    (path,) = (bundle.path / "branches").glob("*.onnx")
+    assert [node.op_type for node in onnx.load(path).graph.node].count("RNN") == 2

@@ -11,7 +11,16 @@ from torch.export import Dim
 
 from fxelastic import partition
 from fxelastic.errors import CaptureError, UsageError
-from tests.sized_models import Encoder, FixedLength, Pyramid
+from fxelastic.passes import fixed_sizes
+from tests.sized_models import (
+    Encoder,
+    FixedLength,
+    PaddedPyramid,
+    Pyramid,
+    ResizedPositions,
+    Tagger,
+    Windows,
+)
 
 IDS = torch.arange(32).reshape(2, 16)
 MASK = torch.ones(2, 16)
@@ -145,3 +154,41 @@ def test_a_user_may_state_a_multiple() -> None:
 def test_an_example_of_one_token_does_not_fix_the_length() -> None:
     part = partition(Encoder(), 0.3, (IDS[:, :1], MASK[:, :1]), dynamic_shapes=BOTH)
     assert part(IDS, MASK).shape == (2, 8)
+
+
+def test_recurrent_layers_do_not_fix_the_length() -> None:
+    model = Tagger().eval()
+    part = partition(model, 0.5, IDS, dynamic_shapes={1: "seq"})
+    assert symbols(part) == ["N[1..]", "seq[1..]"]
+    for length in (1, 16, 40):
+        ids = torch.randint(0, 100, (3, length))
+        assert all(torch.equal(a, b) for a, b in zip(part(ids), model(ids), strict=True))
+    cell = nn.LSTM(8, 6)
+    assert cell(torch.randn(3, 2, 8))[0].shape == (3, 2, 6)  # torch's own kernels are back
+
+
+def test_a_model_that_treats_the_examples_size_unlike_others_is_traced_at_others() -> None:
+    model = ResizedPositions().eval()
+    part = partition(model, 0.5, torch.randn(2, 3, 16, 16), dynamic_shapes={2: "H", 3: "W"})
+    assert symbols(part) == ["N[1..]", "H[8..]", "W[8..]"]
+    for height, width in ((16, 16), (8, 33), (64, 20)):
+        x = torch.randn(1, 3, height, width)
+        torch.testing.assert_close(part(x), model(x))
+
+
+def test_a_model_that_decides_about_odd_sizes_in_python_takes_even_ones() -> None:
+    model = PaddedPyramid().eval()
+    part = partition(model, 0.5, torch.randn(2, 3, 16, 16), dynamic_shapes={2: "H"})
+    assert symbols(part) == ["N[1..]", "H[2.. by 2]"]
+    assert any("H varies in steps of 2 only: at H = 17" in warning for warning in part.warnings)
+    x = torch.randn(1, 3, 22, 16)
+    assert torch.equal(part(x), model(x))
+
+
+def test_sizes_that_become_too_complicated_are_refused_with_the_operator(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fixed_sizes, "_LONGEST", 60)
+    with pytest.raises(CaptureError, match="too complicated") as caught:
+        partition(Windows().eval(), 0.5, torch.randn(2, 3, 16, 16), dynamic_shapes={2: "H"})
+    assert "aten.slice.Tensor at sized_models.py" in str(caught.value)

@@ -130,7 +130,7 @@ class Interval:
             problem = self.misfit(copied, result)
             if problem:
                 raise NoBranchError(f"the changed block would not fit: {problem}")
-            if computes_nothing(copied.module):
+            if computes_nothing(copied.module, self.partition.symbols):
                 raise NoBranchError(NOTHING_LEFT)
             return self.branch(copied, variant=variant, note=note, approximate=approximate)
 

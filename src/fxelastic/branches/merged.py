@@ -17,6 +17,7 @@ from fxelastic.branches.retarget import retarget
 from fxelastic.branches.trainable import Trainable
 from fxelastic.ir.block import REPLACEABLE
 from fxelastic.ir.branch import Branch, Refusal
+from fxelastic.ir.graph_symbols import GraphSymbol
 from fxelastic.ir.liveness import Liveness
 from fxelastic.ir.operators import operator_name
 from fxelastic.ir.partition import Partition
@@ -129,7 +130,7 @@ def _merged(run: Interval) -> Branch:
         except NoBranchError as e:
             reasons.append(f"{run.partition.blocks[i].name}: {e}")
             continue
-        if computes_nothing(copied.module):
+        if computes_nothing(copied.module, run.partition.symbols):
             reasons.append(NOTHING_LEFT)
             continue
         n_own = len(run.outputs) - len(run.caches)
@@ -186,16 +187,19 @@ def _fitted(run: Interval, i: int, operand: Tensor, result: Tensor) -> tuple[Tra
         return copied, f"a copy of {block.name}"
     operands = (operand, *(partition.value(name) for name in block.context))
     if _can_be_retargeted(run, own, operands, result):
-        retarget(copied.module, operand, result)
+        retarget(copied.module, operand, result, partition.symbols)
         run.misfit(copied, result, operands)  # gives its nodes the shapes that FLOPs take
         return copied, f"a copy of {block.name} with other outer layers"
     for one, other in ((operand, source), (target, result)):
-        problem = obstacle(one, other)
+        problem = obstacle(one, other, partition.symbols)
         if problem:
             raise NoBranchError(problem)
     copied = own.copy()
     n_own = n_weights(copied.module)
-    added = _wrap(copied.module, (operand, source), (target, result))
+    try:
+        added = _wrap(copied.module, (operand, source), (target, result), partition.symbols)
+    except ValueError as e:
+        raise NoBranchError(str(e)) from e
     if added > n_own:
         raise NoBranchError(f"its projections would have {added:,} parameters, itself {n_own:,}")
     problem = run.misfit(copied, result, operands)
@@ -211,7 +215,7 @@ def _can_be_retargeted(
     copied = own.copy(share=True)
     probe = copied.module.to("meta")
     return (
-        retarget(probe, operands[0], result)
+        retarget(probe, operands[0], result, run.partition.symbols)
         and n_weights(probe) <= max(_weights(run.partition, i) for i in _replaceable(run))
         and not run.misfit(copied, result, operands)
     )
@@ -225,7 +229,10 @@ def _weights(partition: Partition, i: int) -> int:
 
 
 def _wrap(
-    module: fx.GraphModule, before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]
+    module: fx.GraphModule,
+    before: tuple[Tensor, Tensor],
+    after: tuple[Tensor, Tensor],
+    symbols: Sequence[GraphSymbol],
 ) -> int:
     """Add projections at the ends whose shapes differ; returns their number of parameters."""
     had = n_weights(module)
@@ -240,13 +247,13 @@ def _wrap(
         first = next(node for node in graph.nodes if node.op != "placeholder")
         with graph.inserting_before(first):
             channel = _channel_dimension(readers, before[1])
-            value = project(module, placeholder, *before, channel, "projection_in")
+            value = project(module, placeholder, *before, channel, "projection_in", symbols)
         for reader in readers:
             reader.replace_input_with(placeholder, value)
     if not same_kind(*after):
         with graph.inserting_before(output):
             channel = _channel_dimension([last], after[0])
-            last = project(module, last, *after, channel, "projection_out")
+            last = project(module, last, *after, channel, "projection_out", symbols)
         output.args = ((last, *presents) if presents else last,)
     return n_weights(module) - had
 

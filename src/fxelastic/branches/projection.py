@@ -6,13 +6,19 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import free_symbols
 
-from fxelastic.branches.propagation import sizes
+from fxelastic.branches.propagation import example_shapes, sizes
+from fxelastic.ir.graph_symbols import GraphSymbol
 from fxelastic.ir.part_names import free_name
 
 _ATEN = torch.ops.aten
 _CONVOLUTIONS = {1: _ATEN.conv1d.default, 2: _ATEN.conv2d.default, 3: _ATEN.conv3d.default}
-_POOLINGS = {2: _ATEN.avg_pool2d.default, 3: _ATEN.avg_pool3d.default}
+_POOLINGS = {
+    1: _ATEN.avg_pool1d.default,
+    2: _ATEN.avg_pool2d.default,
+    3: _ATEN.avg_pool3d.default,
+}
 _UPSAMPLINGS = {
     1: _ATEN.upsample_nearest1d.vec,
     2: _ATEN.upsample_nearest2d.vec,
@@ -20,12 +26,13 @@ _UPSAMPLINGS = {
 }
 
 
-def obstacle(source: Tensor, target: Tensor) -> str:
-    """The reason why no projection leads from one shape to the other; empty if one does.
+def obstacle(source: Tensor, target: Tensor, symbols: Sequence[GraphSymbol]) -> str:
+    """The reason why no projection leads from one shape to the other; empty if one may do.
 
     Args:
         source: A fake tensor.
         target: A fake tensor.
+        symbols: The partition's symbols.
     """
     if source.dtype != target.dtype:
         return f"its dtype is {source.dtype}, not {target.dtype}"
@@ -33,22 +40,31 @@ def obstacle(source: Tensor, target: Tensor) -> str:
         return f"values of {source.dtype} can't be projected"
     if source.dim() != target.dim():
         return f"it has {source.dim()} dimensions, not {target.dim()}"
+    named = {s.variable for s in symbols if not s.is_batch}
     differ = [
         d for d, (a, b) in enumerate(zip(sizes(source), sizes(target), strict=True)) if a != b
     ]
-    if any(isinstance(sizes(v)[d], str) for d in differ for v in (source, target)) or 0 in differ:
+    unnamed = (free_symbols(v.shape[d]) - named for d in differ for v in (source, target))
+    if 0 in differ or any(unnamed):
         return "sizes that depend on the batch differ"
     return ""
 
 
 def project(
-    module: fx.GraphModule, value: fx.Node, source: Tensor, target: Tensor, channel: int, name: str
+    module: fx.GraphModule,
+    value: fx.Node,
+    source: Tensor,
+    target: Tensor,
+    channel: int,
+    name: str,
+    symbols: Sequence[GraphSymbol],
 ) -> fx.Node:
     """Add operators that project a value; the caller checks `obstacle` first.
 
     Channels go through a 1x1 convolution, or a linear layer if they are the last dimension, that
     starts as an identity on the common channels. Its stride is the reduction of the other sizes;
-    pooling or interpolation removes the rest of a difference (odd sizes).
+    pooling or interpolation removes the rest of a difference (odd sizes). Sizes that vary have to
+    differ by the same factor at all sizes.
 
     Args:
         module: Its graph gets the operators at the insertion point that the caller has set.
@@ -57,48 +73,83 @@ def project(
         target: Fake tensor of the shape wanted.
         channel: The dimension of the channels.
         name: Name of the new weight in the module, changed if the module has it already.
+        symbols: The partition's symbols.
 
     Returns:
         The projected value.
+
+    Raises:
+        ValueError: Sizes that vary differ by no fixed factor.
     """
     graph = module.graph
-    start, end = _fixed(source), _fixed(target)
+    starts, ends = _shapes(source, target, symbols)
+    start, end = starts[0], ends[0]
     spatial = [d for d in range(1, len(start)) if d != channel]
+    before = [[shape[d] for d in spatial] for shape in starts]
+    after = [[shape[d] for d in spatial] for shape in ends]
     last = channel == len(start) - 1 and channel != 1
     if last:
         if start[channel] != end[channel]:
             weight = _weight(module, name, source, (end[channel], start[channel]))
             value = graph.call_function(_ATEN.linear.default, (value, weight))
-        if [start[d] for d in spatial] == [end[d] for d in spatial]:
+        if before == after:
             return value
         order = (0, channel, *spatial)
         value = graph.call_function(_ATEN.permute.default, (value, order))
-        value = _resize(graph, value, [start[d] for d in spatial], [end[d] for d in spatial])
+        value = _resize(graph, value, before, after)
         back = [order.index(d) for d in range(len(start))]
         return graph.call_function(_ATEN.permute.default, (value, back))
-    before, after = [start[d] for d in spatial], [end[d] for d in spatial]
     if start[channel] != end[channel]:
-        strides = [max(1, a // b) for a, b in zip(before, after, strict=True)]
         shape = (end[channel], start[channel], *(1 for _ in spatial))
         weight = _weight(module, name, source, shape)
-        if spatial:
-            convolution = _CONVOLUTIONS[len(spatial)]
-            value = graph.call_function(convolution, (value, weight, None, strides))
-            before = [-(-size // stride) for size, stride in zip(before, strides, strict=True)]
-        else:
-            value = graph.call_function(_ATEN.linear.default, (value, weight))
+        if not spatial:
+            return graph.call_function(_ATEN.linear.default, (value, weight))
+        strides = [max(1, a // b) for a, b in zip(before[0], after[0], strict=True)]
+        strided = [_divided(shape, strides, up=True) for shape in before]
+        if len(before) > 1 and max(strides) > 1 and strided != after:
+            # Odd sizes are rounded down here, unlike by strides.
+            value = _resize(graph, value, before, after)
+            strides, strided = [1 for _ in spatial], after
+        convolution = _CONVOLUTIONS[len(spatial)]
+        value = graph.call_function(convolution, (value, weight, None, strides))
+        before = strided
     return value if before == after else _resize(graph, value, before, after)
 
 
 def _resize(
-    graph: fx.Graph, value: fx.Node, before: Sequence[int], after: Sequence[int]
+    graph: fx.Graph,
+    value: fx.Node,
+    before: Sequence[Sequence[int]],
+    after: Sequence[Sequence[int]],
 ) -> fx.Node:
-    """Resize the dimensions after the channels."""
-    n = len(before)
-    if n in _POOLINGS and all(a % b == 0 for a, b in zip(before, after, strict=True)):
-        window = [a // b for a, b in zip(before, after, strict=True)]
-        return graph.call_function(_POOLINGS[n], (value, window, window))
-    return graph.call_function(_UPSAMPLINGS[n], (value, list(after), None))
+    """Resize the dimensions after the channels.
+
+    Args:
+        graph: The graph, at its insertion point.
+        value: The value to resize.
+        before: Its sizes: the example's, and others if they vary.
+        after: The sizes wanted, likewise.
+
+    Raises:
+        ValueError: No operator gives all of them.
+    """
+    n = len(before[0])
+    if n in _POOLINGS and all(a >= b > 0 for a, b in zip(before[0], after[0], strict=True)):
+        window = [a // b for a, b in zip(before[0], after[0], strict=True)]
+        for up, arguments in ((False, ()), (True, (0, True))):
+            if [_divided(shape, window, up=up) for shape in before] == list(after):
+                return graph.call_function(_POOLINGS[n], (value, window, window, *arguments))
+    if all(shape == after[0] for shape in after):
+        return graph.call_function(_UPSAMPLINGS[n], (value, list(after[0]), None))
+    factors = [b // max(a, 1) for a, b in zip(before[0], after[0], strict=True)]
+    if [[a * f for a, f in zip(s, factors, strict=True)] for s in before] == list(after):
+        scales = [float(f) for f in factors]
+        return graph.call_function(_UPSAMPLINGS[n], (value, None, scales))
+    raise ValueError(f"sizes that vary differ by no fixed factor: {before} and {after}")
+
+
+def _divided(shape: Sequence[int], by: Sequence[int], *, up: bool) -> list[int]:
+    return [-(-size // n) if up else size // n for size, n in zip(shape, by, strict=True)]
 
 
 def _weight(module: fx.GraphModule, name: str, like: Tensor, shape: Sequence[int]) -> fx.Node:
@@ -111,6 +162,16 @@ def _weight(module: fx.GraphModule, name: str, like: Tensor, shape: Sequence[int
     return module.graph.get_attr(name)
 
 
-def _fixed(value: Tensor) -> list[int]:
-    """The sizes after the first; symbolic sizes are equal on both sides and count as 1."""
-    return [0, *(size if isinstance(size, int) else 1 for size in sizes(value)[1:])]
+def _shapes(
+    source: Tensor, target: Tensor, symbols: Sequence[GraphSymbol]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Both shapes at the example's sizes and at others; equal symbolic sizes count as 1."""
+    named = sizes(source), sizes(target)
+    equal = [isinstance(a, str) and a == b for a, b in zip(*named, strict=True)]
+    starts, ends = (
+        [[1 if same else n for same, n in zip(equal, shape, strict=True)] for shape in shapes]
+        for shapes in (example_shapes(source, symbols), example_shapes(target, symbols))
+    )
+    if all(shape == starts[0] for shape in starts) and all(shape == ends[0] for shape in ends):
+        return starts[:1], ends[:1]
+    return starts, ends

@@ -14,8 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from fxelastic.ir.flops import node_flops
-from fxelastic.ir.graph_symbols import GraphSymbol, size_at
+from fxelastic.ir.graph_symbols import GraphSymbol, concrete_shape, one_sample, size_at
 from fxelastic.ir.operators import ACTIVATIONS, operator_name
+from fxelastic.spec.symbols import Symbol
 
 logger = logging.getLogger(__name__)
 
@@ -40,13 +41,15 @@ def misfit(
         module: The graph. Its nodes get new ``meta["val"]``.
         operands: Fake tensors, one for each placeholder; sizes may be symbolic.
         results: Fake tensors of the right results.
-        symbols: The partition's symbols. Those that don't count samples have another size than
-            the example's in each try but the last.
+        symbols: The partition's symbols. Those that don't count samples have the example's sizes
+            in the last try, and others before.
         batch_sizes: Batch sizes to try; the nodes keep the values of the last one.
     """
     variables = _variables((*operands, *results))
-    for batch_size in batch_sizes if variables else (0,):
-        numbers = _Sizes(variables, symbols, batch_size, example=batch_size == batch_sizes[-1])
+    *first, last = batch_sizes
+    tries = [(n, sizes) for n in first for sizes in _tried_sizes(symbols)]
+    for batch_size, sizes in [*tries, (last, {})] if variables else [(0, {})]:
+        numbers = _Sizes(variables, symbols, batch_size, sizes)
         try:
             found = _run(module, operands, numbers)
         except Exception as e:  # noqa: BLE001  # operators raise errors of all types
@@ -142,7 +145,7 @@ def graph_flops(module: fx.GraphModule, sizes: Mapping[Any, int] | None = None) 
     return sum(node_flops(node, sizes) for node in module.graph.nodes)
 
 
-def computes_nothing(module: fx.GraphModule) -> bool:
+def computes_nothing(module: fx.GraphModule, symbols: Sequence[GraphSymbol]) -> bool:
     """Whether a branch has no FLOPs: at most norms, activations and views.
 
     An opaque module may compute anything, so a branch with one has FLOPs.
@@ -153,7 +156,7 @@ def computes_nothing(module: fx.GraphModule) -> bool:
         if node.op == "call_module"
     )
     opaque = any(not isinstance(part, nn.modules.batchnorm._BatchNorm) for part in called)
-    return not opaque and not graph_flops(module)
+    return not opaque and not graph_flops(module, one_sample(symbols))
 
 
 def same_kind(one: Any, other: Any) -> bool:
@@ -179,6 +182,35 @@ def sizes(value: torch.Tensor) -> tuple[int | str, ...]:
     return tuple(
         str(size.node.expr) if isinstance(size, torch.SymInt) else int(size) for size in value.shape
     )
+
+
+def example_shapes(value: torch.Tensor, symbols: Sequence[GraphSymbol]) -> list[tuple[int, ...]]:
+    """The shapes of a fake tensor at the example's sizes, and at others if sizes vary.
+
+    Args:
+        value: The tensor. Sizes that data choose count as 1.
+        symbols: The partition's symbols.
+    """
+    others = [sizes for sizes in _tried_sizes(symbols) if sizes]
+    return [concrete_shape(value, symbols, sizes) for sizes in ({}, *others)]
+
+
+def _tried_sizes(symbols: Sequence[GraphSymbol]) -> list[dict[str, int]]:
+    """Other sizes than the example's: three next to it, which divide unlike it, and a far one.
+
+    A single empty entry if no size besides the batch varies.
+    """
+    others = [s.symbol for s in symbols if not s.is_batch]
+    if not others:
+        return [{}]
+    near = [{s.name: _near(s, i + n) for i, s in enumerate(others)} for n in (1, 2, 3)]
+    return [*near, {s.name: s.large(2 + i) for i, s in enumerate(others)}]
+
+
+def _near(symbol: Symbol, n: int) -> int:
+    """The size ``n`` steps above the example's, or below it if that is out of range."""
+    around = (symbol.example + n * symbol.step, symbol.example - n * symbol.step)
+    return next((size for size in around if symbol.holds(size)), symbol.example)
 
 
 def _concrete(value: Any, numbers: _Numbers, device: torch.device | None = None) -> Any:
@@ -221,15 +253,13 @@ class _Sizes(_Numbers):
         variables: Sequence[Any],
         symbols: Sequence[GraphSymbol],
         batch_size: int,
-        *,
-        example: bool,
+        sizes: Mapping[str, int],
     ) -> None:
-        numbers: dict[Any, int] = {}
-        others = [s for s in symbols if not s.is_batch]
-        for i, s in enumerate(others):
-            size = s.symbol.example
-            other = size + (i + 1) * s.symbol.step
-            numbers[s.variable] = s.value(size if example else other)
+        numbers: dict[Any, int] = {
+            s.variable: s.value(sizes.get(s.symbol.name, s.symbol.example))
+            for s in symbols
+            if not s.is_batch
+        }
         rest = [v for v in variables if v not in numbers]
         numbers |= {v: batch_size + i * (batch_size - 1) for i, v in enumerate(rest)}
         super().__init__(numbers)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from fxelastic.branches.propagation import sizes
+from fxelastic.branches.propagation import example_shapes, sizes
 from fxelastic.branches.trainable import BatchNorm
+from fxelastic.ir.graph_symbols import GraphSymbol
 from fxelastic.ir.operators import (
     ACTIVATIONS,
     CONVOLUTIONS,
@@ -22,7 +24,9 @@ from fxelastic.ir.operators import (
 _PASSING = ACTIVATIONS | {"aten.clamp"}
 
 
-def retarget(module: fx.GraphModule, operand: Tensor, result: Tensor) -> bool:
+def retarget(
+    module: fx.GraphModule, operand: Tensor, result: Tensor, symbols: Sequence[GraphSymbol]
+) -> bool:
     """Fit a copied block between other shapes, if its outer layers allow it.
 
     They do if only linear layers or convolutions without groups read the input, and the output
@@ -34,6 +38,7 @@ def retarget(module: fx.GraphModule, operand: Tensor, result: Tensor) -> bool:
         module: The copy, changed in place; partly changed if the result is False.
         operand: Fake tensor of the new input.
         result: Fake tensor of the new output.
+        symbols: The partition's symbols.
 
     Returns:
         Whether the layers could be changed.
@@ -45,10 +50,11 @@ def retarget(module: fx.GraphModule, operand: Tensor, result: Tensor) -> bool:
     old_in, old_out = placeholder.meta["val"], last.meta["val"]
     if (old_in.dim(), old_out.dim()) != (operand.dim(), result.dim()):
         return False
+    ends = [example_shapes(v, symbols)[0][2:] for v in (operand, result, old_in, old_out)]
     return (
         _fit_input(module, placeholder, old_in, operand)
         and _fit_output(module, last, old_out, result)
-        and _fit_strides(placeholder, operand, result, old_in, old_out)
+        and _fit_strides(placeholder, ends)
     )
 
 
@@ -93,16 +99,19 @@ def _fit_output(module: fx.GraphModule, value: fx.Node, old: Tensor, new: Tensor
     return True
 
 
-def _fit_strides(
-    value: fx.Node, operand: Tensor, result: Tensor, old_in: Tensor, old_out: Tensor
-) -> bool:
-    """Multiply the strides of the layers that read the input by the missing factors."""
+def _fit_strides(value: fx.Node, ends: Sequence[Sequence[int]]) -> bool:
+    """Multiply the strides of the layers that read the input by the missing factors.
+
+    Args:
+        value: The input.
+        ends: The sizes after the channels of the new input and output, and of the old ones, for
+            the example's sizes.
+    """
     factors = []
-    for d in range(2, min(operand.dim(), result.dim())):
-        ends = [sizes(v)[d] for v in (operand, result, old_in, old_out)]
-        if not all(isinstance(size, int) and size > 0 for size in ends):
+    for sizes_ in zip(*ends, strict=False):
+        if min(sizes_) < 1:
             return False
-        new_in, new_out, was_in, was_out = (int(size) for size in ends)
+        new_in, new_out, was_in, was_out = sizes_
         wanted, had = round(new_in / new_out), max(1, round(was_in / was_out))
         if wanted % had:
             return False

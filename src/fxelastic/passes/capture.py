@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import keyword
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -32,7 +33,12 @@ from fxelastic.passes.canonical import (
     name_squeezed_dimensions,
     replace_copies,
 )
-from fxelastic.passes.check_capture import SizeFixedError, check_capture, with_empty_caches
+from fxelastic.passes.check_capture import (
+    SizeFixedError,
+    agrees_at,
+    check_capture,
+    with_empty_caches,
+)
 from fxelastic.passes.checks import (
     check_input_types,
     check_inputs,
@@ -47,9 +53,10 @@ from fxelastic.passes.export import QUIET, Exported
 from fxelastic.passes.functionalise import functionalise_simple
 from fxelastic.passes.normalise import normalise
 from fxelastic.passes.opaque import export_with_opaque, restore_opaque
-from fxelastic.passes.size_steps import cannot_vary, with_steps
+from fxelastic.passes.size_steps import cannot_vary, coarser, whole, with_steps
 from fxelastic.passes.size_ties import with_ties
 from fxelastic.passes.sizes import localise_sizes
+from fxelastic.spec.symbols import Symbol
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +141,71 @@ def _checked(
     batch: BatchedInputs,
     shapes: DynamicShapes,
 ) -> Traced:
+    """The capture, if need be traced at other sizes than the example's, or with coarser steps."""
+    try:
+        return _with_possible_sizes(model, clone, args, kwargs, batch, shapes)
+    except CaptureError as e:
+        error = e
+    named = {name: s for name, s in shapes.symbols.items() if name != shapes.batch}
+    steps = {name: whole(symbol) for name, symbol in named.items()}
+    # The model may treat the example's size unlike others: it resizes a table of positions to
+    # them. Or torch may lose track of the size, which multiples of the example's size prevent.
+    ways = [dataclasses.replace(shapes, elsewhere=True)] if named else []
+    if steps != named:
+        ways.append(dataclasses.replace(shapes, symbols={**shapes.symbols, **steps}))
+    for way in ways:
+        logger.info("tracing again with %s (%s)", way.traced_sizes(), error)
+        with contextlib.suppress(CaptureError):
+            traced = _with_possible_sizes(model, clone, args, kwargs, batch, way)
+            notes = _steps_in_words(shapes, way.symbols, str(error.got))
+            return dataclasses.replace(traced, warnings=(*notes, *traced.warnings))
+    raise error
+
+
+def _coarser_steps(
+    traced: Traced,
+    clone: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    shapes: DynamicShapes,
+) -> dict[str, Symbol]:
+    """The symbols with larger steps at which a capture holds that does not hold at all sizes.
+
+    A model that pads odd sizes decides this in Python, so its capture pads as the example's needs.
+    """
+    found = {}
+    for name, symbol in shapes.symbols.items():
+        if name == shapes.batch:
+            continue
+
+        def agrees(size: int, name: str = name) -> bool | None:
+            return agrees_at(traced, clone, args, kwargs, shapes, {name: size})
+
+        coarse = coarser(symbol, agrees)
+        if coarse is None:
+            return {}
+        if coarse != symbol:
+            found[name] = coarse
+    return found
+
+
+def _steps_in_words(shapes: DynamicShapes, steps: Mapping[str, Symbol], why: str) -> list[str]:
+    """A warning for each symbol whose step becomes larger than the model's."""
+    return [
+        f"{name} varies in steps of {symbol.step} only: {' '.join(why.split())}"
+        for name, symbol in steps.items()
+        if symbol.step > shapes.symbols[name].step
+    ]
+
+
+def _with_possible_sizes(
+    model: nn.Module,
+    clone: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    batch: BatchedInputs,
+    shapes: DynamicShapes,
+) -> Traced:
     """The capture; sizes are fixed that it does not hold for, if the user does not name them."""
     warnings: list[str] = []
     while True:
@@ -147,6 +219,11 @@ def _checked(
             return with_empty_caches(traced, clone, args, kwargs, used)
         except SizeFixedError as e:
             logger.info("the capture with a dynamic %s does not hold (%s)", e.symbol, e)
+            steps = _coarser_steps(traced, clone, args, kwargs, shapes)
+            if e.symbol in steps:
+                warnings += _steps_in_words(shapes, steps, str(e))
+                shapes = dataclasses.replace(shapes, symbols={**shapes.symbols, **steps})
+                continue
             if e.symbol != shapes.batch and e.symbol not in shapes.optional:
                 raise cannot_vary(e.symbol, str(e)) from e
             if e.symbol == shapes.batch:

@@ -176,6 +176,35 @@ def _difference_at(
     return difference
 
 
+def agrees_at(
+    traced: Traced,
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    shapes: DynamicShapes,
+    sizes: Mapping[str, int],
+) -> bool | None:
+    """Whether a capture agrees with its model at other sizes; None if the model does not run.
+
+    Args:
+        traced: The capture.
+        model: The clone for the capture.
+        args: Positional example inputs.
+        kwargs: Keyword example inputs.
+        shapes: The dimensions that vary.
+        sizes: Values of symbols.
+    """
+    leaves, tree = trees.flatten((args, kwargs))
+    example = resized(leaves, shapes, sizes)
+    expected = _results_if_any(model, tree, example)
+    if expected is None:
+        return None
+    try:
+        return _difference(traced, expected, tree, example) <= _TOLERANCE
+    except _FAILURES:
+        return False
+
+
 def _other_sizes(shapes: DynamicShapes) -> list[dict[str, int]]:
     """Sizes at which the capture is compared with the model, besides the example's."""
     found: list[dict[str, int]] = []

@@ -65,6 +65,8 @@ class DynamicShapes:
         sums: For some inputs, by position, their dimensions that are sums of symbols.
         from_zero: Symbols that the user gives no smallest value of 1 or more.
         hints: Symbols that the user leaves to torch, by ``Dim.AUTO`` or ``Dim.DYNAMIC``.
+        elsewhere: Whether the capture is traced at other sizes than the example's, since the model
+            treats the example's unlike others: it may resize a table of positions to all others.
     """
 
     dims: tuple[Mapping[int, DynamicDim], ...]
@@ -75,6 +77,7 @@ class DynamicShapes:
     sums: Mapping[int, Mapping[int, SizeSum]] = field(default_factory=dict)
     from_zero: frozenset[str] = frozenset()
     hints: frozenset[str] = frozenset()
+    elsewhere: bool = False
 
     @property
     def batch_dims(self) -> dict[int, int]:
@@ -112,7 +115,11 @@ class DynamicShapes:
 
     def traced_sizes(self) -> dict[str, int]:
         """Sizes for a capture: the example's, but none that torch takes for a constant."""
-        return {name: symbol.traced for name, symbol in self.symbols.items()}
+        sizes = {name: symbol.traced for name, symbol in self.symbols.items()}
+        if self.elsewhere:
+            others = [symbol for name, symbol in self.symbols.items() if name != self.batch]
+            sizes |= {s.name: _far(s, times) for times, s in enumerate(others, 2)}
+        return sizes
 
     def without(self, symbol: str) -> DynamicShapes:
         """The same without a symbol, whose dimensions keep the example's sizes."""
@@ -181,6 +188,14 @@ def _without(size: SizeSum, symbol: Symbol) -> SizeSum:
     left = tuple(name for name in size.symbols if name != symbol.name)
     n_dropped = len(size.symbols) - len(left)
     return SizeSum(left, size.offset + n_dropped * symbol.example)
+
+
+def _far(symbol: Symbol, times: int) -> int:
+    """A size far from the example's, larger if the range allows it."""
+    size = symbol.large(times)
+    if size != symbol.example:
+        return size
+    return symbol.aligned(max(symbol.min, symbol.example // times, 2 * symbol.step))
 
 
 def no_dynamic_shapes(n_inputs: int) -> DynamicShapes:

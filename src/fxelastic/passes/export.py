@@ -12,12 +12,14 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
+from fxelastic.errors import CaptureError
 from fxelastic.ir import trees
 from fxelastic.ir.quiet import quiet
+from fxelastic.ir.recurrent import recurrent_shapes
 from fxelastic.passes.allowed_sizes import fixed_symbols, inputs_of, variable_of, with_ranges
 from fxelastic.passes.batch import BatchedInputs
 from fxelastic.passes.dynamic_shapes import DynamicDim, DynamicShapes, resized
-from fxelastic.passes.fixed_sizes import Decisions, recorded_decisions
+from fxelastic.passes.fixed_sizes import Decisions, recorded_decisions, short_expressions
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +127,8 @@ def export(
     for proven in ways if shapes.batch else ():
         try:
             program, result = attempt.run(proven)
+        except CaptureError:
+            raise
         except Exception as e:  # noqa: BLE001  # torch.export raises dozens of types
             why_static = _reason(e)
             logger.debug("export with a dynamic batch failed: %s", e)
@@ -184,7 +188,7 @@ class _Attempt:
         example = resized(leaves, self.shapes, self.shapes.traced_sizes())
         flat = Flat(self.model, tree, len(self.args), _equal(self.shapes), _sums(self.shapes))
         sizes = _torch_sizes(self.shapes, proven)
-        with quiet(*QUIET):
+        with quiet(*QUIET), recurrent_shapes(), short_expressions():
             program = torch.export.export(
                 flat, tuple(example), dynamic_shapes={"leaves": sizes}, strict=False
             )

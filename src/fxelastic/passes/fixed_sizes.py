@@ -1,4 +1,4 @@
-"""Find the line of a model that makes torch.export fix a size, or bound it."""
+"""Find the line of a model that makes torch.export fix a size, bound it, or lose track of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from unittest import mock
 import torch
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from fxelastic.errors import CaptureError
 from fxelastic.ir.causes import is_library, is_own, quoted
+
+# What Python does with a size, by the functions of torch that this calls.
+_PYTHON = {"guard_int": "int() of a size", "guard_bool": "a comparison of sizes"}
+
+# Those of usual networks have up to 300; torch takes seconds for one of twice as many.
+_LONGEST = 600
 
 
 @dataclass
@@ -35,6 +42,44 @@ class Decisions:
     def why_bounded(self, variable: str) -> str:
         """The operator and the line of the first condition on a symbol alone."""
         return next((place for names, place in self.bounds if names == {variable}), "")
+
+
+@contextlib.contextmanager
+def short_expressions() -> Iterator[None]:
+    """End an export whose sizes become long expressions, which would take torch hours.
+
+    Each window or patch that a model pads to a whole number adds remainders and quotients of the
+    expressions before it.
+
+    Raises:
+        CaptureError: A condition on sizes is too long; the message has its operator and line.
+    """
+    evaluate: Any = getattr(ShapeEnv, "evaluate_expr", None)
+
+    def checked(self: Any, orig_expr: Any, *rest: Any, **more: Any) -> Any:
+        if _is_long(orig_expr):
+            place = _place(sys._getframe(1))
+            raise CaptureError(
+                "the sizes of the model become too complicated",
+                expected=f"conditions on sizes of at most {_LONGEST} symbols and operations",
+                got=place or str(orig_expr)[:200],
+            )
+        return evaluate(self, orig_expr, *rest, **more)
+
+    with contextlib.ExitStack() as stack:
+        if evaluate is not None:
+            stack.enter_context(mock.patch.object(ShapeEnv, "evaluate_expr", checked))
+        yield
+
+
+def _is_long(expression: Any) -> bool:
+    pending, n = [expression], 0
+    while pending:
+        pending += getattr(pending.pop(), "args", ())
+        n += 1
+        if n > _LONGEST:
+            return True
+    return False
 
 
 @contextlib.contextmanager
@@ -67,14 +112,17 @@ def recorded_decisions() -> Iterator[Decisions]:
 
 
 def _place(frame: FrameType | None) -> str:
-    """The operator that is running and the innermost line of the model's own code."""
-    operator = ""
+    """What is running, an operator if possible, and the innermost line of the model's own code."""
+    operator = python = ""
     while frame is not None:
         running = frame.f_locals.get("self")
-        if not operator and isinstance(running, torch._ops.OpOverload):
-            operator = f"{running.name().replace('::', '.')} at "
+        if isinstance(running, torch._ops.OpOverload):  # the last is what the model calls
+            operator = running.name().replace("::", ".")
         file = frame.f_code.co_filename
-        if not is_library(file):
-            return "" if is_own(file) else f"{operator}{quoted(file, frame.f_lineno)}"
+        if file != __file__ and not is_library(file):
+            what = operator or python
+            at = f"{what} at " if what else ""
+            return "" if is_own(file) else f"{at}{quoted(file, frame.f_lineno)}"
+        python = python or _PYTHON.get(frame.f_code.co_name, "")
         frame = frame.f_back
     return ""

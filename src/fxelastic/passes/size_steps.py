@@ -72,8 +72,7 @@ def _varying(
     step, why = _step(symbol, error)
     if not step:
         return None, why
-    symbol = replace(symbol, step=step)
-    symbol = replace(symbol, min=symbol.aligned(symbol.min))
+    symbol = _with_step(symbol, step)
     smallest, too_small = _farthest(symbol, symbol.min, error)
     largest, too_large = _farthest(symbol, symbol.large(_LARGE), error)
     bounded = symbol.max is not None and too_large is not None
@@ -81,6 +80,35 @@ def _varying(
         return None, too_large or too_small
     limit = largest if too_large is not None else symbol.max
     return replace(symbol, min=smallest, max=limit), None
+
+
+def coarser(symbol: Symbol, agrees: Callable[[int], bool | None]) -> Symbol | None:
+    """The symbol with the smallest step at which a capture agrees with its model.
+
+    Args:
+        symbol: The symbol with the model's own step.
+        agrees: Called with a size, returns whether both agree there; None if the model does not
+            run.
+
+    Returns:
+        None if there is no such step.
+    """
+    for step in dict.fromkeys((symbol.step, *_STEPS, symbol.example)):
+        if step < symbol.step or step % symbol.step:
+            continue
+        found = _with_step(symbol, step)
+        around = [symbol.example + step * n for n in (1, 2, 3, 5, -1)]
+        sizes = [size for size in around if found.holds(size)]
+        answers = [answer for size in sizes if (answer := agrees(size)) is not None]
+        if answers and all(answers):
+            return found
+    return None
+
+
+def whole(symbol: Symbol) -> Symbol:
+    """The symbol in multiples of the example's size, which divide as the example does."""
+    found = _with_step(symbol, max(symbol.example, 1))
+    return found if found.large(2) != found.example else symbol
 
 
 def _farthest(
@@ -99,6 +127,11 @@ def _farthest(
         else:
             bad = middle
     return symbol.example + sign * good * symbol.step, why
+
+
+def _with_step(symbol: Symbol, step: int) -> Symbol:
+    found = replace(symbol, step=step)
+    return replace(found, min=found.aligned(found.min))
 
 
 def cannot_vary(symbol: str, reason: str) -> CaptureError:

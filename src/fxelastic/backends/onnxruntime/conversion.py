@@ -31,6 +31,7 @@ from fxelastic.errors import ExportError, listed
 from fxelastic.ir.causes import WITHOUT_FAKES, Cause, cause_of
 from fxelastic.ir.operators import attribute
 from fxelastic.ir.quiet import collector_paused, quiet
+from fxelastic.ir.recurrent import recurrent_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +173,7 @@ def _convert_together(found: Sequence[Template], opset: int) -> dict[str, ir.Mod
     examples = tuple(x for piece in pieces for x in piece.examples)
     sizes = [piece.torch_sizes(str(i)) for i, piece in enumerate(pieces)]
     shapes = tuple(operand for operands in sizes for operand in operands)
-    with quiet_exporter(), collector_paused(), torch.no_grad():
+    with quiet_exporter(), collector_paused(), recurrent_shapes(), torch.no_grad():
         together = SideBySide(pieces)
         # torch takes no empty structure of dimensions, as for pieces without inputs.
         named = {"operands": shapes} if examples else None

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from onnxscript import opset18
 
+from fxelastic.backends.onnxruntime import recurrent
+
 # Its types are for compiled functions; these are traced.
 op: Any = opset18
 
@@ -77,6 +79,7 @@ def stable_sort(
 
 
 _TRANSLATIONS: Mapping[tuple[str, str, str], Callable[..., Any]] = {
+    **recurrent.TRANSLATIONS,
     ("aten", "sort", "stable"): stable_sort,
     ("transformers", "grouped_mm_fallback", "default"): grouped_matmul,
 }

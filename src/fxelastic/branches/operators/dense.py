@@ -22,6 +22,7 @@ from fxelastic.branches.trainable import Trainable
 from fxelastic.errors import UsageError
 from fxelastic.ir.branch import Branch, Refusal
 from fxelastic.ir.graph_modules import MovableGraphModule
+from fxelastic.ir.graph_symbols import one_sample
 from fxelastic.ir.operators import attach
 from fxelastic.ir.partition import Partition
 
@@ -87,7 +88,7 @@ class Dense:
         problem = interval.misfit(copied, result)
         if problem:
             raise NoBranchError(f"its shapes can't be derived: {problem}")
-        flops = graph_flops(copied.module)
+        flops = graph_flops(copied.module, one_sample(interval.partition.symbols))
         found = [layer for layer in layers(copied.module) if layer.weight.dtype == result.dtype]
         if not found:
             raise NoBranchError("it has no convolution without groups and no linear map")
@@ -104,7 +105,7 @@ class Dense:
         problem = interval.misfit(branch, result, cache=cache)
         if problem:
             raise NoBranchError(f"the layers would not fit: {problem}")
-        share = graph_flops(module) / max(1, flops)
+        share = graph_flops(module, one_sample(interval.partition.symbols)) / max(1, flops)
         if share > MOST:
             raise NoBranchError(f"it would keep {100 * share:.0f} % of its work")
         return interval.branch(
