@@ -95,7 +95,7 @@ def supernet() -> Supernet:
 def bundle() -> Bundle:
     """Its bundle with 8-bit branches in all formats, verified."""
     options = fxelastic.Int8(calibration())
-    return fxelastic.export(supernet(), Path(_FOLDER.name) / "int8", quantise=options, n_subnets=2)
+    return fxelastic.export(supernet(), Path(_FOLDER.name) / "int8", quantise=options, n_subnets=1)
 
 
 @functools.cache

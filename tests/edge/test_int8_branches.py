@@ -28,6 +28,9 @@ from fxelastic.spec.costs import BranchCosts, Costs, ModelError
 from fxelastic.spec.latency_table import BranchLatency, LatencyTable
 from tests import int8_bundles as int8
 
+# A worker exports the bundle once.
+pytestmark = pytest.mark.xdist_group("export of 8-bit branches")
+
 VNNI = {"machine": "x86_64", "int8": "avx2 avx512_vnni"}
 AVX2 = {"machine": "x86_64", "int8": "avx2"}
 ERROR = ModelError(0.01, 0.02, 12)

@@ -27,6 +27,9 @@ from fxelastic.spec import Arch
 from fxelastic.spec.quantised import Quantised, int8_id
 from tests import int8_bundles as int8
 
+# A worker exports the bundle once.
+pytestmark = pytest.mark.xdist_group("export of 8-bit branches")
+
 FORMATS = ("u8s8", "u8s8-reduced", "s8s8")
 
 

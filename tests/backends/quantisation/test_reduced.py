@@ -11,6 +11,9 @@ from onnx import numpy_helper
 from fxelastic.backends.onnxruntime.quantisation.reduced import reduce_range
 from tests import int8_bundles as int8
 
+# A worker exports the bundle once.
+pytestmark = pytest.mark.xdist_group("export of 8-bit branches")
+
 
 @pytest.mark.parametrize("name", ["u8s8+original@1", "dynamic+original@2"])
 def test_weights_are_halved_from_the_same_bytes(name: str) -> None:
