@@ -1,0 +1,28 @@
+"""8-bit branches of the networks that people use run alone, in chains and assembled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import fxelastic
+from tests.lanes import EXHAUSTIVE
+from tests.models import CASES
+
+
+@pytest.mark.skipif(not EXHAUSTIVE, reason="FXELASTIC_EXHAUSTIVE=1 runs it")
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "vit", "bert"])
+def test_every_branch_keeps_its_tolerance_in_every_way_to_run_it(name: str, tmp_path: Path) -> None:
+    """The export compares files with their float branches, and assembled models with chains."""
+    case = CASES[name]
+    example = case.inputs(2)
+    supernet = fxelastic.expand(case.build(), 0.25, example_inputs=example, kinds=("pruned",))
+    quantise = fxelastic.Int8([example, case.inputs(2)])
+    bundle = fxelastic.export(supernet, tmp_path / "bundle", quantise=quantise)
+    made = [s.quantised for s in bundle.manifest.segments if s.quantised]
+    assert {quantised.source for quantised in made} >= {
+        spec.id for spec in supernet.space.branches if spec.n_params > 1000
+    }
+    assert bundle.manifest.int8 is not None
+    assert len(bundle.manifest.int8.subnets) > 3
