@@ -169,7 +169,7 @@ class BlockGraph(Copyable):
     unused_params: tuple[str, ...] = ()
     dynamic_batch: bool = True
     symbols: tuple[GraphSymbol, ...] = ()
-    batch_dims: Mapping[str, int] = field(default_factory=dict)
+    batch_dims: Mapping[str, int] = field(default_factory=dict, hash=False)
     batch_reason: str = ""
     caches: tuple[Cache, ...] = ()
     model_name: str = ""
