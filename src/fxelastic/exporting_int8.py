@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fxelastic.backends.onnxruntime.quantisation.branches import relative_error
+from fxelastic.backends.onnxruntime.quantisation.errors import relative_error
 from fxelastic.backends.onnxruntime.running import open_session
 from fxelastic.edge.assembly import assemble
 from fxelastic.edge.bundle import Bundle

@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from fxelastic.backends.onnxruntime.quantisation.dynamic import linear_maps, quantise_dynamic
+from fxelastic.backends.onnxruntime.quantisation.errors import Judge, NotMadeError
 from fxelastic.backends.onnxruntime.quantisation.features import Features
 from fxelastic.backends.onnxruntime.quantisation.operators import choose
 from fxelastic.backends.onnxruntime.quantisation.options import Int8
@@ -27,7 +28,6 @@ from fxelastic.backends.onnxruntime.quantisation.static import (
     quantise_static,
     with_signed_activations,
 )
-from fxelastic.backends.onnxruntime.running import RefusedError, open_session
 from fxelastic.backends.onnxruntime.slicing import PRODUCER
 from fxelastic.ir.branch import Branch
 from fxelastic.spec.branch_spec import ORIGINAL, BranchSpec
@@ -97,10 +97,6 @@ class Int8Branches:
     branches: tuple[Int8Branch, ...]
     scales: Mapping[str, Scale]
     refused: tuple[tuple[str, str], ...]
-
-
-class _NotMadeError(Exception):
-    """A branch can't be made; the message has the reason."""
 
 
 def quantise_branches(
@@ -194,7 +190,7 @@ class _Maker:
         suited = choose(model.graph, self._crossing)
         if not suited.names:
             return  # nothing to compute in 8 bits, as in a block of reshapes
-        judge = _Judge(model, held_out)
+        judge = Judge(model, held_out)
         found = ranges_inside(model, batches, self._options.ranges)
         inside = {**found, **{k: self._ranges[k] for k in found.keys() & self._ranges.keys()}}
         weighted = {"static": suited.weighted, "dynamic": linear_maps(model.graph, suited)}
@@ -220,13 +216,13 @@ class _Maker:
                     made = _branch(branch, format, found, judge.error(found), left)
                     self.used |= _crossing_in_8_bits(found.graph)
                     yield made
-            except _NotMadeError as e:
+            except NotMadeError as e:
                 names = [int8_id(branch.id, format) for format in wanted]
                 self.refused += [(name, str(e)) for name in names]
                 logger.info("%s: not made: %s", ", ".join(names), e)
 
     def _fitted(
-        self, attempt: Attempt, weighted: Sequence[str], judge: _Judge
+        self, attempt: Attempt, weighted: Sequence[str], judge: Judge
     ) -> tuple[onnx.ModelProto, tuple[str, ...]]:
         """Quantise a model; operators that lose most stay float until the error is small.
 
@@ -249,7 +245,7 @@ class _Maker:
             found = attempt(left)
             error = judge.error(found)
         if not error <= limit:
-            raise _NotMadeError(
+            raise NotMadeError(
                 f"its error is {error:.2g} of the variance of its outputs; {limit:g} is accepted"
             )
         return found, tuple(left)
@@ -261,59 +257,6 @@ def _crossing_in_8_bits(graph: onnx.GraphProto) -> set[str]:
     read = {n.input[0] for n in graph.node if n.op_type == "QuantizeLinear"}
     computed = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear"}
     return names & (read | computed)
-
-
-class _Judge:
-    """Measures the error of 8-bit models against their float model."""
-
-    def __init__(self, model: onnx.ModelProto, batches: Sequence[Batch]) -> None:
-        self._outputs = [value.name for value in model.graph.output]
-        self._batches = batches
-        self._expected = self._run(model)
-
-    def error(self, model: onnx.ModelProto) -> float:
-        """The largest relative squared error of an output."""
-        try:
-            actual = self._run(model)
-        except RefusedError as e:
-            raise _NotMadeError(f"onnxruntime refuses it: {e.got}") from e
-        return relative_error(actual, self._expected)
-
-    def _run(self, model: onnx.ModelProto) -> list[list[Array]]:
-        session = open_session(model.SerializeToString())
-        inputs = [value.name for value in session.get_inputs()]
-        return [
-            session.run(self._outputs, {name: batch[name] for name in inputs})
-            for batch in self._batches
-        ]
-
-
-def relative_error(actual: Sequence[Sequence[Array]], expected: Sequence[Sequence[Array]]) -> float:
-    """The mean squared difference of outputs, relative to the variance of the expected ones.
-
-    Args:
-        actual: For each batch the outputs.
-        expected: For each batch the outputs that are right.
-
-    Returns:
-        The largest error of an output; infinity if a number is not finite where it should be.
-        Outputs that are not floating-point numbers don't count.
-    """
-    worst = 0.0
-    for i in range(len(expected[0]) if expected else 0):
-        ours = np.concatenate([np.ravel(batch[i]) for batch in actual]).astype(np.float64)
-        theirs = np.concatenate([np.ravel(batch[i]) for batch in expected])
-        if theirs.dtype.kind != "f":
-            continue
-        theirs = theirs.astype(np.float64)
-        finite = np.isfinite(theirs)
-        ours, theirs = ours[finite], theirs[finite]
-        if not np.isfinite(ours).all():
-            return float("inf")
-        if theirs.size:
-            scale = float(theirs.var()) or float(np.square(theirs).mean()) or 1.0
-            worst = max(worst, float(np.square(ours - theirs).mean()) / scale)
-    return worst
 
 
 def _branch(
