@@ -44,9 +44,9 @@ from fxelastic.threads import computing_with
 logger = logging.getLogger(__name__)
 
 _MIN_OPSET, _MAX_OPSET = 18, 25
-# Samples of a further comparison if smaller batches leave parts of the model without rows.
 # The largest sizes with which an export is compared, in multiples of the example's.
 _LARGE = 4
+# Samples of a further comparison if smaller batches leave parts of the model without rows.
 _MANY = 8
 
 
