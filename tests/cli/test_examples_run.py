@@ -34,6 +34,7 @@ from fxelastic.cli.export import build_export_parser
 from fxelastic.cli.serve_arrays import write_npy
 from tests.cli.commands import ROOT, environment
 from tests.cli.docs_sessions import fenced
+from tests.edge.serving.sized_table import SEQ, sized_table
 from tests.edge.serving.tiny_bundle import steady, write_bundle
 
 PROGRAMS = {"fxelastic": main, "fxelastic-export": export_main}
@@ -102,6 +103,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     x, y = rng.standard_normal((16, 3, 32, 32)).astype(np.float32), np.arange(16) % 10
     for name in ("images.npz", "train.npz"):
         np.savez(folder / name, x=x, y=y)
+    np.savez(folder / "inputs.npz", x=x)
     model = load(folder / "my_model.py")["build"]().eval()
     torch.save(model.state_dict(), folder / "model.pt")
     supernet = fxelastic.expand(model, 0.1)
@@ -124,6 +126,17 @@ def bundle_of_images(folder: Path, x: Any, y: Any) -> None:
     for name in ("image.npy", "images/a.npy"):
         (folder / name).write_bytes(write_npy(x[:1]))
     (folder / "frames.npy").write_bytes(2 * write_npy(x[:1]))
+
+
+def bundle_of_lengths(folder: Path) -> None:
+    """A bundle whose inputs vary in length, with its table and samples of several lengths."""
+    shutil.rmtree(folder / "bundle")
+    bundle = write_bundle(folder / "bundle", depth=1, width=2, size=2, sizes=(SEQ,))
+    ms = {spec.id: 1.0 + i for i, spec in enumerate(bundle.space.branches)}
+    sized_table(ms, bundle_digest=bundle.digest).save(folder / "bundle.latency.json")
+    (folder / "bundle.pool.json").unlink()
+    x = np.random.default_rng(0).standard_normal((8, 2, 64, 2)).astype(np.float32)
+    np.savez(folder / "local.npz", x=x, lengths=8 * np.arange(1, 9), targets=np.arange(8) % 5)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -180,6 +193,10 @@ def arrange(line: str, folder: Path) -> None:
     if line.startswith("fxelastic check") and "--update" not in line:
         argv = shlex.split(line.partition(" > ")[0].replace(" --json", ""))[1:]
         assert main([*without_arguments(argv), "--update", "--quiet"]) == 0
+    if "--sizes seq" in line or "--size-percentile" in line:
+        bundle_of_lengths(folder)
+        if line.startswith("fxelastic profile"):
+            (folder / "bundle.latency.json").unlink()
     if "--score" in line:
         (folder / "bundle.pool.json").unlink()
     if "trace.jsonl" in line:
