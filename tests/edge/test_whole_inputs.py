@@ -56,25 +56,12 @@ class Prompt(Body):
         return self.head(self.body(x + prompt[:, 0]))
 
 
-class States(nn.Module):
-    """States (layers, batch, hidden) fix the batch size; their first dimension is another."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rnn = nn.GRU(8, 8, 2, batch_first=True)
-        self.head = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
-
-    def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        return self.head(self.rnn(x[:, None], h)[0][:, -1])
-
-
 # The model, its input of samples, the other input, and its name.
 CASES: dict[str, tuple[type[nn.Module], str, Any]] = {
     "time step": (TimeStep, "t", np.float32(3)),
     "classes": (Classes, "texts", FEATURES[:4][:, :8] + 1),
     "shared mask": (SharedMask, "mask", np.linspace(0, 1, 8).astype("f4")),
     "prompt": (Prompt, "prompt", np.ones((1, 2, 8), "f4")),
-    "states": (States, "h", np.zeros((2, 4, 8), "f4")),
 }
 
 
