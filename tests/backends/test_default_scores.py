@@ -77,7 +77,7 @@ def of_one_result(bundle: edge.Bundle, index: int) -> Any:
     """The bundle, as if its model gave one of the results only."""
     return SimpleNamespace(
         outputs=(bundle.outputs[index],),
-        manifest=SimpleNamespace(results=(bundle.manifest.results[index],)),
+        manifest=SimpleNamespace(results=(bundle.manifest.results[index],), batch_dims={}),
         space=bundle.space,
         model_path=bundle.model_path,
         values=bundle.values,
