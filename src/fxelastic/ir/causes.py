@@ -240,10 +240,16 @@ def _place(errors: Sequence[BaseException]) -> str:
     for error in reversed(errors):
         calls = _calls(error)
         files = [call.tb_frame.f_code.co_filename for call in calls]
-        # The frames before this package's last call belong to the code that called it.
-        inside = max((i + 1 for i, file in enumerate(files) if file.startswith(_OURS)), default=0)
+        # The frames before this package's last call belong to the code that called it. A frame
+        # that hides itself watches a function of torch that the model calls.
+        ours = (
+            i + 1
+            for i, (call, file) in enumerate(zip(calls, files, strict=True))
+            if file.startswith(_OURS) and "__tracebackhide__" not in call.tb_frame.f_locals
+        )
+        inside = max(ours, default=0)
         for call, file in reversed(list(zip(calls, files, strict=True))[inside:]):
-            if not is_library(file):
+            if not is_library(file) and not file.startswith(_OURS):
                 return f"{quoted(file, call.tb_lineno)}; "
     return ""
 

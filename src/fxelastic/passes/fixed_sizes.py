@@ -57,6 +57,7 @@ def short_expressions() -> Iterator[None]:
     evaluate: Any = getattr(ShapeEnv, "evaluate_expr", None)
 
     def checked(self: Any, orig_expr: Any, *rest: Any, **more: Any) -> Any:
+        __tracebackhide__ = True
         if _is_long(orig_expr):
             place = _place(sys._getframe(1))
             raise CaptureError(
