@@ -82,7 +82,7 @@ def test_a_collapse_leads_to_fewer_threads(caplog: pytest.LogCaptureFixture) -> 
     assert machine.choice.number == 1
     (record,) = caplog.records
     assert "a step takes 30 s instead of 0.5 s" in record.getMessage()
-    assert "1.5 s with 1 of 2 threads" in record.getMessage()
+    assert "continues with 1 of 2 threads, which take 1.5 s" in record.getMessage()
 
 
 def test_a_collapse_is_said_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -88,15 +88,6 @@ class Decides(nn.Module):
         return self.linear(x) if x.sum() > 0 else x
 
 
-class LastStep(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer, self.head = nn.GRU(6, 6), nn.Linear(6, 2)
-
-    def forward(self, x: Any) -> Any:
-        return self.head(self.layer(x)[0][-1])
-
-
 def uncaptured(place: Place) -> None:
     fxelastic.partition(Decides(), 1.0, torch.zeros(2, 6))
 
@@ -107,10 +98,6 @@ def no_values(place: Place) -> None:
 
 def no_shape(place: Place) -> None:
     fxelastic.partition(nn.LazyLinear(6), 1.0, torch.zeros(2, 6))
-
-
-def second_dimension(place: Place) -> None:
-    print(*fxelastic.partition(LastStep(), 1.0, torch.randn(5, 3, 6)).warnings)
 
 
 def no_kernel(place: Place) -> None:
@@ -268,7 +255,6 @@ REPRODUCED: dict[str, Callable[[Place], None]] = {
     "… can't be captured": uncaptured,
     "… have no values": no_values,
     "… have no shape yet": no_shape,
-    "the batch seems to be in dimension 1 of …": second_dimension,
     "gamma must be above 0 and at most 1, got …": bad_gamma,
     "the partition of … is not the golden one": golden,
     "NaN or infinity at …": nan_data,
