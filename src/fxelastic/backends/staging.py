@@ -43,17 +43,15 @@ def replace_folder(path: Path, owned: Owned, *, force: bool = False) -> Iterator
     """
     path = Path(os.path.abspath(path))
     check_target(path, owned, force=force)
+    staging = _sibling(path, "new")
+    # The folder is made inside: Ctrl-C may come as soon as it exists.
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        staging = _sibling(path, "new")
         # Unlike tempfile.mkdtemp, this gives the usual permissions.
         staging.mkdir()
-    except OSError as e:
-        raise _unwritable(path, e) from e
-    for stale in sorted(path.parent.glob(f".{path.name}.*-*")):
-        if stale != staging:
-            logger.warning("%s was left by an interrupted export; delete it", stale)
-    try:
+        for stale in sorted(path.parent.glob(f".{path.name}.*-*")):
+            if stale != staging:
+                logger.warning("%s was left by an interrupted export; delete it", stale)
         yield staging
         check_target(path, owned, force=force)
         for folder, _, _ in os.walk(staging):
