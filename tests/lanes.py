@@ -56,6 +56,7 @@ SLOW = (
     "tests/backends/quantisation/test_branches.py::"
     "test_operators_that_lose_most_stay_float_and_hopeless_branches_are_refused",
     "tests/backends/quantisation/test_branches.py::test_the_same_export_gives_the_same_bytes",
+    "tests/backends/quantisation/test_models.py",
     "tests/backends/test_recurrent.py::test_a_projected_lstm_is_exported_from_given_states",
     "tests/backends/test_teacher.py::test_files_hold_for_no_row_one_row_and_many",
     "tests/branches/test_calibration.py",

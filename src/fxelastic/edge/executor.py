@@ -13,7 +13,6 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from fxelastic.edge.bundle import Bundle
-from fxelastic.edge.caches import cut_cache
 from fxelastic.edge.memory import GrowthLimit, resident_bytes
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.errors import BundleError, UsageError
@@ -169,7 +168,7 @@ class Executor:
         for kept in segment.spec.cache:
             past = feeds[kept.past]
             if past.shape()[kept.dim] != len(kept.kept):
-                own = cut_cache(past.numpy(), kept)
+                own = kept.cut(past.numpy())
                 feeds[kept.past] = ort.OrtValue.ortvalue_from_numpy(own)
         try:
             if segment.sha256 in self._fresh:

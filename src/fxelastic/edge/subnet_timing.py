@@ -17,7 +17,6 @@ import numpy as np
 
 from fxelastic.edge.assembly import assemble
 from fxelastic.edge.bundle import Bundle
-from fxelastic.edge.caches import cut_caches
 from fxelastic.edge.executor import FIRST_RUNS, Array, Executor
 from fxelastic.edge.latency_model import Measured
 from fxelastic.edge.memory import GrowthLimit, give_back, resident_bytes
@@ -304,7 +303,7 @@ class _Paged:
 
     def add(self, arch: Arch, inputs: Sequence[Mapping[str, Array]]) -> list[Run] | None:
         n_dropped = self.executor.n_dropped
-        own = [cut_caches(self.executor.bundle, arch, given) for given in inputs]
+        own = [_own_inputs(self.executor.bundle, arch, given) for given in inputs]
         runs: list[Run] = [partial(self.executor.run, arch, given) for given in own]
         _warm_up(runs)
         # Dropped sessions belong to the group, since no others were open.
@@ -332,7 +331,7 @@ class _Assembled:
         if self.limit is not None:
             give_back()
         session = self.maker.open_branch(path)
-        own = [cut_caches(self.bundle, arch, given) for given in inputs]
+        own = [_own_inputs(self.bundle, arch, given) for given in inputs]
         feeds = [assembled_feeds(session, self.bundle, given) for given in own]
         runs: list[Run] = [partial(session.run, None, given) for given in feeds]
         before_bytes = resident_bytes()
@@ -345,6 +344,12 @@ def _warm_up(runs: Sequence[Run]) -> None:
     for run in runs:
         for _ in range(FIRST_RUNS):
             run()
+
+
+def _own_inputs(bundle: Bundle, arch: Arch, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """The inputs of a subnet, with its part of each cache, from those of the model."""
+    kept = {part.past: part for part in bundle.space.cache_of(arch)}
+    return {k: kept[k].cut(v) if k in kept else v for k, v in inputs.items()}
 
 
 def _weight_bytes(bundle: Bundle, arch: Arch) -> int:

@@ -33,9 +33,9 @@ def recurrent_shapes() -> Iterator[None]:
             op._dispatch_cache.clear()
 
 
-def _lstm(
+def _results(
     value: Tensor,
-    states: Sequence[Tensor],
+    states: Tensor | Sequence[Tensor],
     weights: Sequence[Tensor],
     has_biases: bool,
     n_layers: int,
@@ -44,24 +44,10 @@ def _lstm(
     bidirectional: bool,
     batch_first: bool,
 ) -> tuple[Tensor, ...]:
-    hidden = states[0]
-    result = _output(value, hidden, bidirectional, batch_first)
-    return (result, *(state.new_empty(state.shape) for state in states))
-
-
-def _other(
-    value: Tensor,
-    state: Tensor,
-    weights: Sequence[Tensor],
-    has_biases: bool,
-    n_layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[Tensor, Tensor]:
-    result = _output(value, state, bidirectional, batch_first)
-    return result, state.new_empty(state.shape)
+    """The output and the last states; an LSTM has two states."""
+    found = (states,) if isinstance(states, Tensor) else tuple(states)
+    output = _output(value, found[0], bidirectional, batch_first)
+    return (output, *(state.new_empty(state.shape) for state in found))
 
 
 def _output(value: Tensor, hidden: Tensor, bidirectional: bool, batch_first: bool) -> Tensor:
@@ -74,8 +60,8 @@ def _output(value: Tensor, hidden: Tensor, bidirectional: bool, batch_first: boo
 
 _ATEN = torch.ops.aten
 _SHAPES: dict[Any, Callable[..., tuple[Tensor, ...]]] = {
-    _ATEN.lstm.input: _lstm,
-    _ATEN.gru.input: _other,
-    _ATEN.rnn_tanh.input: _other,
-    _ATEN.rnn_relu.input: _other,
+    _ATEN.lstm.input: _results,
+    _ATEN.gru.input: _results,
+    _ATEN.rnn_tanh.input: _results,
+    _ATEN.rnn_relu.input: _results,
 }

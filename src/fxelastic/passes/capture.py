@@ -48,11 +48,12 @@ from fxelastic.passes.checks import (
     shapes_of,
 )
 from fxelastic.passes.clone import clone_for_capture
-from fxelastic.passes.dynamic_shapes import DynamicShapes, requested_shapes
+from fxelastic.passes.dynamic_shapes import DynamicShapes
 from fxelastic.passes.export import QUIET, Exported
 from fxelastic.passes.functionalise import functionalise_simple
 from fxelastic.passes.normalise import normalise
 from fxelastic.passes.opaque import export_with_opaque, restore_opaque
+from fxelastic.passes.requested_shapes import requested_shapes
 from fxelastic.passes.size_steps import cannot_vary, coarser, whole, with_steps
 from fxelastic.passes.size_ties import with_ties
 from fxelastic.passes.sizes import localise_sizes
@@ -81,7 +82,7 @@ def capture(
         batched: Names of the inputs that hold samples. Found by running the model if None (see
             `find_batch` and `with_dimensions`).
         dynamic_shapes: The dimensions that vary besides the batch, as ``torch.export`` takes them,
-            or with names (see `fxelastic.passes.dynamic_shapes.requested_shapes`).
+            or with names (see `fxelastic.passes.requested_shapes.requested_shapes`).
 
     Returns:
         The captured model.

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fxelastic.spec.json_fields import Fields
 from fxelastic.spec.value_info import NAME
@@ -60,6 +64,13 @@ class KeptCache:
     def shape(self, dims: tuple[int | str, ...]) -> tuple[int | str, ...]:
         """The shape of the past or present, from that of the model's."""
         return (*dims[: self.dim], len(self.kept), *dims[self.dim + 1 :])
+
+    def cut(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The part of a whole cache; an array of the part's size stays."""
+        if array.shape[self.dim] == len(self.kept):
+            return array
+        index = np.asarray(self.kept, np.int64)
+        return np.ascontiguousarray(np.take(array, index, axis=self.dim))
 
     def to_json(self) -> dict[str, object]:
         """The part as an object for ``json.dumps``."""

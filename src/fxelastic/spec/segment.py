@@ -29,8 +29,7 @@ class Segment:
         data: Paths of the files that store tensors outside the ONNX file.
         approximate: Whether it differs from its original by more than the removed parts.
         note: A remark for the user about how it was made; may be empty.
-        quantised: How it was made from a float branch; None for branches of other kinds than
-            ``int8``.
+        quantised: How an ``int8`` branch was made from its float branch; None for other kinds.
     """
 
     spec: BranchSpec

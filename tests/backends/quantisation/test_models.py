@@ -10,9 +10,12 @@ import fxelastic
 from tests.lanes import EXHAUSTIVE
 from tests.models import CASES
 
+#: A small network of each kind always runs, and the networks of usual size in the exhaustive lane.
+ALWAYS = ("resnext_grouped", "bert")
+LARGER = ("resnet18", "mobilenet_v2", "vit")
 
-@pytest.mark.skipif(not EXHAUSTIVE, reason="FXELASTIC_EXHAUSTIVE=1 runs it")
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "vit", "bert"])
+
+@pytest.mark.parametrize("name", [*ALWAYS, *(LARGER if EXHAUSTIVE else ())])
 def test_every_branch_keeps_its_tolerance_in_every_way_to_run_it(name: str, tmp_path: Path) -> None:
     """The export compares files with their float branches, and assembled models with chains."""
     case = CASES[name]

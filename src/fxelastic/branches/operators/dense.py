@@ -14,8 +14,7 @@ from torch import Tensor, fx, nn
 from fxelastic.branches.caches import with_empty_caches
 from fxelastic.branches.interval import Interval, NoBranchError, intervals
 from fxelastic.branches.operators.layers import layers
-from fxelastic.branches.operators.operator import MOST
-from fxelastic.branches.operators.ranks import rank_of, suffix
+from fxelastic.branches.operators.operator import MOST, rank_of, suffix
 from fxelastic.branches.options import shares
 from fxelastic.branches.propagation import graph_flops, is_feature, same_kind
 from fxelastic.branches.trainable import Trainable

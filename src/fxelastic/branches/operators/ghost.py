@@ -11,8 +11,7 @@ from torch import Tensor, fx
 
 from fxelastic.branches.operators.layers import Layer
 from fxelastic.branches.operators.moments import Moments
-from fxelastic.branches.operators.operator import LayerOperator, Replacement
-from fxelastic.branches.operators.ranks import rank_of, suffix
+from fxelastic.branches.operators.operator import LayerOperator, Replacement, rank_of, suffix
 from fxelastic.branches.operators.stand_in import StandIn
 from fxelastic.branches.options import shares
 

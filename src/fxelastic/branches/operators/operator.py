@@ -20,6 +20,9 @@ from fxelastic.ir.partition import Partition
 #: A layer is replaced if that leaves at most this share of its weights and of its FLOPs.
 MOST = 0.9
 
+#: Numbers of channels are multiples of it where that changes little: kernels run in such steps.
+STEP = 8
+
 #: Writes what stands in for a layer.
 Write = Callable[[StandIn, Moments], fx.Node]
 
@@ -130,3 +133,24 @@ def _worth(layer: Layer, fitted: Replacement) -> Replacement | str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
+
+
+def rank_of(full: int, share: float) -> int:
+    """A share of a number of channels, at least 1.
+
+    Args:
+        full: The number of channels.
+        share: The share, in (0, 1).
+
+    Returns:
+        A multiple of `STEP` if there are at least two steps, else the nearest number.
+    """
+    rank = full * share
+    if rank >= 2 * STEP:
+        return STEP * round(rank / STEP)
+    return max(1, round(rank))
+
+
+def suffix(share: float) -> str:
+    """A share as part of a branch's id: 0.25 is ``25``."""
+    return f"{100 * share:g}".replace(".", "_")

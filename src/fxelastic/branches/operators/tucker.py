@@ -12,8 +12,7 @@ from torch import fx
 from fxelastic.branches.operators.factors import by_inputs, by_outputs
 from fxelastic.branches.operators.layers import Layer
 from fxelastic.branches.operators.moments import Moments
-from fxelastic.branches.operators.operator import LayerOperator, Replacement
-from fxelastic.branches.operators.ranks import STEP, rank_of, suffix
+from fxelastic.branches.operators.operator import STEP, LayerOperator, Replacement, rank_of, suffix
 from fxelastic.branches.operators.stand_in import StandIn
 from fxelastic.branches.options import shares
 
