@@ -162,13 +162,13 @@ def test_groups_are_as_large_as_there_is_room(
 ) -> None:
     archs = [a for a in bundle.space.sample(20, seed=0) if a != bundle.space.original][:5]
     sizes: list[int] = []
-    by_turns = subnet_timing.sample_by_turns
+    sampled = subnet_timing.sample_groups
 
-    def turns(runs: Any, *args: Any, **options: Any) -> list[list[float]]:
-        sizes.append(len(runs))
-        return by_turns(runs, *args, **options)
+    def recorded(groups: Any, *args: Any, **options: Any) -> list[list[list[float]]]:
+        sizes.extend(map(len, groups))
+        return sampled(groups, *args, **options)
 
-    monkeypatch.setattr(subnet_timing, "sample_by_turns", turns)
+    monkeypatch.setattr(subnet_timing, "sample_groups", recorded)
     monkeypatch.setattr(subnet_timing, "_MOST", 2)
     with edge.Executor(bundle) as executor:
         found = SubnetTimer(executor, image()).time(archs, "paged", SessionMaker(1), rounds=2)

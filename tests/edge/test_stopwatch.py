@@ -15,7 +15,7 @@ from fxelastic.edge.stopwatch import (
     low_quartile,
     processor_time_is_exact,
 )
-from fxelastic.edge.subnet_timing import sample_by_turns
+from fxelastic.edge.subnet_timing import sample_by_turns, sample_groups
 
 
 @dataclass
@@ -95,6 +95,30 @@ def test_sampling_ends_when_the_time_is_over() -> None:
     runs = [lambda: machine.run(100.0)] * 2
     samples = sample_by_turns(runs, 60, machine.watch(processor=True), until_s=0.5)
     assert [len(times) for times in samples] == [5, 5]
+
+
+def test_groups_are_compared_on_a_machine_that_slows_down() -> None:
+    machine, slow = Machine(), 1.0
+
+    def call(ms: float) -> None:
+        nonlocal slow
+        slow = 1.0 if machine.wall < 0.4 else 1.6
+        machine.run(slow * ms)
+
+    groups = [[partial(call, ms)] * 3 for ms in (1.0, 4.0, 10.0)]
+    samples = sample_groups(groups, [40, 20, 8], machine.watch(processor=True), most=1)
+    assert slow > 1.0
+    assert [len(found[0]) for found in samples] == [40, 20, 8]
+    quick, middle, long = (low_quartile(found[0])[0] for found in samples)
+    assert middle / quick == pytest.approx(4.0, rel=0.03)
+    assert long / quick == pytest.approx(10.0, rel=0.03)
+
+
+def test_each_group_is_sampled_before_time_is_over() -> None:
+    machine = Machine()
+    groups = [[lambda: machine.run(1.0)], [lambda: machine.run(100.0)]]
+    samples = sample_groups(groups, [40, 8], machine.watch(processor=True), until_s=0.1)
+    assert [len(found[0]) for found in samples] == [25, 5]
 
 
 def test_other_threads_of_the_process_do_not_count() -> None:

@@ -64,31 +64,59 @@ def sample_by_turns(
     until_s: float = math.inf,
     most: int = _MOST_ROUNDS,
 ) -> list[list[float]]:
-    """The times of calls, in ms, sampled in turns.
+    """The times of calls, in ms, sampled in turns; see `sample_groups`."""
+    return sample_groups([runs], [rounds], watch, rest_s=rest_s, until_s=until_s, most=most)[0]
 
-    All are sampled equally often: a call that comes more often finds its weights in the caches.
-    If the samples show disturbances, more rounds follow.
+
+def sample_groups(
+    groups: Sequence[Sequence[Run]],
+    rounds: Sequence[int],
+    watch: Stopwatch,
+    *,
+    rest_s: float = 0.0,
+    until_s: float = math.inf,
+    most: int = _MOST_ROUNDS,
+) -> list[list[list[float]]]:
+    """The times of groups of calls, in ms, sampled in turns.
+
+    The calls of a group are sampled equally often: a call that comes more often finds its weights
+    in the caches. The rounds of all groups are spread evenly over the same time, so that a machine
+    that slows down for a while slows all groups alike. If the samples show disturbances, more
+    rounds follow.
 
     Args:
-        runs: The calls.
-        rounds: The timed runs of each, after one to warm up.
+        groups: The groups of calls.
+        rounds: The timed runs of each call in a group, after one to warm up.
         watch: Times them.
         rest_s: Rest after each round, in seconds.
-        until_s: When to end, by the stopwatch, after at least five rounds, or ``rounds`` if that is
-            less.
+        until_s: When to end, by the stopwatch, after at least five runs of each call, or its
+            ``rounds`` if that is less.
         most: The most rounds, as a multiple of ``rounds``.
     """
-    samples: list[list[float]] = [[] for _ in runs]
+    samples: list[list[list[float]]] = [[[] for _ in runs] for runs in groups]
     order = np.random.default_rng(0)
-    for i in range(most * rounds + 1):
-        over = i > min(rounds, _LEAST_ROUNDS) and watch.wall_s() >= until_s
-        if over or (i > rounds and all(low_quartile(s)[1] <= _TOLERANCE for s in samples)):
+    n_rounds = max(rounds, default=0)
+
+    def n_turns(i: int) -> list[int]:
+        """The runs of each call after round ``i``."""
+        return [i * own // n_rounds for own in rounds]
+
+    for i in range(most * n_rounds + 1):
+        done = n_turns(i - 1) if i else [-1] * len(groups)
+        enough = all(n >= min(own, _LEAST_ROUNDS) for n, own in zip(done, rounds, strict=True))
+        steady = i > n_rounds and all(
+            low_quartile(times)[1] <= _TOLERANCE for found in samples for times in found
+        )
+        if steady or (enough and watch.wall_s() >= until_s):
             break
-        for j in order.permutation(len(runs)):
-            begin = watch.begin()
-            runs[j]()
-            if i:
-                samples[j].append(watch.ms_since(begin))
+        for runs, found, before, after in zip(groups, samples, done, n_turns(i), strict=True):
+            if after == before:
+                continue
+            for j in order.permutation(len(runs)):
+                begin = watch.begin()
+                runs[j]()
+                if i:
+                    found[j].append(watch.ms_since(begin))
         if rest_s:
             time.sleep(rest_s)
     return samples
@@ -164,8 +192,8 @@ class SubnetTimer:
     ) -> list[dict[Arch, Measured]]:
         """The latencies of subnets on several inputs.
 
-        Within a group, subnets are timed in turns on one of the inputs after the other, and
-        compared with the original on the same input.
+        Within a group, subnets are timed in turns on all inputs, and compared with the original on
+        the same input.
 
         Args:
             wanted: The subnets, each with the indices of the inputs to time it on.
@@ -193,22 +221,27 @@ class SubnetTimer:
                         break
                     too_large.append(left.pop(0))
                     continue
-                for k in range(n_inputs):
-                    timed = [arch for arch in left[: len(runs) - 1] if k in wanted[arch]]
-                    if not timed:
-                        continue
-                    least, many, seconds = _SEVERAL_INPUTS if n_inputs > 1 else _ONE_INPUT
-                    n_rounds = rounds or int(min(many, max(least, seconds / max(1e-6, run_s[k]))))
-                    turns = [run[k] for run in runs if k in run]
-                    samples = sample_by_turns(
-                        *(turns, n_rounds, self._watch),
-                        until_s=until_s,
-                        most=_MOST_ROUNDS if n_inputs == 1 else 2,
-                    )
-                    (original_ms, noise), *others = map(low_quartile, samples)
+                timed = {
+                    k: own
+                    for k in range(n_inputs)
+                    if (own := [arch for arch in left[: len(runs) - 1] if k in wanted[arch]])
+                }
+                least, many, seconds = _SEVERAL_INPUTS if n_inputs > 1 else _ONE_INPUT
+                samples = sample_groups(
+                    [[run[k] for run in runs if k in run] for k in timed],
+                    [
+                        rounds or int(min(many, max(least, seconds / max(1e-6, run_s[k]))))
+                        for k in timed
+                    ],
+                    self._watch,
+                    until_s=until_s,
+                    most=_MOST_ROUNDS if n_inputs == 1 else 2,
+                )
+                for (k, own), times in zip(timed.items(), samples, strict=True):
+                    (original_ms, noise), *others = map(low_quartile, times)
                     originals[k].append(original_ms)
-                    for arch, (ms, own) in zip(timed, others, strict=True):
-                        share = Measured(arch, ms / original_ms, math.hypot(noise, own))
+                    for arch, (ms, its) in zip(own, others, strict=True):
+                        share = Measured(arch, ms / original_ms, math.hypot(noise, its))
                         shares[k][arch] = share
             n_done += len(runs) - 1
             del left[: len(runs) - 1]
