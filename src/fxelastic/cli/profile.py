@@ -188,14 +188,15 @@ def _sizes(table: LatencyTable) -> dict[str, Any]:
 
 
 def _mode(bundle: Bundle, table: LatencyTable, mode: str) -> dict[str, Any]:
-    from fxelastic.edge.int8_branches import used
+    from fxelastic.edge.slow_branches import no_faster, used
 
     error = table.error(mode)
     return {
         "original_ms": table.predict_ms(bundle.space.original, mode),
         "quickest_ms": table.predict_ms(
-            used(bundle, table, mode).space.min_cost_arch(table.costs(mode)), mode
+            used(bundle, table, mode, ()).space.min_cost_arch(table.costs(mode)), mode
         ),
+        "no_faster": no_faster(bundle, table, mode),
         "trusted": table.trusted(mode),
         "problem": table.problem(mode),
         "error": None if error is None else error.to_json(),
@@ -232,6 +233,7 @@ def sections(bundle: Bundle, table: LatencyTable) -> list[str]:
         "-" * max(map(len, lines)),
         *lines[1:],
         *(f"not used: {branch}: {reason}" for branch, reason in table.refused.items()),
+        *_dropped_lines(bundle, table),
         "",
         *device_lines(table.device),
         f"batch size {table.batch_size}, {table.threads or 'all'} threads, {table.provider}, "
@@ -247,6 +249,20 @@ def device_lines(device: Mapping[str, str]) -> list[str]:
         f"{device.get('processor', 'unknown')}, {device.get('cores', '?')} cores, "
         f"{device.get('memory_gib', '?')} GiB, {device.get('system', '?')}, "
         f"onnxruntime {device.get('onnxruntime', '?')}"
+    ]
+
+
+def _dropped_lines(bundle: Bundle, table: LatencyTable) -> list[str]:
+    """The branches that searches for latency leave out, and why."""
+    from fxelastic.edge.slow_branches import no_faster
+
+    found = no_faster(bundle, table, "assembled")
+    if not found:
+        return []
+    derived = len(bundle.space.branches) - bundle.space.n_blocks
+    return [
+        f"{len(found)} of {derived} branches dropped: no faster than what they replace",
+        *(f"  {branch}: {reason}" for branch, reason in found.items()),
     ]
 
 

@@ -38,6 +38,7 @@ class PoolStore:
         self._evaluator = evaluator
         self.held_out: dict[Arch, float] = {}
         self._partial: list[PoolEntry] = []  # of earlier searches that were short of time
+        self._left_out: list[PoolEntry] = []  # with branches that this search leaves out
 
     def resume(self) -> None:
         """Read the scores of a pool on disk.
@@ -57,7 +58,12 @@ class PoolStore:
                 else "a pool of other data, of another score, or with another share held out",
                 fix="name another file, or search with the pool's score and held_out",
             )
+        known = {spec.id for spec in self._bundle.space.branches}
+        others = {segment.id for segment in self._bundle.manifest.segments} - known
         for entry in pool.entries:
+            if not others.isdisjoint(entry.arch):
+                self._left_out.append(entry)
+                continue
             self._bundle.space.validate(entry.arch)
             if entry.n_samples is None:
                 self._evaluator.known[entry.arch] = entry.accuracy
@@ -68,12 +74,16 @@ class PoolStore:
                 self.held_out[entry.arch] = entry.held_out_accuracy
 
     def pool(self) -> SubnetPool:
-        """Everything that was evaluated."""
+        """Everything that was evaluated, but for subnets with branches that are left out."""
+        return self._pool(())
+
+    def _pool(self, others: Sequence[PoolEntry]) -> SubnetPool:
         evaluator = self._evaluator
         n_samples = len(evaluator.data) if evaluator.is_shortened else None
         return SubnetPool.of(
             self._bundle.digest,
             [
+                *others,
                 *self._partial,
                 *(self._entry(arch, score, n_samples) for arch, score in evaluator.known.items()),
             ],
@@ -116,4 +126,4 @@ class PoolStore:
     def save(self) -> None:
         """Write the pool, if it goes to a file."""
         if self._path is not None and self._evaluator.known:
-            self.pool().save(self._path)
+            self._pool(self._left_out).save(self._path)

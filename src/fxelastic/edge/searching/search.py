@@ -14,7 +14,6 @@ from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.bundle_costs import with_bundle_costs
 from fxelastic.edge.executor import Executor
 from fxelastic.edge.fingerprint import fingerprint
-from fxelastic.edge.int8_branches import used
 from fxelastic.edge.memory import GrowthLimit
 from fxelastic.edge.pool import PoolEntry, SubnetPool
 from fxelastic.edge.searching.budget_sizes import table_for_limits
@@ -32,6 +31,7 @@ from fxelastic.edge.searching.study import (
     Study,
     strategy,
 )
+from fxelastic.edge.slow_branches import used
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
 from fxelastic.spec.latency_table import LatencyTable
@@ -152,7 +152,7 @@ def search(
     )
     table.check_usable(mode, force=options.force)
     _warn(table, mode)
-    bundle = used(bundle, table, mode)
+    bundle = used(bundle, table, mode, given)
     table = with_bundle_costs(table, bundle)
     costs = table.costs_of(mode)
     original = costs.predict(bundle.space.original)
