@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from fxelastic.backends.onnxruntime.comparison import SUBNET_TOLERANCES, TOLERANCES, compare
+from fxelastic.backends.onnxruntime.comparison import (
+    SUBNET_TOLERANCES,
+    TOLERANCES,
+    compare,
+    is_rounding,
+)
 
 X = torch.tensor([[100.0, -3.0], [0.5, 0.0]])
 
@@ -73,3 +81,54 @@ def test_empty_results_agree() -> None:
 
 def test_subnets_are_allowed_more() -> None:
     assert all(SUBNET_TOLERANCES[name] > TOLERANCES[name] for name in TOLERANCES)
+
+
+def rounded(module: nn.Module, x: torch.Tensor, actual: torch.Tensor) -> bool:
+    """Whether ``actual`` differs by rounding from what the module computes."""
+
+    def compute(run: Any) -> dict[str, torch.Tensor]:
+        return {"v": run(module, x)}
+
+    with torch.no_grad():
+        expected = compute(lambda module, x: module(x))
+        found = {"v": actual.numpy()}
+        assert compare("v", found["v"], expected["v"], TOLERANCES) is not None
+        return is_rounding(found, expected, {"x": x}, compute, TOLERANCES)
+
+
+class Centred(nn.Module):
+    """What is left of a value after its own mean over one element: nothing but rounding."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x * 3.3) / 3.3 - x
+
+
+def test_two_rounding_errors_of_the_same_size_agree() -> None:
+    x = torch.rand(1000, generator=torch.Generator().manual_seed(0)) + 1
+    own = Centred()(x)
+    assert 0 < float(own.abs().max()) < 1e-6
+    assert rounded(Centred(), x, own.flip(0))
+    assert rounded(Centred(), x, torch.zeros_like(own))
+    assert not rounded(Centred(), x, own + 1e-5)
+    assert not rounded(Centred(), x, torch.full_like(own, float("nan")))
+
+
+def test_other_errors_are_not_rounding() -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(64, 8), torch.randn(5, 64)
+    assert not rounded(layer, x, layer(x).detach() * 1.001)
+    # Large errors of torch itself excuse none that is large beside the inputs.
+    wide = 1e6 * x
+    assert not rounded(layer, x, layer(wide).detach() - layer(wide).detach() + 1)
+    assert not rounded(nn.Softmax(-1), x[:, :0].sum(1, keepdim=True), torch.zeros(5, 1))
+
+
+class Typed(nn.Module):
+    """A module that needs numbers of 32 bits."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ torch.ones(x.shape[-1], 1, dtype=torch.float32) * 0
+
+
+def test_a_module_that_needs_its_dtype_has_no_rounding() -> None:
+    assert not rounded(Typed(), torch.randn(3, 4), torch.full((3, 1), 1e-9))

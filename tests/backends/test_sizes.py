@@ -164,3 +164,48 @@ def test_other_flops_than_those_of_the_example_are_refused(text: object) -> None
     written["branches"][0]["flops_by_size"] = text
     with pytest.raises(BundleError, match="flops_by_size"):
         Manifest.from_json(json.dumps(written).encode())
+
+
+class Shrinking(nn.Module):
+    """Images that pooling makes a quarter as high and wide, with convolutions after it."""
+
+    def __init__(self, norm: type[nn.Module]) -> None:
+        super().__init__()
+        units = [
+            nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), norm(8), nn.ReLU(), nn.AvgPool2d(2))
+            for _ in range(2)
+        ]
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *units)
+        self.rest = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.rest(self.body(images)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("norm", "size"), [(nn.BatchNorm2d, 4), (nn.BatchNorm2d, 6), (nn.InstanceNorm2d, 8)]
+)
+def test_a_single_row_inside_of_the_model_fixes_no_size(
+    norm: type[nn.Module], size: int, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    supernet = expand(
+        Shrinking(norm).eval(),
+        0.3,
+        example_inputs=torch.randn(2, 3, size, size),
+        dynamic_shapes={"images": {0: "batch", 2: "H", 3: "W"}},
+        kinds=["pruned", "skip"],
+    )
+    text = str(supernet.partition)
+    assert "[batch, 8, (H//4), (W//4)]" in text
+    assert "1, 1]" not in text
+    bundle = export(supernet, tmp_path / "bundle", n_subnets=1)
+    path = edge.assemble(bundle, bundle.space.original, tmp_path / "x.onnx")
+    session = onnxruntime.InferenceSession(path)
+    for height, width in ((4, 8), (8, 8), (30, 12)):
+        images = torch.randn(3, 3, height, width)
+        with torch.no_grad():
+            expected = supernet(images).numpy()
+        found = session.run(None, {"images": images.numpy()})[0]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -144,7 +144,8 @@ def _checked(
 ) -> Traced:
     """The capture, if need be traced at other sizes than the example's, or with coarser steps."""
     try:
-        return _with_possible_sizes(model, clone, args, kwargs, batch, shapes)
+        traced = _with_possible_sizes(model, clone, args, kwargs, batch, shapes)
+        return _without_single_rows(traced, model, clone, args, kwargs, batch, shapes)
     except CaptureError as e:
         error = e
     named = {name: s for name, s in shapes.symbols.items() if name != shapes.batch}
@@ -161,6 +162,44 @@ def _checked(
             notes = _steps_in_words(shapes, way.symbols, str(error.got))
             return dataclasses.replace(traced, warnings=(*notes, *traced.warnings))
     raise error
+
+
+def _without_single_rows(
+    traced: Traced,
+    model: nn.Module,
+    clone: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    batch: BatchedInputs,
+    shapes: DynamicShapes,
+) -> Traced:
+    """The capture, or one at larger sizes if a size that varies is 1 inside of the model.
+
+    Pooling may leave a single row of the example's sizes. What follows then has a size of 1 for a
+    constant, although the graph computes others as well.
+    """
+    for scale in (2, 4, 8):
+        if not _has_single_rows(traced):
+            break
+        way = dataclasses.replace(shapes, scale=scale)
+        logger.info("tracing again with %s, since a size is 1", way.traced_sizes())
+        with contextlib.suppress(CaptureError):
+            traced = _with_possible_sizes(model, clone, args, kwargs, batch, way)
+    return traced
+
+
+def _has_single_rows(traced: Traced) -> bool:
+    """Whether a size that varies, besides the batch's, is 1 where it was traced."""
+    named = {symbol.variable for symbol in traced.symbols if not symbol.is_batch}
+    values = (node.meta.get("val") for node in traced.graph_module.graph.nodes if named)
+    sizes = (size for value in values for size in getattr(value, "shape", ()))
+    return any(
+        isinstance(size, torch.SymInt)
+        and not named.isdisjoint(size.node.expr.free_symbols)
+        and size.node.has_hint()
+        and size.node.hint == 1
+        for size in sizes
+    )
 
 
 def _coarser_steps(

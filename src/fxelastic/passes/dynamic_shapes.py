@@ -63,6 +63,7 @@ class DynamicShapes:
         hints: Symbols that the user leaves to torch, by ``Dim.AUTO`` or ``Dim.DYNAMIC``.
         elsewhere: Whether the capture is traced at other sizes than the example's, since the model
             treats the example's unlike others: it may resize a table of positions to all others.
+        scale: How many times the example's sizes, besides the batch, the capture is traced at.
     """
 
     dims: tuple[Mapping[int, DynamicDim], ...]
@@ -74,6 +75,7 @@ class DynamicShapes:
     from_zero: frozenset[str] = frozenset()
     hints: frozenset[str] = frozenset()
     elsewhere: bool = False
+    scale: int = 1
 
     @property
     def batch_dims(self) -> dict[int, int]:
@@ -111,7 +113,10 @@ class DynamicShapes:
 
     def traced_sizes(self) -> dict[str, int]:
         """Sizes for a capture: the example's, but none that torch takes for a constant."""
-        sizes = {name: symbol.traced for name, symbol in self.symbols.items()}
+        sizes = {
+            name: symbol.traced_at(1 if name == self.batch else self.scale)
+            for name, symbol in self.symbols.items()
+        }
         if self.elsewhere:
             others = [symbol for name, symbol in self.symbols.items() if name != self.batch]
             sizes |= {s.name: _far(s, times) for times, s in enumerate(others, 2)}

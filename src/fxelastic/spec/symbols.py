@@ -95,6 +95,11 @@ class Symbol:
             size += self.step
         return size
 
+    def traced_at(self, times: int) -> int:
+        """About so many times the size `traced`; the size itself if that is out of range."""
+        larger = self.aligned(times * self.traced)
+        return larger if self.holds(larger) else self.traced
+
     def large(self, times: int) -> int:
         """The largest size, or one of about so many times the example's if that is smaller."""
         limit = times * max(self.example, 1)

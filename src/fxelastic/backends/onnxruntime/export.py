@@ -15,6 +15,7 @@ from fxelastic.backends.onnxruntime.quantisation.options import Int8
 from fxelastic.backends.onnxruntime.teacher import (
     batch_size,
     make_inputs,
+    sizes_to_convert,
     teacher_values,
     without_special_sizes,
 )
@@ -63,8 +64,7 @@ def write_bundle(
     n_samples = batch_size(partition)
     if partition.dynamic_batch:
         n_samples = max(n_samples, _MIN_DYNAMIC)
-    sizes = {s.symbol.name: s.symbol.traced for s in partition.symbols if not s.is_batch}
-    inputs = make_inputs(partition, n_samples, seed, sizes=sizes)
+    inputs = make_inputs(partition, n_samples, seed, sizes=sizes_to_convert(partition, n_samples))
     crossing = teacher_values(supernet, inputs)
     pieces = branch_pieces(supernet, without_special_sizes(partition, crossing))
     names = description.device_names(partition)

@@ -86,6 +86,32 @@ def make_inputs(
     return inputs
 
 
+def sizes_to_convert(partition: Partition, n_samples: int) -> dict[str, int]:
+    """The sizes besides the batch at which to convert branches.
+
+    torch.export takes a size of 1 for a constant, and pooling may leave a single row of the
+    example's sizes. Up to 8 times larger ones are tried then.
+
+    Args:
+        partition: The model.
+        n_samples: The batch size.
+
+    Returns:
+        The sizes by name: those of the capture, if no others leave two rows everywhere.
+    """
+    symbols = [s.symbol for s in partition.symbols if not s.is_batch]
+    traced = {symbol.name: symbol.traced for symbol in symbols}
+    names = {name for block in partition.blocks for name in block.inputs}
+    crossing = [node for name in names if _expressions(node := partition.nodes[name])]
+    for times in (1, 2, 4, 8):
+        sizes = {symbol.name: symbol.traced_at(times) for symbol in symbols}
+        known = _all_sizes(partition, n_samples, sizes)
+        shapes = ((n, concrete_shape(n.meta["val"], partition.symbols, known)) for n in crossing)
+        if all(shape[dim] >= _LEAST for node, shape in shapes for dim in _expressions(node)):
+            return sizes
+    return traced
+
+
 def _all_sizes(
     partition: Partition, n_samples: int, sizes: Mapping[str, int] | None
 ) -> dict[str, int]:
