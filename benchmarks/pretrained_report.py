@@ -66,7 +66,7 @@ def judged(
 
 def acceptance(name: str, found: Mapping[str, Any]) -> list[Line]:
     """The acceptance criteria for a model's figures."""
-    branches, distil, judge = found["branches"], found["distil"], found["judge"]
+    branches, distil, judge = trained(found["branches"]), found["distil"], found["judge"]
     worst, ratio = branches["worst"]
     main = "agreement" if name == "efficientnet" else "cosine"
     gains = judge["gains"][main]
@@ -74,7 +74,7 @@ def acceptance(name: str, found: Mapping[str, Any]) -> list[Line]:
     surely = min(BUDGETS, key=lambda budget: gains[budget][1])
     lines = [
         Line(
-            f"no branch above 1.02 times its error before distillation ({branches['n']} branches)",
+            f"no branch above 1.02 times its error before training ({branches['n']} branches)",
             f"{ratio:.3f} at most ({worst})",
             ratio <= 1.02,
         ),
@@ -84,7 +84,7 @@ def acceptance(name: str, found: Mapping[str, Any]) -> list[Line]:
             branches["improved"] >= 0.7,
         ),
         Line(
-            "mean error at most 0.9 times the error before distillation",
+            "mean error at most 0.9 times the error before training",
             f"{interval(branches['ratio'], '.3f')}",
             branches["ratio"][0] <= 0.9,
         ),
@@ -134,19 +134,26 @@ def acceptance(name: str, found: Mapping[str, Any]) -> list[Line]:
     return lines
 
 
-def after_tuning(branches: Mapping[str, Any] | None) -> list[str]:
-    """The errors of branches after tuning, which trains whole subnets; empty without tuning."""
-    if branches is None:
+def trained(branches: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The errors of branches after the whole training."""
+    found: Mapping[str, Any] = branches.get("tuned", branches)
+    return found
+
+
+def after_distillation(branches: Mapping[str, Any]) -> list[str]:
+    """The errors of branches between distillation and tuning; empty without tuning."""
+    if "tuned" not in branches:
         return []
     return [
-        f"after tuning, {branches['improved']:.0%} of them are better than at the beginning; worst "
+        f"after distillation, {branches['improved']:.0%} of them are better than before; worst "
         f"ratio {branches['worst'][1]:.3f}; mean error {interval(branches['after'], '.4f')}"
     ]
 
 
 def text(name: str, found: Mapping[str, Any], lines: Sequence[Line]) -> str:
     """All figures of a model as text."""
-    branches, profile, judge = found["branches"], found["profile"], found["judge"]
+    profile, judge = found["profile"], found["judge"]
+    branches = trained(found["branches"])
     scores = list(judge["gains"])
     header = f"{'':12}" + "".join(f"{title:>28}" for title in ("latency", *scores))
     rows = [
@@ -171,7 +178,7 @@ def text(name: str, found: Mapping[str, Any], lines: Sequence[Line]) -> str:
             f"{branches['n']} branches that learn, {branches['improved']:.0%} of them improved; "
             f"worst ratio {branches['worst'][1]:.3f}; mean error "
             f"{interval(branches['before'], '.4f')} -> {interval(branches['after'], '.4f')}",
-            *after_tuning(branches.get("tuned")),
+            *after_distillation(found["branches"]),
             "",
             header,
             *rows,

@@ -107,7 +107,7 @@ class Run:
     def branches(self) -> dict[str, Any]:
         """Compare the errors of branches on the test split, before and after distillation.
 
-        Tuning is judged by whole subnets, but its effect on these errors is recorded, too.
+        Where the branches were tuned, also after the whole training.
         """
         test = self.samples["test"]
         names = (BEFORE, DISTILLED, AFTER) if self.model.tuned else (BEFORE, DISTILLED)

@@ -1,10 +1,10 @@
-"""Training of a supernet for some minutes of one core: distillation, then tuning."""
+"""Training of a supernet for some minutes of one core: distillation, tuning, interpolation."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from fxelastic.train.optimisation import RATES, n_steps_tried
 #: Times of steps differ for different subnets, but not for steps of all branches.
 PROBED_STEPS = {"distil": 4, "tune": 40}
 HELD_OUT = 128
+#: The largest error of a branch alone after tuning, as a share of that before training.
+MOST_ERROR = 0.98
 #: Errors are measured before training, after each epoch, and after some steps with each rate; in
 #: distillation also after statistics were estimated.
 CHECKS = {"distil": 3 + len(RATES), "tune": 2 + len(RATES)}
@@ -127,6 +129,7 @@ def train(
         done["processor_s"] += time.process_time() - begin_s
         assert tuned.held_out is not None
         done["tuned_held_out"] = asdict(tuned.held_out)
+        done["shares"] = interpolated(supernet, model, samples, distilled, report.before)
     supernet.to(memory_format=torch.contiguous_format)
     return {
         **done,
@@ -134,6 +137,23 @@ def train(
         "better": report.n_better,
         "held_out": asdict(report),
     }
+
+
+def interpolated(
+    supernet: Supernet,
+    model: PretrainedModel,
+    samples: dict[str, Samples],
+    distilled: Path,
+    before: Mapping[str, float],
+) -> dict[str, float]:
+    """Move branches back from their tuned weights until each is better alone than before training.
+
+    Returns:
+        The share of the way from the distilled to the tuned weights, by branch.
+    """
+    at_most = {name: MOST_ERROR * error for name, error in before.items()}
+    held_out = _held_out(model, samples["select"])
+    return dict(fxelastic.train.interpolate(supernet, distilled, held_out, at_most).shares)
 
 
 def _steps(

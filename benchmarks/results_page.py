@@ -584,7 +584,7 @@ def pretrained(result: Any) -> Iterable[Row]:
     for name, found in result["models"].items():
         for line in pretrained_report.acceptance(name, found):
             yield Row(f"{name}: {line.what}", line.measured, met=line.holds)
-        for line in pretrained_report.after_tuning(found["branches"].get("tuned")):
+        for line in pretrained_report.after_distillation(found["branches"]):
             yield Row(f"{name}: errors of branches", line)
         ways, gains = found["judge"]["ways"], found["judge"]["gains"]
         for figure in ("latency", *gains):

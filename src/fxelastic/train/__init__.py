@@ -7,6 +7,7 @@ in one loop; `distill` and `tune` (AdaptiveNet, section 4.2) are lists of one.
 from fxelastic.train.batches import BatchReader
 from fxelastic.train.callbacks import Callback, Csv, JsonLines, ProgressBar, TensorBoard
 from fxelastic.train.evaluation import evaluate, range_accuracy
+from fxelastic.train.interpolation import Interpolation, interpolate
 from fxelastic.train.losses import cross_entropy, normalised_error, soft_cross_entropy
 from fxelastic.train.metrics import accuracy, agreement, cosine, spearman
 from fxelastic.train.norm_statistics import recalibrate
@@ -28,6 +29,7 @@ __all__ = [
     "EpochReport",
     "HeldOutReport",
     "History",
+    "Interpolation",
     "JsonLines",
     "Objective",
     "ProgressBar",
@@ -46,6 +48,7 @@ __all__ = [
     "cross_entropy",
     "distill",
     "evaluate",
+    "interpolate",
     "normalised_error",
     "range_accuracy",
     "recalibrate",
