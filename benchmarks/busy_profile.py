@@ -33,10 +33,10 @@ import numpy as np
 
 from fxelastic import edge
 from fxelastic.edge.executor import Executor
-from fxelastic.edge.profiling import distinct_subnets
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.edge.subnet_timing import SubnetTimer
 from fxelastic.edge.synthetic_inputs import sound_inputs
+from fxelastic.edge.timed_subnets import distinct_subnets
 from fxelastic.spec import Arch
 from fxelastic.spec.latency_table import LatencyTable
 

@@ -28,10 +28,10 @@ from fxelastic import edge
 from fxelastic.edge.branch_timing import BranchTiming
 from fxelastic.edge.executor import Executor
 from fxelastic.edge.latency_model import fit_mode
-from fxelastic.edge.profiling import distinct_subnets, split
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.edge.subnet_timing import SubnetTimer
 from fxelastic.edge.synthetic_inputs import random_inputs
+from fxelastic.edge.timed_subnets import distinct_subnets, split
 from fxelastic.spec.latency_table import MODES
 
 BARS = {"median": 0.03, "p90": 0.08, "spearman": 0.98}

@@ -35,11 +35,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from fxelastic import edge
 from fxelastic.edge.executor import Executor
 from fxelastic.edge.measured_sizes import SizePlan
-from fxelastic.edge.profiling import distinct_subnets
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.edge.stopwatch import Stopwatch
 from fxelastic.edge.subnet_timing import SubnetTimer
 from fxelastic.edge.synthetic_inputs import random_inputs
+from fxelastic.edge.timed_subnets import distinct_subnets
 from fxelastic.spec.latency_table import CLOCKS, MODES, LatencyTable
 
 BARS = {"median": 0.05, "p90": 0.12}

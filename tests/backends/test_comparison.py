@@ -97,7 +97,7 @@ def rounded(module: nn.Module, x: torch.Tensor, actual: torch.Tensor) -> bool:
 
 
 class Centred(nn.Module):
-    """What is left of a value after its own mean over one element: nothing but rounding."""
+    """What is left of a value after its own mean over one element: rounding errors."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return (x * 3.3) / 3.3 - x

@@ -19,9 +19,9 @@ from fxelastic import edge
 from fxelastic.edge.candidates import Candidate, candidates_of
 from fxelastic.edge.fingerprint import byte_products, needs_reduced_range
 from fxelastic.edge.int8_branches import MORE_EXACT, unused_everywhere, unused_in, used
-from fxelastic.edge.profiling import distinct_subnets
 from fxelastic.edge.searching.data import read_data
 from fxelastic.edge.searching.distortion import measure
+from fxelastic.edge.timed_subnets import distinct_subnets
 from fxelastic.errors import BundleError, UsageError
 from fxelastic.spec import Arch
 from fxelastic.spec.costs import BranchCosts, Costs, ModelError

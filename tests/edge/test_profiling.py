@@ -89,7 +89,7 @@ def test_an_interrupted_measurement_goes_on(
     bundle: edge.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A measurement that begins on a busy machine has another clock and is not resumed.
-    monkeypatch.setattr("fxelastic.edge.profiling._is_busy", lambda *_: False)
+    monkeypatch.setattr("fxelastic.edge.profile_run._is_busy", lambda *_: False)
     path = tmp_path / "partial.json"
     passes = 0
 

@@ -105,7 +105,7 @@ def is_rounding(
 ) -> bool:
     """Whether results differ from torch's by little more than torch's own rounding errors.
 
-    A norm over a single element subtracts a value from itself. What is left is rounding error, and
+    A norm over a single element subtracts a value from itself. Only rounding error remains, and
     no two libraries agree on it. Such a difference is small beside the inputs, and torch's result
     differs as much from that of 64 bits.
 
