@@ -1,9 +1,9 @@
 """Kinds of branches, for ``fxelastic.expand(model, kinds=(...))``, and the parts to write one.
 
 A kind is a frozen dataclass whose fields are its options. `Merged`, `Pruned` and `Skip` are the
-default; the others are compression operators. A kind of your own has a method
-``make(partition, seed)`` that yields branches and refusals; `intervals` and `Interval` do what most
-kinds have in common:
+default, `Exit` makes early exits, and the others are compression operators. A kind of your own has
+a method ``make(partition, seed)`` that yields branches and refusals; `intervals` and `Interval` do
+what most kinds have in common:
 
     @dataclasses.dataclass(frozen=True)
     class Halved:
@@ -24,6 +24,7 @@ kinds have in common:
             return f"weights times {self.factor}"
 """
 
+from fxelastic.branches.exits import Exit
 from fxelastic.branches.interval import Interval, NoBranchError, intervals
 from fxelastic.branches.merged import Merged
 from fxelastic.branches.operators.dense import Dense
@@ -42,6 +43,7 @@ from fxelastic.ir.branch import Branch, Refusal
 __all__ = [
     "Branch",
     "Dense",
+    "Exit",
     "Fire",
     "Ghost",
     "Grouped",

@@ -81,7 +81,7 @@ def test_another_packages_kind() -> None:
     assert torch.equal(supernets[0](X), net()(X))
 
 
-@pytest.mark.parametrize("kind", ["exit", "int8"])
+@pytest.mark.parametrize("kind", ["leaving", "int8"])
 def test_unknown_kinds_are_refused_before_the_capture(kind: str) -> None:
     with pytest.raises(UsageError, match="one of original"):
         fxelastic.expand("no model", kinds=(kind,))  # type: ignore[arg-type]

@@ -40,7 +40,7 @@ def test_built_in_kinds_are_frozen_dataclasses(kind: str) -> None:
         maker().option = 1
 
 
-@pytest.mark.parametrize("kind", ["exit", "Merged", "Original", ""])
+@pytest.mark.parametrize("kind", ["leaving", "Merged", "Original", ""])
 def test_unknown_kind_lists_the_known_ones(kind: str) -> None:
     with pytest.raises(UsageError, match=f"no branch kind {kind!r} in this release") as caught:
         branch_kind(kind)
@@ -52,7 +52,7 @@ def test_other_packages_add_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert branch_kinds() == (*BUILT_IN, "early", "other")
     assert branch_kind("other") is branch_kind("original")
     with pytest.raises(UsageError, match="early, other"):
-        branch_kind("exit")
+        branch_kind("leaving")
 
 
 def test_one_package_found_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ BUILT_IN: tuple[EntryPoint, ...] = (
     EntryPoint("fire", "fxelastic.branches.operators.fire:Fire", ENTRY_POINT_GROUP),
     EntryPoint("lowres", "fxelastic.branches.operators.lowres:LowRes", ENTRY_POINT_GROUP),
     EntryPoint("dense", "fxelastic.branches.operators.dense:Dense", ENTRY_POINT_GROUP),
+    EntryPoint("exit", "fxelastic.branches.exits:Exit", ENTRY_POINT_GROUP),
 )
 
 #: The kinds that a supernet has beside the originals by default.

@@ -5,8 +5,8 @@ them; an `Arch` is a tiling of ``[0, N)`` by branches; a `SearchSpace` holds all
 """
 
 from fxelastic.spec.arch import Arch
-from fxelastic.spec.branch_spec import ORIGINAL, BranchSpec, branch_id
+from fxelastic.spec.branch_spec import EXIT, ORIGINAL, BranchSpec, branch_id
 from fxelastic.spec.cost_window import CostWindow
 from fxelastic.spec.search_space import SearchSpace
 
-__all__ = ["ORIGINAL", "Arch", "BranchSpec", "CostWindow", "SearchSpace", "branch_id"]
+__all__ = ["EXIT", "ORIGINAL", "Arch", "BranchSpec", "CostWindow", "SearchSpace", "branch_id"]

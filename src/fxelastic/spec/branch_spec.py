@@ -14,6 +14,9 @@ from fxelastic.spec.symbols import dimension
 #: The kind of the branches that are the model's own blocks.
 ORIGINAL = "original"
 
+#: The kind of branches that compute the model's result early.
+EXIT = "exit"
+
 # No comma and no space, which separate the ids in an Arch's text; no slash, as ids name files.
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@#+-]*")
 

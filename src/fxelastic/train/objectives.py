@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fxelastic.errors import TrainingError, UsageError
 from fxelastic.ir.branch import Branch
+from fxelastic.spec import EXIT
 from fxelastic.train.batches import Batch, count_not_finite
 from fxelastic.train.learners import BranchRunner
 from fxelastic.train.losses import cross_entropy, is_empty, normalised_error, soft_cross_entropy
@@ -88,8 +89,11 @@ class _Distillation:
             return self
         return replace(self, loss=partial(normalised_error, processes=processes))
 
-    def _error(self, outputs: tuple[Any, ...], targets: tuple[Any, ...]) -> Tensor:
-        return (self.loss or normalised_error)(outputs, targets)
+    def _error(self, branch: Branch, outputs: tuple[Any, ...], targets: tuple[Any, ...]) -> Tensor:
+        loss = self.loss or normalised_error
+        default = isinstance(loss, partial) or loss is normalised_error
+        # An exit computes the model's result, of which only the classes count.
+        return (soft_cross_entropy if default and branch.kind == EXIT else loss)(outputs, targets)
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,8 @@ class TeacherForced(_Distillation):
     the next branch runs.
 
     Attributes:
-        loss: Compares outputs with targets; `normalised_error` where None.
+        loss: Compares outputs with targets. Where None, `normalised_error`, and for early exits
+            `soft_cross_entropy`.
     """
 
     independent: ClassVar[bool] = True
@@ -128,7 +133,7 @@ class TeacherForced(_Distillation):
                 outputs = outputs[: len(branch.features)]
                 targets = tuple(current[name] for name in branch.features)
                 # Called for empty targets, too: those of other processes may not be empty.
-                loss = self._error(outputs, targets)
+                loss = self._error(branch, outputs, targets)
                 if not is_empty(targets):
                     losses[branch.id] = loss.detach()
                     backward(loss)
@@ -150,7 +155,8 @@ class Chained(_Distillation):
     target is then what the replaced blocks compute from the chain's own values.
 
     Attributes:
-        loss: Compares outputs with targets; `normalised_error` where None.
+        loss: Compares outputs with targets. Where None, `normalised_error`, and for early exits
+            `soft_cross_entropy`.
 
     Source: AdaptiveNet, section 4.2, Eq. 1.
     """
@@ -172,7 +178,7 @@ class Chained(_Distillation):
                 runner.run(branch, current)
                 if learns:
                     outputs = tuple(current[name] for name in branch.features)
-                    error = self._error(outputs, wanted)
+                    error = self._error(branch, outputs, wanted)
                     if not is_empty(wanted):
                         errors.append(error)
                         found.setdefault(branch.id, []).append(error.detach())
