@@ -56,6 +56,10 @@ _SIZES = """\
 the sizes of inputs that budgets are for, such as seq=128; by default, budgets are for the mean over
 the samples"""
 
+_MAX_LOSS = """\
+also find cascades, in which sure samples leave at early exits: at most this share of samples gets a
+wrong answer where the original is right"""
+
 _PERCENTILE = """\
 budgets are for the sample whose original latency is this percentile, from 0 to 100"""
 
@@ -108,6 +112,9 @@ def add_parser(commands: Any) -> None:
         ("--confidence", "P", float, 1.0, _CONFIDENCE),
         ("--sizes", "NAME=SIZE,…", str, None, _SIZES),
         ("--size-percentile", "P", float, None, _PERCENTILE),
+        ("--max-loss", "SHARE", float, None, _MAX_LOSS),
+        ("--delta", "P", float, 0.05, "the probability that a cascade loses more than --max-loss"),
+        ("--exit-confidence", "NAME", str, "max_softmax", "max_softmax, margin or entropy"),
         ("--seed", "N", int, 0, "seed of the search"),
     )
     parser.add_argument(
@@ -162,6 +169,9 @@ def run(args: argparse.Namespace) -> int:
             size_percentile=args.size_percentile,
             path=out,
             progress=show,
+            max_loss=args.max_loss,
+            delta=args.delta,
+            exit_confidence=args.exit_confidence,
             force=args.force,
         )
     code = 130 if result.interrupted else 0
@@ -227,6 +237,7 @@ def report(
         "n_subnets": len(result.pool),
         "original_ms": result.table.predict_ms(bundle.space.original, mode),
         "sizes": result.table.sizes_text,
+        "cascades": [found.to_json() for found in result.cascades],
         "evaluations": {**vars(result.counts), "saved": result.counts.saved},
         "budgets": [
             {
@@ -281,7 +292,25 @@ def sections(bundle: Bundle, result: SearchResult, mode: str) -> list[str]:
         + (" with the original's own results" if result.pool.targets == "original" else ""),
         *([f"latencies are for {result.table.sizes_text}"] if result.table.sizes else []),
         *(["interrupted: these are the best so far"] if result.interrupted else []),
+        *_cascade_lines(result, original_ms),
     ]
+
+
+def _cascade_lines(result: SearchResult, original_ms: float) -> list[str]:
+    """The cascades, quickest first, with the share of the samples that leave at each exit."""
+    lines = [] if not result.cascades else ["", "cascades:"]
+    for found in result.cascades:
+        *exits, end = found.cascade.archs
+        leaving = zip(exits, found.coverage, strict=False)
+        shares = ", ".join(f"{share:.0%} at {arch.branches[-1]}" for arch, share in leaving)
+        lines.append(
+            f"  {found.latency_ms:.3f} ms, {found.latency_ms / original_ms:.0%} of the original: "
+            f"{shares} leave, the others end in {short(end.branches)}; at most {found.bound:.2%} "
+            f"wrong where the original is right (accuracy lost on {found.n_tested} held-out "
+            f"samples: {found.loss:.2%} against the original, {found.loss_of_end:.2%} against the "
+            "end)"
+        )
+    return lines
 
 
 def short(branches: tuple[str, ...]) -> str:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fxelastic.edge.assembly import assemble
     from fxelastic.edge.bundle import Bundle, load
+    from fxelastic.edge.cascades.entry import CascadeEntry
+    from fxelastic.edge.cascades.running import CascadeResults, run_cascade
     from fxelastic.edge.executor import Executor
     from fxelastic.edge.pool import PoolEntry, SubnetPool
     from fxelastic.edge.prepared import Preparation, prepare
@@ -21,11 +23,15 @@ if TYPE_CHECKING:
     from fxelastic.edge.serving.options import Serving
     from fxelastic.edge.serving.runtime import Runtime
     from fxelastic.edge.serving.serve import serve
+    from fxelastic.spec.cascade import Cascade
     from fxelastic.spec.latency_table import LatencyTable
     from fxelastic.spec.limits import Limits
 
 __all__ = [
     "Bundle",
+    "Cascade",
+    "CascadeEntry",
+    "CascadeResults",
     "Executor",
     "LatencyTable",
     "Limits",
@@ -40,6 +46,7 @@ __all__ = [
     "load",
     "prepare",
     "profile",
+    "run_cascade",
     "search",
     "serve",
 ]
@@ -54,6 +61,10 @@ _LAZY_NAMES = {
     "Bundle": "fxelastic.edge.bundle",
     "assemble": "fxelastic.edge.assembly",
     "load": "fxelastic.edge.bundle",
+    "Cascade": "fxelastic.spec.cascade",
+    "CascadeEntry": "fxelastic.edge.cascades.entry",
+    "CascadeResults": "fxelastic.edge.cascades.running",
+    "run_cascade": "fxelastic.edge.cascades.running",
     "Executor": "fxelastic.edge.executor",
     "LatencyTable": "fxelastic.spec.latency_table",
     "Limits": "fxelastic.spec.limits",

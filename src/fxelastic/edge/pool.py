@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from fxelastic.edge.cascades.entry import CascadeEntry
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
 from fxelastic.spec.costs_by_size import Sizes
@@ -71,6 +72,7 @@ class SubnetPool(JsonDocument):
         sizes: The sizes of inputs that the costs are for, such as ``{"seq": 128}``, if other sizes
             than the batch vary. Several mean that the costs are means over inputs of these sizes,
             as many of each size as there are inputs. Empty if unknown.
+        cascades: Cascades with a bounded loss, quickest first.
     """
 
     what = "pool"
@@ -83,6 +85,7 @@ class SubnetPool(JsonDocument):
     score: str = ""
     targets: str = ""
     sizes: tuple[Sizes, ...] = ()
+    cascades: tuple[CascadeEntry, ...] = ()
 
     @classmethod
     def of(
@@ -93,8 +96,9 @@ class SubnetPool(JsonDocument):
         score: str = "",
         targets: str = "",
         sizes: Iterable[Sizes] = (),
+        cascades: Iterable[CascadeEntry] = (),
     ) -> SubnetPool:
-        """Create a pool of entries; the last entry of each subnet counts.
+        """Create a pool of entries; the last entry of each subnet, and of each cascade, counts.
 
         Raises:
             UsageError: A latency is not above 0, or an accuracy is not finite.
@@ -109,7 +113,11 @@ class SubnetPool(JsonDocument):
                 )
         ordered = sorted(by_arch.values(), key=lambda e: (e.ms, e.arch.branches))
         each = tuple(sizes)
-        return cls(bundle_digest, tuple(ordered), data_digest, score, targets, each)
+        by_cascade = {found.cascade: found for found in cascades}
+        quickest = sorted(by_cascade.values(), key=lambda found: found.latency_ms)
+        return cls(
+            *(bundle_digest, tuple(ordered), data_digest, score, targets, each, tuple(quickest))
+        )
 
     def check_bundle(self, digest: str) -> None:
         """Raise an error if the pool belongs to another bundle.
@@ -176,7 +184,8 @@ class SubnetPool(JsonDocument):
             key=lambda entry: math.inf if entry.n_samples is None else entry.n_samples,
         )
         return SubnetPool.of(
-            *(self.bundle_digest, entries, self.data_digest, self.score, self.targets, self.sizes)
+            *(self.bundle_digest, entries, self.data_digest, self.score, self.targets, self.sizes),
+            (*self.cascades, *other.cascades),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -186,8 +195,9 @@ class SubnetPool(JsonDocument):
             "data_digest": self.data_digest,
             "score": self.score,
             "targets": self.targets,
-            # Earlier releases do not know this field.
+            # Earlier releases do not know these fields.
             **({"sizes": _counts(self.sizes)} if self.sizes else {}),
+            **({"cascades": [c.to_json() for c in self.cascades]} if self.cascades else {}),
             "entries": [_to_json(entry) for entry in self.entries],
         }
 
@@ -205,6 +215,7 @@ class SubnetPool(JsonDocument):
                 for sizes, n in value.get("sizes", ())
                 for _ in range(n)
             ],
+            [CascadeEntry.from_json(found) for found in value.get("cascades", ())],
         )
 
     def __len__(self) -> int:

@@ -52,6 +52,12 @@ class SearchOptions:
             samples of the data.
         size_percentile: Limits are for the sample whose original latency is this percentile of the
             data, from 0 to 100, instead of the mean.
+        max_loss: Also find cascades, in which sure samples leave early: at most this share of
+            samples gets a wrong answer where the original is right (without targets, another
+            answer than the original's). None for no cascades.
+        delta: The probability that a cascade loses more than ``max_loss`` in spite of its test on
+            the held-out samples.
+        exit_confidence: What says how sure an exit is: ``max_softmax``, ``margin`` or ``entropy``.
         force: Search although the table is marked unusable: see `LatencyTable.problem`.
         clock: Returns the time, in s.
     """
@@ -72,6 +78,9 @@ class SearchOptions:
     progress: Callable[[float, Study], None] | None = None
     sizes: Mapping[str, int] | None = None
     size_percentile: float | None = None
+    max_loss: float | None = None
+    delta: float = 0.05
+    exit_confidence: str = "max_softmax"
     force: bool = False
     clock: Callable[[], float] = time.perf_counter
 
@@ -86,6 +95,12 @@ class SearchOptions:
         check_count("threads", self.threads, 0)
         if self.time_budget_s is not None:
             check_positive("time_budget_s", self.time_budget_s)
+        if not 0 < (0.5 if self.max_loss is None else self.max_loss) < 1 or not 0 < self.delta < 1:
+            raise UsageError(
+                "max_loss and delta must be shares",
+                expected="numbers above 0 and below 1",
+                got=f"max_loss={self.max_loss!r}, delta={self.delta!r}",
+            )
         if not 0 <= self.held_out < 1:
             raise UsageError(
                 "held_out is out of range",

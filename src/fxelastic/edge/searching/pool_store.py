@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fxelastic.edge.bundle import Bundle
+from fxelastic.edge.cascades.entry import CascadeEntry
 from fxelastic.edge.pool import TARGETS, PoolEntry, SubnetPool
 from fxelastic.edge.searching.evaluation import Evaluator
 from fxelastic.errors import UsageError
@@ -37,6 +38,7 @@ class PoolStore:
         self._path = path
         self._evaluator = evaluator
         self.held_out: dict[Arch, float] = {}
+        self.cascades: tuple[CascadeEntry, ...] = ()
         self._partial: list[PoolEntry] = []  # of earlier searches that were short of time
         self._left_out: list[PoolEntry] = []  # with branches that this search leaves out
 
@@ -91,6 +93,7 @@ class PoolStore:
             evaluator.metric.name,
             self._targets,
             self._table.sizes,
+            self.cascades,
         )
 
     def unmeasured(self, arch: Arch) -> PoolEntry:

@@ -12,6 +12,8 @@ from typing import Any
 from fxelastic.edge.arguments import refuse_paths
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.bundle_costs import with_bundle_costs
+from fxelastic.edge.cascades.entry import CascadeEntry
+from fxelastic.edge.cascades.finding import find_cascades
 from fxelastic.edge.executor import Executor
 from fxelastic.edge.fingerprint import fingerprint
 from fxelastic.edge.memory import GrowthLimit
@@ -74,6 +76,11 @@ class SearchResult:
     table: LatencyTable
     interrupted: bool = False
     marks: tuple[str, ...] = ()
+
+    @property
+    def cascades(self) -> tuple[CascadeEntry, ...]:
+        """The cascades of a search with ``max_loss``, quickest first."""
+        return self.pool.cascades
 
     @property
     def budgets_ms(self) -> tuple[float, ...]:
@@ -216,6 +223,17 @@ def search(
                 store.score_held_out(wanted, outside, end_s)
             except KeyboardInterrupt:
                 interrupted = True
+        if options.max_loss is not None and not (interrupted or aborted):
+            store.cascades = find_cascades(
+                executor,
+                (samples, rest),
+                (bundle.space.original, *bests),
+                costs[LATENCY],
+                max_loss=options.max_loss,
+                delta=options.delta,
+                by=options.exit_confidence,
+                batch_size=n_together,
+            )
         pool = store.pool()
         store.save()
     entries = {entry.arch: entry for entry in pool.entries}

@@ -1,0 +1,1 @@
+"""Cascades on a device: confidences, thresholds with a guarantee, and runs."""

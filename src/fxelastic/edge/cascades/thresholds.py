@@ -1,0 +1,160 @@
+"""Thresholds of a cascade's exits: proposed on some samples, and tested on others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fxelastic.edge.cascades.guarantee import samples_needed, upper_bound
+from fxelastic.edge.executor import Array
+from fxelastic.errors import UsageError
+
+#: No sample leaves at an exit with this threshold, as confidences are finite.
+NEVER = np.inf
+
+# Prices of a wrong answer, in multiples of the last subnet's cost, that proposals are made for.
+_PRICES = np.geomspace(0.05, 1e4, 60)
+_ROUNDS = 4  # of improving one threshold after the other
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """What happens to samples at each exit of a cascade, and at its end.
+
+    Attributes:
+        confidences: ``(exits, N)``.
+        harm: ``(exits + 1, N)``: whether leaving there is wrong where the original is right, or
+            without targets, where it differs from the original.
+        costs: ``(exits + 1,)``: the cost of a sample that leaves there.
+    """
+
+    confidences: Array
+    harm: Array
+    costs: Array
+
+    def __len__(self) -> int:
+        return int(self.harm.shape[1])
+
+    def take(self, index: Array) -> Leaving:
+        """The same for some of the samples."""
+        return Leaving(self.confidences[:, index], self.harm[:, index], self.costs)
+
+    def leaves_at(self, thresholds: Sequence[float]) -> Array:
+        """The exit at which each sample leaves, ``(N,)``; the number of exits for the end."""
+        above = self.confidences >= np.asarray(thresholds, float).reshape(-1, 1)
+        n_exits = len(self.confidences)
+        return np.where(above.any(0), above.argmax(0), n_exits) if n_exits else np.zeros(len(self))
+
+    def outcome(self, thresholds: Sequence[float]) -> tuple[int, float]:
+        """How many samples are harmed, and the mean cost of a sample."""
+        at = self.leaves_at(thresholds).astype(int)
+        return int(self.harm[at, np.arange(len(self))].sum()), float(self.costs[at].mean())
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Thresholds that hold a bound.
+
+    Attributes:
+        thresholds: One for each exit; `NEVER` for exits that are not used.
+        n_harmed: Samples that were harmed, of those that tested the thresholds.
+        n_tested: The number of these samples.
+        bound: The upper bound on the share of samples that are harmed.
+    """
+
+    thresholds: tuple[float, ...]
+    n_harmed: int
+    n_tested: int
+    bound: float
+
+
+def choose(proposing: Leaving, testing: Leaving, max_loss: float, delta: float) -> Chosen:
+    """The cheapest thresholds that harm at most a share of samples, with high probability.
+
+    Thresholds are proposed on some samples, for many prices of a wrong answer. Other samples test
+    the proposals, the most careful first, until one can't be shown to keep the limit. Testing in an
+    order that was fixed before needs no correction for the number of tests.
+
+    Args:
+        proposing: Samples to propose on; those of a search may be used again.
+        testing: Samples that chose nothing else.
+        max_loss: The largest share of harmed samples.
+        delta: The probability that the share of all samples is larger in spite of the test.
+
+    Returns:
+        The last proposal that passed; no exit is used if none did.
+
+    Raises:
+        UsageError: There are too few samples to show anything.
+
+    Source: Angelopoulos et al., Learn then Test (2021), fixed sequence testing.
+    """
+    needed = samples_needed(max_loss, delta)
+    if len(testing) < needed:
+        raise UsageError(
+            f"{len(testing)} samples are too few to bound a loss of {max_loss:g}",
+            expected=f"at least {needed} held-out samples for max_loss={max_loss:g} and "
+            f"delta={delta:g}",
+            got=str(len(testing)),
+            fix="pass more samples, hold out a larger share of them, or raise max_loss",
+        )
+    n_exits = len(proposing.confidences)
+    found = None
+    for thresholds in _proposals(proposing):
+        n_harmed, _ = testing.outcome(thresholds)
+        bound = upper_bound(n_harmed, len(testing), delta)
+        if bound > max_loss:
+            break
+        found = Chosen(thresholds, n_harmed, len(testing), bound)
+    if found is not None:
+        return found
+    never = (NEVER,) * n_exits
+    n_harmed, _ = testing.outcome(never)
+    return Chosen(never, n_harmed, len(testing), upper_bound(n_harmed, len(testing), delta))
+
+
+def _proposals(samples: Leaving) -> list[tuple[float, ...]]:
+    """Thresholds from the most careful to the boldest; each costs less than the one before."""
+    whole = max(float(samples.costs[-1]), 1e-12)
+    made = {_priced(samples, price * whole) for price in _PRICES}
+    ranked = sorted((*samples.outcome(thresholds), thresholds) for thresholds in made)
+    kept: list[tuple[float, ...]] = []
+    least = np.inf
+    for _, cost, thresholds in ranked:
+        if cost < least:
+            kept.append(thresholds)
+            least = cost
+    return kept
+
+
+def _priced(samples: Leaving, price: float) -> tuple[float, ...]:
+    """Thresholds with a low sum of the cost and the price of harm, one improved after the other."""
+    n_exits, n = samples.confidences.shape
+    values = samples.costs[:, None] + price * samples.harm
+    thresholds = [NEVER] * n_exits
+    for _ in range(_ROUNDS):
+        before = list(thresholds)
+        for i in reversed(range(n_exits)):
+            others = [NEVER if k == i else t for k, t in enumerate(thresholds)]
+            at = samples.leaves_at(others).astype(int)
+            here = at > i  # gets there, and would go on
+            gain = (values[at, np.arange(n)] - values[i])[here]
+            thresholds[i] = _best_cut(samples.confidences[i][here], gain)
+        if thresholds == before:
+            break
+    return tuple(map(float, thresholds))
+
+
+def _best_cut(confidences: Array, gains: Array) -> float:
+    """The threshold above which the sum of gains is largest; `NEVER` if none is above 0."""
+    order = np.argsort(-confidences, kind="stable")
+    ordered = confidences[order]
+    sums = np.cumsum(gains[order])
+    # Samples of equal confidence leave together.
+    last = np.append(ordered[1:] < ordered[:-1], True) if len(ordered) else np.zeros(0, bool)
+    sums = np.where(last, sums, -np.inf)
+    if not len(sums) or sums.max() <= 0:
+        return NEVER
+    return float(ordered[int(np.argmax(sums))])
