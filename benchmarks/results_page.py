@@ -586,6 +586,7 @@ def pretrained(result: Any) -> Iterable[Row]:
             yield Row(f"{name}: {line.what}", line.measured, met=line.holds)
         for line in pretrained_report.after_distillation(found["branches"]):
             yield Row(f"{name}: errors of branches", line)
+        yield from _int8(name, found["int8"]) if "int8" in found else ()
         ways, gains = found["judge"]["ways"], found["judge"]["gains"]
         for figure in ("latency", *gains):
             share = pretrained_report.interval(ways["quantised"][figure], ".3f")
@@ -602,6 +603,22 @@ def pretrained(result: Any) -> Iterable[Row]:
                     "training" + ", difference" * (figure in gains),
                     "; ".join(told),
                 )
+
+
+def _int8(name: str, found: Any) -> Iterable[Row]:
+    """Subnets of float and 8-bit branches, beside the original quantised by onnxruntime."""
+    quantised = found["ways"]["quantised"]
+    for way, row in found["ways"].items():
+        share, score = (pretrained_report.interval(row[k], ".3f") for k in ("latency", "score"))
+        budget = way.split()[-1]
+        kept = budget[:-1].isdecimal() and quantised["latency"][0] <= float(budget[:-1]) / 100
+        yield Row(
+            f"{name}, {way}: share of the float original's latency; "
+            + ("agreement" if name == "efficientnet" else "cosine"),
+            f"{share}; {score}",
+            f"≥ {quantised['score'][0]:.3f} (quantised original)" if kept else "",
+            met=row["score"][0] >= quantised["score"][0] if kept else None,
+        )
 
 
 _OF_ORIGINAL = {
