@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import fxelastic
 from fxelastic import edge
-from fxelastic.cli.serve_arrays import read_arrays, write_arrays
+from fxelastic.edge.array_bytes import read_arrays, write_arrays
 from fxelastic.edge.pool import PoolEntry
 from fxelastic.edge.searching.data import read_data
 from fxelastic.errors import UsageError

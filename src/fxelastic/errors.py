@@ -21,6 +21,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from textwrap import indent
 
+# The most characters of a part of a message, which may quote a file.
+_MOST = 4000
+
 __all__ = [
     "BundleError",
     "CaptureError",
@@ -68,11 +71,11 @@ class FxElasticError(Exception):
             fix: A way to fix it.
         """
         # Only `what` goes to args: unpickling calls the class with args, then restores the rest.
-        super().__init__(what)
-        self.what = what
-        self.expected = expected
-        self.got = got
-        self.fix = fix
+        super().__init__(_shortened(what))
+        self.what = _shortened(what)
+        self.expected = expected if expected is None else _shortened(expected)
+        self.got = got if got is None else _shortened(got)
+        self.fix = fix if fix is None else _shortened(fix)
 
     def __str__(self) -> str:
         """Join the parts into one readable text."""
@@ -84,6 +87,10 @@ class FxElasticError(Exception):
                 lines.append(f"  {label:<9} {first}".rstrip())
                 lines.extend(indent(line, " " * 12) for line in rest)
         return "\n".join(lines)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MOST else f"{text[:_MOST]}…"
 
 
 class UsageError(FxElasticError, ValueError):

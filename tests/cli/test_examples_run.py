@@ -31,7 +31,7 @@ from fxelastic import edge
 from fxelastic.cli import export_main, main
 from fxelastic.cli.app import build_parser
 from fxelastic.cli.export import build_export_parser
-from fxelastic.cli.serve_arrays import write_npy
+from fxelastic.edge.array_bytes import write_npy
 from tests.cli.commands import ROOT, environment
 from tests.cli.docs_sessions import fenced
 from tests.edge.serving.sized_table import SEQ, sized_table

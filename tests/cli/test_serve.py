@@ -20,8 +20,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fxelastic.cli import main
-from fxelastic.cli.serve_arrays import write_arrays, write_npy
 from fxelastic.cli.serve_sources import parse_address
+from fxelastic.edge.array_bytes import write_arrays, write_npy
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.pool import PoolEntry, SubnetPool
 from fxelastic.edge.serving.runtime import Runtime

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fxelastic.cli.serve_arrays import read_npy, write_arrays, write_npy
+from fxelastic.edge.array_bytes import read_npy, write_arrays, write_npy
 from fxelastic.edge.serving.options import Serving
 from fxelastic.edge.serving.preload import Preload
 from fxelastic.edge.serving.runtime import Runtime

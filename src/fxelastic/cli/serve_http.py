@@ -17,8 +17,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from fxelastic.cli.serve_arrays import read_arrays, write_arrays, write_npy
 from fxelastic.cli.serve_metrics import CONTENT_TYPE, Metrics
+from fxelastic.edge.array_bytes import read_arrays, write_arrays, write_npy
 from fxelastic.errors import ServingError, UsageError
 
 if TYPE_CHECKING:
@@ -57,7 +57,10 @@ class Endpoint:
 
         async def infer(request: Request) -> Response:
             body = await self._body(request)
-            inputs = read_arrays(body, self.inputs, self.max_body_bytes)
+            # Not on the event loop, which answers other requests meanwhile.
+            inputs = await anyio.to_thread.run_sync(
+                read_arrays, body, self.inputs, self.max_body_bytes
+            )
             reply = await anyio.to_thread.run_sync(
                 lambda: self.runtime.infer(**inputs), limiter=limiter
             )
@@ -152,6 +155,7 @@ class _Impatient(H11Protocol):
 
     head_timeout_s = 10.0
     _timer: asyncio.TimerHandle | None = None
+    _ended = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -161,13 +165,21 @@ class _Impatient(H11Protocol):
         super().data_received(data)
         self._watch()
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keep the connection of a sender that says it has sent everything, for the answer."""
+        self._ended = True
+        return not self._waits()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._watch()
+        if self._ended:
+            self.transport.close()
+        else:
+            self._watch()
 
     def _watch(self) -> None:
         if not self._waits():

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fxelastic.cli.serve_arrays import read_arrays, read_npy, write_arrays, write_npy
+from fxelastic.edge.array_bytes import read_arrays, read_npy, write_arrays, write_npy
 from fxelastic.errors import ServingError, UsageError
 from fxelastic.files import replace_file
 

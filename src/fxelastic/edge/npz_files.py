@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import zipfile
 from pathlib import Path
-from typing import Any, TypeVar
 
-import numpy as np
-
+from fxelastic.edge.array_bytes import read_npz as read_arrays
 from fxelastic.edge.executor import Array
 from fxelastic.errors import UsageError
 
-T = TypeVar("T")
+#: The most that a file may unpack to: so many times its size, or so many bytes.
+MAX_RATIO, MAX_BYTES = 100, 2**28
 
 
 def read_npz(path: Path) -> dict[str, Array]:
     """Read all arrays of a file. Nothing is unpickled, so a data file can't run code.
 
     Raises:
-        UsageError: The file can't be read, or is not an ``.npz`` file.
+        UsageError: The file can't be read, is not an ``.npz`` file, or unpacks to more than 256 MiB
+            and 100 times its size.
     """
-    return _read(path, lambda file: {name: file[name] for name in file.files})
+    try:
+        most = max(MAX_BYTES, MAX_RATIO * path.stat().st_size)
+        with path.open("rb") as file:
+            return read_arrays(file, most)
+    except (OSError, UsageError) as e:
+        raise _unreadable(path, e) from e
 
 
 def names_in_npz(path: Path) -> list[str]:
@@ -29,22 +34,20 @@ def names_in_npz(path: Path) -> list[str]:
     Raises:
         UsageError: The file can't be read, or is not an ``.npz`` file.
     """
-    return _read(path, lambda file: list(file.files))
-
-
-def _read(path: Path, reading: Callable[[Any], T]) -> T:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return reading(file)
-    except MemoryError:
-        raise
-    except Exception as e:
-        # Damaged files raise errors of zipfile, zlib, struct or numpy, without a common class.
-        raise UsageError(
-            f"{path} can't be read",
-            expected="an .npz file of arrays, as written by numpy.savez",
-            got=f"{type(e).__name__}: {e}",
-            fix="write samples of different sizes padded, with an array of their lengths"
-            if "Object arrays" in str(e)
-            else None,
-        ) from e
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as e:
+        raise _unreadable(path, e) from e
+
+
+def _unreadable(path: Path, error: Exception) -> UsageError:
+    what = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
+    return UsageError(
+        f"{path} can't be read",
+        expected="an .npz file of arrays, as written by numpy.savez",
+        got=what,
+        fix="write samples of different sizes padded, with an array of their lengths"
+        if "object" in what
+        else None,
+    )

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 from fxelastic.errors import UsageError
 from fxelastic.files import replace_file
+from fxelastic.spec.bounded_json import loads
 
 D = TypeVar("D", bound="JsonDocument")
 
@@ -58,13 +59,13 @@ class JsonDocument(ABC):
             UsageError: The bytes don't contain a valid object; the message names the cause.
         """
         try:
-            value = json.loads(data)
+            value = loads(data)
             schema = value.get("schema") if isinstance(value, dict) else value
             if schema not in cls.schemas:
                 raise ValueError(f"schema {schema!r}")
             return cls.from_dict(value)
-        except (KeyError, TypeError, ValueError, AttributeError, UsageError) as e:
-            raise cls._other(where or "the data", f"{type(e).__name__}: {e}") from e
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
+            raise cls._other(where or "the data", f"{type(e).__name__}: {str(e)[:500]}") from e
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the object as JSON, atomically.

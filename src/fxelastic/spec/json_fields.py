@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from fxelastic.errors import BundleError
+from fxelastic.spec.bounded_json import loads
 
 T = TypeVar("T")
 
 # JSON does not limit integers; no machine holds more than this of anything.
 MAX_COUNT = 2**62
+
+#: The most bytes of a manifest, and the most characters of a name in it.
+MAX_BYTES, MAX_NAME = 2**24, 1024
 
 _MAX_SHOWN = 60
 
@@ -26,26 +29,11 @@ def parse_object(data: bytes, file: str) -> Fields:
         file: The file's name, for messages.
 
     Raises:
-        BundleError: The data is not JSON or not an object, or an object has a duplicate key.
+        BundleError: The data is not JSON or not an object, or breaks a limit of `bounded_json`.
     """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            keys = [key for key, _ in pairs]
-            raise BundleError(
-                f"{file}: an object has a duplicate key",
-                expected="each key once",
-                got=show(next(key for key in keys if keys.count(key) > 1)),
-            )
-        return result
-
-    def constant(name: str) -> None:
-        raise ValueError(f"{name} is not a JSON number")
-
     try:
-        value = json.loads(data.decode(), object_pairs_hook=unique, parse_constant=constant)
-    except (ValueError, RecursionError) as e:
+        value = loads(data, MAX_BYTES)
+    except ValueError as e:
         raise BundleError(f"{file} is not JSON", expected="JSON in UTF-8", got=str(e)) from e
     if not isinstance(value, dict):
         raise BundleError(f"{file} is not a JSON object", expected="a JSON object", got=show(value))
@@ -89,6 +77,9 @@ class Fields:
     def text(self, name: str, pattern: str | None = None, what: str = "a text") -> str:
         """A string; if ``pattern`` is given, all of the string must match it."""
         value = self.take(name)
+        if isinstance(value, str) and pattern is not None and len(value) > MAX_NAME:
+            expected = f"at most {MAX_NAME} characters"
+            raise self.error(name, "is too long", expected=expected, got=f"{len(value):,}")
         if not isinstance(value, str) or (pattern is not None and not re.fullmatch(pattern, value)):
             raise self.error(name, f"is not {what}", expected=what, got=show(value))
         return value
@@ -139,7 +130,8 @@ class Fields:
             if not isinstance(item, str) or (pattern and not re.fullmatch(pattern, item)):
                 raise self.error(f"{name}[{i}]", f"is not {what}", expected=what, got=show(item))
         if len(set(items)) != len(items):
-            double = next(item for item in items if items.count(item) > 1)
+            seen: set[str] = set()
+            double = next(item for item in items if item in seen or seen.add(item))  # type: ignore[func-returns-value]
             raise self.error(
                 name, "has a duplicate item", expected="distinct items", got=show(double)
             )

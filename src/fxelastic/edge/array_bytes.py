@@ -6,7 +6,7 @@ import io
 import math
 import tokenize
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -22,6 +22,12 @@ _HEADER_ERRORS = (
     *(SyntaxError, tokenize.TokenError),
 )
 _NPZ_MAGIC = b"PK\x03\x04"
+# The end of a zip file: its signature, the offset of the directory's size in it, and its length.
+_END, _SIZE_AT, _END_BYTES = b"PK\x05\x06", 12, 22
+_END_64 = b"PK\x06\x07"
+_MAX_COMMENT = 2**16
+# The most bytes that the directory has for a member.
+_MEMBER_BYTES = 2048
 
 
 def read_npy(stream: BinaryIO, max_bytes: int) -> Array | None:
@@ -45,7 +51,9 @@ def read_npy(stream: BinaryIO, max_bytes: int) -> Array | None:
         if version not in ((1, 0), (2, 0)):
             raise ValueError(f"version {version} of the format is not supported")
         header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran_order, dtype = header(_Whole(stream), max_header_size=_MAX_HEADER_BYTES)
+        # numpy reads a header of the length that it states before it compares it with the limit.
+        limited = _Whole(stream, most=_MAX_HEADER_BYTES)
+        shape, fortran_order, dtype = header(limited, max_header_size=_MAX_HEADER_BYTES)
     except _HEADER_ERRORS as e:
         raise UsageError(
             "the data is not a .npy array", expected="bytes from numpy.save", got=_first_line(e)
@@ -96,7 +104,7 @@ def read_arrays(data: bytes, names: Sequence[str], max_bytes: int) -> dict[str, 
         UsageError: The bytes are neither an .npy array nor an .npz file, or are too large.
     """
     if data.startswith(_NPZ_MAGIC):
-        return _read_npz(data, max_bytes)
+        return read_npz(io.BytesIO(data), max_bytes, names)
     if len(names) != 1:
         raise UsageError(
             f"the model has {len(names)} inputs",
@@ -123,35 +131,75 @@ def write_arrays(arrays: Mapping[str, Array]) -> bytes:
     return stream.getvalue()
 
 
-def _read_npz(data: bytes, max_bytes: int) -> dict[str, Array]:
+def read_npz(
+    file: BinaryIO, max_bytes: int, names: Collection[str] | None = None
+) -> dict[str, Array]:
+    """Read the arrays of a .npz file. Nothing is unpickled.
+
+    Args:
+        file: The file, open for reading in binary.
+        max_bytes: The maximum total size of the unpacked arrays, in bytes.
+        names: The arrays that may occur; None for any, 1,000 at most.
+
+    Raises:
+        UsageError: The file is not an .npz file, or too large, or has another array.
+    """
     arrays: dict[str, Array] = {}
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        _check_directory(file, 1000 if names is None else len(names))
+        with zipfile.ZipFile(file) as archive:
             for info in archive.infolist():
                 name = info.filename.removesuffix(".npy")
+                if names is not None and name not in names:
+                    raise UsageError(
+                        f"{name[:60]!r} is not an input",
+                        expected=", ".join(names),
+                        got=ascii(name)[:60],
+                    )
+                if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise ValueError(f"member {ascii(name)[:60]} has an unknown compression")
                 with archive.open(info) as stream:
                     # Reads only the array's bytes, so a zip bomb is never unpacked.
                     array = read_npy(stream, max_bytes)  # type: ignore[arg-type]
+                    if stream.read(1):  # also compares the checksum at the member's end
+                        raise ValueError(f"member {ascii(name)[:60]} goes on after its array")
                 if array is None or name in arrays:
                     raise UsageError(
-                        f"the .npz file's member {info.filename!r} is empty or occurs twice",
+                        f"the .npz file's member {ascii(name)[:60]} is empty or occurs twice",
                         expected="one array for each name",
-                        got=info.filename,
+                        got=ascii(name)[:60],
                     )
                 arrays[name] = array
                 max_bytes -= array.nbytes
     except (UsageError, MemoryError):
         raise
     except Exception as e:
-        # zipfile raises unrelated errors for an encrypted member, an unknown compression and
-        # broken data.
+        # zipfile raises unrelated errors for an encrypted member and broken data.
         raise UsageError(
             "the data is not a .npz file", expected="bytes from numpy.savez", got=_first_line(e)
         ) from e
     return arrays
 
 
-def _read_all(stream: BinaryIO, n_bytes: int) -> bytes:
+def _check_directory(file: BinaryIO, n_members: int) -> None:
+    """Check the size of a zip file's directory, which zipfile reads as a whole.
+
+    Raises:
+        ValueError: It is not a zip file, or has far more members than expected.
+    """
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - _MAX_COMMENT - _END_BYTES))
+    tail = file.read()
+    file.seek(0)
+    at = tail.rfind(_END)
+    if at < 0 or len(tail) < at + _END_BYTES:
+        raise ValueError("it is not a zip file")
+    n_bytes = int.from_bytes(tail[at + _SIZE_AT : at + _SIZE_AT + 4], "little")
+    if n_bytes > (n_members + 1) * _MEMBER_BYTES or tail[at - 20 : at].startswith(_END_64):
+        raise ValueError(f"its directory has {n_bytes:,} bytes, too many for {n_members} arrays")
+
+
+def _read_all(stream: BinaryIO, n_bytes: int) -> bytearray:
     """Read ``n_bytes``, or fewer at the end; allocates memory only for bytes that arrive."""
     chunks: list[bytes] = []
     missing = n_bytes
@@ -161,7 +209,7 @@ def _read_all(stream: BinaryIO, n_bytes: int) -> bytes:
             break
         chunks.append(chunk)
         missing -= len(chunk)
-    return b"".join(chunks)
+    return bytearray().join(chunks)
 
 
 class _Whole:
@@ -170,14 +218,19 @@ class _Whole:
     A pipe may return fewer bytes, which numpy's header reader takes for the end of the file.
     """
 
-    def __init__(self, *sources: BinaryIO) -> None:
+    def __init__(self, *sources: BinaryIO, most: int | None = None) -> None:
         self._sources = sources
+        self._most = most
 
     def read(self, n_bytes: int = -1, /) -> bytes:
-        data = b""
+        if self._most is not None and n_bytes > self._most:
+            raise ValueError(
+                f"its header has {n_bytes:,} bytes, and at most {self._most:,} are read"
+            )
+        data = bytearray()
         for source in self._sources:
             data += _read_all(source, n_bytes - len(data))
-        return data
+        return bytes(data)
 
 
 def _first_line(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fxelastic.cli.serve_arrays import read_arrays, read_npy, write_arrays, write_npy
+from fxelastic.edge.array_bytes import read_arrays, read_npy, write_arrays, write_npy
 from fxelastic.errors import UsageError
 
 MAX = 10_000
