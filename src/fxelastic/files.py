@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import logging
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+# Linux: swap two names in one step.
+_EXCHANGE, _HERE = 2, -100
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -49,3 +57,57 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sibling(path: Path, what: str) -> Path:
+    """A new name beside a folder, for a folder of this process."""
+    return path.with_name(f".{path.name}.{what}-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def siblings(path: Path, what: str = "*") -> Iterator[tuple[Path, int]]:
+    """The folders beside a folder that `sibling` named, with the processes that made them."""
+    for found in sorted(path.parent.glob(f".{path.name}.{what}-*-*")):
+        pid = found.name.rsplit("-", 2)[1]
+        if pid.isdigit():
+            yield found, int(pid)
+
+
+def is_over(pid: int) -> bool:
+    """Whether a process is known to have ended; never known except on POSIX systems."""
+    if os.name != "posix":
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False  # another user's
+    return False
+
+
+def recover_folder(path: Path) -> None:
+    """Bring back a folder whose replacement ended between two renames.
+
+    Args:
+        path: The folder; nothing happens if it exists.
+    """
+    if os.path.lexists(path) or not path.parent.is_dir():
+        return
+    for old, pid in siblings(path, "old"):
+        if is_over(pid):
+            old.rename(path)
+            logger.warning("%s is restored: its replacement was interrupted", path)
+            return
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in one step, so that both names exist at any time.
+
+    Returns:
+        Whether the system and the file system can; nothing has changed otherwise.
+    """
+    try:
+        swap = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    return not swap(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE)

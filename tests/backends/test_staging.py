@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from fxelastic.backends.staging import replace_folder
 from fxelastic.edge.bundle import files_in
 from fxelastic.errors import UsageError
+from fxelastic.files import exchange, recover_folder
 
 ROOT = Path(__file__).parents[2]
 MARKER = "manifest.json"
@@ -86,6 +88,7 @@ def test_a_failure_between_the_renames_brings_the_old_one_back(
 ) -> None:
     path = tmp_path / "bundle"
     make(path, "old")
+    monkeypatch.setattr("fxelastic.backends.staging.exchange", lambda *_: False)
     rename = Path.rename
 
     def fail_second(self: Path, target: Path) -> Path:
@@ -201,3 +204,77 @@ def test_kill_9_leaves_the_old_folder_or_none(
         make(path, "new", force=True)
     assert "was left by an interrupted export" in caplog.text
     assert (path / MARKER).read_text() == "new"
+    assert names(tmp_path) == ["bundle"]
+
+
+def test_another_process_that_writes_the_same_folder_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        with pytest.raises(UsageError, match="another process is writing") as caught:
+            make(path, "new")
+        assert caught.value.got == f"process {process.pid}"
+    finally:
+        process.kill()
+        process.wait(timeout=60)
+    make(path, "new")
+    assert names(tmp_path) == ["bundle"]
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_there_is_always_a_bundle_while_it_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool
+) -> None:
+    """Where folders can be exchanged; where they can't, the old one comes back after a kill."""
+    path = tmp_path / "bundle"
+    make(path, "0")
+    if not exchanges:
+        monkeypatch.setattr("fxelastic.backends.staging.exchange", lambda *_: False)
+    elif not can_exchange(tmp_path):
+        pytest.skip("this system can't exchange folders")
+    missing, over = 0, threading.Event()
+
+    def read() -> None:
+        nonlocal missing
+        while not over.is_set():
+            missing += not (path / MARKER).exists()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for i in range(200):
+            make(path, str(i), force=True)
+    finally:
+        over.set()
+        reader.join()
+    assert (path / MARKER).read_text() == "199"
+    assert names(tmp_path) == ["bundle"]
+    assert exchanges <= (missing == 0)
+
+
+def can_exchange(folder: Path) -> bool:
+    (folder / "a").mkdir()
+    (folder / "b").mkdir()
+    found = exchange(folder / "a", folder / "b")
+    (folder / "a").rmdir()
+    (folder / "b").rmdir()
+    return found
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_folder_between_two_renames_is_brought_back(tmp_path: Path, alive: bool) -> None:
+    path = tmp_path / "bundle"
+    make(path, "old")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait(timeout=60)
+    pid = os.getpid() if alive else ended.pid
+    path.rename(tmp_path / f".bundle.old-{pid}-0123abcd")
+    recover_folder(path)
+    assert path.exists() != alive  # a living process goes on by itself

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
 from fxelastic.errors import UsageError
-from fxelastic.files import sync
+from fxelastic.files import exchange, is_over, recover_folder, sibling, siblings, sync
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +26,8 @@ def replace_folder(path: Path, owned: Owned, *, force: bool = False) -> Iterator
     """Provide a new folder to write into, which becomes ``path`` when the block succeeds.
 
     Until then ``path`` is unchanged. If the block fails, the new folder is removed. If the process
-    is killed, it stays beside ``path`` under a name that starts with a dot.
+    is killed, it stays beside ``path`` under a name that starts with a dot, until the next call
+    removes it.
 
     Args:
         path: The folder to make.
@@ -39,19 +39,21 @@ def replace_folder(path: Path, owned: Owned, *, force: bool = False) -> Iterator
         The folder to write into.
 
     Raises:
-        UsageError: ``path`` exists and may not be replaced, or can't be written.
+        UsageError: ``path`` exists and may not be replaced, can't be written, or another process is
+            writing it.
     """
     path = Path(os.path.abspath(path))
+    recover_folder(path)
     check_target(path, owned, force=force)
-    staging = _sibling(path, "new")
+    _check_alone(path)
+    staging = sibling(path, "new")
     # The folder is made inside: Ctrl-C may come as soon as it exists.
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Unlike tempfile.mkdtemp, this gives the usual permissions.
         staging.mkdir()
-        for stale in sorted(path.parent.glob(f".{path.name}.*-*")):
-            if stale != staging:
-                logger.warning("%s was left by an interrupted export; delete it", stale)
+        _remove_stale(path)
+        _check_alone(path, staging)
         yield staging
         check_target(path, owned, force=force)
         for folder, _, _ in os.walk(staging):
@@ -63,16 +65,50 @@ def replace_folder(path: Path, owned: Owned, *, force: bool = False) -> Iterator
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def _remove_stale(path: Path) -> None:
+    """Remove what processes that were killed left beside a folder."""
+    for stale, pid in siblings(path):
+        if is_over(pid):
+            logger.warning("%s was left by an interrupted export, and is removed", stale)
+            shutil.rmtree(stale, ignore_errors=True)
+
+
+def _check_alone(path: Path, staging: Path | None = None) -> None:
+    """Check that no other process writes the folder.
+
+    Args:
+        path: The folder.
+        staging: This process's own new folder: of two processes that begin at the same time, one
+            goes on.
+
+    Raises:
+        UsageError: One does.
+    """
+    for other, pid in siblings(path, "new"):
+        first = staging is None or other.name < staging.name
+        if first and pid != os.getpid() and not is_over(pid):
+            raise UsageError(
+                f"another process is writing {path}",
+                expected="one export at a time",
+                got=f"process {pid}",
+                fix="wait until it has ended, or choose another path",
+            )
+
+
 def _swap(staging: Path, path: Path) -> None:
     """Replace the old folder by the new one.
 
-    Between the two renames ``path`` does not exist, and the old folder is beside it.
+    Where the system can't exchange two folders in one step, ``path`` does not exist between two
+    renames; `recover_folder` brings the old one back if the process is killed there.
     """
     if not path.exists():
         staging.rename(path)
         sync(path.parent)
         return
-    old = _sibling(path, "old")
+    if exchange(staging, path):
+        sync(path.parent)
+        return  # the old one has the new one's former name, and is removed with it
+    old = sibling(path, "old")
     path.rename(old)
     try:
         staging.rename(path)
@@ -127,10 +163,6 @@ def _files(folder: Path) -> set[str]:
         for parent, folders, names in os.walk(folder)
         for name in [*names, *(n for n in folders if (Path(parent) / n).is_symlink())]
     }
-
-
-def _sibling(path: Path, what: str) -> Path:
-    return path.with_name(f".{path.name}.{what}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def _unwritable(path: Path, error: OSError) -> UsageError:

@@ -19,6 +19,7 @@ import numpy as np
 from fxelastic.edge.digests import pieces
 from fxelastic.edge.external_data import REFERENCE, check_external_data
 from fxelastic.errors import BundleError, UsageError
+from fxelastic.files import recover_folder
 from fxelastic.spec import structure
 from fxelastic.spec.arch import Arch
 from fxelastic.spec.bundle_files import MANIFEST_NAME, FileInfo
@@ -52,6 +53,7 @@ def load(path: str | os.PathLike[str]) -> Bundle:
     if not isinstance(path, (str, os.PathLike)):
         raise UsageError("path must be a str or a Path", expected="a path", got=repr(path))
     folder = Path(path)
+    recover_folder(folder)
     if not folder.is_dir():
         raise UsageError(
             f"the bundle {folder} does not exist",

@@ -54,7 +54,7 @@ class Leaving:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenThresholds:
     """Thresholds that hold a bound.
 
     Attributes:
@@ -70,7 +70,7 @@ class Chosen:
     bound: float
 
 
-def choose(proposing: Leaving, testing: Leaving, max_loss: float, delta: float) -> Chosen:
+def choose(proposing: Leaving, testing: Leaving, max_loss: float, delta: float) -> ChosenThresholds:
     """The cheapest thresholds that harm at most a share of samples, with high probability.
 
     Thresholds are proposed on some samples, for many prices of a wrong answer. Other samples test
@@ -107,12 +107,14 @@ def choose(proposing: Leaving, testing: Leaving, max_loss: float, delta: float) 
         bound = upper_bound(n_harmed, len(testing), delta)
         if bound > max_loss:
             break
-        found = Chosen(thresholds, n_harmed, len(testing), bound)
+        found = ChosenThresholds(thresholds, n_harmed, len(testing), bound)
     if found is not None:
         return found
     never = (NEVER,) * n_exits
     n_harmed, _ = testing.outcome(never)
-    return Chosen(never, n_harmed, len(testing), upper_bound(n_harmed, len(testing), delta))
+    return ChosenThresholds(
+        never, n_harmed, len(testing), upper_bound(n_harmed, len(testing), delta)
+    )
 
 
 def _proposals(samples: Leaving) -> list[tuple[float, ...]]:
