@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -15,9 +17,16 @@ from fxelastic.spec.bounded_json import loads
 
 D = TypeVar("D", bound="JsonDocument")
 
+_CHECKSUM = "sha256"
+
+logger = logging.getLogger(__name__)
+
 
 class JsonDocument(ABC):
     """An object that can be saved to a JSON file and loaded from it.
+
+    The file has a checksum of its content, so that a damaged number is noticed. A file without one,
+    as earlier versions wrote them, is read with a warning.
 
     Attributes:
         what: What to call such an object in messages.
@@ -43,8 +52,9 @@ class JsonDocument(ABC):
         """
 
     def to_json(self) -> bytes:
-        """The object as JSON: equal bytes for equal objects."""
+        """The object as JSON, with a checksum: equal bytes for equal objects."""
         value = {"schema": self.schemas[0], **self.to_dict()}
+        value[_CHECKSUM] = _checksum(value)
         return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
     @classmethod
@@ -63,6 +73,14 @@ class JsonDocument(ABC):
             schema = value.get("schema") if isinstance(value, dict) else value
             if schema not in cls.schemas:
                 raise ValueError(f"schema {schema!r}")
+            stated = value.pop(_CHECKSUM, None)
+            if stated is None:
+                logger.warning(
+                    "%s has no checksum: an earlier version wrote it, or it was edited",
+                    where or f"the {cls.what}",
+                )
+            elif stated != _checksum(value):
+                raise ValueError("its content does not match its checksum")
             return cls.from_dict(value)
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
             raise cls._other(where or "the data", f"{type(e).__name__}: {str(e)[:500]}") from e
@@ -96,6 +114,12 @@ class JsonDocument(ABC):
             got=got,
             fix=f"write it again: {cls.command}",
         )
+
+
+def _checksum(value: Mapping[str, Any]) -> str:
+    """SHA-256 of the content, whatever its layout."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write(path: str | os.PathLike[str], data: bytes, what: str) -> None:

@@ -185,7 +185,7 @@ def test_pools_keep_cascades(result: Any, tmp_path: Path) -> None:
     assert again == result.pool
     assert again.cascades == result.cascades
     value = json.loads(path.read_text())
-    del value["cascades"]
+    del value["cascades"], value["sha256"]
     path.write_text(json.dumps(value))
     assert SubnetPool.load(path).cascades == ()
     assert SubnetPool.load(path).merge(result.pool).cascades == result.cascades
