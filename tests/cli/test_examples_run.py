@@ -286,7 +286,9 @@ def over_http() -> None:
         for _ in range(300):
             with contextlib.suppress(urllib.error.URLError):
                 url = f"http://127.0.0.1:{port}/infer"
-                result = urllib.request.urlopen(url, data=data, timeout=30).read()
+                headers = {"Content-Type": "application/x-npy"}
+                request = urllib.request.Request(url, data, headers)
+                result = urllib.request.urlopen(request, timeout=30).read()
                 break
             time.sleep(0.1)
         assert result.startswith(b"\x93NUMPY")

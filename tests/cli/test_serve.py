@@ -284,14 +284,15 @@ def test_http_is_served_until_the_process_is_told_to_end(
             url = found[1]
             break
     x = image()
-    request = urllib.request.Request(f"{url}/infer", write_npy(x), method="POST")
+    kind = {"Content-Type": "application/x-npy"}
+    request = urllib.request.Request(f"{url}/infer", write_npy(x), kind, method="POST")
     with urllib.request.urlopen(request, timeout=20) as response:
         found_y = np.load(io.BytesIO(response.read()))
     expected = reference(bundle, bundle.space.original, {"x": x})
     np.testing.assert_allclose(found_y, expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(urllib.error.HTTPError, match="400"):
         urllib.request.urlopen(
-            urllib.request.Request(f"{url}/infer", b"no", method="POST"), timeout=20
+            urllib.request.Request(f"{url}/infer", b"no", kind, method="POST"), timeout=20
         )
     child.send_signal(number)
     out, err = child.communicate(timeout=30)

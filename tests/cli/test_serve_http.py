@@ -30,12 +30,14 @@ from tests.edge.test_signature import signature
 # The packages of the extra "serve", which a device may lack.
 uvicorn = pytest.importorskip("uvicorn")
 parser = pytest.importorskip("prometheus_client.parser")
+is_loopback = pytest.importorskip("fxelastic.cli.serve_sources").is_loopback
 serve_http = pytest.importorskip("fxelastic.cli.serve_http")
 Endpoint, server = serve_http.Endpoint, serve_http.server
 Metrics = pytest.importorskip("fxelastic.cli.serve_metrics").Metrics
 
 POOL = pool(1, 2)
 MAX = 20_000
+HEAD = b"POST /infer HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-npy\r\n"
 GOOD = write_npy(np.ones((2, 3), np.float32))
 
 
@@ -71,11 +73,16 @@ def port(endpoint: Any) -> Iterator[int]:
 
 
 def ask(
-    port: int, method: str, path: str, body: bytes | None = None
+    port: int,
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    extra: dict[str, str] | None = None,
 ) -> tuple[int, http.client.HTTPMessage, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
-        connection.request(method, path, body)
+        headers = {} if body is None else {"Content-Type": "application/x-npy", **(extra or {})}
+        connection.request(method, path, body, headers)
         response = connection.getresponse()
         return response.status, response.headers, response.read()
     finally:
@@ -156,14 +163,96 @@ def test_what_is_wrong_gets_a_reason(
     assert reason in json.loads(answer)["error"]
 
 
+@pytest.mark.parametrize(
+    ("headers", "code", "reason"),
+    [
+        ({"Content-Type": "text/plain"}, 415, "content type"),
+        ({"Content-Type": ""}, 415, "content type"),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, 415, "content type"),
+        ({"Content-Type": "Application/X-NPY; v=1"}, 200, ""),
+        ({"Origin": "http://evil.example"}, 403, "http://evil.example"),
+        ({"Origin": "null"}, 403, "may not use"),
+        ({"Origin": "http://127.0.0.1:PORT"}, 200, ""),
+        ({"Host": "evil.example"}, 403, "not 'evil.example'"),
+        ({"Host": "localhost:1"}, 200, ""),
+        ({"Host": "[::1]:1"}, 200, ""),
+    ],
+)
+def test_a_web_page_can_not_use_a_local_server(
+    endpoint: Any, headers: dict[str, str], code: int, reason: str
+) -> None:
+    local = frozenset({"localhost", "127.0.0.1", "::1"})
+    made, thread, port = started(replace(endpoint, hosts=local))
+    try:
+        sent = {name: value.replace("PORT", str(port)) for name, value in headers.items()}
+        status, _, answer = ask(port, "POST", "/infer", GOOD, sent)
+        assert status == code
+        if code != 200:
+            assert reason in json.loads(answer)["error"]
+    finally:
+        made.should_exit = True
+        thread.join(10)
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [("localhost", True), ("127.0.0.1", True), ("127.1.2.3", True), ("::1", True)]
+    + [("0.0.0.0", False), ("example.com", False), ("192.168.0.1", False)],
+)
+def test_loopback_is_recognised(host: str, local: bool) -> None:
+    assert is_loopback(host) == local
+
+
+def test_more_requests_than_may_wait_get_503_and_others_are_alive() -> None:
+    called = signature(ValueInfo("x", "float32", ("N", 3)))
+    entered, go_on = threading.Semaphore(0), threading.Event()
+
+    class Slow(Runtime):
+        def infer(self, *args: Any, **inputs: Any) -> Any:
+            entered.release()
+            go_on.wait(30)
+            return super().infer(*args, **inputs)
+
+    options = Serving(preload=Preload(limit=0))
+    with Slow(FakeLoader(), called, POOL, 10.0, options) as runtime:
+        endpoint = Endpoint(runtime, ("x",), ("y",), Metrics(10.0), MAX, max_waiting=2)
+        made, thread, port = started(endpoint)
+        codes: list[int] = []
+        senders = [
+            threading.Thread(target=lambda: codes.append(ask(port, "POST", "/infer", GOOD)[0]))
+            for _ in range(2)
+        ]
+        try:
+            for sender in senders:
+                sender.start()
+            assert entered.acquire(timeout=30)
+            deadline = time.monotonic() + 30
+            status = 0
+            while status != 503 and time.monotonic() < deadline:
+                # The second sender may not have been counted yet.
+                status, headers, answer = ask(port, "POST", "/infer", b"")
+            assert status == 503
+            assert headers["Retry-After"] == "1"
+            assert "2 requests are waiting" in json.loads(answer)["error"]
+            assert ask(port, "GET", "/livez")[0] == 200
+            assert ask(port, "GET", "/readyz")[0] == 200
+        finally:
+            go_on.set()
+            for sender in senders:
+                sender.join(30)
+            made.should_exit = True
+            thread.join(10)
+        assert codes == [200, 200]
+
+
 def test_a_body_without_end_is_cut_off(port: int) -> None:
-    head = b"POST /infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
     chunk = b"1000\r\n" + bytes(4096) + b"\r\n"
     assert raw(port, head + chunk * 20, end=False).startswith(b"HTTP/1.1 413")
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(port: int) -> None:
-    head = b"POST /infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc"
+    head = HEAD + b"Content-Length: 100\r\n\r\nabc"
     answer = raw(port, head, end=False)
     assert answer.startswith(b"HTTP/1.1 408")
 
@@ -186,7 +275,8 @@ def malformed(rng: random.Random) -> bytes:
         return rng.randbytes(rng.randint(1, 300))
     if kind == 1:
         return (
-            b"POST /infer HTTP/1.1\r\nHost: x\r\nContent-Length: "
+            HEAD
+            + b"Content-Length: "
             + rng.choice((b"-1", b"abc", b"9" * 40, b"1, 2", b"0x10", b""))
             + b"\r\n\r\nabc"
         )
@@ -194,7 +284,7 @@ def malformed(rng: random.Random) -> bytes:
         return b"GET /" + b"a" * rng.randint(17_000, 40_000) + b" HTTP/1.1\r\nHost: x\r\n\r\n"
     if kind == 3:
         chunks = rng.choice((b"zz\r\nabc\r\n", b"-5\r\nabc\r\n", b"5\r\nab", b"ffffffffffff\r\na"))
-        return b"POST /infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks
+        return HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunks
     if kind == 4:
         lines = (b"GET  / HTTP/1.1", b"GET / HTTP/9.9", b"get /\x00 HTTP/1.1", b"\r\n", b"GET /")
         return rng.choice(lines) + b"\r\nHost: x\r\n\r\n"
@@ -206,8 +296,7 @@ def malformed(rng: random.Random) -> bytes:
     for _ in range(3):
         body[rng.randrange(len(body) if kind == 7 else 60)] = rng.randrange(256)
     del body[rng.choice((len(body), rng.randrange(1, len(body)))) :]
-    head = f"POST /infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + bytes(body)
+    return HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + bytes(body)
 
 
 def test_malformed_requests_are_refused_and_the_next_one_is_answered(port: int) -> None:

@@ -36,7 +36,8 @@ examples:
   fxelastic serve bundle/ --pool bundle.pool.json --budget-ms 20 --inputs images/ --outputs results/
   fxelastic serve bundle/ --pool bundle.pool.json --budget-ms 20 --stdin < frames.npy > results.npy
   fxelastic serve bundle/ --pool bundle.pool.json --budget-ms 20 --http {DEFAULT_PORT}
-  curl --data-binary @image.npy http://127.0.0.1:{DEFAULT_PORT}/infer > result.npy
+  curl -H Content-Type:application/x-npy --data-binary @image.npy \
+http://127.0.0.1:{DEFAULT_PORT}/infer > result.npy
 
 exit codes: 0 success, 1 a request failed, 2 usage error, 130 interrupted"""
 
@@ -90,7 +91,8 @@ def add_parser(commands: Any) -> None:
     source.add_argument(
         "--http",
         metavar="[HOST:]PORT",
-        help="serve POST /infer and GET /status, /metrics and /healthz (default HOST: 127.0.0.1)",
+        help="serve POST /infer, and GET /status, /metrics, /livez and /readyz "
+        "(default HOST: 127.0.0.1)",
     )
     parser.add_argument("--outputs", metavar="DIR", help="the folder for the results of --inputs")
     parser.add_argument(

@@ -6,15 +6,19 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import anyio
 import anyio.to_thread
 import uvicorn
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fxelastic.cli.serve_metrics import CONTENT_TYPE, Metrics
@@ -26,6 +30,12 @@ if TYPE_CHECKING:
 
 NPY = "application/x-npy"
 NPZ = "application/x-npz"
+#: The types of a request's body. A form of a web page can't send them.
+TYPES = (NPY, NPZ, "application/octet-stream")
+# Connections for each request that may wait: health checks, and senders that are slow.
+_CONNECTIONS = 4
+# After a refusal for too many requests, a sender waits for so many seconds.
+_RETRY_S = 1
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,9 @@ class Endpoint:
         max_body_bytes: The maximum size of a request, packed and unpacked, in bytes.
         body_timeout_s: The time within which a request's bytes must arrive, in seconds.
         concurrency: The number of requests that run at once; others wait.
+        max_waiting: The number of requests at once; further ones get 503.
+        hosts: The names by which the server may be called; empty for any. A web page can make a
+            browser call this machine by a name of its own.
     """
 
     runtime: Runtime
@@ -49,21 +62,36 @@ class Endpoint:
     max_body_bytes: int = 64 * 2**20
     body_timeout_s: float = 10.0
     concurrency: int = 1
+    max_waiting: int = 64
+    hosts: frozenset[str] = frozenset()
 
     def app(self) -> Starlette:
-        """The application: ``POST /infer``, ``GET /status``, ``/metrics`` and ``/healthz``."""
-        # The number of waiting requests is limited by the server's connections.
+        """The application.
+
+        It answers ``POST /infer``, ``GET /status`` and ``/metrics``; ``/livez``, 200 while the
+        process answers at all; and ``/readyz`` and ``/healthz``, 200 while the runtime serves.
+        """
         limiter = anyio.CapacityLimiter(self.concurrency)
+        n_waiting = 0
 
         async def infer(request: Request) -> Response:
-            body = await self._body(request)
-            # Not on the event loop, which answers other requests meanwhile.
-            inputs = await anyio.to_thread.run_sync(
-                read_arrays, body, self.inputs, self.max_body_bytes
-            )
-            reply = await anyio.to_thread.run_sync(
-                lambda: self.runtime.infer(**inputs), limiter=limiter
-            )
+            nonlocal n_waiting
+            if n_waiting >= self.max_waiting:
+                what = f"{n_waiting} requests are waiting already"
+                raise HTTPException(503, what, {"Retry-After": str(_RETRY_S)})
+            n_waiting += 1
+            try:
+                self._check_type(request)
+                body = await self._body(request)
+                # Not on the event loop, which answers other requests meanwhile.
+                inputs = await anyio.to_thread.run_sync(
+                    read_arrays, body, self.inputs, self.max_body_bytes
+                )
+                reply = await anyio.to_thread.run_sync(
+                    lambda: self.runtime.infer(**inputs), limiter=limiter
+                )
+            finally:
+                n_waiting -= 1
             return self._answer(reply)
 
         async def status(request: Request) -> Response:
@@ -72,6 +100,9 @@ class Endpoint:
         async def metrics(request: Request) -> Response:
             text = self.metrics.text(self.runtime.status())
             return Response(text, headers={"content-type": CONTENT_TYPE})
+
+        async def live(request: Request) -> Response:
+            return JSONResponse({"alive": True})
 
         async def health(request: Request) -> Response:
             serving = self.runtime.status().state == "serving"
@@ -82,14 +113,23 @@ class Endpoint:
                 Route("/infer", infer, methods=["POST"]),
                 Route("/status", status, methods=["GET"]),
                 Route("/metrics", metrics, methods=["GET"]),
+                Route("/livez", live, methods=["GET"]),
+                Route("/readyz", health, methods=["GET"]),
                 Route("/healthz", health, methods=["GET"]),
             ],
+            middleware=[Middleware(OwnPages, self.hosts)],
             exception_handlers={
                 HTTPException: _refusal,
                 UsageError: _usage_error,
                 ServingError: _unavailable,
             },
         )
+
+    def _check_type(self, request: Request) -> None:
+        given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if given not in TYPES:
+            what = f"the content type must be one of {', '.join(TYPES)}; got {given[:60]!r}"
+            raise HTTPException(415, what)
 
     async def _body(self, request: Request) -> bytes:
         """Read the request's bytes within the limits on size and time."""
@@ -124,6 +164,31 @@ class Endpoint:
             return Response(write_npy(reply.outputs[0]), media_type=NPY, headers=headers)
         named = dict(zip(self.outputs, reply.outputs, strict=True))
         return Response(write_arrays(named), media_type=NPZ, headers=headers)
+
+
+class OwnPages:
+    """Refuses what other sites' pages make a browser send, and calls by unknown names."""
+
+    def __init__(self, app: ASGIApp, hosts: frozenset[str]) -> None:
+        """Wrap an application; ``hosts`` are the names to answer to, empty for any."""
+        self._app = app
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with 403, or pass the request on."""
+        problem = self._problem(Headers(scope=scope)) if scope["type"] == "http" else ""
+        app = _error(403, problem) if problem else self._app
+        await app(scope, receive, send)
+
+    def _problem(self, headers: Headers) -> str:
+        host = headers.get("host", "")
+        name = urlsplit(f"//{host}").hostname or ""
+        if self._hosts and name and name not in self._hosts:
+            return f"this server is called {', '.join(sorted(self._hosts))}, not {name[:60]!r}"
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != host:
+            return f"pages of {origin[:60]!r} may not use this server"
+        return ""
 
 
 async def _refusal(request: Request, error: Exception) -> Response:
@@ -202,14 +267,13 @@ class _Impatient(H11Protocol):
             self.transport.close()
 
 
-def server(endpoint: Endpoint, host: str, port: int, max_waiting: int = 64) -> uvicorn.Server:
+def server(endpoint: Endpoint, host: str, port: int) -> uvicorn.Server:
     """Create a server for an endpoint; its ``run`` serves until the process is interrupted.
 
     Args:
         endpoint: The endpoint to serve.
         host: The address to listen on.
         port: The port; 0 for any free port.
-        max_waiting: The maximum number of connections and requests at once; further ones get 503.
     """
     return uvicorn.Server(
         uvicorn.Config(
@@ -224,7 +288,8 @@ def server(endpoint: Endpoint, host: str, port: int, max_waiting: int = 64) -> u
             access_log=False,
             log_level="error",
             server_header=False,
-            limit_concurrency=max_waiting,
+            # Requests are counted by the endpoint; this bounds connections that send none.
+            limit_concurrency=_CONNECTIONS * endpoint.max_waiting,
             timeout_keep_alive=5,
             timeout_graceful_shutdown=5,
         )

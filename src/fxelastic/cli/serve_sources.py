@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -169,7 +170,15 @@ def serve_http(
             got=str(e),
             fix="pip install 'fxelastic[serve]'",
         ) from e
-    endpoint = Endpoint(runtime, tuple(names), tuple(results), metrics, max_body_bytes=max_bytes)
+    local = is_loopback(host)
+    endpoint = Endpoint(
+        runtime,
+        tuple(names),
+        tuple(results),
+        metrics,
+        max_body_bytes=max_bytes,
+        hosts=frozenset({"localhost", "127.0.0.1", "::1", host.lower()}) if local else frozenset(),
+    )
     made = server(endpoint, host, port)
     try:
         socket = made.config.bind_socket()
@@ -185,11 +194,21 @@ def serve_http(
         socket.listen()
         where = socket.getsockname()
         note(f"listening on http://{where[0]}:{where[1]}")
-        if host != _LOOPBACK:
+        if not local:
             note("warning: other machines can reach this address, and no password is required")
         # An interrupt is the usual end of a server.
         with suppress(KeyboardInterrupt):
             made.run(sockets=[socket])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a host's address."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def parse_address(text: str) -> tuple[str, int]:
