@@ -20,6 +20,7 @@ from fxelastic.cli import (
     check,
     explain,
     inspect,
+    monitor,
     prepare,
     profile,
     report,
@@ -37,7 +38,19 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
-COMMANDS = (explain, check, train, inspect, assemble, profile, search, prepare, serve, report)
+COMMANDS = (
+    explain,
+    check,
+    train,
+    inspect,
+    assemble,
+    profile,
+    search,
+    prepare,
+    serve,
+    monitor,
+    report,
+)
 
 _DESCRIPTION = """\
 Turn a PyTorch model into a supernet of subnets that share its weights, and find the best subnet on

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fxelastic.edge.cascades.entry import CascadeEntry
     from fxelastic.edge.cascades.running import CascadeResults, run_cascade
     from fxelastic.edge.executor import Executor
+    from fxelastic.edge.monitoring.resource_monitor import ResourceMonitor, Resources
     from fxelastic.edge.pool import PoolEntry, SubnetPool
     from fxelastic.edge.prepared import Preparation, prepare
     from fxelastic.edge.profiling import profile
@@ -37,6 +38,8 @@ __all__ = [
     "Limits",
     "PoolEntry",
     "Preparation",
+    "ResourceMonitor",
+    "Resources",
     "Runtime",
     "SearchOptions",
     "SearchResult",
@@ -66,6 +69,8 @@ _LAZY_NAMES = {
     "CascadeResults": "fxelastic.edge.cascades.running",
     "run_cascade": "fxelastic.edge.cascades.running",
     "Executor": "fxelastic.edge.executor",
+    "ResourceMonitor": "fxelastic.edge.monitoring.resource_monitor",
+    "Resources": "fxelastic.edge.monitoring.resource_monitor",
     "LatencyTable": "fxelastic.spec.latency_table",
     "Limits": "fxelastic.spec.limits",
     "PoolEntry": "fxelastic.edge.pool",
