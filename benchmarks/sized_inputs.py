@@ -37,11 +37,14 @@ class Varying:
 
 
 def named_inputs(case: Case) -> dict[str, Any]:
-    """The inputs by the names of ``forward``'s parameters."""
+    """The inputs by the names of parameters; those of ``*args`` are ``args_0``, ``args_1``."""
     bound = inspect.signature(case.model.forward).bind(*case.args, **case.kwargs)
     found: dict[str, Any] = {}
     for name, value in bound.arguments.items():
-        found |= value if _is_keywords(bound, name) else {name: value}
+        if _is(bound, name, inspect.Parameter.VAR_POSITIONAL):
+            found |= {f"args_{i}": item for i, item in enumerate(value)}
+        else:
+            found |= value if _is(bound, name, inspect.Parameter.VAR_KEYWORD) else {name: value}
     return found
 
 
@@ -49,13 +52,17 @@ def call(case: Case, inputs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[s
     """The arguments of ``forward`` for inputs by name."""
     bound = inspect.signature(case.model.forward).bind(*case.args, **case.kwargs)
     for name, value in bound.arguments.items():
-        keywords = _is_keywords(bound, name)
-        bound.arguments[name] = {key: inputs[key] for key in value} if keywords else inputs[name]
+        if _is(bound, name, inspect.Parameter.VAR_POSITIONAL):
+            bound.arguments[name] = tuple(inputs[f"args_{i}"] for i in range(len(value)))
+        elif _is(bound, name, inspect.Parameter.VAR_KEYWORD):
+            bound.arguments[name] = {key: inputs[key] for key in value}
+        else:
+            bound.arguments[name] = inputs[name]
     return bound.args, bound.kwargs
 
 
-def _is_keywords(bound: inspect.BoundArguments, name: str) -> bool:
-    return bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+def _is(bound: inspect.BoundArguments, name: str, kind: Any) -> bool:
+    return bound.signature.parameters[name].kind is kind
 
 
 def smaller(case: Case) -> Case:

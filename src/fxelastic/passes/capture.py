@@ -184,7 +184,10 @@ def _without_single_rows(
         way = dataclasses.replace(shapes, scale=scale)
         logger.info("tracing again with %s, since a size is 1", way.traced_sizes())
         with contextlib.suppress(CaptureError):
-            traced = _with_possible_sizes(model, clone, args, kwargs, batch, way)
+            larger = _with_possible_sizes(model, clone, args, kwargs, batch, way)
+            # The model may treat larger sizes unlike the example's.
+            if all(size.symbol.holds(size.symbol.example) for size in larger.symbols):
+                traced = larger
     return traced
 
 
