@@ -209,3 +209,41 @@ def test_a_single_row_inside_of_the_model_fixes_no_size(
             expected = supernet(images).numpy()
         found = session.run(None, {"images": images.numpy()})[0]
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+class Pooled(nn.Module):
+    """A convolution, and windows of which the number is fixed and the size is not."""
+
+    def __init__(self, pool: nn.Module) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.pool = pool
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.pool(self.second(torch.relu(self.first(images)))).flatten(1)
+
+
+POOLS = [nn.AdaptiveAvgPool2d(2), nn.AdaptiveAvgPool2d((7, 1)), nn.AdaptiveMaxPool2d((2, 3))]
+
+
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+def test_pooling_to_a_fixed_size_takes_any_size(pool: nn.Module, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    supernet = expand(
+        Pooled(pool).eval(),
+        0.6,
+        example_inputs=torch.randn(2, 3, 10, 12),
+        dynamic_shapes={"images": {0: "batch", 2: "H", 3: "W"}},
+        kinds=["pruned"],
+    )
+    bundle = export(supernet, tmp_path / "bundle", n_subnets=1)
+    session = onnxruntime.InferenceSession(
+        edge.assemble(bundle, bundle.space.original, tmp_path / "x.onnx")
+    )
+    for height, width in ((1, 1), (5, 7), (10, 12), (33, 20)):
+        images = torch.randn(3, 3, height, width)
+        with torch.no_grad():
+            expected = supernet(images).numpy()
+        found = session.run(None, {"images": images.numpy()})[0]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -33,14 +33,13 @@ def adaptive_max_pool(value: Tensor, output_size: Sequence[int]) -> tuple[Tensor
     # From the last dimension to the first, so that the first of equal elements is taken.
     for i in reversed(range(n)):
         dim, stride = i - n, math.prod(sizes[i + 1 :])
-        starts, lengths = _windows(sizes[i], output_size[i])
-        rows = _rows(starts, lengths).to(value.device)
+        first, ends = _bounds(sizes[i], output_size[i], value.device)
+        rows = _rows(first, ends, sizes[i], output_size[i])
         windows = _gathered(value, dim, rows)
         value = windows.amax(dim)
         within = torch.arange(rows.shape[1], device=value.device).reshape(-1, *[1] * (n - 1 - i))
         equal = windows == value.unsqueeze(dim)
         chosen = torch.where(equal, within, rows.shape[1] - 1).amin(dim)
-        first = torch.tensor(starts, device=value.device)
         own = (chosen + first.reshape(-1, *[1] * (n - 1 - i))) * stride
         if places is not None:
             others = _gathered(places, dim, rows).gather(dim, chosen.unsqueeze(dim)).squeeze(dim)
@@ -50,21 +49,23 @@ def adaptive_max_pool(value: Tensor, output_size: Sequence[int]) -> tuple[Tensor
     return value, places
 
 
-def adaptive_avg_pool3d(value: Tensor, output_size: Sequence[int]) -> Tensor:
-    """The mean of each window, dimension by dimension."""
+def adaptive_avg_pool(value: Tensor, output_size: Sequence[int]) -> Tensor:
+    """The mean of each window, dimension by dimension.
+
+    In two dimensions the exporter has its own for known sizes, which onnxruntime runs faster.
+    """
     n = len(output_size)
     sizes = value.shape[-n:]
-    if _divides(sizes, output_size):
-        result: Tensor = _ATEN.adaptive_avg_pool3d.default(value, output_size)
+    known = n < 3 and all(isinstance(size, int) for size in sizes)
+    if known or _divides(sizes, output_size):
+        result: Tensor = getattr(_ATEN, f"adaptive_avg_pool{n}d").default(value, output_size)
         return result
     for i in range(n):
-        dim = i - n
-        starts, lengths = _windows(sizes[i], output_size[i])
-        windows = _gathered(value, dim, _rows(starts, lengths).to(value.device))
-        lengths_ = torch.tensor(lengths, device=value.device).reshape(-1, *[1] * (n - i))
-        inside = torch.arange(max(lengths), device=value.device).reshape(-1, *[1] * (n - 1 - i))
-        total = windows.masked_fill(inside >= lengths_, 0.0).sum(dim)
-        value = total / lengths_.squeeze(1)
+        begins, ends = _bounds(sizes[i], output_size[i], value.device)
+        places = torch.arange(sizes[i], device=value.device)
+        inside = (places >= begins[:, None]) & (places < ends[:, None])
+        weights = inside.to(value.dtype) / (ends - begins)[:, None].to(value.dtype)
+        value = (value.movedim(i - n, -1) @ weights.mT).movedim(-1, i - n)
     return value
 
 
@@ -116,26 +117,30 @@ def _each(numbers: Sequence[int], n: int) -> list[int]:
 
 
 def _divides(sizes: Sequence[Any], windows: Sequence[Any]) -> bool:
-    """Whether all windows have one size, as in ONNX; also true for unknown sizes."""
-    if not all(isinstance(n, int) for n in (*sizes, *windows)):
+    """Whether all windows have one size, as in ONNX; a single one has at any size."""
+    if not all(isinstance(m, int) for m in windows):
         return True
-    return all(m and size % m == 0 for size, m in zip(sizes, windows, strict=True))
+    return all(
+        m == 1 or (isinstance(size, int) and m > 0 and size % m == 0)
+        for size, m in zip(sizes, windows, strict=True)
+    )
 
 
-def _windows(size: int, count: int) -> tuple[list[int], list[int]]:
-    """The start and the length of each window."""
-    starts = [i * size // count for i in range(count)]
-    return starts, [-(-(i + 1) * size // count) - starts[i] for i in range(count)]
+def _bounds(size: Any, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The first row of each window, and the one after its last; the size may be symbolic."""
+    i = torch.arange(count, device=device)
+    begins = torch.div(i * size, count, rounding_mode="floor")
+    return begins, torch.div((i + 1) * size + count - 1, count, rounding_mode="floor")
 
 
-def _rows(starts: Sequence[int], lengths: Sequence[int]) -> Tensor:
+def _rows(begins: Tensor, ends: Tensor, size: Any, count: int) -> Tensor:
     """``(windows, longest)``: the rows of each window; shorter windows repeat their last row."""
-    longest = max(lengths)
-    return torch.tensor(
-        [
-            [start + min(j, length - 1) for j in range(longest)]
-            for start, length in zip(starts, lengths, strict=True)
-        ]
+    if isinstance(size, int):
+        longest = int((ends - begins).max())
+    else:
+        longest = (size + count - 1) // count + 1
+    return torch.minimum(
+        begins[:, None] + torch.arange(longest, device=begins.device), ends[:, None] - 1
     )
 
 
@@ -149,8 +154,11 @@ DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {
     _ATEN.adaptive_max_pool1d.default: adaptive_max_pool,
     _ATEN.adaptive_max_pool2d.default: adaptive_max_pool,
     _ATEN.adaptive_max_pool3d.default: adaptive_max_pool,
-    _ATEN.adaptive_avg_pool3d.default: adaptive_avg_pool3d,
-    _ATEN._adaptive_avg_pool3d.default: adaptive_avg_pool3d,
+    _ATEN.adaptive_avg_pool1d.default: adaptive_avg_pool,
+    _ATEN.adaptive_avg_pool2d.default: adaptive_avg_pool,
+    _ATEN._adaptive_avg_pool2d.default: adaptive_avg_pool,
+    _ATEN.adaptive_avg_pool3d.default: adaptive_avg_pool,
+    _ATEN._adaptive_avg_pool3d.default: adaptive_avg_pool,
     _ATEN.avg_pool2d.default: avg_pool2d,
     _ATEN.avg_pool3d.default: avg_pool3d,
 }
