@@ -61,11 +61,14 @@ def adaptive_avg_pool(value: Tensor, output_size: Sequence[int]) -> Tensor:
         result: Tensor = getattr(_ATEN, f"adaptive_avg_pool{n}d").default(value, output_size)
         return result
     for i in range(n):
+        dim = i - n
         begins, ends = _bounds(sizes[i], output_size[i], value.device)
-        places = torch.arange(sizes[i], device=value.device)
-        inside = (places >= begins[:, None]) & (places < ends[:, None])
-        weights = inside.to(value.dtype) / (ends - begins)[:, None].to(value.dtype)
-        value = (value.movedim(i - n, -1) @ weights.mT).movedim(-1, i - n)
+        rows = _rows(begins, ends, sizes[i], output_size[i])
+        windows = _gathered(value, dim, rows)
+        lengths = (ends - begins).reshape(-1, *[1] * (n - i))
+        inside = torch.arange(rows.shape[1], device=value.device).reshape(-1, *[1] * (n - 1 - i))
+        # Not a product with weights, in which 0 times infinity would be no number.
+        value = windows.masked_fill(inside >= lengths, 0.0).sum(dim) / lengths.squeeze(1)
     return value
 
 
@@ -136,7 +139,7 @@ def _bounds(size: Any, count: int, device: torch.device) -> tuple[Tensor, Tensor
 def _rows(begins: Tensor, ends: Tensor, size: Any, count: int) -> Tensor:
     """``(windows, longest)``: the rows of each window; shorter windows repeat their last row."""
     if isinstance(size, int):
-        longest = int((ends - begins).max())
+        longest = max(-(-(i + 1) * size // count) - i * size // count for i in range(count))
     else:
         longest = (size + count - 1) // count + 1
     return torch.minimum(
