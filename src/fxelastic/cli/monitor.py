@@ -23,8 +23,8 @@ does not tell is named at the beginning. Does not need torch."""
 
 _EPILOG = """\
 examples:
-  fxelastic monitor --interval 2
-  fxelastic monitor --interval 0.5 --count 20 --json
+  fxelastic monitor --count 3
+  fxelastic monitor --interval 0.1 --count 20 --json
 
 Ctrl-C ends it.
 
