@@ -191,6 +191,17 @@ def test_pools_keep_cascades(result: Any, tmp_path: Path) -> None:
     assert SubnetPool.load(path).merge(result.pool).cascades == result.cascades
 
 
+def test_a_later_search_keeps_the_cascades_of_the_pool(
+    bundle: edge.Bundle, table: LatencyTable, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"held_out": 0.5, "max_subnets": 5, "path": tmp_path / "pool.json"}
+    first = edge.search(bundle, table, samples(), budget="90%", max_loss=0.05, **options)
+    assert first.cascades
+    second = edge.search(bundle, table, samples(), budget="80%", **options)
+    assert second.cascades == first.cascades
+    assert SubnetPool.load(tmp_path / "pool.json").cascades == first.cascades
+
+
 def test_each_subnet_of_a_cascade_can_be_assembled(
     bundle: edge.Bundle, result: Any, tmp_path: Path
 ) -> None:

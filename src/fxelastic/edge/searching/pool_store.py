@@ -60,6 +60,7 @@ class PoolStore:
                 else "a pool of other data, of another score, or with another share held out",
                 fix="name another file, or search with the pool's score and held_out",
             )
+        self.cascades = pool.cascades
         known = {spec.id for spec in self._bundle.space.branches}
         others = {segment.id for segment in self._bundle.manifest.segments} - known
         for entry in pool.entries:

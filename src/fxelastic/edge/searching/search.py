@@ -79,7 +79,7 @@ class SearchResult:
 
     @property
     def cascades(self) -> tuple[CascadeEntry, ...]:
-        """The cascades of a search with ``max_loss``, quickest first."""
+        """The cascades of this search and of earlier ones with the same pool, quickest first."""
         return self.pool.cascades
 
     @property
@@ -224,7 +224,7 @@ def search(
             except KeyboardInterrupt:
                 interrupted = True
         if options.max_loss is not None and not (interrupted or aborted):
-            store.cascades = find_cascades(
+            store.cascades += find_cascades(
                 executor,
                 (samples, rest),
                 (bundle.space.original, *bests),
