@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import glob
 import logging
 import os
 import secrets
@@ -66,7 +67,7 @@ def sibling(path: Path, what: str) -> Path:
 
 def siblings(path: Path, what: str = "*") -> Iterator[tuple[Path, int]]:
     """The folders beside a folder that `sibling` named, with the processes that made them."""
-    for found in sorted(path.parent.glob(f".{path.name}.{what}-*-*")):
+    for found in sorted(path.parent.glob(f".{glob.escape(path.name)}.{what}-*-*")):
         pid = found.name.rsplit("-", 2)[1]
         if pid.isdigit():
             yield found, int(pid)

@@ -270,11 +270,11 @@ def can_exchange(folder: Path) -> bool:
 
 @pytest.mark.parametrize("alive", [True, False])
 def test_a_folder_between_two_renames_is_brought_back(tmp_path: Path, alive: bool) -> None:
-    path = tmp_path / "bundle"
+    path = tmp_path / "bundle[1]"
     make(path, "old")
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait(timeout=60)
     pid = os.getpid() if alive else ended.pid
-    path.rename(tmp_path / f".bundle.old-{pid}-0123abcd")
+    path.rename(tmp_path / f".bundle[1].old-{pid}-0123abcd")
     recover_folder(path)
     assert path.exists() != alive  # a living process goes on by itself
