@@ -71,8 +71,8 @@ def interpolate(
         The chosen shares, and the errors.
 
     Raises:
-        UsageError: The file or a batch does not belong to the supernet, or a bound is no number of
-            at least 0. The supernet is unchanged then.
+        UsageError: The file or a batch does not belong to the supernet, or a bound is not a number
+            of at least 0. The supernet is unchanged then.
 
     Source: Wortsman and others, Robust fine-tuning of zero-shot models (2022), for one share of
     the whole network.

@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 
 from fxelastic.edge.cascades.confidence import CONFIDENCES, confidence
-from fxelastic.edge.cascades.guarantee import samples_needed, upper_bound
-from fxelastic.edge.cascades.thresholds import NEVER, Leaving, choose
+from fxelastic.edge.cascades.thresholds import (
+    NEVER,
+    Leaving,
+    choose,
+    samples_needed,
+    upper_bound,
+)
 from fxelastic.errors import UsageError
 
 

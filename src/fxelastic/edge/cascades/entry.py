@@ -49,7 +49,7 @@ class CascadeEntry:
 
         Raises:
             KeyError: A figure is missing.
-            ValueError: A figure is no number.
+            ValueError: A figure is not a number.
             UsageError: The cascade is malformed.
         """
         return cls(
