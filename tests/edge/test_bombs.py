@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from fxelastic.edge.array_bytes import read_arrays, read_npy
-from fxelastic.edge.npz_files import read_npz
+from fxelastic.edge.npz_files import names_in_npz, read_npz
 from fxelastic.errors import BundleError, UsageError
 from fxelastic.spec.bounded_json import MAX_DEPTH, loads
 from fxelastic.spec.json_fields import parse_object
@@ -104,6 +104,16 @@ def test_a_data_file_unpacks_to_a_stated_multiple(
         read_npz(path)
     np.savez(path, x=np.zeros(2**21, np.float32))
     assert read_npz(path)["x"].shape == (2**21,)
+
+
+def test_names_are_read_within_the_same_limits(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    path.write_bytes(archive({f"{i}.npy": b"" for i in range(50_000)}))
+    for reading in (names_in_npz, read_npz):
+        with pytest.raises(UsageError, match="its directory has"):
+            reading(path)
+    np.savez(path, x=np.zeros(3), y=np.zeros(3))
+    assert names_in_npz(path) == ["x", "y"]
 
 
 def test_a_stated_checksum_is_compared(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from fxelastic.ir.liveness import Liveness
 from fxelastic.ir.operators import CONVOLUTIONS, attach, operator_name
 from fxelastic.ir.partition import Partition
 from fxelastic.spec import EXIT
+from fxelastic.spec.options import check_count
 
 _ATEN = torch.ops.aten
 _CONVOLUTIONS = {1: _ATEN.conv1d.default, 2: _ATEN.conv2d.default, 3: _ATEN.conv3d.default}
@@ -65,12 +66,7 @@ class Exit:
         """Check the options."""
         if self.at != "auto":
             object.__setattr__(self, "at", counts("at", self.at))
-        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 0:
-            raise UsageError(
-                f"every must be at least 0, got {self.every!r}",
-                expected="a number of blocks, or 0 for the positions at=",
-                got=repr(self.every),
-            )
+        check_count("every", self.every, 0)
 
     def make(self, partition: Partition, seed: int = 0) -> Iterator[Branch | Refusal]:
         """Make the exits.

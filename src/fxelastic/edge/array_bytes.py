@@ -26,6 +26,8 @@ _NPZ_MAGIC = b"PK\x03\x04"
 _END, _SIZE_AT, _END_BYTES = b"PK\x05\x06", 12, 22
 _END_64 = b"PK\x06\x07"
 _MAX_COMMENT = 2**16
+# Arrays in a file whose names are not known before.
+_MOST_MEMBERS = 1000
 # The most bytes that the directory has for a member.
 _MEMBER_BYTES = 2048
 
@@ -139,14 +141,14 @@ def read_npz(
     Args:
         file: The file, open for reading in binary.
         max_bytes: The maximum total size of the unpacked arrays, in bytes.
-        names: The arrays that may occur; None for any, 1,000 at most.
+        names: The arrays that may occur; None for any, some 1,000 at most.
 
     Raises:
         UsageError: The file is not an .npz file, or too large, or has another array.
     """
     arrays: dict[str, Array] = {}
     try:
-        _check_directory(file, 1000 if names is None else len(names))
+        _check_directory(file, _MOST_MEMBERS if names is None else len(names))
         with zipfile.ZipFile(file) as archive:
             for info in archive.infolist():
                 name = info.filename.removesuffix(".npy")
@@ -179,6 +181,22 @@ def read_npz(
             "the data is not a .npz file", expected="bytes from numpy.savez", got=_first_line(e)
         ) from e
     return arrays
+
+
+def names_in_npz(file: BinaryIO) -> list[str]:
+    """The names of the arrays of a .npz file, of which nothing else is read.
+
+    Raises:
+        UsageError: The file is not a .npz file, or has far more than 1,000 arrays.
+    """
+    try:
+        _check_directory(file, _MOST_MEMBERS)
+        with zipfile.ZipFile(file) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except (ValueError, zipfile.BadZipFile, NotImplementedError) as e:
+        raise UsageError(
+            "the data is not a .npz file", expected="bytes from numpy.savez", got=_first_line(e)
+        ) from e
 
 
 def _check_directory(file: BinaryIO, n_members: int) -> None:

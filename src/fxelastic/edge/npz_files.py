@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
-from fxelastic.edge.array_bytes import read_npz as read_arrays
+from fxelastic.edge import array_bytes
 from fxelastic.edge.executor import Array
 from fxelastic.errors import UsageError
 
@@ -23,7 +22,7 @@ def read_npz(path: Path) -> dict[str, Array]:
     try:
         most = max(MAX_BYTES, MAX_RATIO * path.stat().st_size)
         with path.open("rb") as file:
-            return read_arrays(file, most)
+            return array_bytes.read_npz(file, most)
     except (OSError, UsageError) as e:
         raise _unreadable(path, e) from e
 
@@ -35,9 +34,9 @@ def names_in_npz(path: Path) -> list[str]:
         UsageError: The file can't be read, or is not an ``.npz`` file.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            return [name.removesuffix(".npy") for name in archive.namelist()]
-    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as e:
+        with path.open("rb") as file:
+            return array_bytes.names_in_npz(file)
+    except (OSError, UsageError) as e:
         raise _unreadable(path, e) from e
 
 
