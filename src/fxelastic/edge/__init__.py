@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from fxelastic.edge.cascades.entry import CascadeEntry
     from fxelastic.edge.cascades.running import CascadeResults, run_cascade
     from fxelastic.edge.executor import Executor
+    from fxelastic.edge.monitoring.energy_meter import Energy, EnergyMeter
+    from fxelastic.edge.monitoring.power_model import PowerModel
     from fxelastic.edge.monitoring.resource_monitor import ResourceMonitor, Resources
     from fxelastic.edge.pool import PoolEntry, SubnetPool
     from fxelastic.edge.prepared import Preparation, prepare
@@ -33,10 +35,13 @@ __all__ = [
     "Cascade",
     "CascadeEntry",
     "CascadeResults",
+    "Energy",
+    "EnergyMeter",
     "Executor",
     "LatencyTable",
     "Limits",
     "PoolEntry",
+    "PowerModel",
     "Preparation",
     "ResourceMonitor",
     "Resources",
@@ -69,6 +74,9 @@ _LAZY_NAMES = {
     "CascadeResults": "fxelastic.edge.cascades.running",
     "run_cascade": "fxelastic.edge.cascades.running",
     "Executor": "fxelastic.edge.executor",
+    "Energy": "fxelastic.edge.monitoring.energy_meter",
+    "EnergyMeter": "fxelastic.edge.monitoring.energy_meter",
+    "PowerModel": "fxelastic.edge.monitoring.power_model",
     "ResourceMonitor": "fxelastic.edge.monitoring.resource_monitor",
     "Resources": "fxelastic.edge.monitoring.resource_monitor",
     "LatencyTable": "fxelastic.spec.latency_table",

@@ -42,6 +42,16 @@ class SystemFiles:
         except (OSError, ValueError):
             return None
 
+    def is_denied(self, path: str) -> bool:
+        """Whether a file exists and may not be read."""
+        try:
+            (self._root / path).read_text(encoding="utf-8", errors="replace")
+        except PermissionError:
+            return True
+        except (OSError, ValueError):
+            pass
+        return False
+
     def number(self, path: str) -> float | None:
         """The number in a file; None if there is no finite one."""
         return _number(self.text(path))
