@@ -23,7 +23,7 @@ import fxelastic
 from fxelastic import edge
 from fxelastic.cli import main
 from fxelastic.edge.executor import Executor
-from fxelastic.edge.serving.drift import BranchTimer
+from fxelastic.edge.monitoring.table_probe import BranchTimer
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.edge.synthetic_inputs import random_inputs, sound_inputs
 from fxelastic.errors import BundleError, UsageError

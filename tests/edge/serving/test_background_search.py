@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from fxelastic import edge
+from fxelastic.edge.monitoring.table_probe import BranchTimer, TableProbe, renewed
 from fxelastic.edge.serving.background_search import LocalSearch
-from fxelastic.edge.serving.drift import BranchTimer, TableProbe, renewed
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.errors import UsageError
 from fxelastic.spec.latency_table import LatencyTable

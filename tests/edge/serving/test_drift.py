@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from fxelastic.edge.candidates import Candidate
+from fxelastic.edge.monitoring.table_probe import DriftRule
 from fxelastic.edge.serving.cache import SubnetCache
 from fxelastic.edge.serving.catalogue import Catalogue
-from fxelastic.edge.serving.drift import DriftDetector, DriftRule
+from fxelastic.edge.serving.drift import DriftDetector
 from fxelastic.edge.serving.events import EventLog
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch

@@ -18,9 +18,9 @@ import pytest
 from fxelastic import edge
 from fxelastic.cli.app import main
 from fxelastic.edge.candidates import Candidate, sizes_of_pool, table_at
+from fxelastic.edge.monitoring.table_probe import BranchTimer, TableProbe, renewed
 from fxelastic.edge.pool import PoolEntry, SubnetPool
 from fxelastic.edge.serving.background_search import LocalSearch
-from fxelastic.edge.serving.drift import BranchTimer, TableProbe, renewed
 from fxelastic.edge.serving.loaders import PagedSubnet
 from fxelastic.edge.serving.monitor import Observation
 from fxelastic.edge.serving.preload import Preload

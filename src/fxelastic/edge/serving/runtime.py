@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 from fxelastic.edge.candidates import Candidate
 from fxelastic.edge.executor import Array
+from fxelastic.edge.monitoring.table_probe import TableProbe
 from fxelastic.edge.serving.background_search import BackgroundSearch, Searcher
 from fxelastic.edge.serving.cache import FIRST, SubnetCache
 from fxelastic.edge.serving.catalogue import Catalogue
 from fxelastic.edge.serving.controller import Controller
-from fxelastic.edge.serving.drift import DriftDetector, TableProbe
+from fxelastic.edge.serving.drift import DriftDetector
 from fxelastic.edge.serving.events import Event, EventLog, describe
 from fxelastic.edge.serving.loaders import Loader
 from fxelastic.edge.serving.monitor import Observation

@@ -18,11 +18,11 @@ from fxelastic.edge.candidates import (
     sizes_of_pool,
     table_at,
 )
+from fxelastic.edge.monitoring.table_probe import BranchTimer, TableProbe
 from fxelastic.edge.pool import SubnetPool
 from fxelastic.edge.prepared import PreparedFiles, needed
 from fxelastic.edge.serving.background_preparation import BackgroundPreparation
 from fxelastic.edge.serving.background_search import LocalSearch, Searcher, local_score
-from fxelastic.edge.serving.drift import BranchTimer, TableProbe
 from fxelastic.edge.serving.loaders import AssembledLoader, Loader, PagedLoader
 from fxelastic.edge.serving.options import Serving
 from fxelastic.edge.serving.preload import Preload
