@@ -51,7 +51,7 @@ def runtime() -> Iterator[Runtime]:
 
 @pytest.fixture(scope="module")
 def endpoint(runtime: Runtime) -> Any:
-    return Endpoint(runtime, ("x",), ("y",), Metrics(10.0), MAX, body_timeout_s=0.3)
+    return Endpoint(runtime, ("x",), ("y",), Metrics(), MAX, body_timeout_s=0.3)
 
 
 def started(endpoint: Any) -> tuple[Any, threading.Thread, int]:
@@ -215,7 +215,7 @@ def test_more_requests_than_may_wait_get_503_and_others_are_alive() -> None:
 
     options = Serving(preload=Preload(limit=0))
     with Slow(FakeLoader(), called, POOL, 10.0, options) as runtime:
-        endpoint = Endpoint(runtime, ("x",), ("y",), Metrics(10.0), MAX, max_waiting=2)
+        endpoint = Endpoint(runtime, ("x",), ("y",), Metrics(), MAX, max_waiting=2)
         made, thread, port = started(endpoint)
         codes: list[int] = []
         senders = [
@@ -261,7 +261,7 @@ def test_a_closed_runtime_is_unavailable() -> None:
     called = signature(ValueInfo("x", "float32", ("N", 3)))
     closed = Runtime(FakeLoader(), called, POOL, 10.0)
     closed.close()
-    made, thread, port = started(Endpoint(closed, ("x",), ("y",), Metrics(10.0)))
+    made, thread, port = started(Endpoint(closed, ("x",), ("y",), Metrics()))
     assert ask(port, "POST", "/infer", GOOD)[0] == 503
     assert ask(port, "GET", "/healthz")[0] == 503
     made.should_exit = True
@@ -343,7 +343,7 @@ def test_requests_of_any_size_are_answered_with_their_own_estimate() -> None:
     called = signature(ValueInfo("x", "float32", ("N", "seq")))
     options = Serving(preload=Preload(limit=0))
     with Runtime(FakeLoader(), called, POOL, 10.0, options, estimates=estimates) as runtime:
-        made, thread, port = started(Endpoint(runtime, ("x",), ("y",), Metrics(10.0), MAX))
+        made, thread, port = started(Endpoint(runtime, ("x",), ("y",), Metrics(), MAX))
         for length in (16, 100, 256, 400):
             body = write_npy(np.ones((2, length), np.float32))
             status, headers, data = ask(port, "POST", "/infer", body)

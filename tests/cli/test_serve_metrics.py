@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from fxelastic.edge.monitoring.recent_latencies import LatencySummary
 from fxelastic.edge.serving.monitor import Observation
 from fxelastic.edge.serving.status import Status
 from tests.edge.serving.simulation import entry
@@ -29,7 +32,7 @@ def samples(text: str) -> dict[str, float]:
 def metrics(status: Status, *latencies_ms: float) -> str:
     from fxelastic.cli.serve_metrics import Metrics
 
-    made = Metrics(10.0)
+    made = Metrics()
     made.add([Observation(0.0, STEP, ms) for ms in latencies_ms])
     return made.text(status)
 
@@ -45,7 +48,10 @@ def test_names_and_labels_are_those_of_earlier_versions() -> None:
         "subnet_estimated_seconds subnet_accuracy resident_subnets resident_bytes barred_subnets "
         "searching"
     )
-    counters = "requests_total requests_failed_total switches_total events_total"
+    counters = (
+        "requests_total requests_failed_total requests_over_budget_total switches_total "
+        "events_total"
+    )
     histogram = "request_seconds_bucket request_seconds_sum request_seconds_count"
     assert names == {f"fxelastic_{name}" for name in f"{gauges} {counters} {histogram}".split()}
 
@@ -68,6 +74,27 @@ def test_what_is_not_known_is_left_out() -> None:
     assert read["fxelastic_up"] == 0
     assert "fxelastic_latency_ratio" not in read
     assert "fxelastic_subnet_accuracy" not in read
+
+
+def test_the_tail_is_there() -> None:
+    tail = LatencySummary(8.0, 12.0, 30.0, 0.17, 400)
+    read = samples(metrics(replace(STATUS, latency=tail, n_over=68)))
+    percentiles = [read[f"fxelastic_latency_percentile_seconds{p}"] for p in (50, 95, 99)]
+    assert percentiles == pytest.approx([0.008, 0.012, 0.03])
+    assert read["fxelastic_over_budget_share"] == 0.17
+    assert read["fxelastic_requests_over_budget_total"] == 68
+    shown = replace(STATUS, latency=tail)
+    assert "p95 12.00 ms, 17% over" in str(shown)
+    assert shown.to_json()["p99_ms"] == 30.0
+
+
+def test_buckets_of_several_devices_can_be_added_up() -> None:
+    def bounds(budget_ms: float) -> set[str]:
+        read = samples(metrics(replace(STATUS, budget_ms=budget_ms), budget_ms))
+        return {name for name in read if "_bucket" in name}
+
+    assert bounds(3.0) == bounds(700.0)
+    assert len(bounds(3.0)) > 20
 
 
 def test_latencies_are_counted_in_buckets() -> None:

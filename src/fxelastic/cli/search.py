@@ -62,6 +62,9 @@ wrong answer where the original is right"""
 
 _PERCENTILE = """\
 budgets are for the sample whose original latency is this percentile, from 0 to 100"""
+_OF_RUNS = (
+    """budgets are for this percentile of the runs, such as 95, by the spread of the measurements"""
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -112,6 +115,7 @@ def add_parser(commands: Any) -> None:
         ("--confidence", "P", float, 1.0, _CONFIDENCE),
         ("--sizes", "NAME=SIZE,…", str, None, _SIZES),
         ("--size-percentile", "P", float, None, _PERCENTILE),
+        ("--latency-percentile", "P", float, None, _OF_RUNS),
         ("--max-loss", "SHARE", float, None, _MAX_LOSS),
         ("--delta", "P", float, 0.05, "the probability that a cascade loses more than --max-loss"),
         ("--exit-confidence", "NAME", str, "max_softmax", "max_softmax, margin or entropy"),
@@ -167,6 +171,7 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             sizes=sizes_of(args.sizes),
             size_percentile=args.size_percentile,
+            latency_percentile=args.latency_percentile,
             path=out,
             progress=show,
             max_loss=args.max_loss,

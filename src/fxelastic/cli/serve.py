@@ -111,6 +111,17 @@ def add_parser(commands: Any) -> None:
     )
     add_sizes(parser)
     add_limit(parser)
+    options.add_values(
+        parser,
+        (
+            "--latency-percentile",
+            "P",
+            float,
+            None,
+            "the share of requests, in percent, that are "
+            "to keep the budget, such as 95 (default: 50)",
+        ),
+    )
     parser.add_argument(
         "--prepared",
         metavar="DIR",
@@ -210,6 +221,7 @@ def run(args: argparse.Namespace) -> int:
                 memory_bytes=options.megabytes(args.memory_mb),
                 threads=args.threads,
                 sizes=sizes_of(args.sizes),
+                latency_percentile=args.latency_percentile,
                 data=None if args.data is None else Path(args.data),
                 score=options.score(args.score),
                 held_out=args.held_out,
@@ -278,7 +290,7 @@ def _metrics(args: argparse.Namespace) -> Any:
             got=str(e),
             fix="pip install 'fxelastic[serve]'",
         ) from e
-    return Metrics(args.budget_ms)
+    return Metrics()
 
 
 def limits_of(texts: list[str] | None) -> dict[str, str]:

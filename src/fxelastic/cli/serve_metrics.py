@@ -25,20 +25,19 @@ from fxelastic.edge.serving.status import Status
 # This version supports the metrics' names, and every version of Prometheus reads it.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-# Bucket bounds as shares of the budget, finest around the budget.
-_SHARES = (0.1, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 4.0, 10.0)
+# Bounds of the buckets, in seconds. They are the same on every device and for every budget, so
+# that the counts of several devices can be added up: five a decade, from 0.1 ms to 100 s.
+_BOUNDS_S = tuple(
+    float(f"{step}e{power}") for power in range(-4, 2) for step in ("1", "1.6", "2.5", "4", "6.3")
+) + (100.0,)
 
 
 class Metrics:
-    """Counts the latencies of requests, and writes them with a runtime's status.
+    """Counts the latencies of requests, and writes them with a runtime's status."""
 
-    The buckets' bounds are shares of the budget at the start.
-    """
-
-    def __init__(self, budget_ms: float) -> None:
+    def __init__(self) -> None:
         """Start with no requests."""
-        self._bounds_s = tuple(share * budget_ms / 1e3 for share in _SHARES)
-        self._counts = [0] * (len(_SHARES) + 1)
+        self._counts = [0] * (len(_BOUNDS_S) + 1)
         self._sum_s = 0.0
         self._lock = threading.Lock()
 
@@ -47,14 +46,14 @@ class Metrics:
         with self._lock:
             for seen in observations:
                 seconds = seen.actual_ms / 1e3
-                self._counts[bisect_left(self._bounds_s, seconds)] += 1
+                self._counts[bisect_left(_BOUNDS_S, seconds)] += 1
                 self._sum_s += seconds
 
     def text(self, status: Status) -> str:
         """All metrics in the text format."""
         with self._lock:
             counts, sum_s = list(self._counts), self._sum_s
-        bounds = (*map(repr, self._bounds_s), "+Inf")
+        bounds = (*map(repr, _BOUNDS_S), "+Inf")
         buckets = list(zip(bounds, accumulate(counts), strict=True))
         # A separate registry: the global one has the metrics of other libraries.
         registry = CollectorRegistry()
@@ -79,6 +78,7 @@ class _Snapshot:
         for name, text, count in (
             ("requests_total", "Requests", status.n_requests),
             ("requests_failed_total", "Requests that no subnet could answer", status.n_failed),
+            ("requests_over_budget_total", "Requests over the budget", status.n_over),
             ("switches_total", "Switches of the subnet in use", status.n_switches),
             *(
                 (("requests_unmeasured_total", "Requests without an estimate at their sizes", n),)
@@ -94,6 +94,15 @@ class _Snapshot:
         histogram = HistogramMetricFamily("fxelastic_request_seconds", "Latency of requests")
         histogram.add_metric([], self.buckets, self.sum_s)
         yield histogram
+        if (tail := status.latency) is not None:
+            percentiles = GaugeMetricFamily(
+                "fxelastic_latency_percentile_seconds",
+                "Percentiles of the latencies of the last 10 s",
+                labels=["percentile"],
+            )
+            for name, ms in (("50", tail.p50_ms), ("95", tail.p95_ms), ("99", tail.p99_ms)):
+                percentiles.add_metric([name], ms / 1e3)
+            yield percentiles
 
 
 def _gauges(status: Status) -> tuple[tuple[str, str, float | None], ...]:
@@ -108,6 +117,11 @@ def _gauges(status: Status) -> tuple[tuple[str, str, float | None], ...]:
             "latency_seconds",
             "Median latency of the latest requests",
             None if latency_ms is None else latency_ms / 1e3,
+        ),
+        (
+            "over_budget_share",
+            "Share of the requests of the last 10 s over the budget",
+            None if status.latency is None else status.latency.share_over,
         ),
         (
             "subnet_estimated_seconds",

@@ -43,7 +43,8 @@ class Trace:
       request that it served.
     * ``request``: ``t`` of its end, ``subnet``, ``latency_ms``; if other sizes than the batch
       vary, its ``sizes`` and its ``estimated_ms``, which is null for sizes without an estimate.
-    * ``load``: ``t``, ``r``, ``budget_ms``, ``limit_ms`` (T/r), ``subnet`` in use.
+    * ``load``: ``t``, ``r``, ``budget_ms``, ``limit_ms`` (T/r), ``subnet`` in use, and of the last
+      10 s ``p50_ms``, ``p95_ms``, ``p99_ms``, and ``over``, the share of requests over the budget.
     * ``event``: ``t``, ``kind``, ``message``, and the event's details.
 
     The control loop writes requests, after they have run. If the file can't be written any more (a
@@ -101,16 +102,19 @@ class Trace:
             rows.append(row)
         if load.ratio is not None and rows:
             index = self._index(decision.target, rows)
-            rows.append(
-                {
-                    "type": "load",
-                    "t": self._t(situation.now_s),
-                    "r": round(load.ratio, 4),
-                    "budget_ms": situation.budget_ms,
-                    "limit_ms": round(decision.limit_ms, 4),
-                    "subnet": index,
-                }
-            )
+            row = {
+                "type": "load",
+                "t": self._t(situation.now_s),
+                "r": round(load.ratio, 4),
+                "budget_ms": situation.budget_ms,
+                "limit_ms": round(decision.limit_ms, 4),
+                "subnet": index,
+            }
+            if (tail := situation.latency) is not None:
+                for name in ("p50_ms", "p95_ms", "p99_ms"):
+                    row[name] = round(getattr(tail, name), 4)
+                row["over"] = round(tail.share_over, 4)
+            rows.append(row)
         self._write(rows)
 
     def on_event(self, event: Event) -> None:

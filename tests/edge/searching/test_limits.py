@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from fxelastic import edge
 from fxelastic.edge.searching.schedule import Schedule, answer
 from fxelastic.edge.searching.study import strategy
+from fxelastic.errors import UsageError
 from fxelastic.spec import Arch, SearchSpace
 from fxelastic.spec.latency_table import LatencyTable
 from tests.edge.searching.timed_executor import Clock, costs_of, studies, true_score
@@ -153,3 +155,25 @@ def test_a_table_of_an_earlier_version_is_completed(
     path = tmp_path / "pool.json"
     result.pool.save(path)
     assert edge.SubnetPool.load(path) == result.pool
+
+
+def test_a_limit_for_a_percentile_of_the_runs_leaves_room_for_slow_ones(
+    bundle: edge.Bundle, table: LatencyTable
+) -> None:
+    spread = {"median_ms": 1.0, "high_ms": 1.2}
+    rows = {
+        n: replace(row, **{name: row.ms * factor for name, factor in spread.items()})
+        for n, row in table.rows.items()
+    }
+    shaky = replace(table, rows=rows)
+    original_ms = table.predict_ms(bundle.space.original)
+    given: dict[str, Any] = {"budget_ms": 1.2 * original_ms, "max_subnets": 8, "held_out": 0.0}
+    usual = edge.search(bundle, shaky, {"x": X}, **given)
+    assert any(entry.arch == bundle.space.original for entry in usual.pool.entries)
+    found = edge.search(bundle, shaky, {"x": X}, latency_percentile=95, **given)
+    # All branches take half as long again in one run of twenty.
+    assert found.best.latency_ms == pytest.approx(1.4877 * table.predict_ms(found.best.arch), 1e-3)
+    assert found.best.latency_ms <= 1.2 * original_ms
+    assert found.table.predict_ms(bundle.space.original) > 1.2 * original_ms
+    with pytest.raises(UsageError, match="latency_percentile"):
+        edge.search(bundle, shaky, {"x": X}, latency_percentile=30, **given)

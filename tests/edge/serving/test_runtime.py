@@ -545,3 +545,26 @@ def test_inputs_may_have_any_name() -> None:
     options = Serving(policy=Stay(), preload=Preload(limit=0))
     with Runtime(FakeLoader(), Selfish(), POOL, 10.0, options) as runtime:
         assert np.array_equal(runtime(**{"self": X}), X * factor(POOL[-1].arch))
+
+
+def test_status_has_the_tail_and_the_requests_over_the_budget() -> None:
+    clock = Clock()
+    loader = FakeLoader()
+    with serving(loader, clock=clock, latency_percentile=95, tick_s=1e6) as runtime:
+        assert runtime.status().latency is None
+        for i in range(60):
+            clock.now_s += 0.1
+            loader.run_s = lambda _, i=i: (
+                setattr(clock, "now_s", clock.now_s + (0.05 if i % 6 == 0 else 0.008)) or 0.0
+            )
+            right(runtime)
+        runtime._controller.tick()
+        status = runtime.status()
+        assert status.latency is not None
+        assert status.latency.p50_ms == pytest.approx(8)
+        assert status.latency.p95_ms == pytest.approx(50)
+        assert status.n_over == 10
+        # The policy and the peaks see the tail, and people the median, too.
+        load = runtime._controller.load
+        assert (load.ratio, load.median) == pytest.approx((6.25, 1.0))
+        assert status.ratio == load.median

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from fxelastic.edge.monitoring.recent_latencies import check_percentile
 from fxelastic.edge.searching.scores import Score
 from fxelastic.edge.searching.study import Strategy, Study
 from fxelastic.errors import UsageError
@@ -52,6 +53,9 @@ class SearchOptions:
             samples of the data.
         size_percentile: Limits are for the sample whose original latency is this percentile of the
             data, from 0 to 100, instead of the mean.
+        latency_percentile: Limits on the latency are for this percentile of the runs, from 50 to
+            99.9, by the spread of each branch's measurements, and the pool's latencies, too. By
+            default latencies are usual ones.
         max_loss: Also find cascades, in which sure samples leave early: at most this share of
             samples gets a wrong answer where the original is right (without targets, another
             answer than the original's). None for no cascades.
@@ -78,6 +82,7 @@ class SearchOptions:
     progress: Callable[[float, Study], None] | None = None
     sizes: Mapping[str, int] | None = None
     size_percentile: float | None = None
+    latency_percentile: float | None = None
     max_loss: float | None = None
     delta: float = 0.05
     exit_confidence: str = "max_softmax"
@@ -93,6 +98,7 @@ class SearchOptions:
         check_count("batch_size", self.batch_size)
         check_count("max_subnets", self.max_subnets)
         check_count("threads", self.threads, 0)
+        check_percentile(self.latency_percentile)
         if self.time_budget_s is not None:
             check_positive("time_budget_s", self.time_budget_s)
         if not 0 < (0.5 if self.max_loss is None else self.max_loss) < 1 or not 0 < self.delta < 1:

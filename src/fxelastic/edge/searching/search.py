@@ -36,6 +36,7 @@ from fxelastic.edge.searching.study import (
 from fxelastic.edge.slow_branches import used
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
+from fxelastic.spec.latency_spread import at_latency_percentile
 from fxelastic.spec.latency_table import LatencyTable
 from fxelastic.spec.limits import Bound, Limits, several_limits
 from fxelastic.spec.options import options_of
@@ -160,6 +161,8 @@ def search(
     table.check_usable(mode, force=options.force)
     _warn(table, mode)
     bundle = used(bundle, table, mode, given)
+    if options.latency_percentile is not None:
+        table = at_latency_percentile(table, options.latency_percentile)
     table = with_bundle_costs(table, bundle)
     costs = table.costs_of(mode)
     original = costs.predict(bundle.space.original)

@@ -2,17 +2,58 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from fxelastic.edge.candidates import Candidate
+from fxelastic.edge.monitoring.recent_latencies import RecentLatencies
 from fxelastic.edge.serving.cache import SubnetCache
 from fxelastic.edge.serving.catalogue import Catalogue
 from fxelastic.edge.serving.events import EventLog, describe
 from fxelastic.edge.serving.monitor import Load, Monitor
 from fxelastic.edge.serving.policy import BudgetState, Decision, Situation, SwitchPolicy
 from fxelastic.edge.serving.preload import Preload, Preloader
+
+
+@dataclass
+class SlowRequests:
+    """Reports slow requests: one event for those of some seconds, with their number.
+
+    Attributes:
+        events: Records the events.
+        slow: How many times as long as the others a slow request takes.
+        every_s: The time between two events, in seconds.
+    """
+
+    events: EventLog
+    slow: float
+    every_s: float = 10.0
+    _n_slow: int = field(init=False, repr=False, default=0)
+    _n: int = field(init=False, repr=False, default=0)
+    _told_s: float = field(init=False, repr=False, default=-math.inf)
+
+    def add(self, load: Load, now_s: float, *, last: bool = False) -> None:
+        """Count the fresh requests of a reading; the first slow one is reported at once.
+
+        Args:
+            load: The reading.
+            now_s: The time.
+            last: Report what is left.
+        """
+        self._n_slow += load.n_slow
+        self._n += len(load.fresh)
+        if not self._n_slow or (not last and 0 <= now_s - self._told_s < self.every_s):
+            return
+        self._told_s = now_s
+        self.events.add(
+            "slow_requests",
+            f"{self._n_slow} of {self._n} requests took over {self.slow:g} times as long as "
+            "the others",
+            n=self._n_slow,
+        )
+        self._n_slow = self._n = 0
 
 
 @dataclass
@@ -39,6 +80,7 @@ class Controller:
         n_unmeasured: The number of requests so far whose sizes have no estimate.
         state: Whether the budget can be kept.
         load: The latest reading of the monitor.
+        latencies: The latencies of the last seconds.
         thread: The thread that runs the rounds; None before `start`.
     """
 
@@ -58,10 +100,16 @@ class Controller:
     n_unmeasured: int = 0
     state: BudgetState = field(default_factory=BudgetState)
     load: Load = field(init=False, default_factory=Load)
+    latencies: RecentLatencies = field(init=False, default_factory=RecentLatencies)
+    _slow: SlowRequests = field(init=False, repr=False)
     _wake: threading.Event = field(init=False, repr=False, default_factory=threading.Event)
     _hurry: threading.Event = field(init=False, repr=False, default_factory=threading.Event)
     _closed: bool = field(init=False, repr=False, default=False)
     thread: threading.Thread | None = field(init=False, repr=False, default=None)
+
+    def __post_init__(self) -> None:
+        """Start with no slow requests."""
+        self._slow = SlowRequests(self.events, self.monitor.slow)
 
     def start(self) -> None:
         """Start the thread."""
@@ -111,15 +159,13 @@ class Controller:
             The policy's decision; None if the cache is closed.
         """
         now_s = self.clock()
-        load = self.load = self.monitor.read(now_s)
+        load = self._read(now_s)
         self._report(load)
         self.catalogue.end_bans(now_s)
         current = self.cache.current
         if current is None:
             return None
-        situation = Situation(
-            now_s, self.budget_ms, load, current, self.catalogue.table, self.cache.history
-        )
+        situation = self._situation(now_s, load, current)
         decision = self._decide(situation)
         self._act(decision, situation)
         self._judge(decision, situation)
@@ -133,28 +179,39 @@ class Controller:
         Args:
             last: The subnet that was in use; None if there was none.
         """
+        now_s = self.clock()
+        load = self._read(now_s)
+        self.latencies.update(now_s, now=True)
+        self.n_unmeasured += load.n_unmeasured
+        self._slow.add(load, now_s, last=True)
         if self.on_tick is None or last is None:
             return
-        now_s, table = self.clock(), self.catalogue.table
-        load = self.load = self.monitor.read(now_s)
-        self.n_unmeasured += load.n_unmeasured
-        situation = Situation(now_s, self.budget_ms, load, last, table, self.cache.history)
+        situation = self._situation(now_s, load, last)
         try:
             self.on_tick(situation, Decision(last, self.state.met, self.budget_ms, "closed"))
         except Exception as e:  # noqa: BLE001 - user code; the rest must still be freed
             self.events.add("control_failed", describe(e))
 
+    def _read(self, now_s: float) -> Load:
+        """Read the monitor, and count the new requests."""
+        load = self.load = self.monitor.read(now_s)
+        budget_ms, add = self.budget_ms, self.latencies.add
+        for seen in load.fresh:
+            if seen.scale is not None:
+                add(seen.time_s, seen.actual_ms / seen.scale, budget_ms)
+        self.latencies.update(now_s)
+        return load
+
+    def _situation(self, now_s: float, load: Load, current: Candidate) -> Situation:
+        return Situation(
+            *(now_s, self.budget_ms, load, current, self.catalogue.table, self.cache.history),
+            latency=self.latencies.summary,
+        )
+
     def _report(self, load: Load) -> None:
         if load.clock_jumped:
             self.events.add("clock_jumped", "the clock was set back; the latencies are forgotten")
-        if load.n_slow:
-            self.events.add(
-                "slow_requests",
-                f"{load.n_slow} of {len(load.fresh)} requests took over "
-                f"{self.monitor.slow:g} times as long as the others",
-                n=load.n_slow,
-            )
-
+        self._slow.add(load, self.clock())
         if load.n_unmeasured:
             if not self.n_unmeasured:
                 self._report_unmeasured(load)

@@ -10,6 +10,7 @@ from statistics import median
 from typing import NamedTuple
 
 from fxelastic.edge.candidates import Candidate
+from fxelastic.edge.monitoring.recent_latencies import MEDIAN
 
 # Requests of several threads may be recorded in a different order than they end; if the time goes
 # back by more than this, the clock was set.
@@ -50,9 +51,10 @@ class Load:
     """A reading of the monitor; ratios are ``r = actual / estimated`` (§5.3).
 
     Attributes:
-        ratio: Median r of the window; None before there were enough requests.
-        recent: Median r of the newest part of the window, which follows a step of the load sooner
-            than the whole window.
+        ratio: r of the window, at the monitor's percentile, by default its median; None before
+            there were enough requests.
+        recent: r of the newest part of the window, at the same percentile, which follows a step of
+            the load sooner than the whole window.
         n_samples: The number of requests in the window.
         peaks: ``(time_s, ratio)`` of earlier readings that no later one reached, oldest first.
         fresh: The requests since the last reading, in the order they were recorded.
@@ -60,9 +62,10 @@ class Load:
         clock_jumped: Whether the clock was set back since the last reading; earlier requests are
             then forgotten.
         n_unmeasured: The number of fresh requests whose sizes have no estimate.
-        high: Upper quartile of r in the newest part of the window: a load that varies within
-            fractions of a second has several levels.
+        high: Upper quartile of r in the newest part of the window, or the monitor's percentile if
+            that is higher: a load that varies within fractions of a second has several levels.
         begin_s: The time when the first request ended; None before that.
+        median: Median r of the window, whatever the monitor's percentile.
     """
 
     ratio: float | None = None
@@ -75,6 +78,7 @@ class Load:
     high: float | None = None
     begin_s: float | None = None
     n_unmeasured: int = 0
+    median: float | None = None
 
     def peak_since(self, time_s: float) -> float | None:
         """The largest ratio read since ``time_s``; None if there was no reading."""
@@ -99,7 +103,9 @@ class Monitor:
         max_samples: The maximum number of requests to compute with; if there are more, only every
             second or third request is used, and so on.
         horizon_s: How long peaks are kept, in seconds.
-        slow: A request is slow if its ratio exceeds the window's ratio by this factor.
+        slow: A request is slow if its ratio exceeds the window's median by this factor.
+        percentile: The percentile of r that readings report. A high one needs more requests than
+            ``min_samples``: 40 for the 95th.
     """
 
     window_s: float = 0.9
@@ -107,6 +113,7 @@ class Monitor:
     max_samples: int = 301
     horizon_s: float = 600.0
     slow: float = 4.0
+    percentile: float = MEDIAN
     _incoming: deque[Observation] = field(init=False, repr=False)
     _samples: deque[tuple[float, float]] = field(init=False, repr=False)
     _peaks: deque[tuple[float, float]] = field(init=False, repr=False)
@@ -134,7 +141,7 @@ class Monitor:
         fresh: list[Observation] = []
         while self._incoming:
             fresh.append(self._incoming.popleft())
-        usual = self._last.ratio
+        usual = self._last.median
         n_slow = n_unmeasured = 0
         jumped = False
         for seen in fresh:
@@ -156,7 +163,7 @@ class Monitor:
                 if self._begin_s is None:
                     self._begin_s = seen.time_s
                 n_slow += usual is not None and ratio > self.slow * usual
-        ratio_now, recent, high, n = self._quantiles(now_s)
+        ratio_now, recent, high, n, middle = self._quantiles(now_s)
         if ratio_now is not None and fresh:
             self._note_peak(now_s, ratio_now)
         self._last = Load(
@@ -164,20 +171,39 @@ class Monitor:
             high=high,
             begin_s=self._begin_s,
             n_unmeasured=n_unmeasured,
+            median=middle,
         )
         return self._last
 
-    def _quantiles(self, now_s: float) -> tuple[float | None, float | None, float | None, int]:
-        samples = self._samples
-        while len(samples) > self.min_samples and samples[0][0] <= now_s - self.window_s:
+    def _quantiles(
+        self, now_s: float
+    ) -> tuple[float | None, float | None, float | None, int, float | None]:
+        samples, least = self._samples, self._least
+        while len(samples) > least and samples[0][0] <= now_s - self.window_s:
             samples.popleft()
         n = len(samples)
-        if n < self.min_samples:
-            return None, None, None, n
-        stride = -(-n // self.max_samples)
+        if n < least:
+            return None, None, None, n, None
+        stride = -(-n // max(self.max_samples, least))
         window = [ratio for _, ratio in samples][::stride]
-        newest = window[-max(len(window) // 3, self.min_samples) :]
-        return median(window), median(newest), sorted(newest)[3 * len(newest) // 4], n
+        newest = sorted(window[-max(len(window) // 3, least) :])
+        high = newest[max(3 * len(newest) // 4, self._index(len(newest)))]
+        middle = median(window)
+        if self.percentile == MEDIAN:
+            return middle, median(newest), high, n, middle
+        ratio = sorted(window)[self._index(len(window))]
+        return ratio, newest[self._index(len(newest))], high, n, middle
+
+    @property
+    def _least(self) -> int:
+        """The number of requests that a reading needs: two above the percentile."""
+        if self.percentile == MEDIAN:
+            return self.min_samples
+        return max(self.min_samples, math.ceil(2 / (1 - self.percentile / 100)))
+
+    def _index(self, n: int) -> int:
+        """The index of the percentile in n sorted values."""
+        return min(n - 1, int(self.percentile / 100 * n))
 
     def _note_peak(self, now_s: float, ratio: float) -> None:
         while self._peaks and self._peaks[-1][1] <= ratio:

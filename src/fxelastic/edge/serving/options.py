@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from fxelastic.edge.candidates import MODES
+from fxelastic.edge.monitoring.recent_latencies import check_percentile
 from fxelastic.edge.searching.scores import Score
 from fxelastic.edge.serving.background_search import Searcher
 from fxelastic.edge.serving.events import Event
@@ -40,6 +41,9 @@ class Serving:
             than the batch vary; the budget of other requests is larger or smaller in proportion to
             their estimated latency. By default, those of the search, which are the mean over its
             samples unless it had ``sizes`` or ``size_percentile``.
+        latency_percentile: The share of requests that are to keep the budget, in percent: with 95,
+            a subnet is too slow if more than 5 % of the latest requests took longer. By default
+            that of ``monitor``, which is 50, the median.
         memory_bytes: Maximum memory for weights, in bytes. None means no limit: the preloaded
             subnets in ``assembled`` mode, the subnet in use in ``paged`` mode, and during a switch
             the next subnet too.
@@ -73,6 +77,7 @@ class Serving:
     mode: str = "auto"
     limits: Mapping[str, Bound] | None = None
     sizes: Sizes | None = None
+    latency_percentile: float | None = None
     memory_bytes: int | None = None
     threads: int = 0
     prepared: str | os.PathLike[str] | None = None
@@ -108,6 +113,7 @@ class Serving:
         for name in ("tick_s", "retry_s"):
             _check(name, getattr(self, name))
         _check("check_every_s", self.check_every_s, optional=True)
+        check_percentile(self.latency_percentile)
         for name in ("monitor", "clock", "listener", "on_tick"):
             value = getattr(self, name)
             if value is not None and not callable(value):

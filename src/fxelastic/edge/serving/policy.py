@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 from fxelastic.edge.candidates import Candidate
+from fxelastic.edge.monitoring.recent_latencies import LatencySummary
 from fxelastic.edge.serving.monitor import Load
 from fxelastic.spec.pareto import ParetoTable
 
@@ -35,6 +36,7 @@ class Situation:
         current: The subnet in use; it may no longer be in the table.
         table: The subnets that may be served.
         switches: Earlier switches, oldest first; at least the last ten minutes.
+        latency: The latencies of the last 10 s; None before the first request.
     """
 
     now_s: float
@@ -43,6 +45,7 @@ class Situation:
     current: Candidate
     table: ParetoTable[Candidate]
     switches: Sequence[PastSwitch] = ()
+    latency: LatencySummary | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,8 @@ class SwitchPolicy(Protocol):
 class RatioPolicy:
     """Serve the most accurate subnet under ``T/r`` (§5.3), slow to climb and quick to step down.
 
-    *Down*: as soon as the median latency exceeds the budget, switch to the best subnet under
+    *Down*: as soon as the median latency exceeds the budget (or another percentile, see
+    `Serving.latency_percentile`), switch to the best subnet under
     ``T/r`` minus some room. Here r is the upper quartile of the newest requests, so that one switch
     is enough for a step to a load whose level varies.
 

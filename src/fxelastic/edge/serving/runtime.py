@@ -113,6 +113,8 @@ class Runtime:
             )
         self._cache = cache = SubnetCache(loader, events, clock, options.memory_bytes)
         self._monitor = options.monitor()
+        if options.latency_percentile is not None:
+            self._monitor.percentile = options.latency_percentile
         self._preloader = Preloader(cache, catalogue, events, clock, self._hurry)
         self._controller = Controller(
             *(self._monitor, options.policy, options.preload, catalogue, cache, self._preloader),
@@ -277,13 +279,14 @@ class Runtime:
     def status(self) -> Status:
         """The state of the runtime now."""
         load, step, events = self._controller.load, self._cache.current, self._events.counts()
+        latencies = self._controller.latencies
         return Status(
             state="closed" if self._closed else "serving",
             uptime_s=self._clock() - self._started_s,
             step=step,
             budget_ms=self._controller.budget_ms,
             budget_met=self._controller.state.met,
-            ratio=load.ratio,
+            ratio=load.median,
             n_requests=self._cache.n_acquired,
             n_failed=events.get("request_failed", 0),
             n_switches=self._cache.n_switches,
@@ -293,6 +296,8 @@ class Runtime:
             barred=len(self._catalogue.barred),
             searching=self._search is not None and self._search.running,
             events=events,
+            latency=latencies.summary,
+            n_over=latencies.n_over,
         )
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fxelastic.edge.candidates import Candidate
+from fxelastic.edge.monitoring.recent_latencies import LatencySummary
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Status:
         step: The subnet in use, with its estimates; None when closed.
         budget_ms: What a request may take, in ms.
         budget_met: Whether the subnet in use is expected to keep the budget.
-        ratio: r = actual / estimated latency (§5.3); None before there were enough requests.
+        ratio: Median r = actual / estimated latency (§5.3); None before there were enough requests.
         n_requests: Requests so far.
         n_failed: Requests that no subnet could answer.
         n_switches: Switches so far.
@@ -29,6 +30,9 @@ class Status:
         searching: Whether a search for quicker subnets runs.
         events: The number of events of each kind.
         n_unmeasured: Requests whose sizes have no estimated latency, and do not count for r.
+        latency: Percentiles of the latencies of the last 10 s, and the share over the budget; None
+            before the first request.
+        n_over: Requests over the budget so far.
     """
 
     state: str
@@ -46,6 +50,8 @@ class Status:
     searching: bool
     events: Mapping[str, int] = field(default_factory=dict)
     n_unmeasured: int = 0
+    latency: LatencySummary | None = None
+    n_over: int = 0
 
     @property
     def latency_ms(self) -> float | None:
@@ -59,6 +65,7 @@ class Status:
 
     def to_json(self) -> dict[str, Any]:
         """The status as plain data."""
+        tail = self.latency
         return {
             "state": self.state,
             "uptime_s": round(self.uptime_s, 3),
@@ -66,11 +73,16 @@ class Status:
             "estimated_ms": None if self.step is None else self.step.ms,
             "accuracy": None if self.step is None else self.step.accuracy,
             "latency_ms": self.latency_ms,
+            "p50_ms": None if tail is None else tail.p50_ms,
+            "p95_ms": None if tail is None else tail.p95_ms,
+            "p99_ms": None if tail is None else tail.p99_ms,
+            "share_over_budget": None if tail is None else tail.share_over,
             "ratio": self.ratio,
             "budget_ms": self.budget_ms,
             "budget_met": self.budget_met,
             "n_requests": self.n_requests,
             "n_failed": self.n_failed,
+            "n_over_budget": self.n_over,
             "n_switches": self.n_switches,
             "n_unmeasured": self.n_unmeasured,
             "resident": self.resident,
@@ -85,7 +97,10 @@ class Status:
         estimated = "-" if self.step is None else f"{self.step.ms:.2f} ms"
         r = "-" if self.ratio is None else f"{self.ratio:.2f}"
         met = "" if self.budget_met else " (can't be kept)"
+        tail = self.latency
+        over = "" if tail is None else f", p95 {tail.p95_ms:.2f} ms, {tail.share_over:.0%} over"
         return (
-            f"{self.state}: {latency} of {self.budget_ms:.2f} ms{met}, subnet {estimated}, r {r}, "
+            f"{self.state}: {latency} of {self.budget_ms:.2f} ms{met}{over}, "
+            f"subnet {estimated}, r {r}, "
             f"{self.n_requests:,} requests, {self.n_switches} switches"
         )
