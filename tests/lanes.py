@@ -72,6 +72,7 @@ SLOW = (
     "tests/edge/searching/test_strategies.py::test_annealing_begins_with_a_subnet_that_keeps_all_limits",
     "tests/edge/searching/test_strategies.py::test_the_optimum_of_a_small_space_is_found",
     "tests/edge/test_decoders.py",
+    "tests/edge/test_replaced_files.py",
     "tests/edge/test_synthetic_inputs.py::test_a_profile_that_succeeds_prints_no_error_of_onnxruntime",
     "tests/edge/test_whole_inputs.py",
     "tests/passes/test_canonical.py::test_memory_that_is_filled_in_parts",

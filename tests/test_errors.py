@@ -44,6 +44,12 @@ def test_a_part_of_several_lines_stays_in_its_column() -> None:
     assert str(PartitionError("no", got="a\nb")) == "no\n  got:      a\n            b"
 
 
+def test_control_characters_in_a_name_are_shown_as_escapes() -> None:
+    error = UsageError("\x1b[2Jno branch 'é\u202e層'", got="a\n\tb\r\x00")
+    assert str(error).startswith("\\x1b[2Jno branch 'é\\u202e層'")
+    assert error.got == "a\n\tb\\r\\x00"
+
+
 def test_an_internal_error_asks_for_a_report() -> None:
     assert "please report" in str(InternalError("lost a node"))
     assert "please report" not in str(InternalError("lost a node", fix="restart"))

@@ -18,11 +18,14 @@ expected, what came instead and how to fix it.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 from textwrap import indent
 
 # The most characters of a part of a message, which may quote a file.
 _MOST = 4000
+# Control and format characters, surrogates, and characters that end a line.
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 __all__ = [
     "BundleError",
@@ -90,7 +93,21 @@ class FxElasticError(Exception):
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= _MOST else f"{text[:_MOST]}…"
+    return printable(text if len(text) <= _MOST else f"{text[:_MOST]}…")
+
+
+def printable(text: str) -> str:
+    """A text with escapes for control characters, which names in files may hold.
+
+    Letters of all scripts stay, and so do line ends and tabs.
+    """
+    if text.isprintable():
+        return text
+    return "".join(ascii(c)[1:-1] if _is_hidden(c) else c for c in text)
+
+
+def _is_hidden(c: str) -> bool:
+    return c not in "\n\t" and unicodedata.category(c) in _HIDDEN
 
 
 class UsageError(FxElasticError, ValueError):

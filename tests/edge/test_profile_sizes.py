@@ -15,6 +15,7 @@ from fxelastic import edge
 from fxelastic.cli import main
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.edge.stopwatch import Stopwatch
+from fxelastic.edge.verified_model import VerifiedModel
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
 from fxelastic.spec.latency_table import MODES, LatencyTable
@@ -46,10 +47,11 @@ class Device:
         device, open_branch = self, SessionMaker.open_branch
 
         class Session:
-            def __init__(self, session: Any, path: Path) -> None:
+            def __init__(self, session: Any, model: VerifiedModel | Path) -> None:
                 self._session = session
                 self.get_inputs = session.get_inputs
-                tensors = onnx.load(path).graph.initializer
+                data = model.read_bytes() if isinstance(model, Path) else model.data
+                tensors = onnx.ModelProto.FromString(data).graph.initializer
                 self._n_weights = sum(int(np.prod(t.dims)) for t in tensors)
 
             def run(self, names: Any, feeds: Any, *rest: Any) -> Any:
@@ -66,7 +68,9 @@ class Device:
                 device.wall += cost_s(self._n_weights, shape[2], device.caches)
 
         monkeypatch.setattr(
-            SessionMaker, "open_branch", lambda maker, path: Session(open_branch(maker, path), path)
+            SessionMaker,
+            "open_branch",
+            lambda maker, model: Session(open_branch(maker, model), model),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import json
 import os
@@ -37,6 +38,12 @@ EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
+
+# Errors of the system that no code can prevent: full disks, permissions, limits, broken disks.
+_SYSTEM_ERRORS = (
+    *("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM"),
+    *("EMFILE", "ENFILE", "ENOMEM", "EIO"),
+)
 
 COMMANDS = (
     explain,
@@ -103,6 +110,9 @@ def export_main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+    # Otherwise onnxruntime writes an identifier to TMPDIR/.ses, and through a link of this name to
+    # any file; and it sends reports. It reads the variable when it is imported.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         args = parser.parse_args(argv)
     except SystemExit as e:
@@ -173,6 +183,7 @@ def _interrupted() -> int:
 def _fail(error: Exception, args: argparse.Namespace) -> int:
     """Report an error on stderr, and on stdout too when the output is JSON."""
     code = EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILURE
+    error = _of_system(error)
     internal = isinstance(error, InternalError) or not isinstance(error, FxElasticError)
     if args.debug:
         traceback.print_exception(error)
@@ -188,6 +199,25 @@ def _fail(error: Exception, args: argparse.Namespace) -> int:
         kind = "internal" if internal else "usage" if code == EXIT_USAGE else "failure"
         print(json.dumps(_as_json(error, kind, code), indent=2))
     return code
+
+
+def _of_system(error: Exception) -> Exception:
+    """What the system refuses, such as space on a disk, as an error that is not a bug."""
+    if isinstance(error, MemoryError):
+        return FxElasticError(
+            "there is not enough memory",
+            expected="more free memory",
+            got=str(error) or None,
+            fix="end other programs, or use smaller batches or --memory-mb",
+        )
+    if isinstance(error, OSError) and errno.errorcode.get(error.errno or 0) in _SYSTEM_ERRORS:
+        place = "" if error.filename is None else f": {error.filename}"
+        return FxElasticError(
+            f"the system refuses to read or write a file{place}",
+            got=error.strerror,
+            fix="check the free space, the permissions and the limits of the system",
+        )
+    return error
 
 
 def _as_json(error: Exception, kind: str, code: int) -> dict[str, object]:

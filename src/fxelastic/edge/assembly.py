@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import helper
+from onnx.external_data_helper import load_external_data_for_model
 
 from fxelastic.edge.arguments import refuse_paths
 from fxelastic.edge.bundle import Bundle
@@ -93,11 +94,10 @@ def join(bundle: Bundle, arch: Arch) -> onnx.ModelProto:
 def _load(bundle: Bundle, branch_id: str) -> onnx.ModelProto:
     segment = bundle.segment(branch_id)
     try:
-        model: onnx.ModelProto
-        if segment.data:
-            model = onnx.load(os.fspath(bundle.model_path(branch_id)))
-        else:
-            model = onnx.ModelProto.FromString(bundle.read(branch_id))
+        verified = bundle.model(branch_id)
+        model: onnx.ModelProto = onnx.ModelProto.FromString(verified.data)
+        if verified.place is not None:
+            load_external_data_for_model(model, os.fspath(verified.place))
     except BundleError:
         raise
     except Exception as e:  # protobuf's error, and this layer doesn't depend on protobuf

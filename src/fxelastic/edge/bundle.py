@@ -6,7 +6,6 @@ import copy
 import hashlib
 import math
 import os
-import stat
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -16,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from fxelastic.edge.digests import pieces
-from fxelastic.edge.external_data import REFERENCE, check_external_data
+from fxelastic.edge.bundle_reading import PrivateCopies, hash_file, read_file, stat_file
+from fxelastic.edge.external_data import check_external_data
+from fxelastic.edge.verified_model import VerifiedModel
 from fxelastic.errors import BundleError, UsageError
 from fxelastic.files import recover_folder
 from fxelastic.spec import structure
@@ -29,8 +29,6 @@ from fxelastic.spec.search_space import SearchSpace
 from fxelastic.spec.segment import Segment
 from fxelastic.spec.symbols import dimension
 from fxelastic.spec.value_info import ValueInfo
-
-_MAX_MANIFEST_BYTES = 2**28
 
 
 def load(path: str | os.PathLike[str]) -> Bundle:
@@ -61,10 +59,10 @@ def load(path: str | os.PathLike[str]) -> Bundle:
             got="no folder" if not folder.exists() else "a file",
             fix="export one with fxelastic-export MODEL OUT",
         )
-    data = _read(folder, FileInfo(MANIFEST_NAME, -1, ""))
+    data = read_file(folder, FileInfo(MANIFEST_NAME, -1, ""))
     bundle = Bundle(folder, Manifest.from_json(data), hashlib.sha256(data).hexdigest())
     for file in bundle.files.values():
-        _stat(folder, file)
+        stat_file(folder, file)
     return bundle
 
 
@@ -78,7 +76,7 @@ def reopen(folder: Path, digest: str) -> Bundle:
     Raises:
         BundleError: The folder no longer contains this bundle.
     """
-    data = _read(folder, FileInfo(MANIFEST_NAME, -1, ""))
+    data = read_file(folder, FileInfo(MANIFEST_NAME, -1, ""))
     found = hashlib.sha256(data).hexdigest()
     if found != digest:
         raise BundleError(
@@ -100,7 +98,7 @@ def files_in(folder: Path) -> frozenset[str] | None:
         Their paths relative to the folder; None if it has no readable manifest.
     """
     try:
-        data = _read(folder, FileInfo(MANIFEST_NAME, -1, ""))
+        data = read_file(folder, FileInfo(MANIFEST_NAME, -1, ""))
         bundle = Bundle(folder, Manifest.from_json(data), "")
     except BundleError:
         return None
@@ -144,6 +142,7 @@ class Bundle:
         self.files: Mapping[str, FileInfo] = MappingProxyType({file.path: file for file in files})
         self._segments = {segment.id: segment for segment in manifest.segments}
         self._verified: dict[str, tuple[int, ...]] = {}
+        self._copies = PrivateCopies()
 
     def inputs_of(self, arch: Arch) -> tuple[ValueInfo, ...]:
         """The inputs of a subnet, which may have smaller caches than the model.
@@ -248,22 +247,40 @@ class Bundle:
     def read(self, branch_id: str) -> bytes:
         """Read and verify a branch's ONNX file.
 
-        The bytes don't include tensors stored in separate files: if ``segment(branch_id).data`` is
-        not empty, use `model_path`.
+        The bytes don't include tensors stored in separate files; `model` has both.
 
         Raises:
             UsageError: The bundle has no such branch.
             BundleError: The file is missing or damaged.
         """
         segment = self.segment(branch_id)
-        data = _read(self.path, segment.model)
+        data = read_file(self.path, segment.model)
         check_external_data(data, segment)
         return data
+
+    def model(self, branch_id: str) -> VerifiedModel:
+        """Read and verify a branch's ONNX file and all files that it refers to.
+
+        The latter are copied into a private folder, once for all branches and threads; the folder
+        goes with the bundle. Sessions of this model never read the bundle's folder again.
+
+        Raises:
+            UsageError: The bundle has no such branch.
+            BundleError: A file is missing or damaged, or can't be copied.
+        """
+        segment = self.segment(branch_id)
+        data = self.read(branch_id)
+        if not segment.data:
+            return VerifiedModel(segment.file, data)
+        owner = self._copies.of(self.path, [self.files[path] for path in segment.data])
+        place = owner.path / segment.file
+        return VerifiedModel(segment.file, data, place.parent, owner)
 
     def model_path(self, branch_id: str) -> Path:
         """The path of a branch's ONNX file; verifies the file and all files that it refers to.
 
-        A file is hashed again only if it has changed on disk.
+        A file is hashed again only if it has changed on disk. Another process can replace it before
+        it is opened: to run it, use `model`.
 
         Raises:
             UsageError: The bundle has no such branch.
@@ -293,7 +310,7 @@ class Bundle:
         for segment in self.manifest.segments:
             self.read(segment.id)
         for file in self.manifest.data:
-            _hash(self.path, file)
+            hash_file(self.path, file)
 
     @cached_property
     def constants(self) -> Mapping[str, np.ndarray[Any, Any]]:
@@ -348,93 +365,20 @@ class Bundle:
                 got=f"{file.size_bytes} bytes",
                 fix="export the bundle again",
             )
-        array = np.frombuffer(_read(self.path, file), dtype).reshape(shape)
+        array = np.frombuffer(read_file(self.path, file), dtype).reshape(shape)
         return array.astype(dtype.newbyteorder("="))
 
     def _verify_once(self, file: FileInfo, segment: Segment | None) -> None:
-        found = _stat(self.path, file)
+        found = stat_file(self.path, file)
         state = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
         if self._verified.get(file.path) == state:
             return
-        refers = _hash(self.path, file)
+        refers = hash_file(self.path, file)
         if segment is not None and (segment.data or refers):
-            check_external_data(_read(self.path, file), segment)
+            check_external_data(read_file(self.path, file), segment)
         self._verified[file.path] = state
 
 
 def _cut(info: ValueInfo, kept: KeptCache | None) -> ValueInfo:
     """A value as a subnet has it that keeps a part of it."""
     return info if kept is None else replace(info, dims=kept.shape(info.dims))
-
-
-def _stat(folder: Path, file: FileInfo) -> os.stat_result:
-    """The status of a file; it must be a regular file of the listed size, not behind a link."""
-    where = folder
-    for part in file.path.split("/"):
-        where = where / part
-        try:
-            found = where.lstat()
-        except OSError as e:
-            raise _damaged(file, "can't be read", "a file", e.strerror or str(e)) from e
-        if stat.S_ISLNK(found.st_mode):
-            raise _damaged(file, "is a link", "a regular file", f"a link, {where.name}")
-    if not stat.S_ISREG(found.st_mode):
-        raise _damaged(file, "is not a file", "a file", "a folder or a device")
-    if file.size_bytes not in (-1, found.st_size):
-        expected = f"{file.size_bytes} bytes, as in {MANIFEST_NAME}"
-        raise _damaged(file, "has a different size", expected, f"{found.st_size} bytes")
-    return found
-
-
-def _read(folder: Path, file: FileInfo) -> bytes:
-    """Read and verify the bytes of a file."""
-    size = _stat(folder, file).st_size
-    if file.path == MANIFEST_NAME and size > _MAX_MANIFEST_BYTES:
-        raise _damaged(file, "is too large", f"at most {_MAX_MANIFEST_BYTES} bytes", f"{size}")
-    try:
-        data = (folder / file.path).read_bytes()
-    except OSError as e:
-        raise _damaged(file, "can't be read", "a file", e.strerror or str(e)) from e
-    if file.sha256:
-        _check_digest(file, hashlib.sha256(data).hexdigest())
-    return data
-
-
-def _hash(folder: Path, file: FileInfo) -> bool:
-    """Verify a file piece by piece.
-
-    Returns:
-        Whether the file may refer to other files.
-    """
-    _stat(folder, file)
-    digest = hashlib.sha256()
-    refers, last = False, b""
-    try:
-        for piece in pieces(folder / file.path):
-            digest.update(piece)
-            # The word may be split between two pieces.
-            refers = refers or REFERENCE in last[-len(REFERENCE) :] + piece
-            last = piece
-    except OSError as e:
-        raise _damaged(file, "can't be read", "a file", e.strerror or str(e)) from e
-    _check_digest(file, digest.hexdigest())
-    return refers
-
-
-def _check_digest(file: FileInfo, digest: str) -> None:
-    if digest != file.sha256:
-        raise _damaged(
-            file,
-            "has a different digest",
-            f"sha256 {file.sha256}, as in {MANIFEST_NAME}",
-            f"sha256 {digest}",
-        )
-
-
-def _damaged(file: FileInfo, problem: str, expected: str, got: str) -> BundleError:
-    return BundleError(
-        f"{file.path} {problem}",
-        expected=expected,
-        got=got,
-        fix="copy or export the bundle again",
-    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.memory import GrowthLimit, resident_bytes
 from fxelastic.edge.sessions import SessionMaker
+from fxelastic.edge.verified_model import VerifiedModel
 from fxelastic.errors import BundleError, UsageError
 from fxelastic.spec import Arch
 from fxelastic.spec.input_sizes import input_sizes
@@ -222,8 +222,7 @@ class Executor:
             self._sessions.move_to_end(key)
             return self._sessions[key][0]
         self._make_room_for(segment.weight_bytes)
-        path = self.bundle.model_path(branch)
-        session = self._open(path, branch)
+        session = self._open(self.bundle.model(branch), branch)
         self.n_loaded += 1
         self._sessions[key] = (session, segment.weight_bytes)
         if self._limit is not None:
@@ -320,12 +319,12 @@ class Executor:
             self._fresh.pop(key, None)
         self.n_dropped += n
 
-    def _open(self, path: Path, branch: str) -> Any:
+    def _open(self, model: VerifiedModel, branch: str) -> Any:
         try:
-            return self._maker.open_branch(path)
+            return self._maker.open_branch(model)
         except Exception as e:
             raise BundleError(
-                f"branch {branch!r} ({path.name}) can't be loaded",
+                f"branch {branch!r} ({model.name}) can't be loaded",
                 expected="an ONNX file that the installed onnxruntime can read",
                 got=str(e).strip().splitlines()[-1] if str(e).strip() else type(e).__name__,
                 fix="export the bundle again, or use a newer onnxruntime",

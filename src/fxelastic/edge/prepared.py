@@ -30,12 +30,16 @@ from fxelastic.edge.candidates import (
     sizes_of_pool,
     table_at,
 )
-from fxelastic.edge.digests import digest
+from fxelastic.edge.digests import copy_hashed, digest, open_regular, read_regular
 from fxelastic.edge.fingerprint import fingerprint, processor_features
 from fxelastic.edge.pool import SubnetPool
+from fxelastic.edge.private_folder import PrivateFolder
+from fxelastic.edge.sessions import Model, source
+from fxelastic.edge.verified_model import VerifiedModel
 from fxelastic.errors import BundleError, ServingError
 from fxelastic.files import sync, write_durably
 from fxelastic.spec import Arch
+from fxelastic.spec.bounded_json import loads
 from fxelastic.spec.costs_by_size import Sizes
 from fxelastic.spec.latency_table import LatencyTable
 from fxelastic.spec.limits import Bound
@@ -48,6 +52,9 @@ _MODEL, _WEIGHTS, _ENTRY = "model.onnx", "model.weights", "entry.json"
 _IN_MEMORY_BYTES = 2**30
 # Smaller weights stay in the graph.
 _LEAST_BYTES = 1024
+# What reading an item's files raises if they are missing or damaged.
+_DAMAGES = (OSError, ValueError, KeyError, TypeError, AttributeError)
+_ENTRY_BYTES = 2**16
 
 
 class Item(NamedTuple):
@@ -89,8 +96,8 @@ class PreparedFiles:
     * The folder of a subnet or branch is complete or absent: it is written under a temporary name
       and then renamed. A killed process leaves only a temporary folder behind, which the next
       `make` deletes. Several processes may prepare the same item at once.
-    * A file is used only if it has not changed since it was written, or still has the digest that
-      it had then. Otherwise `find` returns None, and `make` replaces it.
+    * What `read` returns has the digest that it had when it was written, and does not change. A
+      damaged item is None, and `make` replaces it.
 
     Attributes:
         bundle: The bundle.
@@ -122,9 +129,24 @@ class PreparedFiles:
 
     def find(self, item: Item) -> Path | None:
         """The file of a subnet or branch; None if it is missing or damaged. Thread-safe."""
-        places = (self.folder,) if self.spare is None else (self.folder, self.spare)
-        found = (self._find(place / item.folder, item) for place in places)
+        found = (self._find(place / item.folder, item) for place in self._places)
         return next((path for path in found if path is not None), None)
+
+    def read(self, item: Item) -> VerifiedModel | None:
+        """A prepared subnet or branch, to make one session of; None if missing or damaged.
+
+        Large weights are copied into a private folder, which goes when the session has mapped
+        them. A damaged item is deleted, so that `make` replaces it. Thread-safe.
+
+        Raises:
+            ServingError: The weights can't be copied.
+        """
+        found = (self._read(place / item.folder, item) for place in self._places)
+        return next((model for model in found if model is not None), None)
+
+    @property
+    def _places(self) -> tuple[Path, ...]:
+        return (self.folder,) if self.spare is None else (self.folder, self.spare)
 
     @property
     def target(self) -> Path:
@@ -169,24 +191,51 @@ class PreparedFiles:
 
     def _find(self, folder: Path, item: Item) -> Path | None:
         try:
-            entry = json.loads((folder / _ENTRY).read_bytes())
-            named = (entry["schema"], entry["kind"], entry["name"]) == (SCHEMA, *item)
-            files = entry["files"]
-            intact = (
-                named
-                and _MODEL in files
-                and {_MODEL, _WEIGHTS}.issuperset(files)
-                and all(self._is_intact(folder / name, facts) for name, facts in files.items())
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            files = _entry(folder, item)
+            intact = all(self._is_intact(folder / name, facts) for name, facts in files.items())
+        except _DAMAGES:
             return None
         return folder / _MODEL if intact else None
 
+    def _read(self, folder: Path, item: Item) -> VerifiedModel | None:
+        try:
+            files = _entry(folder, item)
+            data = read_regular(folder / _MODEL)
+            intact = hashlib.sha256(data).hexdigest() == files[_MODEL]["sha256"]
+            weights = open_regular(folder / _WEIGHTS) if _WEIGHTS in files else None
+        except _DAMAGES:
+            return self._discard(folder)
+        owner = None
+        if weights is not None:
+            with weights:
+                try:
+                    owner = PrivateFolder()
+                    copied = copy_hashed(weights, owner.path / _WEIGHTS)
+                except OSError as e:
+                    raise ServingError(
+                        "prepared weights can't be copied to a private folder",
+                        expected="free space in the folder for temporary files",
+                        got=e.strerror or str(e),
+                        fix="free some space, or set TMPDIR to a folder with more",
+                    ) from e
+            intact = intact and copied == files[_WEIGHTS]["sha256"]
+        if not intact:
+            return self._discard(folder)
+        return VerifiedModel(item.name, data, None if owner is None else owner.path, owner)
+
+    @staticmethod
+    def _discard(folder: Path) -> None:
+        """Let `make` replace a damaged item."""
+        with suppress(OSError):
+            (folder / _ENTRY).unlink()
+
     def _write(self, item: Item, folder: Path) -> None:
-        path = folder / _MODEL
+        # Nobody can replace a file between onnxruntime's writing it and its being hashed here.
+        made = PrivateFolder()
+        path = made.path / _MODEL
         try:
             if item.kind == "branch":
-                optimise(os.fspath(self.bundle.model_path(item.name)), path)
+                optimise(self.bundle.model(item.name), path)
             else:
                 self._write_subnet(Arch.parse(item.name), path)
         except (BundleError, OSError):
@@ -198,10 +247,13 @@ class PreparedFiles:
                 got=f"{type(e).__name__}: {e}",
                 fix="export the bundle again, or use a newer onnxruntime",
             ) from e
-        files = [file for file in (path, folder / _WEIGHTS) if file.exists()]
-        for file in files:
-            sync(file)
-        facts = {file.name: {"sha256": digest(file), "state": _state(file)} for file in files}
+        facts = {}
+        for name in (_MODEL, _WEIGHTS):
+            if (made.path / name).exists():
+                with open_regular(made.path / name) as source:
+                    found = copy_hashed(source, folder / name)
+                sync(folder / name)
+                facts[name] = {"sha256": found, "state": _state(folder / name)}
         entry = {"schema": SCHEMA, **item._asdict(), "files": facts}
         write_durably(folder / _ENTRY, json.dumps(entry, indent=1).encode())
         sync(folder)
@@ -229,7 +281,7 @@ class PreparedFiles:
             optimise(join(self.bundle, arch).SerializeToString(), path)
             return
         plain = path.with_name("plain.onnx")
-        optimise(os.fspath(assemble(self.bundle, arch, plain)), path)
+        optimise(assemble(self.bundle, arch, plain), path)
         for file in plain.parent.glob(f"{plain.name}*"):
             file.unlink()
 
@@ -352,14 +404,14 @@ def needed(table: ParetoTable[Candidate], mode: str) -> tuple[Item, ...]:
     return tuple(map(Item.branch, dict.fromkeys(branch for arch in archs for branch in arch)))
 
 
-def optimise(model: str | bytes, path: Path) -> None:
+def optimise(model: Model | bytes, path: Path) -> None:
     """Optimise a model with onnxruntime for this machine, and write it.
 
     Large weights go to a second file, which onnxruntime maps into memory; this makes creating a
     session three to ten times as fast.
 
     Args:
-        model: The model, or its path.
+        model: The model, its bytes, or the path of a file that no other process can replace.
         path: The file to write.
     """
     options = ort.SessionOptions()
@@ -374,7 +426,24 @@ def optimise(model: str | bytes, path: Path) -> None:
         options.add_session_config_entry(
             f"session.optimized_model_external_initializers_{key}", value
         )
-    ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    given = model if isinstance(model, bytes) else source(model, options)
+    ort.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+
+
+def _entry(folder: Path, item: Item) -> dict[str, dict[str, Any]]:
+    """The files of an item and their digests, as its folder states them.
+
+    Raises:
+        OSError: There are none.
+        ValueError: They are damaged, or of another item; also the other errors of `_DAMAGES`.
+    """
+    entry = loads(read_regular(folder / _ENTRY), _ENTRY_BYTES)
+    files: dict[str, dict[str, Any]] = entry["files"]
+    if (entry["schema"], entry["kind"], entry["name"]) != (SCHEMA, *item):
+        raise ValueError("it is another item")
+    if _MODEL not in files or not {_MODEL, _WEIGHTS}.issuperset(files):
+        raise ValueError("it has other files")
+    return files
 
 
 def _key(bundle: Bundle) -> str:

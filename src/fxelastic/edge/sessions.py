@@ -6,8 +6,16 @@ import os
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import TypeAlias
 
 import onnxruntime as ort
+
+from fxelastic.edge.verified_model import VerifiedModel
+
+Model: TypeAlias = "VerifiedModel | Path"
+
+# The folder of external data, for models that are bytes.
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 @dataclass
@@ -39,26 +47,34 @@ class SessionMaker:
     sizes_vary: bool = False
     _process_wide: bool = field(init=False, repr=False, default=False)
 
-    def open_prepared(self, path: Path) -> ort.InferenceSession:
-        """Make a session from a model that onnxruntime has optimised on this machine."""
-        return self._open(path, ort.GraphOptimizationLevel.ORT_DISABLE_ALL)
+    def open_prepared(self, model: Model) -> ort.InferenceSession:
+        """Make a session from a model that onnxruntime has optimised on this machine.
 
-    def open_branch(self, path: Path) -> ort.InferenceSession:
-        """Make a session from a file of a bundle."""
-        return self._open(path, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+        Args:
+            model: The model, or the path of a file that no other process can replace.
+        """
+        return self._open(model, ort.GraphOptimizationLevel.ORT_DISABLE_ALL)
 
-    def _open(self, path: Path, level: ort.GraphOptimizationLevel) -> ort.InferenceSession:
+    def open_branch(self, model: Model) -> ort.InferenceSession:
+        """Make a session from a model of a bundle.
+
+        Args:
+            model: The model, or the path of a file that no other process can replace.
+        """
+        return self._open(model, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+
+    def _open(self, model: Model, level: ort.GraphOptimizationLevel) -> ort.InferenceSession:
         if not self._process_wide:
             try:
-                return self._session(path, level)
+                return self._session(model, level)
             except RuntimeError as e:
                 # onnxruntime has no function to check for it beforehand.
                 if "global thread pool" not in str(e):
                     raise
             self._process_wide = True
-        return self._session(path, level)
+        return self._session(model, level)
 
-    def _session(self, path: Path, level: ort.GraphOptimizationLevel) -> ort.InferenceSession:
+    def _session(self, model: Model, level: ort.GraphOptimizationLevel) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.graph_optimization_level = level
         # Errors are raised, too; on stderr they would look like failures even if a run is retried.
@@ -72,7 +88,21 @@ class SessionMaker:
         if self.shared_arena:
             _register_arena()
             options.add_session_config_entry("session.use_env_allocators", "1")
-        return ort.InferenceSession(os.fspath(path), options, providers=list(self.providers))
+        return ort.InferenceSession(source(model, options), options, providers=list(self.providers))
+
+
+def source(model: Model, options: ort.SessionOptions) -> str | bytes:
+    """What onnxruntime makes a session from.
+
+    Args:
+        model: The model.
+        options: The session's options; the place of the model's external data is added.
+    """
+    if not isinstance(model, VerifiedModel):
+        return os.fspath(model)
+    if model.place is not None:
+        options.add_session_config_entry(_DATA_FOLDER, os.fspath(model.place))
+    return model.data
 
 
 @cache

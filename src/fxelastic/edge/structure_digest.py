@@ -77,13 +77,13 @@ def structure_digest(bundle: Bundle) -> str:
 
 
 def _of_file(bundle: Bundle, branch: str) -> bytes:
-    path = bundle.model_path(branch)
+    data = bundle.read(branch)
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.ModelProto.FromString(data)
     except Exception as e:  # protobuf's own error, and protobuf is not a library of this layer
         raise BundleError(
             f"{bundle.segment(branch).file} is not an ONNX model",
-            expected="a file that onnx.load reads",
+            expected="a valid ONNX file",
             got=str(e) or type(e).__name__,
             fix="export the bundle again",
         ) from e

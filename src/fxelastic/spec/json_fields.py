@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from fxelastic.errors import BundleError
+from fxelastic.errors import BundleError, printable
 from fxelastic.spec.bounded_json import loads
 
 T = TypeVar("T")
@@ -75,14 +75,17 @@ class Fields:
             )
 
     def text(self, name: str, pattern: str | None = None, what: str = "a text") -> str:
-        """A string; if ``pattern`` is given, all of the string must match it."""
+        """A string; if ``pattern`` is given, all of the string must match it.
+
+        It has escapes for control characters, so that it can be printed.
+        """
         value = self.take(name)
         if isinstance(value, str) and pattern is not None and len(value) > MAX_NAME:
             expected = f"at most {MAX_NAME} characters"
             raise self.error(name, "is too long", expected=expected, got=f"{len(value):,}")
         if not isinstance(value, str) or (pattern is not None and not re.fullmatch(pattern, value)):
             raise self.error(name, f"is not {what}", expected=what, got=show(value))
-        return value
+        return printable(value)
 
     def optional_text(self, name: str) -> str | None:
         """A string or null."""
@@ -135,7 +138,7 @@ class Fields:
             raise self.error(
                 name, "has a duplicate item", expected="distinct items", got=show(double)
             )
-        return tuple(items)
+        return tuple(map(printable, items))
 
     def object(self, name: str) -> Fields:
         """An object."""

@@ -17,6 +17,7 @@ from fxelastic.edge.prepared import Item, PreparedFiles
 from fxelastic.edge.serving.background_preparation import BackgroundPreparation
 from fxelastic.edge.serving.loaders import AssembledLoader, LoadedSubnet, PagedLoader
 from fxelastic.edge.sessions import SessionMaker
+from fxelastic.edge.verified_model import VerifiedModel
 from fxelastic.errors import BundleError
 from fxelastic.spec import Arch
 from tests.cli.commands import environment
@@ -46,7 +47,9 @@ def assembled(bundle: Bundle) -> Iterator[AssembledLoader]:
     loader.close()
 
 
-def paged_loader(bundle: Bundle, open_branch: Callable[[Path], Any] | None = None) -> PagedLoader:
+def paged_loader(
+    bundle: Bundle, open_branch: Callable[[VerifiedModel], Any] | None = None
+) -> PagedLoader:
     """A loader that has the bundle's own files only."""
     empty = PreparedFiles(bundle, bundle.path / "nothing")
     sessions = SessionMaker(1)
@@ -79,11 +82,11 @@ def test_both_ways_give_the_subnet_s_numbers(
 
 
 def test_branches_are_in_memory_once(bundle: Bundle, archs: list[Arch]) -> None:
-    opened: list[Path] = []
+    opened: list[VerifiedModel] = []
 
-    def counting(path: Path) -> Any:
-        opened.append(path)
-        return SessionMaker(1).open_branch(path)
+    def counting(model: VerifiedModel) -> Any:
+        opened.append(model)
+        return SessionMaker(1).open_branch(model)
 
     loader = paged_loader(bundle, counting)
     first, second = archs[0], archs[1]
@@ -163,15 +166,21 @@ def test_a_damaged_file_is_prepared_again(
     executable.close()
 
 
+def prepared_bytes(files: PreparedFiles, branch: str) -> bytes:
+    path = files.find(Item.branch(branch))
+    assert path is not None
+    return path.read_bytes()
+
+
 def test_prepared_branches_are_opened_from_their_files_and_compute_the_same(
     bundle: Bundle, archs: list[Arch]
 ) -> None:
     files = PreparedFiles.of(bundle)
-    opened: list[Path] = []
+    opened: list[VerifiedModel] = []
 
-    def prepared(path: Path) -> Any:
-        opened.append(path)
-        return SessionMaker(1).open_prepared(path)
+    def prepared(model: VerifiedModel) -> Any:
+        opened.append(model)
+        return SessionMaker(1).open_prepared(model)
 
     first, *others = archs[0].branches
     for branch in others:
@@ -181,7 +190,8 @@ def test_prepared_branches_are_opened_from_their_files_and_compute_the_same(
     executable = loader.load(archs[0])
     expected = reference(bundle, archs[0], {"x": X})
     np.testing.assert_allclose(output(executable), expected, rtol=1e-4, atol=1e-4)
-    assert opened == [files.find(Item.branch(branch)) for branch in others]
+    assert [model.name for model in opened] == others
+    assert [model.data for model in opened] == [prepared_bytes(files, b) for b in others]
     assert files.find(Item.branch(first)) is None
     executable.close()
     assert loader.resident_bytes == 0

@@ -18,6 +18,7 @@ import numpy as np
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.candidates import table_at
 from fxelastic.edge.synthetic_inputs import CHOICES, synthetic
+from fxelastic.edge.verified_model import VerifiedModel
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
 from fxelastic.spec.costs import BranchCosts
@@ -100,7 +101,7 @@ class BranchTimer:
 
     Attributes:
         bundle: The bundle.
-        open_session: Creates a session from the path of a branch's ONNX file.
+        open_session: Creates a session from a branch's model.
         batch_size: Batch size of the inputs.
         repeats: The number of runs of each branch, besides one warm-up run.
         rest_s: The rest before each run, in seconds; it keeps the effect on requests small.
@@ -108,7 +109,7 @@ class BranchTimer:
     """
 
     bundle: Bundle
-    open_session: Callable[[Path], Any]
+    open_session: Callable[[VerifiedModel], Any]
     batch_size: int = 1
     repeats: int = 5
     rest_s: float = 0.02
@@ -130,7 +131,7 @@ class BranchTimer:
             candidates = self._inputs(branch)
             if not candidates:
                 continue
-            session = self.open_session(self.bundle.model_path(branch))
+            session = self.open_session(self.bundle.model(branch))
             inputs = _running(session, candidates)
             best_s = float("inf")
             for _ in range(self.repeats):

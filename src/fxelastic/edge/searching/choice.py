@@ -161,7 +161,7 @@ def _is_linear(bundle: Bundle, info: ValueInfo) -> bool:
     name, block = info.name, info.produced
     while block >= 0:
         branch = bundle.space.original.branches[block]
-        graph = onnx.load(bundle.model_path(branch), load_external_data=False).graph
+        graph = onnx.ModelProto.FromString(bundle.read(branch)).graph
         made = {output: node for node in graph.node for output in node.output}
         weights = {tensor.name for tensor in graph.initializer}
         weights |= {o for node in graph.node if node.op_type == "Constant" for o in node.output}

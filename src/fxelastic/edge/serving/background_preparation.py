@@ -22,6 +22,7 @@ import psutil
 
 from fxelastic.edge.bundle import reopen
 from fxelastic.edge.prepared import Item, PreparedFiles
+from fxelastic.edge.verified_model import VerifiedModel
 from fxelastic.errors import BundleError, ServingError
 
 _START = (
@@ -35,6 +36,8 @@ _NICENESS = 15
 _LINGER_S = 5.0
 # An idle process ends at once with its input.
 _PATIENCE_S = 2.0
+# A damaged file is noticed when it is read, and made again.
+_READS = 3
 
 
 class BackgroundPreparation:
@@ -89,7 +92,7 @@ class BackgroundPreparation:
         """
         found = self.files.find(item)
         if found is None and urgent:
-            return self.files.make(item)
+            found = self.files.make(item)
         while found is None:
             with self._condition:
                 if self._closed:
@@ -103,6 +106,18 @@ class BackgroundPreparation:
                 raise BundleError(f"{item.kind} {item.name} can't be prepared", got=error)
             found = self.files.find(item)
         return found
+
+    def model(self, item: Item, *, urgent: bool = False) -> VerifiedModel:
+        """The verified model of an item, for one session; otherwise as `file`."""
+        for _ in range(_READS):
+            self.file(item, urgent=urgent)
+            found = self.files.read(item)
+            if found is not None:
+                return found
+        raise BundleError(
+            f"the prepared files of {item.kind} {item.name} are replaced while they are read",
+            fix=f"let no other program write to {self.files.target}",
+        )
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until there is nothing left to prepare; returns False on a timeout."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.executor import Array
 from fxelastic.edge.prepared import Item
 from fxelastic.edge.serving.background_preparation import BackgroundPreparation
+from fxelastic.edge.verified_model import VerifiedModel
 from fxelastic.spec import Arch
 
 
@@ -104,18 +104,18 @@ class AssembledLoader:
     Attributes:
         bundle: The bundle.
         preparation: Finds or prepares the files.
-        open_prepared: Creates a session from the path of an optimised model.
+        open_prepared: Creates a session from an optimised model.
     """
 
     bundle: Bundle
     preparation: BackgroundPreparation
-    open_prepared: Callable[[Path], Any]
+    open_prepared: Callable[[VerifiedModel], Any]
     _loaded_bytes: int = field(init=False, repr=False, default=0)
     _lock: threading.Lock = field(init=False, repr=False, default_factory=threading.Lock)
 
     def load(self, arch: Arch, *, urgent: bool = False) -> AssembledSubnet:
         """Load a subnet; see `Loader`."""
-        session = self.open_prepared(self.preparation.file(Item.subnet(arch), urgent=urgent))
+        session = self.open_prepared(self.preparation.model(Item.subnet(arch), urgent=urgent))
         size_bytes = self.added_bytes(arch)
         self.account(size_bytes)
         return AssembledSubnet(session, size_bytes, self)
@@ -208,14 +208,14 @@ class PagedLoader:
     Attributes:
         bundle: The bundle.
         preparation: Finds the optimised files.
-        open_prepared: Creates a session from the path of an optimised branch.
-        open_branch: Creates a session from the path of a file of the bundle.
+        open_prepared: Creates a session from an optimised branch.
+        open_branch: Creates a session from a model of the bundle.
     """
 
     bundle: Bundle
     preparation: BackgroundPreparation
-    open_prepared: Callable[[Path], Any]
-    open_branch: Callable[[Path], Any]
+    open_prepared: Callable[[VerifiedModel], Any]
+    open_branch: Callable[[VerifiedModel], Any]
     _pages: dict[str, _Page] = field(init=False, repr=False, default_factory=dict)
     _lock: threading.Lock = field(init=False, repr=False, default_factory=threading.Lock)
 
@@ -271,9 +271,9 @@ class PagedLoader:
                 page.users += 1
                 return page.session
         # One thread loads at a time, so no other thread creates this page now.
-        prepared = self.preparation.files.find(Item.branch(branch))
+        prepared = self.preparation.files.read(Item.branch(branch))
         if prepared is None:
-            session = self.open_branch(self.bundle.model_path(branch))
+            session = self.open_branch(self.bundle.model(branch))
         else:
             session = self.open_prepared(prepared)
         with self._lock:
