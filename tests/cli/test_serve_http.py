@@ -20,8 +20,8 @@ from fxelastic.edge.array_bytes import read_npy, write_arrays, write_npy
 from fxelastic.edge.serving.options import Serving
 from fxelastic.edge.serving.preload import Preload
 from fxelastic.edge.serving.runtime import Runtime
-from fxelastic.edge.serving.size_estimates import SizeEstimates
 from fxelastic.edge.signature import BundleSignature
+from fxelastic.edge.size_estimates import SizeEstimates
 from fxelastic.spec.value_info import ValueInfo
 from tests.edge.serving.fakes import FakeLoader, factor, pool
 from tests.edge.serving.sized_table import growth, sized_table

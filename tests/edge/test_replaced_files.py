@@ -16,10 +16,10 @@ import pytest
 
 from fxelastic.edge import sessions
 from fxelastic.edge.assembly import assemble
+from fxelastic.edge.background_preparation import BackgroundPreparation
 from fxelastic.edge.bundle import Bundle, load
 from fxelastic.edge.executor import Executor
 from fxelastic.edge.prepared import Item, PreparedFiles
-from fxelastic.edge.serving.background_preparation import BackgroundPreparation
 from fxelastic.edge.serving.loaders import AssembledLoader, PagedLoader
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.errors import BundleError, ServingError, UsageError

@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fxelastic.edge.background_preparation import BackgroundPreparation
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.prepared import Item, PreparedFiles
-from fxelastic.edge.serving.background_preparation import BackgroundPreparation
 from fxelastic.errors import BundleError, ServingError
 from tests.cli.commands import environment
 from tests.edge.serving.fakes import wait_until
@@ -41,7 +41,7 @@ def items(bundle: Bundle) -> list[Item]:
 def test_the_process_has_a_low_priority(
     bundle: Bundle, background: BackgroundPreparation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fxelastic.edge.serving.background_preparation._NICENESS", 15)
+    monkeypatch.setattr("fxelastic.edge.background_preparation._NICENESS", 15)
     background.want(items(bundle))
     wait_until(lambda: background._process is not None)
     process = background._process
@@ -71,7 +71,7 @@ def test_an_idle_process_is_asked_at_once(
     ask: str,
 ) -> None:
     """It waited until it would have ended, some seconds later."""
-    monkeypatch.setattr("fxelastic.edge.serving.background_preparation._LINGER_S", 600.0)
+    monkeypatch.setattr("fxelastic.edge.background_preparation._LINGER_S", 600.0)
     first, second, *_ = items(bundle)
     background.want([first])
     assert background.wait(60)
@@ -130,7 +130,7 @@ def test_a_process_that_is_killed_is_an_error_and_is_replaced(
 def test_an_idle_process_ends_and_another_one_starts(
     bundle: Bundle, background: BackgroundPreparation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fxelastic.edge.serving.background_preparation._LINGER_S", 0.05)
+    monkeypatch.setattr("fxelastic.edge.background_preparation._LINGER_S", 0.05)
     first, second, *_ = items(bundle)
     background.file(first)
     wait_until(lambda: background._process is None and background._thread is None)
@@ -166,7 +166,7 @@ _SERVE = """
 import sys
 from fxelastic import edge
 from fxelastic.edge.prepared import Item, PreparedFiles
-from fxelastic.edge.serving.background_preparation import BackgroundPreparation
+from fxelastic.edge.background_preparation import BackgroundPreparation
 
 bundle = edge.load(sys.argv[1])
 background = BackgroundPreparation(PreparedFiles.of(bundle))

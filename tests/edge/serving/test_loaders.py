@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fxelastic.edge.background_preparation import BackgroundPreparation
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.prepared import Item, PreparedFiles
-from fxelastic.edge.serving.background_preparation import BackgroundPreparation
 from fxelastic.edge.serving.loaders import AssembledLoader, LoadedSubnet, PagedLoader
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.edge.verified_model import VerifiedModel

@@ -25,8 +25,8 @@ from fxelastic.edge.serving.loaders import PagedSubnet
 from fxelastic.edge.serving.monitor import Observation
 from fxelastic.edge.serving.preload import Preload
 from fxelastic.edge.serving.serve import loader_of
-from fxelastic.edge.serving.size_estimates import SizeEstimates
 from fxelastic.edge.signature import BundleSignature
+from fxelastic.edge.size_estimates import SizeEstimates
 from fxelastic.errors import UsageError
 from fxelastic.report.trace import Trace, read_trace
 from fxelastic.spec import Arch

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from fxelastic.edge.background_preparation import BackgroundPreparation
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.executor import Array
 from fxelastic.edge.prepared import Item
-from fxelastic.edge.serving.background_preparation import BackgroundPreparation
 from fxelastic.edge.verified_model import VerifiedModel
 from fxelastic.spec import Arch
 

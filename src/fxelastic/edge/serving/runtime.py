@@ -21,9 +21,9 @@ from fxelastic.edge.serving.monitor import Observation
 from fxelastic.edge.serving.options import Serving
 from fxelastic.edge.serving.preload import Preloader
 from fxelastic.edge.serving.recovery import Recovery, all_finite
-from fxelastic.edge.serving.size_estimates import SizeEstimates
 from fxelastic.edge.serving.status import Status
 from fxelastic.edge.signature import BundleSignature
+from fxelastic.edge.size_estimates import SizeEstimates
 from fxelastic.errors import ServingError, UsageError
 from fxelastic.spec import Arch
 from fxelastic.spec.limits import Limits

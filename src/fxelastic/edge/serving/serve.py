@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from fxelastic.edge.arguments import refuse_paths
+from fxelastic.edge.background_preparation import BackgroundPreparation
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.candidates import (
     Candidate,
@@ -21,15 +22,14 @@ from fxelastic.edge.candidates import (
 from fxelastic.edge.monitoring.table_probe import BranchTimer, TableProbe
 from fxelastic.edge.pool import SubnetPool
 from fxelastic.edge.prepared import PreparedFiles, needed
-from fxelastic.edge.serving.background_preparation import BackgroundPreparation
 from fxelastic.edge.serving.background_search import LocalSearch, Searcher, local_score
 from fxelastic.edge.serving.loaders import AssembledLoader, Loader, PagedLoader
 from fxelastic.edge.serving.options import Serving
 from fxelastic.edge.serving.preload import Preload
 from fxelastic.edge.serving.runtime import Runtime
-from fxelastic.edge.serving.size_estimates import SizeEstimates
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.edge.signature import BundleSignature
+from fxelastic.edge.size_estimates import SizeEstimates
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
 from fxelastic.spec.latency_table import LatencyTable
