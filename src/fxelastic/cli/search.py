@@ -58,7 +58,8 @@ the samples"""
 
 _MAX_LOSS = """\
 also find cascades, in which sure samples leave at early exits: at most this share of samples gets a
-wrong answer where the original is right"""
+wrong answer where the original is right; several shares, such as 0.01,0.03, give several sets of
+thresholds, which serving takes one after the other under load"""
 
 _PERCENTILE = """\
 budgets are for the sample whose original latency is this percentile, from 0 to 100"""
@@ -116,7 +117,7 @@ def add_parser(commands: Any) -> None:
         ("--sizes", "NAME=SIZE,…", str, None, _SIZES),
         ("--size-percentile", "P", float, None, _PERCENTILE),
         ("--latency-percentile", "P", float, None, _OF_RUNS),
-        ("--max-loss", "SHARE", float, None, _MAX_LOSS),
+        ("--max-loss", "SHARE[,SHARE]", _shares, None, _MAX_LOSS),
         ("--delta", "P", float, 0.05, "the probability that a cascade loses more than --max-loss"),
         ("--exit-confidence", "NAME", str, "max_softmax", "max_softmax, margin or entropy"),
         ("--seed", "N", int, 0, "seed of the search"),
@@ -127,6 +128,15 @@ def add_parser(commands: Any) -> None:
     options.add_threads(parser)
     options.add_output(parser)
     parser.set_defaults(run=run)
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    """Numbers with commas between them."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        problem = f"expected numbers such as 0.01 or 0.01,0.03, got {text!r}"
+        raise argparse.ArgumentTypeError(problem) from None
 
 
 def run(args: argparse.Namespace) -> int:

@@ -91,6 +91,13 @@ class _Snapshot:
         for kind, count in sorted(status.events.items()):
             events.add_metric([kind], count)
         yield events
+        if status.exits:
+            exits = CounterMetricFamily(
+                "fxelastic_exits_total", "Samples that left cascades, by exit", labels=["exit"]
+            )
+            for name, count in status.exits.items():
+                exits.add_metric([name], count)
+            yield exits
         histogram = HistogramMetricFamily("fxelastic_request_seconds", "Latency of requests")
         histogram.add_metric([], self.buckets, self.sum_s)
         yield histogram

@@ -63,12 +63,42 @@ def join(bundle: Bundle, arch: Arch) -> onnx.ModelProto:
         if needed.intersection(segment.outputs):
             used.insert(0, spec.id)
             needed.update(segment.inputs)
+    names = _value_names(bundle)
+    model = _chained(bundle, used, names)
+    _add_interface(model.graph, bundle, arch, names)
+    return _finished(bundle, model)
+
+
+def join_part(bundle: Bundle, branches: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
+    """Join some branches into a model that reads and computes values of the bundle.
+
+    Args:
+        bundle: The bundle.
+        branches: The ids of the branches, in the order in which they run.
+        outputs: The names of the values to compute.
+
+    Raises:
+        UsageError: The bundle has no such branch.
+        BundleError: A file of the bundle is damaged.
+    """
+    segments = [bundle.segment(branch) for branch in branches]
+    computed = {name for segment in segments for name in segment.outputs}
+    read = dict.fromkeys(name for segment in segments for name in segment.inputs)
+    model = _chained(bundle, branches, {name: name for name in (*read, *computed)})
+    for name in read:
+        if name not in computed:
+            model.graph.input.append(_declare(name, bundle.values[name]))
+    model.graph.output.extend(_declare(name, bundle.values[name]) for name in outputs)
+    return _finished(bundle, model)
+
+
+def _chained(bundle: Bundle, branches: Sequence[str], names: Mapping[str, str]) -> onnx.ModelProto:
+    """The nodes and weights of branches in one model, without inputs and outputs."""
     model = onnx.ModelProto(producer_name=_PRODUCER, ir_version=1)
     # Change the graph in place: a copy would double the memory for weights.
     graph = model.graph
     graph.name = bundle.manifest.model.name or "subnet"
-    names = _value_names(bundle)
-    for branch_id in used:
+    for branch_id in branches:
         part = _load(bundle, branch_id)
         _check_interface(bundle, branch_id, part)
         model.ir_version = max(model.ir_version, part.ir_version)
@@ -81,9 +111,12 @@ def join(bundle: Bundle, arch: Arch) -> onnx.ModelProto:
         graph.initializer.extend(part.graph.initializer)
         graph.sparse_initializer.extend(part.graph.sparse_initializer)
         graph.value_info.extend(part.graph.value_info)
-    _add_interface(graph, bundle, arch, names)
-    _remove_unused(graph)
-    _share_initializers(graph)
+    return model
+
+
+def _finished(bundle: Bundle, model: onnx.ModelProto) -> onnx.ModelProto:
+    _remove_unused(model.graph)
+    _share_initializers(model.graph)
     if not model.opset_import:
         # The model consists only of inputs and constants.
         model.opset_import.add(version=bundle.manifest.backend.opset)

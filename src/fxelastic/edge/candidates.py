@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -11,10 +12,13 @@ import psutil
 
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.bundle_costs import with_bundle_costs
+from fxelastic.edge.cascades.costs import costs_of_leaving, expected_costs
+from fxelastic.edge.cascades.entry import CascadeEntry
+from fxelastic.edge.executor import Array
 from fxelastic.edge.int8_branches import unused_in
 from fxelastic.edge.pool import SubnetPool
 from fxelastic.errors import UsageError
-from fxelastic.spec import Arch
+from fxelastic.spec.cascade import Cascade, Servable
 from fxelastic.spec.costs_by_size import Sizes
 from fxelastic.spec.latency_table import LatencyTable
 from fxelastic.spec.limits import Bound, Limits
@@ -31,26 +35,41 @@ PoolLike: TypeAlias = SubnetPool | Iterable[Any]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A subnet that may be served.
+    """A subnet or a cascade that may be served.
 
     Attributes:
-        arch: The subnet.
-        ms: Its estimated latency on the idle device, in ms.
+        arch: The subnet, or the cascade.
+        ms: Its estimated latency on the idle device, in ms; for a cascade, the mean over samples.
         accuracy: Its accuracy on the device's data; higher is better.
         others: Its cost in other resources, by the resource's name.
+        leaving: For a cascade, the latency of a sample that leaves at each of its subnets, as a
+            multiple of ``ms``; empty for a subnet, or if unknown.
     """
 
-    arch: Arch
+    arch: Servable
     ms: float
     accuracy: float
     others: Mapping[str, float] = field(default_factory=dict, compare=False)
+    leaving: tuple[float, ...] = field(default=(), compare=False)
 
     @classmethod
     def of(cls, entry: Any) -> Candidate:
         """Create a candidate from a pool's entry, or from an object with the same attributes."""
         costs = dict(getattr(entry, "costs", {}))
         costs.pop(LATENCY, None)
-        return cls(entry.arch, getattr(entry, LATENCY), entry.accuracy, costs)
+        ms = getattr(entry, LATENCY)
+        leaving = tuple(own / ms for own in getattr(entry, "leaving_ms", ()))
+        return cls(entry.arch, ms, entry.accuracy, costs, leaving)
+
+    def scale_of(self, left_at: Array) -> float:
+        """The estimated latency of a batch whose samples left a cascade, as a multiple of ``ms``.
+
+        Args:
+            left_at: For each sample the number of the subnet that gave its result, ``(N,)``.
+        """
+        if not self.leaving or not len(left_at):
+            return 1.0
+        return math.fsum(self.leaving[i] for i in left_at.tolist()) / len(left_at)
 
     @property
     def latency_ms(self) -> float:
@@ -110,6 +129,7 @@ def candidates_of(
     table: LatencyTable | None,
     mode: str,
     memory_bytes: int | None = None,
+    percentile: float | None = None,
 ) -> tuple[Candidate, ...]:
     """The subnets that may be served, with their latencies in a mode.
 
@@ -121,6 +141,12 @@ def candidates_of(
             If it has costs by size, it must be the result of `table_at`.
         mode: ``assembled`` or ``paged``.
         memory_bytes: Subnets with larger weights are left out; None for no limit.
+        percentile: The latency of a cascade is this percentile over samples, from 0 to 100; None
+            for the mean.
+
+    Returns:
+        The subnets, and the cascades of a `SubnetPool`. Decoders have no cascades: a sample that
+        leaves early would leave the caches of later layers unfilled.
 
     Raises:
         UsageError: The pool or the table belongs to another bundle, an arch is not in the search
@@ -131,27 +157,35 @@ def candidates_of(
         table.check_bundle(bundle.digest, lambda: bundle.structure_digest)
     if isinstance(pool, SubnetPool):
         pool.check_bundle(bundle.digest)
-    costs_of = None
+    costs = None
     if table is not None and isinstance(pool, SubnetPool):
         # Tables of earlier versions lack some of the costs that follow from the bundle.
-        costs_of = with_bundle_costs(table, bundle).predict
+        costs = with_bundle_costs(table, bundle).costs_of(mode)
     found: list[Candidate] = []
     left_out: dict[str, str] = {}
     slow = {} if table is None else unused_in(bundle, table, mode)
-    for entry in pool:
+    for entry in _entries(bundle, pool):
         candidate = Candidate.of(entry)
         arch = candidate.arch
-        bundle.space.validate(arch)
+        _validate(bundle, arch)
         reasons = {branch: slow[branch] for branch in arch if branch in slow}
         if reasons:
             left_out.update(reasons)
             continue
         others = {WEIGHTS: _weight_bytes(bundle, arch), **candidate.others}
-        ms = candidate.ms
-        if costs_of is not None:
-            others.update(costs_of(arch, mode=mode))
+        ms, leaving = candidate.ms, candidate.leaving
+        if costs is not None:
+            if isinstance(entry, CascadeEntry):
+                others.update(expected_costs(costs, entry.cascade, entry.coverage))
+                left = costs_of_leaving(costs[LATENCY], entry.cascade)
+                leaving = tuple(own / others[LATENCY] for own in left)
+            else:
+                others.update(costs.predict(arch))
             ms = others.pop(LATENCY)
-        found.append(Candidate(arch, ms, candidate.accuracy, others))
+        if percentile is not None and isinstance(entry, CascadeEntry) and leaving:
+            share = _at_percentile(leaving, entry.coverage, percentile)
+            ms, leaving = share * ms, tuple(own / share for own in leaving)
+        found.append(Candidate(arch, ms, candidate.accuracy, others, leaving))
     if left_out:
         _warn_of(left_out, none_left=not found)
     if memory_bytes is None or not found:
@@ -165,6 +199,30 @@ def candidates_of(
             got=f"{memory_bytes:,} bytes",
         )
     return fitting
+
+
+def _at_percentile(values: Sequence[float], shares: Sequence[float], percentile: float) -> float:
+    """The least of ascending values that this percentage of samples does not exceed."""
+    total = 0.0
+    for value, share in zip(values, shares, strict=True):
+        total += share
+        if 100 * total >= percentile:
+            return value
+    return values[-1]
+
+
+def _entries(bundle: Bundle, pool: PoolLike) -> Iterable[Any]:
+    """The entries of a pool, with its cascades if they can be served."""
+    if not isinstance(pool, SubnetPool) or bundle.manifest.caches:
+        return pool
+    return (*pool, *(found for found in pool.cascades if math.isfinite(found.accuracy)))
+
+
+def _validate(bundle: Bundle, arch: Servable) -> None:
+    if isinstance(arch, Cascade):
+        arch.validate(bundle.space)
+    else:
+        bundle.space.validate(arch)
 
 
 def _warn_of(left_out: Mapping[str, str], *, none_left: bool) -> None:
@@ -205,9 +263,9 @@ def choose_mode(bundle: Bundle, pool: PoolLike, mode: str, memory_bytes: int | N
         )
     if mode != "auto":
         return mode
-    best = ParetoTable(map(Candidate.of, pool))
+    best = ParetoTable(map(Candidate.of, _entries(bundle, pool)))
     for candidate in best:
-        bundle.space.validate(candidate.arch)
+        _validate(bundle, candidate.arch)
     sizes = sorted(_weight_bytes(bundle, candidate.arch) for candidate in best)
     room = psutil.virtual_memory().available // 2 if memory_bytes is None else memory_bytes
     return "assembled" if sum(sizes[-2:]) <= room else "paged"
@@ -249,5 +307,5 @@ def absolute_limits(
     return Limits(bounds).absolute(costs)
 
 
-def _weight_bytes(bundle: Bundle, arch: Arch) -> int:
+def _weight_bytes(bundle: Bundle, arch: Servable) -> int:
     return sum(bundle.segment(branch).weight_bytes for branch in arch)

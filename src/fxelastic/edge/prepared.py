@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import onnx
 import onnxruntime as ort
 import psutil
 
 from fxelastic.edge.arguments import refuse_paths
-from fxelastic.edge.assembly import assemble, join
+from fxelastic.edge.assembly import join
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.candidates import (
     Candidate,
@@ -30,8 +31,10 @@ from fxelastic.edge.candidates import (
     sizes_of_pool,
     table_at,
 )
+from fxelastic.edge.cascades.segments import CascadeSegment, segments_of
 from fxelastic.edge.digests import copy_hashed, digest, open_regular, read_regular
 from fxelastic.edge.fingerprint import fingerprint, processor_features
+from fxelastic.edge.model_file import write_model
 from fxelastic.edge.pool import SubnetPool
 from fxelastic.edge.private_folder import PrivateFolder
 from fxelastic.edge.sessions import Model, source
@@ -40,6 +43,7 @@ from fxelastic.errors import BundleError, ServingError
 from fxelastic.files import sync, write_durably
 from fxelastic.spec import Arch
 from fxelastic.spec.bounded_json import loads
+from fxelastic.spec.cascade import Cascade, Servable
 from fxelastic.spec.costs_by_size import Sizes
 from fxelastic.spec.latency_table import LatencyTable
 from fxelastic.spec.limits import Bound
@@ -58,11 +62,11 @@ _ENTRY_BYTES = 2**16
 
 
 class Item(NamedTuple):
-    """A subnet or a branch to prepare.
+    """A subnet, a branch, or a segment of a cascade, to prepare.
 
     Attributes:
-        kind: ``subnet`` or ``branch``.
-        name: The text of the arch, or the id of the branch.
+        kind: ``subnet``, ``branch`` or ``segment``.
+        name: The text of the arch or the segment, or the id of the branch.
     """
 
     kind: str
@@ -77,6 +81,18 @@ class Item(NamedTuple):
     def branch(cls, branch_id: str) -> Item:
         """A branch by itself."""
         return cls("branch", branch_id)
+
+    @classmethod
+    def segment(cls, segment: CascadeSegment) -> Item:
+        """A segment of a cascade as one model."""
+        return cls("segment", str(segment))
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The ids of the branches in it."""
+        if self.kind == "segment":
+            return CascadeSegment.parse(self.name).branches
+        return (self.name,) if self.kind == "branch" else Arch.parse(self.name).branches
 
     @property
     def folder(self) -> str:
@@ -236,8 +252,11 @@ class PreparedFiles:
         try:
             if item.kind == "branch":
                 optimise(self.bundle.model(item.name), path)
+            elif item.kind == "segment":
+                segment = CascadeSegment.parse(item.name)
+                self._write_joined(segment.model(self.bundle), path)
             else:
-                self._write_subnet(Arch.parse(item.name), path)
+                self._write_joined(join(self.bundle, Arch.parse(item.name)), path)
         except (BundleError, OSError):
             raise
         except Exception as e:  # onnxruntime's exceptions have no common base class
@@ -275,13 +294,12 @@ class PreparedFiles:
             sync(self.target)
         return final / _MODEL
 
-    def _write_subnet(self, arch: Arch, path: Path) -> None:
-        weight_bytes = sum(self.bundle.segment(branch).weight_bytes for branch in arch)
-        if weight_bytes < _IN_MEMORY_BYTES:
-            optimise(join(self.bundle, arch).SerializeToString(), path)
+    def _write_joined(self, model: onnx.ModelProto, path: Path) -> None:
+        if model.ByteSize() < _IN_MEMORY_BYTES:
+            optimise(model.SerializeToString(), path)
             return
         plain = path.with_name("plain.onnx")
-        optimise(assemble(self.bundle, arch, plain), path)
+        optimise(write_model(model, plain, "the model"), path)
         for file in plain.parent.glob(f"{plain.name}*"):
             file.unlink()
 
@@ -398,10 +416,17 @@ def prepare(
 
 def needed(table: ParetoTable[Candidate], mode: str) -> tuple[Item, ...]:
     """The items that a mode needs to serve a Pareto table, those of the quickest subnet first."""
-    archs = [candidate.arch for candidate in table]
-    if mode == "assembled":
-        return tuple(map(Item.subnet, archs))
-    return tuple(map(Item.branch, dict.fromkeys(branch for arch in archs for branch in arch)))
+    found = (item for candidate in table for item in items_of(candidate.arch, mode))
+    return tuple(dict.fromkeys(found))
+
+
+def items_of(served: Servable, mode: str) -> tuple[Item, ...]:
+    """The items that a mode needs to run a subnet or a cascade."""
+    if mode != "assembled":
+        return tuple(map(Item.branch, served))
+    if isinstance(served, Cascade):
+        return tuple(map(Item.segment, segments_of(served)))
+    return (Item.subnet(served),)
 
 
 def optimise(model: Model | bytes, path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fxelastic.spec import Arch
+from fxelastic.spec.cascade import Servable
 from fxelastic.spec.costs_by_size import Sizes
 from fxelastic.spec.latency_table import LatencyTable
 
@@ -30,7 +30,7 @@ class _FromTable:
 
     table: LatencyTable | None
     reference: LatencyTable | None = None
-    scales: dict[tuple[Arch, tuple[int, ...]], float | None] = field(default_factory=dict)
+    scales: dict[tuple[Servable, tuple[int, ...]], float | None] = field(default_factory=dict)
 
 
 class SizeEstimates:
@@ -61,7 +61,7 @@ class SizeEstimates:
         self._names = tuple(names)
         self._kept = _FromTable(None)
 
-    def scale(self, arch: Arch, sizes: Mapping[str, int]) -> float | None:
+    def scale(self, arch: Servable, sizes: Mapping[str, int]) -> float | None:
         """The latency at the sizes of a request, as a multiple of the pool's estimate.
 
         Any thread may call it.
@@ -98,7 +98,7 @@ class SizeEstimates:
         known = " or ".join(map(describe_sizes, self._reference[:3]))
         return f"the latencies are for {known or 'other sizes'}, not for {describe_sizes(own)}"
 
-    def _computed(self, kept: _FromTable, arch: Arch, own: Sizes) -> float | None:
+    def _computed(self, kept: _FromTable, arch: Servable, own: Sizes) -> float | None:
         table = kept.table
         if table is None or table.by_size is None:
             return 1.0 if all(sizes == own for sizes in self._reference) else None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from fxelastic.edge.serving.events import describe
 from fxelastic.errors import UsageError
 from fxelastic.files import replace_file
-from fxelastic.spec import Arch
+from fxelastic.spec.cascade import Servable
 from fxelastic.spec.resources import LATENCY
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Trace:
         self.path = Path(path)
         self.error = ""
         self._start_s = start_s
-        self._ids: dict[tuple[Arch, float], int] = {}
+        self._ids: dict[tuple[Servable, float], int] = {}
         self._lock = threading.Lock()
         try:
             if self.path.exists() and self.path.stat().st_size:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from fxelastic.errors import UsageError
 from fxelastic.spec.arch import Arch
@@ -70,6 +70,16 @@ class Cascade:
                 )
 
     @property
+    def end(self) -> Arch:
+        """The subnet of the samples that leave at no exit."""
+        return self.archs[-1]
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """All branches that a sample may run, each once, in the order in which they run."""
+        return tuple(branch for segment in self.segments for branch in segment)
+
+    @property
     def segments(self) -> tuple[tuple[str, ...], ...]:
         """For each subnet the branches that it adds to those before it; the exit is the last."""
         shared = [0, *(len(arch) - 1 for arch in self.archs[:-1])]
@@ -95,6 +105,12 @@ class Cascade:
         return costs.overhead + math.fsum(
             share * cost for share, cost in zip(reached, own, strict=True)
         )
+
+    def __len__(self) -> int:
+        return len(self.branches)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.branches)
 
     def __str__(self) -> str:
         conditions = [f"{self.confidence}{_ABOVE}{value!r}{_IF} " for value in self.thresholds]
@@ -158,3 +174,7 @@ class Cascade:
                 expected="archs, thresholds and confidence",
                 got=repr(value)[:200],
             ) from e
+
+
+#: What a request may run on: both list their branches in the order in which they run.
+Servable: TypeAlias = Arch | Cascade

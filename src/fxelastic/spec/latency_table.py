@@ -10,6 +10,7 @@ from typing import Any
 
 from fxelastic.errors import UsageError
 from fxelastic.spec.arch import Arch
+from fxelastic.spec.cascade import Servable
 from fxelastic.spec.costs import BranchCosts, Costs, ModelError
 from fxelastic.spec.costs_by_size import CostsBySize, Sizes
 from fxelastic.spec.json_document import JsonDocument
@@ -152,8 +153,12 @@ class LatencyTable(JsonDocument):
         table = self if sizes is None else self.at(sizes)
         return table.costs_of(mode).predict(arch)
 
-    def predict_ms(self, arch: Arch, mode: str = "assembled", sizes: Sizes | None = None) -> float:
+    def predict_ms(
+        self, arch: Servable, mode: str = "assembled", sizes: Sizes | None = None
+    ) -> float:
         """The latency of a subnet, in ms; takes the arguments of `predict`.
+
+        For a cascade, it is the latency of a sample that runs all branches.
 
         Raises:
             UsageError: The table has no such mode, lacks one of the branches, or does not hold for

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxelastic.errors import UsageError
-from fxelastic.spec.arch import Arch
+from fxelastic.spec.cascade import Servable
 from fxelastic.spec.limits import Bound, Limits
 from fxelastic.spec.resources import LATENCY, resource
 
@@ -21,8 +21,8 @@ class Entry(Protocol):
     """A subnet with its accuracy and costs, such as an entry of a pool."""
 
     @property
-    def arch(self) -> Arch:
-        """The subnet."""
+    def arch(self) -> Servable:
+        """The subnet, or the cascade."""
 
     @property
     def accuracy(self) -> float:
@@ -48,7 +48,7 @@ class ParetoTable(Generic[E]):
             first; accuracy rises strictly with latency.
     """
 
-    def __init__(self, entries: Iterable[E], without: Collection[Arch] = ()) -> None:
+    def __init__(self, entries: Iterable[E], without: Collection[Servable] = ()) -> None:
         """Order the entries.
 
         Args:
@@ -115,7 +115,7 @@ class ParetoTable(Generic[E]):
         index = int(fits.argmax())
         return self._best_first[index] if fits[index] else None
 
-    def only(self, archs: Collection[Arch]) -> ParetoTable[E]:
+    def only(self, archs: Collection[Servable]) -> ParetoTable[E]:
         """A table of only the entries whose subnet is in ``archs``."""
         return ParetoTable(entry for entry in self.entries if entry.arch in archs)
 

@@ -1,7 +1,7 @@
 """A real bundle made without torch: a chain of convolutions with branches of several kinds.
 
 Every block is ``relu(conv(h) + h)``, the last one a mean over space and a matrix; each original
-has a narrower stand-in, and pairs of blocks have a merged one.
+has a narrower stand-in, and pairs of blocks have a merged one. Exits are heads like the last block.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from fxelastic.edge.bundle import Bundle, load
-from fxelastic.spec import ORIGINAL, Arch, BranchSpec, branch_id
+from fxelastic.spec import EXIT, ORIGINAL, Arch, BranchSpec, branch_id
 from fxelastic.spec.bundle_files import MANIFEST_NAME, FileInfo
 from fxelastic.spec.latency_table import LatencyTable
 from fxelastic.spec.manifest import BackendInfo, BlockInfo, Manifest, ModelInfo, Result
@@ -39,6 +39,7 @@ def write_bundle(
     batch_size: int | None = None,
     sizes: tuple[Symbol, ...] = (),
     per_place: bool = False,
+    exits: tuple[int, ...] = (),
 ) -> Bundle:
     """Write a bundle and load it.
 
@@ -51,6 +52,7 @@ def write_bundle(
         batch_size: A fixed batch size; any where None.
         sizes: Symbols for the rows and columns; the last ones may be fixed to ``size``.
         per_place: Return logits of each place, ``(N, CLASSES, H, W)``, not of each sample.
+        exits: The numbers of blocks that run before an exit.
     """
     rng = np.random.default_rng(seed)
     n = batch_size or "N"
@@ -67,6 +69,8 @@ def write_bundle(
         if i + 2 <= depth:
             branches.append(("merged", i, i + 2, _block(rng, values, i, i + 2, width, width)))
     branches.append((ORIGINAL, depth, depth + 1, _head(rng, values, depth, width, per_place)))
+    for i in exits:
+        branches.append((EXIT, i, depth + 1, _head(rng, values, i, width, per_place)))
     (folder / "branches").mkdir(parents=True)
     segments = []
     for kind, start, stop, model in branches:
@@ -142,16 +146,15 @@ def _head(
 ) -> onnx.ModelProto:
     if per_place:
         weights = _weights(rng, "weight", (CLASSES, width, 1, 1))
-        names = [values[start].name, "weight"], [values[start + 1].name]
-        node = helper.make_node("Conv", *names)
-        return _model([node], values[start], values[start + 1], [weights])
+        node = helper.make_node("Conv", [values[start].name, "weight"], [values[-1].name])
+        return _model([node], values[start], values[-1], [weights])
     weights = _weights(rng, "weight", (width, CLASSES))
     axes = numpy_helper.from_array(np.array([2, 3]), "axes")
     nodes = [
         helper.make_node("ReduceMean", [values[start].name, "axes"], ["mean"], keepdims=0),
-        helper.make_node("MatMul", ["mean", "weight"], [values[start + 1].name]),
+        helper.make_node("MatMul", ["mean", "weight"], [values[-1].name]),
     ]
-    return _model(nodes, values[start], values[start + 1], [weights, axes])
+    return _model(nodes, values[start], values[-1], [weights, axes])
 
 
 def _weights(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> onnx.TensorProto:
@@ -180,7 +183,7 @@ def _declare(value: ValueInfo) -> onnx.ValueInfoProto:
 def steady(table: LatencyTable) -> LatencyTable:
     """A table of such a bundle with times that no noise moves: about half can be saved."""
     costs = {
-        name: {"original": 1.0, "pruned50": 0.3, "merged": 0.8}[name.split("@")[0]]
+        name: {"original": 1.0, "pruned50": 0.3, "merged": 0.8, "exit": 0.1}[name.split("@")[0]]
         for name in table.rows
     }
     rows = {

@@ -26,6 +26,12 @@ class CascadeEntry:
         auroc: For each exit, how well its confidence tells right from wrong answers: the
             probability that a right answer has the higher one; NaN if all are right or all wrong.
         n_tested: The number of held-out samples.
+        max_loss: The limit that the bound keeps; NaN if unknown.
+        accuracy: The accuracy to rank it by among subnets: that of the subnet that it ends in on
+            the samples of the search, minus ``loss_of_end``. NaN if unknown; such a cascade is
+            not served.
+        leaving_ms: For each of its subnets, the latency of a sample that leaves there; empty if
+            unknown.
     """
 
     cascade: Cascade
@@ -36,12 +42,24 @@ class CascadeEntry:
     loss_of_end: float
     auroc: tuple[float, ...]
     n_tested: int
+    max_loss: float = math.nan
+    accuracy: float = math.nan
+    leaving_ms: tuple[float, ...] = ()
+
+    @property
+    def arch(self) -> Cascade:
+        """The cascade, under the name that a pool's entries use."""
+        return self.cascade
 
     def to_json(self) -> dict[str, Any]:
         """The entry as an object for ``json.dumps``; an unknown figure is null."""
         value = asdict(self)
         auroc = [None if math.isnan(share) else share for share in self.auroc]
-        return {**value, "cascade": self.cascade.to_json(), "auroc": auroc}
+        known = {
+            name: None if math.isnan(value[name]) else value[name]
+            for name in ("max_loss", "accuracy")
+        }
+        return {**value, **known, "cascade": self.cascade.to_json(), "auroc": auroc}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> CascadeEntry:
@@ -59,6 +77,13 @@ class CascadeEntry:
             float(value["bound"]),
             float(value["loss"]),
             float(value["loss_of_end"]),
-            tuple(math.nan if share is None else float(share) for share in value["auroc"]),
+            tuple(map(_number, value["auroc"])),
             int(value["n_tested"]),
+            _number(value.get("max_loss")),
+            _number(value.get("accuracy")),
+            tuple(map(float, value.get("leaving_ms", ()))),
         )
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.cascades.confidence import confidence
+from fxelastic.edge.cascades.costs import costs_of_leaving
 from fxelastic.edge.cascades.entry import CascadeEntry
-from fxelastic.edge.cascades.thresholds import NEVER, Leaving, choose
+from fxelastic.edge.cascades.thresholds import NEVER, Leaving, checked_losses, choose
 from fxelastic.edge.executor import Array, Executor
 from fxelastic.edge.searching.choice import default_result
 from fxelastic.edge.searching.data import Dataset
-from fxelastic.errors import UsageError
 from fxelastic.spec import EXIT, Arch
 from fxelastic.spec.cascade import Cascade
 from fxelastic.spec.costs import BranchCosts
@@ -56,12 +55,12 @@ def find_cascades(
     trunks: Iterable[Arch],
     costs: BranchCosts,
     *,
-    max_loss: float,
+    max_loss: float | Sequence[float],
     delta: float,
     by: str = "max_softmax",
     batch_size: int = 50,
 ) -> tuple[CascadeEntry, ...]:
-    """For each subnet the cascade along it that costs least and keeps a bound.
+    """For each subnet and limit the cascade along the subnet that costs least and keeps the limit.
 
     Args:
         executor: Runs the branches.
@@ -69,7 +68,7 @@ def find_cascades(
         trunks: The subnets.
         costs: The latencies of the branches.
         max_loss: The largest share of samples that may get a wrong answer where the original is
-            right.
+            right; several limits for several sets of thresholds.
         delta: The probability that more do in spite of the test, for each of the cascades.
         by: The confidence, by name.
         batch_size: Samples of a batch.
@@ -82,12 +81,7 @@ def find_cascades(
         UsageError: The held-out samples are too few, or the results have no class scores.
         BundleError: A branch is missing or damaged, or can't be run.
     """
-    if not (0 < max_loss < 1 and 0 < delta < 1):
-        raise UsageError(
-            "max_loss and delta must be shares",
-            expected="numbers above 0 and below 1",
-            got=f"max_loss={max_loss!r}, delta={delta!r}",
-        )
+    limits = checked_losses(max_loss, delta)
     if not executor.bundle.manifest.model.dynamic_batch:
         data = data[0].whole(batch_size), data[1].whole(batch_size)
     proposing, testing = data
@@ -99,8 +93,28 @@ def find_cascades(
         first = _recorded(executor, proposing, trunk, exits, by, batch_size)
         first = first.of(_useful(first))
         second = _recorded(executor, testing, trunk, exits, by, batch_size).of(first.exits)
-        found.append(_entry(executor.bundle, trunk, (first, second), costs, (max_loss, delta), by))
-    return tuple(sorted(filter(None, found), key=lambda entry: entry.latency_ms))
+        along = _Along(executor.bundle, trunk, (first, second), costs, by)
+        found += _distinct(along.entry(limit, delta) for limit in limits)
+    return tuple(sorted(found, key=lambda entry: entry.latency_ms))
+
+
+def _distinct(entries: Iterable[CascadeEntry | None]) -> list[CascadeEntry]:
+    """The cascades of ascending limits that are quicker than those of lower limits.
+
+    A cascade of a higher limit ranks below the others by at least the difference of the bounds,
+    even if it lost no more on the held-out samples.
+    """
+    kept: list[CascadeEntry] = []
+    for entry in entries:
+        if entry is None or (kept and entry.latency_ms >= kept[-1].latency_ms):
+            continue
+        while kept and entry.bound <= kept[-1].bound:
+            kept.pop()
+        if kept:
+            most = kept[-1].accuracy - (entry.bound - kept[-1].bound)
+            entry = replace(entry, accuracy=min(entry.accuracy, most))
+        kept.append(entry)
+    return kept
 
 
 def _exits_along(bundle: Bundle, trunk: Arch) -> dict[int, str]:
@@ -167,59 +181,73 @@ def _useful(found: Recorded) -> list[str]:
     return useful
 
 
-def _entry(
-    bundle: Bundle,
-    trunk: Arch,
-    data: tuple[Recorded, Recorded],
-    costs: BranchCosts,
-    limits: tuple[float, float],
-    by: str,
-) -> CascadeEntry | None:
-    """The cascade along a subnet; None if no exit pays."""
-    first, second = data
-    starts = [bundle.segment(branch).spec.start for branch in trunk]
-    archs = []
-    for name in first.exits:
-        shared = starts.index(bundle.segment(name).spec.start)
-        archs.append(Arch((*trunk.branches[:shared], name)))
-    # A sample that leaves has run the heads of all exits before, too.
-    heads = accumulate(costs.costs[name] for name in first.exits)
-    until = [
-        sum(costs.costs[branch] for branch in arch.branches[:-1]) + head
-        for arch, head in zip(archs, heads, strict=True)
-    ]
-    alone = costs.overhead + sum(costs.costs[branch] for branch in trunk)
-    whole = alone + sum(costs.costs[name] for name in first.exits)
-    price = np.array([*(costs.overhead + ms for ms in until), whole])
-    chosen = choose(
-        Leaving(first.confidences, first.harm, price),
-        Leaving(second.confidences, second.harm, price),
-        *limits,
-    )
-    used = [i for i, threshold in enumerate(chosen.thresholds) if threshold < NEVER]
-    if not used or chosen.bound > limits[0]:
-        return None
-    kept = second.of([first.exits[i] for i in used])
-    thresholds = tuple(chosen.thresholds[i] for i in used)
-    cascade = Cascade((*(archs[i] for i in used), trunk), thresholds, by)
-    leaving = Leaving(kept.confidences, kept.harm, np.zeros(len(used) + 1))
-    at = leaving.leaves_at(thresholds).astype(int)
-    counts = np.bincount(at, minlength=len(used) + 1)
-    reached = 1 - np.concatenate([[0], np.cumsum(counts)[:-1]]) / len(at)
-    latency_ms = cascade.expected_cost(costs, reached.tolist())
-    if latency_ms >= alone:
-        return None
-    right = kept.right[at, np.arange(len(at))].mean()
-    return CascadeEntry(
-        cascade,
-        latency_ms,
-        tuple((counts / len(at)).tolist()),
-        chosen.bound,
-        float(kept.original.mean() - right),
-        float(kept.right[-1].mean() - right),
-        tuple(map(_auroc, kept.confidences, kept.right)),
-        chosen.n_tested,
-    )
+@dataclass(frozen=True)
+class _Along:
+    """The exits along a subnet, as recorded on the samples that propose and on those that test.
+
+    Attributes:
+        bundle: The bundle.
+        trunk: The subnet.
+        data: The answers on either samples.
+        costs: The latencies of the branches.
+        by: The confidence, by name.
+    """
+
+    bundle: Bundle
+    trunk: Arch
+    data: tuple[Recorded, Recorded]
+    costs: BranchCosts
+    by: str
+
+    def cascade(self, exits: Sequence[str], thresholds: Sequence[float]) -> Cascade:
+        """The cascade with some of the exits."""
+        starts = [self.bundle.segment(branch).spec.start for branch in self.trunk]
+        archs = []
+        for name in exits:
+            shared = starts.index(self.bundle.segment(name).spec.start)
+            archs.append(Arch((*self.trunk.branches[:shared], name)))
+        return Cascade((*archs, self.trunk), tuple(thresholds), self.by)
+
+    def entry(self, max_loss: float, delta: float) -> CascadeEntry | None:
+        """The cheapest cascade that keeps a limit; None if no exit pays."""
+        first, second = self.data
+        # A sample that leaves has run the heads of all exits before, too.
+        every = self.cascade(first.exits, (0.0,) * len(first.exits))
+        price = np.array(costs_of_leaving(self.costs, every))
+        chosen = choose(
+            Leaving(first.confidences, first.harm, price),
+            Leaving(second.confidences, second.harm, price),
+            *(max_loss, delta),
+        )
+        used = [i for i, threshold in enumerate(chosen.thresholds) if threshold < NEVER]
+        if not used or chosen.bound > max_loss:
+            return None
+        kept = second.of([first.exits[i] for i in used])
+        thresholds = tuple(chosen.thresholds[i] for i in used)
+        cascade = self.cascade(kept.exits, thresholds)
+        leaving_ms = costs_of_leaving(self.costs, cascade)
+        leaving = Leaving(kept.confidences, kept.harm, np.array(leaving_ms))
+        at = leaving.leaves_at(thresholds).astype(int)
+        coverage = np.bincount(at, minlength=len(leaving_ms)) / len(at)
+        latency_ms = float(coverage @ leaving.costs)
+        alone_ms = self.costs.overhead + sum(self.costs.costs[branch] for branch in self.trunk)
+        if latency_ms >= alone_ms:
+            return None
+        right = float(kept.right[at, np.arange(len(at))].mean())
+        loss_of_end = float(kept.right[-1].mean()) - right
+        return CascadeEntry(
+            cascade,
+            latency_ms,
+            tuple(coverage.tolist()),
+            chosen.bound,
+            float(kept.original.mean()) - right,
+            loss_of_end,
+            tuple(map(_auroc, kept.confidences, kept.right)),
+            chosen.n_tested,
+            max_loss,
+            float(first.right[-1].mean()) - loss_of_end,
+            leaving_ms,
+        )
 
 
 def _auroc(confidences: Array, right: Array) -> float:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import onnxruntime as ort
@@ -16,10 +16,14 @@ from fxelastic.edge.searching.choice import default_result
 from fxelastic.spec.cascade import Cascade
 from fxelastic.spec.symbols import dimension
 
+#: Runs a segment of a cascade, by its number, on the values before it. Returns the values after the
+#: branches that it shares with the next segment, and the values of the results, by name.
+RunSegment = Callable[[int, State], tuple[State, Mapping[str, Any]]]
 
-@dataclass(frozen=True)
-class CascadeResults:
-    """The results of a batch.
+
+@dataclass(frozen=True, eq=False)
+class CascadeResults(Sequence[Array]):
+    """The results of a batch; as a sequence, its outputs.
 
     Attributes:
         outputs: An array for each of the bundle's outputs, in their order.
@@ -28,6 +32,21 @@ class CascadeResults:
 
     outputs: list[Array]
     left_at: Array
+
+    @overload
+    def __getitem__(self, index: int) -> Array: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Array]: ...
+
+    def __getitem__(self, index: int | slice) -> Array | list[Array]:
+        return self.outputs[index]
+
+    def __len__(self) -> int:
+        return len(self.outputs)
+
+    def __iter__(self) -> Iterator[Array]:
+        return iter(self.outputs)
 
 
 def run_cascade(
@@ -51,53 +70,84 @@ def run_cascade(
             no class scores.
         BundleError: A file is missing or damaged, or can't be run.
     """
-    bundle = executor.bundle
-    cascade.validate(bundle.space)
-    sure, index = confidence(cascade.confidence), default_result(bundle)
-    rows = BatchRows(bundle)
-    state = executor.start(inputs)
-    here = np.arange(rows.count(state))  # the samples in the state
+    cascade.validate(executor.bundle.space)
     last = len(cascade.thresholds)
-    left_at = np.full(len(here), last)
-    parts: list[tuple[Array, list[Array]]] = []
-    names = [info.name for info in bundle.outputs]
-    for i, threshold in enumerate(cascade.thresholds):
-        *shared, leaving = cascade.segments[i]
-        for branch in shared:
+
+    def run(i: int, state: State) -> tuple[State, Mapping[str, Any]]:
+        branches = cascade.segments[i]
+        for branch in branches if i == last else branches[:-1]:
             state = executor.advance(branch, state)
-        found = {**state, **executor.run_branch(leaving, state)}
-        outputs = [found[name].numpy() for name in names]
-        going_on = left_at[here] == last
-        leaves = going_on & (sure(outputs[index]) >= threshold)
-        if not leaves.any():
-            continue
-        parts.append((here[leaves], rows.of_outputs(outputs, np.flatnonzero(leaves))))
-        left_at[here[leaves]] = i
-        stay = np.flatnonzero(going_on & ~leaves)
-        if not len(stay):
-            break
-        fewer = rows.of_state(state, stay)
-        if fewer is not None:
-            state, here = fewer, here[stay]
-    else:
-        for branch in cascade.segments[-1]:
-            state = executor.advance(branch, state)
-        stay = np.flatnonzero(left_at[here] == last)
-        parts.append((here[stay], rows.of_outputs(executor.results(state), stay)))
-    return CascadeResults(rows.joined(parts), left_at)
+        if i == last:
+            return state, state
+        return state, {**state, **executor.run_branch(branches[-1], state)}
+
+    return CascadeRun(executor.bundle, cascade)(executor.start(inputs), run)
 
 
-class BatchRows:
-    """Takes the rows of samples out of the values of a bundle."""
+class CascadeRun:
+    """Decides where samples leave, whatever runs the segments. Has no state of its own."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        """Read where each value has its samples.
+    def __init__(self, bundle: Bundle, cascade: Cascade) -> None:
+        """Look up what is the same in every run.
 
         Args:
             bundle: The bundle.
+            cascade: The cascade.
+
+        Raises:
+            UsageError: The bundle or the package has no such confidence.
         """
-        batch = bundle.manifest.model.batch
-        infos = bundle.manifest.values
+        self._thresholds = cascade.thresholds
+        self._confidence = confidence(cascade.confidence)
+        self._names = [info.name for info in bundle.outputs]
+        self._logits = default_result(bundle)
+        self._rows = _Rows(bundle)
+
+    def __call__(self, state: State, run: RunSegment) -> CascadeResults:
+        """Run a batch.
+
+        Args:
+            state: The values before the first block.
+            run: Runs a segment.
+        """
+        last = len(self._thresholds)
+        here = left_at = np.zeros(0, int)
+        parts: list[tuple[Array, list[Array]]] = []
+        for i, threshold in enumerate((*self._thresholds, -np.inf)):
+            state, found = run(i, state)
+            outputs = [found[name].numpy() for name in self._names]
+            if i == last:
+                leaves = np.ones(self._rows.count(outputs), bool)
+            else:
+                # Not a number is not above any threshold.
+                leaves = self._confidence(outputs[self._logits]) >= threshold
+            if i == 0:
+                here, left_at = np.arange(len(leaves)), np.full(len(leaves), last)
+                if leaves.all():
+                    left_at[:] = i
+                    return CascadeResults(outputs, left_at)
+            # Samples that have left are still among the values whose rows can't be told apart.
+            going_on = left_at[here] == last
+            leaves &= going_on
+            if not leaves.any():
+                continue
+            parts.append((here[leaves], self._rows.of_outputs(outputs, np.flatnonzero(leaves))))
+            left_at[here[leaves]] = i
+            stay = np.flatnonzero(going_on & ~leaves)
+            if not len(stay):
+                break
+            fewer = self._rows.of_state(state, stay)
+            if fewer is not None:
+                state, here = fewer, here[stay]
+        return CascadeResults(self._rows.joined(parts), left_at)
+
+
+class _Rows:
+    """Takes the rows of samples out of the values of a bundle."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        model, infos = bundle.manifest.model, bundle.manifest.values
+        batch = model.batch
         self._dims = {info.name: info.dims.index(batch) for info in infos if batch in info.dims}
         # Sizes such as 4*N: the order of their rows is not known.
         self._mixed = {
@@ -106,16 +156,17 @@ class BatchRows:
             for dim in info.dims
             if isinstance(dim, str) and dim != batch and batch in dimension(dim).symbols
         }
-        self._outputs = [self._dims.get(info.name) for info in bundle.outputs]
+        self._fixed = not model.dynamic_batch
+        self._outputs = [bundle.manifest.batch_dims.get(info.name) for info in bundle.outputs]
 
-    def count(self, state: State) -> int:
-        """The number of samples; 1 if no value has the batch as a dimension of its own."""
-        sizes = (value.shape()[self._dims[k]] for k, value in state.items() if k in self._dims)
-        return int(next(sizes, 1))
+    def count(self, outputs: list[Array]) -> int:
+        """The number of samples; 1 if no result holds samples."""
+        pairs = zip(outputs, self._outputs, strict=True)
+        return next((int(v.shape[dim]) for v, dim in pairs if dim is not None), 1)
 
     def of_state(self, state: State, samples: Array) -> dict[str, Any] | None:
         """The values of some samples; None if the rows of a value can't be told apart."""
-        if not self._mixed.isdisjoint(state):
+        if self._fixed or not self._mixed.isdisjoint(state):
             return None
         found: dict[str, Any] = {}
         for name, value in state.items():
@@ -133,6 +184,8 @@ class BatchRows:
 
     def joined(self, parts: list[tuple[Array, list[Array]]]) -> list[Array]:
         """The results of all samples, in their order."""
+        if len(parts) == 1:
+            return parts[0][1]
         order = np.argsort(np.concatenate([samples for samples, _ in parts]), kind="stable")
         joined = []
         for i, dim in enumerate(self._outputs):

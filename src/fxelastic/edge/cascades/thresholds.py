@@ -162,6 +162,22 @@ def _best_cut(confidences: Array, gains: Array) -> float:
     return float(ordered[int(np.argmax(sums))])
 
 
+def checked_losses(max_loss: float | Sequence[float], delta: float) -> tuple[float, ...]:
+    """The limits in ascending order, each once.
+
+    Raises:
+        UsageError: One of them or delta is not a share.
+    """
+    limits = (max_loss,) if isinstance(max_loss, (int, float)) else tuple(max_loss)
+    if not limits or not all(0 < share < 1 for share in (*limits, delta)):
+        raise UsageError(
+            "max_loss and delta must be shares",
+            expected="numbers above 0 and below 1",
+            got=f"max_loss={max_loss!r}, delta={delta!r}",
+        )
+    return tuple(sorted(set(limits)))
+
+
 def upper_bound(n_found: int, n: int, delta: float) -> float:
     """The largest probability at which so few of n samples are found at least delta of the time.
 

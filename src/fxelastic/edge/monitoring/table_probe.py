@@ -20,7 +20,7 @@ from fxelastic.edge.candidates import table_at
 from fxelastic.edge.synthetic_inputs import CHOICES, synthetic
 from fxelastic.edge.verified_model import VerifiedModel
 from fxelastic.errors import UsageError
-from fxelastic.spec import Arch
+from fxelastic.spec.cascade import Servable
 from fxelastic.spec.costs import BranchCosts
 from fxelastic.spec.costs_by_size import Sizes
 from fxelastic.spec.latency_table import LatencyTable
@@ -115,7 +115,7 @@ class BranchTimer:
     rest_s: float = 0.02
     sizes: Sizes | None = None
 
-    def measure(self, arch: Arch, stop: threading.Event) -> Mapping[str, float]:
+    def measure(self, arch: Servable, stop: threading.Event) -> Mapping[str, float]:
         """Measure a subnet's branches.
 
         Args:
@@ -188,11 +188,11 @@ class TableProbe:
         # The contents of the file when this process last read or wrote it.
         self._known = self._bytes()
 
-    def expected_ms(self, arch: Arch) -> Mapping[str, float]:
+    def expected_ms(self, arch: Servable) -> Mapping[str, float]:
         """The table's latencies of a subnet's branches."""
         return {branch: self.table.rows[branch].ms for branch in arch}
 
-    def measure(self, arch: Arch, stop: threading.Event) -> Mapping[str, float]:
+    def measure(self, arch: Servable, stop: threading.Event) -> Mapping[str, float]:
         """Measure a subnet's branches; see `BranchTimer`."""
         return self._timer.measure(arch, stop)
 
@@ -200,7 +200,7 @@ class TableProbe:
         """The table at the sizes that the pool's latencies are for."""
         return table_at(self.table, self._sizes)
 
-    def renew(self, factors: Mapping[str, float]) -> Callable[[Arch], float]:
+    def renew(self, factors: Mapping[str, float]) -> Callable[[Servable], float]:
         """Multiply the latencies of branches in the table.
 
         Args:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from fxelastic.edge.cascades.thresholds import checked_losses
 from fxelastic.edge.monitoring.recent_latencies import check_percentile
 from fxelastic.edge.searching.scores import Score
 from fxelastic.edge.searching.study import Strategy, Study
@@ -58,7 +59,9 @@ class SearchOptions:
             default latencies are usual ones.
         max_loss: Also find cascades, in which sure samples leave early: at most this share of
             samples gets a wrong answer where the original is right (without targets, another
-            answer than the original's). None for no cascades.
+            answer than the original's). Several limits, such as ``(0.01, 0.03)``, give several
+            sets of thresholds: under load, serving takes the next one before it takes a smaller
+            subnet. None for no cascades.
         delta: The probability that a cascade loses more than ``max_loss`` in spite of its test on
             the held-out samples.
         exit_confidence: What says how sure an exit is: ``max_softmax``, ``margin`` or ``entropy``.
@@ -83,7 +86,7 @@ class SearchOptions:
     sizes: Mapping[str, int] | None = None
     size_percentile: float | None = None
     latency_percentile: float | None = None
-    max_loss: float | None = None
+    max_loss: float | Sequence[float] | None = None
     delta: float = 0.05
     exit_confidence: str = "max_softmax"
     force: bool = False
@@ -101,12 +104,7 @@ class SearchOptions:
         check_percentile(self.latency_percentile)
         if self.time_budget_s is not None:
             check_positive("time_budget_s", self.time_budget_s)
-        if not 0 < (0.5 if self.max_loss is None else self.max_loss) < 1 or not 0 < self.delta < 1:
-            raise UsageError(
-                "max_loss and delta must be shares",
-                expected="numbers above 0 and below 1",
-                got=f"max_loss={self.max_loss!r}, delta={self.delta!r}",
-            )
+        checked_losses(0.5 if self.max_loss is None else self.max_loss, self.delta)
         if not 0 <= self.held_out < 1:
             raise UsageError(
                 "held_out is out of range",

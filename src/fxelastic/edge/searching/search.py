@@ -227,6 +227,8 @@ def search(
             except KeyboardInterrupt:
                 interrupted = True
         if options.max_loss is not None and not (interrupted or aborted):
+            # Serving ranks cascades among subnets, and returns to the original without load.
+            evaluator.scores([bundle.space.original])
             store.cascades += find_cascades(
                 executor,
                 (samples, rest),

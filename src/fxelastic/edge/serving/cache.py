@@ -13,7 +13,7 @@ from fxelastic.edge.serving.events import EventLog, Kind
 from fxelastic.edge.serving.loaders import LoadedSubnet, Loader
 from fxelastic.edge.serving.policy import PastSwitch
 from fxelastic.errors import FxElasticError, ServingError
-from fxelastic.spec import Arch
+from fxelastic.spec.cascade import Servable
 from fxelastic.spec.resources import LATENCY
 
 _log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class SubnetCache:
         self._loading = threading.Lock()
         # Held during a switch, so that the history has the order of the switches.
         self._switching = threading.Lock()
-        self._all: dict[Arch, CachedSubnet] = {}
+        self._all: dict[Servable, CachedSubnet] = {}
         self._leaving: list[CachedSubnet] = []
         self._current: CachedSubnet | None = None
         self._closed = False
@@ -116,7 +116,7 @@ class SubnetCache:
             subnet.users += 1
             return subnet
 
-    def acquire_other(self, tried: Collection[Arch]) -> CachedSubnet | None:
+    def acquire_other(self, tried: Collection[Servable]) -> CachedSubnet | None:
         """Begin a request on the most recently used subnet in memory that was not tried."""
         with self._condition:
             others = [subnet for arch, subnet in self._all.items() if arch not in tried]
@@ -178,8 +178,8 @@ class SubnetCache:
             return True
 
     def load(
-        self, candidate: Candidate, keep: Collection[Arch] = (), *, urgent: bool = False
-    ) -> tuple[Arch, ...]:
+        self, candidate: Candidate, keep: Collection[Servable] = (), *, urgent: bool = False
+    ) -> tuple[Servable, ...]:
         """Load a subnet into memory, without using it yet; does nothing if it is loaded.
 
         Args:
@@ -219,7 +219,7 @@ class SubnetCache:
             self._make_room(candidate, ())
             return self._load(candidate, users=1, urgent=True)
 
-    def discard(self, arch: Arch) -> bool:
+    def discard(self, arch: Servable) -> bool:
         """Unload a subnet, unless it is in use; it is closed after its last request.
 
         Returns:
@@ -237,7 +237,7 @@ class SubnetCache:
         self._close(subnet)
         return True
 
-    def keep_only(self, archs: Collection[Arch]) -> tuple[Arch, ...]:
+    def keep_only(self, archs: Collection[Servable]) -> tuple[Servable, ...]:
         """Unload every subnet except these and the one in use; returns the unloaded ones."""
         with self._condition:
             current = None if self._current is None else self._current.candidate.arch
@@ -285,7 +285,7 @@ class SubnetCache:
             return self._current.candidate if self._current is not None else None
 
     @property
-    def archs(self) -> frozenset[Arch]:
+    def archs(self) -> frozenset[Servable]:
         """The subnets in memory."""
         with self._condition:
             return frozenset(self._all)
@@ -321,9 +321,9 @@ class SubnetCache:
         loaded.close()
         raise ClosedError
 
-    def _make_room(self, candidate: Candidate, keep: Collection[Arch]) -> tuple[Arch, ...]:
+    def _make_room(self, candidate: Candidate, keep: Collection[Servable]) -> tuple[Servable, ...]:
         """Unload subnets, least recently used first, until there is room for another."""
-        gone: list[Arch] = []
+        gone: list[Servable] = []
         while self._limit_bytes is not None:
             added_bytes = self._loader.added_bytes(candidate.arch)
             taken_bytes = self._loader.resident_bytes
@@ -342,7 +342,7 @@ class SubnetCache:
                 )
         return tuple(gone)
 
-    def _oldest(self, keep: Collection[Arch]) -> Arch | None:
+    def _oldest(self, keep: Collection[Servable]) -> Servable | None:
         """The least recently used subnet that may be unloaded."""
         with self._condition:
             if self._closed:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from fxelastic.edge.candidates import Candidate
-from fxelastic.spec import Arch
+from fxelastic.spec.cascade import Servable
 from fxelastic.spec.limits import Limits
 from fxelastic.spec.pareto import ParetoTable
 
@@ -24,7 +24,7 @@ class Catalogue:
         candidates: Iterable[Candidate],
         retry_s: float = 30.0,
         limits: Limits | None = None,
-        serves: Callable[[Arch], bool] = lambda _: True,
+        serves: Callable[[Servable], bool] = lambda _: True,
     ) -> None:
         """Start with a pool's candidates.
 
@@ -39,8 +39,8 @@ class Catalogue:
         self._serves = serves
         self._lock = threading.Lock()
         self._candidates = tuple(candidates)
-        self._barred: dict[Arch, float] = {}
-        self._failures: dict[Arch, int] = {}
+        self._barred: dict[Servable, float] = {}
+        self._failures: dict[Servable, int] = {}
         self._table = self._table_of(self._candidates, ())
 
     @property
@@ -54,18 +54,18 @@ class Catalogue:
         return self._candidates
 
     @property
-    def barred(self) -> frozenset[Arch]:
+    def barred(self) -> frozenset[Servable]:
         """The subnets that may not be served now."""
         with self._lock:
             return frozenset(self._barred)
 
-    def bar(self, arch: Arch) -> None:
+    def bar(self, arch: Servable) -> None:
         """Never serve a subnet again."""
         with self._lock:
             self._barred[arch] = math.inf
             self._rebuild()
 
-    def bar_for_now(self, arch: Arch, now_s: float) -> float:
+    def bar_for_now(self, arch: Servable, now_s: float) -> float:
         """Bar a subnet for some time; returns the duration in seconds."""
         with self._lock:
             failures = self._failures.get(arch, 0)
@@ -75,7 +75,7 @@ class Catalogue:
             self._rebuild()
             return wait_s
 
-    def loaded(self, arch: Arch) -> None:
+    def loaded(self, arch: Servable) -> None:
         """Forget the failures of a subnet that was loaded."""
         with self._lock:
             self._failures.pop(arch, None)
@@ -106,7 +106,7 @@ class Catalogue:
         self._table = self._table_of(self._candidates, self._barred.keys())
 
     def _table_of(
-        self, candidates: Iterable[Candidate], without: Collection[Arch]
+        self, candidates: Iterable[Candidate], without: Collection[Servable]
     ) -> ParetoTable[Candidate]:
         candidates = [c for c in candidates if self._serves(c.arch)]
         limits = self._limits

@@ -1,22 +1,25 @@
-"""Load subnets into memory, as one session each or as one session for each branch."""
+"""Load subnets and cascades into memory, as few sessions or as one session for each branch."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from fxelastic.edge.background_preparation import BackgroundPreparation
 from fxelastic.edge.bundle import Bundle
+from fxelastic.edge.cascades.loaded import LoadedCascade, SessionCall
+from fxelastic.edge.cascades.segments import segments_of
 from fxelastic.edge.executor import Array
-from fxelastic.edge.prepared import Item
+from fxelastic.edge.prepared import Item, items_of
 from fxelastic.edge.verified_model import VerifiedModel
-from fxelastic.spec import Arch
+from fxelastic.spec.cascade import Cascade, Servable
 
 
 class LoadedSubnet(Protocol):
-    """A subnet in memory.
+    """A subnet or a cascade in memory.
 
     The contract:
 
@@ -33,7 +36,8 @@ class LoadedSubnet(Protocol):
             inputs: An array for each of the bundle's inputs, by name.
 
         Returns:
-            An array for each of the bundle's outputs, in their order.
+            An array for each of the bundle's outputs, in their order; `CascadeResults` for a
+            cascade.
         """
 
     def close(self) -> None:
@@ -52,16 +56,16 @@ class Loader(Protocol):
       per cent.
     """
 
-    def load(self, arch: Arch, *, urgent: bool = False) -> LoadedSubnet:
+    def load(self, arch: Servable, *, urgent: bool = False) -> LoadedSubnet:
         """Load a subnet.
 
         Args:
-            arch: The subnet.
+            arch: The subnet, or a cascade.
             urgent: Whether a request waits for it. If so, it is prepared in this thread if
                 necessary, otherwise in the background.
         """
 
-    def added_bytes(self, arch: Arch) -> int:
+    def added_bytes(self, arch: Servable) -> int:
         """Memory that loading a subnet would take now, in bytes."""
 
     @property
@@ -72,19 +76,84 @@ class Loader(Protocol):
         """Stop background work and the loads that wait for it. Subnets may still run."""
 
 
+@dataclass
+class _Page:
+    """A session, and the number of subnets in memory that run it."""
+
+    session: Any
+    size_bytes: int
+    users: int = 0
+
+
+class _Pages:
+    """The open sessions, each once even if several subnets in memory run it. Thread-safe."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._pages: dict[Item, _Page] = {}
+        self._lock = threading.Lock()
+
+    def take(self, items: Sequence[Item], open_session: Callable[[Item], Any]) -> list[Any]:
+        """The sessions of items, opened if necessary; `release` must follow."""
+        taken: list[Item] = []
+        sessions = []
+        try:
+            for item in items:
+                sessions.append(self._take(item, open_session))
+                taken.append(item)
+        except BaseException:
+            self.release(taken)
+            raise
+        return sessions
+
+    def _take(self, item: Item, open_session: Callable[[Item], Any]) -> Any:
+        with self._lock:
+            page = self._pages.get(item)
+            if page is not None:
+                page.users += 1
+                return page.session
+        # One thread loads at a time, so no other thread creates this page now.
+        session = open_session(item)
+        with self._lock:
+            self._pages[item] = _Page(session, self._size_bytes(item), users=1)
+        return session
+
+    def release(self, items: Sequence[Item]) -> None:
+        """Close the sessions that no other subnet in memory runs."""
+        with self._lock:
+            for item in items:
+                page = self._pages[item]
+                page.users -= 1
+                if not page.users:
+                    del self._pages[item]
+
+    def added_bytes(self, items: Sequence[Item]) -> int:
+        """The weights of the items whose sessions are not open, in bytes."""
+        with self._lock:
+            absent = [item for item in items if item not in self._pages]
+        return sum(map(self._size_bytes, absent))
+
+    @property
+    def resident_bytes(self) -> int:
+        """The weights of the open sessions, in bytes."""
+        with self._lock:
+            return sum(page.size_bytes for page in self._pages.values())
+
+    def _size_bytes(self, item: Item) -> int:
+        return sum(self._bundle.segment(branch).weight_bytes for branch in item.branches)
+
+
 @dataclass(eq=False)
 class AssembledSubnet:
     """A subnet in one session.
 
     Attributes:
         session: The onnxruntime session; several threads may run it at once.
-        size_bytes: Its weights.
-        owner: The loader that counts them.
+        on_close: Called once by `close`.
     """
 
     session: Any
-    size_bytes: int
-    owner: AssembledLoader
+    on_close: Callable[[], None]
 
     def run(self, inputs: Mapping[str, Array]) -> Sequence[Array]:
         """Run the subnet; see `LoadedSubnet`."""
@@ -94,12 +163,14 @@ class AssembledSubnet:
     def close(self) -> None:
         """Free the session."""
         self.session = None
-        self.owner.account(-self.size_bytes)
+        self.on_close()
 
 
 @dataclass
 class AssembledLoader:
-    """Loads each subnet as one session, from a prepared file.
+    """Loads each subnet, and each segment of a cascade, as one session from a prepared file.
+
+    Cascades with equal segments share their sessions.
 
     Attributes:
         bundle: The bundle.
@@ -110,58 +181,39 @@ class AssembledLoader:
     bundle: Bundle
     preparation: BackgroundPreparation
     open_prepared: Callable[[VerifiedModel], Any]
-    _loaded_bytes: int = field(init=False, repr=False, default=0)
-    _lock: threading.Lock = field(init=False, repr=False, default_factory=threading.Lock)
 
-    def load(self, arch: Arch, *, urgent: bool = False) -> AssembledSubnet:
+    def __post_init__(self) -> None:
+        """Start with no sessions."""
+        self._pages = _Pages(self.bundle)
+
+    def load(self, arch: Servable, *, urgent: bool = False) -> LoadedSubnet:
         """Load a subnet; see `Loader`."""
-        session = self.open_prepared(self.preparation.model(Item.subnet(arch), urgent=urgent))
-        size_bytes = self.added_bytes(arch)
-        self.account(size_bytes)
-        return AssembledSubnet(session, size_bytes, self)
+        items = items_of(arch, "assembled")
+        sessions = self._pages.take(
+            items, lambda item: self.open_prepared(self.preparation.model(item, urgent=urgent))
+        )
+        on_close = partial(self._pages.release, items)
+        if not isinstance(arch, Cascade):
+            (session,) = sessions
+            return AssembledSubnet(session, on_close)
+        calls = []
+        for segment, session in zip(segments_of(arch), sessions, strict=True):
+            inputs = tuple(given.name for given in session.get_inputs())
+            calls.append((SessionCall(session, inputs, segment.outputs(self.bundle)),))
+        return LoadedCascade(self.bundle, arch, calls, on_close)
 
-    def added_bytes(self, arch: Arch) -> int:
-        """The size of the subnet's weights, in bytes; sessions share no weights."""
-        return sum(self.bundle.segment(branch).weight_bytes for branch in arch)
+    def added_bytes(self, arch: Servable) -> int:
+        """The weights of the sessions that are not open, in bytes."""
+        return self._pages.added_bytes(items_of(arch, "assembled"))
 
     @property
     def resident_bytes(self) -> int:
         """The weights of all sessions, in bytes."""
-        return self._loaded_bytes
-
-    def account(self, n_bytes: int) -> None:
-        """Add a session's bytes, or subtract them."""
-        with self._lock:
-            self._loaded_bytes += n_bytes
+        return self._pages.resident_bytes
 
     def close(self) -> None:
         """End the preparation of files; see `Loader`."""
         self.preparation.close()
-
-
-@dataclass
-class _Page:
-    """A branch in memory, and the number of subnets in memory that contain it."""
-
-    session: Any
-    users: int = 0
-
-
-@dataclass(frozen=True)
-class _Call:
-    """One branch of a subnet, ready to be run.
-
-    Attributes:
-        session: Its session.
-        inputs: Names of the values that it reads.
-        outputs: Names of the values that it computes.
-        dropped: Names of values that no later branch reads.
-    """
-
-    session: Any
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    dropped: tuple[str, ...]
 
 
 @dataclass(eq=False)
@@ -169,18 +221,16 @@ class PagedSubnet:
     """A subnet that runs branch by branch.
 
     Attributes:
-        arch: The subnet.
         calls: Its branches in order.
         outputs: Names of the values that are the model's results.
         constants: Results that depend on no input.
-        owner: The loader that shares the branches.
+        on_close: Called once by `close`.
     """
 
-    arch: Arch
-    calls: Sequence[_Call]
+    calls: Sequence[SessionCall]
     outputs: Sequence[str]
     constants: Mapping[str, Array]
-    owner: PagedLoader
+    on_close: Callable[[], None]
 
     def run(self, inputs: Mapping[str, Array]) -> Sequence[Array]:
         """Run the subnet; see `LoadedSubnet`."""
@@ -196,7 +246,7 @@ class PagedSubnet:
     def close(self) -> None:
         """Page out the branches that no other subnet in memory contains."""
         self.calls = ()
-        self.owner.release(self.arch)
+        self.on_close()
 
 
 @dataclass
@@ -216,73 +266,55 @@ class PagedLoader:
     preparation: BackgroundPreparation
     open_prepared: Callable[[VerifiedModel], Any]
     open_branch: Callable[[VerifiedModel], Any]
-    _pages: dict[str, _Page] = field(init=False, repr=False, default_factory=dict)
-    _lock: threading.Lock = field(init=False, repr=False, default_factory=threading.Lock)
 
-    def load(self, arch: Arch, *, urgent: bool = False) -> PagedSubnet:
+    def __post_init__(self) -> None:
+        """Start with no sessions."""
+        self._pages = _Pages(self.bundle)
+
+    def load(self, arch: Servable, *, urgent: bool = False) -> LoadedSubnet:
         """Page in the branches that are not in memory; see `Loader`."""
-        specs = self.bundle.space.specs(arch)
-        taken: list[str] = []
-        calls: list[_Call] = []
+        items = items_of(arch, "paged")
+        opened = dict(zip(arch, self._pages.take(items, self._open), strict=True))
+        on_close = partial(self._pages.release, items)
         live = {value.name for value in self.bundle.inputs} | set(self.bundle.constants)
-        try:
-            for spec in specs:
-                session = self._page_in(spec.id)
-                taken.append(spec.id)
-                segment = self.bundle.segment(spec.id)
-                live.update(segment.outputs)
-                dropped = tuple(
-                    sorted(n for n in live if self.bundle.last_read.get(n, -1) < spec.stop)
-                )
-                live.difference_update(dropped)
-                calls.append(_Call(session, segment.inputs, segment.outputs, dropped))
-        except BaseException:
-            for branch in taken:
-                self._page_out(branch)
-            raise
+        if isinstance(arch, Cascade):
+            calls = []
+            for segment in segments_of(arch):
+                own = [self._call(branch, opened[branch], live) for branch in segment.shared]
+                if segment.leaving:
+                    own.append(self._call(segment.leaving, opened[segment.leaving]))
+                calls.append(own)
+            return LoadedCascade(self.bundle, arch, calls, on_close)
+        chain = [self._call(branch, session, live) for branch, session in opened.items()]
         outputs = tuple(value.name for value in self.bundle.outputs)
-        return PagedSubnet(arch, calls, outputs, self.bundle.constants, self)
+        return PagedSubnet(chain, outputs, self.bundle.constants, on_close)
 
-    def release(self, arch: Arch) -> None:
-        """Page out the branches that only a closed subnet used."""
-        for branch in arch:
-            self._page_out(branch)
+    def _call(self, branch: str, session: Any, live: set[str] | None = None) -> SessionCall:
+        """A call of a branch; drops from ``live`` what no branch reads after it."""
+        segment = self.bundle.segment(branch)
+        if live is None:
+            return SessionCall(session, segment.inputs, segment.outputs)
+        live.update(segment.outputs)
+        last_read, stop = self.bundle.last_read, segment.spec.stop
+        dropped = tuple(sorted(name for name in live if last_read.get(name, -1) < stop))
+        live.difference_update(dropped)
+        return SessionCall(session, segment.inputs, segment.outputs, dropped)
 
-    def added_bytes(self, arch: Arch) -> int:
+    def added_bytes(self, arch: Servable) -> int:
         """The weights of the branches that are not in memory, in bytes."""
-        with self._lock:
-            absent = [branch for branch in arch if branch not in self._pages]
-        return sum(self.bundle.segment(branch).weight_bytes for branch in absent)
+        return self._pages.added_bytes(items_of(arch, "paged"))
 
     @property
     def resident_bytes(self) -> int:
         """The weights of the branches in memory, in bytes."""
-        with self._lock:
-            return sum(self.bundle.segment(branch).weight_bytes for branch in self._pages)
+        return self._pages.resident_bytes
 
     def close(self) -> None:
         """End the preparation of files; see `Loader`."""
         self.preparation.close()
 
-    def _page_in(self, branch: str) -> Any:
-        with self._lock:
-            page = self._pages.get(branch)
-            if page is not None:
-                page.users += 1
-                return page.session
-        # One thread loads at a time, so no other thread creates this page now.
-        prepared = self.preparation.files.read(Item.branch(branch))
+    def _open(self, item: Item) -> Any:
+        prepared = self.preparation.files.read(item)
         if prepared is None:
-            session = self.open_branch(self.bundle.model(branch))
-        else:
-            session = self.open_prepared(prepared)
-        with self._lock:
-            self._pages[branch] = _Page(session, users=1)
-        return session
-
-    def _page_out(self, branch: str) -> None:
-        with self._lock:
-            page = self._pages[branch]
-            page.users -= 1
-            if not page.users:
-                del self._pages[branch]
+            return self.open_branch(self.bundle.model(item.name))
+        return self.open_prepared(prepared)

@@ -31,6 +31,8 @@ class Observation(NamedTuple):
         scale: The latency estimated at the request's own sizes, as a multiple of the candidate's
             estimate; None if unknown, so that its latency does not show the load.
         sizes: The request's sizes by symbol, if other sizes than the batch vary.
+        left: The latency estimated for the exits at which its samples left a cascade, as a
+            multiple of the candidate's estimate, which is a mean.
     """
 
     time_s: float
@@ -39,11 +41,12 @@ class Observation(NamedTuple):
     first: bool = False
     scale: float | None = 1.0
     sizes: Mapping[str, int] | None = None
+    left: float = 1.0
 
     @property
     def estimated_ms(self) -> float | None:
         """The estimated latency on the idle device, in ms; None if unknown."""
-        return None if self.scale is None else self.scale * self.candidate.ms
+        return None if self.scale is None else self.scale * self.left * self.candidate.ms
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from fxelastic.edge.candidates import Candidate
 from fxelastic.edge.serving.cache import ClosedError, MemoryLimitError, SubnetCache
 from fxelastic.edge.serving.catalogue import Catalogue
 from fxelastic.edge.serving.events import EventLog, describe
-from fxelastic.spec import Arch
+from fxelastic.spec.cascade import Servable
 from fxelastic.spec.pareto import ParetoTable
 
 
@@ -42,7 +42,7 @@ class Preload:
         current: Candidate,
         budget_ms: float,
         limit_ms: float,
-        here: Collection[Arch] = (),
+        here: Collection[Servable] = (),
     ) -> tuple[Candidate, ...]:
         """The subnets to keep in memory.
 
@@ -88,7 +88,7 @@ class _Job(NamedTuple):
     """
 
     candidate: Candidate
-    keep: tuple[Arch, ...]
+    keep: tuple[Servable, ...]
     is_target: bool
 
 
@@ -127,7 +127,7 @@ class Preloader:
         self._condition = threading.Condition()
         self._target: Candidate | None = None
         self._others: tuple[Candidate, ...] = ()
-        self._refused: set[Arch] = set()
+        self._refused: set[Servable] = set()
         self._closed = False
         self.thread = threading.Thread(target=self._work, name="fxelastic-preload", daemon=True)
 
@@ -186,7 +186,7 @@ class Preloader:
         if self._closed:
             return None
         unwanted = self._cache.archs | self._catalogue.barred | self._refused
-        keep: list[Arch] = []
+        keep: list[Servable] = []
         if self._target is not None:
             if self._target.arch not in unwanted:
                 return _Job(self._target, (), is_target=True)

@@ -14,7 +14,7 @@ from fxelastic.edge.serving.cache import CachedSubnet, ClosedError, MemoryLimitE
 from fxelastic.edge.serving.catalogue import Catalogue
 from fxelastic.edge.serving.events import EventLog, describe
 from fxelastic.errors import ServingError
-from fxelastic.spec import Arch
+from fxelastic.spec.cascade import Servable
 
 # The maximum number of other subnets to try for a request; and the number of requests on which all
 # subnets return non-finite values before these are considered normal for the model.
@@ -110,7 +110,7 @@ class Recovery:
         self, inputs: Mapping[str, Array], failed: Candidate, non_finite: list[Candidate]
     ) -> Answer | None:
         """A finite answer from another subnet, or None; collects subnets with non-finite ones."""
-        tried: set[Arch] = {failed.arch}
+        tried: set[Servable] = {failed.arch}
         for _ in range(_ATTEMPTS):
             subnet = self._another(tried)
             if subnet is None:
@@ -129,7 +129,7 @@ class Recovery:
             non_finite.append(candidate)
         return None
 
-    def _another(self, tried: set[Arch]) -> CachedSubnet | None:
+    def _another(self, tried: set[Servable]) -> CachedSubnet | None:
         """A subnet not tried yet: one in memory, otherwise the quickest that can be loaded."""
         subnet = self._cache.acquire_other(tried | self._catalogue.barred)
         if subnet is not None:

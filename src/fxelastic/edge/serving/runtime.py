@@ -8,6 +8,8 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from fxelastic.edge.candidates import Candidate
+from fxelastic.edge.cascades.exit_counts import ExitCounts
+from fxelastic.edge.cascades.running import CascadeResults
 from fxelastic.edge.executor import Array
 from fxelastic.edge.monitoring.table_probe import TableProbe
 from fxelastic.edge.serving.background_search import BackgroundSearch, Searcher
@@ -25,28 +27,31 @@ from fxelastic.edge.serving.status import Status
 from fxelastic.edge.signature import BundleSignature
 from fxelastic.edge.size_estimates import SizeEstimates
 from fxelastic.errors import ServingError, UsageError
-from fxelastic.spec import Arch
+from fxelastic.spec.cascade import Cascade, Servable
 from fxelastic.spec.limits import Limits
 from fxelastic.spec.resources import LATENCY
 
 
 class Reply(NamedTuple):
-    """A request's result, and the subnet that computed it.
+    """A request's result, and the subnet or cascade that computed it.
 
     Attributes:
         value: What the model returns.
         outputs: The arrays in it, in the order of the bundle's outputs.
-        arch: The subnet that computed it.
+        arch: The subnet, or the cascade, that computed it.
         latency_ms: The time it took, in ms.
         estimated_ms: The subnet's estimated latency on the idle device, at the request's sizes, in
-            ms; None if unknown.
+            ms; None if unknown. In a cascade, the estimate for the exits at which samples left.
+        left_at: For a cascade, the number of the subnet that gave each sample's result, ``(N,)``;
+            otherwise None.
     """
 
     value: Any
     outputs: Sequence[Array]
-    arch: Arch
+    arch: Servable
     latency_ms: float
     estimated_ms: float | None = None
+    left_at: Array | None = None
 
 
 class Runtime:
@@ -72,7 +77,7 @@ class Runtime:
         probe: TableProbe | None = None,
         limits: Limits | None = None,
         estimates: SizeEstimates | None = None,
-        serves: Callable[[Arch], bool] = lambda _: True,
+        serves: Callable[[Servable], bool] = lambda _: True,
     ) -> None:
         """Load the best subnet and begin to serve.
 
@@ -122,6 +127,7 @@ class Runtime:
             missing=None if estimates is None else estimates.missing,
         )
         self._recovery = Recovery(cache, catalogue, events, clock)
+        self._exits = ExitCounts()
         self._search: BackgroundSearch | None = None
         if searcher is not None:
             self._search = BackgroundSearch(searcher, catalogue, events, clock, self._hurry)
@@ -235,19 +241,34 @@ class Runtime:
             if self._estimates is not None:
                 sizes = self._signature.sizes(inputs)
                 scale = self._estimates.scale(candidate.arch, sizes)
-            seen = Observation(end_s, candidate, latency_ms, first, scale, sizes)
+            left = 1.0
+            if isinstance(outputs, CascadeResults):
+                left = candidate.scale_of(outputs.left_at)
+            seen = Observation(end_s, candidate, latency_ms, first, scale, sizes, left)
             self._monitor.record(seen)
             self._controller.wake()
-            result = self._signature.result(outputs)
-            return Reply(result, outputs, candidate.arch, latency_ms, seen.estimated_ms)
+            return self._reply(outputs, candidate, latency_ms, seen.estimated_ms)
         if error is not None:
             outputs, candidate = self._recovery.after_error(inputs, candidate, error)
         else:
             outputs, candidate = self._recovery.after_non_finite(inputs, candidate, outputs)
         self._controller.wake()
         # Another subnet answered, so this latency does not show the load.
-        latency_ms = 1e3 * (clock() - begin_s)
-        return Reply(self._signature.result(outputs), outputs, candidate.arch, latency_ms)
+        return self._reply(outputs, candidate, 1e3 * (clock() - begin_s))
+
+    def _reply(
+        self,
+        outputs: Sequence[Array],
+        candidate: Candidate,
+        latency_ms: float,
+        estimated_ms: float | None = None,
+    ) -> Reply:
+        left_at = None
+        if isinstance(outputs, CascadeResults) and isinstance(candidate.arch, Cascade):
+            left_at = outputs.left_at
+            self._exits.add(candidate.arch, left_at)
+        value = self._signature.result(outputs)
+        return Reply(value, outputs, candidate.arch, latency_ms, estimated_ms, left_at)
 
     @property
     def budget_ms(self) -> float:
@@ -298,6 +319,7 @@ class Runtime:
             events=events,
             latency=latencies.summary,
             n_over=latencies.n_over,
+            exits=self._exits.snapshot(),
         )
 
     def close(self) -> None:

@@ -32,6 +32,7 @@ from fxelastic.edge.signature import BundleSignature
 from fxelastic.edge.size_estimates import SizeEstimates
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
+from fxelastic.spec.cascade import Cascade, Servable
 from fxelastic.spec.latency_table import LatencyTable
 from fxelastic.spec.limits import Bound, Limits
 from fxelastic.spec.pareto import ParetoTable
@@ -48,6 +49,10 @@ def serve(
     **changes: Any,
 ) -> Runtime:
     """Serve the best subnet that keeps a latency budget, while the device changes (§5.3).
+
+    The cascades of a pool are served like subnets. The budget is for their mean latency over
+    samples, so requests whose samples go on to the end take longer; with `latency_percentile`, it
+    is for that percentile over samples.
 
     A request to a decoder holds the keys and values of earlier tokens, so only subnets that have
     them in the same form (`SearchSpace.same_cache`) are served: that of the best subnet at the
@@ -87,7 +92,8 @@ def serve(
     mode = choose_mode(bundle, pool, options.mode, options.memory_bytes)
     sizes = sizes_of_pool(bundle, pool, table, options.sizes)
     fixed = None if table is None else table_at(table, sizes)
-    candidates = candidates_of(bundle, pool, fixed, mode, options.memory_bytes)
+    percentile = options.latency_percentile
+    candidates = candidates_of(bundle, pool, fixed, mode, options.memory_bytes, percentile)
     limits = absolute_limits(options.limits, bundle, fixed, candidates, mode)
     if mode == "paged" and options.memory_bytes is None and options.preload == Preload():
         options = replace(options, preload=Preload(limit=0))
@@ -107,9 +113,9 @@ def serve(
 
         estimates = SizeEstimates(current, mode, sizes, names)
     first = _first(candidates, budget_ms, limits) if bundle.manifest.caches else None
-    serves: Callable[[Arch], bool] = lambda _: True  # noqa: E731
+    serves: Callable[[Servable], bool] = lambda _: True  # noqa: E731
     if first is not None:
-        serves = partial(bundle.space.same_cache, first)
+        serves = partial(_same_cache, bundle, first)
     candidates = tuple(c for c in candidates if serves(c.arch))
     return Runtime(
         loader_of(bundle, mode, candidates, options),
@@ -132,7 +138,11 @@ def _first(candidates: Sequence[Candidate], budget_ms: Any, limits: Limits | Non
     kept = [c for c in candidates if limits is None or limits.keeps(c.costs)]
     table = ParetoTable(kept)
     best = table.best(budget_ms) or table.quickest
-    return None if best is None else best.arch
+    return None if best is None or isinstance(best.arch, Cascade) else best.arch
+
+
+def _same_cache(bundle: Bundle, first: Arch, arch: Servable) -> bool:
+    return isinstance(arch, Arch) and bundle.space.same_cache(first, arch)
 
 
 def loader_of(

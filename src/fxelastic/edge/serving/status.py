@@ -29,6 +29,8 @@ class Status:
         barred: Subnets that failed and are not served now.
         searching: Whether a search for quicker subnets runs.
         events: The number of events of each kind.
+        exits: In cascades, the samples that left at each exit, by its branch; those that left at no
+            exit under ``end``.
         n_unmeasured: Requests whose sizes have no estimated latency, and do not count for r.
         latency: Percentiles of the latencies of the last 10 s, and the share over the budget; None
             before the first request.
@@ -52,6 +54,7 @@ class Status:
     n_unmeasured: int = 0
     latency: LatencySummary | None = None
     n_over: int = 0
+    exits: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def latency_ms(self) -> float | None:
@@ -89,6 +92,7 @@ class Status:
             "resident_bytes": self.resident_bytes,
             "barred": self.barred,
             "searching": self.searching,
+            "exits": dict(self.exits),
             "events": dict(self.events),
         }
 

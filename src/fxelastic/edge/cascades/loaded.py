@@ -1,0 +1,101 @@
+"""A cascade in memory, as a session for each segment or for each branch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from fxelastic.edge.bundle import Bundle
+from fxelastic.edge.cascades.running import CascadeResults, CascadeRun
+from fxelastic.edge.cascades.segments import segments_of
+from fxelastic.edge.executor import Array, State
+from fxelastic.spec.cascade import Cascade
+
+
+@dataclass(frozen=True)
+class SessionCall:
+    """A session that runs a branch, or several that are joined.
+
+    Attributes:
+        session: The session.
+        inputs: Names of the values that it reads.
+        outputs: Names of the values that it computes, in the order in which it returns them.
+        dropped: Names of values that no later branch reads.
+    """
+
+    session: Any
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    dropped: tuple[str, ...] = ()
+
+
+class LoadedCascade:
+    """A cascade whose sessions are open. Several threads may run it at once.
+
+    The values between two segments stay in onnxruntime's memory, except for those of a batch that
+    some samples have left.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        cascade: Cascade,
+        calls: Sequence[Sequence[SessionCall]],
+        on_close: Callable[[], None],
+    ) -> None:
+        """Look up what is the same in every run.
+
+        Args:
+            bundle: The bundle.
+            cascade: The cascade.
+            calls: For each segment its sessions, in the order in which they run.
+            on_close: Called once by `close`.
+        """
+        self._calls = calls
+        self._on_close = on_close
+        self._decide = CascadeRun(bundle, cascade)
+        constants = bundle.constants.items()
+        self._constants = {k: ort.OrtValue.ortvalue_from_numpy(v) for k, v in constants}
+        live = [*self._constants, *(info.name for info in bundle.inputs)]
+        self._kept: list[tuple[str, ...]] = []
+        for segment in segments_of(cascade):
+            if segment.leaving:
+                position = bundle.segment(segment.leaving).spec.start
+                live = [name for name in live if bundle.last_read.get(name, -1) >= position]
+                live += segment.kept(bundle)
+            # The last segment leaves nothing to continue from.
+            self._kept.append(tuple(dict.fromkeys(live)) if segment.leaving else ())
+
+    def run(self, inputs: Mapping[str, Array]) -> CascadeResults:
+        """Run a batch, without changing its arrays.
+
+        Args:
+            inputs: An array for each of the bundle's inputs, by name.
+
+        Returns:
+            The results, and where each sample left.
+        """
+        given = {
+            name: ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
+            for name, array in inputs.items()
+        }
+        return self._decide({**self._constants, **given}, self._run_segment)
+
+    def close(self) -> None:
+        """Free the sessions that nothing else in memory uses."""
+        self._calls = ()
+        self._on_close()
+
+    def _run_segment(self, i: int, state: State) -> tuple[State, Mapping[str, Any]]:
+        values = dict(state)
+        for call in self._calls[i]:
+            feeds = {name: values[name] for name in call.inputs}
+            found = call.session.run_with_ort_values(list(call.outputs), feeds)
+            values.update(zip(call.outputs, found, strict=True))
+            for name in call.dropped:
+                del values[name]
+        return {name: values[name] for name in self._kept[i]}, values
