@@ -76,6 +76,12 @@ def test_what_is_not_known_is_left_out() -> None:
     assert "fxelastic_subnet_accuracy" not in read
 
 
+def test_samples_are_counted_by_exit() -> None:
+    read = samples(metrics(replace(STATUS, exits={"end": 3, "exit@2-9": 40})))
+    assert read["fxelastic_exits_totalexit@2-9"] == 40
+    assert read["fxelastic_exits_totalend"] == 3
+
+
 def test_the_tail_is_there() -> None:
     tail = LatencySummary(8.0, 12.0, 30.0, 0.17, 400)
     read = samples(metrics(replace(STATUS, latency=tail, n_over=68)))

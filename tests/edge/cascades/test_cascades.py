@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,7 @@ def test_higher_limits_give_quicker_cascades_of_lower_rank(result: Any) -> None:
         by_end.setdefault(found.cascade.end, []).append(found)
     assert any(len(along) == 2 for along in by_end.values())
     for along in by_end.values():
-        for tighter, looser in zip(along, along[1:], strict=False):
+        for tighter, looser in pairwise(along):
             assert looser.latency_ms < tighter.latency_ms
             assert looser.accuracy < tighter.accuracy
     # The rank is comparable to the accuracies of subnets.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -187,12 +188,24 @@ def test_under_load_the_next_thresholds_come_before_a_smaller_subnet(
     assert [candidate.arch for candidate in reversed(ranked.frontier)] == order
     policy = RatioPolicy(dwell_s=0.0)
     budget_ms = 1.1 * found[order[0]].ms
-    for now, following in zip(order, order[1:], strict=False):
+    for now, following in pairwise(order):
         # Just more load than the subnet in use can take.
         ratio = 1.05 * budget_ms / found[now].ms
         load = Load(ratio, ratio, 100, high=ratio, begin_s=0.0)
         situation = Situation(100.0, budget_ms, load, found[now], ranked)
         assert policy.decide(situation).target.arch == following
+
+
+def test_a_budget_for_a_percentile_counts_the_exits_of_that_share(
+    bundle: Bundle, table: LatencyTable, between: Cascade
+) -> None:
+    pool = pool_of(bundle, [entry_of(between)], smallest(bundle))
+    for percentile, ms in ((25, 1.1), (50, 3.2), (95, 5.2)):
+        for known in (table, None):
+            found = candidates_of(bundle, pool, known, "assembled", percentile=percentile)
+            (candidate,) = (one for one in found if one.arch == between)
+            assert candidate.ms == pytest.approx(ms)
+            assert candidate.ms * candidate.leaving[0] == pytest.approx(1.1)
 
 
 def test_a_runtime_moves_along_the_thresholds(bundle: Bundle, between: Cascade) -> None:
