@@ -37,7 +37,7 @@ LAYERS: Mapping[str, Layer] = {
     "files": _layer(),
     "threads": _layer("errors", "torch"),
     "spec": _layer("errors files", "numpy"),
-    "edge": _layer("errors files spec", "numpy onnx onnxruntime psutil"),
+    "edge": _layer("errors files spec", "cryptography numpy onnx onnxruntime psutil"),
     "ir": _layer("errors files spec", "networkx numpy safetensors sympy torch"),
     "passes": _layer("errors files spec ir", "networkx numpy sympy torch"),
     "branches": _layer("errors files spec ir", "numpy torch"),

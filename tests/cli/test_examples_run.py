@@ -36,6 +36,7 @@ from tests.cli.commands import ROOT, environment
 from tests.cli.docs_sessions import fenced
 from tests.edge.serving.sized_table import SEQ, sized_table
 from tests.edge.serving.tiny_bundle import steady, write_bundle
+from tests.edge.signing import write_keys
 
 PROGRAMS = {"fxelastic": main, "fxelastic-export": export_main}
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -197,6 +198,11 @@ def arrange(line: str, folder: Path) -> None:
         bundle_of_lengths(folder)
         if line.startswith("fxelastic profile"):
             (folder / "bundle.latency.json").unlink()
+    if "key.p" in line:
+        pytest.importorskip("cryptography", reason="the extra sign is not installed")
+        private, _ = write_keys(folder)
+        if "key.pub" in line:
+            assert main(["sign", "bundle", "--key", str(private), "--quiet"]) == 0
     if "--score" in line:
         (folder / "bundle.pool.json").unlink()
     if "trace.jsonl" in line:

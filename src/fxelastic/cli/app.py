@@ -27,7 +27,9 @@ from fxelastic.cli import (
     report,
     search,
     serve,
+    sign,
     train,
+    verify,
 )
 from fxelastic.cli.export import build_export_parser
 from fxelastic.cli.options import HelpFormatter
@@ -56,6 +58,8 @@ COMMANDS = (
     prepare,
     serve,
     monitor,
+    sign,
+    verify,
     report,
 )
 

@@ -34,7 +34,7 @@ def add_parser(commands: Any) -> None:
         epilog=_EPILOG,
         formatter_class=HelpFormatter,
     )
-    parser.add_argument("bundle", metavar="BUNDLE", help="the folder of a bundle")
+    options.add_bundle(parser)
     parser.add_argument(
         "arch",
         metavar="ARCH",
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from fxelastic import edge
     from fxelastic.spec import Arch
 
-    bundle = edge.load(args.bundle)
+    bundle = options.load_bundle(args)
     arch = bundle.space.original if args.arch == "original" else Arch.parse(args.arch)
     specs = bundle.space.specs(arch)
     out = Path(args.out)

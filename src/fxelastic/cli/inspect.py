@@ -36,7 +36,7 @@ def add_parser(commands: Any) -> None:
         epilog=_EPILOG,
         formatter_class=HelpFormatter,
     )
-    parser.add_argument("bundle", metavar="BUNDLE", help="the folder of a bundle")
+    options.add_bundle(parser)
     parser.add_argument(
         "--files", action="store_true", help="read and verify every file, not only the sizes"
     )
@@ -50,9 +50,7 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0; raises an error on failure.
     """
-    from fxelastic import edge
-
-    bundle = edge.load(args.bundle)
+    bundle = options.load_bundle(args)
     if args.files:
         options.progress(args, f"verifying {len(bundle.files)} files")
         bundle.verify()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fxelastic.errors import UsageError
 
 if TYPE_CHECKING:
+    from fxelastic.edge.bundle import Bundle
     from fxelastic.ir.partition import Partition
 
 DEFAULT_GAMMA = 0.1
@@ -108,6 +109,31 @@ def add_values(parser: argparse.ArgumentParser, *rows: tuple[str, str, Any, Any,
         if default is not None:
             text = f"{text} (default: {shown})"
         parser.add_argument(flag, metavar=metavar, type=kind, default=default, help=text)
+
+
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    """Add BUNDLE and ``--require-signature``, which `load_bundle` reads."""
+    parser.add_argument("bundle", metavar="BUNDLE", help="the folder of a bundle")
+    parser.add_argument(
+        "--require-signature",
+        metavar="KEY",
+        action="append",
+        default=[],
+        help="refuse the bundle unless this public key signed it (fxelastic sign), a PEM file; "
+        "may be repeated: one of them must have",
+    )
+
+
+def load_bundle(args: argparse.Namespace) -> Bundle:
+    """Open the bundle of `add_bundle`.
+
+    Raises:
+        UsageError: It does not exist, or a key is not usable.
+        BundleError: It is damaged, or is not signed as required.
+    """
+    from fxelastic import edge
+
+    return edge.load(args.bundle, trusted_keys=args.require_signature)
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:

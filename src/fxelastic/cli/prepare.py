@@ -40,7 +40,7 @@ def add_parser(commands: Any) -> None:
         epilog=_EPILOG,
         formatter_class=HelpFormatter,
     )
-    parser.add_argument("bundle", metavar="BUNDLE", help="the folder of a bundle")
+    options.add_bundle(parser)
     parser.add_argument(
         "--pool", metavar="FILE", required=True, help="the pool that fxelastic search wrote"
     )
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from fxelastic import edge
 
-    bundle = edge.load(args.bundle)
+    bundle = options.load_bundle(args)
     with progress_line(quiet=args.quiet) as line:
 
         def show(done: int, total: int, name: str) -> None:

@@ -60,7 +60,7 @@ def add_parser(commands: Any) -> None:
         epilog=_EPILOG,
         formatter_class=HelpFormatter,
     )
-    parser.add_argument("bundle", metavar="BUNDLE", help="the folder of a bundle")
+    options.add_bundle(parser)
     parser.add_argument(
         "-o",
         "--out",
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from fxelastic import edge
 
-    bundle = edge.load(args.bundle)
+    bundle = options.load_bundle(args)
     out = Path(args.out) if args.out is not None else options.beside(args.bundle, "latency")
     _check_replaced(out, bundle, force=args.force)
     options.progress(args, f"measuring {len(bundle.space.branches)} branches of {args.bundle}")

@@ -77,7 +77,7 @@ def add_parser(commands: Any) -> None:
         epilog=_EPILOG,
         formatter_class=HelpFormatter,
     )
-    parser.add_argument("bundle", metavar="BUNDLE", help="the folder of a bundle")
+    options.add_bundle(parser)
     parser.add_argument(
         "--data",
         metavar="FILE",
@@ -147,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from fxelastic import edge
 
-    bundle = edge.load(args.bundle)
+    bundle = options.load_bundle(args)
     table = read_table(args.table, args.bundle, bundle)
     out = Path(args.out) if args.out is not None else options.beside(args.bundle, "pool")
     score = options.score(args.score)

@@ -51,7 +51,7 @@ def add_parser(commands: Any) -> None:
         epilog=_EPILOG,
         formatter_class=HelpFormatter,
     )
-    parser.add_argument("bundle", metavar="BUNDLE", help="the folder of a bundle")
+    options.add_bundle(parser)
     parser.add_argument(
         "--pool", metavar="FILE", required=True, help="the pool that fxelastic search wrote"
     )
@@ -186,7 +186,7 @@ def run(args: argparse.Namespace) -> int:
     from fxelastic.cli.serve_monitor import ServeMonitor
     from fxelastic.report.trace import Trace
 
-    bundle = edge.load(args.bundle)
+    bundle = options.load_bundle(args)
     pool = read_pool(args.pool, bundle)
     table = read_table(args.table, bundle)
     metrics = _metrics(args)

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import math
 import os
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -15,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from fxelastic.edge import authorship
+from fxelastic.edge.authorship import Signature
 from fxelastic.edge.bundle_reading import PrivateCopies, hash_file, read_file, stat_file
 from fxelastic.edge.external_data import check_external_data
 from fxelastic.edge.verified_model import VerifiedModel
@@ -22,7 +25,7 @@ from fxelastic.errors import BundleError, UsageError
 from fxelastic.files import recover_folder
 from fxelastic.spec import structure
 from fxelastic.spec.arch import Arch
-from fxelastic.spec.bundle_files import MANIFEST_NAME, FileInfo
+from fxelastic.spec.bundle_files import MANIFEST_NAME, SIGNATURE_NAME, FileInfo
 from fxelastic.spec.cache import KeptCache
 from fxelastic.spec.manifest import Manifest
 from fxelastic.spec.search_space import SearchSpace
@@ -31,7 +34,13 @@ from fxelastic.spec.symbols import dimension
 from fxelastic.spec.value_info import ValueInfo
 
 
-def load(path: str | os.PathLike[str]) -> Bundle:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    trusted_keys: Sequence[str | os.PathLike[str]] = (),
+    least_counter: int = 0,
+    subset: bool = False,
+) -> Bundle:
     """Open a bundle.
 
     Verifies the manifest, and that each file exists and has the listed size. The bytes of a file
@@ -39,15 +48,22 @@ def load(path: str | os.PathLike[str]) -> Bundle:
 
     Args:
         path: The bundle's folder.
+        trusted_keys: Files of public ed25519 keys, PEM. If there are any, one of them must have
+            signed the bundle, with a counter that is not lower than before; see docs/signing.md.
+        least_counter: The lowest counter of a signature to accept.
+        subset: Whether files may be missing, such as branches that a device does not need. Reading
+            one of them raises an error then.
 
     Returns:
         The bundle.
 
     Raises:
-        UsageError: The folder does not exist.
+        UsageError: The folder does not exist, or a key is not usable.
         BundleError: The folder does not contain a bundle, or the bundle is damaged; the message
-            names the file and the field.
+            names the file and the field. Or it is not signed as required.
     """
+    if isinstance(trusted_keys, (str, os.PathLike)):
+        trusted_keys = (trusted_keys,)
     if not isinstance(path, (str, os.PathLike)):
         raise UsageError("path must be a str or a Path", expected="a path", got=repr(path))
     folder = Path(path)
@@ -60,9 +76,20 @@ def load(path: str | os.PathLike[str]) -> Bundle:
             fix="export one with fxelastic-export MODEL OUT",
         )
     data = read_file(folder, FileInfo(MANIFEST_NAME, -1, ""))
-    bundle = Bundle(folder, Manifest.from_json(data), hashlib.sha256(data).hexdigest())
+    digest = hashlib.sha256(data).hexdigest()
+    signature = None
+    if trusted_keys:
+        # Before anything of the manifest is looked at.
+        signature = authorship.check(
+            folder, digest, trusted_keys, now_s=time.time(), least_counter=least_counter
+        )
+    bundle = Bundle(folder, Manifest.from_json(data), digest)
+    bundle.signature = signature
     for file in bundle.files.values():
-        stat_file(folder, file)
+        if subset and not os.path.lexists(folder / file.path):
+            bundle.missing |= {file.path}
+        else:
+            stat_file(folder, file)
     return bundle
 
 
@@ -102,7 +129,7 @@ def files_in(folder: Path) -> frozenset[str] | None:
         bundle = Bundle(folder, Manifest.from_json(data), "")
     except BundleError:
         return None
-    return frozenset((MANIFEST_NAME, *bundle.files))
+    return frozenset((MANIFEST_NAME, SIGNATURE_NAME, *bundle.files))
 
 
 class Bundle:
@@ -123,7 +150,12 @@ class Bundle:
         last_read: For each value that is read, the last block that reads it; the number of
             blocks for results.
         files: Every file except the manifest, by its path.
+        signature: The signature that was checked; None if no key was given.
+        missing: The files that were missing when it was opened, if they might be.
     """
+
+    signature: Signature | None = None
+    missing: frozenset[str] = frozenset()
 
     def __init__(self, path: Path, manifest: Manifest, digest: str) -> None:
         """Use `load` instead, which verifies the arguments."""
@@ -302,15 +334,17 @@ class Bundle:
         return self.path / path
 
     def verify(self) -> None:
-        """Read and verify every file.
+        """Read and verify every file that is not in ``missing``.
 
         Raises:
             BundleError: A file is missing or damaged.
         """
         for segment in self.manifest.segments:
-            self.read(segment.id)
+            if segment.file not in self.missing:
+                self.read(segment.id)
         for file in self.manifest.data:
-            hash_file(self.path, file)
+            if file.path not in self.missing:
+                hash_file(self.path, file)
 
     @cached_property
     def constants(self) -> Mapping[str, np.ndarray[Any, Any]]:

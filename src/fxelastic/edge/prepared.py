@@ -8,6 +8,7 @@ import os
 import platform
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -170,9 +171,13 @@ class PreparedFiles:
         return self.folder if self.spare is None else self.spare
 
     def is_writable(self) -> bool:
-        """Whether the permissions of ``folder`` allow writing files to it."""
+        """Whether the permissions of ``folder`` allow writing files to it.
+
+        With a signed bundle, others may not be able to, either.
+        """
         there = next(path for path in (self.folder, *self.folder.parents) if path.exists())
-        return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+        own = self.bundle.signature is None or not self.folder.exists() or _is_own(self.folder)
+        return own and there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
     def make(self, item: Item) -> Path:
         """Prepare a subnet or branch, unless it is already prepared, and return its file.
@@ -205,7 +210,13 @@ class PreparedFiles:
         files = (path for path in self.folder.glob("*/*") if path.is_file())
         return sum(path.stat().st_size for path in files)
 
+    def _counts(self, folder: Path) -> bool:
+        """Whether others could not have written an item, which matters for a signed bundle."""
+        return self.bundle.signature is None or _is_own(folder.parent)
+
     def _find(self, folder: Path, item: Item) -> Path | None:
+        if not self._counts(folder):
+            return None
         try:
             files = _entry(folder, item)
             intact = all(self._is_intact(folder / name, facts) for name, facts in files.items())
@@ -214,6 +225,8 @@ class PreparedFiles:
         return folder / _MODEL if intact else None
 
     def _read(self, folder: Path, item: Item) -> VerifiedModel | None:
+        if not self._counts(folder):
+            return None
         try:
             files = _entry(folder, item)
             data = read_regular(folder / _MODEL)
@@ -476,6 +489,16 @@ def _key(bundle: Bundle) -> str:
     facts = [SCHEMA, bundle.digest, processor_features()]
     facts += [device[name] for name in ("processor", "machine", "system", "onnxruntime")]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether a folder belongs to this user, and only its group and the user may write to it."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return False
+    own = getattr(os, "getuid", lambda: found.st_uid)()
+    return found.st_uid == own and not found.st_mode & stat.S_IWOTH
 
 
 def _prefix() -> str:

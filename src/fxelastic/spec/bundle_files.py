@@ -9,6 +9,8 @@ from fxelastic.spec.json_fields import Fields, show
 
 #: Name of the file that describes all other files.
 MANIFEST_NAME = "manifest.json"
+#: The file of the signature over it, if the bundle is signed.
+SIGNATURE_NAME = "manifest.sig.json"
 
 #: Folder of the ONNX files, and its subfolder for tensors stored in separate files.
 BRANCHES_FOLDER = "branches"
@@ -59,7 +61,8 @@ class FileInfo:
 def is_inside(path: str) -> bool:
     """Whether a path is relative, stays inside its folder, and is in canonical form."""
     # The pattern lets no part begin with a dot, which excludes ".." and hidden files.
-    return _PATH.fullmatch(path) is not None and path.casefold() != MANIFEST_NAME
+    own = (MANIFEST_NAME, SIGNATURE_NAME)
+    return _PATH.fullmatch(path) is not None and path.casefold() not in own
 
 
 def file_stem(branch_id: str, taken: set[str]) -> str:
