@@ -66,4 +66,4 @@ def test_values_are_shown_with_their_unit() -> None:
     assert resource("latency_ms").text(12.345) == "12.35 ms"
     assert resource("weight_bytes").text(3 * 2**20) == "3 MiB"
     assert resource("weight_bytes").text(100) == "100 bytes"
-    assert all(name.endswith(("_ms", "_mj", "_bytes", "flops")) for name in RESOURCES)
+    assert all(name.endswith(("_ms", "_mj", "_bytes", "flops", "n_params")) for name in RESOURCES)

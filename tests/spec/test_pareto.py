@@ -72,6 +72,50 @@ def test_no_entry_beats_one_of_the_frontier(seed: int, name: str) -> None:
     assert table.frontier == table.by("latency_ms") == tuple(table)
 
 
+@pytest.mark.parametrize("column", ["accuracy", *NAMES])
+def test_a_range_of_any_column_is_in_its_order(column: str) -> None:
+    table = random_table(3)
+
+    def value(entry: Known) -> float:
+        return entry.accuracy if column == "accuracy" else entry.costs[column]
+
+    assert sorted(map(value, table.entries)) == list(map(value, table.ordered(column)))
+    for low, high in ((0.25, 0.5), (1.5, 3.0), (99.0, 100.0), (2.0, 1.0)):
+        found = table.between(column, low, high)
+        expected = {e.arch for e in table.entries if low <= value(e) <= high}
+        assert {e.arch for e in found} == expected
+        assert list(map(value, found)) == sorted(map(value, found))
+    assert table.between(column) == table.ordered(column)
+
+
+def test_entries_that_none_dominates_are_found_within_three_limits() -> None:
+    """There are more entries than an exact index holds."""
+    rng = random.Random(0)
+    entries = []
+    for i in range(2500):
+        parts = [rng.random() + 0.01 for _ in range(4)]
+        length = sum(part * part for part in parts) ** 0.5
+        entries.append(known(i, parts[0] / length, *(1.5 - part / length for part in parts[1:])))
+    table = ParetoTable(entries)
+    for _ in range(25):
+        bounds = {name: rng.uniform(0.5, 1.5) for name in NAMES}
+        fitting = [e for e in entries if all(e.costs[n] <= b for n, b in bounds.items())]
+        expected = max(fitting, key=lambda e: e.accuracy, default=None)
+        assert table.best(bounds) is expected
+        assert table.best(Limits(bounds)) is expected
+
+
+def test_added_entries_replace_those_of_the_same_subnet() -> None:
+    table = ParetoTable([known(0, 0.5, 1.0, 9.0), known(1, 0.7, 2.0, 9.0)])
+    more = table.added([known(1, 0.4, 2.0, 9.0), known(2, 0.6, 1.5, 9.0)])
+    limits = {"latency_ms": 2.5, "weight_bytes": 10.0}
+    best, after = table.best(limits), more.best(limits)
+    assert (len(table.entries), len(more.entries)) == (2, 3)
+    assert best is not None
+    assert after is not None
+    assert (best.accuracy, after.accuracy) == (0.7, 0.6)
+
+
 def test_subnets_are_left_out_and_kept() -> None:
     table = ParetoTable([known(0, 0.5, 1.0), known(1, 0.7, 2.0), known(2, 0.6, 3.0)])
     archs = [entry.arch for entry in table.entries]

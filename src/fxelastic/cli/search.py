@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ examples:
   fxelastic search bundle/ --data local.npz --budget 60%
   fxelastic search bundle/ --data local.npz --budget 50% --budget 70% --budget 90%
   fxelastic search bundle/ --data local.npz --budget 60% --limit weight_bytes=70%
+  fxelastic search bundle/ --data local.npz --limit weight_bytes=70% --weight flops=1
   fxelastic search bundle/ --data local.npz --budget 20 --size-percentile 95
   fxelastic search bundle/ --data local.npz --budget 12.5 --score negative_loss --mode paged
   fxelastic search bundle/ --data local.npz --budget 60% --strategy annealing:width=0.2
@@ -68,6 +70,9 @@ _OF_RUNS = (
 )
 
 
+_EXAMPLE = {"--limit": "70%", "--weight": "0.3"}
+
+
 def add_parser(commands: Any) -> None:
     """Add the command to the parser's subcommands."""
     parser = commands.add_parser(
@@ -102,6 +107,14 @@ def add_parser(commands: Any) -> None:
         "-o", "--out", metavar="FILE", help="the pool to write (default: BUNDLE.pool.json)"
     )
     options.add_score(parser, "top1; without targets agreement for class scores, else cosine")
+    parser.add_argument(
+        "--weight",
+        metavar="RESOURCE=WEIGHT",
+        action="append",
+        default=[],
+        help="how much a resource counts among subnets nearly as good as the best: latency_ms=0.7; "
+        "may be repeated",
+    )
     options.add_values(
         parser,
         ("--table", "FILE", str, None, "the latency table (default: BUNDLE.latency.json)"),
@@ -120,6 +133,7 @@ def add_parser(commands: Any) -> None:
         ("--max-loss", "SHARE[,SHARE]", _shares, None, _MAX_LOSS),
         ("--delta", "P", float, 0.05, "the probability that a cascade loses more than --max-loss"),
         ("--exit-confidence", "NAME", str, "max_softmax", "max_softmax, margin or entropy"),
+        ("--tolerance", "SCORE", float, 0.01, "how far below the best score, for --weight"),
         ("--seed", "N", int, 0, "seed of the search"),
     )
     parser.add_argument(
@@ -165,7 +179,9 @@ def run(args: argparse.Namespace) -> int:
             table,
             Path(args.data),
             budget=args.budget,
-            limits=dict(_limit(text) for text in args.limit) or None,
+            limits=dict(_named("--limit", text) for text in args.limit) or None,
+            weights=_weights(args.weight),
+            tolerance=args.tolerance,
             strategy=parse_strategy(args.strategy),
             mode=args.mode,
             score=score,
@@ -198,8 +214,28 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
-def _limit(text: str) -> tuple[str, str]:
-    """Split a value of ``--limit`` into the resource and the bound.
+def _weights(texts: Sequence[str]) -> dict[str, float] | None:
+    """The values of ``--weight``.
+
+    Raises:
+        UsageError: A text is malformed.
+    """
+    found = {}
+    for text in texts:
+        name, value = _named("--weight", text)
+        try:
+            found[name] = float(value)
+        except ValueError as e:
+            raise UsageError(
+                "--weight must be RESOURCE=WEIGHT",
+                expected="for example --weight latency_ms=0.7",
+                got=repr(text),
+            ) from e
+    return found or None
+
+
+def _named(option: str, text: str) -> tuple[str, str]:
+    """Split a value of an option into the resource and what follows.
 
     Raises:
         UsageError: The text is malformed.
@@ -207,8 +243,8 @@ def _limit(text: str) -> tuple[str, str]:
     name, sign, bound = text.partition("=")
     if not sign:
         raise UsageError(
-            "--limit must be RESOURCE=BOUND",
-            expected="for example --limit weight_bytes=70%",
+            f"{option} must be RESOURCE=VALUE",
+            expected=f"for example {option} weight_bytes=" + _EXAMPLE[option],
             got=repr(text),
         )
     return name.strip(), bound

@@ -23,6 +23,7 @@ def bundle_costs(
     """The costs of each branch by resource.
 
     * ``flops``: the operations of a run.
+    * ``n_params``: the parameters; of subnets the sum, without regard to shared ones.
     * ``traffic_bytes``: the weights of the branch, and the values that it reads and writes.
     * ``peak_memory_bytes``: the values that exist between blocks while the branch runs, including
       its own outputs, without the temporary memory of its operators. Missing if a size can't be
@@ -39,6 +40,7 @@ def bundle_costs(
     flops = {spec.id: batch_size * spec.flops_at(all_sizes) for spec in bundle.space.branches}
     found = {
         "flops": BranchCosts({branch: float(n) for branch, n in flops.items()}),
+        "n_params": BranchCosts({s.id: float(s.n_params) for s in bundle.space.branches}),
         "traffic_bytes": BranchCosts(
             {b: float(row.weight_bytes + row.activation_bytes) for b, row in rows.items()}
         ),

@@ -135,7 +135,15 @@ class SubnetPool(JsonDocument):
 
     @cached_property
     def table(self) -> ParetoTable[PoolEntry]:
-        """The entries as an ordered table."""
+        """The entries as an ordered table.
+
+        `ParetoTable.best` finds the best within limits, `ParetoTable.between` and
+        `ParetoTable.ordered` order the entries by any column: those of the performance index
+        (``n_params``, ``weight_bytes``, ``accuracy``) and of the predictive table
+        (``latency_ms``, ``energy_mj``, and the other resources of the latency table).
+
+        Source: AdaScale, IV-C.
+        """
         return ParetoTable(self.entries)
 
     @property
@@ -153,6 +161,22 @@ class SubnetPool(JsonDocument):
             UsageError: A bound is a share, or an entry has no cost for the resource.
         """
         return self.table.best(limits)
+
+    def added(self, entries: Iterable[PoolEntry]) -> SubnetPool:
+        """A pool with further entries, which replace those of the same subnets.
+
+        Raises:
+            UsageError: See `of`.
+        """
+        return SubnetPool.of(
+            self.bundle_digest,
+            (*self.entries, *entries),
+            self.data_digest,
+            self.score,
+            self.targets,
+            self.sizes,
+            self.cascades,
+        )
 
     def merge(self, other: SubnetPool) -> SubnetPool:
         """A pool with the entries of both.

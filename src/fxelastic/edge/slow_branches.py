@@ -14,7 +14,13 @@ from fxelastic.spec.resources import LATENCY
 _ORIGINAL = "original"
 
 
-def used(bundle: Bundle, table: LatencyTable, mode: str, limits: Iterable[Limits]) -> Bundle:
+def used(
+    bundle: Bundle,
+    table: LatencyTable,
+    mode: str,
+    limits: Iterable[Limits],
+    others: Iterable[str] = (),
+) -> Bundle:
     """The bundle without the branches that a search within limits can do without.
 
     These are the 8-bit branches that the device does not use, and, if the latency alone is
@@ -26,12 +32,13 @@ def used(bundle: Bundle, table: LatencyTable, mode: str, limits: Iterable[Limits
         table: The device's costs.
         mode: ``assembled`` or ``paged``.
         limits: The limits of the search.
+        others: Further resources that count.
 
     Raises:
         UsageError: The table has no such mode.
     """
     bundle = int8_branches.used(bundle, table, mode)
-    if any(set(each) - {LATENCY} for each in limits):
+    if any(set(each) - {LATENCY} for each in (*limits, tuple(others))):
         return bundle
     return bundle.without(no_faster(bundle, table, mode))
 

@@ -87,6 +87,11 @@ class Limits(Mapping[str, Bound]):
     def __getitem__(self, name: str) -> Bound:
         return self._bounds[name]
 
+    @property
+    def bounds(self) -> Mapping[str, Bound]:
+        """The bounds by resource, as a dictionary."""
+        return self._bounds
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._bounds)
 

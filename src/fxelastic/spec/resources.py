@@ -43,6 +43,8 @@ class Resource:
 _BINARY = ((30, "Gi"), (20, "Mi"), (10, "Ki"))
 
 LATENCY = "latency_ms"
+ENERGY = "energy_mj"
+ACCESS_ENERGY = "access_energy_mj"
 WEIGHTS = "weight_bytes"
 
 #: Every resource by its name.
@@ -50,8 +52,10 @@ RESOURCES: Mapping[str, Resource] = {
     found.name: found
     for found in (
         Resource(LATENCY, "latency", "ms"),
-        Resource("energy_mj", "energy", "mJ"),
+        Resource(ENERGY, "energy", "mJ"),
+        Resource(ACCESS_ENERGY, "energy by accesses", "mJ"),
         Resource("flops", "FLOPs", "FLOPs"),
+        Resource("n_params", "parameters", "parameters"),
         Resource("traffic_bytes", "memory traffic", "bytes"),
         Resource("peak_memory_bytes", "peak memory", "bytes", PEAK),
         Resource(WEIGHTS, "weights", "bytes", UNION),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -157,6 +158,20 @@ def test_a_new_budget_takes_effect_without_a_request() -> None:
         wait_until(lambda: runtime.status().step is POOL[1])
         assert runtime.budget_ms == 3.0
         assert "budget_changed" in kinds(runtime)
+
+
+def test_a_subnet_that_is_added_serves_without_a_request() -> None:
+    policy = GoTo()
+    with serving(FakeLoader(), 5.0, entries=POOL[:2], policy=policy) as runtime:
+        assert right(runtime) == POOL[1].arch
+        runtime.add(POOL[2:3])
+        assert len(runtime.entries) == 3
+        policy.arch = POOL[2].arch
+        wait_until(lambda: right(runtime) == POOL[2].arch)
+        assert "subnets_added" in kinds(runtime)
+        with pytest.raises(UsageError, match="can't be ranked"):
+            runtime.add([replace(POOL[0], accuracy=float("nan"))])
+        assert len(runtime.entries) == 3
 
 
 def test_a_budget_that_can_t_be_kept_is_told_once() -> None:

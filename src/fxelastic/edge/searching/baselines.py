@@ -91,8 +91,8 @@ class Annealing:
         window, low = window_below(study, self.width)
         drawn = window.sample(ATTEMPTS, study.rng.getrandbits(32))
         here = next(filter(study.fits, drawn), None) or next(iter(seeds(study, 1)), drawn[0])
-        mutations = Mutations(study.space, study.costs, low, study.high)
-        below = Mutations(study.space, study.costs, 0.0, study.high)
+        mutations = Mutations.of(study, low)
+        below = Mutations.of(study)
 
         def neighbour(arch: Arch) -> Arch | None:
             """A neighbour in the window, or below the window if that one exceeds other limits."""

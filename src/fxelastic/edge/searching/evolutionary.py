@@ -124,7 +124,7 @@ class Evolutionary:
         self, study: Study, parents: list[Arch], n: int, known: Sequence[Arch]
     ) -> list[Arch]:
         """Different mutations of subnets that fit and are new."""
-        changes = Mutations(study.space, study.costs, 0.0, study.high)
+        changes = Mutations.of(study)
 
         def child() -> Arch | None:
             found: Arch | None = study.rng.choice(parents)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from fxelastic.edge.searching.scores import Score
 from fxelastic.edge.searching.study import Strategy, Study
 from fxelastic.errors import UsageError
 from fxelastic.spec.options import check_count, check_positive
+from fxelastic.spec.weights import Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,11 @@ class SearchOptions:
         delta: The probability that a cascade loses more than ``max_loss`` in spite of its test on
             the held-out samples.
         exit_confidence: What says how sure an exit is: ``max_softmax``, ``margin`` or ``entropy``.
+        weights: How much each resource counts, such as ``{"latency_ms": 0.7, "energy_mj": 0.3}``:
+            among the subnets within the limits whose score is at most ``tolerance`` below the
+            best, the one with the least weighted mean of its costs, as shares of the original's,
+            is returned. None for the one with the highest score.
+        tolerance: See ``weights``; in units of the score.
         force: Search although the table is marked unusable: see `LatencyTable.problem`.
         clock: Returns the time, in s.
     """
@@ -89,6 +96,8 @@ class SearchOptions:
     max_loss: float | Sequence[float] | None = None
     delta: float = 0.05
     exit_confidence: str = "max_softmax"
+    weights: Mapping[str, float] | None = None
+    tolerance: float = 0.01
     force: bool = False
     clock: Callable[[], float] = time.perf_counter
 
@@ -105,6 +114,14 @@ class SearchOptions:
         if self.time_budget_s is not None:
             check_positive("time_budget_s", self.time_budget_s)
         checked_losses(0.5 if self.max_loss is None else self.max_loss, self.delta)
+        if self.weights is not None:
+            Weights(self.weights)
+        if not 0 <= self.tolerance < math.inf:
+            raise UsageError(
+                "tolerance is out of range",
+                expected="a number of at least 0, in units of the score",
+                got=repr(self.tolerance),
+            )
         if not 0 <= self.held_out < 1:
             raise UsageError(
                 "held_out is out of range",

@@ -18,6 +18,8 @@ from fxelastic.spec.cost_window import CostWindow
 ATTEMPTS = 200
 #: Generations without a new subnet after which a search ends.
 FRUITLESS = 20
+# Swaps that bring a mutation back into several limits, and draws where they do not.
+_SWAPS, _REDRAWN = 3, 16
 
 #: A subnet as its branches, in execution order.
 Tiling: TypeAlias = tuple[BranchSpec, ...]
@@ -33,17 +35,22 @@ class Mutations:
     single one suffices, the rest of the subnet is drawn anew, uniformly over what fits the window
     with this branch. So a mutation is in the window whenever any subnet with the branch is.
 
+    If other resources are limited, too, the swap must keep these limits; where no single one does,
+    up to three swaps lower the excess over all limits step by step.
+
     Attributes:
         space: The subnets.
         costs: Cost of each branch, by id.
         low: Least cost of a subnet.
         high: Largest cost of a subnet.
+        others: Further costs of each branch that add up, each with the largest sum.
     """
 
     space: SearchSpace
     costs: Mapping[str, float]
     low: float
     high: float
+    others: Sequence[tuple[Mapping[str, float], float]] = ()
     _originals: Tiling = field(init=False, repr=False)
     _tilings: dict[Arch, Tiling] = field(init=False, repr=False, default_factory=dict)
     _swaps: dict[str, tuple[list[float], list[BranchSpec]]] = field(
@@ -55,6 +62,11 @@ class Mutations:
         self._by_span: dict[tuple[int, int], list[BranchSpec]] = {}
         for spec in self.space.branches:
             self._by_span.setdefault((spec.start, spec.stop), []).append(spec)
+
+    @classmethod
+    def of(cls, study: Study, low: float = 0.0) -> Mutations:
+        """The mutations that keep a study's limits, and cost at least ``low``."""
+        return cls(study.space, study.costs, low, study.high, study.other_costs)
 
     def mutate(self, arch: Arch, rng: random.Random) -> Arch | None:
         """A neighbour in the window; None if the window holds no other subnet."""
@@ -75,16 +87,12 @@ class Mutations:
         if spec.id in arch.branches:
             return None
         changed = self._replaced(arch, spec)
-        cost = self._cost(changed)
-        return _arch(changed) if self._inside(cost) else self._repaired(changed, spec, cost, rng)
+        return self._repaired(changed, spec, rng)
 
     def with_branch(self, arch: Arch, spec: BranchSpec, rng: random.Random) -> Arch | None:
         """A subnet of the window that has this branch; None where there is none."""
         changed = self._replaced(arch, spec)
-        cost = self._cost(changed)
-        if self._inside(cost):
-            return _arch(changed)
-        repaired = self._repaired(changed, spec, cost, rng)
+        repaired = self._repaired(changed, spec, rng)
         return repaired if repaired is not None else self._redrawn(spec, rng)
 
     def _replaced(self, arch: Arch, spec: BranchSpec) -> Tiling:
@@ -93,10 +101,13 @@ class Mutations:
             tiling = self._tilings[arch] = self.space.specs(arch)
         return _put_in(tiling, spec, self._originals)
 
-    def _repaired(
-        self, tiling: Tiling, kept: BranchSpec, cost: float, rng: random.Random
-    ) -> Arch | None:
-        """The subnet after the single swap that brings the cost into the window."""
+    def _repaired(self, tiling: Tiling, kept: BranchSpec, rng: random.Random) -> Arch | None:
+        """The subnet, after the least swaps that bring its costs into the window."""
+        if self.others:
+            return self._repaired_for_all(tiling, kept, rng)
+        cost = self._cost(tiling)
+        if self._inside(cost):
+            return _arch(tiling)
         least, most = self.low - cost, self.high - cost
         best: tuple[float, float, int, BranchSpec] | None = None
         for i, spec in enumerate(tiling):
@@ -116,6 +127,46 @@ class Mutations:
         _, _, i, other = best
         result = (*tiling[:i], other, *tiling[i + 1 :])
         return _arch(result) if self._inside(self._cost(result)) else None
+
+    def _repaired_for_all(
+        self, tiling: Tiling, kept: BranchSpec, rng: random.Random
+    ) -> Arch | None:
+        """The subnet, after at most three swaps that bring all of its costs into their limits."""
+        columns = (self.costs, *(costs for costs, _ in self.others))
+        totals = [math.fsum([costs[spec.id] for spec in tiling]) for costs in columns]
+        excess = self._excess(totals)
+        for _ in range(_SWAPS):
+            if not excess:
+                break
+            best: tuple[float, float, float] | None = None
+            swapped, changed = tiling, totals
+            for i, spec in enumerate(tiling):
+                for other in self._by_span[spec.start, spec.stop]:
+                    if spec is kept or other is spec:
+                        continue
+                    after = [
+                        total + costs[other.id] - costs[spec.id]
+                        for total, costs in zip(totals, columns, strict=True)
+                    ]
+                    option = (self._excess(after), abs(after[0] - totals[0]), rng.random())
+                    if best is None or option < best:
+                        best, changed = option, after
+                        swapped = (*tiling[:i], other, *tiling[i + 1 :])
+            if best is None or best[0] >= excess:
+                return None
+            tiling, totals, excess = swapped, changed, best[0]
+        # Sums that were updated step by step may be off by a rounding.
+        exact = [math.fsum([costs[spec.id] for spec in tiling]) for costs in columns]
+        return None if self._excess(exact) else _arch(tiling)
+
+    def _excess(self, totals: Sequence[float]) -> float:
+        """How far costs are out of their limits, each as a share of the limit; 0 if within all."""
+        first, *rest = totals
+        most = abs(self.high) or 1.0
+        found = (max(0.0, first - self.high) + max(0.0, self.low - first)) / most
+        for total, (_, high) in zip(rest, self.others, strict=True):
+            found += max(0.0, total - high) / (abs(high) or 1.0)
+        return found
 
     def _swaps_of(self, spec: BranchSpec) -> tuple[list[float], list[BranchSpec]]:
         """The branches of the same blocks and their changes of the cost, the least first."""
@@ -146,9 +197,18 @@ class Mutations:
         costs = {s.id: dear if s.id in under else self.costs[s.id] for s in rest}
         window = CostWindow(SearchSpace(self.space.n_blocks, rest), costs, self.low, self.high)
         try:
-            return window.sample(1, rng.getrandbits(32))[0]
+            drawn = window.sample(_REDRAWN if self.others else 1, rng.getrandbits(32))
         except UsageError:
             return None
+        for arch in drawn:
+            tiling = self.space.specs(arch)
+            rest_costs = (
+                math.fsum([costs[spec.id] for spec in tiling]) <= high
+                for costs, high in self.others
+            )
+            if all(rest_costs):
+                return arch
+        return None
 
     def _cost(self, tiling: Tiling) -> float:
         return math.fsum([self.costs[spec.id] for spec in tiling])

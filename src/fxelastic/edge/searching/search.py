@@ -33,6 +33,7 @@ from fxelastic.edge.searching.study import (
     Study,
     strategy,
 )
+from fxelastic.edge.searching.weighted import Weighted
 from fxelastic.edge.slow_branches import used
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
@@ -41,6 +42,7 @@ from fxelastic.spec.latency_table import LatencyTable
 from fxelastic.spec.limits import Bound, Limits, several_limits
 from fxelastic.spec.options import options_of
 from fxelastic.spec.resources import LATENCY, PEAK, resource
+from fxelastic.spec.weights import Weights
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +53,8 @@ class SearchResult:
 
     Attributes:
         limits: The limits of the search, with absolute bounds.
-        bests: The best subnet within each of the limits; ties go to the quickest.
+        bests: The best subnet within each of the limits; ties go to the quickest. With ``weights``,
+            the cheapest of those that are nearly as good.
         pool: Everything that was evaluated.
         histories: For each of the limits an entry for each improvement.
         counts: The work of the evaluations.
@@ -160,13 +163,19 @@ def search(
     )
     table.check_usable(mode, force=options.force)
     _warn(table, mode)
-    bundle = used(bundle, table, mode, given)
+    weights = None if options.weights is None else Weights(options.weights)
+    bundle = used(bundle, table, mode, given, () if weights is None else weights)
     if options.latency_percentile is not None:
         table = at_latency_percentile(table, options.latency_percentile)
     table = with_bundle_costs(table, bundle)
     costs = table.costs_of(mode)
     original = costs.predict(bundle.space.original)
     runner = _strategy(options.strategy)
+    weighted = None
+    if weights is not None:
+        for name in weights:
+            costs[name]  # an error names what the table lacks
+        runner = weighted = Weighted(runner, weights, options.tolerance)
     interrupted = aborted = False
     digest = samples.digest(metric.name)
     n_together = batch_of(bundle, options.batch_size)
@@ -216,7 +225,7 @@ def search(
         if interrupted or aborted:
             # Leave out the limits that the search did not reach.
             studies = [study for study in studies if study.incumbent is not None] or studies
-        bests = [_answer(study) for study in studies]
+        bests = [_answer(study, weighted) for study in studies]
         wanted = list(dict.fromkeys(bests))
         if len(rest) and not aborted:
             if not interrupted:
@@ -308,9 +317,10 @@ def _metric_and_data(
     return measure, samples, rest
 
 
-def _answer(study: Study) -> Arch:
+def _answer(study: Study, weighted: Weighted | None) -> Arch:
     """The subnet that a search returns for its limits."""
-    return answer(study) or study.anchors[0]
+    found = answer(study) if weighted is None else weighted.best(study)
+    return found or study.anchors[0]
 
 
 def _mark(best: PoolEntry, n_samples: int) -> str:

@@ -18,7 +18,7 @@ from fxelastic.spec import Arch, SearchSpace
 from fxelastic.spec.costs import Costs
 from fxelastic.spec.knapsack import most_valuable
 from fxelastic.spec.limits import Limits
-from fxelastic.spec.resources import LATENCY, SUM, resource
+from fxelastic.spec.resources import LATENCY, PEAK, SUM, resource
 
 ENTRY_POINT_GROUP = "fxelastic.search"
 
@@ -166,6 +166,28 @@ class Study:
     def fits(self, arch: Arch) -> bool:
         """Whether a subnet keeps the limits."""
         return all(self.resources.total(n, arch) <= self.limits.bound(n) for n in self.limits)
+
+    @cached_property
+    def other_costs(self) -> tuple[tuple[Mapping[str, float], float], ...]:
+        """For each limited resource besides `resource`, costs that add up, and their highest sum.
+
+        Every subnet within the limits keeps them; a subnet that keeps them may still exceed a limit
+        if branches share weights. For a peak, a branch above it costs 1, and the highest sum is 0.
+        """
+        found: list[tuple[Mapping[str, float], float]] = []
+        for name in self.limits:
+            own, bound = self.resources[name], self.limits.bound(name)
+            high = bound - own.overhead
+            if name == self.resource:
+                continue
+            if resource(name).rule == PEAK:
+                above = {branch: float(cost > high) for branch, cost in own.costs.items()}
+                found.append((above, 0.0))
+                continue
+            shared = {branch: math.fsum(parts.values()) for branch, parts in own.shared.items()}
+            costs = {branch: cost - shared.get(branch, 0.0) for branch, cost in own.costs.items()}
+            found.append((costs, high + _ROUNDING * bound))
+        return tuple(found)
 
     def most_valuable(self, values: Mapping[str, float], n: int = 1, most: int = 400) -> list[Arch]:
         """The subnets within the limits whose branches have the highest total value, best first."""

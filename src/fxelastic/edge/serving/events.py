@@ -23,6 +23,7 @@ _log = logging.getLogger(__name__)
 #: * request_failed - no subnet could answer; the caller got an error.
 #: * memory_limit - a subnet can't be loaded within the memory limit.
 #: * budget_changed - the user set another budget.
+#: * subnets_added - the user added subnets.
 #: * budget_unmet, budget_met - no subnet keeps the budget at this load; one does again.
 #: * slow_requests - some requests took several times as long as the others.
 #: * size_not_measured - a request has sizes that the latency table does not cover.
@@ -57,6 +58,7 @@ Kind: TypeAlias = Literal[
     "slow_requests",
     "started",
     "store_failed",
+    "subnets_added",
     "switched",
     "unloaded",
 ]

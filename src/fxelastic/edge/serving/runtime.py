@@ -297,6 +297,24 @@ class Runtime:
         """The pool as it is now, with the subnets that searches found."""
         return self._catalogue.candidates
 
+    def add(self, entries: Iterable[Any]) -> None:
+        """Serve further subnets from now on; they replace those with the same arch.
+
+        Args:
+            entries: A pool of the same bundle, or some of its entries.
+
+        Raises:
+            UsageError: An entry can't be ranked; nothing is added then.
+        """
+        fresh = {entry.arch: Candidate.of(entry) for entry in entries}
+
+        def changed(known: Sequence[Candidate]) -> Iterable[Candidate]:
+            return (*(c for c in known if c.arch not in fresh), *fresh.values())
+
+        self._catalogue.update(changed)
+        self._events.add("subnets_added", f"{len(fresh)} subnets", n_added=len(fresh))
+        self._hurry()
+
     def status(self) -> Status:
         """The state of the runtime now."""
         load, step, events = self._controller.load, self._cache.current, self._events.counts()
