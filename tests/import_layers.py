@@ -47,7 +47,10 @@ LAYERS: Mapping[str, Layer] = {
 
 # The outermost ring puts the layers together and may import all of them.
 FACADE = frozenset(
-    {"", "api", "cli", "expansion", "exporting", "exporting_int8", "kinds", "report", "testing"}
+    {
+        *("", "api", "cli", "expansion", "exporting", "exporting_int8", "kinds", "multi_stage"),
+        *("report", "testing"),
+    }
 )
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fxelastic.exporting import export
     from fxelastic.ir import Block, Partition
     from fxelastic.ir.supernet import Supernet
+    from fxelastic.multi_stage import train_stages, trained_state
     from fxelastic.train import distill, evaluate, recalibrate, tune
 
 __version__ = "0.1.0"
@@ -57,6 +58,8 @@ __all__ = [
     "partition",
     "recalibrate",
     "testing",
+    "train_stages",
+    "trained_state",
     "tune",
 ]
 
@@ -72,6 +75,8 @@ _LAZY_NAMES = {
     "export": "fxelastic.exporting",
     "partition": "fxelastic.api",
     "recalibrate": "fxelastic.train",
+    "train_stages": "fxelastic.multi_stage",
+    "trained_state": "fxelastic.multi_stage",
     "tune": "fxelastic.train",
 }
 _LAZY_MODULES = ("edge", "kinds", "testing")

@@ -24,14 +24,17 @@ import fxelastic
 from fxelastic.train import (
     Callback,
     EndToEnd,
+    History,
     Sandwich,
     Stage,
     StepReport,
     TeacherForced,
     Turns,
     checkpoints,
+    row_store,
     run,
 )
+from tests.train import staged
 from tests.train.supernets import conv_supernet, image_batches, weights
 
 
@@ -45,6 +48,17 @@ class Kill(Callback):
     def on_step(self, report: StepReport) -> None:
         if report.step == self.step and self.stage in (None, report.stage):
             kill()
+
+
+class Ended(Callback):
+    """Keeps what stages did."""
+
+    def __init__(self, histories: list[History]) -> None:
+        self.histories = histories
+
+    def on_end(self, history: History | None) -> None:
+        if history is not None:
+            self.histories.append(history)
 
 
 class Stop(Callback):
@@ -89,10 +103,19 @@ def train(stage: str, folder: Path, callbacks: tuple[Callback, ...] = ()) -> dic
         assert [h.steps for h in earlier] == [3, 9]
     elif stage == "tune":
         history = fxelastic.tune(supernet, loader, sampling=Sandwich(), **options)
+    elif stage == "multi_stage":
+        ended: list[History] = []
+        options |= {"callbacks": (*callbacks, Ended(ended)), "cache_bytes": 2**20}
+        options |= {"validate": staged.validation(), "until": 2.0, "warmup": 0.0}
+        state = staged.state(staged.train(**options))
+        history = ended[-1]
+        resumed = [h.resumed_at for h in ended]
     else:
         history = fxelastic.distill(supernet, loader, mode=stage, **options)
     digest = hashlib.sha256()
-    for name, value in weights(supernet).items():
+    if stage != "multi_stage":
+        state, resumed = weights(supernet), [history.resumed_at]
+    for name, value in state.items():
         digest.update(name.encode() + value.numpy().tobytes())
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return {
@@ -101,6 +124,8 @@ def train(stage: str, folder: Path, callbacks: tuple[Callback, ...] = ()) -> dic
         "coverage": dict(history.coverage),
         "logged": [(line["event"], line["step"], line["loss"]) for line in log],
         "resumed_at": history.resumed_at,
+        "resumed": resumed,
+        "left": sorted(path.name for path in folder.glob("*features*")),
     }
 
 
@@ -133,17 +158,38 @@ def while_writing(stage: str, folder: Path, when: int, where: str) -> None:
     train(stage, folder)
 
 
+def while_keeping_features(folder: Path, when: int, where: str) -> None:
+    """Train in stages until the process is killed while it writes features, or gives the name."""
+    real = getattr(row_store.RowStore, where)
+    calls = 0
+
+    def dies(self: Any, *args: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == when:
+            if where == "add":
+                self._file.write(args[-1][0][:3])
+                self._file.flush()
+            else:
+                real(self)
+            kill()
+        real(self, *args)
+
+    setattr(row_store.RowStore, where, dies)
+    train("multi_stage", folder)
+
+
 def main(folder: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
-    for stage in ("teacher_forced", "chained", "tune", "stages"):
+    for stage in ("teacher_forced", "chained", "tune", "stages", "multi_stage"):
         plain = train(stage, folder / "plain")
         shutil.rmtree(folder / "plain")
         killed = []
         # Nine steps, three an epoch: before the first checkpoint, in the middle of an epoch, at
         # its end, and one after another.
         points: list[tuple[int, ...]] = [(1,), (3, 7)] if stage == "tune" else [(4, 5)]
-        points = [] if stage == "stages" else points
+        points = [] if stage in ("stages", "multi_stage") else points
         for steps in points:
             here = folder / f"{stage}-{steps}"
             codes = [in_child(partial(train, stage, here, (Kill(step),))) for step in steps]
@@ -162,6 +208,20 @@ def main(folder: Path) -> dict[str, Any]:
             for when, where in ((4, "write_durably"), (9, "write_durably"), (4, "sync")):
                 here = folder / f"{stage}-{where}-{when}"
                 code = in_child(partial(while_writing, stage, here, when, where))
+                killed.append({"codes": [code], "at": [where, when], **train(stage, here)})
+        if stage == "multi_stage":
+            # In each stage, and in one process after another.
+            here = folder / "stage-by-stage"
+            points_of_stages = [("stage-1", 5), ("stage-2", 4), ("stage-3", 8)]
+            codes = [
+                in_child(partial(train, stage, here, (Kill(step, name),)))
+                for name, step in points_of_stages
+            ]
+            killed.append({"codes": codes, "at": points_of_stages, **train(stage, here)})
+            # While features are written for the third stage, and when those for the second are.
+            for when, where in ((80, "add"), (1, "seal")):
+                here = folder / f"{stage}-{where}-{when}"
+                code = in_child(partial(while_keeping_features, here, when, where))
                 killed.append({"codes": [code], "at": [where, when], **train(stage, here)})
         results[stage] = {"plain": plain, "killed": killed}
     return results

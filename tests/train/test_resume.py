@@ -37,7 +37,7 @@ def killed_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return results
 
 
-@pytest.mark.parametrize("stage", ["teacher_forced", "chained", "tune", "stages"])
+@pytest.mark.parametrize("stage", ["teacher_forced", "chained", "tune", "stages", "multi_stage"])
 def test_a_killed_run_ends_with_the_same_bits(killed_runs: dict[str, Any], stage: str) -> None:
     plain = killed_runs[stage]["plain"]
     assert plain["resumed_at"] == 0
@@ -50,6 +50,13 @@ def test_a_killed_run_ends_with_the_same_bits(killed_runs: dict[str, Any], stage
 def test_runs_were_resumed_at_several_points(killed_runs: dict[str, Any]) -> None:
     found = {run["resumed_at"] for stage in killed_runs.values() for run in stage["killed"]}
     assert {0, 2, 4, 6} <= found
+
+
+def test_stages_go_on_where_they_were_and_keep_no_features(killed_runs: dict[str, Any]) -> None:
+    runs = killed_runs["multi_stage"]["killed"]
+    # Killed after 8 of 9 steps of the third stage; checkpoints are written every second step.
+    assert [run["resumed"] for run in runs] == [[9, 9, 6], [9, 9, 0], [9, 0, 0]]
+    assert not any(run["left"] for run in runs)
 
 
 def run(folder: Path, *, stop: int | None = None, **options: Any) -> Any:

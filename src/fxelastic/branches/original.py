@@ -44,17 +44,32 @@ class Original:
         frozen: dict[int, Any] = {}
         liveness = Liveness(partition)
         for i, block in enumerate(partition.blocks):
-            yield Branch(
-                BranchSpec(
-                    *(branch_id(ORIGINAL, i, i + 1), ORIGINAL, i, i + 1),
-                    *(block.n_params, block.flops, block.flops_by_size),
-                ),
-                _freeze(extract(partition, block), frozen),
-                block.inputs,
-                block.outputs,
-                block.context,
-                presents=tuple(cache.present for cache in liveness.caches(i, i + 1)),
+            yield original_branch(
+                partition, liveness, i, _freeze(extract(partition, block), frozen)
             )
+
+
+def original_branch(partition: Partition, liveness: Liveness, i: int, module: nn.Module) -> Branch:
+    """The branch of a module that computes what a block computes.
+
+    Args:
+        partition: The blocks.
+        liveness: Its liveness.
+        i: The number of the block.
+        module: The module.
+    """
+    block = partition.blocks[i]
+    return Branch(
+        BranchSpec(
+            *(branch_id(ORIGINAL, i, i + 1), ORIGINAL, i, i + 1),
+            *(block.n_params, block.flops, block.flops_by_size),
+        ),
+        module,
+        block.inputs,
+        block.outputs,
+        block.context,
+        presents=tuple(cache.present for cache in liveness.caches(i, i + 1)),
+    )
 
 
 def _freeze(block: fx.GraphModule, frozen: dict[int, Any]) -> FrozenGraphModule:

@@ -11,9 +11,9 @@ from fxelastic.train.interpolation import Interpolation, interpolate
 from fxelastic.train.losses import cross_entropy, normalised_error, soft_cross_entropy
 from fxelastic.train.metrics import accuracy, agreement, cosine, spearman
 from fxelastic.train.norm_statistics import recalibrate
-from fxelastic.train.objectives import Chained, EndToEnd, Objective, TeacherForced
+from fxelastic.train.objectives import Chained, EndToEnd, Objective, Supervised, TeacherForced
 from fxelastic.train.reports import Bucket, EpochReport, HeldOutReport, History, StepReport
-from fxelastic.train.sampling import Attentive, Bucketed, Sampling, Sandwich, Turns, Uniform
+from fxelastic.train.sampling import Attentive, Bucketed, Fixed, Sampling, Sandwich, Turns, Uniform
 from fxelastic.train.stages import distill, run, tune
 from fxelastic.train.training import Stage, Training
 
@@ -27,6 +27,7 @@ __all__ = [
     "Csv",
     "EndToEnd",
     "EpochReport",
+    "Fixed",
     "HeldOutReport",
     "History",
     "Interpolation",
@@ -37,6 +38,7 @@ __all__ = [
     "Sandwich",
     "Stage",
     "StepReport",
+    "Supervised",
     "TeacherForced",
     "TensorBoard",
     "Training",

@@ -187,6 +187,17 @@ def numbered(loader: Any, what: str) -> Iterator[tuple[int, Any]]:
         )
 
 
+def no_labels(batch: Batch, what: str) -> UsageError:
+    """The error for a batch without a target, where one is needed."""
+    return UsageError(
+        f"batch {batch.number} of {what} has no target",
+        expected="labelled batches: (inputs, target), or a dict with the target under "
+        + ", ".join(map(repr, TARGET_KEYS)),
+        got="inputs alone",
+        fix="add the labels, or pass split= to say where a batch holds them",
+    )
+
+
 def first_batches(
     source: Iterable[Any],
     what: str,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from fxelastic.errors import UsageError
 from fxelastic.ir.supernet import Supernet
 from fxelastic.spec import Arch
 from fxelastic.threads import computing_with
-from fxelastic.train.batches import BatchReader, Split, numbered
+from fxelastic.train.batches import BatchReader, Split, no_labels, numbered
 from fxelastic.train.learners import BranchRunner
 from fxelastic.train.metrics import accuracy, counts, likeness
 from fxelastic.train.reports import Bucket
@@ -37,12 +37,19 @@ class Prefix:
     arch: Arch | None = None
 
     @classmethod
-    def tree(cls, archs: Iterable[Arch]) -> Prefix:
-        """The tree of these subnets; its root is the empty prefix."""
+    def tree(cls, archs: Iterable[Arch], without: Collection[str] = ()) -> Prefix:
+        """The tree of these subnets; its root is the empty prefix.
+
+        Args:
+            archs: The subnets.
+            without: Ids of branches to leave out, which have run already.
+        """
         root = cls()
         for arch in archs:
             node = root
             for name in arch:
+                if name in without:
+                    continue
                 node = node.following.setdefault(name, cls())
             node.arch = arch
         return root
@@ -107,7 +114,7 @@ def evaluate(
                 score = metric or likeness
             if metric is None and not counts(target):
                 continue
-            for arch, result in _results(tree, runner, values):
+            for arch, result in results_of(tree, runner, values):
                 totals[arch] += float(runner.layout.compare(score, result, target)) * batch.size
             n_samples += batch.size
     if not n_samples:
@@ -169,13 +176,59 @@ def range_accuracy(
     return tuple(buckets)
 
 
-def _results(
+def scores_of(
+    archs: Sequence[Arch],
+    loader: Iterable[Any],
+    reader: BatchReader,
+    runner: BranchRunner,
+    metric: Metric | None = None,
+    start: int = 0,
+) -> tuple[list[float], int]:
+    """Score subnets on labelled batches, from the values that a reader gives.
+
+    Args:
+        archs: The subnets.
+        loader: The batches.
+        reader: Reads them, and computes the values before a block.
+        runner: Runs the branches.
+        metric: Scores a batch, as a mean over its samples; accuracy where None.
+        start: The number of that block.
+
+    Returns:
+        The sum of the scores over all samples for each subnet, and the number of samples.
+
+    Raises:
+        UsageError: A batch has no target.
+    """
+    tree = Prefix.tree(archs, {branch.id for branch in runner.before(start)})
+    totals, n_samples = dict.fromkeys(archs, 0.0), 0
+    with torch.no_grad():
+        for number, raw in numbered(loader, "validate"):
+            batch = reader.read(raw, number)
+            if batch.target is None:
+                raise no_labels(batch, "validate")
+            if metric is None and not counts(batch.target):
+                continue
+            for arch, result in results_of(tree, runner, reader.bind(batch)):
+                score = runner.layout.compare(metric or accuracy, result, batch.target)
+                totals[arch] += float(score) * batch.size
+            n_samples += batch.size
+    return list(totals.values()), n_samples
+
+
+def results_of(
     node: Prefix, runner: BranchRunner, values: dict[str, Any]
 ) -> Iterator[tuple[Arch, Any]]:
-    """Each subnet below a prefix and its result, from the named values after the prefix."""
+    """Each subnet below a prefix and its result.
+
+    Args:
+        node: The prefix.
+        runner: Runs the branches.
+        values: The named values after the prefix; not changed.
+    """
     if node.arch is not None:
         yield node.arch, runner.supernet.result(values, caches=False)
     for name, longer in node.following.items():
         current = dict(values)
         runner.run(runner.branch(name), current)
-        yield from _results(longer, runner, current)
+        yield from results_of(longer, runner, current)

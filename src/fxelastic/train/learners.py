@@ -79,6 +79,10 @@ class BranchRunner:
         """Run a branch on named values, see `Supernet.run_branch`."""
         self.supernet.run_branch(branch, values)
 
+    def before(self, start: int) -> tuple[Branch, ...]:
+        """The model's own path up to a block."""
+        return tuple(branch for branch in self.originals if branch.stop <= start)
+
     def result(self, arch: Arch, values: Mapping[str, Any]) -> Any:
         """A subnet's result, in the structure of the model's result, without caches.
 
@@ -100,12 +104,16 @@ class Learners:
         parameters: Each parameter that learns once, by ``branch id/name in the module``.
     """
 
-    def __init__(self, supernet: Supernet, names: Collection[str] | None = None) -> None:
+    def __init__(
+        self, supernet: Supernet, names: Collection[str] | None = None, start: int = 0
+    ) -> None:
         """Collect the parameters.
 
         Args:
             supernet: The supernet.
             names: Ids of the branches that learn; all new branches where None.
+            start: The blocks before this one stay as they are, and so does what later branches
+                share with them.
 
         Raises:
             UsageError: An id does not belong to a new branch, there is nothing to train, or a new
@@ -123,17 +131,23 @@ class Learners:
                 got=repr(names),
             )
         chosen = self._modules if names is None else names
+        before = [b.module for b in supernet.branches.values() if b.stop <= start]
+        self._fixed = {id(part) for module in before for part in _parts(module)}
         self.parameters: dict[str, nn.Parameter] = {}
         self._own: dict[str, tuple[str, ...]] = {}
         known: dict[int, str] = {}
         for name, module in self._modules.items():
             if name in chosen:
                 for inner, parameter in module.named_parameters():
-                    if parameter.requires_grad and id(parameter) not in known:
+                    if id(parameter) in self._fixed or not parameter.requires_grad:
+                        continue
+                    if id(parameter) not in known:
                         known[id(parameter)] = f"{name}/{name_of(inner)}"
                         self.parameters[known[id(parameter)]] = parameter
-                own = (known[id(p)] for p in module.parameters() if p.requires_grad)
+                own = (known[id(p)] for p in module.parameters() if id(p) in known)
                 self._own[name] = tuple(dict.fromkeys(own))
+        # Norms and dropouts without parameters are in training mode beside those that learn.
+        self._silent = [name for name, own in self._own.items() if not own and names is not None]
         self.branches: dict[str, Branch] = {
             name: supernet.branches[name] for name, own in self._own.items() if own
         }
@@ -181,11 +195,14 @@ class Learners:
             frozen: Leave layers with running statistics in eval mode: they normalise with these
                 statistics, as in inference, and don't change them.
         """
-        modules = [self._modules[name] for name in branches]
+        modules = [self._modules[name] for name in (*branches, *self._silent)]
         for module in modules:
             module.train()
             for layer in norms_of(module) if frozen else ():
                 layer.eval()
+            for part in module.modules() if self._fixed else ():
+                if not self._fixed.isdisjoint(map(id, (part, *part._buffers.values()))):
+                    part.eval()
         try:
             yield
         finally:
@@ -206,10 +223,11 @@ class Learners:
         return state
 
     def buffers(self) -> list[Tensor]:
-        """The floating-point buffers of all new branches, such as running statistics."""
-        modules = self._modules.values()
+        """The floating-point buffers of branches that learn, such as running statistics."""
+        modules = [self._modules[name] for name in self._own]
         found = itertools.chain.from_iterable(module.buffers() for module in modules)
-        return [buffer for buffer in found if buffer.is_floating_point()]
+        own = {id(buffer): buffer for buffer in found if id(buffer) not in self._fixed}
+        return [buffer for buffer in own.values() if buffer.is_floating_point()]
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state` returned.
@@ -255,6 +273,15 @@ class Learners:
                     got="a weight of the model",
                     fix="have the branch's maker clone the weights",
                 )
+
+
+def _parts(module: nn.Module) -> Iterator[object]:
+    """A module's layers, parameters and buffers; graph modules themselves are never shared."""
+    return itertools.chain(
+        (part for part in module.modules() if part is not module),
+        module.parameters(),
+        module.buffers(),
+    )
 
 
 def norms_of(module: nn.Module) -> list[Any]:

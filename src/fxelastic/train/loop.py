@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import shutil
+import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fxelastic.errors import TrainingError
+from fxelastic.errors import TrainingError, UsageError
 from fxelastic.ir.supernet import Supernet
 from fxelastic.threads import ThreadChoice, computing_with, thread_counts
 from fxelastic.train.batches import Batch, BatchReader, device_of, first_batches, numbered
 from fxelastic.train.callbacks import Callback, callbacks_of
-from fxelastic.train.evaluation import range_accuracy
+from fxelastic.train.evaluation import range_accuracy, scores_of
+from fxelastic.train.features import FeatureReader, Features
 from fxelastic.train.held_out import N_BATCHES, HeldOut
 from fxelastic.train.learners import BranchRunner, Learners
 from fxelastic.train.norm_statistics import batches_serve, estimate
@@ -35,7 +40,8 @@ from fxelastic.train.randomness import (
 )
 from fxelastic.train.reports import Bucket, EpochReport, History, StepReport
 from fxelastic.train.resumption import Position, Resumption, checkpoints_of
-from fxelastic.train.sampling import Plan, plan_of
+from fxelastic.train.row_store import discard
+from fxelastic.train.sampling import Fixed, Plan, plan_of
 from fxelastic.train.training import Stage, Training
 
 #: Plans of sampled subnets to measure held-out errors of.
@@ -76,13 +82,26 @@ class Loop:
         self._training = training
         self._learners = learners
         self._processes = processes
+        if training.until is not None and not isinstance(stage.sampling, Fixed):
+            raise UsageError(
+                "until is for a stage of fixed subnets",
+                expected="sampling=Fixed((arch,))",
+                got=f"sampling={stage.sampling!r}",
+            )
         self._runner = BranchRunner(supernet, training.compile)
         self._sampling = stage.sampling
         objective = self._objective = stage.objective.among(processes)
         # Stages of one objective draw other subnets.
         again = name != objective.name
         self._seed = derived_seed(training.seed, "stage", name) if again else training.seed
+        self._start = stage.start
+        self._fixed = stage.sampling.subnets if isinstance(stage.sampling, Fixed) else ()
         self._reader = BatchReader(self._supernet, training.split)
+        if stage.start:
+            features = Features(self._runner, stage.start)
+            self._reader = FeatureReader(
+                supernet, training.split, runner=self._runner, features=features
+            )
         self._optimisation = self._optimisation_of(training)
         # With "auto", this is decided before the first step.
         self._frozen = training.norm_statistics != "batch"
@@ -136,7 +155,7 @@ class Loop:
             history: History | None = None
             self._call("on_begin", self._name, position.step, position.epoch, self._total_steps())
             try:
-                with preserved(self._loader):
+                with preserved(self._loader), self._prefix(self._over(position)):
                     if not (position.step or position.epoch):
                         self._prepare()
                         position.frozen = self._frozen
@@ -157,6 +176,33 @@ class Loop:
                 self._call("on_end", history)
         return history
 
+    @contextlib.contextmanager
+    def _prefix(self, over: bool) -> Iterator[None]:
+        """Keep what the blocks before the stage compute, if there are any, until it is over."""
+        training, reader = self._training, self._reader
+        if not isinstance(reader, FeatureReader):
+            yield
+            return
+        name = f"features-{self._name}-{self._processes.rank}"
+        private = tempfile.mkdtemp(prefix="fxelastic-") if training.checkpoints is None else ""
+        parent = Path(training.checkpoints or private)
+        try:
+            if training.cache_bytes and not over:
+                sources = [(self._loader, "the loader")]
+                if training.validate is not None:
+                    sources.append((training.validate, "validate"))
+                seed = derived_seed(training.seed, name)
+                facts = {"precision": training.precision}
+                with self._optimisation.autocast():
+                    reader.fill(sources, parent / name, facts, training.cache_bytes, seed)
+            yield
+            # An interrupted run finds the file again.
+            discard(parent / name)
+        finally:
+            reader.features.close()
+            if private:
+                shutil.rmtree(private, ignore_errors=True)
+
     def _optimisation_of(self, training: Training) -> Optimisation:
         return Optimisation(
             self._learners,
@@ -168,7 +214,7 @@ class Loop:
 
     def _plan(self, step: int) -> Plan:
         space = self._supernet.space
-        return plan_of(space, self._learners, self._sampling, step, self._seed)
+        return plan_of(space, self._learners, self._sampling, step, self._seed, self._start)
 
     def _plan_held_out(self) -> Plan:
         """Branches alone, or the subnets of steps beyond any run."""
@@ -324,16 +370,17 @@ class Loop:
             with torch.autocast(self._processes.device.type, enabled=False):
                 optimisation.backward(loss, share)
 
-        values = self._reader.bind(batch)
         with torch.enable_grad(), optimisation.autocast():
+            values = self._reader.bind(batch)
             return self._objective.backward(self._runner, values, batch.target, plan, backward)
 
     def _measured(
         self, batch: Batch, plan: Plan, objective: Objective | None = None
     ) -> dict[str, Tensor]:
         """The losses of a batch, without gradients."""
-        values, objective = self._reader.bind(batch), objective or self._objective
+        objective = objective or self._objective
         with torch.no_grad(), self._optimisation.autocast():
+            values = self._reader.bind(batch)
             return objective.backward(self._runner, values, batch.target, plan, lambda loss: None)
 
     def _check(self, losses: dict[str, Tensor], batch: Batch, plan: Plan, where: str) -> None:
@@ -360,7 +407,10 @@ class Loop:
         training = self._training
         self._processes.average(self._learners.buffers())
         ranges: tuple[Bucket, ...] = ()
-        if training.validate is not None:
+        scores: tuple[float, ...] = ()
+        if training.validate is not None and self._fixed:
+            scores = self._scores(training.validate)
+        elif training.validate is not None:
             with preserved(training.validate):
                 ranges = range_accuracy(
                     self._supernet,
@@ -379,16 +429,30 @@ class Loop:
             ranges=ranges,
             seconds=time.perf_counter() - self._started,
             held_out=self._held_out.observe(position.step) if training.keep_best else None,
+            scores=scores,
         )
         position.end_epoch(report)
         self._call("on_epoch", report)
         self._checkpoint(position)
+
+    def _scores(self, loader: Iterable[Any]) -> tuple[float, ...]:
+        """The score of each fixed subnet, over the samples of all processes."""
+        with preserved(loader), self._optimisation.autocast():
+            sums, n = scores_of(
+                *(self._fixed, loader, self._reader, self._runner),
+                *(self._training.metric, self._start),
+            )
+        n_samples = max(1.0, self._processes.total(n))
+        return tuple(self._processes.total(value) / n_samples for value in sums)
 
     def _checkpoint(self, position: Position) -> None:
         if self._resumption.write(position):
             self._call("on_checkpoint", position.step)
 
     def _over(self, position: Position) -> bool:
+        until = self._training.until
+        if until is not None and position.epochs and position.epochs[-1].scores[-1] >= until:
+            return True
         if self._training.steps is not None:
             return self._reached(position)
         return position.epoch >= self._training.epochs

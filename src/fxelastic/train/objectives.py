@@ -17,6 +17,7 @@ from fxelastic.errors import TrainingError, UsageError
 from fxelastic.ir.branch import Branch
 from fxelastic.spec import EXIT
 from fxelastic.train.batches import Batch, count_not_finite
+from fxelastic.train.evaluation import Prefix, results_of
 from fxelastic.train.learners import BranchRunner
 from fxelastic.train.losses import cross_entropy, is_empty, normalised_error, soft_cross_entropy
 from fxelastic.train.processes import Processes
@@ -237,7 +238,7 @@ class EndToEnd:
             result = runner.result(arch, values)
             loss = torch.zeros(())
             if soft < 1:
-                loss = (1 - soft) * _scalar(self._hard(runner, result, target))
+                loss = (1 - soft) * _task_loss(self.loss, runner, result, target)
             if soft:
                 loss = loss + soft * _scalar(runner.layout.compare(self.soft_loss, result, teacher))
             backward(loss / len(plan.archs))
@@ -245,17 +246,6 @@ class EndToEnd:
                 if name in plan.branches:
                     found.setdefault(name, []).append(loss.detach())
         return _means(found)
-
-    def _hard(self, runner: BranchRunner, result: Any, target: Any) -> object:
-        try:
-            return runner.layout.compare(self.loss, result, target)
-        except TypeError as e:
-            raise TrainingError(
-                "the loss can't be computed",
-                expected="a function of (results, targets), as the data gives them",
-                got=f"{type(e).__name__}: {e}",
-                fix="pass a loss that takes what the model returns and what the data holds",
-            ) from e
 
     def among(self, processes: Processes) -> EndToEnd:
         """See `Objective.among`."""
@@ -265,6 +255,54 @@ class EndToEnd:
         """See `Objective.numerics`."""
         losses = {"loss": described(self.loss), "soft_loss": described(self.soft_loss)}
         return {**losses, "soft": repr(self.soft)}
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """Subnets learn the task from labels alone, whatever their weights are before.
+
+    The loss is the mean over the subnets of a step, whose common blocks run once.
+
+    Attributes:
+        loss: Compares a result with the target.
+
+    Source: AdaScale, section III-B.
+    """
+
+    loss: TaskLoss = cross_entropy
+    name: ClassVar[str] = "train"
+    independent: ClassVar[bool] = False
+    default_rate: ClassVar[float] = 1e-3
+
+    def backward(
+        self, runner: BranchRunner, values: Values, target: Any, plan: Plan, backward: Backward
+    ) -> dict[str, Tensor]:
+        """See `Objective.backward`."""
+        if target is None:
+            raise UsageError(
+                "a batch of the loader has no target",
+                expected="labelled batches",
+                got="inputs alone",
+                fix="add the labels, or pass split= to say where a batch holds them",
+            )
+        tree = Prefix.tree(plan.archs, {branch.id for branch in runner.before(plan.start)})
+        found: dict[str, list[Tensor]] = {}
+        losses: list[Tensor] = []
+        for arch, result in results_of(tree, runner, dict(values)):
+            losses.append(_task_loss(self.loss, runner, result, target))
+            for name in arch:
+                if name in plan.branches:
+                    found.setdefault(name, []).append(losses[-1].detach())
+        backward(torch.stack(losses).mean())
+        return _means(found)
+
+    def among(self, processes: Processes) -> Supervised:
+        """See `Objective.among`."""
+        return self
+
+    def numerics(self) -> dict[str, str]:
+        """See `Objective.numerics`."""
+        return {"loss": described(self.loss)}
 
 
 def described(value: object) -> str:
@@ -294,6 +332,8 @@ def diagnose(runner: BranchRunner, batch: Batch, values: Values, plan: Plan, bra
         for path in (runner.originals, *map(runner.path, plan.archs)):
             current = dict(values)
             for part in path:
+                if part.start < plan.start:
+                    continue
                 for learner in (b for b in alone if b.start == part.start):
                     outcome = dict(current)
                     runner.run(learner, outcome)
@@ -339,6 +379,18 @@ def _replaced(runner: BranchRunner, branch: Branch, values: Values) -> tuple[Any
 
 def _means(losses: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack(own).mean() for name, own in losses.items()}
+
+
+def _task_loss(loss: TaskLoss, runner: BranchRunner, result: Any, target: Any) -> Tensor:
+    try:
+        return _scalar(runner.layout.compare(loss, result, target))
+    except TypeError as e:
+        raise TrainingError(
+            "the loss can't be computed",
+            expected="a function of (results, targets), as the data gives them",
+            got=f"{type(e).__name__}: {e}",
+            fix="pass a loss that takes what the model returns and what the data holds",
+        ) from e
 
 
 def _scalar(loss: object) -> Tensor:

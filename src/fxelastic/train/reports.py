@@ -107,6 +107,7 @@ class EpochReport:
         ranges: The latency-range accuracy; empty without a validation loader.
         seconds: Wall time since the run began or was resumed.
         held_out: The errors on held-out batches; None where they were not measured.
+        scores: The score of each subnet on ``validate``, in a stage of fixed subnets.
     """
 
     stage: str
@@ -118,6 +119,7 @@ class EpochReport:
     ranges: tuple[Bucket, ...] = ()
     seconds: float = 0.0
     held_out: HeldOutReport | None = None
+    scores: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``json.dumps``."""
@@ -130,6 +132,7 @@ class EpochReport:
         parts = {
             "ranges": tuple(Bucket(**bucket) for bucket in data["ranges"]),
             "held_out": None if held_out is None else HeldOutReport(**held_out),
+            "scores": tuple(data.get("scores", ())),
         }
         return cls(**{**data, **parts})
 
@@ -172,7 +175,10 @@ class History:
             f"{self.stage}: {self.steps} steps; {n} branch{'es' * (n != 1)} "
             f"learned in {per_branch} steps each"
         ]
-        lines += [f"  epoch {e.epoch}: loss {e.loss:.4g}{_ranges(e.ranges)}" for e in self.epochs]
+        lines += [
+            f"  epoch {e.epoch}: loss {e.loss:.4g}{_ranges(e.ranges)}{_scores(e.scores)}"
+            for e in self.epochs
+        ]
         if self.held_out is not None:
             lines.append(f"  on held-out batches: {self.held_out}{_rest(self.held_out)}")
         return "\n".join(lines)
@@ -184,6 +190,12 @@ def _rest(report: HeldOutReport) -> str:
     if not report.steps_left:
         return "; more steps would hardly help"
     return f"; about {report.steps_left} more steps are worth it"
+
+
+def _scores(scores: tuple[float, ...]) -> str:
+    if not scores:
+        return ""
+    return f"; score{'s' * (len(scores) > 1)} {' '.join(f'{score:.3f}' for score in scores)}"
 
 
 def _ranges(buckets: tuple[Bucket, ...]) -> str:

@@ -97,6 +97,21 @@ class Uniform:
 
 
 @dataclass(frozen=True)
+class Fixed:
+    """The same subnets in each step.
+
+    Attributes:
+        subnets: The subnets.
+    """
+
+    subnets: tuple[Arch, ...]
+
+    def archs(self, space: SearchSpace, step: int, seed: int) -> tuple[Arch, ...]:
+        """The subnets of a step; see `Sampling.archs`."""
+        return self.subnets
+
+
+@dataclass(frozen=True)
 class Bucketed:
     """Every range of costs in turn, uniform in each.
 
@@ -182,14 +197,21 @@ class Plan:
     Attributes:
         branches: Ids of the new branches that learn.
         archs: The subnets that they are in; empty where branches learn alone.
+        start: The first block that runs, on the values before it.
     """
 
     branches: tuple[str, ...]
     archs: tuple[Arch, ...] = ()
+    start: int = 0
 
 
 def plan_of(
-    space: SearchSpace, learners: Learners, sampling: Sampling | Turns, step: int, seed: int
+    space: SearchSpace,
+    learners: Learners,
+    sampling: Sampling | Turns,
+    step: int,
+    seed: int,
+    start: int = 0,
 ) -> Plan:
     """Choose what learns in a step; subnets without a branch that learns are drawn again.
 
@@ -199,10 +221,11 @@ def plan_of(
         sampling: The policy.
         step: The number of the step, from 0.
         seed: The stage's seed.
+        start: The first block that runs.
     """
     names = tuple(learners.branches)
     if isinstance(sampling, Turns):
-        return Plan(sampling.branches(names, step, seed))
+        return Plan(sampling.branches(names, step, seed), start=start)
     archs: tuple[Arch, ...] = ()
     for attempt in range(_DRAWS):
         drawn = sampling.archs(space, step, derived_seed(seed, "attempt", attempt))
@@ -213,7 +236,7 @@ def plan_of(
         # Nearly every subnet of this space has nothing to learn: one branch alone, in turn.
         archs = (_around(space, names[step % len(names)]),)
     chosen = {name for arch in archs for name in arch}
-    return Plan(tuple(name for name in names if name in chosen), archs)
+    return Plan(tuple(name for name in names if name in chosen), archs, start)
 
 
 def _around(space: SearchSpace, branch: str) -> Arch:

@@ -49,7 +49,7 @@ def run(
         )
     # All options and ids are checked before the first stage begins.
     trainings = [Training.of({**options, **stage.options}) for stage in stages]
-    learners = [Learners(supernet, stage.learns) for stage in stages]
+    learners = [Learners(supernet, stage.learns, stage.start) for stage in stages]
     plans = list(zip(stages, _names(stages), trainings, learners, strict=True))
     return tuple(Loop(supernet, loader, *plan).run() for plan in plans)
 

@@ -17,7 +17,7 @@ from fxelastic.threads import check_threads
 from fxelastic.train.batches import Split
 from fxelastic.train.callbacks import Callback
 from fxelastic.train.objectives import Objective, described
-from fxelastic.train.sampling import Sampling, Turns, Uniform
+from fxelastic.train.sampling import Fixed, Sampling, Turns, Uniform
 
 #: Makes an optimiser for parameters, as ``lambda p: torch.optim.SGD(p, 0.1, momentum=0.9)``.
 OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -70,11 +70,16 @@ class Training:
         seed: Seed of the sampled subnets, of the order of a DataLoader that shuffles, and of
             torch's, Python's and numpy's global generators, which are restored at the end.
         distributed: Train together with the other processes of ``torchrun``.
-        validate: Batches on which the latency-range accuracy is measured after each epoch; the
-            score is accuracy, or ``metric``.
+        validate: Batches on which the latency-range accuracy is measured after each epoch, or
+            where the stage always has the same subnets their scores; the score is accuracy, or
+            ``metric``.
+        until: Ends a stage of fixed subnets after the epoch in which the last one's score on
+            ``validate`` reaches this value.
         metric: Function of (result, target), the score of a batch; see `evaluate`.
         costs: Cost of each branch by id for the latency-range accuracy, such as a latency in ms;
             FLOPs where None.
+        cache_bytes: Most bytes on disk for what the blocks before a stage's first one compute, for
+            each sample once; 0 to compute it in each epoch.
         checkpoints: Folder of checkpoints. A run that finds its own there resumes from the newest.
         checkpoint_every: Steps between checkpoints; there is one at the end of each epoch anyway.
         keep: Checkpoints to keep.
@@ -103,7 +108,9 @@ class Training:
     distributed: bool = False
     validate: Iterable[Any] | None = None
     metric: Callable[[Any, Any], float] | None = None
+    until: float | None = None
     costs: Mapping[str, float] | None = None
+    cache_bytes: int = 2 * 2**30
     checkpoints: str | os.PathLike[str] | None = None
     checkpoint_every: int | None = None
     keep: int = 2
@@ -123,6 +130,8 @@ class Training:
         for name in ("steps", "checkpoint_every"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
+        check_count("cache_bytes", self.cache_bytes, 0)
+        self._check_until()
         check_threads(self.threads)
         if isinstance(self.lr, str):
             check_word("lr", self.lr, ("auto",))
@@ -147,6 +156,23 @@ class Training:
                 f"log must end in .jsonl or .csv, got {str(self.log)!r}",
                 expected="a file that ends in .jsonl or .csv",
                 got=repr(str(self.log)),
+            )
+
+    def _check_until(self) -> None:
+        if self.until is None:
+            return
+        _check_range("until", self.until, -math.inf, math.inf)
+        if self.validate is None:
+            raise UsageError(
+                "until needs labelled data to measure the score on",
+                expected="validate=, held-out batches with targets",
+                got="validate=None",
+            )
+        if self.keep_best:
+            raise UsageError(
+                "until and keep_best exclude one another",
+                expected="keep_best=False: the state that reaches the score is kept",
+                got="keep_best=True",
             )
 
     @classmethod
@@ -177,7 +203,7 @@ class Training:
         names = ("epochs", "steps", "lr", "weight_decay", "warmup", "clip_norm", "accumulate")
         facts = {name: repr(getattr(self, name)) for name in (*names, "precision", "seed")}
         # Left out at the values of earlier versions, so that their runs can resume.
-        later: dict[str, Any] = {"norm_statistics": "batch", "keep_best": False}
+        later: dict[str, Any] = {"norm_statistics": "batch", "keep_best": False, "until": None}
         for name, earlier in later.items():
             if getattr(self, name) != earlier:
                 facts[name] = repr(getattr(self, name))
@@ -207,10 +233,12 @@ class Stage:
     """One stage of training: what it minimises, what learns, from which subnets, how long.
 
     Attributes:
-        objective: `TeacherForced`, `Chained` or `EndToEnd`.
+        objective: `TeacherForced`, `Chained`, `EndToEnd` or `Supervised`.
         learns: Ids of the new branches that learn; all of them where None.
-        sampling: Draws the subnets of a step: `Uniform` where None, `Bucketed`, `Sandwich`. Where
-            branches learn alone, `Turns`.
+        sampling: Draws the subnets of a step: `Uniform` where None, `Bucketed`, `Sandwich`,
+            `Fixed`. Where branches learn alone, `Turns`.
+        start: The blocks before this one run without gradients and never change; what they
+            compute for a sample may be kept (``cache_bytes``). For a stage of fixed subnets.
         name: The stage's name in checkpoints, logs and reports; the objective's where None.
         options: Fields of `Training` that this stage alone has, such as ``epochs`` or ``steps``.
     """
@@ -218,6 +246,7 @@ class Stage:
     objective: Objective
     learns: tuple[str, ...] | None
     sampling: Sampling | Turns
+    start: int
     name: str | None
     options: dict[str, Any]
 
@@ -227,6 +256,7 @@ class Stage:
         *,
         learns: Collection[str] | None = None,
         sampling: Sampling | Turns | None = None,
+        start: int = 0,
         name: str | None = None,
         **options: Any,
     ) -> None:
@@ -236,6 +266,13 @@ class Stage:
             UsageError: The objective does not take this sampling, or the name is not a
                 valid file name.
         """
+        check_count("start", start, 0)
+        if start and not isinstance(sampling, Fixed):
+            raise UsageError(
+                "start is for a stage of fixed subnets",
+                expected="sampling=Fixed((arch,))",
+                got=f"sampling={sampling!r}",
+            )
         alone = bool(objective.independent)
         if sampling is None:
             sampling = Turns() if alone else Uniform()
@@ -254,7 +291,8 @@ class Stage:
         if learns is not None and not isinstance(learns, str):
             learns = tuple(learns)
         values = {"objective": objective, "learns": learns, "sampling": sampling}
-        for field, value in {**values, "name": name, "options": options}.items():
+        rest = {"start": start, "name": name, "options": options}
+        for field, value in {**values, **rest}.items():
             object.__setattr__(self, field, value)
 
     def numerics(self, objective: Objective) -> dict[str, str]:
@@ -268,6 +306,8 @@ class Stage:
             facts["branches_per_step"] = repr(self.sampling.n)
         else:
             facts["sampling"] = repr(self.sampling)
+        if self.start:
+            facts["start"] = repr(self.start)
         if self.learns is not None:
             facts["learns"] = ", ".join(self.learns)
         return facts

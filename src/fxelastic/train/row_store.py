@@ -1,0 +1,201 @@
+"""Rows of bytes by key in a file, written once and checked before they are used again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fxelastic.errors import TrainingError
+from fxelastic.files import sync, write_durably
+
+SCHEMA = "fxelastic.rows/1"
+#: Bytes of a key.
+KEY_BYTES = 16
+
+_ROWS, _INDEX, _FACTS = "rows.bin", "index.npy", "rows.json"
+_CHUNK = 2**22
+_ENTRY = np.dtype([("key", f"S{KEY_BYTES * 2}"), ("offset", "<i8"), ("form", "<i4")])
+
+logger = logging.getLogger(__name__)
+
+
+class RowStore:
+    """Rows in a folder.
+
+    The folder gets its name when it is on disk as a whole, so that a killed process leaves no
+    partial rows under that name. Rows are read from the file when they are needed: the store takes
+    no memory but for its keys.
+
+    Attributes:
+        folder: The folder.
+        forms: What the rows hold: for each form the shapes of its tensors.
+        n_bytes: Bytes of all rows.
+    """
+
+    def __init__(self, folder: Path, facts: Mapping[str, str]) -> None:
+        """Begin to write rows.
+
+        Args:
+            folder: The folder; its parent exists.
+            facts: What the rows depend on, by name.
+
+        Raises:
+            OSError: The folder can't be written.
+        """
+        self.folder = folder
+        self.forms: list[tuple[tuple[int, ...], ...]] = []
+        self.n_bytes = 0
+        self._facts = dict(facts)
+        self._places: dict[bytes, tuple[int, int]] = {}
+        self._digest = hashlib.sha256()
+        self._temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        discard(folder)
+        self._temporary.mkdir(parents=True)
+        self._file: Any = (self._temporary / _ROWS).open("wb")
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._places
+
+    def add(self, key: bytes, shapes: tuple[tuple[int, ...], ...], parts: Sequence[Any]) -> None:
+        """Append a row.
+
+        Args:
+            key: Its key, of `KEY_BYTES` bytes.
+            shapes: The shapes of its tensors.
+            parts: The bytes of each tensor.
+
+        Raises:
+            OSError: The disk is full.
+        """
+        if shapes not in self.forms:
+            self.forms.append(shapes)
+        self._places[key] = (self.n_bytes, self.forms.index(shapes))
+        for part in parts:
+            self._file.write(part)
+            self._digest.update(part)
+            self.n_bytes += len(part)
+
+    def seal(self) -> None:
+        """Give the folder its name; rows can be read from then on.
+
+        Raises:
+            OSError: The disk is full.
+        """
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        index = np.array([(k.hex(), *place) for k, place in self._places.items()], dtype=_ENTRY)
+        write_durably(self._temporary / _INDEX, index.tobytes())
+        record = {
+            "schema": SCHEMA,
+            "facts": self._facts,
+            "forms": self.forms,
+            "n_bytes": self.n_bytes,
+            "rows": self._digest.hexdigest(),
+            "index": hashlib.sha256(index.tobytes()).hexdigest(),
+        }
+        write_durably(self._temporary / _FACTS, json.dumps(record).encode())
+        sync(self._temporary)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._temporary.rename(self.folder)
+        sync(self.folder.parent)
+        self._open()
+
+    @classmethod
+    def existing(cls, folder: Path, facts: Mapping[str, str]) -> RowStore | None:
+        """The rows of an earlier process; None if they are not there, not whole, or others."""
+        if not (folder / _FACTS).is_file():
+            return None
+        try:
+            record = json.loads((folder / _FACTS).read_text("utf-8"))
+            packed = (folder / _INDEX).read_bytes()
+            whole = (
+                record["schema"] == SCHEMA
+                and record["facts"] == dict(facts)
+                and hashlib.sha256(packed).hexdigest() == record["index"]
+                and _digest_of(folder / _ROWS) == record["rows"]
+            )
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            logger.warning("%s can't be used again: %s", folder, e)
+            return None
+        if not whole:
+            logger.warning("%s can't be used again: it is damaged, or of another run", folder)
+            return None
+        store = cls.__new__(cls)
+        store.folder = folder
+        store.forms = [tuple(map(tuple, form)) for form in record["forms"]]
+        store.n_bytes = record["n_bytes"]
+        store._places = {
+            bytes.fromhex(entry["key"].decode()): (int(entry["offset"]), int(entry["form"]))
+            for entry in np.frombuffer(packed, _ENTRY)
+        }
+        store._open()
+        return store
+
+    def form(self, keys: Sequence[bytes]) -> int | None:
+        """The form of rows; None if they differ in it."""
+        found = {self._places[key][1] for key in keys}
+        return found.pop() if len(found) == 1 else None
+
+    def read(self, keys: Sequence[bytes], size: int) -> np.ndarray[Any, Any]:
+        """Rows of one form.
+
+        Args:
+            keys: Their keys.
+            size: Bytes of a row.
+
+        Returns:
+            The bytes, ``(len(keys), size)``.
+
+        Raises:
+            TrainingError: The file is shorter than it was.
+        """
+        rows = np.empty((len(keys), size), np.uint8)
+        for row, key in zip(rows, keys, strict=True):
+            self._file.seek(self._places[key][0])
+            if self._file.readinto(row.data) != size:
+                raise TrainingError(
+                    f"{self.folder / _ROWS} is shorter than it was",
+                    expected="that no other program writes to the folder of checkpoints",
+                    got="the end of the file",
+                    fix="run again: what is missing is computed again",
+                )
+        return rows
+
+    def close(self) -> None:
+        """Close the file, which stays."""
+        self._file.close()
+
+    def discard(self) -> None:
+        """Remove the folder, and what killed processes left of it."""
+        self.close()
+        discard(self.folder)
+
+    def _open(self) -> None:
+        self._file = (self.folder / _ROWS).open("rb", buffering=0)
+
+
+def discard(folder: Path) -> None:
+    """Remove the folder of a store, and what killed processes left of it."""
+    if folder.parent.is_dir():
+        for path in (folder, *folder.parent.glob(f".{folder.name}.*.tmp")):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _digest_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
