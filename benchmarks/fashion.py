@@ -12,7 +12,6 @@ Other benchmarks import `Fashion` and `original`, so all of them start from the 
 from __future__ import annotations
 
 import argparse
-import gzip
 import sys
 import time
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.train_models import SmallResNet
+from examples.data.idx import read_split
 
 WEIGHTS = Path(__file__).parent / "weights"
 BAR = 0.925
@@ -55,8 +55,8 @@ class Fashion:
         Raises:
             FileNotFoundError: A file is missing.
         """
-        x, y = (_read(folder / f"train-{part}.gz") for part in PARTS)
-        test_x, test_y = (_read(folder / f"t10k-{part}.gz") for part in PARTS)
+        x, y = read_split(folder, "train")
+        test_x, test_y = read_split(folder, "t10k")
         n = len(x) - N_VALIDATION
         mean, deviation = float(x[:n].mean() / 255), float(x[:n].std() / 255)
 
@@ -65,17 +65,6 @@ class Fashion:
             return torch.from_numpy(scaled)[:, None], torch.from_numpy(classes.astype(np.int64))
 
         return cls(split(x[:n], y[:n]), split(x[n:], y[n:]), split(test_x, test_y))
-
-
-PARTS = ("images-idx3-ubyte", "labels-idx1-ubyte")
-
-
-def _read(path: Path) -> np.ndarray:
-    """The array of an IDX file: two zero bytes, type, rank, the sizes (big-endian), the values."""
-    data = gzip.decompress(path.read_bytes())
-    rank = data[3]
-    shape = np.frombuffer(data, ">u4", rank, 4)
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
 
 
 @dataclass

@@ -93,7 +93,7 @@ def train_stages(
     Source: AdaScale, section III-B, Algorithm 1.
     """
     check_word("update", update, UPDATES)
-    _check(options)
+    check_options(options)
     kind = exits if isinstance(exits, Exit) else Exit(at=exits)
     expanded = expand(
         *(model, gamma),
@@ -104,12 +104,55 @@ def train_stages(
         fusion=fusion,
         seed=seed,
     )
+    return train_exits(
+        *(expanded, loader),
+        strict=kind.at != "auto" and not kind.every,
+        update=update,
+        until=until,
+        epochs=epochs,
+        loss=loss,
+        seed=seed,
+        **options,
+    )
+
+
+def train_exits(
+    expanded: Supernet,
+    loader: Iterable[Any],
+    *,
+    strict: bool = False,
+    update: str = "freeze",
+    until: float | Sequence[float | None] | None = None,
+    epochs: int | Sequence[int] = 10,
+    loss: TaskLoss = cross_entropy,
+    **options: Any,
+) -> Supernet:
+    """`train_stages` of a model that is expanded already.
+
+    Args:
+        expanded: Originals and exits; it is not changed.
+        loader: See `train_stages`, as for the other options.
+        strict: Whether to refuse a supernet that lacks an exit which could not be made.
+        update: See there.
+        until: See there.
+        epochs: See there.
+        loss: See there.
+        options: See there.
+
+    Returns:
+        A supernet with trained copies of all weights.
+
+    Raises:
+        UsageError: See `train_stages`.
+        TrainingError: See there.
+    """
+    check_options(options)
     # The expansion refers to the user's weights, its copy does not.
     supernet = copy.deepcopy(expanded)
-    heads = _exits(supernet, strict=kind.at != "auto" and not kind.every)
+    heads = _exits(supernet, strict=strict)
     stages = _stages(supernet, heads, update, loss, epochs, until)
     training = Supernet(supernet.partition, [*training_originals(supernet.partition), *heads])
-    run(training, loader, stages, **{**_DEFAULTS, **options, "seed": seed})
+    run(training, loader, stages, **{**_DEFAULTS, **options})
     return supernet.eval()
 
 
@@ -138,8 +181,12 @@ def trained_state(supernet: Supernet, model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _check(options: Mapping[str, Any]) -> None:
-    """Refuse options that mean nothing for a network that is not trained yet."""
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options that mean nothing for a network that is not trained yet.
+
+    Raises:
+        UsageError: There is such an option.
+    """
     if "norm_statistics" in options:
         raise UsageError(
             "train_stages has no option norm_statistics",

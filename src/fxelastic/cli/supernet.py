@@ -61,13 +61,33 @@ def add_expansion(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def supernet_of(args: argparse.Namespace) -> Supernet:
+def model_of(args: argparse.Namespace) -> torch.nn.Module:
+    """Load the model that the arguments name, with the weights that they name.
+
+    Args:
+        args: With the options of `fxelastic.cli.options.add_model` and `add_expansion`.
+
+    Raises:
+        UsageError: An argument does not name a usable object.
+    """
+    with contextlib.redirect_stdout(sys.stderr):
+        progress(args, f"loading {args.model}")
+        from fxelastic.cli.model import load_model
+
+        model = load_model(args.model, args.model_arg)
+        if args.weights is not None:
+            _load_weights(model, Path(args.weights))
+        return model
+
+
+def supernet_of(args: argparse.Namespace, model: torch.nn.Module | None = None) -> Supernet:
     """Load the model that the arguments name and expand it.
 
     The output of the model's code goes to stderr; stdout has only the output of the command.
 
     Args:
         args: With the options of `fxelastic.cli.options.add_model` and `add_expansion`.
+        model: The model, if it is loaded already.
 
     Raises:
         UsageError: An argument does not name a usable object.
@@ -77,14 +97,10 @@ def supernet_of(args: argparse.Namespace) -> Supernet:
     with contextlib.redirect_stdout(sys.stderr):
         # Parse first, so that an invalid option fails before the model is built.
         kinds = _kinds(args.kind)
-        progress(args, f"loading {args.model}")
         from fxelastic.cli.dynamic_sizes import load_dynamic_shapes
         from fxelastic.cli.example_inputs import load_example_inputs
-        from fxelastic.cli.model import load_model
 
-        model = load_model(args.model, args.model_arg)
-        if args.weights is not None:
-            _load_weights(model, Path(args.weights))
+        model = model_of(args) if model is None else model
         example_inputs = load_example_inputs(args.example_input)
         import fxelastic
 

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fxelastic.cli import options
+from fxelastic.cli import multi_stage, options
 from fxelastic.cli.options import DEFAULT_FUSION, DEFAULT_GAMMA, HelpFormatter
-from fxelastic.cli.supernet import add_expansion, supernet_of
+from fxelastic.cli.supernet import add_expansion, model_of, supernet_of
 from fxelastic.edge.digests import digest
 from fxelastic.errors import UsageError
 from fxelastic.files import replace_file
@@ -27,13 +27,15 @@ _SAMPLING = ("uniform", "bucketed", "sandwich", "attentive")
 
 _DESCRIPTION = """\
 Expand a model and train its new branches: first to compute the outputs of the blocks
-that they replace, then on the task. The model itself never changes. The same command
-resumes an interrupted run."""
+that they replace, then on the task. The model itself never changes. With --stages, train
+a model that is not trained yet, from one early exit to the next. The same command resumes
+an interrupted run."""
 
 _EPILOG = """\
 examples:
   fxelastic train my_model.py:build --data images.npz --out trained/
   fxelastic train my_model.py:build --data my_data.py:loaders --out trained/ --tune-epochs 20
+  fxelastic train my_model.py:build --data images.npz --out trained/ --stages auto --stage-epochs 2
   torchrun --nproc-per-node 2 -m fxelastic.cli train my_model.py:build --data images.npz \\
     --out trained/ --distributed
 
@@ -62,6 +64,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--out", metavar="FOLDER", required=True, help="folder for weights, checkpoints and log"
     )
+    multi_stage.add_options(parser)
     _number(parser, "--distill-epochs", int, 5, "epochs of distillation; 0 to skip it")
     _number(parser, "--tune-epochs", int, 10, "epochs of tuning; 0 to skip it")
     for stage, name in (("distill", "distillation"), ("tune", "tuning")):
@@ -93,7 +96,8 @@ def add_parser(commands: Any) -> None:
         "--loss",
         metavar="LOSS",
         help="package.module:name or path/file.py:name of a function of (result, target) for "
-        "tuning (default: cross-entropy; without targets, the distance from the original)",
+        "tuning and for --stages (default: cross-entropy; in tuning without targets, the distance "
+        "from the original)",
     )
     _number(parser, "--soft", float, 0.0, "weight of the original's outputs in the tuning loss")
     _number(parser, "--batch-size", int, 64, "samples in a batch, for an .npz file")
@@ -144,14 +148,20 @@ def run(args: argparse.Namespace) -> int:
         args = argparse.Namespace(**{**vars(args), "quiet": quiet})
         supernet, histories = _train(args, first)
     if first and args.json:
-        print(json.dumps(_report(supernet, histories, _weights(args)), indent=2))
+        print(json.dumps(_report(supernet, histories, _written(args)), indent=2))
     elif first:
-        print("\n".join(_text(supernet, histories, _weights(args))))
+        print("\n".join(_text(supernet, histories, _written(args))))
     return 0
 
 
 def _weights(args: argparse.Namespace) -> Path:
     return Path(args.out) / "supernet.safetensors"
+
+
+def _written(args: argparse.Namespace) -> list[Path]:
+    """The files of weights that a run writes."""
+    own = [] if args.stages is None else [Path(args.out) / multi_stage.MODEL_WEIGHTS]
+    return [_weights(args), *own]
 
 
 def _train(args: argparse.Namespace, first: bool) -> tuple[Supernet, list[History]]:
@@ -168,7 +178,10 @@ def _train(args: argparse.Namespace, first: bool) -> tuple[Supernet, list[Histor
         )
     loaders = load_data(args.data, args.batch_size, args.distributed)
     loss = None if args.loss is None else load_reference(args.loss, "--loss")
-    supernet = supernet_of(args)
+    staged = args.stages is not None
+    args = multi_stage.checked(args) if staged else args
+    model = model_of(args)
+    supernet = supernet_of(args, model)
     partition = supernet.partition
     dims = {name: partition.batch_dims.get(name) for name in partition.signature.names}
     training, validation = loaders(dims, next(iter(partition.result_dims), 0))
@@ -187,10 +200,15 @@ def _train(args: argparse.Namespace, first: bool) -> tuple[Supernet, list[Histor
         "threads": args.threads,
         "validate": validation,
     }
-    histories = _stages(args, supernet, training, common, loss)
+    if staged:
+        supernet, histories = multi_stage.train(args, supernet, training, common, loss)
+    else:
+        histories = _stages(args, supernet, training, common, loss)
     if first:
         out.mkdir(parents=True, exist_ok=True)
         supernet.save(_weights(args))
+        if staged:
+            multi_stage.save(supernet, model, out)
     return supernet, histories
 
 
@@ -273,20 +291,21 @@ def _sampling(name: str, histories: list[History]) -> Any:
     return Attentive(report.best)
 
 
-def _text(supernet: Supernet, histories: list[History], path: Path) -> list[str]:
+def _text(supernet: Supernet, histories: list[History], paths: list[Path]) -> list[str]:
     text = [f"Supernet of {supernet.partition.model_name}: {supernet.space}"]
     for history in histories:
         text += ["", *str(history).splitlines()]
         text += [f"  resumed at step {history.resumed_at}"] if history.resumed_at else []
         text += [f"  refused {reason}" for reason in history.refused]
-    return [*text, "", f"wrote {path}"]
+    return [*text, "", *(f"wrote {found}" for found in paths)]
 
 
-def _report(supernet: Supernet, histories: list[History], path: Path) -> dict[str, Any]:
+def _report(supernet: Supernet, histories: list[History], paths: list[Path]) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "model": supernet.partition.model_name,
-        "weights": str(path),
+        "weights": str(paths[0]),
+        "model_weights": str(paths[1]) if len(paths) > 1 else None,
         "n_branches": len(supernet.branches),
         "n_subnets": supernet.space.count(),
         "stages": [dataclasses.asdict(history) for history in histories],
