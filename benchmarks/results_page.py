@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from benchmarks import pretrained_report
@@ -639,6 +640,41 @@ def mean(text: str) -> float:
     return float(text.split(" ", maxsplit=1)[0]) if text[0].isdigit() else float("inf")
 
 
+def multi_stage(result: Any) -> Iterable[Row]:
+    """Training in stages against joint training."""
+    met = result["met"]
+    reached = [sum(seed["reached"]) for seed in result["seeds"]]
+    n_exits = len(result["seeds"][0]["reached"])
+    yield Row(
+        "exits within 0.5 point of joint training's, by seed",
+        ", ".join(f"{n} of {n_exits}" for n in reached),
+    )
+    yield Row(
+        "time until then, of joint training's by the same rule",
+        f"{result['time']:.2f}",
+        "≤ 0.6, with all exits",
+        met=met["time"],
+    )
+    yield Row("time, of all of joint training", f"{result['time_of_all']:.2f}")
+    yield Row(
+        "memory in the last stage, of joint training's",
+        *(f"{result['memory']:.2f}", "≤ 0.6"),
+        met=met["memory"],
+    )
+    yield Row(
+        "parameters of the exits",
+        *(f"{result['parameters']:.1%}", "≤ 2 %"),
+        met=met["parameters"],
+    )
+    for i, stage in enumerate(result["seeds"][0]["stages"]["stages"]):
+        own = fmean(seed["stages"]["test"][i] for seed in result["seeds"])
+        joint = fmean(seed["joint"]["test"][i] for seed in result["seeds"])
+        yield Row(
+            f"{stage['stage']}: accuracy on test images, and after joint training",
+            f"{own:.1%}, {joint:.1%}",
+        )
+
+
 def best_everywhere(buckets: dict[str, list[str]]) -> bool:
     """Whether distilling and tuning is at least as accurate as all other ways."""
     compared = ("untrained", "distilled, stage only", "tuned")
@@ -663,5 +699,6 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], Iterable[Row]]]] = {
     "serve": ("Serving", serve),
     "serve_sizes": ("Serving inputs of different sizes", serve_sizes),
     "tradeoff": ("Accuracy and latency against baselines", tradeoff),
+    "multi_stage": ("Multi-stage training", multi_stage),
     "pretrained": ("Pretrained weights (95 % intervals in parentheses)", pretrained),
 }

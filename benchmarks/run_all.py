@@ -3,6 +3,7 @@
     python benchmarks/run_all.py                    # all that need no GPU, some hours on 2 cores
     python benchmarks/run_all.py --only train_device    # on a machine with a GPU
     python benchmarks/run_all.py --only pretrained --images FOLDER    # see pretrained.py
+    python benchmarks/run_all.py --only multi_stage --data FOLDER    # see fashion.py
     python benchmarks/run_all.py --only partition expand
     python benchmarks/run_all.py --page             # the page alone, from benchmarks/results
 
@@ -64,10 +65,13 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "tradeoff": (
         f"tradeoff.py --seeds 0 1 2 --data {WORK}/data --work {WORK}/tradeoff --out {{out}}",
     ),
+    "multi_stage": (
+        f"multi_stage.py --data {{data}} --work {WORK}/multi_stage/runs --out {{out}}",
+    ),
     "pretrained": (f"pretrained.py --images {{images}} --work {WORK}/pretrained --out {{out}}",),
 }
-# Run only if they are named: one needs a GPU, one photographs and packages.
-BY_NAME = frozenset(("train_device", "pretrained"))
+# Run only if they are named: one needs a GPU, one Fashion-MNIST, one photographs and packages.
+BY_NAME = frozenset(("train_device", "multi_stage", "pretrained"))
 
 
 def main() -> int:
@@ -76,6 +80,7 @@ def main() -> int:
     usual = [name for name in COMMANDS if name not in BY_NAME]
     parser.add_argument("--only", nargs="+", choices=COMMANDS, default=usual)
     parser.add_argument("--images", default="", help="folder of photographs, for pretrained")
+    parser.add_argument("--data", default="", help="folder of Fashion-MNIST, for multi_stage")
     parser.add_argument("--fresh", action="store_true", help="discard an interrupted run")
     parser.add_argument("--page", action="store_true", help="run nothing")
     parser.add_argument(
@@ -85,13 +90,15 @@ def main() -> int:
     args = parser.parse_args()
     if "pretrained" in args.only and not (args.images or args.page or args.keep):
         parser.error("pretrained needs --images FOLDER, with folders train and test in it")
+    if "multi_stage" in args.only and not (args.data or args.page or args.keep):
+        parser.error("multi_stage needs --data FOLDER, with the files of Fashion-MNIST in it")
     RESULTS.mkdir(exist_ok=True)
     if args.keep is not None:
         name, path = args.keep
         keep(name, described(name, json.loads(Path(path).read_text()), args.note))
     elif not args.page:
         try:
-            run_all(args.only, fresh=args.fresh, images=args.images)
+            run_all(args.only, fresh=args.fresh, images=args.images, data=args.data)
         except KeyboardInterrupt:
             print("interrupted; run the same command again to resume", file=sys.stderr)
             return 130
@@ -99,7 +106,7 @@ def main() -> int:
     return 0
 
 
-def run_all(names: list[str], *, fresh: bool = False, images: str = "") -> None:
+def run_all(names: list[str], *, fresh: bool = False, images: str = "", data: str = "") -> None:
     """Run benchmarks, except those that an interrupted run has finished."""
     folders = {name: Path(WORK) / name for name in names}
     for name, folder in folders.items():
@@ -111,7 +118,7 @@ def run_all(names: list[str], *, fresh: bool = False, images: str = "") -> None:
             print(f"== {name} was run before the interruption", file=sys.stderr, flush=True)
         else:
             print(f"== {name}", file=sys.stderr, flush=True)
-            replace_file(out, json.dumps(described(name, run(name, images))).encode())
+            replace_file(out, json.dumps(described(name, run(name, images, data))).encode())
         keep(name, json.loads(out.read_text()))
         write_page()
     # Results of another unfinished run stay.
@@ -119,7 +126,7 @@ def run_all(names: list[str], *, fresh: bool = False, images: str = "") -> None:
         shutil.rmtree(folder)
 
 
-def run(name: str, images: str = "") -> Any:
+def run(name: str, images: str = "", data: str = "") -> Any:
     """Run one benchmark and return its result; a missed bar does not fail the run.
 
     Raises:
@@ -129,7 +136,8 @@ def run(name: str, images: str = "") -> Any:
     out.unlink(missing_ok=True)
     stdout = ""
     for command in COMMANDS[name]:
-        script, *arguments = shlex.split(command.format(out=out, images=shlex.quote(images)))
+        given = {"images": shlex.quote(images), "data": shlex.quote(data)}
+        script, *arguments = shlex.split(command.format(out=out, **given))
         done = subprocess.run(
             [sys.executable, str(FOLDER / script), *arguments],
             stdout=subprocess.PIPE,
@@ -147,7 +155,7 @@ def run(name: str, images: str = "") -> Any:
 def described(name: str, result: Any, note: str = "") -> dict[str, Any]:
     """A result with its command, its commit and the facts of the machine that measured it."""
     machine = result.pop("machine", None) if isinstance(result, dict) else None
-    commands = [c.format(out="OUT", images="FOLDER") for c in COMMANDS[name]]
+    commands = [c.format(out="OUT", images="FOLDER", data="FOLDER") for c in COMMANDS[name]]
     return {
         "commands": [f"python benchmarks/{command}" for command in commands],
         "commit": commit(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -144,6 +145,38 @@ def test_a_transformer_with_masks(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"^\s*\d+%.* ms .*%", done.stdout, re.MULTILINE)) == 3
+
+
+def test_early_exits_of_real_images() -> None:
+    pytest.importorskip("sklearn")
+    done = run("early_exits.py", "--epochs", "1")
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"^stage-\d: 1 epochs", done.stdout, re.MULTILINE)) == 4
+    rows = re.findall(r"^\s*after \d+ blocks .* (\d+)%$", done.stdout, re.MULTILINE)
+    shares = [int(row) for row in rows]
+    assert shares == sorted(shares)
+    assert shares[-1] == 100
+
+
+def test_images_of_published_files_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from examples.data.idx import PARTS, read_split
+
+    pixels = bytes(range(12))
+    for part, head, data in zip(
+        PARTS,
+        (b"\0\0\x08\x03" + b"".join(n.to_bytes(4, "big") for n in (3, 2, 2)),
+         b"\0\0\x08\x01" + (3).to_bytes(4, "big")),
+        (pixels, b"\x05\x00\x09"),
+        strict=True,
+    ):  # fmt: skip
+        (tmp_path / f"train-{part}.gz").write_bytes(gzip.compress(head + data))
+    images, classes = read_split(tmp_path, "train")
+    assert images.shape == (3, 2, 2)
+    assert images.tobytes() == pixels
+    assert classes.tolist() == [5, 0, 9]
 
 
 def test_texts_are_what_they_say(monkeypatch: pytest.MonkeyPatch) -> None:

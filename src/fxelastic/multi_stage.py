@@ -13,6 +13,7 @@ from fxelastic.branches.training_originals import training_originals
 from fxelastic.errors import UsageError
 from fxelastic.expansion import expand
 from fxelastic.ir.branch import Branch
+from fxelastic.ir.part_names import name_of
 from fxelastic.ir.supernet import Supernet
 from fxelastic.spec import EXIT, Arch
 from fxelastic.spec.options import check_word
@@ -167,7 +168,8 @@ def trained_state(supernet: Supernet, model: nn.Module) -> dict[str, Tensor]:
         A state for ``model.load_state_dict``. What the network does not read keeps the model's
         values.
     """
-    trained = supernet.partition.graph_module.state_dict()
+    state = supernet.partition.graph_module.state_dict()
+    trained = {name_of(name): value for name, value in state.items()}
     own = {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),

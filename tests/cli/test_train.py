@@ -277,3 +277,48 @@ def test_two_processes_train_together(data: Path) -> None:
     report = json.loads(found.stdout)
     assert [stage["steps"] for stage in report["stages"]] == [2, 2]
     assert os.listdir(data / "out" / "checkpoints")
+
+
+STAGED = ["train", "model.py:build", "--data", "images.npz", "--out", "out", "--gamma", "0.6",
+          "--example-input", "1x3x16x16", "--batch-size", "4", "--stage-epochs", "2"]  # fmt: skip
+
+
+def test_stages_train_the_model_and_its_weights_can_be_used(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [*STAGED, "--stages", "auto", "--until", "0", "--json", "--quiet"]
+    assert main(argv) == 0
+    report = json.loads(capsys.readouterr().out)
+    stages = [stage["stage"] for stage in report["stages"]]
+    assert stages == [f"stage-{i + 1}" for i in range(len(stages))]
+    assert len(stages) >= 2
+    assert all(len(stage["epochs"]) == 1 for stage in report["stages"])
+    # The same command finds that all is done.
+    assert main([*argv[:-2]]) == 0
+    out = capsys.readouterr().out
+    assert "resumed at step 3" in out
+    for name in ("model", "supernet"):
+        assert f"wrote {Path('out') / f'{name}.safetensors'}" in out
+    # What was trained is what another command loads.
+    weights = ["--weights", "out/model.safetensors"]
+    exits = ["--kind", "exit", "--supernet-weights", "out/supernet.safetensors"]
+    again = ["--out", "again", "--distill-epochs", "0", "--tune-epochs", "0", "--quiet"]
+    assert main([*STAGED[:4], *again, *STAGED[6:10], *weights, *exits]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--kinds", "merged"), "--kinds has no meaning with --stages"),
+        (("--until", "high"), "--until"),
+    ],
+)
+def test_stages_take_no_other_branches(
+    data: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], message: str
+) -> None:
+    try:
+        code = main([*STAGED, "--stages", "auto", *options])
+    except SystemExit as e:
+        code = int(str(e.code))
+    assert code == 2
+    assert message in capsys.readouterr().err

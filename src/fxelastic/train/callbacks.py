@@ -160,6 +160,8 @@ class TensorBoard(Callback):
             if bucket.mean is not None:
                 name = f"{report.stage}/range_accuracy/{i}"
                 self._writer.add_scalar(name, bucket.mean, report.step)
+        for i, score in enumerate(report.scores):
+            self._writer.add_scalar(f"{report.stage}/score/{i}", score, report.step)
 
     def on_end(self, history: History | None) -> None:
         """Close the log."""

@@ -241,7 +241,9 @@ class Features:
         current = dict(inputs)
         for branch in self._before:
             self._runner.run(branch, current)
-        return current
+        # Mixed precision gives other types; a value is the same whether it is kept or not.
+        kept = {name: current[name].to(dtype) for name, dtype in self._dtypes.items()}
+        return {**current, **kept}
 
     @torch.no_grad()
     def _kept(
@@ -352,7 +354,7 @@ def _is_augmented(loader: Any) -> bool:
     data = getattr(loader, "dataset", None)
     with preserved(loader):
         try:
-            for i in {0, len(data) // 2, len(data) - 1}:  # type: ignore[arg-type]
+            for i in sorted({0, len(data) // 2, len(data) - 1}):  # type: ignore[arg-type]
                 samples = []
                 for seed in (0, 1):
                     seed_all(seed)
