@@ -73,7 +73,8 @@ def network(n_classes: int = 10, width: int = 12) -> nn.Module:
 def load(folder: Path | None, n: int) -> dict[str, TensorDataset]:
     """The data sets ``train`` (at most n images), ``validation`` and ``test``."""
     if folder is None:
-        return digits.load()
+        known = digits.load()
+        return {**known, "train": TensorDataset(*known["train"][:n])}
     sets = {}
     for name in ("train", "t10k"):
         images, classes = read_split(folder, name)
@@ -105,7 +106,7 @@ def main() -> int:
     """Train, and print the accuracy of each exit."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST or MNIST")
-    parser.add_argument("--images", type=int, default=2_000, help="training images of --data")
+    parser.add_argument("--images", type=int, default=2_000, help="training images")
     parser.add_argument("--epochs", type=int, default=4, help="most epochs of a stage")
     parser.add_argument("--until", type=float, default=0.95, help="accuracy that ends a stage")
     parser.add_argument("--update", choices=("freeze", "finetune"), default="freeze")

@@ -149,7 +149,7 @@ def test_a_transformer_with_masks(tmp_path: Path) -> None:
 
 def test_early_exits_of_real_images() -> None:
     pytest.importorskip("sklearn")
-    done = run("early_exits.py", "--epochs", "1")
+    done = run("early_exits.py", "--epochs", "1", "--images", "200")
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"^stage-\d: 1 epochs", done.stdout, re.MULTILINE)) == 4
     rows = re.findall(r"^\s*after \d+ blocks .* (\d+)%$", done.stdout, re.MULTILINE)
