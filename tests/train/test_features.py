@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 import fxelastic
 from fxelastic.expansion import expand
 from fxelastic.train.batches import Batch
-from fxelastic.train.features import FeatureReader, Features
+from fxelastic.train.features import FeatureReader, FrozenPrefix
 from fxelastic.train.learners import BranchRunner
 from tests.models.compare import assert_same_output
 from tests.train.staged import images, loader, network
@@ -25,13 +25,13 @@ class Counted:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.n = 0
-        real = Features._computed
+        real = FrozenPrefix._computed
 
-        def computed(features: Features, inputs: Any) -> dict[str, Any]:
+        def computed(features: FrozenPrefix, inputs: Any) -> dict[str, Any]:
             self.n += len(next(iter(inputs.values())))
             return real(features, inputs)
 
-        monkeypatch.setattr(Features, "_computed", computed)
+        monkeypatch.setattr(FrozenPrefix, "_computed", computed)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def supernet() -> fxelastic.Supernet:
 
 def reader_of(supernet: fxelastic.Supernet, start: int = 1) -> FeatureReader:
     runner = BranchRunner(supernet)
-    return FeatureReader(supernet, runner=runner, features=Features(runner, start))
+    return FeatureReader(supernet, runner=runner, features=FrozenPrefix(runner, start))
 
 
 def filled(supernet: fxelastic.Supernet, data: Any, folder: Path, limit: int = 2**20) -> Any:

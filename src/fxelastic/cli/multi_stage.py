@@ -111,7 +111,7 @@ def train(
 
     histories: list[History] = []
 
-    class Kept(Callback):
+    class Histories(Callback):
         def on_end(self, history: History | None) -> None:
             if history is not None:
                 histories.append(history)
@@ -127,7 +127,7 @@ def train(
         epochs=args.stage_epochs,
         lr=args.stage_lr,
         cache_bytes=args.cache_bytes,
-        callbacks=(Kept(),),
+        callbacks=(Histories(),),
         **({} if loss is None else {"loss": loss}),
         **common,
     )

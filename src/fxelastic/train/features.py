@@ -39,7 +39,7 @@ class FeatureReader(BatchReader):
     """
 
     runner: BranchRunner
-    features: Features
+    features: FrozenPrefix
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """The model's inputs by name, see `BatchReader.bind`."""
@@ -123,7 +123,7 @@ class FeatureReader(BatchReader):
                 store.discard()
 
 
-class Features:
+class FrozenPrefix:
     """The values before a block, for batches of samples."""
 
     def __init__(self, runner: BranchRunner, start: int) -> None:

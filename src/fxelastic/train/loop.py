@@ -23,7 +23,7 @@ from fxelastic.threads import ThreadChoice, computing_with, thread_counts
 from fxelastic.train.batches import Batch, BatchReader, device_of, first_batches, numbered
 from fxelastic.train.callbacks import Callback, callbacks_of
 from fxelastic.train.evaluation import range_accuracy, scores_of
-from fxelastic.train.features import FeatureReader, Features
+from fxelastic.train.features import FeatureReader, FrozenPrefix
 from fxelastic.train.held_out import N_BATCHES, HeldOut
 from fxelastic.train.learners import BranchRunner, Learners
 from fxelastic.train.norm_statistics import batches_serve, estimate
@@ -98,7 +98,7 @@ class Loop:
         self._fixed = stage.sampling.subnets if isinstance(stage.sampling, Fixed) else ()
         self._reader = BatchReader(self._supernet, training.split)
         if stage.start:
-            features = Features(self._runner, stage.start)
+            features = FrozenPrefix(self._runner, stage.start)
             self._reader = FeatureReader(
                 supernet, training.split, runner=self._runner, features=features
             )
