@@ -169,7 +169,7 @@ class RowStore:
                     f"{self.folder / _ROWS} is shorter than it was",
                     expected="that no other program writes to the folder of checkpoints",
                     got="the end of the file",
-                    fix="run again: what is missing is computed again",
+                    fix="run again: missing values are computed again",
                 )
         return rows
 
