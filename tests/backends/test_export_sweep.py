@@ -12,18 +12,19 @@ import pytest
 import fxelastic
 from fxelastic.errors import ExportError
 from tests.backends.exported import exporter_failure
-from tests.branches.expanded import LARGE, NAMES, expanded
+from tests.branches.expanded import LARGE, NAMES, expanded, over_shared_capture
 from tests.lanes import EXHAUSTIVE
+from tests.models.captured import grouped
 
 #: Masked attention, side exits, recurrence.
 FEW = ("bert", "fpn_detector", "gru_tagger")
-RUN = NAMES if EXHAUSTIVE else tuple(n for n in NAMES if n in FEW)
+RUN = [grouped(name) for name in NAMES if EXHAUSTIVE or name in FEW]
 
 
 @pytest.mark.parametrize("name", RUN)
 def test_models_export_with_all_branches(name: str, tmp_path: Path) -> None:
     """Five random subnets and every file agree with torch: export itself compares them."""
-    supernet = expanded(name).supernet
+    supernet = over_shared_capture(name).supernet
     n_subnets = 1 if name in LARGE else 5
     failure = ""
     try:
@@ -44,7 +45,7 @@ def test_models_export_with_all_branches(name: str, tmp_path: Path) -> None:
 def test_the_same_supernet_gives_the_same_bytes(tmp_path: Path) -> None:
     """From two captures of two models built alike."""
     for folder in ("one", "other"):
-        fxelastic.export(expanded("squeezenet").supernet, tmp_path / folder, verify=False)
+        fxelastic.export(expanded("functional_resnet").supernet, tmp_path / folder, verify=False)
     files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*.*"))
     assert len(files) > 20
     assert files == sorted(
@@ -54,12 +55,12 @@ def test_the_same_supernet_gives_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "other" / file).read_bytes()
 
 
-CONVOLUTIONAL = ("resnet18", "squeezenet", "shufflenet_v2")
+CONVOLUTIONAL = [grouped(name) for name in ("resnet18", "squeezenet", "shufflenet_v2")]
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
 def test_no_cut_of_a_convolutional_model_costs_a_fusion(name: str, tmp_path: Path) -> None:
-    supernet = expanded(name, kinds=()).supernet
+    supernet = over_shared_capture(name, kinds=()).supernet
     bundle = fxelastic.export(supernet, tmp_path / "bundle", n_subnets=0)
     verification = bundle.manifest.verification
     assert verification is not None

@@ -68,18 +68,22 @@ def expanded(name: str, **options: Any) -> Expanded:
     return Expanded(case, model, supernet)
 
 
+def over_shared_capture(name: str, **options: Any) -> Expanded:
+    """The same over the shared capture; for tests that leave the model's weights as they were."""
+    case, model = CASES[name], captured(name).model
+    with mock.patch.object(expansion, "partition", return_value=partitioned(name, 0.25)):
+        supernet = fxelastic.expand(model, 0.25, example_inputs=case.inputs(2), **options)
+    return Expanded(case, model, supernet)
+
+
 @lru_cache(maxsize=1)
 def shared(name: str) -> Expanded:
-    """The same over the shared capture; for tests that leave the model and supernet as they were.
+    """The same, made once; for tests that leave the supernet as it was, too.
 
     Args:
         name: The model; one of ``WITH_PLAIN`` has the plain kind, too.
     """
-    plain = name.removesuffix(_PLAIN)
-    case, model = CASES[plain], captured(plain).model
-    with mock.patch.object(expansion, "partition", return_value=partitioned(plain, 0.25)):
-        supernet = fxelastic.expand(model, 0.25, example_inputs=case.inputs(2))
-    found = Expanded(case, model, supernet)
+    found = over_shared_capture(name.removesuffix(_PLAIN))
     if not name.endswith(_PLAIN):
         return found
     partition = found.supernet.partition

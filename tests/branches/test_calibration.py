@@ -12,7 +12,9 @@ import fxelastic
 from fxelastic import Supernet, UsageError
 from fxelastic.branches.calibration import as_batches, calibrate
 from fxelastic.ir.branch import Branch
+from tests.branches.expanded import over_shared_capture
 from tests.models import CASES
+from tests.models.captured import grouped
 from tests.models.compare import assert_same_output
 
 MODELS = (
@@ -35,9 +37,9 @@ def _one_thread() -> Iterator[None]:
 
 
 def expanded(name: str) -> tuple[Supernet, list[object]]:
-    case = CASES[name]
-    supernet = fxelastic.expand(case.build(), 0.25, example_inputs=case.inputs(2))
-    return supernet, [case.inputs(n) for n in (6, 5)]
+    """A supernet over the shared capture, since calibration leaves the model's weights alone."""
+    found = over_shared_capture(name)
+    return found.supernet, [found.case.inputs(n) for n in (6, 5)]
 
 
 def error(supernet: Supernet, branch: Branch, data: list[object]) -> float:
@@ -61,7 +63,7 @@ def state(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [grouped(name) for name in MODELS])
 def test_branches_get_nearer_to_the_model(name: str) -> None:
     supernet, data = expanded(name)
     new = [b for b in supernet.branches.values() if b.kind in ("merged", "pruned")]
@@ -105,6 +107,7 @@ def test_what_a_linear_map_can_do_is_found() -> None:
     assert error(supernet, pruned, [((torch.randn(64, 4),), {})]) < 1e-5
 
 
+@pytest.mark.xdist_group("wide_resnet")
 def test_originals_stay_and_the_result_is_reproducible() -> None:
     supernet, data = expanded("wide_resnet")
     other, _ = expanded("wide_resnet")
@@ -120,12 +123,11 @@ def test_originals_stay_and_the_result_is_reproducible() -> None:
             assert all(p.requires_grad for p in branch.module.parameters())
 
 
+@pytest.mark.xdist_group("vit")
 def test_values_that_are_not_finite_change_nothing() -> None:
-    case = CASES["vit"]
-    x = case.inputs(2)[0][0]
-    supernet = fxelastic.expand(case.build(), 0.25, example_inputs=x)
+    supernet, _ = expanded("vit")
     before = state(supernet)
-    calibrate(supernet, x * float("nan"))
+    calibrate(supernet, CASES["vit"].inputs(2)[0][0] * float("nan"))
     assert_same_output(state(supernet), before)
 
 

@@ -14,6 +14,7 @@ from fxelastic.ir.liveness import Liveness
 from fxelastic.ir.supernet import Supernet
 from tests.branches.elsewhere import ELSEWHERE, NOT_WITHOUT_DATA, named, run_elsewhere
 from tests.branches.expanded import LARGE, NAMES, WITH_PLAIN, Expanded, expanded, shared
+from tests.models.captured import grouped
 from tests.models.compare import assert_same_output, tensors
 
 #: Models whose repeating units have interior channels.
@@ -171,9 +172,10 @@ def test_repeated_units_have_branches(case: Expanded, kind: str) -> None:
         assert found or any(skip.kind == kind for skip in case.supernet.skips) or no_run(case)
 
 
-@pytest.mark.parametrize("name", ["efficientnet", "vit"])
+@pytest.mark.parametrize("name", [grouped("efficientnet"), grouped("vit")])
 def test_the_same_model_gives_the_same_branches(name: str) -> None:
-    one, other = expanded(name), expanded(name)
+    """From two captures of two models built alike."""
+    one, other = shared(name), expanded(name)
     assert one.supernet.space == other.supernet.space
     for branch in one.new:
         again = other.supernet.branches[branch.id]

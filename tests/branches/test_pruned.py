@@ -18,7 +18,7 @@ from fxelastic.errors import UsageError
 from fxelastic.ir.branch import Branch, Refusal
 from fxelastic.ir.liveness import Liveness
 from fxelastic.ir.partition import Partition
-from tests.branches.expanded import LARGE, NAMES, Expanded, expanded, shared
+from tests.branches.expanded import LARGE, NAMES, Expanded, over_shared_capture, shared
 from tests.branches.pruning_oracle import PrunedBlock, pruned_block
 from tests.models.captured import partitioned
 
@@ -56,9 +56,10 @@ def test_removal_is_exact(case: Expanded) -> None:
             _assert_close(result, found.masked(operands), found)
 
 
+@pytest.mark.xdist_group("vgg11_small")
 @pytest.mark.parametrize("span", [1, 2])
 def test_removal_from_a_run_of_blocks_is_exact(span: int) -> None:
-    case = expanded("vgg11_small", kinds=())
+    case = over_shared_capture("vgg11_small", kinds=())
     partition = case.supernet.partition
     found = [pruned_block(partition, i, 0.5, span) for i in range(len(partition.blocks) - span)]
     pruned = [run for run in found if not isinstance(run, str)]
@@ -70,6 +71,7 @@ def test_removal_from_a_run_of_blocks_is_exact(span: int) -> None:
             _assert_close(run.copied.module.eval()(*operands), run.masked(operands), run)
 
 
+@pytest.mark.xdist_group("resnet18")
 def test_a_run_without_channels_between_its_blocks_is_refused() -> None:
     """Residual blocks add to their input, whose channels the next block needs."""
     made = list(Pruned(ratios=(0.5,), spans=(1,)).make(partitioned("resnet18", 0.25)))
@@ -96,9 +98,10 @@ def test_spans_are_checked(spans: Any) -> None:
         Pruned(spans=spans)
 
 
+@pytest.mark.xdist_group("resnet18")
 def test_the_oracle_can_disagree() -> None:
     """Had one more channel been removed than the branch says, the outputs would differ."""
-    case = expanded("resnet18", kinds=())
+    case = over_shared_capture("resnet18", kinds=())
     i = _replaceable(case.supernet.partition)[1]
     found = pruned_block(case.supernet.partition, i, 0.25)
     assert isinstance(found, PrunedBlock)
