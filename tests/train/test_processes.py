@@ -16,7 +16,7 @@ from fxelastic import UsageError
 from tests.cli.commands import ROOT
 from tests.models.compare import assert_same_output
 from tests.train.supernets import linear_supernet, moved, vector_batches
-from tests.train.two_processes import train
+from tests.train.two_processes import stages, train
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,15 @@ def test_half_batches_add_up(out: Path) -> None:
     assert moved(two, supernet) == {n for n, b in supernet.branches.items() if not b.frozen}
 
 
+def test_half_batches_of_stages_add_up(out: Path) -> None:
+    two, whole = read(out / "stages-0.safetensors"), stages(0, 1)
+    assert two.keys() == whole.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5, msg=name)
+    assert len(list((out / "stages").glob("stage-*"))) >= 3
+    assert not list((out / "stages").glob("*features*"))
+
+
 def test_a_process_alone_with_half_batches_does_not(out: Path) -> None:
     half = [(x[::2], y[::2]) for x, y in vector_batches(4)]
     supernet = linear_supernet()
@@ -65,7 +74,7 @@ def test_a_process_alone_with_half_batches_does_not(out: Path) -> None:
     assert not torch.allclose(two[name], own, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("what", ["weights", "statistics"])
+@pytest.mark.parametrize("what", ["weights", "statistics", "stages"])
 def test_both_processes_end_with_the_same(out: Path, what: str) -> None:
     assert_same_output(read(out / f"{what}-0.safetensors"), read(out / f"{what}-1.safetensors"))
 

@@ -17,7 +17,13 @@ from torch import distributed as dist
 import fxelastic
 from fxelastic import TrainingError
 from fxelastic.train import Sandwich
-from tests.train.supernets import conv_supernet, linear_supernet, vector_batches, weights
+from tests.train.supernets import (
+    Perceptron,
+    conv_supernet,
+    linear_supernet,
+    vector_batches,
+    weights,
+)
 
 
 def halves(
@@ -46,6 +52,26 @@ def train(rank: int, size: int, folder: Path | None = None) -> dict[str, Tensor]
     return weights(supernet)
 
 
+def stages(rank: int, size: int, folder: Path | None = None) -> dict[str, Tensor]:
+    """Multi-stage training of a network without norms."""
+    torch.manual_seed(0)
+    supernet = fxelastic.train_stages(
+        Perceptron(),
+        halves(vector_batches(4), rank, size),
+        exits=(1, 3),
+        gamma=0.25,
+        epochs=2,
+        example_inputs=torch.zeros(2, 8),
+        validate=halves(vector_batches(2, seed=1), rank, size),
+        until=2.0,
+        distributed=size > 1,
+        checkpoints=None if folder is None else folder / "stages",
+    )
+    return {
+        name: value.clone() for name, value in supernet.partition.graph_module.state_dict().items()
+    }
+
+
 def main(out: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -54,6 +80,9 @@ def main(out: Path) -> None:
     again = train(rank, size, out)
     assert all(torch.equal(again[name], value) for name, value in state.items())
     safetensors.torch.save_file(state, out / f"weights-{rank}.safetensors")
+
+    # Stages of a network that is not trained yet, with what frozen blocks compute kept by each.
+    safetensors.torch.save_file(stages(rank, size, out), out / f"stages-{rank}.safetensors")
 
     # Uneven shares: the epoch ends for all when one has no more.
     supernet = linear_supernet()
