@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import glob
 import logging
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,7 +39,8 @@ def replace_file(path: Path, data: bytes) -> None:
         OSError: The disk is full, or the folder can't be written. The old file is unchanged.
     """
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    sweep(target)
+    temporary = sibling(target, "tmp")
     try:
         write_durably(temporary, data)
         if target.exists():
@@ -61,16 +64,92 @@ def sync(path: Path) -> None:
 
 
 def sibling(path: Path, what: str) -> Path:
-    """A new name beside a folder, for a folder of this process."""
+    """A new name beside a file or folder, for what this process writes."""
     return path.with_name(f".{path.name}.{what}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def siblings(path: Path, what: str = "*") -> Iterator[tuple[Path, int]]:
-    """The folders beside a folder that `sibling` named, with the processes that made them."""
+    """What `sibling` named beside a file or folder, with the processes that made it."""
     for found in sorted(path.parent.glob(f".{glob.escape(path.name)}.{what}-*-*")):
         pid = found.name.rsplit("-", 2)[1]
         if pid.isdigit():
             yield found, int(pid)
+
+
+def sweep(path: Path) -> None:
+    """Remove what processes that were killed left beside a file or folder."""
+    for left, pid in siblings(path):
+        if is_over(pid):
+            logger.warning("%s was left by a process that was killed, and is removed", left)
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+
+
+class HeldError(OSError):
+    """Another process writes a file or folder.
+
+    Attributes:
+        holder: The process, for a message.
+    """
+
+    def __init__(self, holder: str) -> None:
+        """Record the process."""
+        super().__init__(f"{holder} writes it")
+        self.holder = holder
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Keep other processes and threads from writing a file or folder at the same time.
+
+    The system ends the lock with the process, also one that is killed. Systems without ``flock``,
+    and folders that can't be written, have no locks.
+
+    Args:
+        path: The file or folder. The lock is a file beside it, which is removed at the end.
+
+    Raises:
+        HeldError: Another process holds it.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    descriptor = _locked(lock)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            # Removed before it is unlocked, so that nobody waits for a file without a name.
+            lock.unlink(missing_ok=True)
+            os.close(descriptor)
+
+
+def _locked(lock: Path) -> int | None:
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    while True:
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
+            os.close(descriptor)
+            raise HeldError(f"process {pid}" if pid.isdigit() else "another process") from None
+        except OSError:  # a file system without locks
+            os.close(descriptor)
+            return None
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), lock.stat()):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+                return descriptor
+        # Its holder has just removed it.
+        os.close(descriptor)
 
 
 def is_over(pid: int) -> bool:

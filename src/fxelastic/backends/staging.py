@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
@@ -11,9 +10,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from fxelastic.errors import UsageError
-from fxelastic.files import exchange, is_over, recover_folder, sibling, siblings, sync
-
-logger = logging.getLogger(__name__)
+from fxelastic.files import exchange, is_over, recover_folder, sibling, siblings, sweep, sync
 
 Owned: TypeAlias = Callable[[Path], "Collection[str] | None"]
 """Returns the files of a folder that the package wrote, relative to it; None for other folders."""
@@ -52,7 +49,7 @@ def replace_folder(path: Path, owned: Owned, *, force: bool = False) -> Iterator
         path.parent.mkdir(parents=True, exist_ok=True)
         # Unlike tempfile.mkdtemp, this gives the usual permissions.
         staging.mkdir()
-        _remove_stale(path)
+        sweep(path)
         _check_alone(path, staging)
         yield staging
         check_target(path, owned, force=force)
@@ -63,14 +60,6 @@ def replace_folder(path: Path, owned: Owned, *, force: bool = False) -> Iterator
         raise _unwritable(path, e) from e
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove what processes that were killed left beside a folder."""
-    for stale, pid in siblings(path):
-        if is_over(pid):
-            logger.warning("%s was left by an interrupted export, and is removed", stale)
-            shutil.rmtree(stale, ignore_errors=True)
 
 
 def _check_alone(path: Path, staging: Path | None = None) -> None:

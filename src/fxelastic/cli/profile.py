@@ -13,6 +13,7 @@ from fxelastic.cli.options import HelpFormatter
 from fxelastic.cli.progress_line import progress_line
 from fxelastic.cli.size_options import sizes_to_measure
 from fxelastic.errors import UsageError
+from fxelastic.spec.only_writer import only_writer
 
 if TYPE_CHECKING:
     from fxelastic.edge.bundle import Bundle
@@ -111,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out) if args.out is not None else options.beside(args.bundle, "latency")
     _check_replaced(out, bundle, force=args.force)
     options.progress(args, f"measuring {len(bundle.space.branches)} branches of {args.bundle}")
-    with progress_line(quiet=args.quiet) as line:
+    with only_writer(out), progress_line(quiet=args.quiet) as line:
         table = edge.profile(
             bundle,
             args.batch_size,
@@ -127,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
             path=out.with_name(f"{out.name}.partial"),
             progress=line.update,
         )
-    table.save(out)
+        table.save(out)
     if args.json:
         print(json.dumps(report(bundle, table, out), indent=2))
     else:

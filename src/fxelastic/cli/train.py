@@ -16,6 +16,7 @@ from fxelastic.cli.supernet import add_expansion, model_of, supernet_of
 from fxelastic.edge.digests import digest
 from fxelastic.errors import UsageError
 from fxelastic.files import replace_file
+from fxelastic.spec.only_writer import only_writer
 
 if TYPE_CHECKING:
     from fxelastic.ir.supernet import Supernet
@@ -146,7 +147,8 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(sys.stderr), _processes(args) as first:
         quiet = args.quiet or not first
         args = argparse.Namespace(**{**vars(args), "quiet": quiet})
-        supernet, histories = _train(args, first)
+        with only_writer(args.out if first else None):
+            supernet, histories = _train(args, first)
     if first and args.json:
         print(json.dumps(_report(supernet, histories, _written(args)), indent=2))
     elif first:

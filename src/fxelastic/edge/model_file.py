@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import onnx
 from onnx.external_data_helper import convert_model_to_external_data
 
 from fxelastic.errors import BundleError, UsageError
-from fxelastic.files import sync
+from fxelastic.files import sibling, sweep, sync
 
 #: Weights of larger models go to a separate file, because protobuf has a limit of 2 GiB.
 MAX_FILE_BYTES = 2**31 - 2**24
@@ -36,8 +35,10 @@ def write_model(
         BundleError: The model is not valid.
         UsageError: The file can't be written.
     """
+    folder = sibling(path, "new")
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        sweep(path)
+        folder.mkdir(mode=0o700)
     except OSError as e:
         raise _unwritable(path, e) from e
     try:

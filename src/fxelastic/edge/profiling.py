@@ -16,6 +16,7 @@ from fxelastic.edge.searching.data import batch_of
 from fxelastic.edge.stopwatch import Stopwatch
 from fxelastic.errors import UsageError
 from fxelastic.spec.latency_table import MODES, LatencyTable
+from fxelastic.spec.only_writer import only_writer
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +116,10 @@ def profile(
     _check(options, time_budget_s)
     own = None if inputs is None else [_sizes_of(bundle, inputs, batch_size, sizes)]
     plan = SizePlan.of(bundle.manifest.model, sizes if own is None else own)
-    with ProfileRun(bundle, options, plan, inputs, watch or Stopwatch()) as run:
+    with (
+        only_writer(path),
+        ProfileRun(bundle, options, plan, inputs, watch or Stopwatch()) as run,
+    ):
         table = run.table()
     for mode in MODES:
         if not table.trusted(mode):

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fxelastic.errors import TrainingError, UsageError
 from fxelastic.ir.supernet import Supernet
+from fxelastic.spec.only_writer import only_writer
 from fxelastic.threads import ThreadChoice, computing_with, thread_counts
 from fxelastic.train.batches import Batch, BatchReader, device_of, first_batches, numbered
 from fxelastic.train.callbacks import Callback, callbacks_of
@@ -131,6 +132,7 @@ class Loop:
             if processes.first
             else ()
         )
+        self._folder = training.checkpoints if processes.first else None
         self._started = 0.0
 
     def run(self) -> History:
@@ -140,11 +142,16 @@ class Loop:
             What was done, also before an interruption.
 
         Raises:
-            UsageError: The loader is empty, or a batch has another form than the model takes.
+            UsageError: The loader is empty, a batch has another form than the model takes, or
+                another process writes checkpoints to the folder.
             TrainingError: A loss or a gradient is not finite, or no checkpoint can be used.
         """
         self._started = time.perf_counter()
-        with computing_with(self._training.threads), self._learners.alone():
+        with (
+            only_writer(self._folder),
+            computing_with(self._training.threads),
+            self._learners.alone(),
+        ):
             self._supernet.eval()
             self._processes.share(self._learners.state().values())
             position, random, refused = self._resumption.resume()

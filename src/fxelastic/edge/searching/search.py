@@ -40,6 +40,7 @@ from fxelastic.spec import Arch
 from fxelastic.spec.latency_spread import at_latency_percentile
 from fxelastic.spec.latency_table import LatencyTable
 from fxelastic.spec.limits import Bound, Limits, several_limits
+from fxelastic.spec.only_writer import only_writer
 from fxelastic.spec.options import options_of
 from fxelastic.spec.resources import LATENCY, PEAK, resource
 from fxelastic.spec.weights import Weights
@@ -185,9 +186,12 @@ def search(
         samples = samples.by_size(n_together)
     rest = rest.by_size(n_together)
     end_s = math.inf if options.time_budget_s is None else begin_s + options.time_budget_s
-    with Executor(
-        bundle, options.threads, options.memory_bytes, shared_arena=True, limit=growth
-    ) as executor:
+    with (
+        only_writer(options.path),
+        Executor(
+            bundle, options.threads, options.memory_bytes, shared_arena=True, limit=growth
+        ) as executor,
+    ):
         evaluator = Evaluator(
             executor,
             samples,
