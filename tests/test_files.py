@@ -38,9 +38,9 @@ def test_a_second_writer_is_told_which_process_writes_and_a_killed_one_leaves_no
     try:
         assert holder.stdout is not None
         holder.stdout.readline()
-        with pytest.raises(UsageError, match=rf"another process[\s\S]*process {holder.pid}"):
-            with only_writer(path):
-                pytest.fail("two writers")
+        message = rf"another process[\s\S]*process {holder.pid}"
+        with pytest.raises(UsageError, match=message), only_writer(path):
+            pytest.fail("two writers")
     finally:
         holder.kill()
         holder.wait()
@@ -52,9 +52,12 @@ def test_a_second_writer_is_told_which_process_writes_and_a_killed_one_leaves_no
 
 
 def test_two_threads_do_not_write_one_output_either(tmp_path: Path) -> None:
-    with only_writer(tmp_path / "out"), pytest.raises(UsageError, match=str(os.getpid())):
-        with only_writer(tmp_path / "out"):
-            pytest.fail("two writers")
+    with (
+        only_writer(tmp_path / "out"),
+        pytest.raises(UsageError, match=str(os.getpid())),
+        only_writer(tmp_path / "out"),
+    ):
+        pytest.fail("two writers")
     with only_writer(tmp_path / "out"), only_writer(tmp_path / "other"), only_writer(None):
         pass
     assert not list(tmp_path.iterdir())

@@ -36,7 +36,7 @@ STEPS = (
     (os, "fstat"),
     (os, "lstat"),
     (os, "stat"),
-    (sessions.ort, "InferenceSession"),
+    (sessions, "BoundedSession"),
 )
 
 

@@ -143,6 +143,13 @@ def add_parser(commands: Any) -> None:
         help="largest request over HTTP and stdin (default: 64)",
     )
     parser.add_argument(
+        "--run-timeout",
+        metavar="SECONDS",
+        type=float,
+        default=30.0,
+        help="how long a model may run for a request, which fails then (default: 30)",
+    )
+    parser.add_argument(
         "--trace", metavar="FILE", help="write requests, subnets and r over time as JSON lines"
     )
     parser.add_argument(
@@ -220,6 +227,7 @@ def run(args: argparse.Namespace) -> int:
                 mode=args.mode,
                 memory_bytes=options.megabytes(args.memory_mb),
                 threads=args.threads,
+                run_timeout_s=args.run_timeout,
                 sizes=sizes_of(args.sizes),
                 latency_percentile=args.latency_percentile,
                 data=None if args.data is None else Path(args.data),

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import anyio
 import anyio.to_thread
+import h11
 import uvicorn
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
@@ -34,6 +35,8 @@ NPZ = "application/x-npz"
 TYPES = (NPY, NPZ, "application/octet-stream")
 # Connections for each request that may wait: health checks, and senders that are slow.
 _CONNECTIONS = 4
+# The share of them that one peer's connections without a whole request may hold.
+_IDLE_SHARE = 0.25
 # After a refusal for too many requests, a sender waits for so many seconds.
 _RETRY_S = 1
 
@@ -213,18 +216,42 @@ def _error(code: int, what: str, headers: Mapping[str, str] | None = None) -> Re
 
 
 class _Impatient(H11Protocol):
-    """Closes a connection that does not send the header of a request in time.
+    """Closes connections that send no request in time, or are too many of one peer.
 
-    An open connection counts against the limit even if it is idle.
+    An open connection counts against the limit even if it is idle. Beyond a quarter of the limit,
+    a peer's new connection closes its oldest one without a whole request.
     """
 
     head_timeout_s = 10.0
+    _made_s = 0.0
     _timer: asyncio.TimerHandle | None = None
     _ended = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._made_s = self.loop.time()
         self._watch()
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Close the peer's oldest connection without a whole request, if it has too many."""
+        limit = self.config.limit_concurrency
+        peer = None if self.client is None else self.client[0]
+        if limit is None or peer is None:
+            return
+        own = [
+            other
+            for other in self.connections
+            if isinstance(other, _Impatient) and other.client and other.client[0] == peer
+        ]
+        idle = sorted((o for o in own if o._is_unfinished()), key=lambda o: o._made_s)
+        for other in idle[: max(0, len(idle) - max(1, int(limit * _IDLE_SHARE)))]:
+            other.transport.close()
+
+    def _is_unfinished(self) -> bool:
+        """Whether there is no whole request to answer."""
+        sends = self.conn.their_state is h11.SEND_BODY
+        return not self.transport.is_closing() and (self._waits() or sends)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.memory import GrowthLimit, resident_bytes
+from fxelastic.edge.run_limit import RunTooLongError
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.edge.verified_model import VerifiedModel
 from fxelastic.errors import BundleError, UsageError
@@ -175,6 +176,9 @@ class Executor:
                 results = self._first_run(session, segment, feeds)
             else:
                 results = self._run(session, segment, feeds)
+        except RunTooLongError as e:
+            what = f"branch {branch!r} ({segment.file}) does not end"
+            raise BundleError(what, expected=e.expected, got=e.what, fix=e.fix) from e
         except Exception as e:
             raise BundleError(
                 f"branch {branch!r} ({segment.file}) can't be run",

@@ -10,6 +10,8 @@ from typing import TypeAlias
 
 import onnxruntime as ort
 
+from fxelastic.edge import run_limit
+from fxelastic.edge.run_limit import BoundedSession, RunLimit
 from fxelastic.edge.verified_model import VerifiedModel
 
 Model: TypeAlias = "VerifiedModel | Path"
@@ -39,13 +41,20 @@ class SessionMaker:
             larger one at batch size 20.
         sizes_vary: Whether runs have inputs of many sizes. onnxruntime then keeps no plan of the
             memory for each combination of them; runs take as long without plans.
+        run_s: How long a run of a session may take, in seconds; None for `RUN_S`.
     """
 
     threads: int = 0
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
     shared_arena: bool = False
     sizes_vary: bool = False
+    run_s: float | None = None
     _process_wide: bool = field(init=False, repr=False, default=False)
+    _limit: RunLimit = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Make the limit that the sessions share."""
+        self._limit = RunLimit(run_limit.RUN_S if self.run_s is None else self.run_s)
 
     def open_prepared(self, model: Model) -> ort.InferenceSession:
         """Make a session from a model that onnxruntime has optimised on this machine.
@@ -88,7 +97,9 @@ class SessionMaker:
         if self.shared_arena:
             _register_arena()
             options.add_session_config_entry("session.use_env_allocators", "1")
-        return ort.InferenceSession(source(model, options), options, providers=list(self.providers))
+        session = BoundedSession(source(model, options), options, providers=list(self.providers))
+        session.limit = self._limit
+        return session
 
 
 def source(model: Model, options: ort.SessionOptions) -> str | bytes:

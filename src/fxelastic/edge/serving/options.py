@@ -68,6 +68,8 @@ class Serving:
         check_every_s: Time between two checks of the latency table, in seconds; None for no
             checks.
         retry_s: Time until a subnet that can't be loaded is retried, in seconds.
+        run_timeout_s: How long a model may run for one request (in ``paged`` mode, each branch),
+            in seconds; then it is ended, and the request fails.
         clock: Returns the time in s. The system may set it back while the runtime serves.
         listener: Called with each event, in the thread in which it happens.
         on_tick: Called after each round of the control loop with the situation, which includes the
@@ -94,6 +96,7 @@ class Serving:
     tick_s: float = 0.05
     check_every_s: float | None = 300.0
     retry_s: float = 30.0
+    run_timeout_s: float = 30.0
     clock: Callable[[], float] = time.perf_counter
     listener: Callable[[Event], None] | None = None
     on_tick: Callable[[Situation, Decision], None] | None = None
@@ -110,7 +113,7 @@ class Serving:
             )
         _check("memory_bytes", self.memory_bytes, optional=True)
         _check("threads", self.threads, zero=True)
-        for name in ("tick_s", "retry_s"):
+        for name in ("tick_s", "retry_s", "run_timeout_s"):
             _check(name, getattr(self, name))
         _check("check_every_s", self.check_every_s, optional=True)
         check_percentile(self.latency_percentile)

@@ -10,6 +10,7 @@ import numpy as np
 
 from fxelastic.edge.candidates import Candidate
 from fxelastic.edge.executor import Array
+from fxelastic.edge.run_limit import RunTooLongError
 from fxelastic.edge.serving.cache import CachedSubnet, ClosedError, MemoryLimitError, SubnetCache
 from fxelastic.edge.serving.catalogue import Catalogue
 from fxelastic.edge.serving.events import EventLog, describe
@@ -74,7 +75,9 @@ class Recovery:
             ServingError: No subnet could answer.
         """
         self._events.add("run_failed", describe(error), arch=str(failed.arch))
-        answer = self._ask_others(inputs, failed, [])
+        # Others may take as long, and the request's time is over.
+        over = isinstance(error, RunTooLongError)
+        answer = None if over else self._ask_others(inputs, failed, [])
         if answer is None:
             what = f"no subnet could answer the request: {describe(error)}"
             self._events.add("request_failed", what, arch=str(failed.arch))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
@@ -104,6 +105,7 @@ class Runtime:
         self._clock = clock = options.clock
         self._started_s = clock()
         self._closing = threading.Lock()
+        self._pid = os.getpid()
         self._closed = self._freed = False
         self._events = events = EventLog(clock, listener=options.listener)
         budget_ms = _checked_budget(budget_ms)
@@ -217,6 +219,13 @@ class Runtime:
             UsageError: The inputs are not the model's.
             ServingError: The runtime is closed, or no subnet can answer.
         """
+        if os.getpid() != self._pid:
+            raise ServingError(
+                "the runtime belongs to the process that this one was forked from",
+                expected="a runtime that this process made",
+                got=f"a runtime of process {self._pid}",
+                fix="start processes by spawn: multiprocessing.get_context('spawn')",
+            )
         inputs = self._signature.bind(args, kwargs)
         cache, clock = self._cache, self._clock
         begin_s = clock()
@@ -348,6 +357,8 @@ class Runtime:
         Raises:
             ServingError: A listener or a policy called it, in a thread that it waits for.
         """
+        if os.getpid() != self._pid:
+            return  # a forked child has neither the threads nor the locks in a known state
         parts = (self._search, self._drift, self._controller, self._preloader)
         if any(part and part.thread is threading.current_thread() for part in parts):
             raise ServingError(

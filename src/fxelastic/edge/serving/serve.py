@@ -173,7 +173,11 @@ def loader_of(
 
 
 def _session_maker(bundle: Bundle, options: Serving) -> SessionMaker:
-    return SessionMaker(options.threads, sizes_vary=bool(bundle.manifest.model.sizes))
+    return SessionMaker(
+        options.threads,
+        sizes_vary=bool(bundle.manifest.model.sizes),
+        run_s=options.run_timeout_s,
+    )
 
 
 def _budget_ms(budget_ms: float | None, limits: Mapping[str, Bound] | None) -> Any:
