@@ -481,6 +481,8 @@ def _entry(folder: Path, item: Item) -> dict[str, dict[str, Any]]:
         raise ValueError("it is another item")
     if _MODEL not in files or not {_MODEL, _WEIGHTS}.issuperset(files):
         raise ValueError("it has other files")
+    if not all({"sha256", "state"}.issubset(facts) for facts in files.values()):
+        raise ValueError("it does not state what its files are")
     return files
 
 

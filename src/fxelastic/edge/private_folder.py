@@ -9,6 +9,7 @@ import platform
 import shutil
 import tempfile
 import weakref
+from functools import cache
 from pathlib import Path
 
 from fxelastic.files import is_over
@@ -43,8 +44,9 @@ def _remove(path: Path, owner: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+@cache
 def _sweep(parent: Path, prefix: str) -> None:
-    """Remove what processes of this machine and user left that were killed."""
+    """Remove, once in a process, what killed processes of this machine and user left."""
     own = getattr(os, "getuid", lambda: 0)()
     for left in sorted(parent.glob(f"{prefix}*-*")):
         pid = left.name.removeprefix(prefix).partition("-")[0]

@@ -146,9 +146,7 @@ class Checkpoints:
         text = text.removesuffix("\n")
         if hashlib.sha256(text.encode()).hexdigest() != seal:
             raise TrainingError("it is corrupt", got=f"{_DATA} has changed since it was written")
-        record = json.loads(text)
-        if record.get("schema") != SCHEMA:
-            raise TrainingError("its format is unknown", got=repr(record.get("schema")))
+        record = _record(text)
         _check_run(record["run"], self.run)
         if hashlib.sha256(packed).hexdigest() != record["sha256"]:
             raise TrainingError("it is corrupt", got=f"{_TENSORS} has changed since it was written")
@@ -197,6 +195,27 @@ class Checkpoints:
         if self.folder.is_dir():
             for path in self.folder.glob(f".{self.stage}-*.tmp"):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _record(text: str) -> dict[str, Any]:
+    """The fields of a checkpoint, of the types that `write` gives them.
+
+    Raises:
+        TrainingError: They have others, which a new seal over changed fields may hide.
+    """
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise TrainingError("it is corrupt", got=f"{type(e).__name__}: {e}") from e
+    schema = record.get("schema") if isinstance(record, dict) else None
+    if schema != SCHEMA:
+        raise TrainingError("its format is unknown", got=repr(schema)[:200])
+    for name, kind in (("step", int), ("epoch", int), ("sha256", str), ("run", dict)):
+        if type(record.get(name)) is not kind:
+            raise TrainingError("it is corrupt", got=f"{name} is {record.get(name)!r}"[:200])
+    if record["step"] < 0 or record["epoch"] < 0 or "data" not in record:
+        raise TrainingError("it is corrupt", got="a number below 0, or no data")
+    return dict(record)
 
 
 def _check_run(recorded: Mapping[str, str], current: Mapping[str, str]) -> None:

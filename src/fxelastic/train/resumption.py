@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from fxelastic.errors import FxElasticError, TrainingError
 from fxelastic.ir.supernet import Supernet
 from fxelastic.train.checkpoints import Checkpoint, Checkpoints, put_together, take_apart
 from fxelastic.train.held_out import HeldOut
@@ -138,13 +139,24 @@ class Resumption:
             for name, value in found.tensors.items()
             if name.startswith(_WEIGHTS)
         }
-        self.learners.load(weights)
-        self.optimisation.load(put_together(found.data["optimisation"], found.tensors))
-        if "held_out" in found.data:
-            self.held_out.load(found.data["held_out"], found.tensors)
-        random = found.tensors[f"random:{self.processes.rank}"].numpy().tobytes()
+        try:
+            self.learners.load(weights)
+            self.optimisation.load(put_together(found.data["optimisation"], found.tensors))
+            if "held_out" in found.data:
+                self.held_out.load(found.data["held_out"], found.tensors)
+            random = found.tensors[f"random:{self.processes.rank}"].numpy().tobytes()
+            position = Position.from_json(found.data["position"])
+        except FxElasticError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as e:
+            raise TrainingError(
+                f"the checkpoint of step {found.step} can't be used",
+                expected="what this run wrote",
+                got=f"{type(e).__name__}: {e}"[:500],
+                fix="remove it: the run resumes from the one before, or from the beginning",
+            ) from e
         logger.info("resumed at step %d", found.step)
-        return Position.from_json(found.data["position"]), random, refused
+        return position, random, refused
 
     def write(self, position: Position) -> bool:
         """Write a checkpoint; every process calls this.

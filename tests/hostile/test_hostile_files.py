@@ -1,0 +1,163 @@
+"""Thousands of damaged and forged files: each is read, or refused with a message, in bounds."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+import random
+import resource
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fxelastic.edge.array_bytes import read_arrays, write_arrays, write_npy
+from fxelastic.edge.pool import SubnetPool
+from fxelastic.edge.prepared import Item, PreparedFiles
+from fxelastic.errors import FxElasticError, InternalError
+from fxelastic.spec.bounded_json import loads
+from fxelastic.spec.json_document import _CHECKSUM, _checksum
+from fxelastic.spec.latency_table import LatencyTable
+from fxelastic.spec.manifest import Manifest
+from tests.edge.bundles import manifest
+from tests.edge.serving.tiny_bundle import write_bundle
+from tests.hostile.mutations import documents, of_bytes, plain
+from tests.lanes import EXHAUSTIVE
+
+N = 5000 if EXHAUSTIVE else 1000
+EARLIER = Path(__file__).parent.parent / "fixtures" / "earlier"
+# A message is read by people, in a terminal.
+MOST_CHARACTERS = 4096
+# Times the processor time of reading the good file; the least is for the clock's steps.
+TIMES, LEAST_S = 20.0, 0.25
+
+
+def sealed(value: Any) -> bytes:
+    """A table or pool with the checksum of its content."""
+    if isinstance(value, dict):
+        value = {k: v for k, v in value.items() if k != _CHECKSUM}
+        return plain({**value, _CHECKSUM: _checksum(value)})
+    return plain(value)
+
+
+def document(read: Callable[[bytes], Any], path: Path) -> tuple[Any, Callable[[bytes], Any]]:
+    return json.loads(read(path.read_bytes()).to_json()), read
+
+
+KINDS: dict[str, Callable[[], tuple[Any, Callable[[bytes], Any], Callable[[Any], bytes]]]] = {
+    "manifest": lambda: (json.loads(manifest().to_json()), Manifest.from_json, plain),
+    "table": lambda: (
+        *document(LatencyTable.from_json, EARLIER / "bundle.latency.json"),
+        sealed,
+    ),
+    "pool": lambda: (*document(SubnetPool.from_json, EARLIER / "bundle.pool.json"), sealed),
+}
+
+
+def refused_or_read(read: Callable[[bytes], Any], data: bytes) -> bool:
+    """Whether a file is read; an error must be the user's, and have a short message."""
+    try:
+        read(data)
+    except InternalError:
+        raise
+    except FxElasticError as e:
+        text = str(e)
+        assert len(text) <= MOST_CHARACTERS
+        assert all(c.isprintable() or c in "\n\t" for c in text)
+        return False
+    return True
+
+
+def check(read: Callable[[bytes], Any], good: bytes, variants: Iterator[bytes]) -> None:
+    begin_s = time.process_time()
+    assert refused_or_read(read, good)
+    good_s = time.process_time() - begin_s
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    n_refused = 0
+    for data in variants:
+        begin_s = time.process_time()
+        n_refused += not refused_or_read(read, data)
+        assert time.process_time() - begin_s < max(LEAST_S, TIMES * good_s)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
+    assert n_refused > N / 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_documents(kind: str) -> None:
+    good, read, seal = KINDS[kind]()
+    check(read, seal(good), documents(good, N, kind, seal))
+
+
+def test_arrays() -> None:
+    rng = random.Random("arrays")
+    arrays = {"x": np.arange(24, dtype=np.float32).reshape(2, 12), "y": np.zeros(3, np.int64)}
+    packed = io.BytesIO()
+    np.savez_compressed(packed, **arrays)
+    goods = (write_arrays(arrays), packed.getvalue(), write_npy(arrays["x"]))
+    names = (("x", "y"), ("x", "y"), ("x",))
+    for good, wanted in zip(goods, names, strict=True):
+        variants = (of_bytes(good, rng) for _ in range(N // 3 + 1))
+
+        def read(data: bytes, wanted: tuple[str, ...] = wanted) -> Any:
+            return read_arrays(data, wanted, 2**20)
+
+        check_some(read, good, variants)
+
+
+def check_some(read: Callable[[bytes], Any], good: bytes, variants: Iterator[bytes]) -> None:
+    found = [refused_or_read(read, data) for data in itertools.chain([good], variants)]
+    assert found[0]
+    assert not all(found)
+
+
+def test_prepared_files(tmp_path: Path) -> None:
+    """They are ignored unless they are whole: nothing is raised, and nothing else is opened."""
+    bundle = write_bundle(tmp_path / "bundle", depth=1)
+    files = PreparedFiles(bundle, tmp_path / "prepared")
+    item = Item.branch("original@0")
+    folder = files.make(item).parent
+    good = {path.name: path.read_bytes() for path in folder.iterdir()}
+    whole = files.read(item)
+    assert whole is not None
+    entry = json.loads(good["entry.json"])
+    rng = random.Random("prepared")
+    n_ignored = 0
+    for i, data in enumerate(documents(entry, N, "prepared", plain)):
+        for name, own in good.items():
+            (folder / name).write_bytes(own)
+        name = "entry.json" if i % 2 else rng.choice(sorted(good))
+        (folder / name).write_bytes(data if i % 2 else of_bytes(good[name], rng))
+        found = files.read(item)
+        assert found is None or found.data == whole.data
+        n_ignored += found is None
+    assert n_ignored > N / 2
+
+
+QUADRATIC = {
+    "escaped quotes": b'"' + b'\\"' * 500_000,
+    "quotes": b'"' * 1_000_000,
+    "a long string": b'["' + b"x" * 2_000_000,
+    "brackets": b"[]," * 700_000,
+    "open brackets": b"[" * 1_000_000,
+    "keys": b"{" + b",".join(b'"%d":0' % i for i in range(200_000)) + b',"7":1}',
+    "a long number": b"9" * 1_000_000,
+    "a long fraction": b"0." + b"1" * 1_000_000 + b"e",
+}
+
+
+@pytest.mark.parametrize("name", QUADRATIC)
+def test_reading_takes_time_in_proportion_to_the_bytes(name: str) -> None:
+    """Four times the bytes take nowhere near sixteen times the time."""
+    data = QUADRATIC[name]
+    times_s = []
+    for part in (data[: len(data) // 4], data):
+        begin_s = time.process_time()
+        with contextlib.suppress(ValueError):
+            loads(part)
+        times_s.append(time.process_time() - begin_s)
+    assert times_s[1] < 10 * max(times_s[0], 0.1)
