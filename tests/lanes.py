@@ -75,6 +75,7 @@ SLOW = (
     "tests/edge/test_replaced_files.py",
     "tests/edge/test_synthetic_inputs.py::test_a_profile_that_succeeds_prints_no_error_of_onnxruntime",
     "tests/edge/test_whole_inputs.py",
+    "tests/faults",
     "tests/hostile",
     "tests/passes/test_canonical.py::test_memory_that_is_filled_in_parts",
     "tests/report/test_page.py::test_what_is_not_there_is_left_out",

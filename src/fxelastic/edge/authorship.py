@@ -39,7 +39,7 @@ _SHA256 = r"[0-9a-f]{64}"
 
 
 @dataclass(frozen=True)
-class Signature:
+class ManifestSignature:
     """A statement about a bundle, which a key has signed.
 
     Attributes:
@@ -72,15 +72,15 @@ def sign(
     *,
     counter: int,
     expires_s: int | None = None,
-) -> Signature:
+) -> ManifestSignature:
     """Sign a bundle, and write the signature into its folder.
 
     Args:
         folder: The bundle's folder.
         manifest_sha256: The digest of its manifest.
         key: The file of a private ed25519 key, PEM without a password.
-        counter: See `Signature`.
-        expires_s: See `Signature`.
+        counter: See `ManifestSignature`.
+        expires_s: See `ManifestSignature`.
 
     Returns:
         The signature.
@@ -96,7 +96,7 @@ def sign(
             got=f"counter={counter}, expires_s={expires_s}",
         )
     private = _private_key(Path(key))
-    found = Signature(manifest_sha256, counter, expires_s, _key_id(private.public_key()))
+    found = ManifestSignature(manifest_sha256, counter, expires_s, _key_id(private.public_key()))
     stated = {name: value for name, value in asdict(found).items() if name != "key"}
     payload = json.dumps({"schema": SCHEMA, **stated}, sort_keys=True).encode()
     envelope = {
@@ -124,7 +124,7 @@ def check(
     *,
     now_s: float,
     least_counter: int = 0,
-) -> Signature:
+) -> ManifestSignature:
     """Check that one of some keys signed a bundle, and that the signature counts.
 
     The highest counter of each key is recorded beside the bundle, in ``BUNDLE.counters.json``;
@@ -171,7 +171,7 @@ def check(
     return found
 
 
-def _verified(folder: Path, trusted: dict[str, Any]) -> Signature:
+def _verified(folder: Path, trusted: dict[str, Any]) -> ManifestSignature:
     """The statement of a folder's signature, verified by one of some keys."""
     from cryptography.exceptions import InvalidSignature
 
@@ -208,12 +208,12 @@ def _verified(folder: Path, trusted: dict[str, Any]) -> Signature:
     )
 
 
-def _statement(folder: Path, payload: bytes, key: str) -> Signature:
+def _statement(folder: Path, payload: bytes, key: str) -> ManifestSignature:
     try:
         fields = Fields(_object(payload), SIGNATURE_NAME, "payload")
         fields.text("schema", SCHEMA, SCHEMA)
         end = fields.take("expires_s")
-        return Signature(
+        return ManifestSignature(
             fields.text("manifest_sha256", _SHA256, "a sha256"),
             fields.count("counter", high=_MAX_TIME_S),
             None if end is None else fields.count("expires_s", high=_MAX_TIME_S),

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fxelastic.edge import authorship
-from fxelastic.edge.authorship import Signature
+from fxelastic.edge.authorship import ManifestSignature
 from fxelastic.edge.bundle_reading import PrivateCopies, hash_file, read_file, stat_file
 from fxelastic.edge.external_data import check_external_data
 from fxelastic.edge.verified_model import VerifiedModel
@@ -154,7 +154,7 @@ class Bundle:
         missing: The files that were missing when it was opened, if they might be.
     """
 
-    signature: Signature | None = None
+    signature: ManifestSignature | None = None
     missing: frozenset[str] = frozenset()
 
     def __init__(self, path: Path, manifest: Manifest, digest: str) -> None:
