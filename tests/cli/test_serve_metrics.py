@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from fxelastic.edge.monitoring.lookahead import Outlook
 from fxelastic.edge.monitoring.recent_latencies import LatencySummary
+from fxelastic.edge.monitoring.resource_monitor import Resources
 from fxelastic.edge.serving.monitor import Observation
 from fxelastic.edge.serving.status import Status
 from tests.edge.serving.simulation import entry
@@ -92,6 +94,19 @@ def test_the_tail_is_there() -> None:
     shown = replace(STATUS, latency=tail)
     assert "p95 12.00 ms, 17% over" in str(shown)
     assert shown.to_json()["p99_ms"] == 30.0
+
+
+def test_the_load_and_the_energy_are_there_where_they_are_known() -> None:
+    step = replace(STEP, others={"energy_mj": 12.0})
+    ahead = Outlook(1.0, 0.7, 1.6, "trend", 1.8)
+    status = replace(STATUS, step=step, resources=Resources(0.0, load_index=0.4), outlook=ahead)
+    read = samples(metrics(status))
+    assert read["fxelastic_load_index"] == 0.4
+    assert read["fxelastic_load_index_forecast"] == 0.7
+    assert read["fxelastic_latency_ratio_forecast"] == 1.6
+    assert read["fxelastic_subnet_energy_joules"] == 0.012
+    told = status.to_json()
+    assert (told["load_index"], told["ratio_ahead"], told["energy_mj"]) == (0.4, 1.6, 12.0)
 
 
 def test_buckets_of_several_devices_can_be_added_up() -> None:

@@ -111,6 +111,11 @@ def add_parser(commands: Any) -> None:
     )
     add_sizes(parser)
     add_limit(parser)
+    parser.add_argument(
+        "--forecast",
+        action="store_true",
+        help="switch before the budget is broken, by the load that is expected in a second",
+    )
     options.add_values(
         parser,
         (
@@ -191,6 +196,8 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     from fxelastic import edge
     from fxelastic.cli.serve_monitor import ServeMonitor
+    from fxelastic.edge.serving.forecast_policy import ForecastPolicy
+    from fxelastic.edge.serving.policy import RatioPolicy
     from fxelastic.report.trace import Trace
 
     bundle = options.load_bundle(args)
@@ -230,6 +237,7 @@ def run(args: argparse.Namespace) -> int:
                 run_timeout_s=args.run_timeout,
                 sizes=sizes_of(args.sizes),
                 latency_percentile=args.latency_percentile,
+                policy=ForecastPolicy() if args.forecast else RatioPolicy(),
                 data=None if args.data is None else Path(args.data),
                 score=options.score(args.score),
                 held_out=args.held_out,

@@ -113,7 +113,7 @@ class _Snapshot:
 
 
 def _gauges(status: Status) -> tuple[tuple[str, str, float | None], ...]:
-    step, latency_ms = status.step, status.latency_ms
+    step, latency_ms, ahead = status.step, status.latency_ms, status.outlook
     return (
         ("up", "Whether the runtime serves", status.state == "serving"),
         ("uptime_seconds", "Time since the start", status.uptime_s),
@@ -139,6 +139,22 @@ def _gauges(status: Status) -> tuple[tuple[str, str, float | None], ...]:
             "subnet_accuracy",
             "Accuracy of the subnet in use, as searched",
             None if step is None else step.accuracy,
+        ),
+        ("load_index", "Use of the device's resources, from 0 to 1", status.load_index),
+        (
+            "load_index_forecast",
+            "Load index expected in a second",
+            None if ahead is None else ahead.load_index,
+        ),
+        (
+            "latency_ratio_forecast",
+            "Ratio r expected in a second",
+            None if ahead is None else ahead.ratio,
+        ),
+        (
+            "subnet_energy_joules",
+            "Energy of a request on the subnet in use",
+            None if status.energy_mj is None else status.energy_mj / 1e3,
         ),
         ("resident_subnets", "Subnets in memory", status.resident),
         ("resident_bytes", "Memory of their weights", status.resident_bytes),

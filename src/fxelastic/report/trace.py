@@ -44,7 +44,8 @@ class Trace:
     * ``request``: ``t`` of its end, ``subnet``, ``latency_ms``; if other sizes than the batch
       vary, its ``sizes`` and its ``estimated_ms``, which is null for sizes without an estimate.
     * ``load``: ``t``, ``r``, ``budget_ms``, ``limit_ms`` (T/r), ``subnet`` in use, and of the last
-      10 s ``p50_ms``, ``p95_ms``, ``p99_ms``, and ``over``, the share of requests over the budget.
+      10 s ``p50_ms``, ``p95_ms``, ``p99_ms``, and ``over``, the share of requests over the budget;
+      if known the ``load_index``, in a second ``load_ahead`` and ``r_ahead``, and ``energy_mj``.
     * ``event``: ``t``, ``kind``, ``message``, and the event's details.
 
     The control loop writes requests, after they have run. If the file can't be written any more (a
@@ -114,6 +115,7 @@ class Trace:
                 for name in ("p50_ms", "p95_ms", "p99_ms"):
                     row[name] = round(getattr(tail, name), 4)
                 row["over"] = round(tail.share_over, 4)
+            row |= _known(situation, decision)
             rows.append(row)
         self._write(rows)
 
@@ -202,6 +204,8 @@ class TraceData:
             sizes without an estimate are left out.
         loads: ``(time, r, budget in ms)`` of each reading.
         events: ``(time, kind, message)``.
+        load_indices: ``(time, load index)`` of each reading that has one.
+        expected: ``(time, r expected in a second)`` of each reading that has one.
         n_torn: Lines that could not be read: a killed process may leave one.
     """
 
@@ -209,6 +213,8 @@ class TraceData:
     requests: Sequence[tuple[float, int, float]] = ()
     loads: Sequence[tuple[float, float, float]] = ()
     events: Sequence[tuple[float, str, str]] = ()
+    load_indices: Sequence[tuple[float, float]] = ()
+    expected: Sequence[tuple[float, float]] = ()
     n_torn: int = 0
 
     def medians(self, window_s: float = _WINDOW_S) -> list[tuple[float, float]]:
@@ -253,6 +259,8 @@ def read_trace(path: str | os.PathLike[str]) -> TraceData:
     requests: list[tuple[float, int, float]] = []
     loads: list[tuple[float, float, float]] = []
     events: list[tuple[float, str, str]] = []
+    indices: list[tuple[float, float]] = []
+    expected: list[tuple[float, float]] = []
     n_torn = 0
     for row in rows[1:]:
         try:
@@ -270,12 +278,16 @@ def read_trace(path: str | os.PathLike[str]) -> TraceData:
                 requests.append((float(row["t"]), number, latency_ms))
             elif kind == "load":
                 loads.append((float(row["t"]), float(row["r"]), float(row["budget_ms"])))
+                if "load_index" in row:
+                    indices.append((float(row["t"]), float(row["load_index"])))
+                if "r_ahead" in row:
+                    expected.append((float(row["t"]), float(row["r_ahead"])))
             elif kind == "event":
                 events.append((float(row["t"]), str(row["kind"]), str(row["message"])))
         except (KeyError, TypeError, ValueError, ZeroDivisionError):
             n_torn += 1
     requests = sorted(request for request in requests if request[1] in subnets)
-    return TraceData(subnets, requests, loads, events, n_torn)
+    return TraceData(subnets, requests, loads, events, indices, expected, n_torn)
 
 
 def required(package: str, what: str) -> ModuleType:
@@ -347,6 +359,15 @@ def plot_trace(trace: TraceData, title: str = "") -> Figure:
     ratio.plot(
         [time for time, _, _ in trace.loads], [r for _, r, _ in trace.loads], color="tab:red"
     )
+    if trace.expected:
+        times, values = zip(*trace.expected, strict=True)
+        ratio.plot(times, values, color="tab:purple", linestyle="--", label="expected in a second")
+    if trace.load_indices:
+        times, values = zip(*trace.load_indices, strict=True)
+        index = ratio.twinx()
+        index.plot(times, values, color="tab:gray", linewidth=0.8)
+        index.set_ylim(0, 1)
+        index.set_ylabel("load index")
     ratio.axhline(1.0, color="gray", linewidth=0.8)
     ratio.set_ylabel("r = actual / estimated")
     ratio.set_xlabel("time (s)")
@@ -384,6 +405,18 @@ def write_plot(trace: TraceData, path: str | os.PathLike[str], title: str = "") 
             expected="a .png, .svg or .pdf file in a folder that exists",
             got=f"{type(e).__name__}: {e}",
         ) from e
+
+
+def _known(situation: Situation, decision: Decision) -> dict[str, float]:
+    """The load index, what is expected, and the energy of a request, as far as they are known."""
+    resources, ahead = situation.resources, situation.outlook
+    found = {
+        "load_index": None if resources is None else resources.load_index,
+        "load_ahead": None if ahead is None else ahead.load_index,
+        "r_ahead": None if ahead is None else ahead.ratio,
+        "energy_mj": decision.target.others.get("energy_mj"),
+    }
+    return {name: round(value, 4) for name, value in found.items() if value is not None}
 
 
 def _row(line: str) -> dict[str, Any]:

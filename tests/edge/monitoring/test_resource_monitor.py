@@ -114,7 +114,7 @@ def test_weights_are_checked(weights: dict[str, float]) -> None:
         edge.ResourceMonitor().forecast(3)
 
 
-def series(name: str, n: int = 600) -> np.ndarray:
+def series(name: str, n: int = 300) -> np.ndarray:
     rng, t = np.random.default_rng(0), np.arange(n)
     noise = 0.02 * rng.standard_normal(n)
     made = {

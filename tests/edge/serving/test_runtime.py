@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fxelastic.edge.monitoring.lookahead import Lookahead, Outlook
 from fxelastic.edge.serving.events import Event
 from fxelastic.edge.serving.monitor import Monitor
 from fxelastic.edge.serving.options import Serving
@@ -19,6 +20,7 @@ from fxelastic.edge.serving.preload import Preload
 from fxelastic.edge.serving.runtime import Runtime
 from fxelastic.errors import ServingError, UsageError
 from fxelastic.spec import Arch
+from fxelastic.spec.limits import Limits
 from tests.edge.serving.fakes import SIZE, FakeLoader, OneArray, archs, factor, pool, wait_until
 
 POOL = pool(1, 2, 4, 8)
@@ -583,3 +585,41 @@ def test_status_has_the_tail_and_the_requests_over_the_budget() -> None:
         load = runtime._controller.load
         assert (load.ratio, load.median) == pytest.approx((6.25, 1.0))
         assert status.ratio == load.median
+
+
+def test_limits_may_change_while_serving() -> None:
+    entries = [replace(found, others={"energy_mj": 5.0 * found.ms}) for found in POOL]
+    with Runtime(
+        *(FakeLoader(), OneArray(), entries, 10.0, Serving(policy=RatioPolicy(), tick_s=0.002)),
+        absolute=lambda bounds: Limits(bounds) if bounds else None,
+    ) as runtime:
+        assert runtime.limits is None
+        assert runtime.status().step == entries[-1]
+        runtime.limits = {"energy_mj": 21.0}
+        # The subnet in use exceeds the limit, without any request that is too slow.
+        wait_until(lambda: runtime.status().step == entries[2])
+        assert runtime.status().energy_mj == 20.0
+        with pytest.raises(UsageError, match="no subnet of the pool keeps the limits"):
+            runtime.limits = {"energy_mj": 1.0}
+        assert runtime.limits == Limits({"energy_mj": 21.0})
+        runtime.limits = {"latency_ms": 3.0}
+        assert runtime.limits is None
+        assert runtime.budget_ms == 3.0
+        wait_until(lambda: runtime.status().step == entries[1])
+        assert kinds(runtime).count("limits_changed") == 2
+
+
+def test_a_monitor_of_resources_that_fails_ends_the_forecasts_and_nothing_else() -> None:
+    class Broken(Lookahead):
+        def update(self, now_s: float, ratio: float | None) -> Outlook | None:
+            raise OSError("no /proc")
+
+    with serving(FakeLoader(), lookahead=Broken) as runtime:
+        right(runtime)
+        wait_until(lambda: "control_failed" in kinds(runtime))
+        right(runtime)
+        status = runtime.status()
+        assert (status.load_index, status.outlook) == (None, None)
+    with serving(FakeLoader(), lookahead=None) as runtime:
+        right(runtime)
+        assert runtime.status().resources is None

@@ -1,59 +1,138 @@
-"""Forecast a series some steps ahead, by an autoregressive model or by its last value."""
+"""Forecast a series some steps ahead, by the model that was best lately or by the last value."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 
 import numpy as np
 
 from fxelastic.edge.executor import Array
 
-#: The largest order of the model, and the number of values that it is fitted to.
-MAX_ORDER, WINDOW = 16, 120
+#: The largest order of the autoregression, and the number of values that models are fitted to:
+#: two minutes of readings at two a second.
+MAX_ORDER, WINDOW = 16, 240
 # Values for each coefficient, at least.
 _FOR_EACH = 6
-# The forecasts of the model and of the last value are compared over so many past values.
-_COMPARED = 30
-# The model is used if its error is at most this share of the last value's.
-_BETTER = 0.95
+# The values that a trend is fitted to, and by how much it weakens with each step ahead.
+_TREND, _DAMPING = 7, 0.9
+# The least correlation of a series with itself one period earlier.
+_PERIODIC = 0.3
+
+#: The name of the fallback.
+LAST_VALUE = "last value"
+
+
+class Contest:
+    """Chooses between forecasts of a value and its last value, by how good they were lately.
+
+    The mean errors over a shorter and a longer past are compared. A forecast counts only if both
+    are clearly below those of the last value, and the more so the better it was: a model that
+    happens to be right a few times must not be worse than the last value afterwards.
+    """
+
+    # At this share of the last value's error a forecast begins to count, and it alone counts at a
+    # share that is lower by the second number.
+    _BETTER, _SURE = 0.8, 0.4
+
+    def __init__(
+        self, n: int, memories: tuple[float, float] = (0.9, 0.97), least: int = 12
+    ) -> None:
+        """Compare forecasts of n steps ahead.
+
+        Args:
+            n: The number of steps.
+            memories: By how much the weight of an error falls with each later one, in the shorter
+                and in the longer past.
+            least: How many forecasts are compared before one is used.
+        """
+        self._n = n
+        self._memories = memories
+        self._least = least
+        self._made: deque[Mapping[str, float]] = deque(maxlen=n)
+        self._count = 0
+        self._errors: dict[str, tuple[float, float]] = {}
+
+    def add(self, value: float, forecasts: Mapping[str, float]) -> tuple[float, str]:
+        """Compare earlier forecasts of a value with it, and choose the next forecast.
+
+        Args:
+            value: The value now.
+            forecasts: The value n steps ahead, by the name of the model; always the same names.
+
+        Returns:
+            The forecast, and the name of the model that it comes from, or `LAST_VALUE`.
+        """
+        if len(self._made) == self._n:
+            self._count += 1
+            for name, forecast in self._made[0].items():
+                self._note(name, abs(forecast - value))
+        self._made.append({LAST_VALUE: value, **forecasts})
+        if self._count < self._least:
+            return value, LAST_VALUE
+        shares = {name: self._share(name) for name in forecasts}
+        best = min(shares, key=lambda name: shares[name])
+        weight = min(1.0, (self._BETTER - shares[best]) / self._SURE)
+        if weight <= 0:
+            return value, LAST_VALUE
+        return value + weight * (forecasts[best] - value), best
+
+    def trusted(self) -> list[str]:
+        """The models that were better than the last value over the longer past."""
+        if self._count < self._least:
+            return []
+        last = self._errors[LAST_VALUE][1]
+        return [n for n, (_, long) in self._errors.items() if long < self._BETTER * last]
+
+    def _note(self, name: str, error: float) -> None:
+        before = self._errors.get(name, (0.0, 0.0))
+        shares = [max(1 - memory, 1 / self._count) for memory in self._memories]
+        short, long = (
+            old + share * (error - old) for old, share in zip(before, shares, strict=True)
+        )
+        self._errors[name] = short, long
+
+    def _share(self, name: str) -> float:
+        """The error as a share of the last value's, in the worse of the two pasts."""
+        pairs = zip(self._errors[name], self._errors[LAST_VALUE], strict=True)
+        return max(own / max(last, 1e-9) for own, last in pairs)
 
 
 class Forecast:
     """Forecasts a series of values at equal distances.
 
-    The model is an autoregression of the differences from the mean, fitted to the last two minutes
-    of readings at one a second. It is used only where its recent forecasts were better than the
-    last value; otherwise the forecast is the last value.
+    Three models are fitted to the latest values: an autoregression of the differences from the
+    mean, a trend, and the values one period ago. For each number of steps, a `Contest` chooses
+    between them and the last value.
 
-    Source: Levinson (1946) and Durbin (1960), for the fit; AdaScale, section IV-A.
+    Source: Levinson (1946) and Durbin (1960), for the fit of the autoregression; AdaScale, section
+    IV-A. The trend, the period and the contest are additions.
     """
 
-    def __init__(self, steps: tuple[int, ...] = (1, 2, 5)) -> None:
+    def __init__(
+        self,
+        steps: tuple[int, ...] = (1, 2, 5),
+        bounds: tuple[float, float] = (-np.inf, np.inf),
+    ) -> None:
         """Forecast so many steps ahead.
 
         Args:
             steps: Numbers of steps.
+            bounds: The least and the largest value that a forecast may have.
         """
         self.steps = steps
+        self._bounds = bounds
         self._values: deque[float] = deque(maxlen=WINDOW)
-        self._made: dict[int, deque[tuple[float, float]]] = {
-            n: deque(maxlen=_COMPARED + n) for n in steps
-        }
-        self._errors: dict[int, deque[tuple[float, float]]] = {
-            n: deque(maxlen=_COMPARED) for n in steps
-        }
+        self._contests = {n: Contest(n) for n in steps}
+        self._found: dict[int, tuple[float, str]] = {}
 
     def add(self, value: float) -> None:
         """Add a value, and judge the forecasts that were made for it."""
-        for n, made in self._made.items():
-            if len(made) >= n:
-                model, last = made[-n]
-                self._errors[n].append((abs(model - value), abs(last - value)))
         self._values.append(value)
-        coefficients = autoregression(np.array(self._values))
-        ahead = extrapolated(np.array(self._values), coefficients, max(self.steps))
-        for n, made in self._made.items():
-            made.append((float(ahead[n - 1]), value))
+        found = models(np.array(self._values), max(self.steps), self._bounds)
+        for n, contest in self._contests.items():
+            ahead = {name: float(values[n - 1]) for name, values in found.items()}
+            self._found[n] = contest.add(value, ahead)
 
     def at(self, n: int) -> float | None:
         """The value so many steps ahead; None before the first value.
@@ -61,14 +140,21 @@ class Forecast:
         Args:
             n: One of ``steps``.
         """
-        if not self._made[n]:
-            return None
-        model, last = self._made[n][-1]
-        errors = np.array(self._errors[n])
-        if len(errors) < _COMPARED:
-            return last
-        of_model, of_last = errors.mean(0)
-        return model if of_model <= _BETTER * of_last else last
+        return self._found[n][0] if n in self._found else None
+
+    def source(self, n: int) -> str:
+        """The model that the forecast comes from; `LAST_VALUE` if it is the last value."""
+        return self._found[n][1] if n in self._found else LAST_VALUE
+
+
+def models(values: Array, n: int, bounds: tuple[float, float]) -> dict[str, Array]:
+    """The next n values of a series by each model, within bounds."""
+    found = {
+        "autoregression": extrapolated(values, autoregression(values), n),
+        "trend": trend(values, n),
+        "period": repeated(values, n),
+    }
+    return {name: np.clip(ahead, *bounds) for name, ahead in found.items()}
 
 
 def autoregression(values: Array, order: int | None = None) -> Array:
@@ -101,7 +187,7 @@ def autoregression(values: Array, order: int | None = None) -> Array:
 
 
 def extrapolated(values: Array, coefficients: Array, n: int) -> Array:
-    """The next n values by a model, within the range of the series."""
+    """The next n values by an autoregressive model, within the range of the series."""
     mean, order = float(values.mean()), len(coefficients)
     if not order:
         return np.full(n, values[-1])
@@ -111,3 +197,38 @@ def extrapolated(values: Array, coefficients: Array, n: int) -> Array:
         found.append(float(coefficients @ np.array(recent[:order])))
         recent.insert(0, found[-1])
     return np.clip(np.array(found) + mean, values.min(), values.max())
+
+
+def trend(values: Array, n: int) -> Array:
+    """The next n values by a line through the latest ones, whose slope weakens with each step."""
+    recent = values[-_TREND:]
+    if len(recent) < 4:
+        return np.full(n, values[-1])
+    times = np.arange(len(recent)) - (len(recent) - 1)
+    centred = times - times.mean()
+    slope = float(centred @ recent / (centred @ centred))
+    level = float(recent.mean() - slope * times.mean())
+    return level + slope * np.cumsum(_DAMPING ** np.arange(n))
+
+
+def repeated(values: Array, n: int) -> Array:
+    """The next n values as those one period ago; the last value if the series has no period.
+
+    The period is where the autocorrelation has its highest peak after it was first negative, in
+    the first half of the series.
+    """
+    last = np.full(n, values[-1])
+    length = len(values)
+    centred = values - values.mean()
+    if length < 24 or not float(centred @ centred) > 1e-9:
+        return last
+    spectrum = np.fft.rfft(centred, 2 * length)
+    products = np.fft.irfft(spectrum * np.conj(spectrum))[: length // 2 + 1]
+    correlation = products / (length - np.arange(len(products))) / (products[0] / length)
+    first = int(np.argmax(correlation < 0))
+    if not first:
+        return last
+    period = first + int(np.argmax(correlation[first:]))
+    if correlation[period] < _PERIODIC:
+        return last
+    return values[length - period + np.arange(n) % period]

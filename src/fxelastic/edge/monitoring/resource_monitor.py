@@ -104,7 +104,12 @@ class ResourceMonitor:
         self._weights = dict(weights)
         self._clock = clock
         self._before: tuple[float, CpuTimes | None, float | None] | None = None
-        self._forecast = Forecast(steps)
+        self._steps = steps
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin the series that the forecast is of anew, after a pause between readings."""
+        self._forecast = Forecast(self._steps, bounds=(0.0, 1.0))
 
     def read(self) -> Resources:
         """Read everything once. The use of the processor is that since the reading before."""

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from fxelastic.edge.candidates import Candidate
+from fxelastic.errors import UsageError
 from fxelastic.spec.cascade import Servable
 from fxelastic.spec.limits import Limits
 from fxelastic.spec.pareto import ParetoTable
@@ -41,7 +42,7 @@ class Catalogue:
         self._candidates = tuple(candidates)
         self._barred: dict[Servable, float] = {}
         self._failures: dict[Servable, int] = {}
-        self._table = self._table_of(self._candidates, ())
+        self._set(self._table_of(self._candidates, ()))
 
     @property
     def table(self) -> ParetoTable[Candidate]:
@@ -58,6 +59,33 @@ class Catalogue:
         """The subnets that may not be served now."""
         with self._lock:
             return frozenset(self._barred)
+
+    def allows(self, arch: Servable) -> bool:
+        """Whether a subnet may be served now."""
+        return arch in self._allowed
+
+    @property
+    def limits(self) -> Limits | None:
+        """The absolute limits on other resources than the latency; None for no limits."""
+        return self._limits
+
+    def limit(self, limits: Limits | None) -> None:
+        """Set other limits.
+
+        Raises:
+            UsageError: No subnet keeps them; the limits stay as they were.
+        """
+        with self._lock:
+            before, self._limits = self._limits, limits
+            table = self._table_of(self._candidates, self._barred.keys())
+            if not len(table):
+                self._limits = before
+                raise UsageError(
+                    "no subnet of the pool keeps the limits",
+                    expected="limits that leave a subnet to serve",
+                    got=str(limits),
+                )
+            self._set(table)
 
     def bar(self, arch: Servable) -> None:
         """Never serve a subnet again."""
@@ -99,11 +127,16 @@ class Catalogue:
         with self._lock:
             candidates = tuple(change(self._candidates))
             table = self._table_of(candidates, self._barred.keys())
-            self._candidates, self._table = candidates, table
+            self._candidates = candidates
+            self._set(table)
 
     def _rebuild(self) -> None:
-        # One assignment: readers see the old table or the new one.
-        self._table = self._table_of(self._candidates, self._barred.keys())
+        self._set(self._table_of(self._candidates, self._barred.keys()))
+
+    def _set(self, table: ParetoTable[Candidate]) -> None:
+        # One assignment each: readers see the old table or the new one.
+        self._allowed = frozenset(candidate.arch for candidate in table.entries)
+        self._table = table
 
     def _table_of(
         self, candidates: Iterable[Candidate], without: Collection[Servable]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from fxelastic.edge.candidates import Candidate
+from fxelastic.edge.monitoring.lookahead import Lookahead
 from fxelastic.edge.monitoring.recent_latencies import RecentLatencies
 from fxelastic.edge.serving.cache import SubnetCache
 from fxelastic.edge.serving.catalogue import Catalogue
@@ -78,6 +79,7 @@ class Controller:
         on_tick: Called after each round with the situation and the policy's decision.
         missing: Returns why there is no estimate for the sizes of a request.
         n_unmeasured: The number of requests so far whose sizes have no estimate.
+        lookahead: Reads the device's resources and forecasts the load; None not to.
         state: Whether the budget can be kept.
         load: The latest reading of the monitor.
         latencies: The latencies of the last seconds.
@@ -98,6 +100,7 @@ class Controller:
     on_tick: Callable[[Situation, Decision], None] | None = None
     missing: Callable[[Mapping[str, int]], str] | None = None
     n_unmeasured: int = 0
+    lookahead: Lookahead | None = None
     state: BudgetState = field(default_factory=BudgetState)
     load: Load = field(init=False, default_factory=Load)
     latencies: RecentLatencies = field(init=False, default_factory=RecentLatencies)
@@ -200,12 +203,21 @@ class Controller:
             if seen.scale is not None:
                 add(seen.time_s, seen.actual_ms / seen.scale, budget_ms)
         self.latencies.update(now_s)
+        if self.lookahead is not None:
+            try:
+                self.lookahead.update(now_s, load.recent)
+            except Exception as e:  # noqa: BLE001 - the decisions go on without a forecast
+                self.lookahead = None
+                self.events.add("control_failed", f"no more forecasts: {describe(e)}")
         return load
 
     def _situation(self, now_s: float, load: Load, current: Candidate) -> Situation:
+        ahead = self.lookahead
         return Situation(
             *(now_s, self.budget_ms, load, current, self.catalogue.table, self.cache.history),
             latency=self.latencies.summary,
+            resources=None if ahead is None else ahead.resources,
+            outlook=None if ahead is None else ahead.outlook,
         )
 
     def _report(self, load: Load) -> None:
@@ -230,15 +242,19 @@ class Controller:
 
     def _decide(self, situation: Situation) -> Decision:
         decision = self.policy.decide(situation)
-        barred = self.catalogue.barred
-        if decision.target.arch not in barred:
+        if self.catalogue.allows(decision.target.arch):
             return decision
-        # The subnet in use failed and nothing could take over at once.
+        # The subnet in use failed and nothing could take over at once, or the limits have changed.
         table = situation.table
         other = table.best(decision.limit_ms) or table.quickest
         if other is None:
             return decision
-        return Decision(other, decision.met, decision.limit_ms, "the subnet in use failed")
+        return Decision(
+            other,
+            decision.met,
+            decision.limit_ms,
+            "the subnet in use failed, or exceeds the limits",
+        )
 
     def _act(self, decision: Decision, situation: Situation) -> None:
         current, target = situation.current, decision.target

@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 #: * memory_limit - a subnet can't be loaded within the memory limit.
 #: * budget_changed - the user set another budget.
 #: * subnets_added - the user added subnets.
+#: * limits_changed - the user set other limits on resources.
 #: * budget_unmet, budget_met - no subnet keeps the budget at this load; one does again.
 #: * slow_requests - some requests took several times as long as the others.
 #: * size_not_measured - a request has sizes that the latency table does not cover.
@@ -41,6 +42,7 @@ Kind: TypeAlias = Literal[
     "closed",
     "control_failed",
     "drifted",
+    "limits_changed",
     "load_failed",
     "loaded",
     "memory_limit",

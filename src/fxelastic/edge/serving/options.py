@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from fxelastic.edge.candidates import MODES
+from fxelastic.edge.monitoring.lookahead import Lookahead
 from fxelastic.edge.monitoring.recent_latencies import check_percentile
 from fxelastic.edge.searching.scores import Score
 from fxelastic.edge.serving.background_search import Searcher
@@ -64,6 +65,8 @@ class Serving:
         policy: Decides which subnet serves.
         preload: Chooses the subnets to keep in memory besides the one in use.
         monitor: Creates the monitor of latencies.
+        lookahead: Creates what reads the device's resources twice a second and forecasts the load,
+            for the policy and the status; None not to read them.
         tick_s: Time between two decisions, in seconds.
         check_every_s: Time between two checks of the latency table, in seconds; None for no
             checks.
@@ -93,6 +96,7 @@ class Serving:
     policy: SwitchPolicy = field(default_factory=RatioPolicy)
     preload: Preload = field(default_factory=Preload)
     monitor: Callable[[], Monitor] = Monitor
+    lookahead: Callable[[], Lookahead] | None = Lookahead
     tick_s: float = 0.05
     check_every_s: float | None = 300.0
     retry_s: float = 30.0
@@ -117,7 +121,7 @@ class Serving:
             _check(name, getattr(self, name))
         _check("check_every_s", self.check_every_s, optional=True)
         check_percentile(self.latency_percentile)
-        for name in ("monitor", "clock", "listener", "on_tick"):
+        for name in ("monitor", "lookahead", "clock", "listener", "on_tick"):
             value = getattr(self, name)
             if value is not None and not callable(value):
                 raise UsageError(f"{name} must be callable", got=repr(value))

@@ -8,8 +8,12 @@ from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 from fxelastic.edge.candidates import Candidate
+from fxelastic.edge.monitoring.lookahead import Outlook
+from fxelastic.edge.monitoring.matching import closest
 from fxelastic.edge.monitoring.recent_latencies import LatencySummary
+from fxelastic.edge.monitoring.resource_monitor import Resources
 from fxelastic.edge.serving.monitor import Load
+from fxelastic.errors import UsageError
 from fxelastic.spec.pareto import ParetoTable
 
 
@@ -37,6 +41,8 @@ class Situation:
         table: The subnets that may be served.
         switches: Earlier switches, oldest first; at least the last ten minutes.
         latency: The latencies of the last 10 s; None before the first request.
+        resources: The latest reading of the device's resources; None if they are not read.
+        outlook: The forecast of the load and of r; None if there is none.
     """
 
     now_s: float
@@ -46,6 +52,13 @@ class Situation:
     table: ParetoTable[Candidate]
     switches: Sequence[PastSwitch] = ()
     latency: LatencySummary | None = None
+    resources: Resources | None = None
+    outlook: Outlook | None = None
+
+
+#: What the best subnet within the budget is: the most accurate one, or the one whose demands are
+#: closest to what the device has; see `closest`.
+OBJECTIVES = ("accuracy", "distance")
 
 
 @dataclass(frozen=True)
@@ -114,6 +127,7 @@ class RatioPolicy:
         max_calm_s: The longest such wait, in seconds.
         failed_s: A climb that is reverted within this time has failed, in seconds.
         forget_s: Failed climbs older than this no longer count, in seconds.
+        objective: One of `OBJECTIVES`.
 
     Source: AdaptiveNet §5.3; hysteresis, dwell and back-off are additions.
     """
@@ -128,17 +142,42 @@ class RatioPolicy:
     max_calm_s: float = 120.0
     failed_s: float = 30.0
     forget_s: float = 600.0
+    objective: str = "accuracy"
+
+    def __post_init__(self) -> None:
+        """Check the objective.
+
+        Raises:
+            UsageError: It is unknown.
+        """
+        if self.objective not in OBJECTIVES:
+            raise UsageError(
+                f"unknown objective {self.objective!r}",
+                expected=" or ".join(OBJECTIVES),
+                got=repr(self.objective),
+            )
 
     def decide(self, situation: Situation) -> Decision:
         """Decide; see `SwitchPolicy`."""
         load, budget_ms, current = situation.load, situation.budget_ms, situation.current
         # During the first requests, only the estimates count.
-        begun = load.begin_s is None or situation.now_s - load.begin_s >= self.settle_s
-        ratio = load.ratio if load.ratio is not None and begun else 1.0
+        ratio = load.ratio if load.ratio is not None and self.has_begun(situation) else 1.0
         actual_ms = ratio * current.ms
         if actual_ms > budget_ms:
             return self._down(situation, ratio, actual_ms)
         return self._up(situation, ratio)
+
+    def has_begun(self, situation: Situation) -> bool:
+        """Whether the first requests, whose latencies do not count, are over."""
+        begin_s = situation.load.begin_s
+        return begin_s is None or situation.now_s - begin_s >= self.settle_s
+
+    def best(self, situation: Situation, limit_ms: float) -> Candidate | None:
+        """The best subnet within a latency, by the objective; None if none is within it."""
+        table = situation.table
+        if self.objective == "accuracy" or not len(table):
+            return table.best(limit_ms)
+        return closest(table, situation.current, situation.resources, limit_ms)
 
     def _down(self, situation: Situation, ratio: float, actual_ms: float) -> Decision:
         current, table = situation.current, situation.table
@@ -149,14 +188,14 @@ class RatioPolicy:
         exceeded = (
             f"{actual_ms:.3g} ms exceed the budget of {situation.budget_ms:.3g} ms (r {ratio:.2f})"
         )
-        since_s = _since_last(situation)
+        since_s = since_last(situation)
         if since_s is not None and 0 <= since_s < self.dwell_s:
             # Most requests in the window are from before the switch.
             again_s = self.dwell_s - since_s
             return Decision(current, True, limit_ms, f"{exceeded}, just switched", again_s)
         if recent is not None and recent * current.ms <= situation.budget_ms:
             return Decision(current, True, limit_ms, f"{exceeded}, but the newest requests do not")
-        fitting = table.best(limit_ms)
+        fitting = self.best(situation, limit_ms)
         if fitting is not None and fitting.ms < current.ms:
             return Decision(fitting, True, limit_ms, exceeded)
         quickest = table.quickest
@@ -168,29 +207,32 @@ class RatioPolicy:
     def _up(self, situation: Situation, ratio: float) -> Decision:
         current, load = situation.current, situation.load
         calm_s = self.calm_for(situation)
-        since_s = _since_last(situation)
+        since_s = since_last(situation)
         peak = load.peak_since(situation.now_s - calm_s)
         worst = max(ratio, peak) if peak is not None else ratio
         limit_ms = situation.budget_ms * (1 - self.room_up) / worst
         stay = Decision(current, True, limit_ms, "the budget is kept")
         if since_s is not None and 0 <= since_s < calm_s:
             return stay
-        better = situation.table.best(limit_ms)
-        if better is None or not self._is_worth_it(better, current, situation.table):
+        better = self.best(situation, limit_ms)
+        if better is not None and better.ms < current.ms and self.objective != "accuracy":
+            return Decision(better, True, limit_ms, "it is closer to what the device has")
+        if better is None or not self.is_worth_it(better, current, situation.table):
             return stay
         newer = load.peak_since(situation.now_s - calm_s / 2)
         if newer is not None:
             soon_ms = situation.budget_ms * (1 - self.room_up) / max(ratio, newer)
-            soon = situation.table.best(soon_ms)
+            soon = self.best(situation, soon_ms)
             if soon is not None and soon.accuracy > better.accuracy:
                 # A load has just gone: one switch up should be enough, too.
                 return stay
         reason = f"there has been room for {calm_s:.3g} s (r at most {worst:.2f})"
         return Decision(better, True, limit_ms, reason)
 
-    def _is_worth_it(
+    def is_worth_it(
         self, better: Candidate, current: Candidate, table: ParetoTable[Candidate]
     ) -> bool:
+        """Whether a climb gains enough accuracy for a switch."""
         frontier = table.frontier
         if better.accuracy <= current.accuracy or better.arch == frontier[-1].arch:
             return better.accuracy > current.accuracy
@@ -214,7 +256,7 @@ class RatioPolicy:
         return min(calm_s * 2.0 ** min(failed, 32), self.max_calm_s)
 
 
-def _since_last(situation: Situation) -> float | None:
+def since_last(situation: Situation) -> float | None:
     """Time since the last switch, in seconds; negative if the clock was set back."""
     if not situation.switches:
         return None

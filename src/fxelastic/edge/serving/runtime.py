@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ from fxelastic.edge.signature import BundleSignature
 from fxelastic.edge.size_estimates import SizeEstimates
 from fxelastic.errors import ServingError, UsageError
 from fxelastic.spec.cascade import Cascade, Servable
-from fxelastic.spec.limits import Limits
+from fxelastic.spec.limits import Bound, Limits
 from fxelastic.spec.resources import LATENCY
 
 
@@ -79,6 +79,7 @@ class Runtime:
         limits: Limits | None = None,
         estimates: SizeEstimates | None = None,
         serves: Callable[[Servable], bool] = lambda _: True,
+        absolute: Callable[[Mapping[str, Bound] | None], Limits | None] = lambda _: None,
     ) -> None:
         """Load the best subnet and begin to serve.
 
@@ -93,6 +94,7 @@ class Runtime:
             limits: Absolute limits on other resources than the latency.
             estimates: Estimates requests at their own sizes; None if only the batch size varies.
             serves: Whether a subnet may be served: one with the caches that requests hold.
+            absolute: Converts limits that are set while serving to absolute ones.
 
         Raises:
             UsageError: No subnet keeps the limits, or the budget is not above 0.
@@ -102,6 +104,7 @@ class Runtime:
         self._loader = loader
         self._signature = signature
         self._estimates = estimates
+        self._absolute = absolute
         self._clock = clock = options.clock
         self._started_s = clock()
         self._closing = threading.Lock()
@@ -127,6 +130,7 @@ class Runtime:
             *(self._monitor, options.policy, options.preload, catalogue, cache, self._preloader),
             *(events, clock, budget_ms, options.tick_s, self._unmet, options.on_tick),
             missing=None if estimates is None else estimates.missing,
+            lookahead=None if options.lookahead is None else options.lookahead(),
         )
         self._recovery = Recovery(cache, catalogue, events, clock)
         self._exits = ExitCounts()
@@ -297,6 +301,31 @@ class Runtime:
         self._hurry()
 
     @property
+    def limits(self) -> Limits | None:
+        """Absolute limits on other resources than the latency; may be set while serving.
+
+        They may be set as for `edge.serve`: to bounds by resource, where shares are relative to the
+        original's costs. A bound on the latency sets the budget. None removes all limits.
+
+        Raises:
+            UsageError: A bound is out of range, or no subnet keeps them; they stay as they were.
+        """
+        return self._catalogue.limits
+
+    @limits.setter
+    def limits(self, limits: Mapping[str, Bound] | None) -> None:
+        bounds = dict(limits or {})
+        budget_ms = bounds.pop(LATENCY, None)
+        checked = None if budget_ms is None else _checked_budget(budget_ms)
+        before = self._catalogue.limits
+        self._catalogue.limit(self._absolute(bounds))
+        after = self._catalogue.limits
+        self._events.add("limits_changed", f"{before or 'no limits'} → {after or 'no limits'}")
+        if checked is not None:
+            self.budget_ms = checked
+        self._hurry()
+
+    @property
     def events(self) -> tuple[Event, ...]:
         """What happened, oldest first; the latest ten thousand."""
         return self._events.snapshot()
@@ -327,7 +356,7 @@ class Runtime:
     def status(self) -> Status:
         """The state of the runtime now."""
         load, step, events = self._controller.load, self._cache.current, self._events.counts()
-        latencies = self._controller.latencies
+        latencies, ahead = self._controller.latencies, self._controller.lookahead
         return Status(
             state="closed" if self._closed else "serving",
             uptime_s=self._clock() - self._started_s,
@@ -347,6 +376,8 @@ class Runtime:
             latency=latencies.summary,
             n_over=latencies.n_over,
             exits=self._exits.snapshot(),
+            resources=None if ahead is None else ahead.resources,
+            outlook=None if ahead is None else ahead.outlook,
         )
 
     def close(self) -> None:

@@ -94,7 +94,11 @@ def serve(
     fixed = None if table is None else table_at(table, sizes)
     percentile = options.latency_percentile
     candidates = candidates_of(bundle, pool, fixed, mode, options.memory_bytes, percentile)
-    limits = absolute_limits(options.limits, bundle, fixed, candidates, mode)
+
+    def absolute(bounds: Mapping[str, Bound] | None) -> Limits | None:
+        return absolute_limits(bounds, bundle, fixed, candidates, mode)
+
+    limits = absolute(options.limits)
     if mode == "paged" and options.memory_bytes is None and options.preload == Preload():
         options = replace(options, preload=Preload(limit=0))
     probe = None
@@ -128,6 +132,7 @@ def serve(
         limits,
         estimates,
         serves,
+        absolute,
     )
 
 

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fxelastic.edge.candidates import Candidate
+from fxelastic.edge.monitoring.lookahead import Outlook
+from fxelastic.edge.monitoring.matching import ENERGY
 from fxelastic.edge.monitoring.recent_latencies import LatencySummary
+from fxelastic.edge.monitoring.resource_monitor import Resources
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Status:
         latency: Percentiles of the latencies of the last 10 s, and the share over the budget; None
             before the first request.
         n_over: Requests over the budget so far.
+        resources: The latest reading of the device's resources; None if they are not read.
+        outlook: The forecast of the load and of r; None if there is none.
     """
 
     state: str
@@ -55,6 +60,18 @@ class Status:
     latency: LatencySummary | None = None
     n_over: int = 0
     exits: Mapping[str, int] = field(default_factory=dict)
+    resources: Resources | None = None
+    outlook: Outlook | None = None
+
+    @property
+    def energy_mj(self) -> float | None:
+        """Energy of a request on the subnet in use, in mJ; None if the table does not have it."""
+        return None if self.step is None else self.step.others.get(ENERGY)
+
+    @property
+    def load_index(self) -> float | None:
+        """The load index now, from 0 to 1; None if the resources are not read."""
+        return None if self.resources is None else self.resources.load_index
 
     @property
     def latency_ms(self) -> float | None:
@@ -68,7 +85,7 @@ class Status:
 
     def to_json(self) -> dict[str, Any]:
         """The status as plain data."""
-        tail = self.latency
+        tail, ahead = self.latency, self.outlook
         return {
             "state": self.state,
             "uptime_s": round(self.uptime_s, 3),
@@ -81,6 +98,10 @@ class Status:
             "p99_ms": None if tail is None else tail.p99_ms,
             "share_over_budget": None if tail is None else tail.share_over,
             "ratio": self.ratio,
+            "ratio_ahead": None if ahead is None else ahead.ratio,
+            "load_index": self.load_index,
+            "load_index_ahead": None if ahead is None else ahead.load_index,
+            "energy_mj": self.energy_mj,
             "budget_ms": self.budget_ms,
             "budget_met": self.budget_met,
             "n_requests": self.n_requests,
