@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from functools import cache
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 import onnxruntime as ort
+import psutil
 
+from fxelastic.edge.monitoring.system_files import SystemFiles
 from fxelastic.edge import run_limit
 from fxelastic.edge.run_limit import BoundedSession, RunLimit
 from fxelastic.edge.verified_model import VerifiedModel
@@ -18,6 +21,27 @@ Model: TypeAlias = "VerifiedModel | Path"
 
 # The folder of external data, for models that are bytes.
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+@cache
+def usable_threads(root: Path = Path("/")) -> int:
+    """The number of threads for one on each core that this process may use.
+
+    onnxruntime itself counts the machine's cores. In a container with a quota of processor time,
+    more threads than the quota are stopped for a part of each tenth of a second.
+
+    Args:
+        root: The root of the file system; another one for a recorded tree.
+
+    Returns:
+        The number; 0 to leave it to onnxruntime, because the process may use all cores.
+    """
+    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    quota = SystemFiles(root).quota_cores()
+    if quota is not None:
+        allowed = min(allowed, max(1, math.ceil(quota)))
+    return allowed if allowed < cores else 0
 
 
 @dataclass
@@ -33,7 +57,7 @@ class SessionMaker:
     libraries. So it is used only if another library has made it.
 
     Attributes:
-        threads: Threads to compute with; 0 for one for each core.
+        threads: Threads to compute with; 0 for one for each core that this process may use.
         providers: Onnxruntime's execution providers, the preferred one first.
         shared_arena: Whether sessions compute in memory of one arena of the process. Otherwise
             each has its own and keeps the memory of its largest batch: 120 MiB instead of 7 for 87
@@ -92,7 +116,7 @@ class SessionMaker:
         if self._process_wide:
             options.use_per_session_threads = False
         else:
-            options.intra_op_num_threads = self.threads
+            options.intra_op_num_threads = self.threads or usable_threads()
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if self.shared_arena:
             _register_arena()

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from fxelastic import edge
 from fxelastic.cli import main
+from fxelastic.edge import sessions
 from fxelastic.edge.monitoring.forecast import Forecast, autoregression, extrapolated
+from fxelastic.edge.monitoring.portable_files import PortableFiles, files_of
 from fxelastic.edge.monitoring.resource_monitor import Resources
+from fxelastic.edge.monitoring.system_files import SystemFiles
 from fxelastic.errors import UsageError
 from tests.edge.monitoring.trees import BARE, CONTAINER_V1, CONTAINER_V2, TREES, write_tree
 
@@ -97,6 +102,57 @@ def test_every_tree_gives_what_it_can(tmp_path: Path, name: str) -> None:
         values = [v for v in found.to_json().values() if isinstance(v, float)]
         assert all(math.isfinite(v) for v in values)
     assert ("pressure" in found.missing) == (name not in ("bare",))
+
+
+def test_threads_follow_the_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psutil.cpu_count", lambda logical=True: 4)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    found = {
+        name: sessions.usable_threads(write_tree(tmp_path / name, tree))
+        for name, tree in TREES.items()
+    }
+    assert found["container v1"] == 2  # 1.5 cores
+    assert found["container v2"] == found["nested v2"] == 1
+    # 0 leaves it to onnxruntime, which counts the cores.
+    assert found["bare"] == found["jetson"] == found["broken"] == found["empty"] == 0
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    assert sessions.usable_threads(write_tree(tmp_path / "pinned", BARE)) == 3
+    monkeypatch.delattr("os.sched_getaffinity")
+    assert sessions.usable_threads(write_tree(tmp_path / "other", BARE)) == 0
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_system_without_proc(monkeypatch: pytest.MonkeyPatch, broken: bool) -> None:
+    """Windows and macOS: psutil tells some, and the rest is missing."""
+    times = iter([(1.0, 1.0, 8.0), (2.0, 2.0, 9.0)])
+    fields = namedtuple("fields", "user system idle")
+    known = {
+        "cpu_times": lambda: fields(*next(times)),
+        "virtual_memory": lambda: SimpleNamespace(available=3e9, total=4e9),
+        "cpu_freq": lambda: SimpleNamespace(current=1200.0, max=2400.0),
+    }
+
+    def refused() -> None:
+        raise PermissionError("not allowed")
+
+    for name, told in known.items():
+        monkeypatch.setattr(f"psutil.{name}", refused if broken else told)
+    module = "fxelastic.edge.monitoring.resource_monitor"
+    monkeypatch.setattr(f"{module}.files_of", lambda root: PortableFiles(root / "nowhere"))
+    reader = edge.ResourceMonitor()
+    reader.read()
+    found = reader.read()
+    assert {"pressure", "gpu", "quota_cores", "temperature_c"} <= set(found.missing)
+    if broken:
+        assert (found.cpu, found.memory, found.load_index) == (None, None, 0.0)
+        return
+    assert found.cpu == pytest.approx(2 / 3)
+    assert found.memory == 0.25
+    assert (found.frequency_mhz, found.max_frequency_mhz) == (1200.0, 2400.0)
+
+
+def test_recorded_trees_are_read_as_files(tmp_path: Path) -> None:
+    assert type(files_of(tmp_path)) is SystemFiles
 
 
 def test_a_counter_that_goes_back_gives_no_use(tmp_path: Path) -> None:

@@ -100,8 +100,8 @@ class Lookahead:
             self._reader.restart()
             self._restart()
         # Late rounds don't shift the readings after them.
-        late_s = since_s is not None and self._every_s <= since_s < 2 * self._every_s
-        self._read_s = (self._read_s or 0.0) + self._every_s if late_s else now_s
+        late = since_s is not None and self._every_s <= since_s < 2 * self._every_s
+        self._read_s = (self._read_s or 0.0) + self._every_s if late else now_s
         found = self.resources = self._reader.read()
         load = self._reader.forecast(self._steps)
         expected, source = self._expected(found, load, ratio)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fxelastic.edge.monitoring.forecast import Forecast
-from fxelastic.edge.monitoring.system_files import CpuTimes, SystemFiles
+from fxelastic.edge.monitoring.portable_files import files_of
+from fxelastic.edge.monitoring.system_files import CpuTimes
 from fxelastic.errors import UsageError
 
 #: The weights of the resources in the load index. What can't be read does not count.
@@ -100,7 +101,7 @@ class ResourceMonitor:
             )
         if not steps or min(steps) < 1:
             raise UsageError("steps must be at least 1", expected="(1, 2, 5)", got=repr(steps))
-        self._files = SystemFiles(Path(root))
+        self._files = files_of(Path(root))
         self._weights = dict(weights)
         self._clock = clock
         self._before: tuple[float, CpuTimes | None, float | None] | None = None

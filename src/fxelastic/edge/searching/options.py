@@ -46,7 +46,7 @@ class SearchOptions:
             with 1, so that no winner is lost; otherwise with this probability, of 0.5 at least, by
             the Hoeffding-Serfling inequality. It applies to bounded scores: ``top1``,
             ``agreement``, ``cosine`` and ``spearman``.
-        threads: Threads to compute with; 0 for one for each core.
+        threads: Threads to compute with; 0 for one for each core that the process may use.
         seed: Seed of the search; the same seed leads to the same subnets.
         path: A file for the pool, written as the search goes on. If it exists, of the same bundle,
             data and score, its subnets are not evaluated again.

@@ -48,7 +48,8 @@ class Serving:
         memory_bytes: Maximum memory for weights, in bytes. None means no limit: the preloaded
             subnets in ``assembled`` mode, the subnet in use in ``paged`` mode, and during a switch
             the next subnet too.
-        threads: The number of threads; 0 means one for each core.
+        threads: The number of threads; 0 means one for each core that the process may use, by its
+            affinity and its control group.
         prepared: The folder that `edge.prepare` wrote to; by default ``BUNDLE.prepared`` next to
             the bundle. Missing files are prepared in the background.
         data: Samples, in any of the forms that `edge.search` accepts, to search for quicker
