@@ -95,7 +95,7 @@ def test_the_load_tells_before_the_requests_do() -> None:
 
     ahead, _ = looked(actual, 69.0, load)
     assert ahead.outlook is not None
-    assert actual(69.0) + 0.06 < ahead.outlook.ratio <= actual(70.0) + 0.06  # type: ignore[operator]
+    assert actual(69.0) + 0.03 < ahead.outlook.ratio <= actual(70.0) + 0.06  # type: ignore[operator]
     assert ahead.outlook.source != LAST_VALUE
 
 

@@ -567,7 +567,14 @@ def test_inputs_may_have_any_name() -> None:
 def test_status_has_the_tail_and_the_requests_over_the_budget() -> None:
     clock = Clock()
     loader = FakeLoader()
-    with serving(loader, clock=clock, latency_percentile=95, tick_s=1e6) as runtime:
+    ticks: list[Situation] = []
+    with serving(
+        *(loader,),
+        **{"clock": clock, "latency_percentile": 95, "tick_s": 1e6},
+        on_tick=lambda situation, _: ticks.append(situation),
+    ) as runtime:
+        # The first round of the control thread; the next ones are the test's.
+        wait_until(lambda: bool(ticks))
         assert runtime.status().latency is None
         for i in range(60):
             clock.now_s += 0.1
@@ -589,8 +596,9 @@ def test_status_has_the_tail_and_the_requests_over_the_budget() -> None:
 
 def test_limits_may_change_while_serving() -> None:
     entries = [replace(found, others={"energy_mj": 5.0 * found.ms}) for found in POOL]
+    options = Serving(policy=RatioPolicy(), tick_s=0.002, preload=Preload(limit=0))
     with Runtime(
-        *(FakeLoader(), OneArray(), entries, 10.0, Serving(policy=RatioPolicy(), tick_s=0.002)),
+        *(FakeLoader(), OneArray(), entries, 10.0, options),
         absolute=lambda bounds: Limits(bounds) if bounds else None,
     ) as runtime:
         assert runtime.limits is None

@@ -31,12 +31,16 @@ class Contest:
     happens to be right a few times must not be worse than the last value afterwards.
     """
 
-    # At this share of the last value's error a forecast begins to count, and it alone counts at a
-    # share that is lower by the second number.
-    _BETTER, _SURE = 0.8, 0.4
+    # A forecast alone counts at a share of the last value's error that is lower than the one at
+    # which it begins to count by this number.
+    _SURE = 0.4
 
     def __init__(
-        self, n: int, memories: tuple[float, float] = (0.9, 0.97), least: int = 12
+        self,
+        n: int,
+        memories: tuple[float, float] = (0.9, 0.97),
+        least: int = 12,
+        better: float = 0.8,
     ) -> None:
         """Compare forecasts of n steps ahead.
 
@@ -45,10 +49,12 @@ class Contest:
             memories: By how much the weight of an error falls with each later one, in the shorter
                 and in the longer past.
             least: How many forecasts are compared before one is used.
+            better: The share of the last value's error at which a forecast begins to count.
         """
         self._n = n
         self._memories = memories
         self._least = least
+        self._better = better
         self._made: deque[Mapping[str, float]] = deque(maxlen=n)
         self._count = 0
         self._errors: dict[str, tuple[float, float]] = {}
@@ -72,7 +78,7 @@ class Contest:
             return value, LAST_VALUE
         shares = {name: self._share(name) for name in forecasts}
         best = min(shares, key=lambda name: shares[name])
-        weight = min(1.0, (self._BETTER - shares[best]) / self._SURE)
+        weight = min(1.0, (self._better - shares[best]) / self._SURE)
         if weight <= 0:
             return value, LAST_VALUE
         return value + weight * (forecasts[best] - value), best
@@ -82,7 +88,7 @@ class Contest:
         if self._count < self._least:
             return []
         last = self._errors[LAST_VALUE][1]
-        return [n for n, (_, long) in self._errors.items() if long < self._BETTER * last]
+        return [n for n, (_, long) in self._errors.items() if long < self._better * last]
 
     def _note(self, name: str, error: float) -> None:
         before = self._errors.get(name, (0.0, 0.0))
