@@ -26,38 +26,31 @@ LAST_VALUE = "last value"
 class Contest:
     """Chooses between forecasts of a value and its last value, by how good they were lately.
 
-    The mean errors over a shorter and a longer past are compared. A forecast counts only if both
-    are clearly below those of the last value, and the more so the better it was: a model that
-    happens to be right a few times must not be worse than the last value afterwards.
+    A forecast counts only if its mean error is clearly below that of the last value, and the more
+    so the better it was: a model that happens to be right a few times must not be worse than the
+    last value afterwards.
     """
 
     # A forecast alone counts at a share of the last value's error that is lower than the one at
     # which it begins to count by this number.
-    _SURE = 0.4
+    _SURE = 0.1
 
-    def __init__(
-        self,
-        n: int,
-        memories: tuple[float, float] = (0.9, 0.97),
-        least: int = 12,
-        better: float = 0.8,
-    ) -> None:
+    def __init__(self, n: int, memory: float = 0.98, least: int = 20, better: float = 0.85) -> None:
         """Compare forecasts of n steps ahead.
 
         Args:
             n: The number of steps.
-            memories: By how much the weight of an error falls with each later one, in the shorter
-                and in the longer past.
+            memory: By how much the weight of an error falls with each later one.
             least: How many forecasts are compared before one is used.
             better: The share of the last value's error at which a forecast begins to count.
         """
         self._n = n
-        self._memories = memories
+        self._memory = memory
         self._least = least
         self._better = better
         self._made: deque[Mapping[str, float]] = deque(maxlen=n)
         self._count = 0
-        self._errors: dict[str, tuple[float, float]] = {}
+        self._errors: dict[str, float] = {}
 
     def add(self, value: float, forecasts: Mapping[str, float]) -> tuple[float, str]:
         """Compare earlier forecasts of a value with it, and choose the next forecast.
@@ -71,37 +64,25 @@ class Contest:
         """
         if len(self._made) == self._n:
             self._count += 1
+            share = max(1 - self._memory, 1 / self._count)
             for name, forecast in self._made[0].items():
-                self._note(name, abs(forecast - value))
+                before = self._errors.get(name, 0.0)
+                self._errors[name] = before + share * (abs(forecast - value) - before)
         self._made.append({LAST_VALUE: value, **forecasts})
-        if self._count < self._least:
+        trusted = self.trusted()
+        if not trusted:
             return value, LAST_VALUE
-        shares = {name: self._share(name) for name in forecasts}
-        best = min(shares, key=lambda name: shares[name])
-        weight = min(1.0, (self._better - shares[best]) / self._SURE)
-        if weight <= 0:
-            return value, LAST_VALUE
+        best = min(trusted, key=lambda name: self._errors[name])
+        error = self._errors[best] / self._errors[LAST_VALUE]
+        weight = min(1.0, (self._better - error) / self._SURE)
         return value + weight * (forecasts[best] - value), best
 
     def trusted(self) -> list[str]:
-        """The models that were better than the last value over the longer past."""
+        """The models that were clearly better than the last value."""
         if self._count < self._least:
             return []
-        last = self._errors[LAST_VALUE][1]
-        return [n for n, (_, long) in self._errors.items() if long < self._better * last]
-
-    def _note(self, name: str, error: float) -> None:
-        before = self._errors.get(name, (0.0, 0.0))
-        shares = [max(1 - memory, 1 / self._count) for memory in self._memories]
-        short, long = (
-            old + share * (error - old) for old, share in zip(before, shares, strict=True)
-        )
-        self._errors[name] = short, long
-
-    def _share(self, name: str) -> float:
-        """The error as a share of the last value's, in the worse of the two pasts."""
-        pairs = zip(self._errors[name], self._errors[LAST_VALUE], strict=True)
-        return max(own / max(last, 1e-9) for own, last in pairs)
+        last = self._errors[LAST_VALUE]
+        return [name for name, error in self._errors.items() if error < self._better * last]
 
 
 class Forecast:

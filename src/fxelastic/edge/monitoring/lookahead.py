@@ -12,7 +12,8 @@ from fxelastic.edge.monitoring.forecast import LAST_VALUE, WINDOW, Contest, mode
 from fxelastic.edge.monitoring.load_model import LoadModel
 from fxelastic.edge.monitoring.resource_monitor import ResourceMonitor, Resources
 
-MEMORIES, LEAST, BETTER = (0.6, 0.9), 4, 0.9
+# A step down ahead is cheaper than a broken budget, so models are believed soon.
+_MEMORY, _LEAST, _BETTER = 0.9, 4, 0.9
 # After a pause of so many readings, the series begin anew.
 _PAUSE = 4
 
@@ -131,5 +132,4 @@ class Lookahead:
     def _restart(self) -> None:
         self._highs: deque[float | None] = deque(maxlen=self._steps)
         self._ratios: deque[float] = deque(maxlen=WINDOW)
-        # A step down ahead is cheaper than a broken budget, so less is needed to believe a model.
-        self._contest = Contest(self._steps, MEMORIES, LEAST, BETTER)
+        self._contest = Contest(self._steps, _MEMORY, _LEAST, _BETTER)

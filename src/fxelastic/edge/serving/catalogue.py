@@ -80,11 +80,8 @@ class Catalogue:
             table = self._table_of(self._candidates, self._barred.keys())
             if not len(table):
                 self._limits = before
-                raise UsageError(
-                    "no subnet of the pool keeps the limits",
-                    expected="limits that leave a subnet to serve",
-                    got=str(limits),
-                )
+                what = "no subnet of the pool keeps the limits"
+                raise UsageError(what, expected="a subnet to serve", got=str(limits))
             self._set(table)
 
     def bar(self, arch: Servable) -> None:
@@ -135,7 +132,7 @@ class Catalogue:
 
     def _set(self, table: ParetoTable[Candidate]) -> None:
         # One assignment each: readers see the old table or the new one.
-        self._allowed = frozenset(candidate.arch for candidate in table.entries)
+        self._allowed = frozenset(c.arch for c in table.entries)
         self._table = table
 
     def _table_of(

@@ -36,14 +36,14 @@ class ForecastPolicy(RatioPolicy):
             if decision.target.ms <= limit_ms:
                 return decision
             better = self.best(situation, limit_ms)
-            if better is not None and self.is_worth_it(better, current, situation.table):
+            if better is not None and self._is_worth_it(better, current, situation.table):
                 return Decision(better, True, limit_ms, decision.reason)
             return Decision(current, True, limit_ms, f"r {expected:.2f} is expected")
         recent = situation.load.recent
         if (
             decision.target.arch != current.arch
             or not decision.met
-            or not self.has_begun(situation)
+            or not self._has_begun(situation)
             or expected * current.ms <= budget_ms
             or (recent is not None and expected < (1 + self.least_rise) * recent)
         ):

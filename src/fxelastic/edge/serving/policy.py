@@ -161,14 +161,13 @@ class RatioPolicy:
         """Decide; see `SwitchPolicy`."""
         load, budget_ms, current = situation.load, situation.budget_ms, situation.current
         # During the first requests, only the estimates count.
-        ratio = load.ratio if load.ratio is not None and self.has_begun(situation) else 1.0
+        ratio = load.ratio if load.ratio is not None and self._has_begun(situation) else 1.0
         actual_ms = ratio * current.ms
         if actual_ms > budget_ms:
             return self._down(situation, ratio, actual_ms)
         return self._up(situation, ratio)
 
-    def has_begun(self, situation: Situation) -> bool:
-        """Whether the first requests, whose latencies do not count, are over."""
+    def _has_begun(self, situation: Situation) -> bool:
         begin_s = situation.load.begin_s
         return begin_s is None or situation.now_s - begin_s >= self.settle_s
 
@@ -217,7 +216,7 @@ class RatioPolicy:
         better = self.best(situation, limit_ms)
         if better is not None and better.ms < current.ms and self.objective != "accuracy":
             return Decision(better, True, limit_ms, "it is closer to what the device has")
-        if better is None or not self.is_worth_it(better, current, situation.table):
+        if better is None or not self._is_worth_it(better, current, situation.table):
             return stay
         newer = load.peak_since(situation.now_s - calm_s / 2)
         if newer is not None:
@@ -229,10 +228,9 @@ class RatioPolicy:
         reason = f"there has been room for {calm_s:.3g} s (r at most {worst:.2f})"
         return Decision(better, True, limit_ms, reason)
 
-    def is_worth_it(
+    def _is_worth_it(
         self, better: Candidate, current: Candidate, table: ParetoTable[Candidate]
     ) -> bool:
-        """Whether a climb gains enough accuracy for a switch."""
         frontier = table.frontier
         if better.accuracy <= current.accuracy or better.arch == frontier[-1].arch:
             return better.accuracy > current.accuracy
