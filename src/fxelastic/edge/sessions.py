@@ -12,8 +12,8 @@ from typing import TypeAlias
 import onnxruntime as ort
 import psutil
 
-from fxelastic.edge.monitoring.system_files import SystemFiles
 from fxelastic.edge import run_limit
+from fxelastic.edge.monitoring.system_files import SystemFiles
 from fxelastic.edge.run_limit import BoundedSession, RunLimit
 from fxelastic.edge.verified_model import VerifiedModel
 

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from fxelastic.edge.candidates import Candidate
-from fxelastic.edge.serving.controller import SlowRequests
+from fxelastic.edge.monitoring.slow_requests import SlowRequests
 from fxelastic.edge.serving.events import EventLog
 from fxelastic.edge.serving.monitor import Load, Monitor, Observation
 from tests.edge.serving.simulation import Simulation, entry, table_of
