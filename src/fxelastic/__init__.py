@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fxelastic.ir import Block, Partition
     from fxelastic.ir.supernet import Supernet
     from fxelastic.multi_stage import train_stages, trained_state
+    from fxelastic.probing import diversity
     from fxelastic.train import distill, evaluate, recalibrate, tune
 
 __version__ = "0.1.0"
@@ -50,6 +51,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "distill",
+    "diversity",
     "edge",
     "evaluate",
     "expand",
@@ -70,6 +72,7 @@ _LAZY_NAMES = {
     "Partition": "fxelastic.ir",
     "Supernet": "fxelastic.ir.supernet",
     "distill": "fxelastic.train",
+    "diversity": "fxelastic.probing",
     "evaluate": "fxelastic.train",
     "expand": "fxelastic.expansion",
     "export": "fxelastic.exporting",

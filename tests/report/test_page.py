@@ -28,7 +28,10 @@ pytest.importorskip("jinja2")
 importlib.import_module("matplotlib.image")
 
 RNG = np.random.default_rng(0)
-PARTS = ("bundle.latency.json", "bundle.pool.json", "search.json", "measured.json", "trace.jsonl")
+PARTS = (
+    *("bundle.latency.json", "bundle.pool.json", "search.json", "measured.json", "trace.jsonl"),
+    "explain.json",
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +62,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     original = {"predicted_ms": 1.0, "measured_ms": 1.1, "accuracy": 0.9}
     measured = {"schema": "fxelastic.measured/1", "original": original, "subnets": rows}
     (path / "measured.json").write_text(json.dumps(measured))
+    cuts = [
+        {"position": i + 1, "block": f"b{i}", "score": 0.3 * (i + 1), "gain": 0.3, "flops": 0.3 * i}
+        for i in range(3)
+    ]
+    exits = {"measure": "accuracy", "chance": 0.1, "whole": 0.95, "n_samples": 30, "cuts": cuts}
+    exits |= {"exits": [1], "little": ["b2"], "refused": {}}
+    explained = {"schema": "fxelastic.explain/1", "blocks": [], "exits": exits}
+    (path / "explain.json").write_text(json.dumps(explained))
     serving = ["--pool", str(path / "bundle.pool.json"), "--budget-ms", "1000", "--quiet"]
     serving += ["--inputs", str(path / "in"), "--repeat", "2000", "--mode", "paged"]
     trace = ["--trace", str(path / "trace.jsonl")]
@@ -88,7 +99,7 @@ def test_the_page_has_every_figure_and_loads_nothing(
     page = (tmp_path / "out" / "report.html").read_text()
     links = Links()
     links.feed(page)
-    assert links.tags.count("img") == 6
+    assert links.tags.count("img") == 7
     assert all(link.startswith("data:image/svg+xml;base64,") for link in links.found)
     for link in links.found:
         root = ET.fromstring(b64decode(link.partition(",")[2]))
@@ -97,7 +108,7 @@ def test_the_page_has_every_figure_and_loads_nothing(
     assert 'name="viewport"' in page
     assert "script" not in links.tags
     assert "not met" not in page
-    for name in ("tradeoff", "supernet", "latency", "search", "ranges", "trace"):
+    for name in ("tradeoff", "supernet", "latency", "search", "ranges", "trace", "cuts"):
         data = (tmp_path / "out" / f"{name}.png").read_bytes()
         assert data.startswith(b"\x89PNG")
     assert len(page) < 2_000_000

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxelastic.branches.cut_features import dims_of_space, latest
+from fxelastic.branches.diversity import MeasuredCuts, measured_cuts
 from fxelastic.branches.interval import Interval, NoBranchError
-from fxelastic.branches.options import counts
+from fxelastic.branches.options import Arguments, counts
 from fxelastic.branches.propagation import graph_flops, is_feature, same_kind, sizes
 from fxelastic.branches.trainable import Trainable
 from fxelastic.errors import UsageError
@@ -21,14 +23,13 @@ from fxelastic.ir.branch import Branch, Refusal
 from fxelastic.ir.graph_modules import MovableGraphModule
 from fxelastic.ir.graph_symbols import one_sample
 from fxelastic.ir.liveness import Liveness
-from fxelastic.ir.operators import CONVOLUTIONS, attach, operator_name
+from fxelastic.ir.operators import attach
 from fxelastic.ir.partition import Partition
 from fxelastic.spec import EXIT
 from fxelastic.spec.options import check_count
 
 _ATEN = torch.ops.aten
 _CONVOLUTIONS = {1: _ATEN.conv1d.default, 2: _ATEN.conv2d.default, 3: _ATEN.conv3d.default}
-_LINEAR = frozenset({"aten.linear", "aten.addmm", "aten.mm", "aten.matmul", "aten.layer_norm"})
 # With "auto", exits follow the blocks at which these shares of the FLOPs are done.
 _SHARES = (0.25, 0.5, 0.75)
 # An exit saves at least this share of the FLOPs of the blocks that it replaces.
@@ -49,9 +50,12 @@ class Exit:
     The convolution has as many channels as a hundredth of the model's parameters allows.
 
     Attributes:
-        at: The numbers of blocks that run before an exit; or ``"auto"``, after the blocks at which
-            a quarter, half and three quarters of the FLOPs are done.
+        at: The numbers of blocks that run before an exit; or ``"auto"``: with calibration data,
+            the cuts that are worth an exit by `measured_cuts`; without, after the blocks at which a
+            quarter, half and three quarters of the FLOPs are done.
         every: An exit after each so many blocks instead; 0 for ``at``.
+        calibration: Positional and keyword arguments of some calls of the model; those of
+            `fxelastic.expand` by default.
 
     Raises:
         UsageError: An option is out of range.
@@ -61,6 +65,7 @@ class Exit:
 
     at: str | Sequence[int] = "auto"
     every: int = 0
+    calibration: tuple[Arguments, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -94,7 +99,8 @@ class Exit:
             own = [i for i, block in enumerate(partition.blocks) if block.kind in REPLACEABLE]
             return [i + 1 for i in own[self.every - 1 :: self.every] if i + 1 < n_blocks]
         if self.at == "auto":
-            return _after_shares(partition)
+            measured = _measured(partition, self.calibration)
+            return _after_shares(partition) if measured is None else list(measured.worth_an_exit())
         wrong = [position for position in self.at if int(position) >= n_blocks]
         if wrong:
             raise UsageError(
@@ -103,6 +109,14 @@ class Exit:
                 got=f"at={self.at!r}",
             )
         return sorted({int(position) for position in self.at})
+
+
+def _measured(partition: Partition, batches: Sequence[Arguments]) -> MeasuredCuts | None:
+    """The cuts by calibration data; None without data, or if none of them can be measured."""
+    if not batches:
+        return None
+    found = measured_cuts(partition, ((args, kwargs, None) for args, kwargs in batches))
+    return found if found.cuts else None
 
 
 def _after_shares(partition: Partition) -> list[int]:
@@ -122,7 +136,7 @@ def _after_shares(partition: Partition) -> list[int]:
 def _exit(interval: Interval, *, generator: torch.Generator) -> Branch:
     if interval.caches:
         raise NoBranchError("later blocks extend caches, which an exit would leave unfilled")
-    name = _latest(interval)
+    name = latest(interval)
     results = [interval.partition.value(output) for output in interval.outputs]
     if not results or not all(map(is_feature, results)):
         raise NoBranchError("its results are indices or flags")
@@ -135,15 +149,6 @@ def _exit(interval: Interval, *, generator: torch.Generator) -> Branch:
     if graph_flops(copied.module, one) > (1 - _SAVED) * flops:
         raise NoBranchError("its head would cost as much as the blocks that it replaces")
     return interval.branch(copied, approximate=True, note=note)
-
-
-def _latest(interval: Interval) -> str:
-    """The feature that is computed last of those that the blocks read."""
-    order = {node: i for i, node in enumerate(interval.partition.nodes)}
-    found = [name for name in interval.inputs if is_feature(interval.partition.value(name))]
-    if not found:
-        raise NoBranchError("it reads no features")
-    return max(found, key=order.__getitem__)
 
 
 def _own_head(interval: Interval, name: str) -> tuple[Trainable, str] | None:
@@ -190,7 +195,7 @@ def _pooled(interval: Interval, name: str, generator: torch.Generator) -> tuple[
         )
     if sizes(result)[0] != sizes(value)[0] or value.dim() < 2:
         raise NoBranchError("the features and the result have different numbers of samples")
-    dims = _dims_of_space(interval, value)
+    dims = dims_of_space(interval, value)
     channels = value.shape[1 if dims or value.dim() == 2 else -1]
     if not isinstance(channels, int):
         raise NoBranchError("the number of the features' channels varies")
@@ -211,25 +216,6 @@ def _pooled(interval: Interval, name: str, generator: torch.Generator) -> tuple[
         read = head.norm(read, channels)
     module = head.finished(head.linear(read, channels, n_out))
     return Trainable(module, (name,), (), interval.outputs), note
-
-
-def _dims_of_space(interval: Interval, value: Tensor) -> int:
-    """The dimensions of space of features ``(batch, channels, ...)``; 0 for all others.
-
-    The next layer tells: a convolution, or a linear map or norm over the last dimension.
-    """
-    if not 3 <= value.dim() <= 5:
-        return 0
-    nodes = interval.partition.nodes
-    for block in interval.blocks:
-        for name in block.nodes:
-            operator = operator_name(nodes[name])
-            if operator in CONVOLUTIONS:
-                return value.dim() - 2
-            if operator in _LINEAR:
-                # A classifier may follow pooling and flattening.
-                return value.dim() - 2 if value.dim() > 3 else 0
-    return 0
 
 
 class _Head:

@@ -5,11 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fxelastic.cli import options
 from fxelastic.cli.options import DEFAULT_FUSION, DEFAULT_GAMMA, HelpFormatter
 from fxelastic.errors import UsageError
+
+if TYPE_CHECKING:
+    from fxelastic.branches.diversity import MeasuredCuts
+    from fxelastic.ir.partition import Partition
+
+# Samples that run at once for --exits.
+_BATCH_SIZE = 64
 
 _DESCRIPTION = """\
 Show the blocks of a model, their parameters, FLOPs and shapes, and the reasons
@@ -21,6 +28,7 @@ examples:
   fxelastic explain my_model.py:build --model-arg depth=12 --example-input int64:2x16 --cuts
   fxelastic explain torchvision.models:resnet50 --dot blocks.dot
   fxelastic explain torchvision.models:resnet50 --json
+  fxelastic explain my_model.py:build --exits samples.npz
 
 exit codes: 0 success, 1 the model can't be captured or partitioned, 2 usage error"""
 
@@ -45,6 +53,13 @@ def add_parser(commands: Any) -> None:
         const="-",
         help="write the blocks as a Graphviz graph; without FILE, or for -, to stdout and "
         "nothing else there. Write it after MODEL",
+    )
+    parser.add_argument(
+        "--exits",
+        metavar="FILE",
+        help="an .npz file of samples, with or without targets under y: score each cut by a linear "
+        "map from its features to the model's result, and say where exits are worth it and which "
+        "blocks matter little",
     )
     options.add_output(parser)
     parser.set_defaults(run=run)
@@ -71,15 +86,26 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.dot is not None:
         _write_dot(args, partition.to_dot())
+    found = None if args.exits is None else _diversity(partition, Path(args.exits))
     if args.json:
         from fxelastic.cli.explain_json import report
 
-        print(json.dumps(report(partition), indent=2))
+        exits = {} if found is None else {"exits": found.to_dict()}
+        print(json.dumps({**report(partition), **exits}, indent=2))
     else:
         from fxelastic.cli.explain_text import sections
 
         print("\n".join(sections(partition, all_cuts=args.cuts)))
+        if found is not None:
+            print(f"\nexits: what a linear map of the features after each block reaches\n{found}")
     return 0
+
+
+def _diversity(partition: Partition, path: Path) -> MeasuredCuts:
+    from fxelastic.cli.sample_batches import sample_batches
+    from fxelastic.probing import diversity
+
+    return diversity(partition, sample_batches(path, partition, "--exits", _BATCH_SIZE))
 
 
 def _write_dot(args: argparse.Namespace, dot: str) -> None:

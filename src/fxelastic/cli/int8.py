@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fxelastic.cli.options import words
+from fxelastic.cli.sample_batches import sample_batches
 from fxelastic.errors import UsageError
 
 if TYPE_CHECKING:
@@ -72,7 +73,10 @@ def int8_of(args: argparse.Namespace, supernet: Supernet) -> Int8 | None:
     from fxelastic.cli.reference import describe, load_reference
 
     if args.calibration.endswith(".npz"):
-        batches = _from_file(Path(args.calibration), supernet)
+        found = sample_batches(
+            Path(args.calibration), supernet.partition, "--calibration", _BATCH_SIZE
+        )
+        batches = [inputs for inputs, _ in found]
     else:
         batches = load_reference(args.calibration, "--calibration")
         if callable(batches):
@@ -87,46 +91,3 @@ def int8_of(args: argparse.Namespace, supernet: Supernet) -> Int8 | None:
                 ) from e
     formats = {} if args.int8_formats is None else {"formats": args.int8_formats}
     return Int8(batches, ranges=args.int8_ranges, **formats)
-
-
-def _from_file(path: Path, supernet: Supernet) -> list[Any]:
-    """The samples of a file, in batches, by the names of the model's inputs."""
-    import torch
-
-    from fxelastic.backends.onnxruntime.teacher import batch_size
-    from fxelastic.edge.npz_files import read_npz
-    from fxelastic.ir import trees
-
-    partition = supernet.partition
-    names = list(partition.signature.names)
-    arrays = read_npz(path)
-    if len(names) == 1 and names[0] not in arrays and "x" in arrays:
-        arrays[names[0]] = arrays["x"]
-    arrays = {name: arrays[name] for name in names if name in arrays}
-    if set(arrays) != set(names):
-        raise UsageError(
-            f"--calibration {path} does not have the model's inputs",
-            expected="an array for each of " + ", ".join(names),
-            got=", ".join(arrays) or "none of them",
-        )
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    dims = partition.batch_dims
-    sizes = {n: tensors[n].shape[d] if tensors[n].dim() > d else 0 for n, d in dims.items()}
-    if len(set(sizes.values())) > 1 or not all(sizes.values()):
-        raise UsageError(
-            f"--calibration {path}: the arrays must have the same number of samples",
-            expected="one entry in each array for each sample",
-            got=", ".join(f"{name}: {size}" for name, size in sizes.items()),
-        )
-    n_samples = next(iter(sizes.values()), 1)
-    size = min(_BATCH_SIZE, max(1, n_samples // 2))
-    if not partition.dynamic_batch and dims:
-        size = batch_size(partition)
-    starts = range(0, n_samples - size + 1, size)
-    return [
-        trees.unflatten(
-            partition.signature.arguments,
-            [tensors[n].narrow(dims[n], i, size) if n in dims else tensors[n] for n in names],
-        )
-        for i in starts
-    ]

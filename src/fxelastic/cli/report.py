@@ -15,8 +15,8 @@ SCHEMA = "fxelastic.report/1"
 
 _DESCRIPTION = """\
 Write one HTML page with plots, also as PNG, of the results in a run's folder:
-bundle/, bundle.latency.json, bundle.pool.json, search.json, measured.json and
-trace.jsonl. Missing parts are left out. With --trace, plot a trace alone."""
+bundle/, bundle.latency.json, bundle.pool.json, search.json, measured.json,
+trace.jsonl and explain.json. Missing parts are left out. With --trace, plot a trace alone."""
 
 _EPILOG = """\
 examples:

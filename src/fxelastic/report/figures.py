@@ -58,7 +58,7 @@ class Plot:
 
 def plots(run: RunFolder) -> list[Plot]:
     """Every figure for which the run has the data."""
-    trace, pool = run.trace, run.pool
+    trace, pool, cuts = run.trace, run.pool, run.cuts
     candidates = (
         (
             pool is not None or bool(run.chosen),
@@ -116,8 +116,35 @@ def plots(run: RunFolder) -> list[Plot]:
                 lambda: plot_trace(trace or TraceData()),
             ),
         ),
+        (
+            cuts is not None and bool(cuts["cuts"]),
+            Plot(
+                "cuts",
+                "What the features after each block tell",
+                "The score of a linear map from the features to the model's result, by the FLOPs "
+                "up to there. Filled points are worth an exit; squares follow blocks that matter "
+                "little.",
+                lambda: _cuts(cuts or {}),
+            ),
+        ),
     )
     return [plot for drawn, plot in candidates if drawn]
+
+
+def _cuts(found: Mapping[str, Any]) -> Figure:
+    figure: Figure = _figure()
+    axes = figure.subplots()
+    x = [0.0, *(cut["flops"] for cut in found["cuts"]), 1.0]
+    y = [found["chance"], *(cut["score"] for cut in found["cuts"]), found["whole"]]
+    axes.plot(x, y, color="tab:blue", linewidth=1, zorder=1)
+    for cut in found["cuts"]:
+        inner = "tab:blue" if cut["position"] in found["exits"] else "none"
+        marker = "s" if cut["block"] in found["little"] else "o"
+        style = {"marker": marker, "facecolors": inner, "edgecolors": "tab:blue", "zorder": 2}
+        axes.scatter(cut["flops"], cut["score"], **style)
+    axes.set_xlabel("share of the FLOPs")
+    axes.set_ylabel(found["measure"])
+    return figure
 
 
 @contextmanager

@@ -29,6 +29,7 @@ class RunFolder:
         search: ``search.json``, the output of ``fxelastic search --json``.
         measured: ``measured.json``: latency and accuracy of subnets that were run.
         trace: ``trace.jsonl``, from ``fxelastic serve --trace``.
+        cuts: The scores of cuts in ``explain.json``, from ``fxelastic explain --exits --json``.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class RunFolder:
     search: Mapping[str, Any] | None = None
     measured: Mapping[str, Any] | None = None
     trace: TraceData | None = None
+    cuts: Mapping[str, Any] | None = None
 
     @classmethod
     def read(cls, path: str | Path) -> RunFolder:
@@ -70,12 +72,13 @@ class RunFolder:
             None if search is None else _json(search, "fxelastic.search/1", "budgets"),
             None if measured is None else _json(measured, MEASURED_SCHEMA, "subnets"),
             None if trace is None else read_trace(trace),
+            _cuts(there("explain.json")),
         )
-        if not any((table, pool, search, measured, trace)):
+        if not any((table, pool, search, measured, trace, run.cuts)):
             raise UsageError(
                 f"{folder} holds nothing to report",
                 expected="some of bundle/, bundle.latency.json, bundle.pool.json, search.json, "
-                "measured.json, trace.jsonl",
+                "measured.json, trace.jsonl, explain.json",
                 got=", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing",
                 fix="write them with fxelastic profile, search and serve --trace",
             )
@@ -98,6 +101,11 @@ class RunFolder:
         if self.measured is not None:
             return list(self.measured["subnets"])
         return list(self.search["budgets"]) if self.search is not None else []
+
+
+def _cuts(path: Path | None) -> Mapping[str, Any] | None:
+    found = None if path is None else _json(path, "fxelastic.explain/1", "blocks").get("exits")
+    return found if isinstance(found, dict) and isinstance(found.get("cuts"), list) else None
 
 
 def _json(path: Path, schema: str, key: str) -> Mapping[str, Any]:

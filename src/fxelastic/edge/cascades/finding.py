@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.cascades.confidence import confidence
 from fxelastic.edge.cascades.costs import costs_of_leaving
 from fxelastic.edge.cascades.entry import CascadeEntry
-from fxelastic.edge.cascades.thresholds import NEVER, Leaving, checked_losses, choose
+from fxelastic.edge.cascades.thresholds import NEVER, Leaving, checked_losses, choose, proposals
 from fxelastic.edge.executor import Array, Executor
 from fxelastic.edge.searching.choice import default_result
 from fxelastic.edge.searching.data import Dataset
@@ -87,12 +88,12 @@ def find_cascades(
     proposing, testing = data
     found = []
     for trunk in dict.fromkeys(trunks):
-        exits = _exits_along(executor.bundle, trunk)
+        exits = exits_along(executor.bundle, trunk)
         if not exits:
             continue
-        first = _recorded(executor, proposing, trunk, exits, by, batch_size)
-        first = first.of(_useful(first))
-        second = _recorded(executor, testing, trunk, exits, by, batch_size).of(first.exits)
+        first = record(executor, proposing, trunk, exits, by, batch_size)
+        first = first.of(useful(first))
+        second = record(executor, testing, trunk, exits, by, batch_size).of(first.exits)
         along = _Along(executor.bundle, trunk, (first, second), costs, by)
         found += _distinct(along.entry(limit, delta) for limit in limits)
     return tuple(sorted(found, key=lambda entry: entry.latency_ms))
@@ -117,7 +118,7 @@ def _distinct(entries: Iterable[CascadeEntry | None]) -> list[CascadeEntry]:
     return kept
 
 
-def _exits_along(bundle: Bundle, trunk: Arch) -> dict[int, str]:
+def exits_along(bundle: Bundle, trunk: Arch) -> dict[int, str]:
     """The exits at the borders of a subnet's branches, by position, but for its own."""
     n_blocks = bundle.space.n_blocks
     starts = {bundle.segment(branch).spec.start for branch in trunk}
@@ -125,7 +126,7 @@ def _exits_along(bundle: Bundle, trunk: Arch) -> dict[int, str]:
     return {s.start: s.id for s in specs if s.start in starts and s.id not in trunk.branches}
 
 
-def _recorded(
+def record(
     executor: Executor,
     data: Dataset,
     trunk: Arch,
@@ -170,15 +171,15 @@ def _recorded(
     return Recorded(tuple(ordered), *joined)
 
 
-def _useful(found: Recorded) -> list[str]:
+def useful(found: Recorded) -> list[str]:
     """The exits that are right more often than all before them."""
-    useful, best = [], -1.0
+    kept, best = [], -1.0
     for name, right in zip(found.exits, found.right, strict=False):
         share = float(right.mean())
         if share > best:
-            useful.append(name)
+            kept.append(name)
             best = share
-    return useful
+    return kept
 
 
 @dataclass(frozen=True)
@@ -208,17 +209,22 @@ class _Along:
             archs.append(Arch((*self.trunk.branches[:shared], name)))
         return Cascade((*archs, self.trunk), tuple(thresholds), self.by)
 
+    @cached_property
+    def _price(self) -> Array:
+        """The cost of leaving at each exit; such a sample has run all heads before, too."""
+        exits = self.data[0].exits
+        return np.array(costs_of_leaving(self.costs, self.cascade(exits, (0.0,) * len(exits))))
+
+    @cached_property
+    def _proposals(self) -> list[tuple[float, ...]]:
+        first = self.data[0]
+        return proposals(Leaving(first.confidences, first.harm, self._price))
+
     def entry(self, max_loss: float, delta: float) -> CascadeEntry | None:
         """The cheapest cascade that keeps a limit; None if no exit pays."""
         first, second = self.data
-        # A sample that leaves has run the heads of all exits before, too.
-        every = self.cascade(first.exits, (0.0,) * len(first.exits))
-        price = np.array(costs_of_leaving(self.costs, every))
-        chosen = choose(
-            Leaving(first.confidences, first.harm, price),
-            Leaving(second.confidences, second.harm, price),
-            *(max_loss, delta),
-        )
+        testing = Leaving(second.confidences, second.harm, self._price)
+        chosen = choose(self._proposals, testing, max_loss, delta)
         used = [i for i, threshold in enumerate(chosen.thresholds) if threshold < NEVER]
         if not used or chosen.bound > max_loss:
             return None
@@ -242,7 +248,7 @@ class _Along:
             chosen.bound,
             float(kept.original.mean()) - right,
             loss_of_end,
-            tuple(map(_auroc, kept.confidences, kept.right)),
+            tuple(map(auroc, kept.confidences, kept.right)),
             chosen.n_tested,
             max_loss,
             float(first.right[-1].mean()) - loss_of_end,
@@ -250,7 +256,7 @@ class _Along:
         )
 
 
-def _auroc(confidences: Array, right: Array) -> float:
+def auroc(confidences: Array, right: Array) -> float:
     """The probability that a right answer has a higher confidence than a wrong one."""
     n_right = int(right.sum())
     n_wrong = len(right) - n_right

@@ -70,7 +70,12 @@ class ChosenThresholds:
     bound: float
 
 
-def choose(proposing: Leaving, testing: Leaving, max_loss: float, delta: float) -> ChosenThresholds:
+def choose(
+    proposed: Leaving | Sequence[tuple[float, ...]],
+    testing: Leaving,
+    max_loss: float,
+    delta: float,
+) -> ChosenThresholds:
     """The cheapest thresholds that harm at most a share of samples, with high probability.
 
     Thresholds are proposed on some samples, for many prices of a wrong answer. Other samples test
@@ -78,7 +83,8 @@ def choose(proposing: Leaving, testing: Leaving, max_loss: float, delta: float) 
     order that was fixed before needs no correction for the number of tests.
 
     Args:
-        proposing: Samples to propose on; those of a search may be used again.
+        proposed: Samples to propose on, such as those of a search; or what `proposals` made of
+            them, to choose for several limits.
         testing: Samples that chose nothing else.
         max_loss: The largest share of harmed samples.
         delta: The probability that the share of all samples is larger in spite of the test.
@@ -100,9 +106,9 @@ def choose(proposing: Leaving, testing: Leaving, max_loss: float, delta: float) 
             got=str(len(testing)),
             fix="pass more samples, hold out a larger share of them, or raise max_loss",
         )
-    n_exits = len(proposing.confidences)
+    ordered = proposals(proposed) if isinstance(proposed, Leaving) else proposed
     found = None
-    for thresholds in _proposals(proposing):
+    for thresholds in ordered:
         n_harmed, _ = testing.outcome(thresholds)
         bound = upper_bound(n_harmed, len(testing), delta)
         if bound > max_loss:
@@ -110,15 +116,19 @@ def choose(proposing: Leaving, testing: Leaving, max_loss: float, delta: float) 
         found = ChosenThresholds(thresholds, n_harmed, len(testing), bound)
     if found is not None:
         return found
-    never = (NEVER,) * n_exits
+    never = (NEVER,) * len(testing.confidences)
     n_harmed, _ = testing.outcome(never)
     return ChosenThresholds(
         never, n_harmed, len(testing), upper_bound(n_harmed, len(testing), delta)
     )
 
 
-def _proposals(samples: Leaving) -> list[tuple[float, ...]]:
-    """Thresholds from the most careful to the boldest; each costs less than the one before."""
+def proposals(samples: Leaving) -> list[tuple[float, ...]]:
+    """Thresholds from the most careful to the boldest; each costs less than the one before.
+
+    Args:
+        samples: Samples to propose on.
+    """
     whole = max(float(samples.costs[-1]), 1e-12)
     made = {_priced(samples, price * whole) for price in _PRICES}
     ranked = sorted((*samples.outcome(thresholds), thresholds) for thresholds in made)
