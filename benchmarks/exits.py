@@ -241,7 +241,7 @@ def measure(seed: int, data: Fashion, folder: Path, args: argparse.Namespace) ->
         pool = read_data(bundle, joined(data.validation, data.test))
         trunk = bundle.space.original
         pool_answers = record(
-            executor, pool, trunk, exits_along(bundle, trunk), CONFIDENCES[0], 250
+            executor, pool, trunk, exits_along(bundle, trunk, price_of), CONFIDENCES[0], 250
         )
     found["accuracies"] = dict(
         zip([*pool_answers.exits, "original"], pool_answers.right.mean(1).tolist(), strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -352,10 +353,15 @@ def _cascade_lines(result: SearchResult, original_ms: float) -> list[str]:
     lines = [] if not result.cascades else ["", "cascades:"]
     for found in result.cascades:
         *exits, end = found.cascade.archs
-        leaving = zip(exits, found.coverage, strict=False)
-        shares = ", ".join(f"{share:.0%} at {arch.branches[-1]}" for arch, share in leaving)
+        leaving = zip(exits, found.coverage, found.auroc, strict=False)
+        shares = ", ".join(
+            f"{share:.0%} at {arch.branches[-1]} (AUROC {auroc:.3f})"
+            for arch, share, auroc in leaving
+        )
+        limit = "" if math.isnan(found.max_loss) else f"loss of at most {found.max_loss:g}: "
         lines.append(
-            f"  {found.latency_ms:.3f} ms, {found.latency_ms / original_ms:.0%} of the original: "
+            f"  {limit}{found.latency_ms:.3f} ms, {found.latency_ms / original_ms:.0%} of the "
+            "original: "
             f"{shares} leave, the others end in {short(end.branches)}; at most {found.bound:.2%} "
             f"wrong where the original is right (accuracy lost on {found.n_tested} held-out "
             f"samples: {found.loss:.2%} against the original, {found.loss_of_end:.2%} against the "

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from importlib.metadata import EntryPoint
 
 import numpy as np
 import pytest
 
+from fxelastic.edge.cascades import confidence as confidences
 from fxelastic.edge.cascades.confidence import CONFIDENCES, confidence
 from fxelastic.edge.cascades.thresholds import (
     NEVER,
@@ -112,6 +114,18 @@ def test_confidences_rise_with_the_certainty(name: str) -> None:
     assert list(found) == sorted(found)
     assert found[-1] == pytest.approx(1.0)
     assert 0 <= found[0] <= 0.34
+
+
+def test_other_packages_add_confidences(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = EntryPoint("learned", f"{__name__}:learned", confidences.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(confidences, "entry_points", lambda group: [entry])
+    assert confidence("learned") is learned
+    with pytest.raises(UsageError, match="max_softmax, margin, entropy, learned"):
+        confidence("luck")
+
+
+def learned(logits: np.ndarray) -> np.ndarray:
+    return np.tanh(logits).max(1)
 
 
 def test_results_without_classes_have_no_confidence() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from fxelastic import edge
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.candidates import Candidate, candidates_of
 from fxelastic.edge.cascades.entry import CascadeEntry
+from fxelastic.edge.cascades.finding import exits_along
 from fxelastic.edge.cascades.running import run_cascade
 from fxelastic.edge.pool import PoolEntry, SubnetPool
 from fxelastic.edge.prepared import PreparedFiles, items_of
@@ -23,8 +26,10 @@ from fxelastic.edge.serving.policy import RatioPolicy, Situation
 from fxelastic.edge.serving.serve import loader_of
 from fxelastic.spec import Arch
 from fxelastic.spec.cascade import Cascade
+from fxelastic.spec.costs import BranchCosts
 from fxelastic.spec.latency_table import LatencyTable
 from fxelastic.spec.pareto import ParetoTable
+from fxelastic.spec.quantised import Quantised
 from tests.edge.serving.fakes import wait_until
 from tests.edge.serving.tiny_bundle import steady, write_bundle
 
@@ -157,6 +162,32 @@ def test_sets_of_thresholds_share_their_sessions(
     second.close()
     assert loader.resident_bytes == 0
     loader.close()
+
+
+def test_the_quickest_form_of_an_exit_is_used(bundle: Bundle) -> None:
+    exits = [spec.id for spec in bundle.space.branches if spec.kind == "exit"]
+    costs = BranchCosts({spec.id: 1.0 for spec in bundle.space.branches})
+    assert list(exits_along(bundle, bundle.space.original, costs).values()) == exits
+    # As if the second original block were an 8-bit form of the first exit.
+    form = bundle.segment("pruned50@1")
+    quantised = replace(
+        form,
+        spec=replace(bundle.segment(exits[0]).spec, id=form.id, kind="int8"),
+        quantised=Quantised(exits[0], "u8s8", 0.0, 1.0),
+    )
+
+    class Eight:
+        space = SimpleNamespace(
+            n_blocks=bundle.space.n_blocks, branches=(*bundle.space.branches, quantised.spec)
+        )
+
+        def segment(self, branch: str) -> Any:
+            return quantised if branch == form.id else bundle.segment(branch)
+
+    for ms, wanted in ((0.5, form.id), (2.0, exits[0])):
+        priced = BranchCosts({**costs.costs, form.id: ms})
+        found = exits_along(cast("Any", Eight()), bundle.space.original, priced)
+        assert found[quantised.spec.start] == wanted
 
 
 def pool_of(bundle: Bundle, entries: list[CascadeEntry], small: Arch) -> SubnetPool:

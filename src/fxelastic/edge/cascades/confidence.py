@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
 
 import numpy as np
 
@@ -34,19 +35,29 @@ CONFIDENCES: Mapping[str, Callable[[Array], Array]] = {
 }
 
 
+#: Other packages add confidences, such as learned ones, as entry points in this group: functions
+#: of logits ``(N, C)`` that return ``(N,)``, each from its own row alone.
+ENTRY_POINT_GROUP = "fxelastic.confidences"
+
+
 def confidence(name: str) -> Callable[[Array], Array]:
     """A confidence by its name.
 
     Raises:
         UsageError: There is none of this name.
     """
-    if name not in CONFIDENCES:
+    if name in CONFIDENCES:
+        return CONFIDENCES[name]
+    others = {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
+    if name not in others:
         raise UsageError(
             f"there is no confidence {name!r}",
-            expected="one of " + ", ".join(CONFIDENCES),
+            expected="one of " + ", ".join((*CONFIDENCES, *others)),
             got=repr(name),
+            fix=f"other packages add confidences by entry points in the group {ENTRY_POINT_GROUP}",
         )
-    return CONFIDENCES[name]
+    loaded: Callable[[Array], Array] = others[name].load()
+    return loaded
 
 
 def _probabilities(logits: Array) -> Array:

@@ -88,7 +88,7 @@ def find_cascades(
     proposing, testing = data
     found = []
     for trunk in dict.fromkeys(trunks):
-        exits = exits_along(executor.bundle, trunk)
+        exits = exits_along(executor.bundle, trunk, costs)
         if not exits:
             continue
         first = record(executor, proposing, trunk, exits, by, batch_size)
@@ -118,12 +118,30 @@ def _distinct(entries: Iterable[CascadeEntry | None]) -> list[CascadeEntry]:
     return kept
 
 
-def exits_along(bundle: Bundle, trunk: Arch) -> dict[int, str]:
-    """The exits at the borders of a subnet's branches, by position, but for its own."""
-    n_blocks = bundle.space.n_blocks
+def exits_along(bundle: Bundle, trunk: Arch, costs: BranchCosts) -> dict[int, str]:
+    """The exits at the borders of a subnet's branches, by position, but for its own.
+
+    Of an exit and its 8-bit forms, it is the quickest.
+
+    Args:
+        bundle: The bundle.
+        trunk: The subnet.
+        costs: The latencies of the branches.
+    """
     starts = {bundle.segment(branch).spec.start for branch in trunk}
-    specs = [s for s in bundle.space.branches if s.kind == EXIT and s.stop == n_blocks]
-    return {s.start: s.id for s in specs if s.start in starts and s.id not in trunk.branches}
+    found = [
+        spec
+        for spec in bundle.space.branches
+        if spec.start in starts and spec.id not in trunk.branches and _is_exit(bundle, spec.id)
+    ]
+    found.sort(key=lambda spec: (spec.start, -costs.costs[spec.id]))
+    return {spec.start: spec.id for spec in found}
+
+
+def _is_exit(bundle: Bundle, branch: str) -> bool:
+    segment = bundle.segment(branch)
+    source = segment if segment.quantised is None else bundle.segment(segment.quantised.source)
+    return bool(source.spec.kind == EXIT and source.spec.stop == bundle.space.n_blocks)
 
 
 def record(
