@@ -151,6 +151,8 @@ def measured_cuts(
 
     Source: AdaScale, section III-A2.
     """
+    if any(partition.batch_dims.values()):
+        return _none("the samples are not in the first dimension of the inputs")
     probes, refused = _probes(partition)
     model = Supernet(partition, (b for b in Original().make(partition) if isinstance(b, Branch)))
     starts = {probe.position: probe for probe in probes}
@@ -166,8 +168,7 @@ def measured_cuts(
                 model.run_branch(branch, values, as_model=True)
             result = _result(partition, values)
             if result is None:
-                reason = "no result of the model has a row for each sample"
-                return MeasuredCuts(AGREEMENT, 0.0, 1.0, (), (), 0, {0: reason})
+                return _none("no result of the model has a row for each sample")
             results.append(result)
             if isinstance(target, Tensor) and target.shape == result.shape[:1]:
                 targets.append(target.to(result.device))
@@ -176,6 +177,10 @@ def measured_cuts(
     measure = VARIANCE if not _is_classes(partition) else AGREEMENT if labels is None else ACCURACY
     judge = _Judge(measure, wanted, labels)
     return _summary(partition, judge, probes, refused)
+
+
+def _none(reason: str) -> MeasuredCuts:
+    return MeasuredCuts(AGREEMENT, 0.0, 1.0, (), (), 0, {0: reason})
 
 
 @dataclass
