@@ -140,8 +140,14 @@ def _cuts(found: Mapping[str, Any]) -> Figure:
     for cut in found["cuts"]:
         inner = "tab:blue" if cut["position"] in found["exits"] else "none"
         marker = "s" if cut["block"] in found["little"] else "o"
-        style = {"marker": marker, "facecolors": inner, "edgecolors": "tab:blue", "zorder": 2}
-        axes.scatter(cut["flops"], cut["score"], **style)
+        axes.scatter(
+            cut["flops"],
+            cut["score"],
+            marker=marker,
+            facecolors=inner,
+            edgecolors="tab:blue",
+            zorder=2,
+        )
     axes.set_xlabel("share of the FLOPs")
     axes.set_ylabel(found["measure"])
     return figure
