@@ -132,8 +132,7 @@ def plots(run: RunFolder) -> list[Plot]:
 
 
 def _cuts(found: Mapping[str, Any]) -> Figure:
-    figure: Figure = _figure()
-    axes = figure.subplots()
+    figure, axes = _figure()
     x = [0.0, *(cut["flops"] for cut in found["cuts"]), 1.0]
     y = [found["chance"], *(cut["score"] for cut in found["cuts"]), found["whole"]]
     axes.plot(x, y, color="tab:blue", linewidth=1, zorder=1)
@@ -150,7 +149,8 @@ def _cuts(found: Mapping[str, Any]) -> Figure:
         )
     axes.set_xlabel("share of the FLOPs")
     axes.set_ylabel(found["measure"])
-    return figure
+    drawn: Figure = figure
+    return drawn
 
 
 @contextmanager
