@@ -30,7 +30,7 @@ from fxelastic.spec.costs import BranchCosts
 from fxelastic.spec.latency_table import LatencyTable
 from fxelastic.spec.pareto import ParetoTable
 from fxelastic.spec.quantised import Quantised
-from tests.edge.serving.fakes import wait_until
+from tests.edge.serving.fakes import n_threads, wait_until
 from tests.edge.serving.tiny_bundle import steady, write_bundle
 
 X = 2 * np.random.default_rng(0).standard_normal((60, 8, 8, 8)).astype(np.float32)
@@ -81,9 +81,9 @@ def entry_of(found: Cascade, latency_ms: float = 3.0, accuracy: float = 0.89) ->
 
 @pytest.fixture(params=["assembled", "paged"])
 def mode(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = threading.active_count()
+    before = n_threads()
     yield request.param
-    assert threading.active_count() == before
+    assert n_threads() == before
 
 
 def test_each_sample_of_a_request_leaves_where_it_is_sure(

@@ -128,6 +128,11 @@ def archs(entries: Sequence[Candidate]) -> list[Arch]:
     return [candidate.arch for candidate in entries]
 
 
+def n_threads() -> int:
+    """The number of threads, without those that watch runs and end by themselves."""
+    return sum(thread.name != "fxelastic-run-limit" for thread in threading.enumerate())
+
+
 def wait_until(true: Callable[[], bool], timeout_s: float = 20.0) -> None:
     """Wait for another thread; fail when it takes very long."""
     end_s = time.monotonic() + timeout_s

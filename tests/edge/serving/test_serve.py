@@ -22,7 +22,7 @@ from fxelastic.edge.serving.preload import Preload
 from fxelastic.edge.serving.runtime import Runtime
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
-from tests.edge.serving.fakes import wait_until
+from tests.edge.serving.fakes import n_threads, wait_until
 from tests.edge.serving.tiny_bundle import reference, write_bundle
 
 X = np.random.default_rng(0).standard_normal((2, 8, 8, 8)).astype(np.float32)
@@ -57,9 +57,9 @@ class Random:
 
 @pytest.fixture(params=["assembled", "paged"])
 def mode(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = threading.active_count()
+    before = n_threads()
     yield request.param
-    assert threading.active_count() == before
+    assert n_threads() == before
 
 
 def test_a_request_gets_what_its_subnet_computes(
