@@ -32,6 +32,7 @@ from fxelastic.cli import export_main, main
 from fxelastic.cli.app import build_parser
 from fxelastic.cli.export import build_export_parser
 from fxelastic.edge.array_bytes import write_npy
+from tests import warm
 from tests.cli.commands import ROOT, environment
 from tests.cli.docs_sessions import fenced
 from tests.edge.serving.sized_table import SEQ, sized_table
@@ -280,12 +281,9 @@ def over_http() -> None:
         "--http",
         str(port),
     ]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fxelastic.cli", *argv],
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+    with open(os.devnull, "w") as nowhere:
+        fd = nowhere.fileno()
+        process = warm.start("fxelastic.cli", *argv, cwd=Path.cwd(), stdout=fd, stderr=fd)
     try:
         data = Path("image.npy").read_bytes()
         result = b""
@@ -299,9 +297,10 @@ def over_http() -> None:
             time.sleep(0.1)
         assert result.startswith(b"\x93NUMPY")
     finally:
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
-    assert process.returncode == 0
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGINT)
+        process.join(60)
+    assert process.exitcode == 0
 
 
 def test_the_lines_of_the_readme_run_one_after_the_other(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 
 import fxelastic
 from fxelastic.cli import main
-from tests.cli.commands import environment
+from tests import warm
 
 DATA = """
 import torch
@@ -148,15 +147,11 @@ def test_the_same_command_goes_on(data: Path, capsys: pytest.CaptureFixture[str]
     argv = ["train", "model.py:instance", "--out", "out", "--data", "data.py:pair", *SMALL]
     argv += ["--distill-epochs", "1", "--tune-epochs", "1", "--json", "--quiet"]
     script = f"import torch; torch.manual_seed(0); from fxelastic.cli import main; main({argv})"
+    (data / "run.py").write_text(script)
     reports = []
     for _ in range(2):
-        found = subprocess.run(
-            [sys.executable, "-c", script],
-            env=environment(),
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        found = warm.run(str(data / "run.py"), cwd=data)
+        assert found.returncode == 0, found.stderr
         reports.append(json.loads(found.stdout))
     first, second = reports
     assert first["schema"] == "fxelastic.train/1"
@@ -261,20 +256,13 @@ def test_bad_arguments_are_usage_errors(
 
 
 def test_two_processes_train_together(data: Path) -> None:
-    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     argv = ["train", "model.py:build", "--out", "out", "--data", "images.npz", "--distributed"]
     argv += ["--distill-epochs", "1", "--tune-epochs", "1", "--batch-size", "3", "--quiet"]
-    found = subprocess.run(
-        [sys.executable, "-m", *launcher, "-m", "fxelastic.cli", *argv, "--json", *SMALL],
-        cwd=data,
-        env={**environment(), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert found.returncode == 0, found.stderr
-    report = json.loads(found.stdout)
+    first, other = warm.run_together(2, "fxelastic.cli", *argv, "--json", *SMALL, cwd=data)
+    for done in (first, other):
+        assert done.returncode == 0, done.stderr
+    assert not other.stdout
+    report = json.loads(first.stdout)
     assert [stage["steps"] for stage in report["stages"]] == [2, 2]
     assert os.listdir(data / "out" / "checkpoints")
 
