@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import io
 import json
@@ -339,6 +340,26 @@ def test_a_connection_that_sends_nothing_is_closed(
     finally:
         made.should_exit = True
         thread.join(10)
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /infer HTTP/1.1\r\nHost: x\r\nContent-Le"])
+def test_idle_connections_of_one_peer_hold_at_most_a_quarter(port: int, sent: bytes) -> None:
+    """More than there are places: the oldest ones are closed, and requests are answered."""
+    connections = []
+    try:
+        for _ in range(300):
+            connection = socket.create_connection(("127.0.0.1", port), timeout=10)
+            connections.append(connection)
+            connection.sendall(sent)
+        assert_answers(port)
+        for connection in connections[:200]:
+            # Reset if it is closed before its bytes are read.
+            with contextlib.suppress(ConnectionResetError):
+                assert connection.recv(1) == b""
+    finally:
+        for connection in connections:
+            connection.close()
+    assert_answers(port)
 
 
 def test_requests_of_any_size_are_answered_with_their_own_estimate() -> None:
