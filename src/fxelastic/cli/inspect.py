@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from fxelastic.cli import options
 from fxelastic.cli.options import HelpFormatter
+from fxelastic.cli.profile_table import table_lines, table_report
+from fxelastic.cli.search import read_table
 
 if TYPE_CHECKING:
     from fxelastic.edge.bundle import Bundle
@@ -22,6 +24,7 @@ _EPILOG = """\
 examples:
   fxelastic inspect bundle/
   fxelastic inspect bundle/ --files
+  fxelastic inspect bundle/ --table
   fxelastic inspect bundle/ --json
 
 exit codes: 0 success, 1 the bundle is damaged, 2 usage error"""
@@ -40,6 +43,14 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--files", action="store_true", help="read and verify every file, not only the sizes"
     )
+    parser.add_argument(
+        "--table",
+        metavar="FILE",
+        nargs="?",
+        const="",
+        help="show what each branch costs on this device, from its latency table "
+        "(default: BUNDLE.latency.json)",
+    )
     options.add_output(parser)
     parser.set_defaults(run=run)
 
@@ -54,8 +65,13 @@ def run(args: argparse.Namespace) -> int:
     if args.files:
         options.progress(args, f"verifying {len(bundle.files)} files")
         bundle.verify()
+    table = None if args.table is None else read_table(args.table or None, args.bundle, bundle)
     if args.json:
-        print(json.dumps(report(bundle, files=args.files), indent=2))
+        found = report(bundle, files=args.files)
+        costs = {} if table is None else {"table": table_report(bundle, table)}
+        print(json.dumps({**found, **costs}, indent=2))
+    elif table is not None:
+        print("\n".join(table_lines(bundle, table)))
     else:
         print("\n".join(sections(bundle, files=args.files)))
     return 0

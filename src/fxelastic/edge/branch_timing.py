@@ -105,6 +105,23 @@ class BranchTiming:
             state = after
         return total_ms
 
+    def time_cold(self, branch: str, flush: Callable[[], object]) -> float:
+        """The time of a branch in a subnet after the caches were flushed, in ms; not recorded."""
+        executor = self.executor
+        state = executor.start(self.inputs)
+        for other in self._through(branch):
+            if self._is_fresh(other):
+                for _ in range(FIRST_RUNS):
+                    executor.advance(other, state)
+            if other != branch:
+                state = executor.advance(other, state)
+                continue
+            flush()
+            begin = self.watch.begin()
+            executor.advance(branch, state)
+            return self.watch.ms_since(begin)
+        return 0.0  # every tiling through the branch holds it
+
     def row(self, branch: str) -> BranchLatency:
         """The measurements of a branch."""
         samples = self.samples_ms[branch]

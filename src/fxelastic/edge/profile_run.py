@@ -15,15 +15,23 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from fxelastic.edge.branch_energy import (
+    access_energy,
+    energies_by_size,
+    energy_by_counter,
+    energy_by_power,
+)
 from fxelastic.edge.branch_timing import BranchTiming
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.bundle_costs import bundle_costs
+from fxelastic.edge.cache_hits import measure_hit_rates
 from fxelastic.edge.executor import Array, Executor
 from fxelastic.edge.fingerprint import fingerprint
 from fxelastic.edge.int8_branches import unsuited, unused_everywhere
 from fxelastic.edge.latency_model import Measured, fit_mode
 from fxelastic.edge.measured_sizes import SizePlan
 from fxelastic.edge.memory import GrowthLimit, resident_bytes
+from fxelastic.edge.monitoring.energy_meter import EnergyMeter
 from fxelastic.edge.sample_file import SampleFile
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.edge.size_fit import SizeFit
@@ -42,7 +50,7 @@ from fxelastic.spec.latency_table import (
     LatencyTable,
     original_cost,
 )
-from fxelastic.spec.resources import LATENCY
+from fxelastic.spec.resources import ACCESS_ENERGY, ENERGY, LATENCY
 
 # Memory for choosing subnets by cost and for fitting the latency model.
 _COMPUTING_BYTES = 2**24
@@ -50,6 +58,8 @@ _COMPUTING_BYTES = 2**24
 # each mode, the share of the then remaining time after which timing of whole subnets ends.
 _PLANNED, _BRANCHES = 0.95, 0.4
 _SUBNETS = {"assembled": 0.7, "paged": 1.0}
+# Subnets whose energy is measured, the least length of a window, in ms, and its most runs.
+_ENERGY_SUBNETS, _WINDOW_MS, _MOST_RUNS = 18, 60.0, 500
 # If the median standard error of whole subnets exceeds this share, their times are too uncertain.
 _MOST_NOISE = 0.06
 
@@ -74,6 +84,8 @@ class ProfileOptions:
     path: str | os.PathLike[str] | None
     seed: int
     progress: Callable[[str, float], None] | None
+    cache_runs: int = 0
+    meter: EnergyMeter | None = None
 
 
 class ProfileRun:
@@ -155,6 +167,17 @@ class ProfileRun:
         fit = SizeFit(self.bundle, options.batch_size, plan, rows_at) if several else None
         latencies = self._subnets(rows, fit)
         known = bundle_costs(self.bundle, options.batch_size, rows, plan.points[plan.example])
+        known[ACCESS_ENERGY] = access_energy(known["flops"], known["traffic_bytes"], rows)
+        energies = self._energies(rows, latencies)
+        by_size = None if fit is None else fit.by_size
+        if by_size is not None:
+            original = self.bundle.space.original
+            modes = {}
+            for mode, own in by_size.modes.items():
+                whole = Costs({LATENCY: latencies[mode], ENERGY: energies[mode]}).predict(original)
+                watts = whole[ENERGY] / max(whole[LATENCY], 1e-9)
+                modes[mode] = energies_by_size(own, watts, rows)
+            by_size = replace(by_size, modes=modes)
         has_sizes = bool(self.bundle.manifest.model.sizes)
         table = LatencyTable(
             self.bundle.digest,
@@ -163,11 +186,14 @@ class ProfileRun:
             self._threads,
             options.providers[0],
             rows,
-            {mode: Costs({LATENCY: found, **known}) for mode, found in latencies.items()},
+            {
+                mode: Costs({LATENCY: found, ENERGY: energies[mode], **known})
+                for mode, found in latencies.items()
+            },
             self._structure,
             CLOCKS[self._watch.processor],
             plan.points[plan.example : plan.example + 1] if has_sizes else (),
-            by_size=None if fit is None else fit.by_size,
+            by_size=by_size,
             refused=self.refused,
         )
         samples.remove()
@@ -259,6 +285,10 @@ class ProfileRun:
             }
             for timing in timings
         ]
+        if options.cache_runs:
+            until_s = self._begin_s + _BRANCHES * self._budget_s
+            i = self._plan.example
+            rows_at[i] = measure_hit_rates(timings[i], rows_at[i], options.cache_runs, until_s)
         costs_at = [{name: row.ms for name, row in own.items()} for own in rows_at]
         self._leave_out(
             unused_everywhere(self.bundle, costs_at, self._settings["device"], self.refused)
@@ -311,6 +341,46 @@ class ProfileRun:
             mode: replace(found, doubt="") if original_cost(found) < SHORT_MS else found
             for mode, found in latencies.items()
         }
+
+    def _energies(self, rows: Rows, latencies: Mapping[str, BranchCosts]) -> dict[str, BranchCosts]:
+        """The energy of the branches in each mode: by a counter if there is one, else by a model.
+
+        A counter counts the work of other processes, too, so it is used on a quiet machine alone.
+        """
+        meter = self._options.meter or EnergyMeter()
+        n_threads = min(self._threads or meter.threads, meter.threads)
+        watts = meter.power.watts(n_threads / meter.threads)
+        source = (
+            f"model: {watts:.3g} W, within a factor {1 + meter.power.error:g}; {meter.power.source}"
+        )
+        found = {
+            mode: energy_by_power(latency, watts, source) for mode, latency in latencies.items()
+        }
+        if meter.counter is None or self._one or self._limit is not None:
+            return found
+        archs = distinct_subnets(self.bundle, _ENERGY_SUBNETS, self._options.seed)
+        inputs = self._inputs[self._plan.example]
+
+        def measure(arch: Arch) -> float:
+            paged = latencies["paged"]
+            run_ms = paged.overhead + sum(paged.costs[branch] for branch in arch)
+            n_runs = min(_MOST_RUNS, max(3, round(_WINDOW_MS / max(run_ms, 1e-3))))
+            self._executor.run(arch, inputs)
+            meter.begin()
+            for _ in range(n_runs):
+                self._executor.run(arch, inputs)
+            return 1e3 * meter.end().joules / n_runs
+
+        paged = energy_by_counter(
+            *(self.bundle.space, rows, latencies["paged"], archs, measure),
+            n_held_out=_ENERGY_SUBNETS // 3,
+            source=meter.counter.source,
+        )
+        original = self.bundle.space.original
+        costs = Costs({LATENCY: latencies["paged"], ENERGY: paged}).predict(original)
+        watts = costs[ENERGY] / max(costs[LATENCY], 1e-9)
+        found["assembled"] = energy_by_power(latencies["assembled"], watts, meter.counter.source)
+        return found | {"paged": paged}
 
     def _report(self, step: str, share: float) -> None:
         if self._options.progress is not None:

@@ -11,6 +11,7 @@ from fxelastic.edge.arguments import refuse_paths
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.executor import Array, sizes_of_inputs
 from fxelastic.edge.measured_sizes import SizePlan, SizesToMeasure
+from fxelastic.edge.monitoring.energy_meter import EnergyMeter
 from fxelastic.edge.profile_run import ProfileOptions, ProfileRun
 from fxelastic.edge.searching.data import batch_of
 from fxelastic.edge.stopwatch import Stopwatch
@@ -38,6 +39,8 @@ def profile(
     seed: int = 0,
     progress: Callable[[str, float], None] | None = None,
     watch: Stopwatch | None = None,
+    cache_runs: int = 0,
+    meter: EnergyMeter | None = None,
 ) -> LatencyTable:
     """Measure the latency of each branch on this device, and fit a model of whole subnets.
 
@@ -58,6 +61,11 @@ def profile(
     If other sizes than the batch may vary, everything is measured at several sizes, and the
     table's costs are functions of the sizes; see `LatencyTable.at`. The error is then measured at
     sizes in between.
+
+    Besides latencies, the table has the branches' FLOPs, parameters, weights, memory traffic and
+    peak memory, from the bundle, and two estimates of their energy: ``energy_mj`` by a counter if
+    the device has one, else by the power of the processor, and ``access_energy_mj`` by operations
+    and accesses. ``source`` and ``error`` of `BranchCosts` say how good they are.
 
     Call it in a process that has not imported torch, as ``fxelastic profile`` does.
 
@@ -88,6 +96,9 @@ def profile(
         seed: Seed of the choice of subnets and their order.
         progress: Called with the name of the step and the share of it that is done.
         watch: Replaces the clocks in tests.
+        cache_runs: The runs of each branch after the caches were flushed, to estimate its cache hit
+            rate: about 20 ms each. 0 for no estimate.
+        meter: Measures energy; None for one of this device.
 
     Returns:
         The table.
@@ -112,6 +123,8 @@ def profile(
         path,
         seed,
         progress,
+        cache_runs,
+        meter,
     )
     _check(options, time_budget_s)
     own = None if inputs is None else [_sizes_of(bundle, inputs, batch_size, sizes)]
@@ -180,6 +193,8 @@ def _check(options: ProfileOptions, budget_s: float | None) -> None:
         problem = f"n_samples={options.n_samples!r}, which is below 3"
     elif options.n_subnets < 0 or options.n_held_out < 0:
         problem = f"n_subnets={options.n_subnets!r}, n_held_out={options.n_held_out!r}"
+    elif options.cache_runs < 0:
+        problem = f"cache_runs={options.cache_runs!r}"
     elif budget_s is not None and not budget_s > 0:
         problem = f"time_budget_s={budget_s!r}"
     if problem:

@@ -90,6 +90,16 @@ def plots(run: RunFolder) -> list[Plot]:
             ),
         ),
         (
+            run.table is not None and run.bundle is not None,
+            Plot(
+                "roofline",
+                "Roofline",
+                "The rate of each branch, by its MACs for each byte that it reads or writes. The "
+                "lines are the highest rate and the highest bandwidth of any branch.",
+                lambda: _roofline(run),
+            ),
+        ),
+        (
             run.search is not None,
             Plot(
                 "search",
@@ -305,6 +315,40 @@ def _heat_map(run: RunFolder) -> Figure:
     )
     axes.set_xlabel("first block")
     figure.colorbar(image, ax=axes, label="ms")
+    return figure  # type: ignore[no-any-return]
+
+
+def _roofline(run: RunFolder) -> Figure:
+    assert run.bundle is not None
+    assert run.table is not None
+    figure, axes = _figure()
+    colours = _kind_colours(run)
+    intensities: list[float] = []
+    rates: list[float] = []
+    for spec in run.bundle.space.branches:
+        row = run.table.rows.get(spec.id)
+        if row is None:
+            continue
+        n_bytes = row.weight_bytes + row.activation_bytes
+        if not (spec.flops and n_bytes and row.ms > 0):
+            continue
+        macs = run.table.batch_size * spec.flops / 2
+        intensities.append(macs / n_bytes)
+        rates.append(macs / row.ms / 1e6)
+        axes.scatter([intensities[-1]], [rates[-1]], color=colours[spec.kind], s=18)
+    if rates:
+        bandwidth = max(rate / x for rate, x in zip(rates, intensities, strict=True))
+        low, high = min(intensities) / 1.5, max(intensities) * 1.5
+        grid = np.geomspace(low, high, 100)
+        axes.plot(grid, np.minimum(max(rates), bandwidth * grid), color="tab:gray", linewidth=1)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+    for kind, colour in colours.items():
+        axes.plot([], [], color=colour, linewidth=5, label=kind)
+    axes.set_xlabel("MACs a byte")
+    axes.set_ylabel("GMAC/s")
+    axes.grid(alpha=0.2)
+    figure.legend(loc="outside upper center", ncols=min(6, len(colours)), fontsize="small")
     return figure  # type: ignore[no-any-return]
 
 

@@ -61,6 +61,7 @@ class BranchCosts:
         doubt: Why the measurement is unreliable; empty if it is not known to be.
         shared: For each branch, the parts of its cost that it shares with other branches, by the
             name of the part. In the cost of a subnet, each part counts once.
+        source: What measured or estimated the costs; empty if the resource says it.
     """
 
     costs: Mapping[str, float]
@@ -68,16 +69,19 @@ class BranchCosts:
     error: ModelError | None = None
     doubt: str = ""
     shared: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    source: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The costs as an object for ``json.dumps``."""
-        value = {
+        value: dict[str, Any] = {
             "overhead": self.overhead,
             "costs": dict(self.costs),
             "error": None if self.error is None else self.error.to_json(),
             "doubt": self.doubt,
         }
         shared = {branch: dict(parts) for branch, parts in self.shared.items()}
+        # Earlier releases do not know the source.
+        value |= {"source": self.source} if self.source else {}
         return {**value, "shared": shared} if shared else value
 
     @classmethod
@@ -97,6 +101,7 @@ class BranchCosts:
                 str(branch): {str(k): float(v) for k, v in parts.items()}
                 for branch, parts in value.get("shared", {}).items()
             },
+            str(value.get("source", "")),
         )
         numbers = [*found.costs.values(), *(v for p in found.shared.values() for v in p.values())]
         if not all(0 <= number < math.inf for number in numbers):

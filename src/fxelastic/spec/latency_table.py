@@ -47,6 +47,9 @@ class BranchLatency:
         activation_bytes: The size of the values that it reads and writes.
         resident_bytes: The memory that creating its session added to the process; None if not
             measured.
+        hit_rate: The share of the bytes it reads and writes that are in the caches; None if not
+            measured.
+        hit_rate_error: The error of ``hit_rate``.
     """
 
     ms: float
@@ -56,6 +59,8 @@ class BranchLatency:
     weight_bytes: int
     activation_bytes: int
     resident_bytes: int | None = None
+    hit_rate: float | None = None
+    hit_rate_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -445,7 +450,7 @@ class LatencyTable(JsonDocument):
             "provider": self.provider,
             "clock": self.clock,
             **({"refused": dict(self.refused)} if self.refused else {}),
-            "rows": {name: asdict(row) for name, row in self.rows.items()},
+            "rows": {name: _row(row) for name, row in self.rows.items()},
             "modes": {
                 mode: {name: found.to_json() for name, found in costs.items()}
                 for mode, costs in self.modes.items()
@@ -481,6 +486,13 @@ class LatencyTable(JsonDocument):
         )
         _check(table)
         return table
+
+
+def _row(row: BranchLatency) -> dict[str, Any]:
+    found = asdict(row)
+    if row.hit_rate is None:
+        del found["hit_rate"], found["hit_rate_error"]
+    return found
 
 
 def original_cost(costs: BranchCosts) -> float:

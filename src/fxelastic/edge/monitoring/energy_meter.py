@@ -83,6 +83,7 @@ class EnergyMeter:
         counter: The source; None for the model alone.
         power: The model.
         notes: Why better sources can't be used.
+        threads: The number of hardware threads.
     """
 
     def __init__(
@@ -107,10 +108,10 @@ class EnergyMeter:
         self._files = SystemFiles(Path(root))
         info = self._files.text("proc/cpuinfo") or ""
         listed = len(re.findall(r"^processor\s*:", info, re.M))
-        self._threads = max(1, threads or listed or os.cpu_count() or 1)
+        self.threads = max(1, threads or listed or os.cpu_count() or 1)
         self._clock, self._process_clock = clock, process_clock
         name = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", info, re.M)
-        self.power = power or power_model(name[1] if name else "", self._threads)
+        self.power = power or power_model(name[1] if name else "", self.threads)
         self.counter: Counter | None
         self.counter, notes = find_counter(self._files)
         self.notes = tuple(notes)
@@ -210,7 +211,7 @@ class EnergyMeter:
             while self._clock() < end_s:
                 hashlib.sha256(block).digest()
 
-        workers = [threading.Thread(target=work, daemon=True) for _ in range(self._threads)]
+        workers = [threading.Thread(target=work, daemon=True) for _ in range(self.threads)]
         for worker in workers:
             worker.start()
         for worker in workers:
@@ -233,7 +234,7 @@ class EnergyMeter:
         if one is not None and other is not None and other.total - one.total >= _LEAST_TICKS:
             share = (other.busy - one.busy) / (other.total - one.total)
             return min(1.0, max(0.0, share)), []
-        own = (after.process_s - before.process_s) / (seconds * self._threads)
+        own = (after.process_s - before.process_s) / (seconds * self.threads)
         missing = "the window is shorter than its ticks" if one else "it can't be read"
         return min(1.0, max(0.0, own)), [
             f"the load is that of this process alone; /proc/stat: {missing}"
