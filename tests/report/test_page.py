@@ -99,7 +99,7 @@ def test_the_page_has_every_figure_and_loads_nothing(
     page = (tmp_path / "out" / "report.html").read_text()
     links = Links()
     links.feed(page)
-    assert links.tags.count("img") == 7
+    assert links.tags.count("img") == 8
     assert all(link.startswith("data:image/svg+xml;base64,") for link in links.found)
     for link in links.found:
         root = ET.fromstring(b64decode(link.partition(",")[2]))
@@ -108,7 +108,8 @@ def test_the_page_has_every_figure_and_loads_nothing(
     assert 'name="viewport"' in page
     assert "script" not in links.tags
     assert "not met" not in page
-    for name in ("tradeoff", "supernet", "latency", "search", "ranges", "trace", "cuts"):
+    names = ("tradeoff", "supernet", "latency", "roofline", "search", "ranges", "trace", "cuts")
+    for name in names:
         data = (tmp_path / "out" / f"{name}.png").read_bytes()
         assert data.startswith(b"\x89PNG")
     assert len(page) < 2_000_000

@@ -47,9 +47,9 @@ def table_lines(bundle: Bundle, table: LatencyTable) -> list[str]:
     for branch, row in table.rows.items():
         cells = []
         for name in names:
-            value, found = costs[name].costs[branch], resource(name)
-            plain = found.unit not in ("ms", "mJ", "bytes")
-            cells.append(engineering(round(value)) if plain else found.text(value))
+            value, unit = costs[name].costs[branch], resource(name)
+            plain = unit.unit not in ("ms", "mJ", "bytes")
+            cells.append(engineering(round(value)) if plain else unit.text(value))
         n_bytes = row.weight_bytes + row.activation_bytes
         intensity = costs["flops"].costs[branch] / 2 / n_bytes if n_bytes else 0.0
         hits = "-" if row.hit_rate is None else f"{row.hit_rate:.0%} ± {row.hit_rate_error:.0%}"
