@@ -34,7 +34,7 @@ examples:
   fxelastic search bundle/ --data local.npz --budget 60%
   fxelastic search bundle/ --data local.npz --budget 50% --budget 70% --budget 90%
   fxelastic search bundle/ --data local.npz --budget 60% --limit weight_bytes=70%
-  fxelastic search bundle/ --data local.npz --limit energy_mj=70% --weight energy_mj=1
+  fxelastic search bundle/ --data local.npz --budget 60% --weight flops=1
   fxelastic search bundle/ --data local.npz --budget 20 --size-percentile 95
   fxelastic search bundle/ --data local.npz --budget 12.5 --score negative_loss --mode paged
   fxelastic search bundle/ --data local.npz --budget 60% --strategy annealing:width=0.2

@@ -17,8 +17,8 @@ from fxelastic.edge.searching.study import Study
 from fxelastic.edge.searching.weighted import Weighted
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
+from fxelastic.spec.cost_weights import CostWeights
 from fxelastic.spec.limits import Limits
-from fxelastic.spec.weights import Weights
 from tests.edge.fake_executor import dataset
 from tests.edge.searching.timed_executor import (
     METRIC,
@@ -127,7 +127,7 @@ def test_mutations_keep_all_limits(seed: int) -> None:
 def test_of_nearly_equal_subnets_the_cheapest_by_weights(seed: int, weight: float) -> None:
     energy = energy_of(seed)
     bounds = {name: 1.2 * bound for name, bound in bounds_of(energy).items()}
-    weights = Weights({"latency_ms": 1 - weight, "energy_mj": weight})
+    weights = CostWeights({"latency_ms": 1 - weight, "energy_mj": weight})
     study = study_of(bounds, energy, seed)
     study.max_subnets = len(EVERY)
     strategy = Weighted(Evolutionary(), weights, 0.03)
@@ -153,7 +153,7 @@ def test_of_nearly_equal_subnets_the_cheapest_by_weights(seed: int, weight: floa
 @pytest.mark.parametrize("seed", range(2))
 def test_weights_find_cheaper_subnets_among_few_tries(seed: int) -> None:
     energy = energy_of(seed)
-    weights = Weights({"latency_ms": 0.5, "energy_mj": 0.5})
+    weights = CostWeights({"latency_ms": 0.5, "energy_mj": 0.5})
     bounds = {name: 2.0 * bound for name, bound in bounds_of(energy).items()}
     study, plain = study_of(bounds, energy, seed), study_of(bounds, energy, seed)
     strategy = Weighted(Evolutionary(), weights, 0.05)
@@ -170,12 +170,12 @@ def test_weights_find_cheaper_subnets_among_few_tries(seed: int) -> None:
 
 
 def test_weights_are_scaled_and_checked() -> None:
-    assert dict(Weights({"latency_ms": 7, "energy_mj": 3})) == {
+    assert dict(CostWeights({"latency_ms": 7, "energy_mj": 3})) == {
         "latency_ms": pytest.approx(0.7),
         "energy_mj": pytest.approx(0.3),
     }
     whole = {"latency_ms": 2.0, "energy_mj": 8.0}
-    assert Weights({"latency_ms": 1, "energy_mj": 3}).cost(whole, whole) == pytest.approx(1)
+    assert CostWeights({"latency_ms": 1, "energy_mj": 3}).cost(whole, whole) == pytest.approx(1)
     for wrong in ({}, {"latency_ms": 0}, {"latency_ms": -1}, {"watts": 1}, 3, {"flops": math.inf}):
         with pytest.raises(UsageError):
             SearchOptions(weights=wrong)  # type: ignore[arg-type]

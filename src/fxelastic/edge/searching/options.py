@@ -13,8 +13,8 @@ from fxelastic.edge.monitoring.recent_latencies import check_percentile
 from fxelastic.edge.searching.scores import Score
 from fxelastic.edge.searching.study import Strategy, Study
 from fxelastic.errors import UsageError
+from fxelastic.spec.cost_weights import CostWeights
 from fxelastic.spec.options import check_count, check_positive
-from fxelastic.spec.weights import Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ class SearchOptions:
             check_positive("time_budget_s", self.time_budget_s)
         checked_losses(0.5 if self.max_loss is None else self.max_loss, self.delta)
         if self.weights is not None:
-            Weights(self.weights)
+            CostWeights(self.weights)
         if not 0 <= self.tolerance < math.inf:
             raise UsageError(
                 "tolerance is out of range",

@@ -37,13 +37,13 @@ from fxelastic.edge.searching.weighted import Weighted
 from fxelastic.edge.slow_branches import used
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
+from fxelastic.spec.cost_weights import CostWeights
 from fxelastic.spec.latency_spread import at_latency_percentile
 from fxelastic.spec.latency_table import LatencyTable
 from fxelastic.spec.limits import Bound, Limits, several_limits
 from fxelastic.spec.only_writer import only_writer
 from fxelastic.spec.options import options_of
 from fxelastic.spec.resources import LATENCY, PEAK, resource
-from fxelastic.spec.weights import Weights
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ def search(
     )
     table.check_usable(mode, force=options.force)
     _warn(table, mode)
-    weights = None if options.weights is None else Weights(options.weights)
+    weights = None if options.weights is None else CostWeights(options.weights)
     bundle = used(bundle, table, mode, given, () if weights is None else weights)
     if options.latency_percentile is not None:
         table = at_latency_percentile(table, options.latency_percentile)

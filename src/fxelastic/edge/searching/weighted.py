@@ -15,7 +15,7 @@ from fxelastic.edge.searching.study import (
     Study,
 )
 from fxelastic.spec import Arch
-from fxelastic.spec.weights import Weights
+from fxelastic.spec.cost_weights import CostWeights
 
 # The share of the subnets that are kept for cheaper ones.
 _RESERVED = 8
@@ -41,7 +41,7 @@ class Weighted:
     """
 
     strategy: Strategy
-    weights: Weights
+    weights: CostWeights
     tolerance: float
 
     def check(self, study: Study) -> None:

@@ -1,4 +1,4 @@
-"""Weights of resources: one cost from several, relative to the original's."""
+"""CostWeights of resources: one cost from several, relative to the original's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fxelastic.errors import UsageError
 from fxelastic.spec.resources import resource
 
 
-class Weights(Mapping[str, float]):
+class CostWeights(Mapping[str, float]):
     """How much each resource counts, such as ``{"latency_ms": 0.7, "energy_mj": 0.3}``.
 
     The weighted cost of a subnet is the weighted mean of its costs, each as a share of the
@@ -66,4 +66,4 @@ class Weights(Mapping[str, float]):
         return len(self._weights)
 
     def __repr__(self) -> str:
-        return f"Weights({self._weights!r})"
+        return f"CostWeights({self._weights!r})"
