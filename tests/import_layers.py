@@ -49,7 +49,7 @@ LAYERS: Mapping[str, Layer] = {
 FACADE = frozenset(
     {
         *("", "api", "cli", "expansion", "exporting", "exporting_int8", "kinds", "multi_stage"),
-        *("probing", "report", "testing"),
+        *("probing", "report", "specialising", "testing"),
     }
 )
 

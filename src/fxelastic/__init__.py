@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fxelastic.ir.supernet import Supernet
     from fxelastic.multi_stage import train_stages, trained_state
     from fxelastic.probing import diversity
+    from fxelastic.specialising import specialise
     from fxelastic.train import distill, evaluate, recalibrate, tune
 
 __version__ = "0.1.0"
@@ -59,6 +60,7 @@ __all__ = [
     "kinds",
     "partition",
     "recalibrate",
+    "specialise",
     "testing",
     "train_stages",
     "trained_state",
@@ -78,6 +80,7 @@ _LAZY_NAMES = {
     "export": "fxelastic.exporting",
     "partition": "fxelastic.api",
     "recalibrate": "fxelastic.train",
+    "specialise": "fxelastic.specialising",
     "train_stages": "fxelastic.multi_stage",
     "trained_state": "fxelastic.multi_stage",
     "tune": "fxelastic.train",

@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxelastic
+from fxelastic.specialising import specialised
 from fxelastic.train import (
     Callback,
     EndToEnd,
@@ -101,6 +102,11 @@ def train(stage: str, folder: Path, callbacks: tuple[Callback, ...] = ()) -> dic
         )
         *earlier, history = run(supernet, loader, stages, **options)
         assert [h.steps for h in earlier] == [3, 9]
+    elif stage == "specialise":
+        arch = supernet.space.sample(1, 1)[0]
+        objective = EndToEnd(soft=0.5, features=1.0)
+        module, history = specialised(supernet, arch, loader, objective, options)
+        state = module.state_dict()
     elif stage == "tune":
         history = fxelastic.tune(supernet, loader, sampling=Sandwich(), **options)
     elif stage == "multi_stage":
@@ -114,7 +120,9 @@ def train(stage: str, folder: Path, callbacks: tuple[Callback, ...] = ()) -> dic
         history = fxelastic.distill(supernet, loader, mode=stage, **options)
     digest = hashlib.sha256()
     if stage != "multi_stage":
-        state, resumed = weights(supernet), [history.resumed_at]
+        resumed = [history.resumed_at]
+    if stage not in ("multi_stage", "specialise"):
+        state = weights(supernet)
     for name, value in state.items():
         digest.update(name.encode() + value.numpy().tobytes())
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -182,7 +190,7 @@ def while_keeping_features(folder: Path, when: int, where: str) -> None:
 def main(folder: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
-    for stage in ("teacher_forced", "chained", "tune", "stages", "multi_stage"):
+    for stage in ("teacher_forced", "chained", "tune", "stages", "multi_stage", "specialise"):
         plain = train(stage, folder / "plain")
         shutil.rmtree(folder / "plain")
         killed = []

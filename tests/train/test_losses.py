@@ -9,7 +9,12 @@ import torch
 from torch.nn import functional as F
 
 from fxelastic import UsageError
-from fxelastic.train import cross_entropy, normalised_error, soft_cross_entropy
+from fxelastic.train import (
+    alpha_divergence,
+    cross_entropy,
+    normalised_error,
+    soft_cross_entropy,
+)
 
 G = torch.Generator().manual_seed(0)
 A, B = torch.randn(6, 5, generator=G), torch.randn(6, 5, generator=G)
@@ -79,3 +84,33 @@ def test_soft_labels() -> None:
     boxes = {"boxes": A, "scores": B}
     other = {"boxes": B, "scores": B}
     assert soft_cross_entropy(boxes, other) == normalised_error(boxes, other)
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (2, 7, 5), (2, 5, 3, 4)])
+def test_alpha_divergence_is_the_larger_of_two(shape: tuple[int, ...]) -> None:
+    logits = (0.3 * torch.randn(shape, generator=G)).requires_grad_()
+    teacher = 0.3 * torch.randn(shape, generator=G)
+    dim = 2 if len(shape) == 3 else 1
+    q, p = logits.log_softmax(dim), teacher.log_softmax(dim)
+    over = ((2 * q - p).exp().sum(dim) - 1) / 2
+    under = (p.exp() * (p - q)).sum(dim)
+    expected = torch.maximum(over, under).mean()
+    found = alpha_divergence(logits, teacher)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-4)
+    (ours,), (theirs,) = (
+        torch.autograd.grad(v, logits, retain_graph=True) for v in (found, expected)
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+    assert alpha_divergence(teacher, teacher).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_alpha_divergence_sees_confidence_that_the_teacher_lacks() -> None:
+    teacher = torch.tensor([[1.0, 0.0, 0.0]])
+    sure = torch.tensor([[9.0, 0.0, 0.0]])
+    assert alpha_divergence(sure, teacher) > 0.9 * soft_cross_entropy(sure, teacher)
+    unsure = torch.zeros(1, 3)
+    assert alpha_divergence(unsure, teacher) == pytest.approx(
+        soft_cross_entropy(unsure, teacher).item(), rel=0.3
+    )
+    boxes = {"boxes": A}, {"boxes": B}
+    assert alpha_divergence(*boxes) == normalised_error(*boxes)

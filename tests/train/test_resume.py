@@ -37,7 +37,9 @@ def killed_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return results
 
 
-@pytest.mark.parametrize("stage", ["teacher_forced", "chained", "tune", "stages", "multi_stage"])
+@pytest.mark.parametrize(
+    "stage", ["teacher_forced", "chained", "tune", "stages", "multi_stage", "specialise"]
+)
 def test_a_killed_run_ends_with_the_same_bits(killed_runs: dict[str, Any], stage: str) -> None:
     plain = killed_runs[stage]["plain"]
     assert plain["resumed_at"] == 0

@@ -28,6 +28,7 @@ from fxelastic.cli import (
     search,
     serve,
     sign,
+    specialise,
     train,
     verify,
 )
@@ -51,6 +52,7 @@ COMMANDS = (
     explain,
     check,
     train,
+    specialise,
     inspect,
     assemble,
     profile,

@@ -96,40 +96,55 @@ def supernet_of(args: argparse.Namespace, model: torch.nn.Module | None = None) 
     """
     with contextlib.redirect_stdout(sys.stderr):
         # Parse first, so that an invalid option fails before the model is built.
-        kinds = _kinds(args.kind)
-        from fxelastic.cli.dynamic_sizes import load_dynamic_shapes
+        _kinds(args.kind)
         from fxelastic.cli.example_inputs import load_example_inputs
 
         model = model_of(args) if model is None else model
         example_inputs = load_example_inputs(args.example_input)
-        import fxelastic
-
         size = sum(parameter.numel() for parameter in model.parameters())
         progress(args, f"expanding {type(model).__name__} ({size:,} parameters)")
         start = time.perf_counter()
-        chosen: dict[str, Any] = {
-            name: getattr(args, name)
-            for name in ("kinds", "spans", "prune")
-            if getattr(args, name) is not None
-        }
-        if kinds:
-            chosen["kinds"] = (*chosen.get("kinds", ()), *kinds)
-        supernet = fxelastic.expand(
-            model,
-            DEFAULT_GAMMA if args.gamma is None else args.gamma,
-            example_inputs=example_inputs,
-            batched=args.batched,
-            dynamic_shapes=load_dynamic_shapes(args.dynamic),
-            fusion=args.fusion or DEFAULT_FUSION,
-            threads=args.threads,
-            **chosen,
-        )
+        supernet = expanded(args, model, example_inputs)
         if args.supernet_weights is not None:
             supernet.load(args.supernet_weights)
         progress(args, f"{supernet.space} after {time.perf_counter() - start:.1f} s")
     for warning in supernet.partition.warnings:
         print(f"fxelastic: warning: {warning}", file=sys.stderr)
     return supernet
+
+
+def expanded(
+    args: argparse.Namespace, model: torch.nn.Module, example_inputs: Any, **changes: Any
+) -> Supernet:
+    """Expand a model with the options of `supernet_of`.
+
+    Args:
+        args: The options.
+        model: The model.
+        example_inputs: Its example inputs, or None.
+        changes: Arguments of `fxelastic.expand` that replace those of the options.
+    """
+    import fxelastic
+    from fxelastic.cli.dynamic_sizes import load_dynamic_shapes
+
+    chosen: dict[str, Any] = {
+        name: getattr(args, name)
+        for name in ("kinds", "spans", "prune")
+        if getattr(args, name) is not None
+    }
+    kinds = _kinds(args.kind)
+    if kinds:
+        chosen["kinds"] = (*chosen.get("kinds", ()), *kinds)
+    chosen["batched"] = args.batched
+    return fxelastic.expand(
+        model,
+        DEFAULT_GAMMA if args.gamma is None else args.gamma,
+        example_inputs=example_inputs,
+        dynamic_shapes=load_dynamic_shapes(args.dynamic),
+        fusion=args.fusion or DEFAULT_FUSION,
+        threads=args.threads,
+        **{**chosen, **changes},
+    )
 
 
 def _kinds(texts: Sequence[str]) -> list[Kind]:

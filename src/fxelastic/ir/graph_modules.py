@@ -7,6 +7,7 @@ Capture writes the model's device into operators that make a tensor from nothing
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import reduce
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,25 @@ from torch.fx.node import map_aggregate
 
 
 class MovableGraphModule(fx.GraphModule):
-    """A graph module whose operators move with its weights in ``to``, ``cuda``, ``to_empty``."""
+    """A graph module whose operators move with its weights in ``to``, ``cuda``, ``to_empty``.
+
+    A pickle holds its operators. That of a `torch.fx.GraphModule` holds generated code, which torch
+    runs on proxies to get the operators back: this fails for a tensor of a size that varies.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the attributes and the operators."""
+        attributes = {k: v for k, v in self.__dict__.items() if k not in ("_graph", "_code")}
+        operators = [
+            (
+                node.op,
+                node.name,
+                _packed(node.target),
+                *map_aggregate((node.args, node.kwargs), _packed),
+            )
+            for node in self.graph.nodes
+        ]
+        return _unpickled, (attributes, operators, type(self).__name__)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MovableGraphModule:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -69,6 +88,52 @@ class FrozenGraphModule(MovableGraphModule):
         if not isinstance(value, nn.Module) or not inside:
             return value
         return lambda *operands: torch.func.functional_call(value, inside, operands)
+
+
+@dataclass(frozen=True)
+class _NodeName:
+    """Stands for a node in a pickle."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class _OperatorName:
+    """Stands for one of torch's operators in a pickle."""
+
+    namespace: str
+    name: str
+    overload: str
+
+
+def _packed(value: Any) -> Any:
+    if isinstance(value, fx.Node):
+        return _NodeName(value.name)
+    if isinstance(value, torch._ops.OpOverload):
+        namespace, name = value._schema.name.split("::")
+        return _OperatorName(namespace, name, value._overloadname)
+    return value
+
+
+def _unpickled(
+    attributes: dict[str, Any], operators: list[tuple[Any, ...]], class_name: str
+) -> MovableGraphModule:
+    graph, nodes = fx.Graph(), dict[str, fx.Node]()
+
+    def unpacked(value: Any) -> Any:
+        if isinstance(value, _NodeName):
+            return nodes[value.name]
+        if isinstance(value, _OperatorName):
+            packet = getattr(getattr(torch.ops, value.namespace), value.name)
+            return getattr(packet, value.overload)
+        return value
+
+    for op, name, target, args, kwargs in operators:
+        args, kwargs = map_aggregate((args, kwargs), unpacked)
+        nodes[name] = graph.create_node(op, unpacked(target), args, kwargs, name)
+    root = nn.Module()
+    root.__dict__.update(attributes)
+    return MovableGraphModule(root, graph, class_name=class_name)
 
 
 def _set(owner: SimpleNamespace, target: str, value: object) -> None:

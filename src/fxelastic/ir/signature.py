@@ -11,7 +11,6 @@ from torch import fx
 
 from fxelastic.errors import UsageError
 from fxelastic.ir import trees
-from fxelastic.ir.copyable import Copyable
 from fxelastic.ir.graph_symbols import GraphSymbol, named, shape_in_words
 from fxelastic.spec.cache import KeptCache
 from fxelastic.spec.input_sizes import input_sizes
@@ -19,7 +18,7 @@ from fxelastic.spec.symbols import Symbol
 
 
 @dataclass(frozen=True)
-class Signature(Copyable):
+class Signature:
     """The calling convention of the captured model.
 
     Attributes:
@@ -51,6 +50,12 @@ class Signature(Copyable):
     def captured(self) -> tuple[str, ...]:
         """Names of the arguments that the model was captured with."""
         return self.arguments.keys if isinstance(self.arguments, trees.Node) else ()
+
+    @property
+    def taken(self) -> tuple[str, ...]:
+        """The arguments of ``forward`` in order, up to the last one that the capture has."""
+        last = max((i for i, p in enumerate(self.parameters) if p in self.captured), default=-1)
+        return tuple(dict.fromkeys((*self.parameters[: last + 1], *self.captured)))
 
     @property
     def keywords(self) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from fxelastic.ir.graph_modules import FrozenGraphModule
 from fxelastic.ir.liveness import Liveness
 from fxelastic.ir.operators import attribute
 from fxelastic.ir.partition import Partition
-from fxelastic.ir.subnet import identifier, subnet_module
+from fxelastic.ir.subnet import identifier, plain_module, subnet_module
 from fxelastic.ir.summary import summary
 from fxelastic.spec import Arch, SearchSpace
 
@@ -213,6 +213,21 @@ class Supernet(Copyable, nn.Module):
         result = subnet_module(self.partition, self.path(arch), self._results, self._constants)
         result.meta["arch"] = str(arch or self.space.original)
         return result.train(self.training)
+
+    def plain(self, arch: Arch) -> fx.GraphModule:
+        """Extract a subnet of new branches alone as a module that depends on nothing else.
+
+        Args:
+            arch: The subnet; none of its branches is an original.
+
+        Returns:
+            A copy that shares no memory with the supernet, see `plain_module`.
+
+        Raises:
+            UsageError: The arch is not in this search space.
+        """
+        branches = self.path(arch)
+        return plain_module(self.partition, branches, self._results, self._constants).eval()
 
     def trainable_parameters(self, arch: Arch | None = None) -> Iterator[nn.Parameter]:
         """The parameters that training may change, which are those of new branches, each once.

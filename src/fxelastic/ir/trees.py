@@ -11,6 +11,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,7 +46,8 @@ class Node(Tree):
         kind: Its type's name, for messages and comparison.
         keys: Names of the children, for readable value names.
         children: The structures inside.
-        build: Makes a container of the same type from its children.
+        build: Makes a container of the same type from its children. It can be pickled if the type
+            can.
     """
 
     kind: str
@@ -150,14 +152,10 @@ def _take_apart(value: Any) -> _Parts | None:
     if cls in (list, tuple):
         return _numbered(value), list(value), cls
     if isinstance(value, tuple) and hasattr(cls, "_fields"):
-        return tuple(cls._fields), list(value), lambda items: cls(*items)
+        return tuple(cls._fields), list(value), partial(_build_named, cls)
     if cls is dict:
         keys = tuple(value)
-        return (
-            tuple(str(key) for key in keys),
-            list(value.values()),
-            lambda items: dict(zip(keys, items, strict=True)),
-        )
+        return tuple(str(key) for key in keys), list(value.values()), partial(_build_dict, keys)
     if cls in pytree.SUPPORTED_NODES:
         return _take_apart_registered(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -171,10 +169,7 @@ def _take_apart(value: Any) -> _Parts | None:
 
 def _take_apart_registered(value: Any) -> _Parts:
     items, spec = pytree.tree_flatten(value, is_leaf=lambda item: item is not value)
-
-    def build(children: list[Any]) -> Any:
-        return pytree.tree_unflatten(children, spec)
-
+    build = partial(_build_registered, spec)
     named = isinstance(value, Mapping) and len(value) == len(items)
     return tuple(str(key) for key in value) if named else _numbered(items), items, build
 
@@ -183,29 +178,42 @@ def _take_apart_dataclass(value: Any) -> _Parts:
     # copy + setattr keeps init=False fields and attributes set later, which __init__ would lose.
     # Outputs that are both dict and dataclass (Hugging Face) are registered pytrees.
     names = tuple(field.name for field in dataclasses.fields(value))
-
-    def build(children: list[Any]) -> Any:
-        new = copy.copy(value)
-        for name, child in zip(names, children, strict=True):
-            try:
-                setattr(new, name, child)
-            except dataclasses.FrozenInstanceError:
-                object.__setattr__(new, name, child)
-        return new
-
-    return names, [getattr(value, name) for name in names], build
+    items = [getattr(value, name) for name in names]
+    return names, items, partial(_build_dataclass, value, names)
 
 
 def _take_apart_object(value: Any) -> _Parts:
     names = tuple(vars(value))
+    return names, list(vars(value).values()), partial(_build_object, value, names)
 
-    def build(children: list[Any]) -> Any:
-        new = copy.copy(value)
-        for name, child in zip(names, children, strict=True):
-            new.__dict__[name] = child
-        return new
 
-    return names, list(vars(value).values()), build
+def _build_named(cls: type, items: list[Any]) -> Any:
+    return cls(*items)
+
+
+def _build_dict(keys: tuple[Any, ...], items: list[Any]) -> Any:
+    return dict(zip(keys, items, strict=True))
+
+
+def _build_registered(spec: Any, items: list[Any]) -> Any:
+    return pytree.tree_unflatten(items, spec)
+
+
+def _build_dataclass(value: Any, names: tuple[str, ...], items: list[Any]) -> Any:
+    new = copy.copy(value)
+    for name, item in zip(names, items, strict=True):
+        try:
+            setattr(new, name, item)
+        except dataclasses.FrozenInstanceError:
+            object.__setattr__(new, name, item)
+    return new
+
+
+def _build_object(value: Any, names: tuple[str, ...], items: list[Any]) -> Any:
+    new = copy.copy(value)
+    for name, item in zip(names, items, strict=True):
+        new.__dict__[name] = item
+    return new
 
 
 def _is_opaque(value: Any) -> bool:

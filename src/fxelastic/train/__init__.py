@@ -8,7 +8,12 @@ from fxelastic.train.batches import BatchReader
 from fxelastic.train.callbacks import Callback, Csv, JsonLines, ProgressBar, TensorBoard
 from fxelastic.train.evaluation import evaluate, range_accuracy
 from fxelastic.train.interpolation import Interpolation, interpolate
-from fxelastic.train.losses import cross_entropy, normalised_error, soft_cross_entropy
+from fxelastic.train.losses import (
+    alpha_divergence,
+    cross_entropy,
+    normalised_error,
+    soft_cross_entropy,
+)
 from fxelastic.train.metrics import accuracy, agreement, cosine, spearman
 from fxelastic.train.norm_statistics import recalibrate
 from fxelastic.train.objectives import Chained, EndToEnd, Objective, Supervised, TeacherForced
@@ -46,6 +51,7 @@ __all__ = [
     "Uniform",
     "accuracy",
     "agreement",
+    "alpha_divergence",
     "cosine",
     "cross_entropy",
     "distill",

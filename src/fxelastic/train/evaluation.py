@@ -16,7 +16,7 @@ from fxelastic.train.batches import BatchReader, Split, no_labels, numbered
 from fxelastic.train.learners import BranchRunner
 from fxelastic.train.metrics import accuracy, counts, likeness
 from fxelastic.train.reports import Bucket
-from fxelastic.train.sampling import cost_windows
+from fxelastic.train.sampling import cost_windows, flops_of
 
 #: Scores a batch: a function of a subnet's result and the target, higher is better.
 Metric = Callable[[Any, Any], float]
@@ -214,6 +214,38 @@ def scores_of(
                 totals[arch] += float(score) * batch.size
             n_samples += batch.size
     return list(totals.values()), n_samples
+
+
+def subnet_scores(
+    supernet: Supernet,
+    archs: Iterable[Arch],
+    loader: Iterable[Any],
+    *,
+    costs: Mapping[str, float] | None = None,
+    metric: Metric | None = None,
+    split: Split | None = None,
+) -> tuple[Bucket, ...]:
+    """The score of each subnet, as a range of costs of its own.
+
+    Args:
+        supernet: The supernet.
+        archs: The subnets.
+        loader: Batches to score on, with or without targets; see `evaluate`.
+        costs: Cost of each branch by id, such as a latency in ms; FLOPs where None.
+        metric: Scores a batch, see `evaluate`.
+        split: Takes a batch apart.
+
+    Returns:
+        The ranges, the cheapest first.
+
+    Raises:
+        UsageError: As `evaluate`.
+    """
+    known = flops_of(supernet.space) if costs is None else costs
+    scores = evaluate(supernet, archs, loader, metric=metric, split=split)
+    # Branches that only a training copy has have no measured cost.
+    found = [(sum(known.get(name, 0.0) for name in arch), score) for arch, score in scores.items()]
+    return tuple(Bucket(cost, cost, score, score, 1) for cost, score in sorted(found))
 
 
 def results_of(

@@ -23,12 +23,12 @@ from fxelastic.spec.only_writer import only_writer
 from fxelastic.threads import ThreadChoice, computing_with, thread_counts
 from fxelastic.train.batches import Batch, BatchReader, device_of, first_batches, numbered
 from fxelastic.train.callbacks import Callback, callbacks_of
-from fxelastic.train.evaluation import range_accuracy, scores_of
+from fxelastic.train.evaluation import range_accuracy, scores_of, subnet_scores
 from fxelastic.train.features import FeatureReader, FrozenPrefix
 from fxelastic.train.held_out import N_BATCHES, HeldOut
 from fxelastic.train.learners import BranchRunner, Learners
 from fxelastic.train.norm_statistics import batches_serve, estimate
-from fxelastic.train.objectives import Objective, TeacherForced, diagnose
+from fxelastic.train.objectives import Objective, Supervised, TeacherForced, diagnose
 from fxelastic.train.optimisation import Optimisation, n_steps_tried, range_test
 from fxelastic.train.processes import Processes
 from fxelastic.train.randomness import (
@@ -415,17 +415,21 @@ class Loop:
         self._processes.average(self._learners.buffers())
         ranges: tuple[Bucket, ...] = ()
         scores: tuple[float, ...] = ()
-        if training.validate is not None and self._fixed:
+        if training.validate is not None and isinstance(self._objective, Supervised):
             scores = self._scores(training.validate)
         elif training.validate is not None:
             with preserved(training.validate):
-                ranges = range_accuracy(
+                # Subnets that learn from the original need no labels.
+                score = partial(subnet_scores, archs=self._fixed) if self._fixed else range_accuracy
+                ranges = score(
                     self._supernet,
-                    training.validate,
+                    loader=training.validate,
                     metric=training.metric,
                     costs=training.costs,
                     split=training.split,
                 )
+            if self._fixed:
+                scores = tuple(bucket.mean or 0.0 for bucket in ranges)
         report = EpochReport(
             stage=self._name,
             epoch=position.epoch,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,12 +11,16 @@ from torch.nn import functional as F
 
 from fxelastic.errors import UsageError
 from fxelastic.ir import trees
+from fxelastic.spec.options import check_word
 from fxelastic.train.processes import ALONE, Processes
 
 #: `cross_entropy` and `accuracy` leave out elements with this target, as torch does.
 IGNORED = -100
 
 _NEARLY_CONSTANT = 1e-6
+
+#: The most that a ratio of probabilities counts in `alpha_divergence`.
+_LARGEST_RATIO = 5.0
 
 
 def normalised_error(output: Any, target: Any, processes: Processes = ALONE) -> Tensor:
@@ -110,6 +114,43 @@ def soft_cross_entropy(output: Any, teacher: Any) -> Tensor:
     return found.mean() if found.numel() else found.new_zeros(())
 
 
+def alpha_divergence(output: Any, teacher: Any) -> Tensor:
+    """The distance of a result from the original model's result, by an adaptive α-divergence.
+
+    For each sample it is the larger one of the divergences with α = -1 and α = 1: the first is
+    large where the output gives a class more probability than the teacher, the second where it
+    gives it less. `soft_cross_entropy` hardly sees the first. For results without logits it is
+    `normalised_error`.
+
+    Args:
+        output: A subnet's result.
+        teacher: The model's result on the same inputs.
+
+    Returns:
+        A scalar, 0 where they are equal; 0, which requires no gradient, where they are empty.
+
+    Source: AlphaNet (Wang and others, ICML 2021), section 4, with ratios of at most 5.
+    """
+    try:
+        logits, like, dim = _both_logits(output, teacher)
+    except UsageError:
+        return normalised_error(output, teacher)
+    if not logits.numel():
+        return logits.new_zeros(())
+    student, expected = logits.log_softmax(dim), like.log_softmax(dim)
+    own = student.detach()
+    ratio = (expected - own).exp()
+    # The value of a divergence, and its gradient in the form of a sum over log probabilities.
+    inverse = (own - expected).exp().clamp_max(_LARGEST_RATIO)
+    over = own.exp() * (inverse - 1) / 2, own.exp() * (0.5 - inverse)
+    under = own.exp() * ratio * (expected - own), own.exp() * ratio
+    values = [part.sum(dim) for part, _ in (over, under)]
+    slopes = [-(weight * student).sum(dim) for _, weight in (over, under)]
+    larger = values[0] > values[1]
+    value, slope = (torch.where(larger, a, b) for a, b in (values, slopes))
+    return (slope + (value - slope).detach()).mean()
+
+
 def soft_cross_entropies(output: Any, teacher: Any) -> Tensor:
     """`soft_cross_entropy` sample by sample.
 
@@ -129,12 +170,41 @@ def soft_cross_entropies(output: Any, teacher: Any) -> Tensor:
 
 def _divergences(output: Any, teacher: Any) -> Tensor:
     """Divergences of class probabilities: ``(N, 1)``, or ``(N, ...)`` with other dimensions."""
-    logits, like = logits_of(output).float(), logits_of(teacher).float()
-    check_shapes(logits, like)
-    dim = 2 if logits.dim() == 3 else 1
+    logits, like, dim = _both_logits(output, teacher)
     student, expected = logits.log_softmax(dim), like.log_softmax(dim)
     found = F.kl_div(student, expected, reduction="none", log_target=True).sum(dim)
     return found[:, None] if found.dim() == 1 else found
+
+
+def _both_logits(output: Any, teacher: Any) -> tuple[Tensor, Tensor, int]:
+    """The logits of both, and the dimension of the classes.
+
+    Raises:
+        UsageError: One has no logits, or their shapes differ.
+    """
+    logits, like = logits_of(output).float(), logits_of(teacher).float()
+    check_shapes(logits, like)
+    return logits, like, 2 if logits.dim() == 3 else 1
+
+
+#: The distances from the original's result, by name.
+SOFT_LOSSES: Mapping[str, Callable[[Any, Any], Tensor]] = {
+    "soft_cross_entropy": soft_cross_entropy,
+    "alpha_divergence": alpha_divergence,
+    "normalised_error": normalised_error,
+}
+
+
+def soft_loss_of(loss: str | Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
+    """A distance from the original's result, from its name or as it is.
+
+    Raises:
+        UsageError: There is no loss of that name.
+    """
+    if not isinstance(loss, str):
+        return loss
+    check_word("soft_loss", loss, SOFT_LOSSES)
+    return SOFT_LOSSES[loss]
 
 
 def check_shapes(output: Tensor, target: Tensor) -> None:

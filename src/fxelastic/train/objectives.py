@@ -5,6 +5,7 @@ An objective is a frozen dataclass whose fields are its options. It turns a batc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from fxelastic.errors import TrainingError, UsageError
 from fxelastic.ir.branch import Branch
-from fxelastic.spec import EXIT
+from fxelastic.spec import EXIT, Arch
 from fxelastic.train.batches import Batch, count_not_finite
 from fxelastic.train.evaluation import Prefix, results_of
 from fxelastic.train.learners import BranchRunner
@@ -166,7 +167,7 @@ class Chained(_Distillation):
         self, runner: BranchRunner, values: Values, target: Any, plan: Plan, backward: Backward
     ) -> dict[str, Tensor]:
         """See `Objective.backward`."""
-        targets = _targets(runner, values, plan)
+        targets, _ = _taught(runner, values, plan)
         found: dict[str, list[Tensor]] = {}
         for arch in plan.archs:
             current = dict(values)
@@ -200,6 +201,9 @@ class EndToEnd:
         loss: Compares a result with the target.
         soft_loss: Compares a result with the original model's result on the same inputs.
         soft: The share of ``soft_loss`` in the loss; the whole loss of a batch without a target.
+        features: What the mean error of the features at the cuts counts in addition. Losses that
+            are reported, and that choose the best state, leave it out.
+        feature_loss: Compares the features at a cut with the original's; each is a tuple.
 
     Source: AdaptiveNet, section 4.2.
     """
@@ -207,6 +211,8 @@ class EndToEnd:
     loss: TaskLoss = cross_entropy
     soft_loss: TaskLoss = soft_cross_entropy
     soft: float = 0.0
+    features: float = 0.0
+    feature_loss: BranchLoss = normalised_error
     name: ClassVar[str] = "tune"
     independent: ClassVar[bool] = False
     default_rate: ClassVar[float] = 3e-4
@@ -223,38 +229,70 @@ class EndToEnd:
                 expected="a number from 0 to 1",
                 got=str(self.soft),
             )
+        if isinstance(self.features, bool) or not 0 <= self.features < math.inf:
+            raise UsageError(
+                f"features must be at least 0, got {self.features}",
+                expected="a number of at least 0",
+                got=str(self.features),
+            )
 
     def backward(
         self, runner: BranchRunner, values: Values, target: Any, plan: Plan, backward: Backward
     ) -> dict[str, Tensor]:
         """See `Objective.backward`."""
         soft = 1.0 if target is None else self.soft
-        teacher = None
-        if soft:
-            with torch.no_grad():
-                teacher = runner.result(runner.supernet.space.original, values)
+        teacher, targets = None, dict[str, tuple[Any, ...]]()
+        if soft or self.features:
+            targets, teacher = _taught(runner, values, plan if self.features else Plan(()))
         found: dict[str, list[Tensor]] = {}
         for arch in plan.archs:
-            result = runner.result(arch, values)
+            result, errors = self._result(runner, arch, values, targets)
             loss = torch.zeros(())
             if soft < 1:
                 loss = (1 - soft) * _task_loss(self.loss, runner, result, target)
             if soft:
                 loss = loss + soft * _scalar(runner.layout.compare(self.soft_loss, result, teacher))
-            backward(loss / len(plan.archs))
+            total = loss + self.features * torch.stack(errors).mean() if errors else loss
+            backward(total / len(plan.archs))
             for name in arch:
                 if name in plan.branches:
                     found.setdefault(name, []).append(loss.detach())
         return _means(found)
 
+    def _result(
+        self,
+        runner: BranchRunner,
+        arch: Arch,
+        values: Values,
+        targets: Mapping[str, tuple[Any, ...]],
+    ) -> tuple[Any, list[Tensor]]:
+        """A subnet's result, and the errors of its features at cuts that have targets."""
+        current = dict(values)
+        errors: list[Tensor] = []
+        for branch in runner.path(arch):
+            wanted = targets.get(branch.id, ())
+            if wanted and not runner.data_sized.isdisjoint(branch.outputs):
+                wanted = _replaced(runner, branch, current)
+            runner.run(branch, current)
+            # The features after the last block are the result.
+            if wanted and branch.stop < runner.supernet.space.n_blocks:
+                outputs = tuple(current[name] for name in branch.features)
+                error = self.feature_loss(outputs, wanted)
+                errors += [error] if error.requires_grad else []
+        return runner.supernet.result(current, caches=False), errors
+
     def among(self, processes: Processes) -> EndToEnd:
-        """See `Objective.among`."""
-        return self
+        """See `Objective.among`: `normalised_error` needs the variance of the whole batch."""
+        if self.feature_loss is not normalised_error:
+            return self
+        return replace(self, feature_loss=partial(normalised_error, processes=processes))
 
     def numerics(self) -> dict[str, str]:
         """See `Objective.numerics`."""
         losses = {"loss": described(self.loss), "soft_loss": described(self.soft_loss)}
-        return {**losses, "soft": repr(self.soft)}
+        # Left out at its default, so that runs of earlier versions can resume.
+        features = {"features": repr(self.features)} if self.features else {}
+        return {**losses, "soft": repr(self.soft), **features}
 
 
 @dataclass(frozen=True)
@@ -354,8 +392,10 @@ def _fails(runner: BranchRunner, branch: Branch, values: Values) -> bool:
     return any(count_not_finite(values.get(name), masks=masks) for name in branch.outputs)
 
 
-def _targets(runner: BranchRunner, values: Values, plan: Plan) -> dict[str, tuple[Any, ...]]:
-    """The teacher's values at the end of each branch of the plan."""
+def _taught(
+    runner: BranchRunner, values: Values, plan: Plan
+) -> tuple[dict[str, tuple[Any, ...]], Any]:
+    """The teacher's values at the end of each branch of the plan, and its result."""
     branches = [runner.branch(name) for name in plan.branches]
     targets: dict[str, tuple[Any, ...]] = {}
     current = dict(values)
@@ -365,7 +405,8 @@ def _targets(runner: BranchRunner, values: Values, plan: Plan) -> dict[str, tupl
             for branch in branches:
                 if branch.stop == original.stop:
                     targets[branch.id] = tuple(current[name] for name in branch.features)
-    return targets
+        result = runner.supernet.result(current, caches=False)
+    return targets, result
 
 
 def _replaced(runner: BranchRunner, branch: Branch, values: Values) -> tuple[Any, ...]:

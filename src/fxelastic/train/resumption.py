@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fxelastic.errors import FxElasticError, TrainingError
 from fxelastic.ir.supernet import Supernet
@@ -232,10 +233,18 @@ def _structure(supernet: Supernet, learners: Learners) -> str:
 
 def _digest(supernet: Supernet) -> str:
     """A digest of the model's own weights."""
+    return digest_of(
+        value
+        for branch in supernet.branches.values()
+        if branch.frozen
+        for value in (*branch.module.parameters(), *branch.module.buffers())
+    )
+
+
+def digest_of(tensors: Iterable[Tensor]) -> str:
+    """A digest of the values of tensors."""
     digest = hashlib.sha256()
-    for branch in supernet.branches.values():
-        if branch.frozen:
-            for value in (*branch.module.parameters(), *branch.module.buffers()):
-                flat = value.detach().cpu().contiguous().reshape(-1)
-                digest.update(flat.view(torch.uint8).numpy().tobytes())
+    for value in tensors:
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -10,14 +10,19 @@ from torch import Tensor
 
 from fxelastic.ir import trees
 from fxelastic.ir.block import BlockGraph
-from fxelastic.train.losses import cross_entropy, soft_cross_entropies, soft_cross_entropy
+from fxelastic.train.losses import (
+    alpha_divergence,
+    cross_entropy,
+    soft_cross_entropies,
+    soft_cross_entropy,
+)
 from fxelastic.train.metrics import accuracy, agreement, cosine, likeness, spearman
 
 _T = TypeVar("_T")
 
 # The losses and metrics that expect samples in dimension 0.
 _BY_SAMPLE: tuple[Callable[..., Any], ...] = (
-    *(cross_entropy, soft_cross_entropies, soft_cross_entropy),
+    *(alpha_divergence, cross_entropy, soft_cross_entropies, soft_cross_entropy),
     *(accuracy, agreement, cosine, likeness, spearman),
 )
 

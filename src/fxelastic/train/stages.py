@@ -9,7 +9,7 @@ from fxelastic.errors import UsageError
 from fxelastic.ir.supernet import Supernet
 from fxelastic.train.learners import Learners
 from fxelastic.train.loop import Loop
-from fxelastic.train.losses import cross_entropy, soft_cross_entropy
+from fxelastic.train.losses import cross_entropy, soft_cross_entropy, soft_loss_of
 from fxelastic.train.objectives import BranchLoss, Chained, EndToEnd, TaskLoss, TeacherForced
 from fxelastic.train.reports import History
 from fxelastic.train.sampling import Sampling, Turns
@@ -134,7 +134,7 @@ def tune(
     loader: Iterable[Any],
     *,
     loss: TaskLoss = cross_entropy,
-    soft_loss: TaskLoss = soft_cross_entropy,
+    soft_loss: str | TaskLoss = soft_cross_entropy,
     soft: float = 0.0,
     sampling: Sampling | None = None,
     **options: Any,
@@ -148,7 +148,8 @@ def tune(
         supernet: What to train, on the device it is on.
         loader: A DataLoader or any iterable of batches; see `BatchReader` for their forms.
         loss: Compares a subnet's result with a batch's target.
-        soft_loss: Compares a subnet's result with the original's on the same inputs.
+        soft_loss: Compares a subnet's result with the original's on the same inputs, by name or as
+            a function: ``"soft_cross_entropy"``, ``"alpha_divergence"`` or ``"normalised_error"``.
         soft: The share of ``soft_loss`` in the loss, from 0 to 1. A batch without a target has
             nothing else: no labels are needed then.
         sampling: Draws the subnets of a step: `Uniform` where None, `Bucketed`, `Sandwich`.
@@ -163,5 +164,5 @@ def tune(
 
     Source: AdaptiveNet, section 4.2.
     """
-    stage = Stage(EndToEnd(loss, soft_loss, soft), sampling=sampling)
+    stage = Stage(EndToEnd(loss, soft_loss_of(soft_loss), soft), sampling=sampling)
     return run(supernet, loader, [stage], **options)[0]

@@ -240,6 +240,8 @@ class Stage:
         start: The blocks before this one run without gradients and never change; what they
             compute for a sample may be kept (``cache_bytes``). For a stage of fixed subnets.
         name: The stage's name in checkpoints, logs and reports; the objective's where None.
+        begins_with: Identifies the weights that the stage begins with, such as a digest: a
+            checkpoint of a stage that began with others is refused. Empty where any will do.
         options: Fields of `Training` that this stage alone has, such as ``epochs`` or ``steps``.
     """
 
@@ -248,6 +250,7 @@ class Stage:
     sampling: Sampling | Turns
     start: int
     name: str | None
+    begins_with: str
     options: dict[str, Any]
 
     def __init__(
@@ -258,6 +261,7 @@ class Stage:
         sampling: Sampling | Turns | None = None,
         start: int = 0,
         name: str | None = None,
+        begins_with: str = "",
         **options: Any,
     ) -> None:
         """Describe a stage; see the attributes.
@@ -290,9 +294,9 @@ class Stage:
             )
         if learns is not None and not isinstance(learns, str):
             learns = tuple(learns)
-        values = {"objective": objective, "learns": learns, "sampling": sampling}
-        rest = {"start": start, "name": name, "options": options}
-        for field, value in {**values, **rest}.items():
+        values: dict[str, Any] = {"objective": objective, "learns": learns, "sampling": sampling}
+        values |= {"start": start, "name": name, "begins_with": begins_with, "options": options}
+        for field, value in values.items():
             object.__setattr__(self, field, value)
 
     def numerics(self, objective: Objective) -> dict[str, str]:
@@ -310,4 +314,6 @@ class Stage:
             facts["start"] = repr(self.start)
         if self.learns is not None:
             facts["learns"] = ", ".join(self.learns)
+        if self.begins_with:
+            facts["begins_with"] = self.begins_with
         return facts

@@ -1,0 +1,186 @@
+"""What the commands that train share: their options, data, device and processes."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fxelastic.cli import options
+from fxelastic.edge.digests import digest
+from fxelastic.errors import UsageError
+from fxelastic.files import replace_file
+
+if TYPE_CHECKING:
+    from fxelastic.ir.supernet import Supernet
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Add ``--data`` and ``--out``."""
+    parser.add_argument(
+        "--data",
+        metavar="DATA",
+        required=True,
+        help="an .npz file with the arrays x and y, and val_x and val_y to validate on; or "
+        "package.module:name or path/file.py:name of a loader, a pair (training, validation), "
+        "or a function that returns one of these",
+    )
+    parser.add_argument(
+        "--out", metavar="FOLDER", required=True, help="folder for weights, checkpoints and log"
+    )
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """Add the options of all training."""
+    add_number(parser, "--batch-size", int, 64, "samples in a batch, for an .npz file")
+    add_number(parser, "--accumulate", int, 1, "batches accumulated in a step")
+    add_number(parser, "--seed", int, 0, "seed of all random choices")
+    parser.add_argument(
+        "--precision",
+        metavar="NAME",
+        choices=("fp32", "bf16", "fp16"),
+        default="fp32",
+        help="bf16 or fp16 for mixed precision, or fp32 (default: fp32)",
+    )
+    parser.add_argument(
+        "--device", metavar="DEVICE", default="cpu", help="device, such as cuda (default: cpu)"
+    )
+    parser.add_argument("--compile", action="store_true", help="use torch.compile")
+    parser.add_argument(
+        "--checkpoint-every",
+        type=int,
+        metavar="STEPS",
+        help="steps between checkpoints (default: at the end of each epoch)",
+    )
+    parser.add_argument(
+        "--distributed", action="store_true", help="train with the other processes of torchrun"
+    )
+    options.add_torch_threads(
+        parser, "the number with the fastest steps, found by trying, at most one for each core"
+    )
+    options.add_output(parser)
+
+
+def add_number(
+    parser: argparse.ArgumentParser, name: str, kind: type, default: float, help: str
+) -> None:
+    """Add an option with a number."""
+    metavar = {"--seed": "SEED", "--soft": "SHARE", "--features": "WEIGHT"}.get(
+        name, "N" if kind is int else "RATE"
+    )
+    parser.add_argument(
+        name, type=kind, metavar=metavar, default=default, help=f"{help} (default: {default:g})"
+    )
+
+
+def rate(text: str) -> float | str:
+    """A learning rate, or ``auto``."""
+    return text if text == "auto" else float(text)
+
+
+def out_folder(args: argparse.Namespace) -> Path:
+    """The folder of ``--out``.
+
+    Raises:
+        UsageError: It is a file.
+    """
+    out = Path(args.out)
+    if out.exists() and not out.is_dir():
+        raise UsageError(
+            f"--out {out} is a file",
+            expected="a folder, existing or new",
+            got="a file",
+            fix="choose another path",
+        )
+    return out
+
+
+def training_of(args: argparse.Namespace, validation: Any) -> dict[str, Any]:
+    """Fields of `Training` from the options of `add_training`."""
+    out = Path(args.out)
+    return {
+        "checkpoints": out / "checkpoints",
+        "checkpoint_every": args.checkpoint_every,
+        "log": out / "log.jsonl",
+        "progress": not args.quiet,
+        "accumulate": args.accumulate,
+        "precision": args.precision,
+        "compile": args.compile,
+        "distributed": args.distributed,
+        "seed": args.seed,
+        "threads": args.threads,
+        "validate": validation,
+    }
+
+
+def batches_of(loaders: Any, supernet: Supernet) -> tuple[Any, Any]:
+    """The batches to train on and to validate on, from a result of `load_data`."""
+    partition = supernet.partition
+    dims = {name: partition.batch_dims.get(name) for name in partition.signature.names}
+    found: tuple[Any, Any] = loaders(dims, next(iter(partition.result_dims), 0))
+    return found
+
+
+def keep_to_data(data: str, out: Path, first: bool) -> None:
+    """Check that a run is resumed with the data that it was started with.
+
+    Only files are compared, because the loaders of a reference may be random or endless.
+    """
+    if not data.endswith(".npz"):
+        return
+    record = out / "data.sha256"
+    found = digest(Path(data))
+    begun = any((out / "checkpoints").glob("*"))
+    known = record.read_text().strip() if begun and record.is_file() else found
+    if known != found:
+        raise UsageError(
+            f"the run in {out} was started with other data",
+            expected=f"the same file as before, of sha256 {known[:16]}…",
+            got=f"{data}, of sha256 {found[:16]}…",
+            fix="choose another --out, or delete the folder to start from scratch",
+        )
+    if first:
+        out.mkdir(parents=True, exist_ok=True)
+        replace_file(record, f"{found}\n".encode())
+
+
+def move(supernet: Supernet, device: str) -> None:
+    """Move a supernet to the device of ``--device``.
+
+    Raises:
+        UsageError: It can't be used.
+    """
+    try:
+        supernet.to(device)
+    except (RuntimeError, AssertionError) as e:  # Devices raise different errors.
+        raise UsageError(
+            f"--device {device} can't be used",
+            expected="a device of this machine, such as cpu or cuda",
+            got=f"{type(e).__name__}: {str(e).splitlines()[0]}",
+        ) from e
+
+
+@contextlib.contextmanager
+def processes(args: argparse.Namespace, command: str) -> Any:
+    """The process group that ``torchrun`` describes; yields whether this process is the first."""
+    if not args.distributed:
+        yield True
+        return
+    from torch import distributed as dist
+
+    from fxelastic.train import processes  # noqa: F401 - first: see there
+
+    try:
+        dist.init_process_group("nccl" if args.device.startswith("cuda") else "gloo")
+    except (ValueError, RuntimeError) as e:
+        raise UsageError(
+            "--distributed found no other processes",
+            expected="to be started by torchrun",
+            got=str(e).splitlines()[0],
+            fix=f"torchrun --nproc-per-node N -m fxelastic.cli {command} … --distributed",
+        ) from e
+    try:
+        yield dist.get_rank() == 0
+    finally:
+        dist.destroy_process_group()
