@@ -167,3 +167,20 @@ def test_a_batch_of_none_is_refused_with_data_too(
     np.savez(data, x=np.zeros((4, 8, 8, 8), np.float32), targets=np.zeros(4, np.int64))
     assert main(["profile", str(bundle.path), "--batch-size", "-1", "--data", str(data)]) == 2
     assert "at least 1" in capsys.readouterr().err
+
+
+def test_a_plan_is_printed_before_a_search(
+    bundle: edge.Bundle, table: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["plan", str(bundle.path), "--data", str(data), "--subnets", "4", "--quiet"]
+    assert main([*argv, "--budget", "1%", "--budget", "95%"]) == 0
+    out = capsys.readouterr().out
+    assert "no subnet keeps it" in out
+    assert "5 subnets measured; each predicted from the others: median error" in out
+    assert main([*argv, "--json", "--table", str(table)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [row["score"] is None for row in report["budgets"]] == sorted(
+        (row["score"] is None for row in report["budgets"]), reverse=True
+    )
+    assert report["n_measured"] == 5
+    assert main([*argv, "--subnets", "1"]) == 2

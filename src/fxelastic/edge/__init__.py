@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from fxelastic.edge.prepared import Preparation, prepare
     from fxelastic.edge.profiling import profile
     from fxelastic.edge.searching.options import SearchOptions
+    from fxelastic.edge.searching.planning import PlanPoint, ScorePlan, plan
+    from fxelastic.edge.searching.prediction import ScorePrediction
     from fxelastic.edge.searching.search import SearchResult, search
     from fxelastic.edge.serving.options import Serving
     from fxelastic.edge.serving.runtime import Runtime
@@ -40,18 +42,22 @@ __all__ = [
     "Executor",
     "LatencyTable",
     "Limits",
+    "PlanPoint",
     "PoolEntry",
     "PowerModel",
     "Preparation",
     "ResourceMonitor",
     "Resources",
     "Runtime",
+    "ScorePlan",
+    "ScorePrediction",
     "SearchOptions",
     "SearchResult",
     "Serving",
     "SubnetPool",
     "assemble",
     "load",
+    "plan",
     "prepare",
     "profile",
     "run_cascade",
@@ -61,6 +67,10 @@ __all__ = [
 
 # Public name -> the module that defines it.
 _LAZY_NAMES = {
+    "PlanPoint": "fxelastic.edge.searching.planning",
+    "ScorePlan": "fxelastic.edge.searching.planning",
+    "ScorePrediction": "fxelastic.edge.searching.prediction",
+    "plan": "fxelastic.edge.searching.planning",
     "Preparation": "fxelastic.edge.prepared",
     "prepare": "fxelastic.edge.prepared",
     "Serving": "fxelastic.edge.serving.options",

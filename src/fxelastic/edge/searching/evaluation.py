@@ -180,6 +180,22 @@ class Evaluator:
             )
         return self._distortion
 
+    def begin_with(self, distortion: Distortion) -> None:
+        """Use a known distortion instead of a measurement.
+
+        Raises:
+            UsageError: It is of other branches than the space's.
+        """
+        new = tuple(s.id for s in self.executor.bundle.space.branches if s.kind != "original")
+        if distortion.branches != new:
+            raise UsageError(
+                "the prior is of other branches",
+                expected="a plan of this bundle and latency table",
+                got=f"{len(distortion.branches)} branches, not these {len(new)}",
+                fix="call fxelastic.edge.plan with the same bundle, table and mode",
+            )
+        self._distortion = distortion
+
     def affordable(self, seconds: float) -> int:
         """The number of subnets that can be evaluated in a time, at the latest batch's pace."""
         if self._pace_s <= 0 or math.isinf(seconds):

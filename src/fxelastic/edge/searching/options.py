@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from fxelastic.edge.cascades.thresholds import checked_losses
 from fxelastic.edge.monitoring.recent_latencies import check_percentile
+from fxelastic.edge.searching.prediction import ScorePrediction
 from fxelastic.edge.searching.scores import Score
 from fxelastic.edge.searching.study import Strategy, Study
 from fxelastic.errors import UsageError
@@ -72,6 +73,8 @@ class SearchOptions:
             best, the one with the least weighted mean of its costs, as shares of the original's,
             is returned. None for the one with the highest score.
         tolerance: See ``weights``; in units of the score.
+        prior: A prediction of scores, ``plan.prediction`` of `edge.plan`, whose costs of branches
+            the search begins with instead of measuring distortions.
         force: Search although the table is marked unusable: see `LatencyTable.problem`.
         clock: Returns the time, in s.
     """
@@ -98,6 +101,7 @@ class SearchOptions:
     exit_confidence: str = "max_softmax"
     weights: Mapping[str, float] | None = None
     tolerance: float = 0.01
+    prior: ScorePrediction | None = None
     force: bool = False
     clock: Callable[[], float] = time.perf_counter
 

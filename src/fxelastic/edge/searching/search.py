@@ -158,12 +158,12 @@ def search(
     refuse_paths(bundle=bundle, table=table)
     given = several_limits(limits, budget, budget_ms, weight_bytes)
     table.check_bundle(bundle.digest, lambda: bundle.structure_digest)
-    metric, samples, rest = _metric_and_data(bundle, data, options.score, options.held_out)
+    metric, samples, rest = metric_and_data(bundle, data, options.score, options.held_out)
     table = table_for_limits(
         bundle, table, (samples, rest), mode, options.sizes, options.size_percentile
     )
     table.check_usable(mode, force=options.force)
-    _warn(table, mode)
+    warn_of_table(table, mode)
     weights = None if options.weights is None else CostWeights(options.weights)
     bundle = used(bundle, table, mode, given, () if weights is None else weights)
     if options.latency_percentile is not None:
@@ -203,6 +203,8 @@ def search(
             first=None if options.time_budget_s is None else 1,
             clock=clock,
         )
+        if options.prior is not None:
+            evaluator.begin_with(options.prior.learned)
         store = PoolStore(bundle, table, mode, digest, options.path, evaluator, samples.labelled)
         store.resume()
         studies: list[Study] = []
@@ -284,7 +286,7 @@ def _saving(
     return save
 
 
-def _warn(table: LatencyTable, mode: str) -> None:
+def warn_of_table(table: LatencyTable, mode: str) -> None:
     """Log why predicted latencies may be wrong."""
     differences = table.different_device(fingerprint())
     if differences:
@@ -300,9 +302,14 @@ def _warn(table: LatencyTable, mode: str) -> None:
         )
 
 
-def _metric_and_data(
+def metric_and_data(
     bundle: Bundle, data: Any, score: str | Score | None, held_out: float
 ) -> tuple[Metric, Dataset, Dataset]:
+    """The metric, the samples to search with, and those held out.
+
+    Raises:
+        UsageError: The data or the score does not fit, or no samples are left.
+    """
     given = read_data(bundle, data)
     measure = chosen_metric(bundle, score, labelled=given.labelled)
     if not given.labelled:
