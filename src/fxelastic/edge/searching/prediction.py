@@ -81,6 +81,7 @@ class ScorePrediction:
     the model's error.
 
     Attributes:
+        distortion: Of the space's new branches.
         costs: The loss of each new branch, at least 0.
         median_error: The median of the absolute errors of subnets predicted from the others, in
             units of the score.
@@ -110,7 +111,7 @@ class ScorePrediction:
                 got=str(len(scores)),
                 fix="measure more subnets, or make more branches",
             )
-        self._distortion = distortion
+        self.distortion = distortion
         self._prior = Prior(distortion)
         measured = np.fromiter(scores.values(), float, len(scores))
         self._sure = max(standard_error, 1e-3 * float(np.ptp(measured)), _TINY)
@@ -127,7 +128,7 @@ class ScorePrediction:
         values = np.maximum(fit.mean + fit.root @ fit.found, 0.0)
         self.costs = dict(zip(self._prior.branches, values.tolist(), strict=True))
         self.median_error = float(np.median(np.abs(fit.left_out - measured)))
-        self.rank_correlation = _spearman(fit.left_out, measured)
+        self.rank_correlation = spearman(fit.left_out, measured)
 
     def predict(self, archs: Sequence[Arch]) -> Expected:
         """The expected scores of subnets."""
@@ -146,13 +147,13 @@ class ScorePrediction:
         """The distortions as the measured subnets correct them, for the prior of a search."""
         unit = sum(self.costs.values()) / max(float(self._prior.errors.sum()), 1e-12)
         if not unit > 0:
-            return self._distortion
+            return self.distortion
         costs = np.array([self.costs[branch] for branch in self._prior.branches])
-        least = 0.1 * self._distortion.errors
+        least = 0.1 * self.distortion.errors
         errors = np.maximum(costs / unit, least)
-        ratio = np.sqrt(errors / np.maximum(self._distortion.errors, 1e-12))
-        products = self._distortion.products * np.outer(ratio, ratio)
-        return replace(self._distortion, errors=errors, products=products)
+        ratio = np.sqrt(errors / np.maximum(self.distortion.errors, 1e-12))
+        products = self.distortion.products * np.outer(ratio, ratio)
+        return replace(self.distortion, errors=errors, products=products)
 
     def _fitted(
         self,
@@ -198,7 +199,7 @@ def _curve(measured: Matrix, below: float, power: float) -> _Curve:
     return _Curve(top, low - below * (top - low), power)
 
 
-def _spearman(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+def spearman(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
     """The correlation of ranks; equal numbers share a rank. 0 if all numbers are equal."""
     ranks = [_ranks(values) for values in (one, other)]
     deviations = [r - r.mean() for r in ranks]
