@@ -18,7 +18,7 @@ from fxelastic.spec import Arch
 
 #: Subnets that the model needs at least, to say how wrong it is.
 LEAST = 4
-# What the fit chooses among, by the likelihood of the measured scores.
+# Candidates, which count by the likelihood of the measured scores.
 _COST = (0.15, 0.3, 0.6, 1.2, 2.4)  # the expected loss of a unit of distortion
 _POWER = (1.0, 1.5, 2.0)
 _FLOOR = (0.0, 1.0)  # how far the floor is below the lowest score, in ranges of the scores
@@ -26,6 +26,7 @@ _OWN = (0.05, 0.5)  # variance of a branch's loss, relative to the square of the
 _COMMON = 0.3  # the same for the loss that branches with outputs of the same shapes share
 _NOISE = (0.03, 0.12)  # what is not a sum over branches, as a share of the loss of score
 _STEPS = 8
+_UNLIKELY = 1e-3  # candidates that are less likely than this, relative to the best, are dropped
 _TINY = 1e-9
 
 
@@ -61,7 +62,7 @@ class _Curve:
         )
 
 
-class _Fit(NamedTuple):
+class _FittedCurve(NamedTuple):
     likelihood: float
     curve: _Curve
     noise: float
@@ -117,30 +118,43 @@ class ScorePrediction:
         self._sure = max(standard_error, 1e-3 * float(np.ptp(measured)), _TINY)
         design = self._prior.of(list(scores))
         root = self._prior.root(1.0, _COMMON)
-        self._fit = max(
-            (
-                self._fitted(design, measured, _curve(measured, below, power), root, *others)
-                for below, power, *others in itertools.product(_FLOOR, _POWER, _COST, _OWN, _NOISE)
-            ),
-            key=lambda fit: fit.likelihood,
-        )
-        fit = self._fit
-        values = np.maximum(fit.mean + fit.root @ fit.found, 0.0)
+        fits = [
+            self._fitted(design, measured, _curve(measured, below, power), root, *others)
+            for below, power, *others in itertools.product(_FLOOR, _POWER, _COST, _OWN, _NOISE)
+        ]
+        most = max(fit.likelihood for fit in fits)
+        chances = [math.exp(fit.likelihood - most) for fit in fits]
+        total = sum(chance for chance in chances if chance > _UNLIKELY)
+        self._fits = [
+            (chance / total, fit)
+            for chance, fit in zip(chances, fits, strict=True)
+            if chance > _UNLIKELY
+        ]
+        losses = sum(share * (fit.mean + fit.root @ fit.found) for share, fit in self._fits)
+        values = np.maximum(losses, 0.0)
         self.costs = dict(zip(self._prior.branches, values.tolist(), strict=True))
-        self.median_error = float(np.median(np.abs(fit.left_out - measured)))
-        self.rank_correlation = spearman(fit.left_out, measured)
+        left_out = np.asarray(sum(share * fit.left_out for share, fit in self._fits))
+        self.median_error = float(np.median(np.abs(left_out - measured)))
+        self.rank_correlation = spearman(left_out, measured)
 
     def predict(self, archs: Sequence[Arch]) -> Expected:
-        """The expected scores of subnets."""
-        fit = self._fit
+        """The expected scores of subnets: means over the curves, by their likelihood."""
         design = self._prior.of(archs)
+        parts = [self._predicted(fit, design) for _, fit in self._fits]
+        shares = np.array([share for share, _ in self._fits])[:, None]
+        scores, variances = (np.stack(part) for part in zip(*parts, strict=True))
+        mean = (shares * scores).sum(axis=0)
+        variance = (shares * (variances + (scores - mean) ** 2)).sum(axis=0)
+        return Expected(mean, np.sqrt(variance))
+
+    def _predicted(self, fit: _FittedCurve, design: Matrix) -> tuple[Matrix, Matrix]:
+        """Scores by one curve, and their variances."""
         features = design @ fit.root
         loss = design @ fit.mean + features @ fit.found
         scores = fit.curve.score(loss)
-        spread = np.sqrt(np.maximum(((features @ fit.unknown) * features).sum(axis=1), 0.0))
-        spread *= np.abs(fit.curve.slope(loss))
+        spread = np.maximum(((features @ fit.unknown) * features).sum(axis=1), 0.0)
         own = fit.noise * (fit.curve.top - scores) + self._sure
-        return Expected(scores, np.hypot(spread, own))
+        return scores, spread * fit.curve.slope(loss) ** 2 + own**2
 
     @property
     def learned(self) -> Distortion:
@@ -164,7 +178,7 @@ class ScorePrediction:
         cost: float,
         own: float,
         noise: float,
-    ) -> _Fit:
+    ) -> _FittedCurve:
         """The most likely losses, by Gauss-Newton steps, and the likelihood around them."""
         mean = cost * self._prior.errors
         root = cost * math.sqrt(own) * root
@@ -182,7 +196,7 @@ class ScorePrediction:
         inverse = np.linalg.inv(covariance)
         _, size = np.linalg.slogdet(covariance)
         likelihood = -0.5 * float(target @ weights) - 0.5 * float(size)
-        return _Fit(
+        return _FittedCurve(
             likelihood,
             curve,
             noise,
