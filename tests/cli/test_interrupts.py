@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 
 from fxelastic import edge
+from tests import warm
 from tests.cli.commands import environment, fxelastic
 from tests.edge.serving.tiny_bundle import write_bundle
 
@@ -43,20 +46,18 @@ def folder(tmp_path: Path) -> Path:
 
 def interrupt(folder: Path, *argv: str, when: Callable[[], bool]) -> str:
     """Start a command, send it Ctrl-C as soon as something is seen; what it said."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fxelastic.cli", *argv],
-        cwd=folder,
-        env={**environment(), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    until = time.monotonic() + 120
-    while not when() and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, said
+    with tempfile.TemporaryFile("w+") as output:
+        fd = output.fileno()
+        process = warm.start("fxelastic.cli", *argv, cwd=folder, stdout=fd, stderr=fd)
+        until = time.monotonic() + 120
+        while not when() and process.is_alive() and time.monotonic() < until:
+            time.sleep(0.02)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGINT)
+        process.join(120)
+        output.seek(0)
+        said = output.read()
+    assert process.exitcode == 130, said
     assert "Traceback" not in said
     return said
 
@@ -102,6 +103,7 @@ def test_a_search_keeps_what_it_evaluated(folder: Path) -> None:
 
 
 def test_an_export_leaves_nothing_behind(folder: Path) -> None:
+    """In a process of its own, which begins with its imports, as all commands do."""
     before = set(folder.iterdir())
     argv = ["model.py:build", "exported", "--example-input", "1x3x32x32"]
     code = "from fxelastic.cli import export_main; raise SystemExit(export_main())"

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +10,7 @@ import pytest
 
 from fxelastic import edge
 from tests import int8_bundles as int8
-
-ROOT = Path(__file__).parents[3]
+from tests import warm
 
 # Dies after a step of the export, before the files, or between them and the manifest.
 KILLED = """
@@ -39,12 +35,9 @@ int8_bundles.tiny(Path(sys.argv[1]))
 
 @pytest.mark.parametrize("step", ["quantise_branches", "FileWriter.write"])
 def test_kill_9_leaves_no_bundle(tmp_path: Path, step: str) -> None:
-    path = tmp_path / "bundle"
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(path), step],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])},
-        check=False,
-    )
+    path, program = tmp_path / "bundle", tmp_path / "killed.py"
+    program.write_text(KILLED)
+    done = warm.run(str(program), str(path), step, cwd=tmp_path)
     assert done.returncode == -signal.SIGKILL
     assert not path.exists()
     bundle = int8.tiny(path)
