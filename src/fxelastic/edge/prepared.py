@@ -143,6 +143,8 @@ class PreparedFiles:
     def __post_init__(self) -> None:
         """Start with no file verified."""
         self._verified: dict[Path, tuple[int, ...]] = {}
+        # By folder: the digests of its files, and what was read. A switch back costs no copy.
+        self._read_before: dict[Path, tuple[list[str], VerifiedModel]] = {}
 
     def find(self, item: Item) -> Path | None:
         """The file of a subnet or branch; None if it is missing or damaged. Thread-safe."""
@@ -150,10 +152,10 @@ class PreparedFiles:
         return next((path for path in found if path is not None), None)
 
     def read(self, item: Item) -> VerifiedModel | None:
-        """A prepared subnet or branch, to make one session of; None if missing or damaged.
+        """A prepared subnet or branch, to make sessions of; None if missing or damaged.
 
-        Large weights are copied into a private folder, which goes when the session has mapped
-        them. A damaged item is deleted, so that `make` replaces it. Thread-safe.
+        Large weights are copied into a private folder, once: it goes with this object. A damaged
+        item is deleted, so that `make` replaces it. Thread-safe.
 
         Raises:
             ServingError: The weights can't be copied.
@@ -229,6 +231,10 @@ class PreparedFiles:
             return None
         try:
             files = _entry(folder, item)
+            digests = [files[name]["sha256"] for name in sorted(files)]
+            known, before = self._read_before.get(folder, (None, None))
+            if known == digests:
+                return before
             data = read_regular(folder / _MODEL)
             intact = hashlib.sha256(data).hexdigest() == files[_MODEL]["sha256"]
             weights = open_regular(folder / _WEIGHTS) if _WEIGHTS in files else None
@@ -250,7 +256,9 @@ class PreparedFiles:
             intact = intact and copied == files[_WEIGHTS]["sha256"]
         if not intact:
             return self._discard(folder)
-        return VerifiedModel(item.name, data, None if owner is None else owner.path, owner)
+        found = VerifiedModel(item.name, data, None if owner is None else owner.path, owner)
+        self._read_before[folder] = digests, found
+        return found
 
     @staticmethod
     def _discard(folder: Path) -> None:

@@ -16,7 +16,7 @@ from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.prepared import Item, PreparedFiles
 from fxelastic.errors import BundleError, ServingError
 from tests.cli.commands import environment
-from tests.edge.serving.fakes import wait_until
+from tests.edge.serving.fakes import n_threads, wait_until
 from tests.edge.serving.tiny_bundle import write_bundle
 
 
@@ -27,11 +27,11 @@ def bundle(tmp_path: Path) -> Bundle:
 
 @pytest.fixture
 def background(bundle: Bundle) -> Iterator[BackgroundPreparation]:
-    before = threading.active_count()
+    before = n_threads()
     made = BackgroundPreparation(PreparedFiles.of(bundle))
     yield made
     made.close()
-    assert threading.active_count() == before
+    assert n_threads() == before
 
 
 def items(bundle: Bundle) -> list[Item]:

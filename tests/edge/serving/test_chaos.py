@@ -19,7 +19,7 @@ from fxelastic.edge.serving.preload import Preload
 from fxelastic.edge.serving.runtime import Runtime
 from fxelastic.errors import ServingError
 from fxelastic.spec import Arch
-from tests.edge.serving.fakes import SIZE, FakeLoader, OneArray, factor, pool
+from tests.edge.serving.fakes import SIZE, FakeLoader, OneArray, factor, n_threads, pool
 
 N_THREADS = 4
 N_REQUESTS = 2_500
@@ -127,7 +127,7 @@ class Gremlin:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_every_output_is_that_of_the_subnet_it_claims(seed: int) -> None:
     rng = random.Random(seed)
-    before = threading.active_count()
+    before = n_threads()
     loader, clock = FakeLoader(load_s=0.0005), JumpingClock()
     runtime = Runtime(
         loader,
@@ -189,7 +189,7 @@ def test_every_output_is_that_of_the_subnet_it_claims(seed: int) -> None:
     assert loader.faults == []
     assert sum(loader.open.values()) == 0
     assert loader.most_open <= 3
-    assert threading.active_count() == before
+    assert n_threads() == before
     counts = runtime.status().events
     for kind in (
         *("load_failed", "run_failed", "non_finite", "rolled_back", "memory_limit"),

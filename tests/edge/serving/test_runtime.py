@@ -21,7 +21,16 @@ from fxelastic.edge.serving.runtime import Runtime
 from fxelastic.errors import ServingError, UsageError
 from fxelastic.spec import Arch
 from fxelastic.spec.limits import Limits
-from tests.edge.serving.fakes import SIZE, FakeLoader, OneArray, archs, factor, pool, wait_until
+from tests.edge.serving.fakes import (
+    SIZE,
+    FakeLoader,
+    OneArray,
+    archs,
+    factor,
+    n_threads,
+    pool,
+    wait_until,
+)
 
 POOL = pool(1, 2, 4, 8)
 X = np.ones((1, 3), np.float32)
@@ -61,13 +70,13 @@ def serving(loader: FakeLoader, budget_ms: float = 10.0, **options: Any) -> Iter
     options = {"tick_s": 0.002, "policy": Stay(), "preload": Preload(limit=0), **options}
     searcher = options.pop("searcher", None)
     entries = options.pop("entries", POOL)
-    before = threading.active_count()
+    before = n_threads()
     with Runtime(loader, OneArray(), entries, budget_ms, Serving(**options), searcher) as runtime:
         yield runtime
     assert not loader.faults
     assert loader.closed
     assert sum(loader.open.values()) == 0
-    assert threading.active_count() == before
+    assert n_threads() == before
 
 
 def kinds(runtime: Runtime) -> list[str]:
