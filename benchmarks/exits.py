@@ -73,7 +73,7 @@ def build(seed: int, data: Fashion, folder: Path, epochs: int) -> dict[str, Any]
     begin_s = time.process_time()
     fxelastic.distill(supernet, Batches(data.train, seed=seed), epochs=epochs, seed=seed, threads=1)
     took_s = time.process_time() - begin_s
-    fxelastic.export(supernet, folder, overwrite=True)
+    fxelastic.export(supernet, folder, force=True)
     exits = [branch for branch in supernet.branches.values() if branch.kind == "exit"]
     originals = sum(block.n_params for block in supernet.partition.blocks)
     return {
