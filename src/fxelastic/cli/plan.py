@@ -132,7 +132,7 @@ def report(plan: ScorePlan) -> dict[str, Any]:
 def _row(point: PlanPoint) -> dict[str, Any]:
     return {
         "budget_ms": point.budget_ms,
-        "latency_ms": _number(point.latency_ms),
+        "predicted_ms": _number(point.predicted_ms),
         "score": _number(point.score),
         "band": _number(point.band),
         "arch": None if point.arch is None else str(point.arch),
@@ -155,8 +155,8 @@ def sections(plan: ScorePlan) -> list[str]:
         rows.append(
             (
                 f"{point.budget_ms:.3f} ms",
-                f"{point.latency_ms:.3f} ms",
-                f"{point.latency_ms / plan.original_ms:.0%}",
+                f"{point.predicted_ms:.3f} ms",
+                f"{point.predicted_ms / plan.original_ms:.0%}",
                 f"{point.score:.4f} ± {point.band:.4f}",
                 short(point.arch.branches),
             )

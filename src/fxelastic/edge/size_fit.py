@@ -113,7 +113,7 @@ class SizeFit:
         if not measured:
             return None
         errors = [
-            abs(self.by_size.latency_ms(mode, m.arch, self._plan.all[k]) / m.ms - 1)
+            abs(self.by_size.predict_ms(mode, m.arch, self._plan.all[k]) / m.ms - 1)
             for k, m in measured
         ]
         n_subnets = len({m.arch for _, m in measured})

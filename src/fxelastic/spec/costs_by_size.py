@@ -116,7 +116,7 @@ class CostsBySize:
         """The values of the basis."""
         return tuple(float(dimension(text).at(sizes)) for text in self.basis)
 
-    def latency_ms(self, mode: str, branches: Iterable[str], sizes: Sizes) -> float:
+    def predict_ms(self, mode: str, branches: Iterable[str], sizes: Sizes) -> float:
         """The latency of a subnet, in ms.
 
         Raises:

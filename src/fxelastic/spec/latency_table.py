@@ -173,7 +173,7 @@ class LatencyTable(JsonDocument):
         if sizes is not None:
             if self.by_size is not None:
                 checked = self.by_size.checked(sizes)
-                return self.by_size.latency_ms(mode, arch, checked)
+                return self.by_size.predict_ms(mode, arch, checked)
             self._check_own(sizes)
         return costs.total(LATENCY, arch)
 

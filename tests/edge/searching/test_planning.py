@@ -114,8 +114,8 @@ def test_a_plan_is_made_before_a_search(
     for share, point in zip((0.7, 0.95), others, strict=True):
         assert point.arch is not None
         bundle.space.validate(point.arch)
-        assert point.latency_ms == pytest.approx(table.predict_ms(point.arch))
-        assert point.latency_ms <= share * original_ms * (1 + 1e-9)
+        assert point.predicted_ms == pytest.approx(table.predict_ms(point.arch))
+        assert point.predicted_ms <= share * original_ms * (1 + 1e-9)
         assert 0 <= point.score <= 1
         assert point.band > 0
     assert others[0].score <= others[1].score + 1e-9

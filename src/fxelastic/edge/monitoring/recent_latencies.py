@@ -57,17 +57,17 @@ class RecentLatencies:
         """Start with no requests."""
         self._kept = deque(maxlen=_MOST)
 
-    def add(self, time_s: float, latency_ms: float, budget_ms: float) -> None:
+    def add(self, time_s: float, took_ms: float, budget_ms: float) -> None:
         """Add a request.
 
         Args:
             time_s: When it ended.
-            latency_ms: Its latency, in ms; at the sizes that the budget is for, if sizes vary.
+            took_ms: Its latency, in ms; at the sizes that the budget is for, if sizes vary.
             budget_ms: The budget, in ms.
         """
-        over = latency_ms > budget_ms
+        over = took_ms > budget_ms
         self.n_over += over
-        self._kept.append((time_s, latency_ms, over))
+        self._kept.append((time_s, took_ms, over))
 
     def update(self, now_s: float, *, now: bool = False) -> LatencySummary | None:
         """Compute the summary, unless it was computed half a second ago or later.

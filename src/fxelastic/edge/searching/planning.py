@@ -44,14 +44,14 @@ class PlanPoint:
 
     Attributes:
         budget_ms: The bound on the latency.
-        latency_ms: The predicted latency of the subnet; infinity if there is none.
+        predicted_ms: The predicted latency of the subnet; infinity if there is none.
         arch: The subnet that is expected to score the most; None if none keeps the budget.
         score: Its expected score; NaN if there is none.
         band: How far off this is with a probability of about 0.7.
     """
 
     budget_ms: float
-    latency_ms: float
+    predicted_ms: float
     arch: Arch | None
     score: float
     band: float
