@@ -37,9 +37,8 @@ import fxelastic
 from benchmarks.fashion import Batches, Fashion, Split, accuracy, original
 from benchmarks.machine import commit, facts
 from fxelastic import edge, kinds
-from fxelastic.edge.cascades.costs import costs_of_leaving
 from fxelastic.edge.cascades.entry import CascadeEntry
-from fxelastic.edge.cascades.finding import Recorded, exits_along, record, useful
+from fxelastic.edge.cascades.finding import exits_along, leaving_along, record, useful
 from fxelastic.edge.cascades.thresholds import Leaving, choose, proposals
 from fxelastic.edge.searching.data import read_data
 from fxelastic.edge.serving.options import Serving
@@ -90,10 +89,13 @@ def arrays(split: Split) -> tuple[np.ndarray, np.ndarray]:
 
 
 def joined(*splits: Split) -> tuple[np.ndarray, np.ndarray]:
-    return tuple(np.concatenate(parts) for parts in zip(*map(arrays, splits), strict=True))
+    x, y = (np.concatenate(parts) for parts in zip(*map(arrays, splits), strict=True))
+    return x, y
 
 
-def interleaved(runs: dict[str, Callable[[np.ndarray], Any]], inputs: list[np.ndarray]) -> dict:
+def interleaved(
+    runs: dict[str, Callable[[np.ndarray], Any]], inputs: list[np.ndarray]
+) -> dict[str, float]:
     """The processor time of each run over the inputs, in s; the runs take turns."""
     spent = dict.fromkeys(runs, 0.0)
     for x in inputs[:20]:
@@ -148,9 +150,8 @@ def figures(bundle: edge.Bundle, entry: CascadeEntry, test: Any, mode: str) -> d
     }
 
 
-def splits(pool: Recorded, price: np.ndarray) -> dict[str, Any]:
+def splits(whole: Leaving) -> dict[str, Any]:
     """How often thresholds of a part of the pool harm more of all of it than they may."""
-    whole = Leaving(pool.confidences, pool.harm, price)
     n_over = dict.fromkeys(LOSSES, 0)
     savings: dict[float, list[float]] = {loss: [] for loss in LOSSES}
     for seed in range(N_SPLITS):
@@ -159,7 +160,7 @@ def splits(pool: Recorded, price: np.ndarray) -> dict[str, Any]:
         for loss in LOSSES:
             n_harmed, cost = whole.outcome(choose(proposed, testing, loss, DELTA).thresholds)
             n_over[loss] += n_harmed > loss * len(whole)
-            savings[loss].append(1 - cost / float(price[-1]))
+            savings[loss].append(1 - cost / float(whole.costs[-1]))
     return {
         str(loss): {"violations": n_over[loss], "mean_saving": float(np.mean(savings[loss]))}
         for loss in LOSSES
@@ -222,10 +223,18 @@ def measure(seed: int, data: Fashion, folder: Path, args: argparse.Namespace) ->
     whole_ms = table.predict_ms(bundle.space.original, args.mode)
     for by in CONFIDENCES:
         result = edge.search(
-            *(bundle, table, arrays(data.validation)),
+            bundle,
+            table,
+            arrays(data.validation),
             budget="99%",
-            **{"max_loss": LOSSES, "delta": DELTA, "held_out": 0.5, "exit_confidence": by},
-            **{"max_subnets": 5, "threads": 1, "force": True, "mode": args.mode},
+            max_loss=LOSSES,
+            delta=DELTA,
+            held_out=0.5,
+            exit_confidence=by,
+            max_subnets=5,
+            threads=1,
+            force=True,
+            mode=args.mode,
         )
         for entry in result.cascades:
             if entry.cascade.end != bundle.space.original:
@@ -234,7 +243,7 @@ def measure(seed: int, data: Fashion, folder: Path, args: argparse.Namespace) ->
             own["expected_saving"] = 1 - entry.latency_ms / whole_ms
             found["cascades"][f"{by} {entry.max_loss}"] = own
             print(f"seed {seed}, {by}, {entry.max_loss}: {own}", file=sys.stderr, flush=True)
-        if by == CONFIDENCES[0]:
+        if by == CONFIDENCES[0] and result.cascades:
             entry = result.cascades[0]
             found["neighbours"] = neighbours(bundle, entry.cascade, test[0], args.mode)
     with edge.Executor(bundle, 1) as executor:
@@ -247,14 +256,7 @@ def measure(seed: int, data: Fashion, folder: Path, args: argparse.Namespace) ->
         zip([*pool_answers.exits, "original"], pool_answers.right.mean(1).tolist(), strict=True)
     )
     kept = pool_answers.of(useful(pool_answers))
-    starts = {bundle.segment(b).spec.start: i for i, b in enumerate(trunk)}
-    archs = [
-        edge.Arch((*trunk.branches[: starts[bundle.segment(name).spec.start]], name))
-        for name in kept.exits
-    ]
-    cascade = Cascade((*archs, trunk), (0.0,) * len(archs))
-    price = np.array(costs_of_leaving(price_of, cascade))
-    found["splits"] = splits(kept, price)
+    found["splits"] = splits(leaving_along(bundle, trunk, kept, price_of))
     return found
 
 
@@ -272,8 +274,8 @@ def judged(found: dict[str, Any]) -> list[tuple[str, str, bool]]:
         if own is not None:
             more = own["saving_at_32"]
             rows.append((f"time saved at batch 32 and {loss:g}", f"{more:.1%}", more >= 0))
-    batches = found["neighbours"]
-    for size in SIZES:
+    batches = found.get("neighbours", {})
+    for size in SIZES if batches else ():
         n, difference = batches[f"other_exit_at_{size}"], batches[f"difference_at_{size}"]
         met = n == 0 and difference <= batches["tolerance"]
         text = f"{n} other exits, {difference:.1e} of {batches['tolerance']:.1e}"

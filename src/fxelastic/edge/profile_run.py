@@ -25,6 +25,7 @@ from fxelastic.edge.branch_timing import BranchTiming
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.bundle_costs import bundle_costs
 from fxelastic.edge.cache_hits import measure_hit_rates
+from fxelastic.edge.cascades.decision_time import decision_ms
 from fxelastic.edge.executor import Array, Executor
 from fxelastic.edge.fingerprint import fingerprint
 from fxelastic.edge.int8_branches import unsuited, unused_everywhere
@@ -337,10 +338,12 @@ class ProfileRun:
             doubt = "other processes kept the cores busy while several threads were timed"
             latencies = {mode: replace(found, doubt=doubt) for mode, found in latencies.items()}
         # For such short runs, the variation between calls alone is as large as the latency.
-        return {
+        latencies = {
             mode: replace(found, doubt="") if original_cost(found) < SHORT_MS else found
             for mode, found in latencies.items()
         }
+        decision = decision_ms(self.bundle, maker, watch)
+        return {mode: replace(found, per_decision=decision) for mode, found in latencies.items()}
 
     def _energies(self, rows: Rows, latencies: Mapping[str, BranchCosts]) -> dict[str, BranchCosts]:
         """The energy of the branches in each mode: by a counter if there is one, else by a model.

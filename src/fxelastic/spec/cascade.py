@@ -102,8 +102,9 @@ class Cascade:
             reached: For each subnet, the share of the samples that get that far; 1 for the first.
         """
         own = [math.fsum(costs.costs[branch] for branch in segment) for segment in self.segments]
+        decisions = costs.per_decision * math.fsum(reached[:-1])
         return costs.overhead + math.fsum(
-            share * cost for share, cost in zip(reached, own, strict=True)
+            (decisions, *(share * cost for share, cost in zip(reached, own, strict=True)))
         )
 
     def __len__(self) -> int:

@@ -62,6 +62,8 @@ class BranchCosts:
         shared: For each branch, the parts of its cost that it shares with other branches, by the
             name of the part. In the cost of a subnet, each part counts once.
         source: What measured or estimated the costs; empty if the resource says it.
+        per_decision: What each decision of a cascade costs besides the branches: to end one run, to
+            compare the confidence, and to start another run. 0 if it was not measured.
     """
 
     costs: Mapping[str, float]
@@ -70,6 +72,7 @@ class BranchCosts:
     doubt: str = ""
     shared: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     source: str = ""
+    per_decision: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """The costs as an object for ``json.dumps``."""
@@ -80,8 +83,9 @@ class BranchCosts:
             "doubt": self.doubt,
         }
         shared = {branch: dict(parts) for branch, parts in self.shared.items()}
-        # Earlier releases do not know the source.
+        # Earlier releases do not know these.
         value |= {"source": self.source} if self.source else {}
+        value |= {"per_decision": self.per_decision} if self.per_decision else {}
         return {**value, "shared": shared} if shared else value
 
     @classmethod
@@ -102,8 +106,10 @@ class BranchCosts:
                 for branch, parts in value.get("shared", {}).items()
             },
             str(value.get("source", "")),
+            float(value.get("per_decision", 0.0)),
         )
         numbers = [*found.costs.values(), *(v for p in found.shared.values() for v in p.values())]
+        numbers.append(found.per_decision)
         if not all(0 <= number < math.inf for number in numbers):
             raise ValueError("a cost is negative or not finite")
         if not math.isfinite(found.overhead):

@@ -261,8 +261,12 @@ class LatencyTable(JsonDocument):
         modes = {}
         for mode, costs in self.modes.items():
             found = by_size.mean(mode, counts)
+            whole = costs[LATENCY]
             latency = replace(
-                found[LATENCY], error=costs[LATENCY].error, doubt=costs[LATENCY].doubt
+                found[LATENCY],
+                error=whole.error,
+                doubt=whole.doubt,
+                per_decision=whole.per_decision,
             )
             modes[mode] = costs.including({**found, LATENCY: latency})
         outside = next(filter(None, map(by_size.outside, sizes)), "")

@@ -99,6 +99,21 @@ def test_exits_that_save_nothing_are_not_used() -> None:
     assert choose(samples, samples, 0.05, 0.05).thresholds == (NEVER,)
 
 
+def test_exits_are_used_only_if_their_heads_pay() -> None:
+    whole = world(4_000)
+    used = []
+    for head in (0.0, 0.3, 3.0):
+        dear = Leaving(whole.confidences, whole.harm, whole.costs, np.full(2, head))
+        thresholds = choose(dear, dear, 0.02, 0.05).thresholds
+        used.append(sum(threshold < NEVER for threshold in thresholds))
+        # What is chosen costs less than no exit at all.
+        assert dear.outcome(thresholds)[1] <= whole.costs[-1]
+        assert dear.costs_with(thresholds)[-1] == pytest.approx(4.0 + head * used[-1])
+    assert used[0] == 2
+    assert used == sorted(used, reverse=True)
+    assert used[-1] == 0
+
+
 def test_too_few_samples_are_refused_with_the_number_needed() -> None:
     samples = world(298)
     with pytest.raises(UsageError, match="298 samples are too few") as caught:

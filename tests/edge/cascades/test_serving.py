@@ -30,6 +30,7 @@ from fxelastic.spec.costs import BranchCosts
 from fxelastic.spec.latency_table import LatencyTable
 from fxelastic.spec.pareto import ParetoTable
 from fxelastic.spec.quantised import Quantised
+from fxelastic.spec.resources import LATENCY
 from tests.edge.serving.fakes import n_threads, wait_until
 from tests.edge.serving.tiny_bundle import steady, write_bundle
 
@@ -43,7 +44,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="module")
 def table(bundle: Bundle) -> LatencyTable:
-    return steady(edge.profile(bundle, n_samples=3, n_subnets=0, n_held_out=0))
+    profiled = edge.profile(bundle, n_samples=3, n_subnets=0, n_held_out=0)
+    assert all(profiled.costs_of(mode)[LATENCY].per_decision > 0 for mode in profiled.modes)
+    free = profiled.mapped(lambda costs: replace(costs, per_decision=0.0), LATENCY)
+    return steady(free)
 
 
 def cascade(bundle: Bundle, thresholds: tuple[float, float]) -> Cascade:
@@ -225,6 +229,15 @@ def test_under_load_the_next_thresholds_come_before_a_smaller_subnet(
         load = Load(ratio, ratio, 100, high=ratio, begin_s=0.0)
         situation = Situation(100.0, budget_ms, load, found[now], ranked)
         assert policy.decide(situation).target.arch == following
+
+
+def test_decisions_cost_time(bundle: Bundle, table: LatencyTable, between: Cascade) -> None:
+    dear = table.mapped(lambda costs: replace(costs, per_decision=0.2), LATENCY)
+    pool = pool_of(bundle, [entry_of(between)], smallest(bundle))
+    candidates = candidates_of(bundle, pool, dear, "assembled")
+    (found,) = (one for one in candidates if one.arch == between)
+    assert found.ms == pytest.approx(0.3 * 1.3 + 0.3 * 3.6 + 0.4 * 5.6)
+    assert found.leaving[0] == pytest.approx(1.3 / found.ms)
 
 
 def test_a_budget_for_a_percentile_counts_the_exits_of_that_share(

@@ -35,11 +35,13 @@ def expected_costs(costs: Costs, cascade: Cascade, coverage: Sequence[float]) ->
 def costs_of_leaving(costs: BranchCosts, cascade: Cascade) -> tuple[float, ...]:
     """For each subnet of a cascade, the cost of a sample that leaves there.
 
-    Such a sample has run the exits before, too.
+    Such a sample has run the exits before, too, each with a decision.
 
     Args:
         costs: The costs of the branches in a resource whose costs add up.
         cascade: The cascade.
     """
-    segments = (sum(costs.costs[branch] for branch in segment) for segment in cascade.segments)
-    return tuple(costs.overhead + cost for cost in accumulate(segments))
+    segments = [sum(costs.costs[branch] for branch in segment) for segment in cascade.segments]
+    decisions = [costs.per_decision] * len(cascade.thresholds) + [0.0]
+    each = (cost + decision for cost, decision in zip(segments, decisions, strict=True))
+    return tuple(costs.overhead + cost for cost in accumulate(each))

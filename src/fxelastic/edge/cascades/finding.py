@@ -228,20 +228,13 @@ class _Along:
         return Cascade((*archs, self.trunk), tuple(thresholds), self.by)
 
     @cached_property
-    def _price(self) -> Array:
-        """The cost of leaving at each exit; such a sample has run all heads before, too."""
-        exits = self.data[0].exits
-        return np.array(costs_of_leaving(self.costs, self.cascade(exits, (0.0,) * len(exits))))
-
-    @cached_property
     def _proposals(self) -> list[tuple[float, ...]]:
-        first = self.data[0]
-        return proposals(Leaving(first.confidences, first.harm, self._price))
+        return proposals(leaving_along(self.bundle, self.trunk, self.data[0], self.costs))
 
     def entry(self, max_loss: float, delta: float) -> CascadeEntry | None:
         """The cheapest cascade that keeps a limit; None if no exit pays."""
         first, second = self.data
-        testing = Leaving(second.confidences, second.harm, self._price)
+        testing = leaving_along(self.bundle, self.trunk, second, self.costs)
         chosen = choose(self._proposals, testing, max_loss, delta)
         used = [i for i, threshold in enumerate(chosen.thresholds) if threshold < NEVER]
         if not used or chosen.bound > max_loss:
@@ -272,6 +265,23 @@ class _Along:
             float(first.right[-1].mean()) - loss_of_end,
             leaving_ms,
         )
+
+
+def leaving_along(bundle: Bundle, trunk: Arch, data: Recorded, costs: BranchCosts) -> Leaving:
+    """What happens to samples at the exits along a subnet.
+
+    Args:
+        bundle: The bundle.
+        trunk: The subnet.
+        data: The answers of its exits.
+        costs: The latencies of the branches.
+    """
+    before = np.cumsum([0.0, *(costs.costs[branch] for branch in trunk)])
+    starts = [bundle.segment(branch).spec.start for branch in trunk]
+    shared = [starts.index(bundle.segment(name).spec.start) for name in data.exits]
+    heads = [costs.costs[name] + costs.per_decision for name in data.exits]
+    price = costs.overhead + before[[*shared, len(starts)]]
+    return Leaving(data.confidences, data.harm, price, np.array(heads))
 
 
 def auroc(confidences: Array, right: Array) -> float:

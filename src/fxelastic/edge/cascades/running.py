@@ -115,7 +115,13 @@ class CascadeRun:
         parts: list[tuple[Array, list[Array]]] = []
         for i, threshold in enumerate((*self._thresholds, -np.inf)):
             state, found = run(i, state)
-            outputs = [found[name].numpy() for name in self._names]
+            outputs = [_array(found[name]) for name in self._names]
+            if i == 0:
+                n_samples = self._rows.count(outputs)
+            if n_samples == 1:
+                if i == last or self._confidence(outputs[self._logits])[0] >= threshold:
+                    return CascadeResults(outputs, np.full(1, i))
+                continue
             if i == last:
                 leaves = np.ones(self._rows.count(outputs), bool)
             else:
@@ -172,8 +178,8 @@ class _Rows:
         for name, value in state.items():
             dim = self._dims.get(name)
             if dim is not None:
-                rows = np.ascontiguousarray(np.take(value.numpy(), samples, axis=dim))
-                value = ort.OrtValue.ortvalue_from_numpy(rows)
+                rows = np.ascontiguousarray(np.take(_array(value), samples, axis=dim))
+                value = rows if isinstance(value, np.ndarray) else _ort_value(rows)
             found[name] = value
         return found
 
@@ -195,3 +201,11 @@ class _Rows:
             else:
                 joined.append(np.take(np.concatenate(found, axis=dim), order, axis=dim))
         return joined
+
+
+def _array(value: Any) -> Array:
+    """An array, or onnxruntime's value as one."""
+    return value if isinstance(value, np.ndarray) else np.asarray(value.numpy())
+
+
+_ort_value = ort.OrtValue.ortvalue_from_numpy

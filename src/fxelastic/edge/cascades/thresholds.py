@@ -27,19 +27,33 @@ class Leaving:
         confidences: ``(exits, N)``.
         harm: ``(exits + 1, N)``: whether leaving there is wrong where the original is right, or
             without targets, where it differs from the original.
-        costs: ``(exits + 1,)``: the cost of a sample that leaves there.
+        costs: ``(exits + 1,)``: the cost of a sample that leaves there, without ``heads``.
+        heads: ``(exits,)``: what each exit in use costs a sample that gets there, whether it
+            leaves or not; None for nothing.
     """
 
     confidences: Array
     harm: Array
     costs: Array
+    heads: Array | None = None
 
     def __len__(self) -> int:
         return int(self.harm.shape[1])
 
     def take(self, index: Array) -> Leaving:
         """The same for some of the samples."""
-        return Leaving(self.confidences[:, index], self.harm[:, index], self.costs)
+        return Leaving(self.confidences[:, index], self.harm[:, index], self.costs, self.heads)
+
+    def head(self, i: int) -> float:
+        """What an exit costs a sample that gets there."""
+        return 0.0 if self.heads is None else float(self.heads[i])
+
+    def costs_with(self, thresholds: Sequence[float]) -> Array:
+        """The cost of a sample that leaves at each exit, or at the end, with the exits in use."""
+        if self.heads is None:
+            return self.costs
+        before = np.cumsum(np.where(np.asarray(thresholds, float) < NEVER, self.heads, 0.0))
+        return np.asarray(self.costs + np.append(before, before[-1:]))
 
     def leaves_at(self, thresholds: Sequence[float]) -> Array:
         """The exit at which each sample leaves, ``(N,)``; the number of exits for the end."""
@@ -50,7 +64,8 @@ class Leaving:
     def outcome(self, thresholds: Sequence[float]) -> tuple[int, float]:
         """How many samples are harmed, and the mean cost of a sample."""
         at = self.leaves_at(thresholds).astype(int)
-        return int(self.harm[at, np.arange(len(self))].sum()), float(self.costs[at].mean())
+        n_harmed = int(self.harm[at, np.arange(len(self))].sum())
+        return n_harmed, float(self.costs_with(thresholds)[at].mean())
 
 
 @dataclass(frozen=True)
@@ -144,7 +159,6 @@ def proposals(samples: Leaving) -> list[tuple[float, ...]]:
 def _priced(samples: Leaving, price: float) -> tuple[float, ...]:
     """Thresholds with a low sum of the cost and the price of harm, one improved after the other."""
     n_exits, n = samples.confidences.shape
-    values = samples.costs[:, None] + price * samples.harm
     thresholds = [NEVER] * n_exits
     for _ in range(_ROUNDS):
         before = list(thresholds)
@@ -152,22 +166,24 @@ def _priced(samples: Leaving, price: float) -> tuple[float, ...]:
             others = [NEVER if k == i else t for k, t in enumerate(thresholds)]
             at = samples.leaves_at(others).astype(int)
             here = at > i  # gets there, and would go on
+            values = samples.costs_with(others)[:, None] + price * samples.harm
             gain = (values[at, np.arange(n)] - values[i])[here]
-            thresholds[i] = _best_cut(samples.confidences[i][here], gain)
+            head = int(here.sum()) * samples.head(i)
+            thresholds[i] = _best_cut(samples.confidences[i][here], gain, head)
         if thresholds == before:
             break
     return tuple(map(float, thresholds))
 
 
-def _best_cut(confidences: Array, gains: Array) -> float:
-    """The threshold above which the sum of gains is largest; `NEVER` if none is above 0."""
+def _best_cut(confidences: Array, gains: Array, least: float) -> float:
+    """The threshold above which the sum of gains is largest; `NEVER` if it is at most ``least``."""
     order = np.argsort(-confidences, kind="stable")
     ordered = confidences[order]
     sums = np.cumsum(gains[order])
     # Samples of equal confidence leave together.
     last = np.append(ordered[1:] < ordered[:-1], True) if len(ordered) else np.zeros(0, bool)
     sums = np.where(last, sums, -np.inf)
-    if not len(sums) or sums.max() <= 0:
+    if not len(sums) or sums.max() <= least:
         return NEVER
     return float(ordered[int(np.argmax(sums))])
 
