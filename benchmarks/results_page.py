@@ -675,6 +675,25 @@ def multi_stage(result: Any) -> Iterable[Row]:
         )
 
 
+def energy(result: Any) -> Iterable[Row]:
+    """The model of a processor's power on published profiles, each left out in turn."""
+    for kind, least in result["bars"].items():
+        share = result["means"][kind]
+        yield Row(
+            f"mean error, {kind}", f"{share:.1%}", f"≤ {least:.0%} (goal)", met=share <= least
+        )
+    yield Row(
+        "mean error, of a processor that is not listed", f"{result['means']['of others']:.1%}"
+    )
+    yield Row("mean error, power proportional to the load", f"{result['means']['affine']:.1%}")
+    for row in result["rows"]:
+        doubt = "" if row["plausible"] else " (counts something twice)"
+        yield Row(
+            f"{row['profile']}{doubt}: uncalibrated, calibrated",
+            f"{row['uncalibrated']:.1%}, {row['calibrated']:.1%}",
+        )
+
+
 def best_everywhere(buckets: dict[str, list[str]]) -> bool:
     """Whether distilling and tuning is at least as accurate as all other ways."""
     compared = ("untrained", "distilled, stage only", "tuned")
@@ -700,5 +719,6 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], Iterable[Row]]]] = {
     "serve_sizes": ("Serving inputs of different sizes", serve_sizes),
     "tradeoff": ("Accuracy and latency against baselines", tradeoff),
     "multi_stage": ("Multi-stage training", multi_stage),
+    "energy": ("Energy of a processor", energy),
     "pretrained": ("Pretrained weights (95 % intervals in parentheses)", pretrained),
 }

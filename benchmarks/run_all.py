@@ -68,10 +68,13 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "multi_stage": (
         f"multi_stage.py --data {{data}} --work {WORK}/multi_stage/runs --out {{out}}",
     ),
+    "energy": ("energy.py --data {data} --out {out}",),
     "pretrained": (f"pretrained.py --images {{images}} --work {WORK}/pretrained --out {{out}}",),
 }
-# Run only if they are named: one needs a GPU, one Fashion-MNIST, one photographs and packages.
-BY_NAME = frozenset(("train_device", "multi_stage", "pretrained"))
+# Run only if they are named: one needs a GPU, some data, one photographs and packages.
+BY_NAME = frozenset(("train_device", "multi_stage", "energy", "pretrained"))
+# What the folder of --data holds.
+DATA = {"multi_stage": "the files of Fashion-MNIST", "energy": "the profiles of CodeCarbon"}
 
 
 def main() -> int:
@@ -80,7 +83,7 @@ def main() -> int:
     usual = [name for name in COMMANDS if name not in BY_NAME]
     parser.add_argument("--only", nargs="+", choices=COMMANDS, default=usual)
     parser.add_argument("--images", default="", help="folder of photographs, for pretrained")
-    parser.add_argument("--data", default="", help="folder of Fashion-MNIST, for multi_stage")
+    parser.add_argument("--data", default="", help="folder of data, for " + " or ".join(DATA))
     parser.add_argument("--fresh", action="store_true", help="discard an interrupted run")
     parser.add_argument("--page", action="store_true", help="run nothing")
     parser.add_argument(
@@ -90,8 +93,9 @@ def main() -> int:
     args = parser.parse_args()
     if "pretrained" in args.only and not (args.images or args.page or args.keep):
         parser.error("pretrained needs --images FOLDER, with folders train and test in it")
-    if "multi_stage" in args.only and not (args.data or args.page or args.keep):
-        parser.error("multi_stage needs --data FOLDER, with the files of Fashion-MNIST in it")
+    for name, what in DATA.items():
+        if name in args.only and not (args.data or args.page or args.keep):
+            parser.error(f"{name} needs --data FOLDER, with {what} in it")
     RESULTS.mkdir(exist_ok=True)
     if args.keep is not None:
         name, path = args.keep

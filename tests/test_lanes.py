@@ -14,6 +14,9 @@ from tests.models import CASES, TAGS
 @pytest.mark.parametrize("prefix", SLOW)
 def test_slow_tests_exist(prefix: str) -> None:
     file, _, function = prefix.partition("::")
+    if (ROOT / file).is_dir():
+        assert not function
+        return
     source = (ROOT / file).read_text("utf-8")
     assert not function or re.search(rf"^def {function}\(", source, re.MULTILINE)
 
