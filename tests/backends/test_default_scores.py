@@ -79,7 +79,7 @@ def of_one_result(bundle: edge.Bundle, index: int) -> Any:
         outputs=(bundle.outputs[index],),
         manifest=SimpleNamespace(results=(bundle.manifest.results[index],), batch_dims={}),
         space=bundle.space,
-        model_path=bundle.model_path,
+        read=bundle.read,
         values=bundle.values,
     )
 

@@ -202,7 +202,7 @@ def test_kill_9_leaves_the_old_folder_or_none(
         assert (path / MARKER).read_text() == "old"
     with caplog.at_level(logging.WARNING):
         make(path, "new", force=True)
-    assert "was left by an interrupted export" in caplog.text
+    assert "was left by a process that was killed" in caplog.text
     assert (path / MARKER).read_text() == "new"
     assert names(tmp_path) == ["bundle"]
 

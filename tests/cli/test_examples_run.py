@@ -90,8 +90,8 @@ DATA = """
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that examples are run in copies of."""
     folder = tmp_path_factory.mktemp("examples") / "work"
-    packages = ("my_project", "torchvision", "tests/golden", "golden", "images", "build/demo")
-    for name in packages:
+    folders = ("my_project", "torchvision", "tests/golden", "golden", "images", "build/demo")
+    for name in (*folders, "trained"):
         (folder / name).mkdir(parents=True)
     models = ("my_model.py", "my_project/models.py", "torchvision/models.py")
     for name in models:
@@ -103,13 +103,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "my_data.py").write_text(textwrap.dedent(DATA))
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((16, 3, 32, 32)).astype(np.float32), np.arange(16) % 10
-    for name in ("images.npz", "train.npz"):
+    for name in ("images.npz", "train.npz", "samples.npz"):
         np.savez(folder / name, x=x, y=y)
     np.savez(folder / "inputs.npz", x=x)
     model = load(folder / "my_model.py")["build"]().eval()
     torch.save(model.state_dict(), folder / "model.pt")
     supernet = fxelastic.expand(model, 0.1)
-    supernet.save(folder / "net.safetensors")
+    for name in ("net.safetensors", "trained/supernet.safetensors"):
+        supernet.save(folder / name)
     bundle_of_images(folder, x, y)
     shutil.copytree(folder / "bundle", folder / "build" / "demo" / "bundle")
     shutil.copy(folder / "bundle.latency.json", folder / "build" / "demo")
@@ -192,6 +193,11 @@ def arrange(line: str, folder: Path) -> None:
     """What earlier lines of a page, or other commands, would have left."""
     if line.startswith("fxelastic-export") and "--force" not in line:
         shutil.rmtree(folder / "bundle")
+    if "--supernet-weights" not in line:
+        shutil.rmtree(folder / "trained")
+    if "staged/" in line:
+        (before,) = (one for one in LINES if "--out staged " in one)
+        assert main([*shlex.split(before)[1:], "--quiet"]) == 0
     if line.startswith("fxelastic check") and "--update" not in line:
         argv = shlex.split(line.partition(" > ")[0].replace(" --json", ""))[1:]
         assert main([*without_arguments(argv), "--update", "--quiet"]) == 0

@@ -29,6 +29,13 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         """Set the widths; ``prog`` is the command's name."""
         super().__init__(prog, max_help_position=26, width=_HELP_WIDTH)
 
+    def add_argument(self, action: argparse.Action) -> None:
+        """Add an argument; argparse leaves the indentation of commands out of their lengths."""
+        super().add_argument(action)
+        for command in self._iter_indented_subactions(action):
+            length = len(self._format_action_invocation(command)) + self._current_indent
+            self._action_max_length = max(self._action_max_length, length)
+
 
 def add_model(parser: argparse.ArgumentParser, *, gamma: str, fusion: str) -> None:
     """Add MODEL and the options of its partition.

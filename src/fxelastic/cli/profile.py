@@ -13,7 +13,6 @@ from fxelastic.cli.options import HelpFormatter
 from fxelastic.cli.progress_line import progress_line
 from fxelastic.cli.size_options import sizes_to_measure
 from fxelastic.errors import UsageError
-from fxelastic.spec.only_writer import only_writer
 
 if TYPE_CHECKING:
     from fxelastic.edge.bundle import Bundle
@@ -110,6 +109,8 @@ def run(args: argparse.Namespace) -> int:
     from fxelastic import edge
 
     bundle = options.load_bundle(args)
+    from fxelastic.spec.only_writer import only_writer
+
     out = Path(args.out) if args.out is not None else options.beside(args.bundle, "latency")
     _check_replaced(out, bundle, force=args.force)
     options.progress(args, f"measuring {len(bundle.space.branches)} branches of {args.bundle}")

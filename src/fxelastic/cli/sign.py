@@ -22,10 +22,12 @@ changed ones, and older ones. Needs the extra sign, and no torch."""
 
 _EPILOG = """\
 examples:
-  openssl genpkey -algorithm ed25519 -out key.pem
-  openssl pkey -in key.pem -pubout -out key.pub
   fxelastic sign bundle/ --key key.pem --expires 90d
   fxelastic verify bundle/ --key key.pub
+
+openssl makes a pair of keys:
+  openssl genpkey -algorithm ed25519 -out key.pem
+  openssl pkey -in key.pem -pubout -out key.pub
 
 exit codes: 0 success, 1 the bundle is damaged, 2 usage error"""
 

@@ -28,15 +28,13 @@ from fxelastic.cli.training_options import (
     training_of,
 )
 from fxelastic.errors import UsageError
-from fxelastic.spec import Arch
-from fxelastic.spec.only_writer import only_writer
-from fxelastic.spec.quantised import FORMATS, int8_id
 
 if TYPE_CHECKING:
     from torch import fx
 
     from fxelastic.edge.bundle import Bundle
     from fxelastic.ir.supernet import Supernet
+    from fxelastic.spec import Arch
     from fxelastic.train import History
 
 SCHEMA = "fxelastic.specialise/1"
@@ -51,8 +49,8 @@ original is the specialised subnet. The same command resumes an interrupted run.
 _EPILOG = """\
 examples:
   fxelastic specialise my_model.py:build --supernet-weights trained/supernet.safetensors \\
-    --arch original@0,merged@1-3,original@3 --data images.npz --out specialised/
-  fxelastic specialise my_model.py:build --arch ARCH --data images.npz --out specialised/ \\
+    --arch original@0,merged@1-4,original@4 --data images.npz --out specialised/
+  fxelastic specialise my_model.py:build --arch original --data images.npz --out specialised/ \\
     --fixed-batch 1 --int8 --calibration inputs.npz
 
 fxelastic search prints the subnets that a device prefers, and fxelastic inspect the ids of
@@ -127,6 +125,8 @@ def run(args: argparse.Namespace) -> int:
             expected="an integer of at least 1",
             got=str(args.fixed_batch),
         )
+    from fxelastic.spec.only_writer import only_writer
+
     with contextlib.redirect_stdout(sys.stderr), processes(args, "specialise") as first:
         quiet = args.quiet or not first
         args = argparse.Namespace(**{**vars(args), "quiet": quiet})
@@ -154,6 +154,7 @@ def run(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace, first: bool) -> tuple[Supernet, Arch, fx.GraphModule, History]:
     from fxelastic.cli.reference import load_reference
     from fxelastic.cli.training_data import load_data
+    from fxelastic.spec import Arch
     from fxelastic.specialising import specialised
     from fxelastic.train import EndToEnd, cross_entropy
     from fxelastic.train.losses import soft_loss_of
@@ -243,6 +244,9 @@ def in_8_bits(bundle: Bundle) -> tuple[Arch, dict[str, str]]:
 
     The format is the first of `FORMATS` that a block has.
     """
+    from fxelastic.spec import Arch
+    from fxelastic.spec.quantised import FORMATS, int8_id
+
     quantisation = bundle.manifest.int8
     reasons = {} if quantisation is None else dict(quantisation.refused)
     chosen, refused = [], {}

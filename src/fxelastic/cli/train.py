@@ -26,7 +26,6 @@ from fxelastic.cli.training_options import (
     training_of,
 )
 from fxelastic.errors import UsageError
-from fxelastic.spec.only_writer import only_writer
 
 if TYPE_CHECKING:
     from fxelastic.ir.supernet import Supernet
@@ -111,6 +110,8 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0; raises an error on failure.
     """
+    from fxelastic.spec.only_writer import only_writer
+
     for name in ("distill_epochs", "tune_epochs"):
         if getattr(args, name) < 0:
             raise UsageError(

@@ -11,6 +11,7 @@ from torch import fx
 
 from fxelastic.errors import UsageError
 from fxelastic.ir import trees
+from fxelastic.ir.copyable import Copyable
 from fxelastic.ir.graph_symbols import GraphSymbol, named, shape_in_words
 from fxelastic.spec.cache import KeptCache
 from fxelastic.spec.input_sizes import input_sizes
@@ -127,7 +128,7 @@ def batch_dims(value: Any) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class InputChecks:
+class InputChecks(Copyable):
     """What the inputs of a captured model must be.
 
     Attributes:

@@ -97,7 +97,7 @@ class Annealing:
         def neighbour(arch: Arch) -> Arch | None:
             """A neighbour in the window, or below the window if that one exceeds other limits."""
             child = mutations.mutate(arch, study.rng)
-            if child is None or study.fits(child):
+            if study.fits(child) if child is not None else not mutations.others:
                 return child
             for _ in range(ATTEMPTS):
                 other = below.nearby(arch, study.rng)
