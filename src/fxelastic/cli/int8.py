@@ -61,8 +61,15 @@ def check_int8_options(args: argparse.Namespace) -> None:
         )
 
 
-def int8_of(args: argparse.Namespace, supernet: Supernet) -> Int8 | None:
+def int8_of(
+    args: argparse.Namespace, supernet: Supernet, batch_size: int | None = None
+) -> Int8 | None:
     """What the options ask for; None without ``--int8``.
+
+    Args:
+        args: The options.
+        supernet: What takes the calibration data.
+        batch_size: The number of samples of each batch; None to choose it.
 
     Raises:
         UsageError: The calibration data can't be read or does not fit, or an option is unknown.
@@ -74,7 +81,7 @@ def int8_of(args: argparse.Namespace, supernet: Supernet) -> Int8 | None:
 
     if args.calibration.endswith(".npz"):
         found = sample_batches(
-            Path(args.calibration), supernet.partition, "--calibration", _BATCH_SIZE
+            Path(args.calibration), supernet.partition, "--calibration", _BATCH_SIZE, batch_size
         )
         batches = [inputs for inputs, _ in found]
     else:

@@ -14,7 +14,7 @@ _TARGETS = ("y", "target", "targets", "label", "labels")
 
 
 def sample_batches(
-    path: Path, partition: Partition, option: str, most: int
+    path: Path, partition: Partition, option: str, most: int, exact: int | None = None
 ) -> list[tuple[Any, Any]]:
     """Read the samples of an ``.npz`` file.
 
@@ -24,6 +24,7 @@ def sample_batches(
         partition: The model.
         option: The option that names the file, for messages.
         most: The most samples of a batch, if the model takes any number.
+        exact: The number of samples of each batch; None to choose it.
 
     Returns:
         For each batch the inputs ``(args, kwargs)``, and the targets or None.
@@ -63,7 +64,9 @@ def sample_batches(
     if given is not None and given.ndim and len(given) == n_samples:
         targets = torch.from_numpy(given)
     size = min(most, max(1, n_samples // 2))
-    if not partition.dynamic_batch and dims:
+    if exact is not None:
+        size = exact
+    elif not partition.dynamic_batch and dims:
         size = batch_size(partition)
     batches = []
     for i in range(0, n_samples - size + 1, size):

@@ -203,7 +203,8 @@ def _write(
             target,
             force=True,
             seed=args.seed,
-            quantise=int8_of(args, elastic),
+            # The captured subnet doesn't know the samples of a batch that can't vary.
+            quantise=int8_of(args, supernet, args.fixed_batch),
             progress=lambda message: options.progress(args, message),
         )
         edge.assemble(found, found.space.original, onnx)
