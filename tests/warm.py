@@ -18,12 +18,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from unittest import mock
 
-from tests.cli.commands import environment
+from tests.cli.commands import ROOT, environment
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.preloaded"])
@@ -40,6 +41,7 @@ def start(program: str, *argv: str, cwd: Path, stdout: int, stderr: int) -> Base
         stderr: The file descriptor that its errors go to.
     """
     with mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):
+        _start_server()
         streams = [Connection(os.dup(fd), readable=False) for fd in (stdout, stderr)]
         arguments = (program, argv, cwd, environment(), *streams)
         process = _CONTEXT.Process(target=_run, args=arguments, daemon=True)
@@ -47,6 +49,16 @@ def start(program: str, *argv: str, cwd: Path, stdout: int, stderr: int) -> Base
     for stream in streams:
         stream.close()
     return process
+
+
+def _start_server() -> None:
+    """Start the process that is forked, in a folder where ``tests`` is this package."""
+    here = Path.cwd()
+    os.chdir(ROOT)
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.chdir(here)
 
 
 def run(
