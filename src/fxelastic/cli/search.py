@@ -15,6 +15,7 @@ from fxelastic.cli.options import HelpFormatter
 from fxelastic.cli.progress_line import progress_line
 from fxelastic.cli.size_options import sizes_of
 from fxelastic.errors import UsageError
+from fxelastic.spec.resources import LATENCY
 
 if TYPE_CHECKING:
     from fxelastic.edge.bundle import Bundle
@@ -113,8 +114,8 @@ def add_parser(commands: Any) -> None:
         metavar="RESOURCE=WEIGHT",
         action="append",
         default=[],
-        help="how much a resource counts among subnets nearly as good as the best: latency_ms=0.7; "
-        "may be repeated",
+        help="how much a resource counts among subnets nearly as good as the best, for example "
+        f"{LATENCY}=0.7; may be repeated",
     )
     options.add_values(
         parser,
@@ -229,7 +230,7 @@ def _weights(texts: Sequence[str]) -> dict[str, float] | None:
         except ValueError as e:
             raise UsageError(
                 "--weight must be RESOURCE=WEIGHT",
-                expected="for example --weight latency_ms=0.7",
+                expected=f"for example --weight {LATENCY}=0.7",
                 got=repr(text),
             ) from e
     return found or None
@@ -276,8 +277,6 @@ def report(
     bundle: Bundle, result: SearchResult, out: Path, code: int, mode: str = "assembled"
 ) -> dict[str, Any]:
     """The result as data for ``json.dumps``."""
-    from fxelastic.spec.resources import LATENCY
-
     return {
         "schema": SCHEMA,
         "exit_code": code,
@@ -360,7 +359,7 @@ def _cascade_lines(result: SearchResult, original_ms: float) -> list[str]:
         )
         limit = "" if math.isnan(found.max_loss) else f"loss of at most {found.max_loss:g}: "
         lines.append(
-            f"  {limit}{found.latency_ms:.3f} ms, {found.latency_ms / original_ms:.0%} of the "
+            f"  {limit}{found.ms:.3f} ms, {found.ms / original_ms:.0%} of the "
             "original: "
             f"{shares} leave, the others end in {short(end.branches)}; at most {found.bound:.2%} "
             f"wrong where the original is right (accuracy lost on {found.n_tested} held-out "

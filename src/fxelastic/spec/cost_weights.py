@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fxelastic.errors import UsageError
-from fxelastic.spec.resources import resource
+from fxelastic.spec.resources import ENERGY, LATENCY, resource
 
 
 class CostWeights(Mapping[str, float]):
-    """How much each resource counts, such as ``{"latency_ms": 0.7, "energy_mj": 0.3}``.
+    """How much each resource counts, by its name, such as ``{LATENCY: 0.7, ENERGY: 0.3}``.
 
     The weighted cost of a subnet is the weighted mean of its costs, each as a share of the
     original's: 1 for the original itself.
@@ -38,7 +38,7 @@ class CostWeights(Mapping[str, float]):
         if not total:
             raise UsageError(
                 "weights must be a mapping from resources to numbers, not all of them 0",
-                expected='for example {"latency_ms": 0.7, "energy_mj": 0.3}',
+                expected=f'for example {{"{LATENCY}": 0.7, "{ENERGY}": 0.3}}',
                 got=repr(weights),
             )
         self._weights = {name: value / total for name, value in found.items()}

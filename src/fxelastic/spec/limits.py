@@ -14,7 +14,7 @@ Bound: TypeAlias = float | str
 
 
 class Limits(Mapping[str, Bound]):
-    """Upper bounds by resource, such as ``{"latency_ms": 20, "weight_bytes": "70%"}``.
+    """Upper bounds by resource, such as ``{LATENCY: 20, WEIGHTS: "70%"}``.
 
     A mapping from the name of a resource to its bound, in the order given. Two limits are equal if
     their bounds are equal. `absolute` converts shares to absolute bounds.
@@ -33,7 +33,7 @@ class Limits(Mapping[str, Bound]):
         if not isinstance(bounds, Mapping):
             raise UsageError(
                 "limits must be a mapping from resources to bounds",
-                expected='for example {"latency_ms": 20, "weight_bytes": "70%"}',
+                expected=f'for example {{"{LATENCY}": 20, "{WEIGHTS}": "70%"}}',
                 got=repr(bounds),
             )
         self._bounds = {resource(name).name: _checked(name, bounds[name]) for name in bounds}
@@ -154,13 +154,13 @@ def several_limits(
             "several budgets and several limits can't be combined",
             expected="a list for one of them",
             got=f"{len(extra)} budgets and {len(given)} limits",
-            fix="put each budget into its limits, as latency_ms",
+            fix=f"put each budget into its limits, as {LATENCY}",
         )
     found = [_joined(Limits(one), Limits(other)) for one in given for other in extra]
     if not found or not all(found):
         raise UsageError(
             "a search needs a limit",
-            expected='budget="60%", budget_ms=20, limits={"latency_ms": 20}, or a list of these',
+            expected=f'budget="60%", budget_ms=20, limits={{"{LATENCY}": 20}}, or a list of these',
             got="an empty list" if not given or not extra else "none",
         )
     return tuple(found)

@@ -9,7 +9,7 @@ import pytest
 from fxelastic.edge.candidates import Candidate
 from fxelastic.edge.monitoring.slow_requests import SlowRequests
 from fxelastic.edge.serving.events import EventLog
-from fxelastic.edge.serving.monitor import Load, Monitor, Observation
+from fxelastic.edge.serving.monitor import Monitor, Observation
 from tests.edge.serving.simulation import Simulation, entry, table_of
 
 STEP = entry(10.0, 0.5)
@@ -73,13 +73,13 @@ def test_the_percentile_needs_more_requests_than_a_median() -> None:
 
 def test_slow_requests_are_one_line_with_a_count() -> None:
     events = EventLog(lambda: 0.0)
-    slow = SlowRequests(events, 4.0)
+    slow = SlowRequests(events.add, 4.0)
     for i in range(400):  # twenty seconds of readings
-        slow.add(Load(fresh=[None] * 10, n_slow=i % 2), 0.05 * i)  # type: ignore[list-item]
-    slow.add(Load(), 20.0, last=True)
+        slow.add(i % 2, 10, 0.05 * i)
+    slow.add(0, 0, 20.0, last=True)
     counts = [event.details["n"] for event in events.snapshot()]
     assert len(counts) == 3
     assert counts[0] == 1
     assert sum(counts) == 200
-    slow.add(Load(), 20.0, last=True)
+    slow.add(0, 0, 20.0, last=True)
     assert len(events.snapshot()) == 3

@@ -47,6 +47,11 @@ class CascadeEntry:
     leaving_ms: tuple[float, ...] = ()
 
     @property
+    def ms(self) -> float:
+        """The expected latency of a sample, under the name that a pool's entries use."""
+        return self.latency_ms
+
+    @property
     def arch(self) -> Cascade:
         """The cascade, under the name that a pool's entries use."""
         return self.cascade

@@ -96,7 +96,7 @@ def find_cascades(
         second = record(executor, testing, trunk, exits, by, batch_size).of(first.exits)
         along = _Along(executor.bundle, trunk, (first, second), costs, by)
         found += _distinct(along.entry(limit, delta) for limit in limits)
-    return tuple(sorted(found, key=lambda entry: entry.latency_ms))
+    return tuple(sorted(found, key=lambda entry: entry.ms))
 
 
 def _distinct(entries: Iterable[CascadeEntry | None]) -> list[CascadeEntry]:
@@ -107,7 +107,7 @@ def _distinct(entries: Iterable[CascadeEntry | None]) -> list[CascadeEntry]:
     """
     kept: list[CascadeEntry] = []
     for entry in entries:
-        if entry is None or (kept and entry.latency_ms >= kept[-1].latency_ms):
+        if entry is None or (kept and entry.ms >= kept[-1].ms):
             continue
         while kept and entry.bound <= kept[-1].bound:
             kept.pop()
@@ -246,15 +246,15 @@ class _Along:
         leaving = Leaving(kept.confidences, kept.harm, np.array(leaving_ms))
         at = leaving.leaves_at(thresholds).astype(int)
         coverage = np.bincount(at, minlength=len(leaving_ms)) / len(at)
-        latency_ms = float(coverage @ leaving.costs)
+        expected_ms = float(coverage @ leaving.costs)
         alone_ms = self.costs.overhead + sum(self.costs.costs[branch] for branch in self.trunk)
-        if latency_ms >= alone_ms:
+        if expected_ms >= alone_ms:
             return None
         right = float(kept.right[at, np.arange(len(at))].mean())
         loss_of_end = float(kept.right[-1].mean()) - right
         return CascadeEntry(
             cascade,
-            latency_ms,
+            expected_ms,
             tuple(coverage.tolist()),
             chosen.bound,
             float(kept.original.mean()) - right,

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-
-from fxelastic.edge.serving.events import EventLog
-from fxelastic.edge.serving.monitor import Load
 
 
 @dataclass
@@ -14,32 +12,33 @@ class SlowRequests:
     """Reports slow requests: one event for those of some seconds, with their number.
 
     Attributes:
-        events: Records the events.
+        report: Records an event, from its kind, a message and details.
         slow: How many times as long as the others a slow request takes.
         every_s: The time between two events, in seconds.
     """
 
-    events: EventLog
+    report: Callable[..., object]
     slow: float
     every_s: float = 10.0
     _n_slow: int = field(init=False, repr=False, default=0)
     _n: int = field(init=False, repr=False, default=0)
     _told_s: float = field(init=False, repr=False, default=-math.inf)
 
-    def add(self, load: Load, now_s: float, *, last: bool = False) -> None:
-        """Count the fresh requests of a reading; the first slow one is reported at once.
+    def add(self, n_slow: int, n: int, now_s: float, *, last: bool = False) -> None:
+        """Count the requests since the last call; the first slow one is reported at once.
 
         Args:
-            load: The reading.
+            n_slow: How many of them were slow.
+            n: How many there were.
             now_s: The time.
             last: Report what is left.
         """
-        self._n_slow += load.n_slow
-        self._n += len(load.fresh)
+        self._n_slow += n_slow
+        self._n += n
         if not self._n_slow or (not last and 0 <= now_s - self._told_s < self.every_s):
             return
         self._told_s = now_s
-        self.events.add(
+        self.report(
             "slow_requests",
             f"{self._n_slow} of {self._n} requests took over {self.slow:g} times as long as "
             "the others",

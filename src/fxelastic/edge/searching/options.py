@@ -68,10 +68,10 @@ class SearchOptions:
         delta: The probability that a cascade loses more than ``max_loss`` in spite of its test on
             the held-out samples.
         exit_confidence: What says how sure an exit is: ``max_softmax``, ``margin`` or ``entropy``.
-        weights: How much each resource counts, such as ``{"latency_ms": 0.7, "energy_mj": 0.3}``:
-            among the subnets within the limits whose score is at most ``tolerance`` below the
-            best, the one with the least weighted mean of its costs, as shares of the original's,
-            is returned. None for the one with the highest score.
+        weights: How much each resource counts, by its name, see `CostWeights`: among the subnets
+            within the limits whose score is at most ``tolerance`` below the best, the one with
+            the least weighted mean of its costs, as shares of the original's, is returned. None
+            for the one with the highest score.
         tolerance: See ``weights``; in units of the score.
         prior: A prediction of scores, ``plan.prediction`` of `edge.plan`, whose costs of branches
             the search begins with instead of measuring distortions.

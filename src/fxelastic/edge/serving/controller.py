@@ -73,7 +73,7 @@ class Controller:
 
     def __post_init__(self) -> None:
         """Start with no slow requests."""
-        self._slow = SlowRequests(self.events, self.monitor.slow)
+        self._slow = SlowRequests(self.events.add, self.monitor.slow)
 
     def start(self) -> None:
         """Start the thread."""
@@ -147,7 +147,7 @@ class Controller:
         load = self._read(now_s)
         self.latencies.update(now_s, now=True)
         self.n_unmeasured += load.n_unmeasured
-        self._slow.add(load, now_s, last=True)
+        self._slow.add(load.n_slow, len(load.fresh), now_s, last=True)
         if self.on_tick is None or last is None:
             return
         situation = self._situation(now_s, load, last)
@@ -184,7 +184,7 @@ class Controller:
     def _report(self, load: Load) -> None:
         if load.clock_jumped:
             self.events.add("clock_jumped", "the clock was set back; the latencies are forgotten")
-        self._slow.add(load, self.clock())
+        self._slow.add(load.n_slow, len(load.fresh), self.clock())
         if load.n_unmeasured:
             if not self.n_unmeasured:
                 self._report_unmeasured(load)
