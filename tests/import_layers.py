@@ -36,12 +36,18 @@ LAYERS: Mapping[str, Layer] = {
     "errors": _layer(),
     "files": _layer(),
     "threads": _layer("errors", "torch"),
+    "processes": _layer("errors", "torch"),
+    "randomness": _layer("", "numpy torch"),
+    "row_store": _layer("errors files", "numpy torch"),
     "spec": _layer("errors files", "numpy"),
     "edge": _layer("errors files spec", "cryptography numpy onnx onnxruntime psutil"),
     "ir": _layer("errors files spec", "networkx numpy safetensors sympy torch"),
     "passes": _layer("errors files spec ir", "networkx numpy sympy torch"),
     "branches": _layer("errors files spec ir", "numpy torch"),
-    "train": _layer("errors files spec ir threads", "numpy safetensors torch tqdm"),
+    "train": _layer(
+        "errors files spec ir threads processes randomness row_store",
+        "numpy safetensors torch tqdm",
+    ),
     "backends": _layer("errors files spec ir", "numpy onnx onnx_ir onnxruntime onnxscript torch"),
 }
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 import fxelastic
 from fxelastic import Supernet, UsageError
+from fxelastic.processes import ALONE
 from fxelastic.threads import ThreadChoice
 from fxelastic.train import Callback, EpochReport, HeldOutReport, StepReport
 from fxelastic.train.held_out import HeldOut, _steps_left
 from fxelastic.train.learners import Learners, norms_of
-from fxelastic.train.processes import ALONE
 from fxelastic.train.sampling import Plan
 from tests.models.compare import assert_same_output
 from tests.train.supernets import (

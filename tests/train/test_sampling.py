@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from fxelastic import UsageError
+from fxelastic.randomness import derived_seed
 from fxelastic.spec import BranchSpec, SearchSpace, branch_id
 from fxelastic.train import Attentive, Bucketed, Sandwich, Uniform
-from fxelastic.train.randomness import derived_seed
 from fxelastic.train.sampling import cost_windows, flops_of
 
 N = 6

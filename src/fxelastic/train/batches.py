@@ -13,8 +13,8 @@ import torch
 from fxelastic.errors import UsageError
 from fxelastic.ir import trees
 from fxelastic.ir.supernet import Supernet
-from fxelastic.train.processes import Processes
-from fxelastic.train.randomness import derived_seed, preserved, seed_all, seed_loader
+from fxelastic.processes import Processes
+from fxelastic.randomness import derived_seed, preserved, seed_all, seed_loader
 
 #: Splits a batch of the loader: positional arguments, keyword arguments, target or None.
 Split = Callable[[Any], tuple[tuple[Any, ...], dict[str, Any], Any]]

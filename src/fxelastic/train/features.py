@@ -18,10 +18,10 @@ from fxelastic.ir.block import BlockGraph
 from fxelastic.ir.branch import Branch
 from fxelastic.ir.graph_symbols import batch_dim
 from fxelastic.ir.liveness import Liveness
+from fxelastic.randomness import preserved, seed_all, seed_loader, set_epoch
+from fxelastic.row_store import KEY_BYTES, RowStore
 from fxelastic.train.batches import Batch, BatchReader, numbered
 from fxelastic.train.learners import BranchRunner
-from fxelastic.train.randomness import preserved, seed_all, seed_loader, set_epoch
-from fxelastic.train.row_store import KEY_BYTES, RowStore
 
 logger = logging.getLogger(__name__)
 

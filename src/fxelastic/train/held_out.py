@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxelastic.processes import Processes
 from fxelastic.threads import ThreadChoice
 from fxelastic.train.batches import Batch
 from fxelastic.train.learners import Learners
-from fxelastic.train.processes import Processes
 from fxelastic.train.reports import HeldOutReport
 from fxelastic.train.sampling import Plan
 

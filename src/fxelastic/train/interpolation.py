@@ -12,12 +12,12 @@ from torch import Tensor
 
 from fxelastic.errors import UsageError
 from fxelastic.ir.supernet import Supernet
+from fxelastic.processes import Processes
 from fxelastic.threads import ThreadChoice, computing_with, thread_counts
 from fxelastic.train.batches import Batch, BatchReader, Split, device_of, first_batches
 from fxelastic.train.held_out import N_BATCHES, HeldOut
 from fxelastic.train.learners import BranchRunner, Learners
 from fxelastic.train.objectives import BranchLoss, TeacherForced
-from fxelastic.train.processes import Processes
 from fxelastic.train.sampling import Plan
 
 #: The shares of the way from the weights before tuning to those after it that are tried.

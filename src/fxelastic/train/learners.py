@@ -18,7 +18,7 @@ from fxelastic.ir.part_names import name_of
 from fxelastic.ir.supernet import Supernet
 from fxelastic.ir.values import data_dims
 from fxelastic.spec import Arch
-from fxelastic.train.sample_layout import SampleLayout
+from fxelastic.train.metrics import SampleLayout
 
 
 class BranchRunner:

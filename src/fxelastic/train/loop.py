@@ -19,6 +19,16 @@ from torch import Tensor
 
 from fxelastic.errors import TrainingError, UsageError
 from fxelastic.ir.supernet import Supernet
+from fxelastic.processes import Processes
+from fxelastic.randomness import (
+    derived_seed,
+    preserved,
+    restore_random_state,
+    seed_all,
+    seed_loader,
+    set_epoch,
+)
+from fxelastic.row_store import discard
 from fxelastic.spec.only_writer import only_writer
 from fxelastic.threads import ThreadChoice, computing_with, thread_counts
 from fxelastic.train.batches import Batch, BatchReader, device_of, first_batches, numbered
@@ -30,18 +40,8 @@ from fxelastic.train.learners import BranchRunner, Learners
 from fxelastic.train.norm_statistics import batches_serve, estimate
 from fxelastic.train.objectives import Objective, Supervised, TeacherForced, diagnose
 from fxelastic.train.optimisation import Optimisation, n_steps_tried, range_test
-from fxelastic.train.processes import Processes
-from fxelastic.train.randomness import (
-    derived_seed,
-    preserved,
-    restore_random_state,
-    seed_all,
-    seed_loader,
-    set_epoch,
-)
 from fxelastic.train.reports import Bucket, EpochReport, History, StepReport
 from fxelastic.train.resumption import Position, Resumption, checkpoints_of
-from fxelastic.train.row_store import discard
 from fxelastic.train.sampling import Fixed, Plan, plan_of
 from fxelastic.train.training import Stage, Training
 

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from fxelastic.errors import UsageError
 from fxelastic.ir import trees
+from fxelastic.processes import ALONE, Processes
 from fxelastic.spec.options import check_word
-from fxelastic.train.processes import ALONE, Processes
 
 #: `cross_entropy` and `accuracy` leave out elements with this target, as torch does.
 IGNORED = -100

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from fxelastic.ir.supernet import Supernet
+from fxelastic.processes import Processes
 from fxelastic.spec import Arch
 from fxelastic.threads import computing_with
 from fxelastic.train.batches import Batch, BatchReader, Split, numbered
 from fxelastic.train.held_out import HeldOut
 from fxelastic.train.learners import BranchRunner, Learners, norms_of
 from fxelastic.train.losses import soft_cross_entropies
-from fxelastic.train.processes import Processes
 from fxelastic.train.sampling import Plan
 
 #: Norms follow the batch where errors with its statistics are at most this many times as large as

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from fxelastic.errors import TrainingError, UsageError
 from fxelastic.ir.branch import Branch
+from fxelastic.processes import Processes
 from fxelastic.spec import EXIT, Arch
 from fxelastic.train.batches import Batch, count_not_finite
 from fxelastic.train.evaluation import Prefix, results_of
 from fxelastic.train.learners import BranchRunner
 from fxelastic.train.losses import cross_entropy, is_empty, normalised_error, soft_cross_entropy
-from fxelastic.train.processes import Processes
 from fxelastic.train.sampling import Plan
 
 #: The model's inputs, and what branches compute from them, by name.

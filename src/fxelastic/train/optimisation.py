@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from fxelastic.errors import TrainingError, UsageError
+from fxelastic.processes import Processes
 from fxelastic.train.held_out import HeldOut
 from fxelastic.train.learners import Learners
-from fxelastic.train.processes import Processes
 from fxelastic.train.training import PRECISIONS, Training
 
 #: The rates that a range test tries.

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from fxelastic.errors import FxElasticError, TrainingError
 from fxelastic.ir.supernet import Supernet
+from fxelastic.processes import Processes
+from fxelastic.randomness import random_state
 from fxelastic.train.checkpoints import Checkpoint, Checkpoints, put_together, take_apart
 from fxelastic.train.held_out import HeldOut
 from fxelastic.train.learners import Learners
 from fxelastic.train.optimisation import Optimisation
-from fxelastic.train.processes import Processes
-from fxelastic.train.randomness import random_state
 from fxelastic.train.reports import EpochReport
 from fxelastic.train.training import Training
 

@@ -14,10 +14,10 @@ from itertools import pairwise
 from typing import Protocol
 
 from fxelastic.errors import UsageError
+from fxelastic.randomness import derived_seed
 from fxelastic.spec import Arch, CostWindow, SearchSpace
 from fxelastic.spec.options import check_count
 from fxelastic.train.learners import Learners
-from fxelastic.train.randomness import derived_seed
 
 _DRAWS = 100
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fxelastic import TrainingError
-from fxelastic.train.row_store import RowStore
+from fxelastic.row_store import RowStore
 
 FACTS = {"weights": "a"}
 KEYS = [bytes([i]) * 16 for i in range(3)]
