@@ -35,12 +35,13 @@ def _layer(layers: str = "", libraries: str = "") -> Layer:
 LAYERS: Mapping[str, Layer] = {
     "errors": _layer(),
     "files": _layer(),
+    "extras": _layer("errors"),
     "threads": _layer("errors", "torch"),
     "processes": _layer("errors", "torch"),
     "randomness": _layer("", "numpy torch"),
     "row_store": _layer("errors files", "numpy"),
     "spec": _layer("errors files", "numpy"),
-    "edge": _layer("errors files spec", "cryptography numpy onnx onnxruntime psutil"),
+    "edge": _layer("errors extras files spec", "cryptography numpy onnx onnxruntime psutil"),
     "ir": _layer("errors files spec", "networkx numpy safetensors sympy torch"),
     "passes": _layer("errors files spec ir", "networkx numpy sympy torch"),
     "branches": _layer("errors files spec ir", "numpy torch"),
@@ -54,7 +55,17 @@ LAYERS: Mapping[str, Layer] = {
 # The outermost ring puts the layers together and may import all of them.
 FACADE = frozenset(
     {
-        *("", "api", "cli", "expansion", "exporting", "exporting_int8", "kinds", "multi_stage"),
+        *(
+            "",
+            "__main__",
+            "api",
+            "cli",
+            "expansion",
+            "exporting",
+            "exporting_int8",
+            "kinds",
+            "multi_stage",
+        ),
         *("probing", "report", "specialising", "testing"),
     }
 )

@@ -1,7 +1,7 @@
 """A user's model in a file that does not import fxelastic.
 
     fxelastic explain net.py:build --gamma 0.2
-    fxelastic-export net.py:build bundle --gamma 0.2
+    fxelastic export net.py:build bundle --gamma 0.2
     fxelastic inspect bundle
     fxelastic check net.py:build --golden blocks.txt
 

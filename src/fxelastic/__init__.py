@@ -7,6 +7,7 @@ runs on a device (`fxelastic.edge`) has to work where torch is not installed.
 from __future__ import annotations
 
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from fxelastic.errors import (
@@ -20,6 +21,7 @@ from fxelastic.errors import (
     TrainingError,
     UsageError,
 )
+from fxelastic.extras import without_torch
 
 if TYPE_CHECKING:
     from fxelastic import edge, kinds, testing
@@ -90,12 +92,21 @@ _LAZY_MODULES = ("edge", "kinds", "testing")
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY_MODULES:
-        return import_module(f"fxelastic.{name}")
+        return _imported(name, f"fxelastic.{name}")
     if name not in _LAZY_NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_LAZY_NAMES[name]), name)
+    value = getattr(_imported(name, _LAZY_NAMES[name]), name)
     globals()[name] = value
     return value
+
+
+def _imported(name: str, module: str) -> ModuleType:
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as e:
+        if (error := without_torch(e, f"fxelastic.{name}")) is not None:
+            raise error from e
+        raise
 
 
 def __dir__() -> list[str]:

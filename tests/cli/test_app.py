@@ -18,7 +18,8 @@ from fxelastic.cli import inspect as inspect_command
 from fxelastic.cli import main
 from fxelastic.cli.app import COMMANDS
 from fxelastic.errors import CaptureError, InternalError, PartitionError, UsageError
-from tests.cli.commands import ROOT, environment, fxelastic
+from tests import warm
+from tests.cli.commands import ROOT, environment
 from tests.cli.conftest import Partitioner
 
 NAMES = [command.__name__.rpartition(".")[2] for command in COMMANDS]
@@ -259,7 +260,8 @@ def test_commands_leave_the_import_path_as_it_was(partitioner: Partitioner) -> N
     assert sys.path == before
 
 
-def test_commands_run_as_a_module(tmp_path: Path) -> None:
-    done = fxelastic("--version", cwd=tmp_path)
+@pytest.mark.parametrize("module", ["fxelastic", "fxelastic.cli"])
+def test_commands_run_as_a_module(module: str, tmp_path: Path) -> None:
+    done = warm.run(module, "--version", cwd=tmp_path)
     assert done.returncode == 0
     assert done.stdout.startswith("fxelastic ")

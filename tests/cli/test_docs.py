@@ -12,7 +12,6 @@ import pytest
 
 from fxelastic.cli.app import build_parser
 from fxelastic.cli.explain_json import SCHEMA, report
-from fxelastic.cli.export import build_export_parser
 from tests import warm
 from tests.cli.commands import ROOT
 from tests.cli.docs_sessions import fenced, refreshed
@@ -28,7 +27,7 @@ def commands() -> dict[str, argparse.ArgumentParser]:
         for action in build_parser()._actions
         if isinstance(action, argparse._SubParsersAction)
     ]
-    return {**action.choices, "fxelastic-export": build_export_parser()}
+    return dict(action.choices)
 
 
 def section(name: str) -> str:
@@ -63,8 +62,7 @@ def test_every_option_is_documented_and_no_other(name: str) -> None:
 @pytest.mark.parametrize("line", [*lines_of_commands(CLI), *lines_of_commands(CI)])
 def test_every_command_line_is_accepted_by_the_parser(line: str) -> None:
     program, *argv = shlex.split(line)
-    parser = build_export_parser() if program == "fxelastic-export" else build_parser()
-    arguments = parser.parse_args(argv)
+    arguments = build_parser().parse_args(["export", *argv] if "-" in program else argv)
     assert hasattr(arguments, "run")
 
 

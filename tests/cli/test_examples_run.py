@@ -30,7 +30,6 @@ import fxelastic
 from fxelastic import edge
 from fxelastic.cli import export_main, main
 from fxelastic.cli.app import build_parser
-from fxelastic.cli.export import build_export_parser
 from fxelastic.edge.array_bytes import write_npy
 from tests import warm
 from tests.cli.commands import ROOT, environment
@@ -156,7 +155,7 @@ def subcommands() -> dict[str, argparse.ArgumentParser]:
 def help_lines() -> list[str]:
     """The examples of every ``--help``."""
     found = []
-    for parser in (build_parser(), *subcommands().values(), build_export_parser()):
+    for parser in (build_parser(), *subcommands().values()):
         text = re.sub(r" \\\n\s+", " ", parser.epilog or "")
         found += re.findall(r"^  ((?:fxelastic|torchrun|curl).*)$", text, re.MULTILINE)
     return found
@@ -176,7 +175,6 @@ LINES = sorted({*help_lines(), *(line for page in PAGES[1:] for line in page_lin
 def test_every_command_has_an_example() -> None:
     words = {" ".join(line.split()[:2]) for line in help_lines()}
     assert {f"fxelastic {name}" for name in subcommands()} <= words
-    assert any(line.startswith("fxelastic-export ") for line in help_lines())
 
 
 @pytest.mark.parametrize("line", LINES)
@@ -191,7 +189,7 @@ def test_example_runs(
 
 def arrange(line: str, folder: Path) -> None:
     """What earlier lines of a page, or other commands, would have left."""
-    if line.startswith("fxelastic-export") and "--force" not in line:
+    if line.startswith("fxelastic export") and "--force" not in line:
         shutil.rmtree(folder / "bundle")
     if "--supernet-weights" not in line:
         shutil.rmtree(folder / "trained")
@@ -217,9 +215,9 @@ def arrange(line: str, folder: Path) -> None:
         assert main([*argv, "--inputs", "images", "--trace", "trace.jsonl", "--quiet"]) == 0
     if line.startswith("fxelastic assemble") and "skip@" in line:
         shutil.rmtree(folder / "bundle")
-        export = "fxelastic-export my_model.py:build bundle --kinds skip --gamma 0.4 --quiet"
+        export = "fxelastic export my_model.py:build bundle --kinds skip --gamma 0.4 --quiet"
         (folder / "my_model.py").write_text(fenced(CLI_PAGE.read_text(), "python")[0])
-        assert export_main([*shlex.split(export)[1:], "--example-input", "1x3x32x32"]) == 0
+        assert main([*shlex.split(export)[1:], "--example-input", "1x3x32x32"]) == 0
 
 
 CLI_PAGE = ROOT / "docs" / "cli.md"

@@ -155,7 +155,7 @@ def test_inspect_verifies_files_when_asked(
 def test_help_names_the_way_out(capsys: pytest.CaptureFixture[str]) -> None:
     assert export_main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert "fxelastic-export torchvision.models:resnet50 bundle/" in out
+    assert "fxelastic export torchvision.models:resnet50 bundle/" in out
     assert "exit codes: 0 " in out
     assert export_main([]) == 2
 

@@ -20,6 +20,7 @@ from fxelastic.cli import (
     assemble,
     check,
     explain,
+    export,
     inspect,
     monitor,
     plan,
@@ -33,9 +34,9 @@ from fxelastic.cli import (
     train,
     verify,
 )
-from fxelastic.cli.export import build_export_parser
 from fxelastic.cli.options import HelpFormatter
 from fxelastic.errors import FxElasticError, InternalError, UsageError
+from fxelastic.extras import without_torch
 
 EXIT_OK = 0
 EXIT_FAILURE = 1
@@ -54,6 +55,7 @@ COMMANDS = (
     check,
     train,
     specialise,
+    export,
     inspect,
     assemble,
     profile,
@@ -69,7 +71,7 @@ COMMANDS = (
 
 _DESCRIPTION = """\
 Turn a PyTorch model into a supernet of subnets that share its weights, and find the best subnet on
-each device. fxelastic-export, a command of its own, writes the bundle for the devices."""
+each device."""
 _EPILOG = """\
 example:
   fxelastic explain torchvision.models:resnet50 --gamma 0.25
@@ -102,22 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 success, 1 failure, 2 usage error, 130 interrupted, 141 if the reader
         of the output closed the pipe.
     """
-    return _main(build_parser(), argv)
-
-
-def export_main(argv: Sequence[str] | None = None) -> int:
-    """Run ``fxelastic-export``.
-
-    Args:
-        argv: Arguments without the program's name; ``sys.argv`` by default.
-
-    Returns:
-        The exit code, as for `main`.
-    """
-    return _main(build_export_parser(), argv)
-
-
-def _main(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+    parser = build_parser()
     # Otherwise onnxruntime writes an identifier to TMPDIR/.ses, and through a link of this name to
     # any file; and it sends reports. It reads the variable when it is imported.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -132,6 +119,18 @@ def _main(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
         parser.print_help(sys.stderr)
         return EXIT_USAGE
     return _run(args)
+
+
+def export_main(argv: Sequence[str] | None = None) -> int:
+    """Run ``fxelastic-export``, which is ``fxelastic export``.
+
+    Args:
+        argv: Arguments without the program's name; ``sys.argv`` by default.
+
+    Returns:
+        The exit code, as for `main`.
+    """
+    return main(["export", *(sys.argv[1:] if argv is None else argv)])
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -190,8 +189,8 @@ def _interrupted() -> int:
 
 def _fail(error: Exception, args: argparse.Namespace) -> int:
     """Report an error on stderr, and on stdout too when the output is JSON."""
+    error = without_torch(error, "this command") or _of_system(error)
     code = EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILURE
-    error = _of_system(error)
     internal = isinstance(error, InternalError) or not isinstance(error, FxElasticError)
     if args.debug:
         traceback.print_exception(error)

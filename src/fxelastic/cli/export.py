@@ -1,4 +1,4 @@
-"""The command ``fxelastic-export``: export a model or its trained supernet as a bundle."""
+"""``fxelastic export``, also ``fxelastic-export``: a model or its trained supernet as a bundle."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ without torch can measure, search and run."""
 
 _EPILOG = """\
 examples:
-  fxelastic-export torchvision.models:resnet50 bundle/ --gamma 0.25
-  fxelastic-export my_model.py:build bundle/ --weights model.pt --supernet-weights net.safetensors
-  fxelastic-export my_model.py:build bundle/ --kind merged:spans=1,2 --kind skip --force
-  fxelastic-export my_model.py:build bundle/ --int8 --calibration inputs.npz
+  fxelastic export torchvision.models:resnet50 bundle/ --gamma 0.25
+  fxelastic export my_model.py:build bundle/ --weights model.pt --supernet-weights net.safetensors
+  fxelastic export my_model.py:build bundle/ --kind merged:spans=1,2 --kind skip --force
+  fxelastic export my_model.py:build bundle/ --int8 --calibration inputs.npz
 
 exit codes: 0 success, 1 the model can't be captured or exported, 2 usage error, 130 interrupted
 (OUT is written atomically: a failure or an interrupt leaves it unchanged)"""
 
 
-def build_export_parser() -> argparse.ArgumentParser:
-    """The parser of ``fxelastic-export``."""
-    parser = argparse.ArgumentParser(
-        prog="fxelastic-export",
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser's subcommands."""
+    parser = commands.add_parser(
+        "export",
+        help="write a model and its branches as a bundle",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=HelpFormatter,
@@ -79,7 +80,6 @@ def build_export_parser() -> argparse.ArgumentParser:
     parser.add_argument("--force", action="store_true", help="replace the bundle at OUT")
     options.add_output(parser)
     parser.set_defaults(run=run)
-    return parser
 
 
 def run(args: argparse.Namespace) -> int:

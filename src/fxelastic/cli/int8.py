@@ -1,4 +1,4 @@
-"""The options of ``fxelastic-export`` for 8-bit branches."""
+"""The options of ``fxelastic export`` for 8-bit branches."""
 
 from __future__ import annotations
 

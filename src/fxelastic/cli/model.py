@@ -28,9 +28,10 @@ def load_model(text: str, arguments: Sequence[str] = ()) -> torch.nn.Module:
     Raises:
         UsageError: There is no such object, calling it fails, or it does not return a module.
     """
-    found = load_reference(text, "MODEL")
+    # First: without torch, the reason is this, and not the import in the user's file.
     import torch
 
+    found = load_reference(text, "MODEL")
     keywords = _keywords(arguments)
     if isinstance(found, torch.nn.Module):
         if keywords:

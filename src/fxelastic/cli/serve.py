@@ -14,6 +14,7 @@ from fxelastic.cli.interrupts import Interrupts
 from fxelastic.cli.options import HelpFormatter
 from fxelastic.cli.size_options import sizes_of
 from fxelastic.errors import UsageError
+from fxelastic.extras import required
 
 if TYPE_CHECKING:
     from fxelastic.edge.bundle import Bundle
@@ -297,15 +298,9 @@ def _metrics(args: argparse.Namespace) -> Any:
     """The metrics, if an option requests them."""
     if args.metrics is None and args.http is None:
         return None
-    try:
-        from fxelastic.cli.serve_metrics import Metrics
-    except ImportError as e:
-        raise UsageError(
-            "metrics need prometheus_client",
-            expected="the packages of the extra serve",
-            got=str(e),
-            fix="pip install 'fxelastic[serve]'",
-        ) from e
+    required("prometheus_client", "metrics need prometheus_client", "serve")
+    from fxelastic.cli.serve_metrics import Metrics
+
     return Metrics()
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from fxelastic.edge.array_bytes import read_arrays, read_npy, write_arrays, write_npy
 from fxelastic.errors import ServingError, UsageError
+from fxelastic.extras import required
 from fxelastic.files import replace_file
 
 if TYPE_CHECKING:
@@ -161,15 +162,10 @@ def serve_http(
         UsageError: The address is invalid or in use, or the server is not installed.
     """
     host, port = parse_address(address)
-    try:
-        from fxelastic.cli.serve_http import Endpoint, server
-    except ImportError as e:
-        raise UsageError(
-            "the HTTP endpoint needs starlette and uvicorn",
-            expected="the packages of the extra serve",
-            got=str(e),
-            fix="pip install 'fxelastic[serve]'",
-        ) from e
+    required("starlette", "the HTTP endpoint needs starlette and uvicorn", "serve")
+    required("uvicorn", "the HTTP endpoint needs starlette and uvicorn", "serve")
+    from fxelastic.cli.serve_http import Endpoint, server
+
     local = is_loopback(host)
     endpoint = Endpoint(
         runtime,

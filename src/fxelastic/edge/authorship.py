@@ -20,6 +20,7 @@ from typing import Any
 
 from fxelastic.edge.digests import read_regular
 from fxelastic.errors import BundleError, UsageError
+from fxelastic.extras import required
 from fxelastic.files import replace_file
 from fxelastic.spec.bounded_json import loads
 from fxelastic.spec.bundle_files import MANIFEST_NAME, SIGNATURE_NAME
@@ -319,15 +320,7 @@ def _unusable(path: Path, expected: str, got: str) -> UsageError:
 
 
 def _require_cryptography() -> None:
-    try:
-        import cryptography  # noqa: F401
-    except ImportError as e:
-        raise UsageError(
-            "signatures need cryptography",
-            expected="the packages of the extra sign",
-            got=str(e),
-            fix="pip install 'fxelastic[sign]'",
-        ) from e
+    required("cryptography", "signatures need cryptography", "sign")
 
 
 def _key_id(key: Any) -> str:

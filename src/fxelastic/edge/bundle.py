@@ -73,7 +73,7 @@ def load(
             f"the bundle {folder} does not exist",
             expected="a folder written by fxelastic.export",
             got="no folder" if not folder.exists() else "a file",
-            fix="export one with fxelastic-export MODEL OUT",
+            fix="export one with fxelastic export MODEL OUT",
         )
     data = read_file(folder, FileInfo(MANIFEST_NAME, -1, ""))
     digest = hashlib.sha256(data).hexdigest()

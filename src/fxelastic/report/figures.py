@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fxelastic.extras import required
 from fxelastic.report.run_folder import RunFolder
-from fxelastic.report.trace import TraceData, plot_trace, required
+from fxelastic.report.trace import TraceData, plot_trace
 from fxelastic.spec import Arch
 from fxelastic.spec.resources import LATENCY
 
@@ -173,7 +174,7 @@ def _theme(theme: str) -> Iterator[None]:
     }
     colours = "text.color axes.labelcolor axes.edgecolor xtick.color ytick.color grid.color"
     settings.update(dict.fromkeys(colours.split(), ink))
-    with required("matplotlib", "plots").rc_context(settings):
+    with required("matplotlib", "plots need matplotlib", "report").rc_context(settings):
         yield
 
 

@@ -6,10 +6,10 @@ from base64 import b64encode
 from collections.abc import Sequence
 from pathlib import Path
 
+from fxelastic.extras import required
 from fxelastic.files import replace_file
 from fxelastic.report.figures import Plot, plots
 from fxelastic.report.run_folder import RunFolder
-from fxelastic.report.trace import required
 from fxelastic.spec.resources import LATENCY
 
 _HEADER = ("budget", "predicted", "measured", "of original", "accuracy", "blocks replaced")
@@ -47,7 +47,7 @@ def html(run: RunFolder, figures: Sequence[Plot]) -> str:
     Raises:
         UsageError: jinja2 is not installed.
     """
-    jinja2 = required("jinja2", "pages")
+    jinja2 = required("jinja2", "pages need jinja2", "report")
     template = (Path(__file__).parent / "page.html").read_text("utf-8")
     layout = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     text: str = jinja2.Template(template, autoescape=True, **layout).render(

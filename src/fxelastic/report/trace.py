@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import os
@@ -11,11 +10,12 @@ from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from fxelastic.edge.serving.events import describe
 from fxelastic.errors import UsageError
+from fxelastic.extras import required
 from fxelastic.files import replace_file
 from fxelastic.spec.cascade import Servable
 from fxelastic.spec.resources import LATENCY
@@ -290,27 +290,6 @@ def read_trace(path: str | os.PathLike[str]) -> TraceData:
     return TraceData(subnets, requests, loads, events, indices, expected, n_torn)
 
 
-def required(package: str, what: str) -> ModuleType:
-    """A package of the extra ``report``.
-
-    Args:
-        package: Its name.
-        what: Needs the package, in the plural, for the message.
-
-    Raises:
-        UsageError: It is not installed.
-    """
-    try:
-        return importlib.import_module(package)
-    except ImportError as e:
-        raise UsageError(
-            f"{what} need {package}",
-            expected=f"the package {package}",
-            got=str(e),
-            fix="pip install 'fxelastic[report]'",
-        ) from e
-
-
 def plot_trace(trace: TraceData, title: str = "") -> Figure:
     """Draw latency, budget, the subnet in use, its accuracy and r over time.
 
@@ -323,7 +302,7 @@ def plot_trace(trace: TraceData, title: str = "") -> Figure:
 
     Source: AdaptiveNet, Figure 13.
     """
-    required("matplotlib", "plots")
+    required("matplotlib", "plots need matplotlib", "report")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 6.5), layout="constrained")
