@@ -6,18 +6,23 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from fxelastic.edge.npz_files import names_in_npz, read_npz
+from fxelastic.edge.pool import SubnetPool
 from fxelastic.errors import UsageError
-from fxelastic.files import replace_file
+from fxelastic.files import open_regular, read_regular, replace_file
+from fxelastic.spec.latency_table import LatencyTable
 from fxelastic.spec.only_writer import only_writer
 
 HOLD = """
 import sys, time
 from pathlib import Path
 from fxelastic.files import replace_file, sibling
+from fxelastic.spec.latency_table import LatencyTable
 from fxelastic.spec.only_writer import only_writer
 with only_writer(sys.argv[1]):
     sibling(Path(sys.argv[1]), "tmp").write_bytes(b"half")
@@ -67,3 +72,33 @@ def test_what_cannot_be_locked_is_written_anyway(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with only_writer(tmp_path / "file" / "inside"):
         pass
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        pytest.param(lambda path: read_regular(path), id="file"),
+        pytest.param(lambda path: read_regular(path, follow=True), id="named by the user"),
+        pytest.param(LatencyTable.load, id="table"),
+        pytest.param(SubnetPool.load, id="pool"),
+        pytest.param(read_npz, id="arrays"),
+        pytest.param(names_in_npz, id="names of arrays"),
+    ],
+)
+def test_pipes_and_devices_are_refused_without_waiting(
+    tmp_path: Path, read: Callable[[Path], object]
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/zero")):
+        with pytest.raises((OSError, UsageError), match="not a regular file"):
+            read(path)
+
+
+def test_a_link_is_followed_only_where_the_user_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(b"bytes")
+    link = tmp_path / "link"
+    link.symlink_to("data")
+    assert read_regular(link, follow=True) == b"bytes"
+    with pytest.raises(OSError, match="link"):
+        open_regular(link)

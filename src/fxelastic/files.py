@@ -1,4 +1,4 @@
-"""Write files atomically: after a crash, either the old or the new file is complete."""
+"""Read regular files; write atomically: after a crash, the old or the new file is complete."""
 
 from __future__ import annotations
 
@@ -9,13 +9,45 @@ import logging
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 logger = logging.getLogger(__name__)
 
 # Linux: swap two names in one step.
 _EXCHANGE, _HERE = 2, -100
+
+
+def open_regular(path: Path, *, follow: bool = False) -> BinaryIO:
+    """Open a file for reading that is not a pipe or a device; never waits for a writer.
+
+    Args:
+        path: The file.
+        follow: Whether it may be a symbolic link, as a file that the user names may be.
+
+    Raises:
+        OSError: It can't be opened, or is not a regular file.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
+    # Without O_NONBLOCK, opening a named pipe would wait until somebody writes to it.
+    flags |= getattr(os, "O_NONBLOCK", 0) | (0 if follow else getattr(os, "O_NOFOLLOW", 0))
+    stream = os.fdopen(os.open(path, flags), "rb", buffering=0)
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise OSError(f"{path.name} is not a regular file")
+    return stream
+
+
+def read_regular(path: Path, *, follow: bool = False) -> bytes:
+    """Read a file, as far as it went when it was opened; see `open_regular`.
+
+    Raises:
+        OSError: It can't be read, or is not a regular file.
+    """
+    with open_regular(path, follow=follow) as raw, open(raw.fileno(), "rb", closefd=False) as file:
+        return file.read(os.fstat(raw.fileno()).st_size)
 
 
 def write_durably(path: Path, data: bytes) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from fxelastic.edge.array_bytes import read_arrays, read_npy, write_arrays, write_npy
 from fxelastic.errors import ServingError, UsageError
 from fxelastic.extras import required
-from fxelastic.files import replace_file
+from fxelastic.files import read_regular, replace_file
 
 if TYPE_CHECKING:
     from fxelastic.cli.interrupts import Interrupts
@@ -225,7 +225,7 @@ def parse_address(text: str) -> tuple[str, int]:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path, follow=True)
     except OSError as e:
         raise UsageError(f"{path} can't be read", got=e.strerror or str(e)) from e
 

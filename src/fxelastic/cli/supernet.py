@@ -159,6 +159,8 @@ def _load_weights(model: torch.nn.Module, path: Path) -> None:
     import torch
 
     try:
+        if not path.is_file():
+            raise OSError("not a regular file" if path.exists() else "no such file")
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 

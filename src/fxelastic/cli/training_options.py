@@ -169,7 +169,7 @@ def processes(args: argparse.Namespace, command: str) -> Any:
         return
     from torch import distributed as dist
 
-    from fxelastic.train import processes  # noqa: F401 - first: see there
+    from fxelastic import processes  # noqa: F401 - first: see there
 
     try:
         dist.init_process_group("nccl" if args.device.startswith("cuda") else "gloo")

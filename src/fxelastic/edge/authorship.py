@@ -18,10 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fxelastic.edge.digests import read_regular
 from fxelastic.errors import BundleError, UsageError
 from fxelastic.extras import required
-from fxelastic.files import replace_file
+from fxelastic.files import read_regular, replace_file
 from fxelastic.spec.bounded_json import loads
 from fxelastic.spec.bundle_files import MANIFEST_NAME, SIGNATURE_NAME
 from fxelastic.spec.json_fields import Fields

@@ -9,10 +9,11 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from fxelastic.edge.digests import copy_hashed, open_regular, pieces, read_regular
+from fxelastic.edge.digests import copy_hashed, pieces
 from fxelastic.edge.external_data import REFERENCE
 from fxelastic.edge.private_folder import PrivateFolder
 from fxelastic.errors import BundleError
+from fxelastic.files import open_regular, read_regular
 from fxelastic.spec.bundle_files import MANIFEST_NAME, FileInfo
 
 _MAX_MANIFEST_BYTES = 2**28

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from fxelastic.edge import array_bytes
 from fxelastic.edge.executor import Array
 from fxelastic.errors import UsageError
+from fxelastic.files import open_regular
 
 #: The most that a file may unpack to: so many times its size, or so many bytes.
 MAX_RATIO, MAX_BYTES = 100, 2**28
@@ -20,8 +25,8 @@ def read_npz(path: Path) -> dict[str, Array]:
             and 100 times its size.
     """
     try:
-        most = max(MAX_BYTES, MAX_RATIO * path.stat().st_size)
-        with path.open("rb") as file:
+        with _opened(path) as file:
+            most = max(MAX_BYTES, MAX_RATIO * os.fstat(file.fileno()).st_size)
             return array_bytes.read_npz(file, most)
     except (OSError, UsageError) as e:
         raise _unreadable(path, e) from e
@@ -34,10 +39,16 @@ def names_in_npz(path: Path) -> list[str]:
         UsageError: The file can't be read, or is not an ``.npz`` file.
     """
     try:
-        with path.open("rb") as file:
+        with _opened(path) as file:
             return array_bytes.names_in_npz(file)
     except (OSError, UsageError) as e:
         raise _unreadable(path, e) from e
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    with open_regular(path, follow=True) as raw, open(raw.fileno(), "rb", closefd=False) as file:
+        yield file
 
 
 def _unreadable(path: Path, error: Exception) -> UsageError:

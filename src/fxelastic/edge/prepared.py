@@ -33,7 +33,7 @@ from fxelastic.edge.candidates import (
     table_at,
 )
 from fxelastic.edge.cascades.segments import CascadeSegment, segments_of
-from fxelastic.edge.digests import copy_hashed, digest, open_regular, read_regular
+from fxelastic.edge.digests import copy_hashed, digest
 from fxelastic.edge.fingerprint import fingerprint, processor_features
 from fxelastic.edge.model_file import write_model
 from fxelastic.edge.pool import SubnetPool
@@ -41,7 +41,7 @@ from fxelastic.edge.private_folder import PrivateFolder
 from fxelastic.edge.sessions import Model, source
 from fxelastic.edge.verified_model import VerifiedModel
 from fxelastic.errors import BundleError, ServingError
-from fxelastic.files import sync, write_durably
+from fxelastic.files import open_regular, read_regular, sync, write_durably
 from fxelastic.spec import Arch
 from fxelastic.spec.bounded_json import loads
 from fxelastic.spec.cascade import Cascade, Servable

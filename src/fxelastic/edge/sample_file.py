@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fxelastic.edge.branch_timing import BranchTiming
+from fxelastic.files import read_regular
 from fxelastic.spec.json_document import write
 
 _SCHEMA = "fxelastic.latency-samples/1"
@@ -43,7 +44,7 @@ class SampleFile:
         if self._path is None or not self._path.exists():
             return
         try:
-            value = json.loads(self._path.read_bytes())
+            value = json.loads(read_regular(self._path, follow=True))
             same = {k: value.get(k) for k in self._settings} == self._settings
             found = [_read(item) for item in (value, *value.get("others", ()))]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -11,6 +11,7 @@ from typing import Any
 from fxelastic.edge.bundle import Bundle, load
 from fxelastic.edge.pool import SubnetPool
 from fxelastic.errors import UsageError
+from fxelastic.files import read_regular
 from fxelastic.report.trace import TraceData, read_trace
 from fxelastic.spec.latency_table import LatencyTable
 
@@ -110,7 +111,7 @@ def _cuts(path: Path | None) -> Mapping[str, Any] | None:
 
 def _json(path: Path, schema: str, key: str) -> Mapping[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_regular(path, follow=True))
         found = value.get("schema") if isinstance(value, dict) else None
         if found != schema or not isinstance(value[key], list):
             raise ValueError(f"schema {found!r}")

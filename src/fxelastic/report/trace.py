@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fxelastic.edge.serving.events import describe
 from fxelastic.errors import UsageError
 from fxelastic.extras import required
-from fxelastic.files import replace_file
+from fxelastic.files import read_regular, replace_file
 from fxelastic.spec.cascade import Servable
 from fxelastic.spec.resources import LATENCY
 
@@ -241,13 +241,14 @@ def read_trace(path: str | os.PathLike[str]) -> TraceData:
         UsageError: The file can't be read, or is not a trace.
     """
     try:
-        lines = Path(path).read_text("utf-8", errors="replace").splitlines()
+        text = read_regular(Path(path), follow=True).decode("utf-8", errors="replace")
     except OSError as e:
         raise UsageError(
             f"the trace {path} can't be read",
             expected="a file that fxelastic serve --trace wrote",
             got=f"{type(e).__name__}: {e.strerror or e}",
         ) from e
+    lines = text.splitlines()
     rows = [_row(line) for line in lines]
     if not rows or rows[0].get("type") != "start" or rows[0].get("schema") != SCHEMA:
         raise UsageError(

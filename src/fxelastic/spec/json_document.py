@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from fxelastic.errors import UsageError
-from fxelastic.files import replace_file
+from fxelastic.files import read_regular, replace_file
 from fxelastic.spec.bounded_json import loads
 
 D = TypeVar("D", bound="JsonDocument")
@@ -101,9 +101,9 @@ class JsonDocument(ABC):
             UsageError: The file does not exist, or does not contain a valid object.
         """
         try:
-            data = Path(path).read_bytes()
+            data = read_regular(Path(path), follow=True)
         except OSError as e:
-            raise cls._other(str(path), e.strerror or type(e).__name__) from e
+            raise cls._other(str(path), e.strerror or str(e)) from e
         return cls.from_json(data, str(path))
 
     @classmethod
