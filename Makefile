@@ -15,6 +15,8 @@ PYTEST_FLAGS ?= -n 2 --dist loadgroup --no-loadscope-reorder
 # Threads that wait for others sleep: beside other programs, spinning ones make a step take 10 times
 # as long.
 export OMP_WAIT_POLICY ?= PASSIVE
+# Without compiled files, each worker compiles all tests again: 6 seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

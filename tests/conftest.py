@@ -17,6 +17,10 @@ from tests.lanes import EXHAUSTIVE, SLOW, is_fast, is_stood_for
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# No test needs its files to survive a power cut, and each flush waits some milliseconds for the
+# disk. tests/faults/ checks that files are flushed.
+os.fsync = os.fstat
+
 # A shell starts jobs in the background with Ctrl-C ignored, and their children inherit that. Tests
 # that interrupt a process need it to be as in a terminal.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -6,15 +6,18 @@ model. Operators that a test registers in between are found as before.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch._export import utils
-from torch.export import exported_program
+from torch._subclasses import fake_impls
+from torch.export import decomp_utils, exported_program
 from torch.onnx._internal._lazy_import import onnxscript_apis
 from torch.onnx._internal.exporter import _schemas
 
@@ -41,6 +44,56 @@ def _only_new(load: Callable[[], None]) -> Callable[[], None]:
     return load_new
 
 
+def _unless_known(collect: Callable[[], set[Any]]) -> Callable[[], set[Any]]:
+    """Collect the composite operators again only if others are registered."""
+    known: list[Any] = []
+
+    def collected() -> set[Any]:
+        names = torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd")
+        if not known or known[0] != names:
+            known[:] = names, collect()
+        return set(known[1])
+
+    return collected
+
+
+def _remembering(
+    override: Callable[[Mapping[Any, Any]], AbstractContextManager[None]],
+) -> Callable[[Mapping[Any, Any]], AbstractContextManager[None]]:
+    """Override composite operators with the kernels of last time.
+
+    There are 800 operators with 20 kernels each. Only one of the kernels differs between calls: the
+    one that is passed.
+    """
+    composite = torch._C.DispatchKey.CompositeImplicitAutograd
+    rules = fake_impls.op_implementations_dict
+    # Kernels before and after, and the rule for fake tensors, of each operator.
+    known: dict[Any, tuple[dict[Any, Any], dict[Any, Any], Any]] = {}
+
+    @contextlib.contextmanager
+    def overridden(kernels: Mapping[Any, Any]) -> Iterator[None]:
+        as_last_time = [op for op in kernels if op in known and op.py_kernels == known[op][0]]
+        new = {op: kernels[op] for op in kernels.keys() - set(as_last_time)}
+        before = {op: dict(op.py_kernels) for op in new}
+        with override(new):
+            known.update({op: (before[op], dict(op.py_kernels), rules[op]) for op in new})
+            try:
+                for op in as_last_time:
+                    op.py_kernels.update(known[op][1])
+                    op.py_kernels[composite] = kernels[op]
+                    op._dispatch_cache.clear()
+                    rules.setdefault(op, known[op][2])
+                yield
+            finally:
+                for op in as_last_time:
+                    op.py_kernels.clear()
+                    op.py_kernels.update(known[op][0])
+                    op._dispatch_cache.clear()
+                    rules.pop(op, None)
+
+    return overridden
+
+
 def _replace(module: ModuleType, name: str, made: Callable[[Any], object]) -> None:
     """Replace a function; without it, as in other versions of torch, exports take longer."""
     if hasattr(module, name):
@@ -49,6 +102,9 @@ def _replace(module: ModuleType, name: str, made: Callable[[Any], object]) -> No
 
 onnxscript_apis.get_torchlib_ops = _functions
 _replace(utils, "_materialize_cpp_cia_ops", _only_new)
+for _module in (utils, exported_program, decomp_utils):
+    _replace(_module, "_collect_all_valid_cia_ops", _unless_known)
+_replace(exported_program, "_override_composite_implicit_decomp", _remembering)
 _replace(_schemas, "op_signature_from_function", functools.cache)
 _replace(exported_program, "autograd_not_implemented", functools.cache)
 # Annotations of a function that is defined 10,000 times in each export. The expressions of this

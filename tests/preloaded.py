@@ -6,6 +6,7 @@ What starts threads is left to the programs, since a fork would lose them: onnxr
 from __future__ import annotations
 
 import contextlib
+import os
 
 from torch._dynamo import convert_frame  # noqa: F401
 from torch._functorch import aot_autograd  # noqa: F401
@@ -16,6 +17,8 @@ import fxelastic.expansion
 import fxelastic.train  # noqa: F401
 import tests.exporter_cache  # noqa: F401
 from fxelastic.ir.quiet import quiet
+
+os.fsync = os.fstat  # As in `tests/conftest.py`.
 
 with contextlib.suppress(ImportError):  # Packages of the extras.
     import matplotlib.figure  # noqa: F401
