@@ -50,6 +50,25 @@ def test_control_characters_in_a_name_are_shown_as_escapes() -> None:
     assert error.got == "a\n\tb\\r\\x00"
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"what": "w" * 10**6},
+        {"what": "no", "got": "x" * 10**6},
+        {"what": "no", "got": "層" * 1900, "expected": "a" * 3000, "fix": "\x00" * 3000},
+        {"what": "no", "got": "a\n" * 5000, "fix": "b\n" * 5000},
+        {"what": "no", "got": "🙂" * 1900},
+    ],
+)
+def test_a_message_has_at_most_two_kilobytes(parts: dict[str, str]) -> None:
+    error = UsageError(**parts)
+    assert len(str(error).encode()) <= 2048
+    assert "…" in str(error)
+    short = [name for name, text in parts.items() if len(text) < 100]
+    assert all(getattr(error, name) == parts[name] for name in short)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
 def test_an_internal_error_asks_for_a_report() -> None:
     assert "please report" in str(InternalError("lost a node"))
     assert "please report" not in str(InternalError("lost a node", fix="restart"))

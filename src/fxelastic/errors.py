@@ -19,11 +19,14 @@ expected, what came instead and how to fix it.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from textwrap import indent
 
-# The most characters of a part of a message, which may quote a file.
-_MOST = 4000
+# The most bytes of the parts of a message, which may quote a file. With labels, 2 KB.
+_MOST = 1900
+_CUT = "…".encode()
+# Of a part's further lines.
+_INDENT = " " * 12
 # Control and format characters, surrogates, and characters that end a line.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
@@ -74,11 +77,13 @@ class FxElasticError(Exception):
             fix: A way to fix it.
         """
         # Only `what` goes to args: unpickling calls the class with args, then restores the rest.
-        super().__init__(_shortened(what))
-        self.what = _shortened(what)
-        self.expected = expected if expected is None else _shortened(expected)
-        self.got = got if got is None else _shortened(got)
-        self.fix = fix if fix is None else _shortened(fix)
+        parts = {"what": what, "expected": expected, "got": got, "fix": fix}
+        found = _shortened({name: text for name, text in parts.items() if text is not None})
+        super().__init__(found["what"])
+        self.what = found["what"]
+        self.expected = found.get("expected")
+        self.got = found.get("got")
+        self.fix = found.get("fix")
 
     def __str__(self) -> str:
         """Join the parts into one readable text."""
@@ -88,12 +93,25 @@ class FxElasticError(Exception):
             if part is not None:
                 first, *rest = part.split("\n")
                 lines.append(f"  {label:<9} {first}".rstrip())
-                lines.extend(indent(line, " " * 12) for line in rest)
+                lines.extend(indent(line, _INDENT) for line in rest)
         return "\n".join(lines)
 
 
-def _shortened(text: str) -> str:
-    return printable(text if len(text) <= _MOST else f"{text[:_MOST]}…")
+def _shortened(parts: Mapping[str, str]) -> dict[str, str]:
+    """The texts without control characters, the longest ones cut so that the message has 2 KB."""
+    # The lines as they are shown, so that their indentation counts.
+    shown = {
+        name: printable(text[: _MOST + 1]).replace("\n", f"\n{_INDENT}").encode()
+        for name, text in parts.items()
+    }
+    left, found = _MOST, dict(parts)
+    for i, name in enumerate(sorted(shown, key=lambda name: len(shown[name]))):
+        data, most = shown[name], left // (len(shown) - i)
+        if len(data) > most:
+            data = data[: most - len(_CUT)] + _CUT
+        left -= len(data)
+        found[name] = data.decode(errors="ignore").replace(f"\n{_INDENT}", "\n")
+    return found
 
 
 def printable(text: str) -> str:
