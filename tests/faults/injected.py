@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import io
 import json
 import os
@@ -23,6 +24,7 @@ from typing import Any
 
 # Events of the interpreter that change a folder; flushes are patched, since they have no event.
 _EVENTS = ("os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.truncate")
+_WITH_TORCH = ("export", "train")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
@@ -93,6 +95,8 @@ def forked(folder: Path, argv: list[str], at: int, *, kill: bool) -> tuple[int, 
 
 def main(template: str, steps: str, *argv: str) -> None:
     """See the module."""
+    if argv[0] in _WITH_TORCH:
+        import tests.preloaded  # noqa: F401
     work = Path(template).with_name(f"{Path(template).name}-work")
 
     def fresh() -> Path:
@@ -100,8 +104,8 @@ def main(template: str, steps: str, *argv: str) -> None:
         return Path(shutil.copytree(template, work))
 
     code, n_steps, said = forked(fresh(), list(argv), 0, kill=False)
-    expected = names(work)
-    print(json.dumps({"steps": n_steps, "code": code, "said": said, "files": expected}))
+    good = {"steps": n_steps, "code": code, "said": said}
+    print(json.dumps({**good, "files": names(work), "digests": digests(work)}))
     chosen = list(range(1, n_steps + 1))
     if steps != "all":
         rng = random.Random(" ".join(argv))
@@ -111,12 +115,22 @@ def main(template: str, steps: str, *argv: str) -> None:
             code, _, said = forked(fresh(), list(argv), at, kill=kill)
             again, _, more = forked(work, list(argv), 0, kill=False)
             found = {"at": at, "kill": kill, "code": code, "said": said}
-            print(json.dumps({**found, "again": again, "more": more, "files": names(work)}))
+            left = {"files": names(work), "digests": digests(work)}
+            print(json.dumps({**found, "again": again, "more": more, **left}))
 
 
 def names(folder: Path) -> list[str]:
     """The files and folders in a folder, by their relative paths."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file of weights or operators, by its relative path."""
+    kept = (path for path in folder.rglob("*") if path.suffix in (".onnx", ".safetensors"))
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(kept)
+    }
 
 
 if __name__ == "__main__":
