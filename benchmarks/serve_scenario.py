@@ -13,7 +13,8 @@ from benchmarks.competitors import competitors
 from benchmarks.own_speed import OwnSpeed
 from fxelastic import edge
 from fxelastic.edge.serving.options import Serving
-from fxelastic.report.trace import Trace, TraceData, read_trace, write_plot
+from fxelastic.report.trace import Trace, TraceData, read_trace
+from fxelastic.report.trace_figure import write_plot
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from fxelastic.errors import UsageError
-from fxelastic.report.trace import plot_trace, read_trace, write_plot
+from fxelastic.report.trace import Trace, read_trace
+from fxelastic.report.trace_figure import plot_trace, write_plot
 
 ROWS: list[dict[str, Any]] = [
     {"type": "start", "schema": "fxelastic.trace/1", "budget_ms": 12.0},
@@ -71,7 +72,27 @@ def test_a_plot_is_drawn(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
 def test_the_plot_has_latency_budget_accuracy_and_r(tmp_path: Path) -> None:
     figure = plot_trace(read_trace(written(tmp_path / "t.jsonl", ROWS)))
     labels = [axes.get_ylabel() for axes in figure.axes]
-    assert labels == ["latency (ms)", "accuracy", "r = actual / estimated"]
+    assert labels == ["latency (ms)", "score", "r"]
+    assert figure.axes[0].get_yscale() == "log"
+    shown = figure.axes[0].get_legend_handles_labels()[1]
+    assert "p95 of 0.5 s" in shown
+    assert "budget" in shown
+
+
+def test_phases_are_written_read_and_marked(tmp_path: Path) -> None:
+    with Trace(tmp_path / "t.jsonl", 12.0, start_s=100.0) as trace:
+        trace.phase("alone", 100.0)
+        trace.phase("two other programs", 101.5)
+    found = read_trace(tmp_path / "t.jsonl")
+    assert found.phases == [(0.0, "alone"), (1.5, "two other programs")]
+    figure = plot_trace(found)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["alone", "two other programs"]
+
+
+def test_the_percentile_is_of_the_last_seconds(tmp_path: Path) -> None:
+    found = dict(read_trace(written(tmp_path / "t.jsonl", ROWS)).percentiles(95, window_s=10.0))
+    assert found[0.9] == pytest.approx(18.55)
+    assert found[0.0] == 10.0
 
 
 def test_a_plot_that_can_t_be_written_leaves_the_old_one(tmp_path: Path) -> None:

@@ -74,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _trace(args: argparse.Namespace) -> list[Path]:
-    from fxelastic.report.trace import read_trace, write_plot
+    from fxelastic.report.trace import read_trace
+    from fxelastic.report.trace_figure import write_plot
 
     out = Path(args.out) if args.out is not None else Path(args.trace).with_suffix(".png")
     write_plot(read_trace(args.trace), out)

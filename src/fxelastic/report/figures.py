@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fxelastic.extras import required
+from fxelastic.report.canvas import WIDE, colours_of, is_wide, legend_above, new_figure, theme
 from fxelastic.report.run_folder import RunFolder
-from fxelastic.report.trace import TraceData, plot_trace
-from fxelastic.spec import Arch
-from fxelastic.spec.resources import LATENCY
+from fxelastic.report.subnets import Row, rows_of
+from fxelastic.report.supernet_figure import draw_supernet
+from fxelastic.report.trace import TraceData
+from fxelastic.report.trace_figure import plot_trace
+from fxelastic.spec import Arch, BranchSpec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_INK = {"light": "#1f2933", "dark": "#e4e7eb"}
 _RANGES = 6
+# The scores of a few subnets at chance level would flatten all others.
+_LEAST_QUANTILE = 0.1
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,14 @@ class Plot:
     text: str
     draw: Callable[[], Figure]
 
-    def svg(self, theme: str) -> bytes:
-        """As SVG, in ``light`` or ``dark``, without a background."""
-        with _theme(theme):
+    def svg(self, name: str, width: float = WIDE) -> bytes:
+        """As SVG without a background.
+
+        Args:
+            name: The theme, ``light`` or ``dark``.
+            width: The width in inches.
+        """
+        with theme(name, width):
             stream = io.BytesIO()
             # Without a date and with fixed ids: the same run gives the same bytes.
             self.draw().savefig(
@@ -51,7 +58,7 @@ class Plot:
 
     def png(self) -> bytes:
         """As PNG, for documents."""
-        with _theme("light"):
+        with theme("light"):
             stream = io.BytesIO()
             self.draw().savefig(stream, format="png", dpi=130, metadata={"Software": None})
         return stream.getvalue()
@@ -59,39 +66,48 @@ class Plot:
 
 def plots(run: RunFolder) -> list[Plot]:
     """Every figure for which the run has the data."""
-    trace, pool, cuts = run.trace, run.pool, run.cuts
+    trace, pool, cuts, rows = run.trace, run.pool, run.cuts, rows_of(run)
+    best = next((row for row in rows if row.recommended and row.arch), None)
+    path = None if best is None else Arch.parse(best.arch)
+    costs = _costs(run)
     candidates = (
         (
-            pool is not None or bool(run.chosen),
+            pool is not None or any(row.ms for row in rows),
             Plot(
                 "tradeoff",
                 "Accuracy and latency",
-                "Every subnet that the search evaluated, the Pareto front, the subnet of each "
-                "budget as measured, and the original.",
-                lambda: _tradeoff(run),
+                "Left (on a phone: above), scores on the data of the search: every subnet that it "
+                "evaluated, by predicted latency, and their Pareto front. Right (below), the "
+                "subnets of the budgets on test data, by measured latency."
+                if any(row.accuracy is not None for row in rows)
+                else "Every subnet that the search evaluated, their Pareto front, and the subnets "
+                "of the budgets, by predicted latency.",
+                lambda: _tradeoff(run, rows),
             ),
         ),
         (
             run.bundle is not None,
             Plot(
                 "supernet",
-                "The supernet, and the path of the smallest budget",
-                "Blocks from left to right; a box is a branch and spans the blocks it replaces. "
-                "Filled boxes belong to the subnet.",
-                lambda: _supernet(run),
+                "The supernet" if best is None else f"The supernet, and the path of {best.name}",
+                ("" if best is None else "The first row is the recommended subnet. Below, all: ")
+                + "a box is a branch and spans the blocks that it replaces. Branches that this "
+                "device does not use are left out.",
+                lambda: _supernet(run, path, costs),
             ),
         ),
         (
-            run.table is not None and run.bundle is not None,
+            bool(costs),
             Plot(
                 "latency",
                 "Latency by block and branch",
-                "The latency of each branch in a subnet, in ms; the darker, the longer.",
-                lambda: _heat_map(run),
+                "The latency of each branch in a subnet, in ms; the darker, the longer. Branches "
+                "that this device does not use are left out.",
+                lambda: _heat_map(run, costs),
             ),
         ),
         (
-            run.table is not None and run.bundle is not None,
+            bool(costs),
             Plot(
                 "roofline",
                 "Roofline",
@@ -113,8 +129,9 @@ def plots(run: RunFolder) -> list[Plot]:
             pool is not None and len(pool) > 1,
             Plot(
                 "ranges",
-                "Accuracy by range of latency",
-                "Mean and best score of the subnets evaluated, by their latency.",
+                "Scores by range of latency",
+                "Mean and best score of the subnets that the search evaluated, by their predicted "
+                "latency.",
                 lambda: _ranges(run),
             ),
         ),
@@ -123,8 +140,9 @@ def plots(run: RunFolder) -> list[Plot]:
             Plot(
                 "trace",
                 "Serving while the load changes",
-                "Latency of requests, the subnet in use, its accuracy, and r over time.",
-                lambda: plot_trace(trace or TraceData()),
+                "Latency of requests on a logarithmic axis, their median and 95th percentile, the "
+                "subnet in use, its score, and r, the ratio of actual to estimated latency.",
+                lambda: _trace(trace or TraceData()),
             ),
         ),
         (
@@ -142,8 +160,25 @@ def plots(run: RunFolder) -> list[Plot]:
     return [plot for drawn, plot in candidates if drawn]
 
 
+def _supernet(run: RunFolder, path: Arch | None, costs: Mapping[str, float]) -> Figure:
+    assert run.bundle is not None
+    used = [spec for spec in run.bundle.space.branches if spec.id in costs or not costs]
+    return draw_supernet(run.bundle, used, path)
+
+
+def _trace(trace: TraceData) -> Figure:
+    from matplotlib import rcParams
+
+    return plot_trace(trace, width=rcParams["figure.figsize"][0])
+
+
+def _costs(run: RunFolder) -> Mapping[str, float]:
+    """The latencies of the branches that the device uses, in ms."""
+    return {} if run.table is None or run.bundle is None else run.table.costs()
+
+
 def _cuts(found: Mapping[str, Any]) -> Figure:
-    figure, axes = _figure()
+    figure, axes = _axes()
     x = [0.0, *(cut["flops"] for cut in found["cuts"]), 1.0]
     y = [found["chance"], *(cut["score"] for cut in found["cuts"]), found["whole"]]
     axes.plot(x, y, color="tab:blue", linewidth=1, zorder=1)
@@ -164,166 +199,131 @@ def _cuts(found: Mapping[str, Any]) -> Figure:
     return drawn
 
 
-@contextmanager
-def _theme(theme: str) -> Iterator[None]:
-    ink = _INK[theme]
-    settings: dict[str, Any] = {
-        "svg.hashsalt": "fxelastic",
-        "font.size": 10.0,
-        "legend.framealpha": 0.0,
-    }
-    colours = "text.color axes.labelcolor axes.edgecolor xtick.color ytick.color grid.color"
-    settings.update(dict.fromkeys(colours.split(), ink))
-    with required("matplotlib", "plots need matplotlib", "report").rc_context(settings):
-        yield
-
-
-def _figure(height: float = 4.0) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, height), layout="constrained")
+def _axes(height: float = 4.0) -> Any:
+    figure = new_figure(height)
     return figure, figure.subplots()
 
 
-def _tradeoff(run: RunFolder) -> Figure:
-    figure, axes = _figure(4.5)
-    if run.pool is not None:
-        entries = run.pool.entries
+def _tradeoff(run: RunFolder, rows: Sequence[Row]) -> Figure:
+    tested = [row for row in rows if row.accuracy is not None and row.ms]
+    searched = run.pool is not None or any(row.score is not None for row in rows)
+    figure = new_figure(4.5)
+    n_panels = bool(searched) + bool(tested)
+    if is_wide(figure):
+        panels = figure.subplots(1, n_panels, squeeze=False)[0]
+    else:
+        figure.set_figheight(3.4 * n_panels)
+        panels = figure.subplots(n_panels, 1, squeeze=False)[:, 0]
+    if searched:
+        _searched(panels[0], run, rows)
+    if tested:
+        panels[-1].set_title("on test data", fontsize="medium")
+        panels[-1].set_ylabel("accuracy")
+        _points(panels[-1], [(row, row.ms or 0.0, row.accuracy or 0.0) for row in tested])
+    for axes in panels:
+        axes.set_xlabel("latency (ms)")
+        axes.grid(alpha=0.2)
+        axes.set_xlim(left=0)
+        axes.margins(y=0.12)
+        axes.legend(loc="lower right", fontsize="small")
+    return figure
+
+
+def _searched(axes: Any, run: RunFolder, rows: Sequence[Row]) -> None:
+    """Every subnet that was evaluated; those far below the others are drawn at the edge."""
+    axes.set_title("on the data of the search", fontsize="medium")
+    axes.set_ylabel("score")
+    points = [
+        (row, row.predicted_ms, row.score)
+        for row in rows
+        if row.score is not None and row.predicted_ms
+    ]
+    if run.pool is not None and len(run.pool):
+        entries, front = run.pool.entries, run.pool.pareto
+        scores = [e.accuracy for e in entries]
+        least = min(scores)
+        if len(scores) > 20:
+            least = min(
+                float(np.quantile(scores, _LEAST_QUANTILE)),
+                *(score for _, _, score in points),
+                *(e.accuracy for e in front[1:]),
+            )
+        inside = [e for e in entries if e.accuracy >= least]
+        below = [e for e in entries if e.accuracy < least]
         axes.scatter(
-            [e.ms for e in entries],
-            [e.accuracy for e in entries],
-            **{"s": 9, "alpha": 0.35, "color": "tab:gray", "label": "evaluated, predicted latency"},
+            [e.ms for e in inside],
+            [e.accuracy for e in inside],
+            **{"s": 9, "alpha": 0.4, "color": "tab:gray", "label": "evaluated"},
         )
-        pareto = run.pool.pareto
+        if below:
+            edge = least - 0.06 * (max(scores) - least)
+            axes.scatter(
+                [e.ms for e in below],
+                [edge] * len(below),
+                **{"s": 14, "alpha": 0.4, "color": "tab:gray", "marker": "v"},
+                label=f"{len(below)} with less",
+            )
+        drawn = [e for e in front if e.accuracy >= least]
         axes.step(
-            [e.ms for e in pareto],
-            [e.accuracy for e in pareto],
+            [e.ms for e in drawn],
+            [e.accuracy for e in drawn],
             **{"where": "post", "color": "tab:blue", "label": "Pareto front"},
         )
-    # A search with too little time returns subnets without a score.
-    chosen = [row for row in run.chosen if row["accuracy"] is not None]
-    if chosen:
-        key = "measured_ms" if run.measured is not None else LATENCY
-        axes.scatter(
-            [row[key] for row in chosen],
-            [row["accuracy"] for row in chosen],
-            **{"marker": "D", "s": 36, "color": "tab:orange", "zorder": 3},
-            label="best within a budget, "
-            + ("measured" if run.measured is not None else "predicted"),
-        )
-    if run.measured is not None and "original" in run.measured:
-        original = run.measured["original"]
-        point = {"marker": "*", "s": 150, "color": "tab:red", "zorder": 4}
-        axes.scatter(
-            [original["measured_ms"]], [original["accuracy"]], **point, label="the original"
-        )
-    accuracies = [e.accuracy for e in run.pool.entries] if run.pool is not None else []
-    if len(accuracies) > 20:
-        # A few subnets at chance level would flatten all others.
-        axes.set_ylim(bottom=float(np.quantile(accuracies, 0.1)) - 0.02)
-    axes.set_xlabel("latency (ms)")
-    axes.set_ylabel("accuracy")
-    axes.grid(alpha=0.2)
-    axes.legend(loc="lower right", fontsize="small")
-    return figure  # type: ignore[no-any-return]
+    _points(axes, points)
 
 
-def _supernet(run: RunFolder) -> Figure:
-    from matplotlib.patches import FancyBboxPatch
+def _points(axes: Any, points: Sequence[tuple[Row, float | None, float | None]]) -> None:
+    """Rows of the table as points: subnets, the recommended one, cascades and the original."""
+    shapes = {
+        "recommended": {"marker": "D", "s": 60, "color": "tab:green", "zorder": 5},
+        "original": {"marker": "*", "s": 150, "color": "tab:red", "zorder": 4},
+        "cascade": {"marker": "^", "s": 40, "color": "tab:purple", "zorder": 3},
+        "best within a budget": {"marker": "D", "s": 30, "color": "tab:orange", "zorder": 3},
+    }
+    for label, shape in shapes.items():
+        chosen = [(ms, score) for row, ms, score in points if _label(row) == label]
+        if chosen:
+            axes.scatter([ms for ms, _ in chosen], [y for _, y in chosen], label=label, **shape)
 
+
+def _label(row: Row) -> str:
+    if row.recommended:
+        return "recommended"
+    if row.is_original:
+        return "original"
+    return "best within a budget" if row.arch else "cascade"
+
+
+def _heat_map(run: RunFolder, costs: Mapping[str, float]) -> Figure:
     assert run.bundle is not None
     space = run.bundle.space
-    rows = _rows(run)
-    chosen: set[str] = set()
-    if run.chosen:
-        chosen = set(Arch.parse(run.chosen[0]["arch"]).branches)
-    figure, axes = _figure(0.6 + 0.42 * (1 + max(rows.values())))
-    colours = _kind_colours(run)
-    for spec in space.branches:
-        used = spec.id in chosen
-        box = FancyBboxPatch(
-            (spec.start + 0.08, -rows[spec.id] - 0.35),
-            spec.stop - spec.start - 0.16,
-            0.7,
-            boxstyle="round,pad=0,rounding_size=0.12",
-            facecolor=colours[spec.kind] if used else "none",
-            edgecolor=colours[spec.kind],
-            linewidth=1.2,
-            alpha=1.0 if used else 0.55,
-        )
-        axes.add_patch(box)
-    for kind, colour in colours.items():
-        axes.plot([], [], color=colour, linewidth=5, label=kind)
-    axes.set_xlim(-0.2, space.n_blocks + 0.2)
-    axes.set_ylim(-max(rows.values()) - 0.7, 0.7)
-    step = max(1, space.n_blocks // 20)
-    axes.set_xticks([i + 0.5 for i in range(0, space.n_blocks, step)])
-    axes.set_xticklabels([str(i) for i in range(0, space.n_blocks, step)])
-    axes.set_xlabel("block")
-    axes.set_yticks([])
-    for side in ("top", "left", "right"):
-        axes.spines[side].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=min(6, len(colours)), fontsize="small")
-    return figure  # type: ignore[no-any-return]
-
-
-def _rows(run: RunFolder) -> dict[str, int]:
-    """A row for each branch so that no two overlap; originals are in the first."""
-    assert run.bundle is not None
-    rows: dict[str, int] = {}
-    ends: list[int] = [0]
-    order = sorted(
-        run.bundle.space.branches, key=lambda s: (s.kind != "original", s.kind, s.start, s.stop)
-    )
-    for spec in order:
-        if spec.kind == "original":
-            rows[spec.id] = 0
-            continue
-        row = next((i for i in range(1, len(ends)) if ends[i] <= spec.start), len(ends))
-        if row == len(ends):
-            ends.append(0)
-        ends[row] = spec.stop
-        rows[spec.id] = row
-    return rows
-
-
-def _kind_colours(run: RunFolder) -> dict[str, str]:
-    assert run.bundle is not None
-    kinds = sorted(
-        {s.kind for s in run.bundle.space.branches}, key=lambda kind: (kind != "original", kind)
-    )
-    palette = ["tab:gray", "tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:brown"]
-    return {kind: palette[i % len(palette)] for i, kind in enumerate(kinds)}
-
-
-def _heat_map(run: RunFolder) -> Figure:
-    assert run.bundle is not None
-    assert run.table is not None
-    space, costs = run.bundle.space, run.table.costs()
-    labels: dict[tuple[str, int], int] = {}
-    for spec in space.branches:
-        labels.setdefault((spec.kind, spec.stop - spec.start), 0)
+    used = [spec for spec in space.branches if spec.id in costs]
+    labels = {(_name(spec), spec.stop - spec.start) for spec in used}
     order = sorted(labels, key=lambda key: (key[0] != "original", key))
     values = np.full((len(order), space.n_blocks), np.nan)
-    for spec in space.branches:
-        row = order.index((spec.kind, spec.stop - spec.start))
-        values[row, spec.start] = costs[spec.id]
-    figure, axes = _figure(1.2 + 0.35 * len(order))
+    for spec in used:
+        values[order.index((_name(spec), spec.stop - spec.start)), spec.start] = costs[spec.id]
+    figure, axes = _axes(1.2 + 0.3 * len(order))
     image = axes.imshow(values, aspect="auto", cmap="YlOrRd")
     axes.set_yticks(range(len(order)))
     axes.set_yticklabels(
-        [kind if length == 1 else f"{kind}, {length} blocks" for kind, length in order]
+        [name if length == 1 else f"{name}, {length} blocks" for name, length in order]
     )
     axes.set_xlabel("first block")
     figure.colorbar(image, ax=axes, label="ms")
     return figure  # type: ignore[no-any-return]
 
 
+def _name(spec: BranchSpec) -> str:
+    """What a branch is, without its place: ``u8s8+pruned25``."""
+    return spec.id.partition("@")[0]
+
+
 def _roofline(run: RunFolder) -> Figure:
     assert run.bundle is not None
     assert run.table is not None
-    figure, axes = _figure()
-    colours = _kind_colours(run)
+    figure, axes = _axes()
+    colours = colours_of([spec.kind for spec in run.bundle.space.branches])
     intensities: list[float] = []
     rates: list[float] = []
     for spec in run.bundle.space.branches:
@@ -349,12 +349,12 @@ def _roofline(run: RunFolder) -> Figure:
     axes.set_xlabel("MACs a byte")
     axes.set_ylabel("GMAC/s")
     axes.grid(alpha=0.2)
-    figure.legend(loc="outside upper center", ncols=min(6, len(colours)), fontsize="small")
+    legend_above(figure, len(colours))
     return figure  # type: ignore[no-any-return]
 
 
 def _history(run: RunFolder) -> Figure:
-    figure, axes = _figure()
+    figure, axes = _axes()
     assert run.search is not None
     budgets: list[Mapping[str, Any]] = list(run.search["budgets"])
     for i, budget in enumerate(budgets):
@@ -367,17 +367,24 @@ def _history(run: RunFolder) -> Figure:
             [step["accuracy"] for step in steps],
             where="post",
             color=(0.1 + 0.8 * shade, 0.35, 0.9 - 0.8 * shade),
-            label=f"{budget['budget_ms']:.3g} ms",
+            label=_limit(budget),
         )
     axes.set_xlabel("subnets evaluated")
     axes.set_ylabel("best score")
     axes.grid(alpha=0.2)
-    axes.legend(loc="lower right", fontsize="small", ncols=2, title="budget")
+    legend_above(figure, len(budgets))
     return figure  # type: ignore[no-any-return]
 
 
+def _limit(budget: Mapping[str, Any]) -> str:
+    """A budget as text; one without a limit on the latency by its other limits."""
+    if budget.get("budget_ms") is not None:
+        return f"{budget['budget_ms']:.3g} ms"
+    return ", ".join(f"{name} {bound:.3g}" for name, bound in budget["limits"].items())
+
+
 def _ranges(run: RunFolder) -> Figure:
-    figure, axes = _figure()
+    figure, axes = _axes()
     assert run.pool is not None
     latencies = np.array([e.ms for e in run.pool])
     scores = np.array([e.accuracy for e in run.pool])
@@ -390,7 +397,8 @@ def _ranges(run: RunFolder) -> Figure:
     axes.bar(names, tops, color="tab:blue", alpha=0.35, label="best")
     axes.bar(names, means, color="tab:blue", width=0.5, label="mean")
     axes.set_ylim(bottom=max(0.0, min(means) - 0.1))
+    axes.tick_params(axis="x", rotation=30)
     axes.set_xlabel("latency (ms)")
     axes.set_ylabel("score")
-    axes.legend(loc="lower right", fontsize="small")
+    legend_above(figure, 2)
     return figure  # type: ignore[no-any-return]

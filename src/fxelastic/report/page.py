@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fxelastic.extras import required
 from fxelastic.files import replace_file
+from fxelastic.report.branch_table import HEADER, branch_rows
+from fxelastic.report.canvas import NARROW, WIDE
 from fxelastic.report.figures import Plot, plots
 from fxelastic.report.run_folder import RunFolder
-from fxelastic.spec.resources import LATENCY
+from fxelastic.report.subnets import TOLERANCE, Row, headline, rows_of
+from fxelastic.spec.resources import ENERGY
 
-_HEADER = ("budget", "predicted", "measured", "of original", "accuracy", "blocks replaced")
+# The figures that matter most come first: a phone shows them without scrolling.
+_COLUMNS: tuple[tuple[str, Callable[[Row], object], str], ...] = (
+    ("accuracy", lambda row: row.accuracy, "{:.1%}"),
+    ("score", lambda row: row.score, "{:.3f}"),
+    ("measured", lambda row: row.measured_ms, "{:.3f} ms"),
+    ("predicted", lambda row: row.predicted_ms, "{:.3f} ms"),
+    ("energy", lambda row: row.energy_mj, "{:.2f} mJ"),
+    ("blocks replaced", lambda row: row.n_replaced, "{}"),
+    ("best for", lambda row: ", ".join(row.budgets) or None, "{}"),
+    ("", lambda row: row.note or None, "{}"),
+)
 
 
 def write_report(run: RunFolder, out: Path) -> list[Path]:
@@ -50,12 +63,19 @@ def html(run: RunFolder, figures: Sequence[Plot]) -> str:
     jinja2 = required("jinja2", "pages need jinja2", "report")
     template = (Path(__file__).parent / "page.html").read_text("utf-8")
     layout = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    rows = rows_of(run)
+    header, cells = _cells(run, rows)
     text: str = jinja2.Template(template, autoescape=True, **layout).render(
         name=run.bundle.manifest.model.name if run.bundle is not None else run.path.name,
+        headline=headline(rows),
+        notes=list((run.measured or {}).get("notes", ())),
         facts=_facts(run),
-        header=_HEADER,
-        rows=_rows(run),
+        header=header,
+        rows=cells,
+        caption=_caption(run, rows),
         figures=figures,
+        branch_header=HEADER,
+        branches=branch_rows(run),
         uri=_uri,
     )
     return text
@@ -84,40 +104,38 @@ def _facts(run: RunFolder) -> list[str]:
     return lines
 
 
-def _rows(run: RunFolder) -> list[tuple[str, ...]]:
-    """The subnet of each budget, and the original where it was measured."""
-    if not run.chosen:
-        return []
+def _cells(run: RunFolder, rows: Sequence[Row]) -> tuple[list[str], list[dict[str, object]]]:
+    """The titles of the columns that any row fills, and the cells of each row."""
+    columns = [column for column in _COLUMNS if any(column[1](row) is not None for row in rows)]
     whole = run.original_ms
-    rows: list[tuple[str, ...]] = []
-    for row in run.chosen:
-        predicted = row.get("predicted_ms", row.get(LATENCY))
-        measured = row.get("measured_ms")
-        shown = measured if measured is not None else predicted
-        rows.append(
-            (
-                f"{row['budget_ms']:.3f} ms",
-                f"{predicted:.3f} ms",
-                "-" if measured is None else f"{measured:.3f} ms",
-                "-" if whole is None else f"{shown / whole:.0%}",
-                "-" if row["accuracy"] is None else f"{row['accuracy']:.1%}",
-                str(row.get("n_replaced", "-")),
-            )
-        )
-    if run.measured is not None and "original" in run.measured:
-        original = run.measured["original"]
-        rows.append(
-            (
-                "the original",
-                f"{original['predicted_ms']:.3f} ms",
-                f"{original['measured_ms']:.3f} ms",
-                "100%",
-                f"{original['accuracy']:.1%}",
-                "0",
-            )
-        )
-    return rows
+    found = []
+    for row in rows:
+        share = "-" if whole is None or not row.ms else f"{row.ms / whole:.0%}"
+        cells = [row.name + (" ★" if row.recommended else ""), share]
+        for _, value, form in columns:
+            cells.append("-" if value(row) is None else form.format(value(row)))
+        found.append({"recommended": row.recommended, "cells": cells})
+    return ["subnet", "of original", *(title for title, _, _ in columns)], found
 
 
-def _uri(figure: Plot, theme: str) -> str:
-    return f"data:image/svg+xml;base64,{b64encode(figure.svg(theme)).decode()}"
+def _caption(run: RunFolder, rows: Sequence[Row]) -> str:
+    parts = []
+    if any(row.recommended for row in rows):
+        parts.append(
+            "★ is recommended: the quickest whose score is at most "
+            f"{100 * TOLERANCE:g} points below the best."
+        )
+    if any(row.score is not None for row in rows):
+        name = "" if run.pool is None else f" ({run.pool.score})"
+        parts.append(f"Scores{name} are those on the data of the search, which chose by them.")
+    if any(row.accuracy is not None for row in rows):
+        parts.append("Accuracies are those on test data, which nothing was chosen by.")
+    if any(row.energy_mj is not None for row in rows) and run.table is not None:
+        energy = dict(run.table.costs_of("assembled").items())[ENERGY]
+        parts.append(f"Energy is predicted ({energy.source}).")
+    return " ".join(parts)
+
+
+def _uri(figure: Plot, theme: str, narrow: bool) -> str:
+    svg = figure.svg(theme, NARROW if narrow else WIDE)
+    return f"data:image/svg+xml;base64,{b64encode(svg).decode()}"

@@ -1,8 +1,7 @@
-"""A run-time trace: written as it happens, read as data, and plotted."""
+"""A run-time trace: written as it happens, and read as data."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import threading
@@ -15,22 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 from fxelastic.edge.serving.events import describe
 from fxelastic.errors import UsageError
-from fxelastic.extras import required
-from fxelastic.files import read_regular, replace_file
+from fxelastic.files import read_regular
 from fxelastic.spec.cascade import Servable
 from fxelastic.spec.resources import LATENCY
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from fxelastic.edge.candidates import Candidate
     from fxelastic.edge.serving.events import Event
     from fxelastic.edge.serving.policy import Decision, Situation
 
 SCHEMA = "fxelastic.trace/1"
 
-# Seconds over which the plotted median is taken.
-_WINDOW_S = 0.5
+#: Seconds over which percentiles are taken.
+WINDOW_S = 0.5
 
 
 class Trace:
@@ -47,6 +43,7 @@ class Trace:
       10 s ``p50_ms``, ``p95_ms``, ``p99_ms``, and ``over``, the share of requests over the budget;
       if known the ``load_index``, in a second ``load_ahead`` and ``r_ahead``, and ``energy_mj``.
     * ``event``: ``t``, ``kind``, ``message``, and the event's details.
+    * ``phase``: ``t`` and ``name`` of what began then, if the program that serves notes it.
 
     The control loop writes requests, after they have run. If the file can't be written any more (a
     full disk), `error` says why, and serving goes on.
@@ -123,6 +120,15 @@ class Trace:
         """Write an event."""
         row = {"type": "event", "t": self._t(event.time_s), "kind": event.kind}
         self._write([{**event.details, **row, "message": event.message}])
+
+    def phase(self, name: str, time_s: float) -> None:
+        """Note that something begins, such as a load; plots mark it.
+
+        Args:
+            name: What begins.
+            time_s: The time on the runtime's clock.
+        """
+        self._write([{"type": "phase", "t": self._t(time_s), "name": name}])
 
     def close(self) -> None:
         """Write the rest, and close the file."""
@@ -206,6 +212,7 @@ class TraceData:
         events: ``(time, kind, message)``.
         load_indices: ``(time, load index)`` of each reading that has one.
         expected: ``(time, r expected in a second)`` of each reading that has one.
+        phases: ``(time, name)`` of each phase that was noted.
         n_torn: Lines that could not be read: a killed process may leave one.
     """
 
@@ -215,10 +222,15 @@ class TraceData:
     events: Sequence[tuple[float, str, str]] = ()
     load_indices: Sequence[tuple[float, float]] = ()
     expected: Sequence[tuple[float, float]] = ()
+    phases: Sequence[tuple[float, str]] = ()
     n_torn: int = 0
 
-    def medians(self, window_s: float = _WINDOW_S) -> list[tuple[float, float]]:
+    def medians(self, window_s: float = WINDOW_S) -> list[tuple[float, float]]:
         """``(time, median latency in ms)`` over the requests of the last seconds."""
+        return self.percentiles(50, window_s)
+
+    def percentiles(self, percent: float, window_s: float = WINDOW_S) -> list[tuple[float, float]]:
+        """``(time, percentile of the latency in ms)`` over the requests of the last seconds."""
         window: list[float] = []  # Sorted, so that each step only adds and removes a few values.
         first, found = 0, []
         for end, _, latency_ms in self.requests:
@@ -226,8 +238,11 @@ class TraceData:
             while self.requests[first][0] <= end - window_s:
                 del window[bisect_left(window, self.requests[first][2])]
                 first += 1
-            middle = len(window) // 2
-            found.append((end, (window[middle] + window[~middle]) / 2))
+            place = (len(window) - 1) * percent / 100
+            below = int(place)
+            above = min(below + 1, len(window) - 1)
+            share = place - below
+            found.append((end, window[below] * (1 - share) + window[above] * share))
         return found
 
 
@@ -262,6 +277,7 @@ def read_trace(path: str | os.PathLike[str]) -> TraceData:
     events: list[tuple[float, str, str]] = []
     indices: list[tuple[float, float]] = []
     expected: list[tuple[float, float]] = []
+    phases: list[tuple[float, str]] = []
     n_torn = 0
     for row in rows[1:]:
         try:
@@ -283,108 +299,14 @@ def read_trace(path: str | os.PathLike[str]) -> TraceData:
                     indices.append((float(row["t"]), float(row["load_index"])))
                 if "r_ahead" in row:
                     expected.append((float(row["t"]), float(row["r_ahead"])))
+            elif kind == "phase":
+                phases.append((float(row["t"]), str(row["name"])))
             elif kind == "event":
                 events.append((float(row["t"]), str(row["kind"]), str(row["message"])))
         except (KeyError, TypeError, ValueError, ZeroDivisionError):
             n_torn += 1
     requests = sorted(request for request in requests if request[1] in subnets)
-    return TraceData(subnets, requests, loads, events, indices, expected, n_torn)
-
-
-def plot_trace(trace: TraceData, title: str = "") -> Figure:
-    """Draw latency, budget, the subnet in use, its accuracy and r over time.
-
-    Args:
-        trace: The trace.
-        title: The plot's title.
-
-    Raises:
-        UsageError: matplotlib is not installed.
-
-    Source: AdaptiveNet, Figure 13.
-    """
-    required("matplotlib", "plots need matplotlib", "report")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 6.5), layout="constrained")
-    latency, accuracy, ratio = figure.subplots(
-        3, 1, sharex=True, gridspec_kw={"height_ratios": (3, 1, 1)}
-    )
-    ends = [end for end, _, _ in trace.requests]
-    estimated = [trace.subnets[subnet].latency_ms for _, subnet, _ in trace.requests]
-    latency.plot(
-        ends,
-        [latency_ms for _, _, latency_ms in trace.requests],
-        **{"marker": ".", "markersize": 2, "linestyle": "", "alpha": 0.35, "label": "a request"},
-        rasterized=True,  # thousands of points would make an SVG of megabytes
-    )
-    medians = trace.medians()
-    latency.plot(
-        [time for time, _ in medians],
-        [value for _, value in medians],
-        linewidth=1.6,
-        label=f"median of {_WINDOW_S:g} s",
-    )
-    latency.step(ends, estimated, where="post", linewidth=1.2, label="estimate of the subnet")
-    latency.step(
-        [time for time, _, _ in trace.loads],
-        [budget for _, _, budget in trace.loads],
-        **{"where": "post", "linestyle": "--", "color": "tab:red", "label": "budget"},
-    )
-    latency.set_ylabel("latency (ms)")
-    latency.set_ylim(bottom=0, top=_top(trace))
-    accuracies = [trace.subnets[subnet].accuracy for _, subnet, _ in trace.requests]
-    accuracy.step(ends, accuracies, where="post", color="tab:green")
-    accuracy.set_ylabel("accuracy")
-    ratio.plot(
-        [time for time, _, _ in trace.loads], [r for _, r, _ in trace.loads], color="tab:red"
-    )
-    if trace.expected:
-        times, values = zip(*trace.expected, strict=True)
-        ratio.plot(times, values, color="tab:purple", linestyle="--", label="expected in a second")
-    if trace.load_indices:
-        times, values = zip(*trace.load_indices, strict=True)
-        index = ratio.twinx()
-        index.plot(times, values, color="tab:gray", linewidth=0.8)
-        index.set_ylim(0, 1)
-        index.set_ylabel("load index")
-    ratio.axhline(1.0, color="gray", linewidth=0.8)
-    ratio.set_ylabel("r = actual / estimated")
-    ratio.set_xlabel("time (s)")
-    for time, kind, _ in trace.events:
-        if kind in ("switched", "rolled_back", "budget_unmet"):
-            style = {"switched": ":", "rolled_back": "-.", "budget_unmet": "-"}[kind]
-            for axes in (latency, accuracy, ratio):
-                axes.axvline(time, color="gray", linestyle=style, linewidth=0.8)
-    latency.legend(loc="upper right", fontsize="small")
-    if title:
-        figure.suptitle(title)
-    return figure
-
-
-def write_plot(trace: TraceData, path: str | os.PathLike[str], title: str = "") -> None:
-    """Write the plot to a file in the format of its suffix: ``.png``, ``.svg``, ``.pdf``.
-
-    Args:
-        trace: The trace.
-        path: The file; an existing one is replaced in one step.
-        title: The plot's title.
-
-    Raises:
-        UsageError: matplotlib is not installed, does not know the format, or the file can't be
-            written.
-    """
-    target = Path(path)
-    figure, stream = plot_trace(trace, title), io.BytesIO()
-    try:
-        figure.savefig(stream, format=target.suffix.lstrip(".") or "png", dpi=130)
-        replace_file(target, stream.getvalue())
-    except (OSError, ValueError) as e:
-        raise UsageError(
-            f"the plot can't be written to {target}",
-            expected="a .png, .svg or .pdf file in a folder that exists",
-            got=f"{type(e).__name__}: {e}",
-        ) from e
+    return TraceData(subnets, requests, loads, events, indices, expected, phases, n_torn)
 
 
 def _known(situation: Situation, decision: Decision) -> dict[str, float]:
@@ -405,13 +327,3 @@ def _row(line: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return row if isinstance(row, dict) else {}
-
-
-def _top(trace: TraceData) -> float | None:
-    """The upper end of the latency axis: single outliers don't flatten the rest."""
-    values = sorted(latency_ms for _, _, latency_ms in trace.requests)
-    if not values:
-        return None
-    usual = values[int(0.995 * (len(values) - 1))]
-    budgets = [budget for _, _, budget in trace.loads]
-    return 1.15 * max([usual, *budgets])
