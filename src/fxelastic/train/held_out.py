@@ -22,7 +22,8 @@ N_BATCHES = 8
 #: The name of the one error of branches that learn together.
 TOGETHER = "subnets"
 
-#: A state is better if its mean error is lower by this many standard errors.
+#: A branch that learns alone is better if its mean error is lower by this many standard errors. One
+#: choice for all needs no such margin, which would discard a tuning that helps a little.
 _STANDARD_ERRORS = 1.0
 #: Further training pays off while an epoch reduces the error by this share.
 _WORTH = 0.01
@@ -74,6 +75,7 @@ class HeldOut:
         self._plan = plan
         self._processes = processes
         self._threads = threads
+        self._standard_errors = _STANDARD_ERRORS if independent else 0.0
         self._units = _units(learners) if independent else {TOGETHER: tuple(learners.branches)}
         self.before: dict[str, float] = {}
         self._best: Errors = {}
@@ -137,7 +139,7 @@ class HeldOut:
         return {name: s / n for name, (s, n) in zip(errors, totals, strict=True) if n}
 
     def better(self, new: Errors, old: Errors) -> list[str]:
-        """The units whose new errors are surely lower than the old ones, batch by batch."""
+        """The units whose new errors are lower than the old ones, batch by batch."""
         rows = []
         for name in self._units:
             pairs = list(zip(new[name], old[name], strict=True))
@@ -151,7 +153,7 @@ class HeldOut:
                 continue
             mean = total / n
             variance = max(0.0, squares / n - mean * mean) / (n - 1) if n > 1 else 0.0
-            if mean > _STANDARD_ERRORS * math.sqrt(variance):
+            if mean > self._standard_errors * math.sqrt(variance):
                 found.append(name)
         return found
 
