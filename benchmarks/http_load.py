@@ -26,7 +26,7 @@ import tempfile
 import time
 import zipfile
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,13 +108,14 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        bundle, pool, model = _served(Path(folder))
+        bundle, pool, examples = _served(Path(folder))
         command = [
             *(sys.executable, "-m", "fxelastic.cli", "serve", str(bundle), "--pool", str(pool)),
             *("--budget-ms", "1000", "--http", "0", "--max-body-mb", "4"),
         ]
-        ours = run(command, model, args.seconds)
-        bare = run([sys.executable, "-c", BARE], None, args.seconds)
+        ours = run(command, examples, args.seconds)
+        unknown = [Example(example.x, None) for example in examples]
+        bare = run([sys.executable, "-c", BARE], unknown, args.seconds)
     result = {"ours": _figures(ours), "bare": _figures(bare), "seconds": args.seconds}
     figures = result["ours"]
     refused = [s for s in figures["statuses"] if s.isdigit() and int(s) >= 500 and s != "503"]
@@ -132,8 +133,16 @@ def main() -> int:
     return 0 if all(result["met"].values()) else 1
 
 
-def _served(folder: Path) -> tuple[Path, Path, Callable[[np.ndarray], np.ndarray]]:
-    """A small bundle and its pool, and what the original computes."""
+@dataclass(frozen=True)
+class Example:
+    """A request of a client, and the right answer; None for any."""
+
+    x: np.ndarray
+    y: np.ndarray | None
+
+
+def _served(folder: Path) -> tuple[Path, Path, list[Example]]:
+    """A small bundle, its pool, and requests with what the original computes."""
     import torch
     from torch import nn
 
@@ -154,31 +163,30 @@ def _served(folder: Path) -> tuple[Path, Path, Callable[[np.ndarray], np.ndarray
     found = edge.search(loaded, table, x, budget="200%", max_subnets=1, path=pool, force=True)
     assert found.best.arch == supernet.space.original
 
-    def compute(inputs: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            return model(torch.from_numpy(inputs)).numpy()
+    inputs = [torch.randn(1 + i % 4, WIDTH) for i in range(N_CLIENTS)]
+    with torch.no_grad():
+        examples = [Example(value.numpy(), model(value).numpy()) for value in inputs]
+    return bundle, pool, examples
 
-    return bundle, pool, compute
 
-
-def run(command: list[str], model: Any, seconds: float) -> tuple[Seen, int]:
+def run(command: list[str], examples: list[Example], seconds: float) -> tuple[Seen, int]:
     """Start a server and load it; what was seen, and its resident memory before."""
     with tempfile.TemporaryFile("w+") as messages:
         process = subprocess.Popen(command, stderr=messages)
         try:
-            return _run(process, messages, model, seconds)
+            return _run(process, messages, examples, seconds)
         finally:
             process.terminate()
             process.wait(20)
 
 
-def _run(process: Any, messages: Any, model: Any, seconds: float) -> tuple[Seen, int]:
+def _run(process: Any, messages: Any, examples: list[Example], seconds: float) -> tuple[Seen, int]:
     port = _port(process, messages)
     server = psutil.Process(process.pid)
-    asyncio.run(_warm(port, Seen(), model))
+    asyncio.run(_warm(port, Seen(), examples))
     before = _resident(server)
     seen = Seen(peak_bytes=before)
-    asyncio.run(_load(port, server, seen, model, seconds))
+    asyncio.run(_load(port, server, seen, examples, seconds))
     if process.poll() is not None:
         raise RuntimeError("the server ended under load")
     return seen, before
@@ -195,36 +203,36 @@ def _port(process: Any, messages: Any) -> int:
     raise RuntimeError("the server did not start")
 
 
-async def _warm(port: int, seen: Seen, model: Any) -> None:
+async def _warm(port: int, seen: Seen, examples: list[Example]) -> None:
     end_s = time.monotonic() + 2
-    await asyncio.gather(*(_client(port, seen, model, end_s, i) for i in range(8)))
+    await asyncio.gather(*(_client(port, seen, end_s, example) for example in examples[:8]))
 
 
-async def _load(port: int, server: Any, seen: Seen, model: Any, seconds: float) -> None:
+async def _load(
+    port: int, server: Any, seen: Seen, examples: list[Example], seconds: float
+) -> None:
     end_s = time.monotonic() + seconds
     await asyncio.gather(
-        *(_client(port, seen, model, end_s, i) for i in range(N_CLIENTS)),
+        *(_client(port, seen, end_s, example) for example in examples),
         *(_slow(port, end_s, i) for i in range(N_SLOW)),
-        _malformed(port, seen, end_s, seconds),
+        _malformed(port, seen, end_s, round(N_MALFORMED * seconds / 60), seconds),
         _bombs(port, seen, end_s),
         _live(port, seen, end_s),
         _watch(server, seen, end_s),
     )
 
 
-async def _client(port: int, seen: Seen, model: Any, end_s: float, number: int) -> None:
-    """Send requests one after the other, and check every answer."""
-    rng = np.random.default_rng(number)
+async def _client(port: int, seen: Seen, end_s: float, example: Example) -> None:
+    """Send a request again and again, and check every answer."""
+    body = write_npy(example.x)
     while time.monotonic() < end_s:
-        x = rng.standard_normal((1 + number % 4, WIDTH)).astype(np.float32)
-        body = write_npy(x)
         with seen.body(len(body)):
             status, answer = await _ask(port, _post(body))
         seen.statuses[status] += 1
-        if status == "200" and model is not None:
+        if status == "200" and example.y is not None:
             found = read_npy(io.BytesIO(answer), 2**20)
             seen.n_checked += 1
-            seen.n_wrong += found is None or not np.allclose(found, model(x), atol=1e-4)
+            seen.n_wrong += found is None or not np.allclose(found, example.y, atol=1e-4)
         elif status != "200":
             await asyncio.sleep(0.1)
 
@@ -247,11 +255,11 @@ async def _slow(port: int, end_s: float, number: int) -> None:
         await asyncio.sleep(_SLICE_S)
 
 
-async def _malformed(port: int, seen: Seen, end_s: float, seconds: float) -> None:
-    """Send mutations of a good request, as many as intended within the time."""
+async def _malformed(port: int, seen: Seen, end_s: float, n: int, seconds: float) -> None:
+    """Send mutations of a good request, all of them, even if that takes longer."""
     rng = random.Random(0)
     good = _post(write_npy(np.ones((2, WIDTH), np.float32)))
-    for i in range(N_MALFORMED):
+    for i in range(n):
         data = bytearray(good)
         for _ in range(rng.randint(1, 8)):
             at = rng.randrange(len(data))
@@ -259,7 +267,7 @@ async def _malformed(port: int, seen: Seen, end_s: float, seconds: float) -> Non
         status, _ = await _ask(port, bytes(data), half_closed=True)
         seen.statuses[status] += 1
         # Evenly over the time, as far as the server keeps up.
-        ahead_s = end_s - seconds * (1 - (i + 1) / N_MALFORMED) - time.monotonic()
+        ahead_s = end_s - seconds * (1 - (i + 1) / n) - time.monotonic()
         if ahead_s > 0:
             await asyncio.sleep(ahead_s)
 

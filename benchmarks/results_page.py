@@ -428,6 +428,34 @@ def serve_sizes(result: Any) -> Iterable[Row]:
         )
 
 
+def http_load(result: Any) -> Iterable[Row]:
+    """Answers, the time of `/livez`, and memory, under malformed and slow requests."""
+    ours, bare, met = result["ours"], result["bare"], result["met"]
+    load = (
+        f"{result['seconds']:.0f} s of 64 clients, 100 slow connections, malformed requests, bombs"
+    )
+    yield Row(
+        f"{load}: wrong of the answers that were checked",
+        f"{ours['n_wrong']} of {ours['n_checked']:,}",
+        "0",
+        met=met["answers"],
+    )
+    statuses = ", ".join(f"{code}: {n:,}" for code, n in ours["statuses"].items())
+    yield Row("answers by status", statuses, "none of 500 or more but 503", met=met["statuses"])
+    yield Row(
+        "`/livez` under the same load, 99th percentile; a bare uvicorn; ratio",
+        f"{ours['live_p99_ms']:.0f} ms; {bare['live_p99_ms']:.0f} ms; {ours['live_ratio']:.2f}",
+        "≤ 5",
+        met=met["live"],
+    )
+    yield Row(
+        "growth of the resident memory; bodies in flight",
+        f"{ours['growth_mb']:.0f} MB; {ours['in_flight_mb']:.0f} MB",
+        "≤ 64 MB and the bodies in flight",
+        met=met["memory"],
+    )
+
+
 def serve(result: Any) -> Iterable[Row]:
     """Queries, switches and the scenario."""
     figures = result["queries"]
@@ -717,6 +745,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], Iterable[Row]]]] = {
     "search_memory": ("Memory of profiling and searching", search_memory),
     "serve": ("Serving", serve),
     "serve_sizes": ("Serving inputs of different sizes", serve_sizes),
+    "http_load": ("The HTTP endpoint under attack", http_load),
     "tradeoff": ("Accuracy and latency against baselines", tradeoff),
     "multi_stage": ("Multi-stage training", multi_stage),
     "energy": ("Energy of a processor", energy),

@@ -62,6 +62,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     ),
     "serve": (f"serve.py --out {WORK}/serve --json {{out}}",),
     "serve_sizes": ("serve_sizes.py --out {out}",),
+    "http_load": ("http_load.py --out {out}",),
     "tradeoff": (
         f"tradeoff.py --seeds 0 1 2 --data {WORK}/data --work {WORK}/tradeoff --out {{out}}",
     ),

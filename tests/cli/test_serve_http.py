@@ -261,6 +261,33 @@ def test_a_body_that_does_not_come_is_not_waited_for(port: int) -> None:
     assert answer.startswith(b"HTTP/1.1 408")
 
 
+def test_a_body_that_ends_too_early_is_refused_at_once(endpoint: Any) -> None:
+    made, thread, port = started(replace(endpoint, body_timeout_s=60.0))
+    try:
+        began_s = time.monotonic()
+        answer = raw(port, HEAD + b"Content-Length: 500\r\n\r\n" + GOOD)
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert time.monotonic() - began_s < 10
+    finally:
+        made.should_exit = True
+        thread.join(10)
+
+
+def test_slow_bodies_take_no_place_from_whole_requests(endpoint: Any) -> None:
+    made, thread, port = started(replace(endpoint, body_timeout_s=60.0, max_waiting=8))
+    other = ("127.0.0.2", 0)
+    with contextlib.ExitStack() as stack:
+        try:
+            for _ in range(8):
+                slow = stack.enter_context(socket.create_connection(("127.0.0.1", port), 10, other))
+                slow.sendall(HEAD + b"Content-Length: 500\r\n\r\n" + GOOD[:10])
+            time.sleep(0.2)
+            assert_answers(port)
+        finally:
+            made.should_exit = True
+    thread.join(10)
+
+
 def test_a_closed_runtime_is_unavailable() -> None:
     called = signature(ValueInfo("x", "float32", ("N", 3)))
     closed = Runtime(FakeLoader(), called, POOL, 10.0)

@@ -53,7 +53,7 @@ class Endpoint:
         max_body_bytes: The maximum size of a request, packed and unpacked, in bytes.
         body_timeout_s: The time within which a request's bytes must arrive, in seconds.
         concurrency: The number of requests that run at once; others wait.
-        max_waiting: The number of requests at once; further ones get 503.
+        max_waiting: The number of whole requests at once; further ones get 503.
         hosts: The names by which the server may be called; empty for any. A web page can make a
             browser call this machine by a name of its own.
     """
@@ -77,15 +77,20 @@ class Endpoint:
         limiter = anyio.CapacityLimiter(self.concurrency)
         n_waiting = 0
 
-        async def infer(request: Request) -> Response:
-            nonlocal n_waiting
+        def check_room() -> None:
             if n_waiting >= self.max_waiting:
                 what = f"{n_waiting} requests are waiting already"
                 raise HTTPException(503, what, {"Retry-After": str(_RETRY_S)})
+
+        async def infer(request: Request) -> Response:
+            nonlocal n_waiting
+            check_room()
+            self._check_type(request)
+            body = await self._body(request)
+            # Only now, so that senders of slow bodies don't keep others out.
+            check_room()
             n_waiting += 1
             try:
-                self._check_type(request)
-                body = await self._body(request)
                 # Not on the event loop, which answers other requests meanwhile.
                 inputs = await anyio.to_thread.run_sync(
                     read_arrays, body, self.inputs, self.max_body_bytes
@@ -260,6 +265,10 @@ class _Impatient(H11Protocol):
     def eof_received(self) -> bool:  # type: ignore[override]
         """Keep the connection of a sender that says it has sent everything, for the answer."""
         self._ended = True
+        if self.conn.their_state is h11.SEND_BODY:
+            # The body is not whole: this refuses it and closes the connection.
+            self.conn.receive_data(b"")
+            self.handle_events()
         return not self._waits()
 
     def connection_lost(self, exc: Exception | None) -> None:
