@@ -31,7 +31,7 @@ help: ## list the targets
 check: $(STAMP) $(if $(TORCH),,lint) ## check style and types, and run the tests that are fast
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) --fast
 
-demo: $(STAMP) ## train, expand, export, measure, search and serve a small ResNet; write a report
+demo: $(STAMP) ## expand, export, measure, search and serve a small trained ResNet; write a report
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP) ## run all tests

@@ -1,8 +1,10 @@
-"""From a model to a device that serves its best subnet, on real handwritten digits.
+"""From a trained model to a device that serves its best subnet, on real handwritten digits.
 
-Run it with `make demo`. Stages: train a small ResNet, expand it to a supernet, distil and tune the
-new branches, export a bundle; then, without torch: measure this device, search the best subnets for
-ten latency budgets, run them, serve while the load changes, and write a report.
+Run it with `make demo`. The small ResNet beside this file is trained already
+(`examples/train_demo_model.py`). Stages: expand it to a supernet with merged, pruned and exiting
+branches, distil and tune these, and export a bundle with 8-bit branches; then, without torch:
+measure this device, search the best subnets for some latency budgets and cascades of early exits,
+run them, serve while other programs load the device, and write a report.
 
 Each stage writes its result to build/demo. A stage with a result is not run again, and training
 resumes from its last checkpoint, so the demo can be interrupted at any time.
@@ -12,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import shutil
 import subprocess
 import sys
@@ -22,90 +23,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
-from data.digits import N_CLASSES, SIZE, load
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from data.digits import SIZE
+from demo_network import Spoilt, digits, trained
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 import fxelastic
-from fxelastic import edge
+from fxelastic import edge, kinds
+from fxelastic.edge.int8_branches import used
 from fxelastic.spec.latency_table import LatencyTable
 
 HERE = Path(__file__).resolve().parent
 GAMMA = 0.3
-N_BUDGETS, LEAST, STEP = 10, 35, 5  # budgets, in percent of the original's latency
+N_BUDGETS, LEAST = 8, 0.1  # the smallest budget is a share of the original's latency
 THREADS = 1
-TRIES = 6  # attempts to measure a device whose speed changes meanwhile
-COMMAND = [sys.executable, "-m", "fxelastic.cli"]
-NOISE = 1.2  # standard deviations of the images
-COPIES = 2  # of each validation and test image, each with its own shift and noise
-
-
-class Block(nn.Module):
-    """Two convolutions and a shortcut."""
-
-    def __init__(self, n_in: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(n_in, width, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or n_in != width:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(n_in, width, 1, stride, bias=False), nn.BatchNorm2d(width)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = torch.relu(self.bn1(self.conv1(x)))
-        return torch.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
-
-
-class ResNet(nn.Module):
-    """A stem of stride 2, followed by nine residual blocks."""
-
-    def __init__(self, widths: tuple[int, ...] = (32, 64, 128), depth: int = 3) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(1, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
-        )
-        sizes = [width for width in widths for _ in range(depth)]
-        strides = [2 if i and i % depth == 0 else 1 for i in range(len(sizes))]
-        self.blocks = nn.Sequential(
-            *[
-                Block(n_in, n_out, stride)
-                for n_in, n_out, stride in zip([widths[0], *sizes], sizes, strides, strict=False)
-            ]
-        )
-        self.head = nn.Linear(widths[-1], N_CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
-
-
-class Spoilt(Dataset[Any]):
-    """Images shifted by up to four pixels, with noise: clean digits are too easy to compare models.
-
-    With a seed, the shift and noise of an item are always the same; without one, they are drawn
-    again in each epoch.
-    """
-
-    def __init__(self, data: TensorDataset, seed: int | None = None) -> None:
-        self.data = data
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        chance = None
-        if self.seed is not None:
-            chance = torch.Generator().manual_seed(1000 * self.seed + index)
-        image, digit = self.data[index]
-        rows, columns = torch.randint(-4, 5, (2,), generator=chance).tolist()
-        moved = image.roll((rows, columns), (1, 2))
-        return moved + NOISE * torch.randn(moved.shape, generator=chance), digit
+BATCH = 64  # images in a request, as in demo_device.py
+TRIES = 3  # attempts to measure a device whose speed changes meanwhile
+COMMAND = [sys.executable, "-m", "fxelastic"]
+HELD_OUT = 0.5  # of the images to search with: the loss of cascades is bounded on these
+NOTE = (
+    "This was a short run: {epochs} epochs of distillation and tuning, and {n_subnets} subnets "
+    "tried for each budget. Longer ones find better subnets."
+)
 
 
 def main() -> int:
@@ -113,7 +53,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("build/demo"))
     parser.add_argument(
-        "--quick", action="store_true", help="a smaller model and little data, for tests"
+        "--quick", action="store_true", help="few branches and little data, for tests"
     )
     args = parser.parse_args()
     demo = Demo(args.out, quick=args.quick)
@@ -131,22 +71,29 @@ class Demo:
     def __init__(self, out: Path, *, quick: bool) -> None:
         self.out = out
         self.quick = quick
+        self.epochs = (1, 1) if quick else (4, 2)
+        self.max_loss = "0.06" if quick else "0.02,0.05"  # of cascades
+        self.n_subnets = 8 if quick else 30
+        self.kinds = (
+            (kinds.Merged(spans=(2,)), kinds.Exit(every=5))
+            if quick
+            else (kinds.Merged(), kinds.Pruned(), kinds.Exit())
+        )
         self.began = time.monotonic()
 
     def run(self) -> None:
         """Run every stage without a result."""
         self.out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(0)
-        data = load()
+        data = digits()
         if self.quick:
-            kept = {"train": 100, "validation": 50, "test": 50}
+            kept = {"train": 100, "validation": 120, "test": 50}
             data = {name: TensorDataset(*data[name][:n]) for name, n in kept.items()}
-        self.stage("data", "data.npz", lambda: self.data(data))
-        self.stage("train the model", "model.safetensors", lambda: self.train(data))
         self.stage("expand, distil, tune, export", "bundle", lambda: self.supernet(data))
+        self.stage("data for the device", "test.npz", lambda: self.data(data))
         self.find_winners()
         device = [sys.executable, str(HERE / "demo_device.py"), str(self.out)]
-        seconds = "1" if self.quick else "6"
+        seconds = "1" if self.quick else "5"
         self.stage(
             "serve under load", "trace.jsonl", lambda: run([*device, "serve", "--seconds", seconds])
         )
@@ -160,7 +107,7 @@ class Demo:
         for i in range(TRIES):
             self.measure_and_search()
             speed = self.speed()
-            if self.quick or abs(speed - 1) <= 0.05:
+            if self.quick or abs(speed - 1) <= 0.1:
                 return
             self.say(f"  the device now takes {speed:.0%} of the time that was measured for it")
             if i % 2 == 0:
@@ -173,39 +120,41 @@ class Demo:
     def measure_and_search(self) -> None:
         """The device's part: measure the branches, search, run the subnets found."""
         bundle = str(self.out / "bundle")
-        threads = ["--threads", str(THREADS)]
-        quick = ["--samples", "5", "--subnets", "6", "--held-out", "4"] if self.quick else []
+        threads, batch = ["--threads", str(THREADS)], ["--batch-size", str(BATCH)]
+        counts = (5, 6, 4) if self.quick else (10, 16, 8)
+        names = ("--samples", "--subnets", "--held-out")
+        runs = [word for pair in zip(names, map(str, counts), strict=True) for word in pair]
         self.stage(
             "measure the device",
             "bundle.latency.json",
-            lambda: run([*COMMAND, "profile", bundle, *threads, *quick]),
+            lambda: run([*COMMAND, "profile", bundle, *threads, *batch, *runs]),
         )
         budgets = [part for budget in self.budgets() for part in ("--budget", budget)]
-        options = ["--data", str(self.out / "search.npz"), "--held-out", "0", *threads]
-        n_subnets = "12" if self.quick else "60"
+        options = ["--data", str(self.out / "search.npz"), "--held-out", str(HELD_OUT), *threads]
+        options += ["--max-loss", self.max_loss, "--max-subnets", str(self.n_subnets)]
         self.stage(
-            f"search at {N_BUDGETS} budgets",
+            "search subnets and cascades",
             "search.json",
             lambda: run(
                 # --force: runs of a small model are too short for an exact table on a busy machine,
                 # and the subnets found are measured afterwards.
-                [*COMMAND, "search", bundle, *options, *budgets, "--json", "--force"]
-                + ["--max-subnets", n_subnets],
+                [*COMMAND, "search", bundle, *options, *budgets, "--json", "--force"],
                 self.out / "search.json",
             ),
         )
+        note = NOTE.format(epochs=" and ".join(map(str, self.epochs)), n_subnets=self.n_subnets)
         device = [sys.executable, str(HERE / "demo_device.py"), str(self.out), "measure"]
+        device += ["--note", note]
         self.stage("run the winners", "measured.json", lambda: run(device))
 
     def budgets(self) -> list[str]:
         """Shares of the original's latency; the least is enough for the quickest subnet."""
-        bundle = edge.load(self.out / "bundle")
         table = LatencyTable.load(self.out / "bundle.latency.json")
+        bundle = used(edge.load(self.out / "bundle"), table, "assembled")
         quickest = bundle.space.min_cost_arch(table.costs("assembled"))
         share = table.predict_ms(quickest) / table.predict_ms(bundle.space.original)
-        least = max(LEAST, STEP * math.ceil(100 * share / STEP))
-        shares = (min(least + STEP * i, 100) for i in range(N_BUDGETS))
-        return [f"{share}%" for share in dict.fromkeys(shares)]
+        shares = np.geomspace(min(1.0, max(LEAST, 1.02 * share)), 1.0, N_BUDGETS)
+        return [f"{100 * share:.3g}%" for share in shares]
 
     def speed(self) -> float:
         """The original's latency when the winners ran, as a share of its latency in the table.
@@ -239,58 +188,43 @@ class Demo:
     def data(self, data: dict[str, TensorDataset]) -> None:
         """Write the device's data: images to search with, and others to test on."""
         for name, part in (("search", "validation"), ("test", "test")):
-            copies = [Spoilt(data[part], seed) for seed in range(1, COPIES + 1)]
-            images, digits = zip(*(item for copy in copies for item in copy), strict=True)
-            x, targets = torch.stack(images).numpy(), torch.stack(digits).numpy()
+            images, classes = zip(*Spoilt(data[part], seed=1), strict=True)
+            x, targets = torch.stack(images).numpy(), torch.stack(classes).numpy()
             write_npz(self.out / f"{name}.npz", x=x, targets=targets)
-        write_npz(self.out / "data.npz", n=np.array([len(part) for part in data.values()]))
-
-    def model(self) -> ResNet:
-        """The model, untrained."""
-        return ResNet(depth=2 if self.quick else 3)
-
-    def train(self, data: dict[str, TensorDataset]) -> None:
-        """Train the model in the usual way."""
-        model, batches = self.model(), loader(data)
-        epochs = 1 if self.quick else 20
-        optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, 4e-3, total_steps=epochs * len(batches)
-        )
-        for epoch in range(epochs):
-            model.train()
-            for images, digits in batches:
-                optimizer.zero_grad()
-                loss = nn.functional.cross_entropy(model(images), digits)
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-            self.say(f"  epoch {epoch + 1} of {epochs}: loss {float(loss):.3f}")
-        temporary = self.out / "model.tmp"
-        safetensors.torch.save_model(model, temporary)
-        temporary.replace(self.out / "model.safetensors")
 
     def supernet(self, data: dict[str, TensorDataset]) -> None:
         """The compiler's part: from the model to a bundle."""
-        model = self.model()
-        safetensors.torch.load_model(model, self.out / "model.safetensors")
-        example = torch.zeros(2, 1, SIZE, SIZE)
-        kinds = ["merged", "pruned"]
-        supernet = fxelastic.expand(model.eval(), GAMMA, example_inputs=example, kinds=kinds)
-        print(supernet, file=sys.stderr)
+        calibration = typical(data["train"])
+        supernet = fxelastic.expand(
+            trained(),
+            GAMMA,
+            example_inputs=torch.zeros(2, 1, SIZE, SIZE),
+            kinds=self.kinds,
+            calibration=calibration,
+        )
+        print(f"{supernet.partition}\n\n{supernet}\n", file=sys.stderr)
         options: dict[str, Any] = {"checkpoints": self.out / "checkpoints", "warmup": 0.05}
         options["progress"] = True
-        epochs = (1, 1) if self.quick else (16, 10)
         batches = loader(data)
-        fxelastic.distill(supernet, batches, epochs=epochs[0], lr=4e-3, **options)
-        fxelastic.tune(supernet, batches, epochs=epochs[1], lr=5e-4, soft=0.9, **options)
-        fxelastic.export(supernet, self.out / "bundle")
+        self.say("  distil: every branch learns what the blocks that it replaces compute")
+        fxelastic.distill(supernet, batches, epochs=self.epochs[0], lr=4e-3, **options)
+        self.say("  tune: subnets of several branches learn the classes")
+        fxelastic.tune(supernet, batches, epochs=self.epochs[1], lr=5e-4, soft=0.9, **options)
+        self.say("  export, with an 8-bit branch for each branch")
+        int8 = fxelastic.Int8(calibration, formats=("u8s8",))
+        fxelastic.export(supernet, self.out / "bundle", quantise=int8)
         shutil.rmtree(self.out / "checkpoints", ignore_errors=True)
 
 
 def loader(data: dict[str, TensorDataset]) -> DataLoader[Any]:
     """Batches to train on."""
     return DataLoader(Spoilt(data["train"]), 50, shuffle=True, drop_last=True)
+
+
+def typical(data: TensorDataset) -> list[Tensor]:
+    """Batches to calibrate with, of at most 200 images."""
+    images = [image for image, _ in Spoilt(TensorDataset(*data[:200]), seed=2)]
+    return list(torch.stack(images).split(50))
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
@@ -330,18 +264,26 @@ def exit_code(command: list[str], stdout: Any) -> int:
 
 
 def table_of(measured: dict[str, Any]) -> str:
-    """The measured subnets as text."""
-    original = measured["original"]
+    """The measured subnets and cascades as text."""
+    whole = measured["original"]
     lines = [
         "",
-        f"original: {original['measured_ms']:.3f} ms, {original['accuracy']:.1%} of test images",
+        f"original: {whole['measured_ms']:.3f} ms, {whole['energy_mj']:.2f} mJ, "
+        f"{whole['accuracy']:.1%} of test images",
         "",
-        "budget   predicted   measured    accuracy   blocks replaced",
+        "budget   predicted   measured     energy   accuracy   blocks replaced",
     ]
-    for row in measured["subnets"]:
+    lines += [
+        f"{row['budget']:>6}   {row['predicted_ms']:6.3f} ms   {row['measured_ms']:6.3f} ms"
+        f"   {row['energy_mj']:5.2f} mJ   {row['accuracy']:8.1%}   {row['n_replaced']} of "
+        f"{measured['n_blocks']}, {row['n_int8']} in 8 bits"
+        for row in measured["subnets"]
+    ]
+    for row in measured["cascades"]:
+        early = 1 - row["coverage"][-1]
         lines.append(
-            f"{row['budget']:>6}   {row['predicted_ms']:6.3f} ms   {row['measured_ms']:6.3f} ms"
-            f"   {row['accuracy']:8.1%}   {row['n_replaced']} of {measured['n_blocks']}"
+            f"cascade  {row['predicted_ms']:6.3f} ms           -   {row['energy_mj']:5.2f} mJ"
+            f"   {row['accuracy']:8.1%}   {early:.0%} of the test images leave early"
         )
     return "\n".join(lines)
 

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 THREADS = 1
-# The number of other processes, and the budget as a share of the original's latency.
-STEPS = ((0, 1.0), (4, 1.0), (0, 0.5), (0, 1.0))
+BATCH = 64  # images in a request: longer than the turns that a system gives to programs
+# The number of other programs for each core, and the budget as a share of the most accurate
+# subnet's latency.
+STEPS = ((0.0, 1.3), (1.0, 1.3), (0.0, 1.3), (0.0, 0.7))
 _BUSY = """
 import signal
 signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -34,11 +37,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("what", choices=("measure", "serve"))
+    parser.add_argument("--note", action="append", default=[], help="what the report is to say")
     parser.add_argument("--seconds", type=float, default=6.0, help="seconds of each load step")
     args = parser.parse_args()
     try:
         if args.what == "measure":
-            measure(args.folder)
+            measure(args.folder, args.note)
         else:
             serve(args.folder, args.seconds)
     except KeyboardInterrupt:
@@ -46,18 +50,22 @@ def main() -> int:
     return 0
 
 
-def measure(folder: Path) -> None:
+def measure(folder: Path, notes: list[str]) -> None:
     """Assemble the winners, time them in turns, and score them on images never used before."""
     import numpy as np
 
     from fxelastic import edge
+    from fxelastic.edge.cascades.costs import expected_costs
+    from fxelastic.edge.cascades.entry import CascadeEntry
     from fxelastic.edge.sessions import SessionMaker
+    from fxelastic.edge.stopwatch import Stopwatch
     from fxelastic.edge.subnet_timing import SubnetTimer
     from fxelastic.spec import Arch
 
     bundle = edge.load(folder / "bundle")
     table = edge.LatencyTable.load(folder / "bundle.latency.json")
-    found = json.loads((folder / "search.json").read_text())["budgets"]
+    search = json.loads((folder / "search.json").read_text())
+    found = search["budgets"]
     original = bundle.space.original
     archs = [Arch.parse(row["arch"]) for row in found]
     for row, arch in zip(found, archs, strict=True):
@@ -65,7 +73,9 @@ def measure(folder: Path) -> None:
     with np.load(folder / "test.npz") as file:
         x, targets = file["x"], file["targets"]
     with edge.Executor(bundle, THREADS) as executor:
-        timer = SubnetTimer(executor, {bundle.inputs[0].name: x[:1]})
+        # Processor time, if the table was measured with it beside other programs.
+        watch = Stopwatch(processor=table.clock == "processor")
+        timer = SubnetTimer(executor, {bundle.inputs[0].name: x[:BATCH]}, watch=watch)
         distinct = list(dict.fromkeys([original, *archs]))
         # Rounds are some seconds apart, so that the median ignores brief disturbances.
         rounds = [timer.time(distinct, "assembled", SessionMaker(THREADS)) for _ in range(5)]
@@ -76,7 +86,34 @@ def measure(folder: Path) -> None:
             )
             for arch in distinct
         }
+        cascades = []
+        for entry in map(CascadeEntry.from_json, search["cascades"]):
+            answers = edge.run_cascade(executor, entry.cascade, {bundle.inputs[0].name: x})
+            left_at = np.bincount(answers.left_at, minlength=len(entry.cascade.archs)) / len(x)
+            expected = expected_costs(table.costs_of("assembled"), entry.cascade, left_at)
+            cascades.append(
+                {
+                    "cascade": entry.cascade.to_json(),
+                    "max_loss": entry.max_loss,
+                    "bound": entry.bound,
+                    "predicted_ms": expected["latency_ms"],
+                    "energy_mj": expected["energy_mj"],
+                    "accuracy": float((answers[0].argmax(1) == targets).mean()),
+                    "coverage": left_at.tolist(),
+                }
+            )
     whole_ms = table.predict_ms(original)
+    costs = table.costs_of("assembled")
+
+    def figures(arch: Arch) -> dict[str, object]:
+        return {
+            "arch": str(arch),
+            "predicted_ms": table.predict_ms(arch),
+            "measured_ms": times[arch],
+            "energy_mj": costs.predict(arch)["energy_mj"],
+            "accuracy": accuracy[arch],
+        }
+
     rows = []
     for row, arch in zip(found, archs, strict=True):
         new = [s for s in bundle.space.specs(arch) if s.kind != "original"]
@@ -84,32 +121,28 @@ def measure(folder: Path) -> None:
             {
                 "budget": f"{row['budget_ms'] / whole_ms:.0%}",
                 "budget_ms": row["budget_ms"],
-                "arch": str(arch),
-                "predicted_ms": table.predict_ms(arch),
-                "measured_ms": times[arch],
-                "accuracy": accuracy[arch],
+                **figures(arch),
                 "n_replaced": sum(spec.stop - spec.start for spec in new),
+                "n_int8": sum(spec.stop - spec.start for spec in new if spec.kind == "int8"),
             }
         )
     result = {
         "schema": "fxelastic.measured/1",
+        "notes": notes,
         "n_blocks": bundle.space.n_blocks,
-        "original": {
-            "arch": str(original),
-            "predicted_ms": whole_ms,
-            "measured_ms": times[original],
-            "accuracy": accuracy[original],
-        },
+        "original": figures(original),
         "subnets": rows,
+        "cascades": cascades,
     }
     write(folder / "measured.json", json.dumps(result, indent=1).encode())
 
 
 def serve(folder: Path, seconds: float) -> None:
-    """Answer requests one after another, beside other processes and with smaller budgets."""
+    """Answer requests one after another, beside other programs and with a smaller budget."""
     import numpy as np
 
     from fxelastic import edge
+    from fxelastic.edge.serving.forecast_policy import ForecastPolicy
     from fxelastic.report.trace import Trace
 
     bundle = edge.load(folder / "bundle")
@@ -117,25 +150,34 @@ def serve(folder: Path, seconds: float) -> None:
     pool = edge.SubnetPool.load(folder / "bundle.pool.json")
     with np.load(folder / "test.npz") as file:
         x = file["x"]
-    whole_ms = table.predict_ms(bundle.space.original)
-    budget_ms = STEPS[0][1] * whole_ms
+    best_ms = pool.pareto[-1].ms
+    budget_ms = STEPS[0][1] * best_ms
     edge.prepare(bundle, pool, table)
     temporary = folder / "trace.tmp"
     temporary.unlink(missing_ok=True)
     busy: list[subprocess.Popen[bytes]] = []
     try:
         with Trace(temporary, budget_ms, time.perf_counter()) as trace:
-            options = edge.Serving(threads=THREADS, listener=trace.on_event, on_tick=trace.on_tick)
+            options = edge.Serving(
+                threads=THREADS,
+                # Steps of the load are short here, so that it climbs back after a second.
+                policy=ForecastPolicy(calm_s=1.0),
+                listener=trace.on_event,
+                on_tick=trace.on_tick,
+            )
             with edge.serve(bundle, table, pool, budget_ms=budget_ms, options=options) as runtime:
-                for n_busy, share in STEPS:
+                for load, share in STEPS:
+                    n_busy = round(load * (os.cpu_count() or 1))
                     _set(busy, n_busy)
-                    runtime.budget_ms = share * whole_ms
+                    runtime.budget_ms = share * best_ms
+                    smaller = share < STEPS[0][1]
+                    name = "a smaller budget" if smaller else f"{n_busy} other programs"
+                    trace.phase(name, time.perf_counter())
                     end_s, i = time.perf_counter() + seconds, 0
                     while time.perf_counter() < end_s:
-                        runtime(x[i % len(x)][None])
-                        i += 1
-                    said = f"  {n_busy} other processes, budget {share:.0%}: {runtime.status()}"
-                    print(said, file=sys.stderr)
+                        runtime(x[i : i + BATCH])
+                        i = (i + BATCH) % (len(x) - BATCH)
+                    print(f"  {name}: {runtime.status()}", file=sys.stderr)
     finally:
         _set(busy, 0)
     temporary.replace(folder / "trace.jsonl")

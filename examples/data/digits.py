@@ -14,11 +14,12 @@ SIZE = 32
 N_CLASSES = 10
 
 
-def load(seed: int = 0) -> dict[str, TensorDataset]:
-    """The data sets ``train`` (1,197 images), ``validation`` (200) and ``test`` (400).
+def load(seed: int = 0, n_validation: int = 200) -> dict[str, TensorDataset]:
+    """The data sets ``train``, ``validation`` and ``test`` (400 images).
 
     Args:
         seed: Seed of the division into data sets.
+        n_validation: Images of ``validation``; ``train`` has the others, 1,197 by default.
 
     Returns:
         Data sets of images ``(1, 32, 32)``, float32 with mean about 0 and standard deviation about
@@ -32,7 +33,7 @@ def load(seed: int = 0) -> dict[str, TensorDataset]:
     images = enlarged(torch.from_numpy(found.images).float())
     digits = torch.from_numpy(found.target).long()
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(seed))
-    parts = order.split([len(digits) - 600, 200, 400])
+    parts = order.split([len(digits) - n_validation - 400, n_validation, 400])
     names = ("train", "validation", "test")
     return {
         name: TensorDataset(images[part], digits[part])

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fxelastic.report.canvas import WIDE, colours_of, is_wide, legend_above, new_figure, theme
+from fxelastic.report.canvas import (
+    WIDE,
+    colours_of,
+    is_wide,
+    legend_above,
+    new_figure,
+    recoloured,
+    theme,
+)
 from fxelastic.report.run_folder import RunFolder
 from fxelastic.report.subnets import Row, rows_of
 from fxelastic.report.supernet_figure import draw_supernet
@@ -48,13 +56,13 @@ class Plot:
             name: The theme, ``light`` or ``dark``.
             width: The width in inches.
         """
-        with theme(name, width):
+        with theme("light", width):
             stream = io.BytesIO()
             # Without a date and with fixed ids: the same run gives the same bytes.
             self.draw().savefig(
                 stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
             )
-        return stream.getvalue()
+        return recoloured(stream.getvalue(), name)
 
     def png(self) -> bytes:
         """As PNG, for documents."""

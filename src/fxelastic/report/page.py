@@ -9,7 +9,7 @@ from pathlib import Path
 from fxelastic.extras import required
 from fxelastic.files import replace_file
 from fxelastic.report.branch_table import HEADER, branch_rows
-from fxelastic.report.canvas import NARROW, WIDE
+from fxelastic.report.canvas import INK, NARROW, WIDE, recoloured
 from fxelastic.report.figures import Plot, plots
 from fxelastic.report.run_folder import RunFolder
 from fxelastic.report.subnets import TOLERANCE, Row, headline, rows_of
@@ -76,7 +76,7 @@ def html(run: RunFolder, figures: Sequence[Plot]) -> str:
         figures=figures,
         branch_header=HEADER,
         branches=branch_rows(run),
-        uri=_uri,
+        uris=_uris,
     )
     return text
 
@@ -136,6 +136,12 @@ def _caption(run: RunFolder, rows: Sequence[Row]) -> str:
     return " ".join(parts)
 
 
-def _uri(figure: Plot, theme: str, narrow: bool) -> str:
-    svg = figure.svg(theme, NARROW if narrow else WIDE)
-    return f"data:image/svg+xml;base64,{b64encode(svg).decode()}"
+def _uris(figure: Plot) -> dict[str, str]:
+    """The pictures of a figure: for both themes, as wide as a page and as a phone."""
+    found = {}
+    for width, suffix in ((WIDE, ""), (NARROW, "-narrow")):
+        svg = figure.svg("light", width)
+        for name in INK:
+            encoded = b64encode(recoloured(svg, name)).decode()
+            found[f"{name}{suffix}"] = f"data:image/svg+xml;base64,{encoded}"
+    return found
