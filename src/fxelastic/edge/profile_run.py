@@ -342,7 +342,20 @@ class ProfileRun:
             mode: replace(found, doubt="") if original_cost(found) < SHORT_MS else found
             for mode, found in latencies.items()
         }
-        decision = decision_ms(self.bundle, maker, watch)
+        return self._with_decisions(latencies, timer, maker)
+
+    def _with_decisions(
+        self, latencies: Mapping[str, BranchCosts], timer: SubnetTimer, maker: SessionMaker
+    ) -> dict[str, BranchCosts]:
+        """Add the cost of a cascade's decisions, in the state of the caches of the other costs.
+
+        A decision is timed in a loop, and so is the original: what both take otherwise is assumed
+        to differ by the same factor, so that the decision's share of the original is right.
+        """
+        decision = decision_ms(self.bundle, maker, self._watch)
+        if decision:
+            in_loop_ms = timer.original_in_loop(self._plan.example, maker)
+            decision *= max(1.0, original_cost(latencies["assembled"]) / in_loop_ms)
         return {mode: replace(found, per_decision=decision) for mode, found in latencies.items()}
 
     def _energies(self, rows: Rows, latencies: Mapping[str, BranchCosts]) -> dict[str, BranchCosts]:

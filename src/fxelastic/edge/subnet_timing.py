@@ -255,6 +255,25 @@ class SubnetTimer:
             )
         return [self._latencies(*found) for found in zip(shares, originals, strict=True)]
 
+    def original_in_loop(self, index: int, maker: SessionMaker) -> float:
+        """The latency of the assembled original where nothing else runs, in ms.
+
+        Its weights and code stay in the caches, as they do not while subnets take turns. A small
+        model takes half as long.
+
+        Args:
+            index: Which of the inputs.
+            maker: Makes its session.
+
+        Returns:
+            The lower quartile; infinity if there is no room for the session.
+        """
+        with self._group("assembled", maker) as group:
+            runs = group.add(self._bundle.space.original, [self._inputs[index]])
+            if not runs:
+                return math.inf
+            return low_quartile(sample_by_turns(runs, _ONE_INPUT[1], self._watch)[0])[0]
+
     def _latencies(
         self, shares: Mapping[Arch, Measured], originals: Sequence[float]
     ) -> dict[Arch, Measured]:

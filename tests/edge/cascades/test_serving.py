@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,16 +15,20 @@ import numpy as np
 import pytest
 
 from fxelastic import edge
+from fxelastic.edge import profile_run
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.candidates import Candidate, candidates_of
 from fxelastic.edge.cascades.entry import CascadeEntry
 from fxelastic.edge.cascades.finding import exits_along
 from fxelastic.edge.cascades.running import run_cascade
+from fxelastic.edge.executor import Executor
 from fxelastic.edge.pool import PoolEntry, SubnetPool
 from fxelastic.edge.prepared import PreparedFiles, items_of
 from fxelastic.edge.serving.monitor import Load
 from fxelastic.edge.serving.policy import RatioPolicy, Situation
 from fxelastic.edge.serving.serve import loader_of
+from fxelastic.edge.sessions import SessionMaker
+from fxelastic.edge.subnet_timing import SubnetTimer
 from fxelastic.spec import Arch
 from fxelastic.spec.cascade import Cascade
 from fxelastic.spec.costs import BranchCosts
@@ -48,6 +53,27 @@ def table(bundle: Bundle) -> LatencyTable:
     assert all(profiled.costs_of(mode)[LATENCY].per_decision > 0 for mode in profiled.modes)
     free = profiled.mapped(lambda costs: replace(costs, per_decision=0.0), LATENCY)
     return steady(free)
+
+
+@pytest.mark.parametrize(("slower", "expected"), [(4.0, 4.0), (0.5, 1.0)])
+def test_decisions_cost_what_they_do_where_branches_are_timed(
+    bundle: Bundle, slower: float, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decisions are timed in a loop, where a small model is quicker than in its table."""
+    loop_ms = 0.25
+    monkeypatch.setattr(profile_run, "decision_ms", lambda *_: 0.01)
+    monkeypatch.setattr(profile_run, "original_cost", lambda _: slower * loop_ms)
+    monkeypatch.setattr(SubnetTimer, "original_in_loop", lambda *_: loop_ms)
+    found = edge.profile(bundle, n_samples=3, n_subnets=0, n_held_out=0)
+    for mode in found.modes:
+        assert found.costs_of(mode)[LATENCY].per_decision == pytest.approx(0.01 * expected)
+
+
+def test_the_original_is_timed_in_a_loop(bundle: Bundle) -> None:
+    with Executor(bundle) as executor:
+        inputs = {bundle.inputs[0].name: X[:1]}
+        timer = SubnetTimer(executor, inputs)
+        assert 0 < timer.original_in_loop(0, SessionMaker(1)) < math.inf
 
 
 def cascade(bundle: Bundle, thresholds: tuple[float, float]) -> Cascade:
