@@ -15,7 +15,6 @@ from fxelastic.cli.options import HelpFormatter
 from fxelastic.cli.progress_line import progress_line
 from fxelastic.cli.size_options import sizes_of
 from fxelastic.errors import UsageError
-from fxelastic.spec.resources import LATENCY
 
 if TYPE_CHECKING:
     from fxelastic.edge.bundle import Bundle
@@ -115,7 +114,7 @@ def add_parser(commands: Any) -> None:
         action="append",
         default=[],
         help="how much a resource counts among subnets nearly as good as the best, for example "
-        f"{LATENCY}=0.7; may be repeated",
+        "latency_ms=0.7; may be repeated",
     )
     options.add_values(
         parser,
@@ -230,7 +229,7 @@ def _weights(texts: Sequence[str]) -> dict[str, float] | None:
         except ValueError as e:
             raise UsageError(
                 "--weight must be RESOURCE=WEIGHT",
-                expected=f"for example --weight {LATENCY}=0.7",
+                expected="for example --weight latency_ms=0.7",
                 got=repr(text),
             ) from e
     return found or None
@@ -277,6 +276,8 @@ def report(
     bundle: Bundle, result: SearchResult, out: Path, code: int, mode: str = "assembled"
 ) -> dict[str, Any]:
     """The result as data for ``json.dumps``."""
+    from fxelastic.spec.resources import LATENCY
+
     return {
         "schema": SCHEMA,
         "exit_code": code,
@@ -287,6 +288,7 @@ def report(
         "targets": result.pool.targets,
         "n_subnets": len(result.pool),
         "original_ms": result.table.predict_ms(bundle.space.original, mode),
+        "original": _original(bundle, result, mode),
         "sizes": result.table.sizes_text,
         "cascades": [found.to_json() for found in result.cascades],
         "evaluations": {**vars(result.counts), "saved": result.counts.saved},
@@ -309,12 +311,32 @@ def report(
     }
 
 
+def _original(bundle: Bundle, result: SearchResult, mode: str) -> dict[str, Any]:
+    """The original as the subnets of the budgets; without scores if the search ended early."""
+    found = result.original
+    if found is None:
+        costs = result.table.predict(bundle.space.original, mode=mode)
+        return {**costs, "accuracy": None, "held_out_accuracy": None}
+    scores = {"accuracy": found.accuracy, "held_out_accuracy": found.held_out_accuracy}
+    return {**found.costs, **scores}
+
+
 def sections(bundle: Bundle, result: SearchResult, mode: str) -> list[str]:
     """The result as lines of text."""
     from fxelastic.spec.columns import aligned
 
     original_ms = result.table.predict_ms(bundle.space.original, mode)
+    rows: list[tuple[str, ...]]
     rows = [("limits", "latency", "of original", "score", "held out", "blocks replaced", "subnet")]
+    own = _original(bundle, result, mode)
+    scores = (own[name] for name in ("accuracy", "held_out_accuracy"))
+    rows.append(
+        (
+            *("original", f"{original_ms:.3f} ms", "100%"),
+            *("-" if score is None else f"{score:.4f}" for score in scores),
+            *(f"0 of {bundle.space.n_blocks}", "original"),
+        )
+    )
     for limits, best, mark in zip(result.limits, result.bests, result.marks, strict=True):
         specs = bundle.space.specs(best.arch)
         replaced = sum(spec.stop - spec.start for spec in specs if spec.kind != "original")

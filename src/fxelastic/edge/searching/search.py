@@ -6,7 +6,7 @@ import logging
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fxelastic.edge.arguments import refuse_paths
@@ -62,6 +62,8 @@ class SearchResult:
         interrupted: Whether Ctrl-C ended the search, so that the subnets are the best so far.
         table: The costs of branches that the limits bound: those of the latency table at the sizes
             of inputs that the limits are for.
+        original: The original, scored on the same samples; None if the search ended early or was
+            short of time.
         marks: For each of the limits, whether its best subnet was scored completely: empty if it
             was scored on all samples; otherwise, if time was short, ``"not evaluated"`` or
             ``"scored on 7 of 205 samples"``.
@@ -81,6 +83,7 @@ class SearchResult:
     table: LatencyTable
     interrupted: bool = False
     marks: tuple[str, ...] = ()
+    original: PoolEntry | None = None
 
     @property
     def cascades(self) -> tuple[CascadeEntry, ...]:
@@ -170,7 +173,7 @@ def search(
         table = at_latency_percentile(table, options.latency_percentile)
     table = with_bundle_costs(table, bundle)
     costs = table.costs_of(mode)
-    original = costs.predict(bundle.space.original)
+    original_costs = costs.predict(bundle.space.original)
     runner = _strategy(options.strategy)
     weighted = None
     if weights is not None:
@@ -212,7 +215,7 @@ def search(
             study = Study(
                 bundle.space,
                 costs,
-                bounds.absolute(original),
+                bounds.absolute(original_costs),
                 evaluator,
                 options.max_subnets,
                 random.Random(f"search {options.seed} {i}"),
@@ -233,10 +236,10 @@ def search(
             studies = [study for study in studies if study.incumbent is not None] or studies
         bests = [_answer(study, weighted) for study in studies]
         wanted = list(dict.fromkeys(bests))
+        outside = Evaluator(executor, rest, metric, batch_size=options.batch_size, clock=clock)
         if len(rest) and not aborted:
             if not interrupted:
                 wanted = list(dict.fromkeys([*wanted, *(e.arch for e in store.pool().pareto)]))
-            outside = Evaluator(executor, rest, metric, batch_size=options.batch_size, clock=clock)
             try:
                 store.score_held_out(wanted, outside, end_s)
             except KeyboardInterrupt:
@@ -256,6 +259,9 @@ def search(
             )
         pool = store.pool()
         store.save()
+        original = None
+        if exhaustive and not (interrupted or aborted):
+            original = _scored(bundle.space.original, evaluator, outside, store)
     entries = {entry.arch: entry for entry in pool.entries}
     found = tuple(entries.get(best) or store.unmeasured(best) for best in bests)
     result = SearchResult(
@@ -267,6 +273,7 @@ def search(
         table,
         interrupted,
         tuple(_mark(entry, len(samples)) for entry in found),
+        original,
     )
     if not aborted:
         _warn_of_marks(result, None if interrupted else schedule.needed_s)
@@ -326,6 +333,14 @@ def metric_and_data(
     if left_out:
         logger.warning("%d samples are left out, since they fill no batch of %d", left_out, size)
     return measure, samples, rest
+
+
+def _scored(arch: Arch, evaluator: Evaluator, outside: Evaluator, store: PoolStore) -> PoolEntry:
+    """A subnet with its scores, which need not be in the pool."""
+    found = store.unmeasured(arch)
+    held_out = outside.scores([arch])[arch] if len(outside.data) else None
+    accuracy = evaluator.scores([arch])[arch]
+    return replace(found, accuracy=accuracy, held_out_accuracy=held_out, n_samples=None)
 
 
 def _answer(study: Study, weighted: Weighted | None) -> Arch:
