@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from fxelastic.errors import UsageError
 
 if TYPE_CHECKING:
+    import torch
+
     from fxelastic.edge.bundle import Bundle
     from fxelastic.ir.partition import Partition
 
@@ -276,6 +278,26 @@ def partition_of(args: argparse.Namespace, gamma: float, fusion: str) -> Partiti
             fusion=fusion,
         )
         progress(args, f"{len(partition.blocks)} blocks after {time.perf_counter() - start:.1f} s")
+        say_inputs(args, model, partition)
     for warning in partition.warnings:
         print(f"fxelastic: warning: {warning}", file=sys.stderr)
     return partition
+
+
+def say_inputs(args: argparse.Namespace, model: torch.nn.Module, partition: Partition) -> None:
+    """Say where a model's input comes from, if no option gives it.
+
+    Args:
+        args: With ``example_input`` and ``quiet``.
+        model: The model.
+        partition: What it was captured as.
+    """
+    if args.example_input:
+        return
+    from fxelastic.passes.arguments import declares_inputs
+
+    shapes = ", ".join("x".join(map(str, value.shape)) for value in partition.example)
+    if declares_inputs(model):
+        progress(args, f"input as the model declares it: {shapes}")
+    else:
+        progress(args, f"input guessed: {shapes}; pass --example-input")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import sys
 import tempfile
@@ -14,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 from fxelastic.cli import options
 from fxelastic.cli.int8 import add_int8, check_int8_options, int8_of
 from fxelastic.cli.options import DEFAULT_FUSION, DEFAULT_GAMMA, HelpFormatter
-from fxelastic.cli.supernet import add_expansion, expanded, supernet_of
+from fxelastic.cli.supernet import add_expansion, expanded, model_of, supernet_of
 from fxelastic.cli.training_options import (
     add_data,
     add_number,
     add_training,
     batches_of,
+    data_of,
     keep_to_data,
     move,
     out_folder,
@@ -153,17 +155,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace, first: bool) -> tuple[Supernet, Arch, fx.GraphModule, History]:
     from fxelastic.cli.reference import load_reference
-    from fxelastic.cli.training_data import load_data
     from fxelastic.spec import Arch
     from fxelastic.specialising import specialised
     from fxelastic.train import EndToEnd, cross_entropy
     from fxelastic.train.losses import soft_loss_of
 
     out = out_folder(args)
-    loaders = load_data(args.data, args.batch_size, args.distributed)
+    load = functools.cache(functools.partial(model_of, args))
     loss = cross_entropy if args.loss is None else load_reference(args.loss, "--loss")
     objective = EndToEnd(loss, soft_loss_of(args.soft_loss), args.soft, args.features)
-    supernet = supernet_of(args)
+    loaders, args = data_of(args, load)
+    supernet = supernet_of(args, load())
     arch = supernet.space.original if args.arch == "original" else Arch.parse(args.arch)
     training, validation = batches_of(loaders, supernet)
     move(supernet, args.device)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fxelastic.cli.options import DEFAULT_FUSION, DEFAULT_GAMMA, progress, words
+from fxelastic.cli.options import DEFAULT_FUSION, DEFAULT_GAMMA, progress, say_inputs, words
 from fxelastic.errors import UsageError
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ def supernet_of(args: argparse.Namespace, model: torch.nn.Module | None = None) 
         if args.supernet_weights is not None:
             supernet.load(args.supernet_weights)
         progress(args, f"{supernet.space} after {time.perf_counter() - start:.1f} s")
+        say_inputs(args, model, supernet.partition)
     for warning in supernet.partition.warnings:
         print(f"fxelastic: warning: {warning}", file=sys.stderr)
     return supernet

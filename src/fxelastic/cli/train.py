@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from fxelastic.cli.training_options import (
     add_number,
     add_training,
     batches_of,
+    data_of,
     keep_to_data,
     move,
     out_folder,
@@ -143,14 +145,14 @@ def _written(args: argparse.Namespace) -> list[Path]:
 
 def _train(args: argparse.Namespace, first: bool) -> tuple[Supernet, list[History]]:
     from fxelastic.cli.reference import load_reference
-    from fxelastic.cli.training_data import load_data
 
     out = out_folder(args)
-    loaders = load_data(args.data, args.batch_size, args.distributed)
     loss = None if args.loss is None else load_reference(args.loss, "--loss")
     staged = args.stages is not None
     args = multi_stage.checked(args) if staged else args
-    model = model_of(args)
+    load = functools.cache(functools.partial(model_of, args))
+    loaders, args = data_of(args, load)
+    model = load()
     supernet = supernet_of(args, model)
     training, validation = batches_of(loaders, supernet)
     move(supernet, args.device)

@@ -2,32 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from fxelastic.cli.data_files import LABELS, VALIDATION, Images, read_columns
+from fxelastic.cli.data_paths import is_data_file
+from fxelastic.cli.model_inputs import call_of
 from fxelastic.cli.reference import describe, load_reference
 from fxelastic.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
 
-_VALIDATION = "val_"
+    from fxelastic.cli.data_files import Column
+    from fxelastic.cli.model_inputs import ModelInputs
 
 
-#: A function of the dimension of the samples in each input, None for an input that holds none, and
-#: of that in the results. It returns the batches to train on, and the batches to validate on or
-#: None.
-Loaders = Callable[[Mapping[str, int | None], int], tuple[Any, Any]]
+class TrainingData(Protocol):
+    """The samples that ``--data`` names."""
+
+    def __call__(self, dims: Mapping[str, int | None], result_dim: int) -> tuple[Any, Any]:
+        """The batches to train on, and the batches to validate on or None.
+
+        Args:
+            dims: The dimension of the samples in each input, None for an input that holds none.
+            result_dim: That in the results.
+        """
+        ...  # pragma: no cover
+
+    def first(self) -> tuple[Any, Any] | None:
+        """The inputs and targets of a few samples; None if reading them would use them up."""
+        ...  # pragma: no cover
+
+    def targets(self) -> Any:
+        """The targets of all samples that are in memory, else of a few; None for none."""
+        ...  # pragma: no cover
+
+    def n_batches(self) -> int | None:
+        """The number of batches to train on in an epoch; None if it is not known."""
+        ...  # pragma: no cover
+
+    def samples(self, n: int, names: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
+        """At most n samples as arrays, those to validate on if there are any.
+
+        Args:
+            n: The number.
+            names: The names of the model's inputs.
+        """
+        ...  # pragma: no cover
 
 
-def load_data(text: str, batch_size: int, distributed: bool) -> Loaders:
+def load_data(
+    text: str, batch_size: int, distributed: bool, model: ModelInputs | None = None
+) -> TrainingData:
     """Read the data that ``--data`` names.
 
     Args:
-        text: An ``.npz`` file, or a reference.
-        batch_size: The number of samples in a batch, for an ``.npz`` file.
-        distributed: Give each process its share, for an ``.npz`` file.
+        text: A file or folder, see `read_columns`, or a reference.
+        batch_size: The number of samples in a batch, for files.
+        distributed: Give each process its share, for files.
+        model: The model's inputs, for files.
 
     Returns:
         A function that creates the loaders once the model's inputs are known.
@@ -35,8 +71,8 @@ def load_data(text: str, batch_size: int, distributed: bool) -> Loaders:
     Raises:
         UsageError: The data can't be read or is malformed.
     """
-    if text.endswith(".npz"):
-        return _from_file(Path(text), batch_size, distributed)
+    if is_data_file(text):
+        return _from_file(Path(text), batch_size, distributed, model)
     found = load_reference(text, "--data")
     if callable(found):
         try:
@@ -49,8 +85,7 @@ def load_data(text: str, batch_size: int, distributed: bool) -> Loaders:
                 fix="correct it; --debug shows the traceback",
             ) from e
     if isinstance(found, Mapping) and "train" in found:
-        training, validation = found["train"], found.get("validation")
-        return lambda *_: (training, validation)
+        return _Loaders(text, found["train"], found.get("validation"))
     # A list of batches is a loader, and a pair is two of them.
     if isinstance(found, tuple):
         if len(found) != 2:
@@ -59,50 +94,186 @@ def load_data(text: str, batch_size: int, distributed: bool) -> Loaders:
                 expected="a loader, (training, validation) or {'train': …, 'validation': …}",
                 got=f"a tuple of {len(found)}",
             )
-        return lambda *_: found
-    return lambda *_: (found, None)
+        return _Loaders(text, *found)
+    return _Loaders(text, found, None)
 
 
-def _from_file(path: Path, batch_size: int, distributed: bool) -> Loaders:
-    from fxelastic.edge.npz_files import read_npz
+@dataclass(frozen=True)
+class _Loaders:
+    """Loaders that Python code made."""
 
+    text: str
+    training: Any
+    validation: Any
+
+    def __call__(self, dims: Mapping[str, int | None], result_dim: int) -> tuple[Any, Any]:
+        return self.training, self.validation
+
+    def first(self) -> tuple[Any, Any] | None:
+        # An iterator would lose its first batch.
+        if not hasattr(self.training, "__iter__") or iter(self.training) is self.training:
+            return None
+        return next((_parts(batch) for batch in self.training), None)
+
+    def targets(self) -> Any:
+        batch = self.first()
+        return None if batch is None else batch[1]
+
+    def n_batches(self) -> int | None:
+        return len(self.training) if hasattr(self.training, "__len__") else None
+
+    def samples(self, n: int, names: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
+        import numpy as np
+
+        kept: dict[str, list[np.ndarray[Any, Any]]] = {}
+        n_samples = 0
+        for inputs, targets in self._batches():
+            args, kwargs = call_of(inputs)
+            found = {**dict(zip(names, args, strict=False)), **kwargs}
+            if targets is not None:
+                found[LABELS[0]] = targets
+            arrays = {name: np.asarray(value) for name, value in found.items()}
+            for name, array in arrays.items():
+                kept.setdefault(name, []).append(array)
+            n_samples += max(map(len, arrays.values()))
+            if n_samples >= n:
+                break
+        try:
+            return {name: np.concatenate(arrays)[:n] for name, arrays in kept.items()}
+        except ValueError as e:
+            raise UsageError(
+                f"the samples of --data {self.text} have different sizes",
+                expected="batches of samples of equal sizes",
+                got=str(e),
+                fix="write samples for the device as an .npz file, and name it as data in the "
+                "section [search] of fxelastic.toml",
+            ) from e
+
+    def _batches(self) -> Iterator[tuple[Any, Any]]:
+        loader = self.training if self.validation is None else self.validation
+        return map(_parts, loader)
+
+
+def _parts(batch: Any) -> tuple[Any, Any]:
+    """The inputs and the targets of a loader's batch, as training takes them."""
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0], batch[1]
+    return batch, None
+
+
+def _from_file(
+    path: Path, batch_size: int, distributed: bool, model: ModelInputs | None
+) -> TrainingData:
     if batch_size < 1:
         raise UsageError(
             f"--batch-size must be at least 1, got {batch_size}",
             expected="an integer of at least 1",
             got=str(batch_size),
         )
-    arrays = read_npz(path)
+    columns = read_columns(path, model)
     # An input may be called val_mask: it belongs to the validation only if there is also a mask.
-    plain = {k for k in arrays if not k.startswith(_VALIDATION)}
+    plain = {k for k in columns if not k.startswith(VALIDATION)}
     held_out = {
-        k for k in arrays.keys() - plain if not plain or k.removeprefix(_VALIDATION) in arrays
+        k for k in columns.keys() - plain if not plain or k.removeprefix(VALIDATION) in columns
     }
-    training = {k: v for k, v in arrays.items() if k not in held_out}
-    validation = {k.removeprefix(_VALIDATION): v for k, v in arrays.items() if k in held_out}
+    training = {k: v for k, v in columns.items() if k not in held_out}
+    validation = {k.removeprefix(VALIDATION): v for k, v in columns.items() if k in held_out}
     if not training:
         raise UsageError(
             f"--data {path} has no arrays to train on",
             expected="an array x, or one for each of the model's inputs, and targets (or y)",
-            got=", ".join(arrays) or "no array",
+            got=", ".join(columns) or "no array",
             fix="write the file with numpy.savez(path, x=..., targets=...)",
         )
+    return _Columns(path, training, validation, batch_size, distributed)
 
-    def loaders(dims: Mapping[str, int | None], result_dim: int) -> tuple[Any, Any]:
+
+@dataclass(frozen=True)
+class _Columns:
+    """The arrays of a file or folder."""
+
+    path: Path
+    training: Mapping[str, Column]
+    validation: Mapping[str, Column]
+    batch_size: int
+    distributed: bool
+
+    def __call__(self, dims: Mapping[str, int | None], result_dim: int) -> tuple[Any, Any]:
         # Inputs without a batch dimension may be in the training part alone.
-        shared = {name: a for name, a in training.items() if dims.get(name, 0) is None}
-        first = _loader(path, training, dims, result_dim, batch_size, True, distributed)
-        if not validation:
+        shared = {name: a for name, a in self.training.items() if dims.get(name, 0) is None}
+        first = self._loader(self.training, dims, result_dim, True)
+        if not self.validation:
             return first, None
-        held_out = shared | validation
-        return first, _loader(path, held_out, dims, result_dim, batch_size, False, distributed)
+        held_out = shared | dict(self.validation)
+        return first, self._loader(held_out, dims, result_dim, False)
 
-    return loaders
+    def first(self) -> tuple[Any, Any] | None:
+        import torch
+
+        label = _label(self.training)
+        each = _n_samples(self.training)
+        if not all(each.values()) or (label in each and len(each) == 1):
+            return None  # The loaders' error says what is wrong.
+        n = min(self.batch_size, 2)
+        found = {name: torch.from_numpy(a) for name, a in _head(self.training, n).items()}
+        targets = found.pop(label, None)
+        return found["x"] if list(found) == ["x"] else found, targets
+
+    def targets(self) -> Any:
+        import torch
+
+        column = self.training.get(_label(self.training))
+        return None if column is None or isinstance(column, Images) else torch.from_numpy(column)
+
+    def n_batches(self) -> int | None:
+        return max(1, max(_n_samples(self.training).values(), default=0) // self.batch_size)
+
+    def samples(self, n: int, names: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
+        shared = {k: a for k, a in self.training.items() if k not in _n_samples(self.training)}
+        found = _head(shared | dict(self.validation or self.training), n)
+        label = _label(found)
+        return {LABELS[0] if name == label else name: array for name, array in found.items()}
+
+    def _loader(
+        self,
+        columns: Mapping[str, Column],
+        dims: Mapping[str, int | None],
+        result_dim: int,
+        shuffle: bool,
+    ) -> Any:
+        return _loader(
+            self.path, columns, dims, result_dim, self.batch_size, shuffle, self.distributed
+        )
+
+
+def _label(columns: Mapping[str, Any]) -> str:
+    """The name of the targets."""
+    return LABELS[0] if LABELS[0] in columns else LABELS[1]
+
+
+def _n_samples(columns: Mapping[str, Column]) -> dict[str, int]:
+    """The arrays that have an entry for each sample, as far as their first dimensions tell."""
+    lengths = {name: len(column) for name, column in columns.items() if column.ndim}
+    n = lengths.get(_label(columns), next(iter(lengths.values()), 0))
+    return {name: length for name, length in lengths.items() if length == n}
+
+
+def _head(columns: Mapping[str, Column], n: int) -> dict[str, np.ndarray[Any, Any]]:
+    """The first n samples."""
+    import numpy as np
+
+    each = _n_samples(columns)
+    return {
+        name: column[range(min(n, len(column)))]
+        if isinstance(column, Images)
+        else np.asarray(column[:n] if name in each else column)
+        for name, column in columns.items()
+    }
 
 
 def _loader(
     path: Path,
-    arrays: dict[str, np.ndarray[Any, Any]],
+    arrays: Mapping[str, Column],
     dims: Mapping[str, int | None],
     result_dim: int,
     batch_size: int,
@@ -112,7 +283,7 @@ def _loader(
     import torch
     from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-    label = "targets" if "targets" in arrays else "y"
+    label = _label(arrays)
     names = [name for name in arrays if name != label]
     if names == ["x"] and len(dims) == 1:
         dims = {"x": next(iter(dims.values()))}
@@ -124,8 +295,8 @@ def _loader(
     }
     if label in arrays:
         shape = arrays[label].shape
-        where[label] = result_dim if result_dim < len(shape) else 0
-        sizes[label] = shape[where[label]] if shape else 0
+        dim = result_dim if result_dim < len(shape) else 0
+        where[label], sizes[label] = dim, shape[dim] if shape else 0
     if len(set(sizes.values())) != 1:
         raise UsageError(
             f"--data {path}: the arrays have different lengths",
@@ -138,11 +309,16 @@ def _loader(
             expected="at least one entry in each array",
             got=", ".join(f"{name}: {size}" for name, size in sizes.items()),
         )
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    tensors = {
+        name: array if isinstance(array, Images) else torch.from_numpy(array)
+        for name, array in arrays.items()
+    }
     length = next(iter(sizes.values()))
 
     def of(name: str, indices: list[int]) -> torch.Tensor:
         tensor, dim = tensors[name], where[name]
+        if isinstance(tensor, Images):
+            return torch.from_numpy(tensor[indices])
         return tensor if dim is None else tensor[(slice(None),) * dim + (indices,)]
 
     class Samples(Dataset[Any]):

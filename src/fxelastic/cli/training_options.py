@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxelastic.cli import options
-from fxelastic.edge.digests import digest
+from fxelastic.cli.data_paths import digest_of, is_data_file
+from fxelastic.cli.model_inputs import ModelInputs, check_data, example_texts
 from fxelastic.errors import UsageError
 from fxelastic.files import replace_file
 
 if TYPE_CHECKING:
+    import torch
+
+    from fxelastic.cli.training_data import TrainingData
     from fxelastic.ir.supernet import Supernet
 
 
@@ -22,9 +27,10 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         "--data",
         metavar="DATA",
         required=True,
-        help="an .npz file with the arrays x and y, and val_x and val_y to validate on; or "
-        "package.module:name or path/file.py:name of a loader, a pair (training, validation), "
-        "or a function that returns one of these",
+        help="an .npz file with the arrays x and y, and val_x and val_y to validate on; a folder "
+        "of images class/name.jpg; an .npy file, a table of numbers as .csv, or a data set of "
+        "Hugging Face on disk; or package.module:name or path/file.py:name of a loader, a pair "
+        "(training, validation), or a function that returns one of these",
     )
     parser.add_argument(
         "--out", metavar="FOLDER", required=True, help="folder for weights, checkpoints and log"
@@ -33,7 +39,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 def add_training(parser: argparse.ArgumentParser) -> None:
     """Add the options of all training."""
-    add_number(parser, "--batch-size", int, 64, "samples in a batch, for an .npz file")
+    add_number(parser, "--batch-size", int, 64, "samples in a batch, for files")
     add_number(parser, "--accumulate", int, 1, "batches accumulated in a step")
     add_number(parser, "--seed", int, 0, "seed of all random choices")
     parser.add_argument(
@@ -96,6 +102,37 @@ def out_folder(args: argparse.Namespace) -> Path:
     return out
 
 
+def data_of(
+    args: argparse.Namespace, load: Callable[[], torch.nn.Module]
+) -> tuple[TrainingData, argparse.Namespace]:
+    """Read the data and compare it with the model, before any work.
+
+    Args:
+        args: The options of a command that trains.
+        load: Returns the model; always the same.
+
+    Returns:
+        The data, and options with an example input of the data's shapes if none was given.
+
+    Raises:
+        UsageError: The data can't be read, or the model can't be run on it.
+    """
+    from fxelastic.cli.training_data import load_data
+
+    inputs = ModelInputs(load, args.example_input)
+    data = load_data(args.data, args.batch_size, args.distributed, inputs)
+    batch = data.first()
+    if batch is None:
+        return data, args
+    labels = data.targets() if getattr(args, "loss", None) is None else None
+    check_data(load(), batch[0], labels, args.data)
+    texts = example_texts(*batch)
+    if args.example_input or not texts:
+        return data, args
+    options.progress(args, f"input as in the data: {' '.join(texts)}")
+    return data, argparse.Namespace(**{**vars(args), "example_input": texts})
+
+
 def training_of(args: argparse.Namespace, validation: Any) -> dict[str, Any]:
     """Fields of `Training` from the options of `add_training`."""
     out = Path(args.out)
@@ -127,10 +164,10 @@ def keep_to_data(data: str, out: Path, first: bool) -> None:
 
     Only files are compared, because the loaders of a reference may be random or endless.
     """
-    if not data.endswith(".npz"):
+    if not is_data_file(data):
         return
     record = out / "data.sha256"
-    found = digest(Path(data))
+    found = digest_of(Path(data))
     begun = any((out / "checkpoints").glob("*"))
     known = record.read_text().strip() if begun and record.is_file() else found
     if known != found:

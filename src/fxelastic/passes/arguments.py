@@ -43,6 +43,21 @@ def resolve_arguments(model: nn.Module, example_inputs: Any) -> Arguments:
     return _normalise(example_inputs)
 
 
+def declares_inputs(model: nn.Module) -> bool:
+    """Whether a model declares its inputs, by the conventions of common libraries."""
+    return any(True for _ in _declared(model))
+
+
+def declared_image_size(model: nn.Module) -> tuple[int, int] | None:
+    """The height and width of images that a model declares, or None."""
+    for _, (args, kwargs) in _declared(model):
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, torch.Tensor) and value.dim() == 4:
+                return int(value.shape[2]), int(value.shape[3])
+    side = next(_declared_sides(model), None)
+    return None if side is None else (side, side)
+
+
 def _normalise(example_inputs: Any) -> Arguments:
     if isinstance(example_inputs, torch.Tensor):
         return (example_inputs,), {}
