@@ -68,6 +68,7 @@ SLOW = (
     "tests/cli/test_docs.py::test_the_recipe_for_pytest_works",
     "tests/cli/test_examples_run.py",
     "tests/cli/test_interrupts.py",
+    "tests/cli/test_run.py",
     "tests/cli/test_specialise.py",
     "tests/cli/test_train.py",
     "tests/edge/searching/test_strategies.py::test_annealing_begins_with_a_subnet_that_keeps_all_limits",

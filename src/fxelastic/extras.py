@@ -12,7 +12,12 @@ from types import ModuleType
 from fxelastic.errors import UsageError
 
 #: The top-level modules of the extra ``torch``.
-OF_TORCH = frozenset({"networkx", "onnx_ir", "onnxscript", "safetensors", "sympy", "torch", "tqdm"})
+OF_TORCH = frozenset(
+    {
+        *("networkx", "onnx_ir", "onnxscript", "safetensors", "sympy", "tomli", "tomli_w", "torch"),
+        "tqdm",
+    }
+)
 
 
 def required(module: str, what: str, extra: str) -> ModuleType:

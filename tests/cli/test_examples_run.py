@@ -30,6 +30,7 @@ import fxelastic
 from fxelastic import edge
 from fxelastic.cli import export_main, main
 from fxelastic.cli.app import build_parser
+from fxelastic.cli.recipe import Recipe
 from fxelastic.edge.array_bytes import write_npy
 from tests import warm
 from tests.cli.commands import ROOT, environment
@@ -210,6 +211,18 @@ def arrange(line: str, folder: Path) -> None:
             assert main(["sign", "bundle", "--key", str(private), "--quiet"]) == 0
     if "--score" in line:
         (folder / "bundle.pool.json").unlink()
+    if "photos" in line:
+        image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+        for name in ("photos/cat", "photos/dog"):
+            (folder / name).mkdir(parents=True)
+            image.new("RGB", (40, 36)).save(folder / name / "a.png")
+    if "run --out run" in line or "run/bundle" in line:
+        (folder / "run").mkdir()
+        shutil.copytree(folder / "bundle", folder / "run" / "bundle")
+        shutil.copy(folder / "bundle.latency.json", folder / "run")
+        recipe = {"model": {"model": "my_model.py:build"}, "train": {"data": "images.npz"}}
+        samples = {"search": {"data": "local.npz"}}
+        Recipe(folder / "run").changed({**recipe, **samples}).write()
     if "trace.jsonl" in line:
         argv = ["serve", "bundle", "--pool", "bundle.pool.json", "--budget-ms", "1000"]
         assert main([*argv, "--inputs", "images", "--trace", "trace.jsonl", "--quiet"]) == 0

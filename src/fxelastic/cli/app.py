@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -27,6 +28,7 @@ from fxelastic.cli import (
     prepare,
     profile,
     report,
+    run,
     search,
     serve,
     sign,
@@ -35,6 +37,8 @@ from fxelastic.cli import (
     verify,
 )
 from fxelastic.cli.options import HelpFormatter
+from fxelastic.cli.recipe import NAME as RECIPE
+from fxelastic.cli.recipe import with_recipe
 from fxelastic.errors import FxElasticError, InternalError, UsageError
 from fxelastic.extras import without_torch
 
@@ -51,6 +55,7 @@ _SYSTEM_ERRORS = (
 )
 
 COMMANDS = (
+    run,
     explain,
     check,
     train,
@@ -94,11 +99,21 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def parser_of(parser: argparse.ArgumentParser, command: str) -> argparse.ArgumentParser | None:
+    """The parser of a command; None if there is no such command."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found: argparse.ArgumentParser | None = action.choices.get(command)
+            return found
+    return None
+
+
+def main(argv: Sequence[str] | None = None, *, read_recipe: bool = True) -> int:
     """Run ``fxelastic``.
 
     Args:
         argv: Arguments without the program's name; ``sys.argv`` by default.
+        read_recipe: Whether a command that works in the folder of a run reads the recipe there.
 
     Returns:
         The exit code: 0 success, 1 failure, 2 usage error, 130 interrupted, 141 if the reader
@@ -108,6 +123,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Otherwise onnxruntime writes an identifier to TMPDIR/.ses, and through a link of this name to
     # any file; and it sends reports. It reads the variable when it is imported.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    given = list(sys.argv[1:] if argv is None else argv)
+    own = parser_of(parser, given[0]) if given and read_recipe else None
+    if own is not None:
+        try:
+            words = with_recipe(own, given[0], given[1:])
+        except FxElasticError as e:
+            return _fail(e, argparse.Namespace(json="--json" in given, debug="--debug" in given))
+        if words and "--quiet" not in given:
+            print(f"fxelastic: from {RECIPE}: {shlex.join(words)}", file=sys.stderr)
+        given = [given[0], *words, *given[1:]]
+    return run_parser(parser, given)
+
+
+def run_parser(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    """Run what a parser finds in arguments; returns the exit code, as `main` does."""
     try:
         args = parser.parse_args(argv)
     except SystemExit as e:
