@@ -2,7 +2,7 @@
 
 The process reads one JSON object per line, ``{"kind": …, "name": …}`` as in `Item`, prepares the
 item, and answers ``{"name": …, "error": text}``, where the text is empty on success. It ends when
-its input ends, so it does not outlive the process that serves.
+its input ends, and does not outlive the process that serves, even in the middle of an item.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -36,6 +37,8 @@ _NICENESS = 15
 _LINGER_S = 5.0
 # An idle process ends at once with its input.
 _PATIENCE_S = 2.0
+# How often the process looks whether its parent is alive.
+_WATCH_S = 0.25
 # A damaged file is noticed when it is read, and made again.
 _READS = 3
 
@@ -247,6 +250,7 @@ def main(folder: str, digest: str, prepared: str) -> None:
         digest: The digest of the served bundle; the folder may contain another one by now.
         prepared: The folder for the files.
     """
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     files: PreparedFiles | None = None
     for line in sys.stdin:
         item = Item(**json.loads(line))
@@ -257,6 +261,16 @@ def main(folder: str, digest: str, prepared: str) -> None:
         except Exception as e:  # noqa: BLE001 - whatever it is, the serving process reports it
             error = f"{type(e).__name__}: {e}"
         print(json.dumps({"name": item.name, "error": error}), flush=True)
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after its parent, which may be killed while a large item is prepared.
+
+    What is half written, the next process that prepares removes.
+    """
+    while os.getppid() == parent:
+        time.sleep(_WATCH_S)
+    os._exit(1)
 
 
 def _lower_priority(process: psutil.Process) -> None:

@@ -192,6 +192,47 @@ def test_the_process_does_not_outlive_one_that_is_killed(bundle: Bundle) -> None
     wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, 60)
 
 
+_BUSY = """
+import sys, time
+from fxelastic.edge import background_preparation
+from fxelastic.edge.prepared import PreparedFiles
+
+def make(*_):
+    print("at work", flush=True)
+    time.sleep(600)
+
+PreparedFiles.make = make
+background_preparation.main(*sys.argv[1:])
+"""
+_PARENT = """
+import subprocess, sys
+process = subprocess.Popen([sys.executable, "-c", *sys.argv[1:]], stdin=subprocess.PIPE)
+process.stdin.write(b'{"kind": "branch", "name": "original@0"}\\n')
+process.stdin.flush()
+print(process.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_process_does_not_outlive_one_that_is_killed_in_the_middle_of_an_item(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", _PARENT, _BUSY, str(bundle.path), bundle.digest, str(tmp_path)],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout is not None
+    process = psutil.Process(int(parent.stdout.readline()))
+    assert parent.stdout.readline() == "at work\n"
+    parent.kill()
+    wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, 60)
+    parent.stdout.close()
+    parent.wait()
+
+
 def test_where_the_folder_can_t_be_written_files_are_temporary(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
