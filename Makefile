@@ -23,7 +23,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help check demo test lint format bench clean
+.PHONY: help check demo test docs lint format bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -36,6 +36,11 @@ demo: $(STAMP) ## expand, export, measure, search and serve a small trained ResN
 
 test: $(STAMP) ## run all tests
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+docs: $(STAMP) ## build the documentation as a site in build/docs; it loads nothing from a network
+	$(PIP) install --constraint $(VENV)/constraints.txt --editable '.[docs]'
+	$(BIN)/mkdocs build --quiet
+	@echo "open build/docs/index.html"
 
 lint: $(STAMP) ## check style, formatting and types
 	@status=0; set -x; \

@@ -71,7 +71,7 @@ class Demo:
     def __init__(self, out: Path, *, quick: bool) -> None:
         self.out = out
         self.quick = quick
-        self.epochs = (1, 1) if quick else (4, 2)
+        self.epochs = (1, 1) if quick else (3, 2)
         self.max_loss = "0.06" if quick else "0.02,0.05"  # of cascades
         self.n_subnets = 8 if quick else 30
         self.kinds = (
