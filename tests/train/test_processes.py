@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ import torch
 
 import fxelastic
 from fxelastic import UsageError
+from tests import warm
 from tests.cli.commands import ROOT
 from tests.models.compare import assert_same_output
 from tests.train.supernets import linear_supernet, moved, vector_batches
@@ -21,23 +19,10 @@ from tests.train.two_processes import stages, train
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that two processes under torchrun wrote to."""
+    """The folder that two processes wrote to."""
     folder = tmp_path_factory.mktemp("two")
-    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    found = subprocess.run(
-        [sys.executable, "-m", *launcher, "-m", "tests.train.two_processes", str(folder)],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}",
-            "OMP_NUM_THREADS": "1",
-        },
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert found.returncode == 0, found.stderr
+    for found in warm.run_together(2, "tests.train.two_processes", str(folder), cwd=ROOT):
+        assert found.returncode == 0, found.stderr
     return folder
 
 

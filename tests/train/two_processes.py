@@ -1,4 +1,4 @@
-"""One process of a run of two, started by ``torchrun``; also alone, on whole batches.
+"""One process of a run of two, started as ``torchrun`` does; also alone, on whole batches.
 
 ``python -m tests.train.two_processes OUT`` trains and writes what comes out to the folder OUT.
 """
