@@ -7,12 +7,10 @@ from itertools import islice
 
 import pytest
 
-import fxelastic
 from fxelastic.errors import PartitionError
-from fxelastic.ir import Partition
 from fxelastic.ir.verify import verify
 from tests.ir.mutations import MUTATIONS, Mutation
-from tests.models import CASES
+from tests.models.captured import grouped, partitioned
 
 #: Models with every kind of block between them, each at a gamma that cuts it in an interesting way.
 PARTITIONS = (
@@ -32,13 +30,11 @@ PARTITIONS = (
 MOST_COPIES = 8
 
 
-@cache
-def real_partition(model: str, gamma: float) -> Partition:
-    case = CASES[model]
-    return fxelastic.partition(case.build(), gamma=gamma, example_inputs=case.inputs(2))
+#: Kept, since the last test goes over all models again.
+real_partition = cache(partitioned)
 
 
-@pytest.mark.parametrize(("model", "gamma"), PARTITIONS)
+@pytest.mark.parametrize(("model", "gamma"), [grouped(*partition) for partition in PARTITIONS])
 class TestRealPartition:
     def test_passes(self, model: str, gamma: float) -> None:
         verify(real_partition(model, gamma))
