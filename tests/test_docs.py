@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +14,7 @@ import pytest
 
 from fxelastic import edge
 from fxelastic.spec.latency_table import LatencyTable
-from tests.cli.commands import environment
+from tests import warm
 from tests.edge.serving.tiny_bundle import CLASSES, write_bundle
 
 ROOT = Path(__file__).parents[1]
@@ -121,16 +119,8 @@ def limit_times(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run_in_two_processes(code: str) -> None:
     Path("train.py").write_text(code)
-    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [sys.executable, "-m", *launcher, "train.py"],
-        env={**environment(), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    for done in warm.run_together(2, str(Path("train.py").resolve()), cwd=Path.cwd()):
+        assert done.returncode == 0, done.stderr
 
 
 def test_the_readme_has_an_example() -> None:
