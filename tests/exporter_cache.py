@@ -11,10 +11,10 @@ import functools
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from types import ModuleType
 from typing import Any
 
 import torch
+from onnxscript.rewriter import _basics, _matcher
 from torch._export import utils
 from torch._subclasses import fake_impls
 from torch.export import decomp_utils, exported_program
@@ -94,7 +94,20 @@ def _remembering(
     return overridden
 
 
-def _replace(module: ModuleType, name: str, made: Callable[[Any], object]) -> None:
+def _by_operator(match: Callable[..., Any]) -> Callable[..., Any]:
+    """Match a pattern only with nodes of its last operator: 40 patterns are tried on each node."""
+    refused = _basics.MatchResult().fail("another operator")
+
+    def matched(self: Any, model: Any, graph: Any, node: Any, **options: Any) -> Any:
+        wanted = self.pattern.output_nodes[0].op_identifier()
+        if wanted is not None and wanted != node.op_identifier():
+            return refused
+        return match(self, model, graph, node, **options)
+
+    return matched
+
+
+def _replace(module: Any, name: str, made: Callable[[Any], object]) -> None:
     """Replace a function; without it, as in other versions of torch, exports take longer."""
     if hasattr(module, name):
         setattr(module, name, made(getattr(module, name)))
@@ -105,6 +118,7 @@ _replace(utils, "_materialize_cpp_cia_ops", _only_new)
 for _module in (utils, exported_program, decomp_utils):
     _replace(_module, "_collect_all_valid_cia_ops", _unless_known)
 _replace(exported_program, "_override_composite_implicit_decomp", _remembering)
+_replace(_matcher.SimplePatternMatcher, "match", _by_operator)
 _replace(_schemas, "op_signature_from_function", functools.cache)
 _replace(exported_program, "autograd_not_implemented", functools.cache)
 # Annotations of a function that is defined 10,000 times in each export. The expressions of this
