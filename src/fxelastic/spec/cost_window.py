@@ -87,12 +87,30 @@ class CostWindow:
             UsageError: The window contains no subnets, or too few of the candidates; the message
                 names the nearest costs.
         """
+        found, missed = self._draw(n, seed)
+        if self._listed == []:
+            raise self._empty("no subnet has such a cost", [])
+        if len(found) < n:
+            draws = len(found) + len(missed)
+            what = f"{draws} draws near the window found {len(found)} of {n}; it is too narrow"
+            raise self._empty(what, missed)
+        return found
+
+    def sample_up_to(self, n: int, seed: int = 0) -> list[Arch]:
+        """Draw subnets as `sample` does, but return those found where they are fewer than n.
+
+        It takes much less time than `sample` where the window is empty, since it does not look for
+        the nearest costs, which the error names.
+        """
+        return self._draw(n, seed)[0]
+
+    def _draw(self, n: int, seed: int) -> tuple[list[Arch], list[float]]:
+        """At most n subnets in the window, and the costs of those drawn outside it."""
         check_count("n", n, 0)
         rng = random.Random(seed)
         if self._listed is not None:
-            if not self._listed:
-                raise self._empty("no subnet has such a cost", [])
-            return [self._listed[rng.randrange(len(self._listed))] for _ in range(n)]
+            n = n if self._listed else 0
+            return [Arch(self._listed[rng.randrange(len(self._listed))]) for _ in range(n)], []
         found: list[Arch] = []
         missed: list[float] = []
         draws = _DRAWS + _DRAWS_FOR_EACH * n
@@ -103,10 +121,7 @@ class CostWindow:
                 found.append(Arch(path))
             else:
                 missed.append(cost)
-        if len(found) < n:
-            what = f"{draws} draws near the window found {len(found)} of {n}; it is too narrow"
-            raise self._empty(what, missed)
-        return found
+        return found, missed
 
     @cached_property
     def _exact(self) -> Mapping[str, Fraction]:
@@ -117,13 +132,13 @@ class CostWindow:
         return self._near(self.low, self.high)
 
     @cached_property
-    def _listed(self) -> list[Arch] | None:
+    def _listed(self) -> list[tuple[str, ...]] | None:
         """The subnets in the window; None if there are too many candidates to list."""
         candidates = self._candidates
         if candidates.total > _MAX_LISTED:
             return None
         paths = (candidates.path(i) for i in range(candidates.total))
-        return [Arch(path) for path in paths if self._holds(path)]
+        return [path for path in paths if self._holds(path)]
 
     def _holds(self, path: tuple[str, ...]) -> bool:
         return self.low <= self._cost(path) <= self.high

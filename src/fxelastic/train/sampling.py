@@ -153,7 +153,8 @@ class Bucketed:
     def _of(self, space: SearchSpace) -> tuple[CostWindow, ...]:
         known = self._windows.get(id(space))
         if known is None or known[0] is not space:
-            found = tuple(w for w in cost_windows(space, self.n_buckets, self.costs) if _any(w))
+            windows = cost_windows(space, self.n_buckets, self.costs)
+            found = tuple(window for window in windows if window.sample_up_to(1))
             known = self._windows[id(space)] = (space, found)
         return known[1]
 
@@ -383,10 +384,3 @@ def cost_windows(
 def flops_of(space: SearchSpace) -> dict[str, float]:
     """FLOPs of each branch, which stand in for latency until there is a table."""
     return {spec.id: float(spec.flops) for spec in space.branches}
-
-
-def _any(window: CostWindow) -> bool:
-    try:
-        return bool(window.sample(1))
-    except UsageError:
-        return False

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from fxelastic.edge.searching.study import Study
-from fxelastic.errors import UsageError
 from fxelastic.spec import Arch, BranchSpec, SearchSpace
 from fxelastic.spec.cost_window import CostWindow
 
@@ -20,6 +19,8 @@ ATTEMPTS = 200
 FRUITLESS = 20
 # Swaps that bring a mutation back into several limits, and draws where they do not.
 _SWAPS, _REDRAWN = 3, 16
+# Windows of subnets with one branch that are kept for further draws, at up to 4 MB each.
+_KEPT = 64
 
 #: A subnet as its branches, in execution order.
 Tiling: TypeAlias = tuple[BranchSpec, ...]
@@ -56,6 +57,7 @@ class Mutations:
     _swaps: dict[str, tuple[list[float], list[BranchSpec]]] = field(
         init=False, repr=False, default_factory=dict
     )
+    _windows: dict[str, CostWindow] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._originals = self.space.specs(self.space.original)
@@ -179,6 +181,24 @@ class Mutations:
 
     def _redrawn(self, kept: BranchSpec, rng: random.Random) -> Arch | None:
         """A uniform draw from the subnets of the window that have a branch."""
+        window = self._windows.get(kept.id)
+        if window is None:
+            if len(self._windows) >= _KEPT:
+                del self._windows[next(iter(self._windows))]
+            window = self._windows[kept.id] = self._window_with(kept)
+        n = _REDRAWN if self.others else 1
+        for arch in window.sample_up_to(n, rng.getrandbits(32)):
+            tiling = self.space.specs(arch)
+            rest_costs = (
+                math.fsum([costs[spec.id] for spec in tiling]) <= high
+                for costs, high in self.others
+            )
+            if all(rest_costs):
+                return arch
+        return None
+
+    def _window_with(self, kept: BranchSpec) -> CostWindow:
+        """The subnets of the window that have a branch."""
         rest = tuple(
             spec
             for spec in self.space.branches
@@ -195,20 +215,7 @@ class Mutations:
         }
         dear = 2 * abs(self.high) + 2 * math.fsum(self.costs.values()) + 1.0
         costs = {s.id: dear if s.id in under else self.costs[s.id] for s in rest}
-        window = CostWindow(SearchSpace(self.space.n_blocks, rest), costs, self.low, self.high)
-        try:
-            drawn = window.sample(_REDRAWN if self.others else 1, rng.getrandbits(32))
-        except UsageError:
-            return None
-        for arch in drawn:
-            tiling = self.space.specs(arch)
-            rest_costs = (
-                math.fsum([costs[spec.id] for spec in tiling]) <= high
-                for costs, high in self.others
-            )
-            if all(rest_costs):
-                return arch
-        return None
+        return CostWindow(SearchSpace(self.space.n_blocks, rest), costs, self.low, self.high)
 
     def _cost(self, tiling: Tiling) -> float:
         return math.fsum([self.costs[spec.id] for spec in tiling])
@@ -253,9 +260,7 @@ def window_below(study: Study, width: float) -> tuple[CostWindow, float]:
     """
     low = study.high * (1 - width)
     window = CostWindow(study.space, study.costs, low, study.high)
-    try:
-        window.sample(1, 0)
-    except UsageError:
+    if not window.sample_up_to(1):
         return CostWindow(study.space, study.costs, high=study.high), 0.0
     return window, low
 
