@@ -33,6 +33,7 @@ from fxelastic.cli import (
     serve,
     sign,
     specialise,
+    table,
     train,
     verify,
 )
@@ -64,6 +65,7 @@ COMMANDS = (
     inspect,
     assemble,
     profile,
+    table,
     plan,
     search,
     prepare,

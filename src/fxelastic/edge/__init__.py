@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fxelastic.edge.serving.options import Serving
     from fxelastic.edge.serving.runtime import Runtime
     from fxelastic.edge.serving.serve import serve
+    from fxelastic.edge.table_match import TableMatch, match_table
     from fxelastic.spec.cascade import Cascade
     from fxelastic.spec.latency_table import LatencyTable
     from fxelastic.spec.limits import Limits
@@ -55,8 +56,10 @@ __all__ = [
     "SearchResult",
     "Serving",
     "SubnetPool",
+    "TableMatch",
     "assemble",
     "load",
+    "match_table",
     "plan",
     "prepare",
     "profile",
@@ -76,6 +79,8 @@ _LAZY_NAMES = {
     "Serving": "fxelastic.edge.serving.options",
     "Runtime": "fxelastic.edge.serving.runtime",
     "serve": "fxelastic.edge.serving.serve",
+    "TableMatch": "fxelastic.edge.table_match",
+    "match_table": "fxelastic.edge.table_match",
     "Bundle": "fxelastic.edge.bundle",
     "assemble": "fxelastic.edge.assembly",
     "load": "fxelastic.edge.bundle",

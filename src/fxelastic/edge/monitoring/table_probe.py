@@ -7,7 +7,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -75,7 +75,7 @@ class DriftRule:
         if not ratios:
             return Drift(1.0, {}, (), 0.0)
         # Weight by latency: otherwise a few tiny branches could determine the load.
-        load = _weighted_median([(ratios[name], table_ms[name]) for name in ratios])
+        load = weighted_median([(ratios[name], table_ms[name]) for name in ratios])
         factors = {name: ratio / load for name, ratio in ratios.items()}
         uneven = tuple(
             name
@@ -115,11 +115,11 @@ class BranchTimer:
     rest_s: float = 0.02
     sizes: Sizes | None = None
 
-    def measure(self, arch: Servable, stop: threading.Event) -> Mapping[str, float]:
+    def measure(self, arch: Iterable[str], stop: threading.Event) -> Mapping[str, float]:
         """Measure a subnet's branches.
 
         Args:
-            arch: The subnet.
+            arch: The subnet, or other branches.
             stop: Set to end early.
 
         Returns:
@@ -269,7 +269,7 @@ def _running(session: Any, candidates: Sequence[dict[str, Any]]) -> dict[str, An
     return candidates[-1]
 
 
-def _weighted_median(pairs: list[tuple[float, float]]) -> float:
+def weighted_median(pairs: list[tuple[float, float]]) -> float:
     """The value with half of the weight below it and half above."""
     pairs.sort()
     half = math.fsum(weight for _, weight in pairs) / 2
