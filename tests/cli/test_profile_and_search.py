@@ -83,7 +83,7 @@ def test_other_files_are_not_written_over(
 def test_a_search_prints_the_bests_and_writes_the_pool(
     bundle: edge.Bundle, table: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    budgets = ["--budget", "100%", "--budget", "1000"]
+    budgets = ["--budget", "100%", "--budget", "1000ms"]
     assert main(["search", str(bundle.path), "--data", str(data), *budgets]) == 0
     printed = capsys.readouterr()
     assert "blocks replaced" in printed.out

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxelastic.cli import options
+from fxelastic.cli.budgets import HELP, budgets_of
 from fxelastic.cli.options import HelpFormatter
 from fxelastic.cli.search import read_table, short
 from fxelastic.cli.size_options import sizes_of
@@ -58,8 +59,7 @@ def add_parser(commands: Any) -> None:
         "--budget",
         metavar="BUDGET",
         action="append",
-        help="a latency in ms, or a share of the original's latency such as 60%%; may be repeated "
-        "(default: 40%% to 90%% in steps of 10%%, and 95%%)",
+        help=f"{HELP} (default: 40%% to 90%% in steps of 10%%, and 95%%)",
     )
     parser.add_argument(
         "-o", "--out", metavar="FILE", help="a pool to write the measured subnets to"
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         bundle,
         table,
         Path(args.data),
-        budget=args.budget or BUDGETS,
+        budget=budgets_of(args.budget, bundle, table, args.mode) or BUDGETS,
         n_subnets=args.subnets,
         mode=args.mode,
         score=options.score(args.score),

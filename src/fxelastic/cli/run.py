@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fxelastic.cli import options, run_inputs
+from fxelastic.cli.budgets import check_units
 from fxelastic.cli.data_paths import is_data_file
 from fxelastic.cli.options import DEFAULT_GAMMA, HelpFormatter
 from fxelastic.cli.recipe import NAME, Recipe
@@ -175,6 +176,8 @@ def _recipes(args: argparse.Namespace, folder: Path) -> tuple[Recipe, Recipe]:
                 fix="fxelastic run my_model.py:build --data images.npz",
             )
     check_recipe(recipe)
+    if "budget" in given.get("search", {}):
+        check_units(given["search"]["budget"])
     data = str(recipe.options("train")["data"])
     place = os.path.normpath(folder / data)
     if is_data_file(data) and not os.path.exists(place):

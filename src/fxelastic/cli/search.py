@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxelastic.cli import options
+from fxelastic.cli.budgets import HELP, budgets_of
 from fxelastic.cli.kinds import parse_strategy
 from fxelastic.cli.options import HelpFormatter
 from fxelastic.cli.progress_line import progress_line
@@ -35,8 +36,8 @@ examples:
   fxelastic search bundle/ --data local.npz --budget 50% --budget 70% --budget 90%
   fxelastic search bundle/ --data local.npz --budget 60% --limit weight_bytes=70%
   fxelastic search bundle/ --data local.npz --budget 60% --weight flops=1
-  fxelastic search bundle/ --data local.npz --budget 20 --size-percentile 95
-  fxelastic search bundle/ --data local.npz --budget 12.5 --score negative_loss --mode paged
+  fxelastic search bundle/ --data local.npz --budget 20ms --size-percentile 95
+  fxelastic search bundle/ --data local.npz --budget 12.5ms --score negative_loss --mode paged
   fxelastic search bundle/ --data local.npz --budget 60% --strategy annealing:width=0.2
 
 local.npz contains an array for each input (or x for a single input) and targets.
@@ -94,7 +95,7 @@ def add_parser(commands: Any) -> None:
         "--budget",
         metavar="BUDGET",
         action="append",
-        help="a latency in ms, or a share of the original's latency such as 60%%; may be repeated",
+        help=HELP,
     )
     parser.add_argument(
         "--limit",
@@ -179,7 +180,7 @@ def run(args: argparse.Namespace) -> int:
             bundle,
             table,
             Path(args.data),
-            budget=args.budget,
+            budget=budgets_of(args.budget, bundle, table, args.mode),
             limits=dict(_named("--limit", text) for text in args.limit) or None,
             weights=_weights(args.weight),
             tolerance=args.tolerance,

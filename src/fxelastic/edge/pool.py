@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from fxelastic.edge.cascades.entry import CascadeEntry
+from fxelastic.edge.finished_search import FinishedSearch
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
 from fxelastic.spec.costs_by_size import Sizes
@@ -73,6 +74,8 @@ class SubnetPool(JsonDocument):
             than the batch vary. Several mean that the costs are means over inputs of these sizes,
             as many of each size as there are inputs. Empty if unknown.
         cascades: Cascades with a bounded loss, quickest first.
+        searches: The answers of the searches that ran to their end.
+        bounds: For subnets that ended early, a score that they do not exceed on the data.
     """
 
     what = "pool"
@@ -86,6 +89,8 @@ class SubnetPool(JsonDocument):
     targets: str = ""
     sizes: tuple[Sizes, ...] = ()
     cascades: tuple[CascadeEntry, ...] = ()
+    searches: tuple[FinishedSearch, ...] = ()
+    bounds: Mapping[Arch, float] = field(default_factory=dict, hash=False)
 
     @classmethod
     def of(
@@ -97,6 +102,8 @@ class SubnetPool(JsonDocument):
         targets: str = "",
         sizes: Iterable[Sizes] = (),
         cascades: Iterable[CascadeEntry] = (),
+        searches: Iterable[FinishedSearch] = (),
+        bounds: Mapping[Arch, float] | None = None,
     ) -> SubnetPool:
         """Create a pool of entries; the last entry of each subnet, and of each cascade, counts.
 
@@ -115,8 +122,11 @@ class SubnetPool(JsonDocument):
         each = tuple(sizes)
         by_cascade = {found.cascade: found for found in cascades}
         quickest = sorted(by_cascade.values(), key=lambda found: found.latency_ms)
+        finished = {found.key: found for found in searches}
+        left = {arch: bound for arch, bound in (bounds or {}).items() if arch not in by_arch}
         return cls(
-            *(bundle_digest, tuple(ordered), data_digest, score, targets, each, tuple(quickest))
+            *(bundle_digest, tuple(ordered), data_digest, score, targets, each, tuple(quickest)),
+            *(tuple(finished.values()), left),
         )
 
     def check_bundle(self, digest: str) -> None:
@@ -176,6 +186,8 @@ class SubnetPool(JsonDocument):
             self.targets,
             self.sizes,
             self.cascades,
+            self.searches,
+            self.bounds,
         )
 
     def merge(self, other: SubnetPool) -> SubnetPool:
@@ -210,6 +222,8 @@ class SubnetPool(JsonDocument):
         return SubnetPool.of(
             *(self.bundle_digest, entries, self.data_digest, self.score, self.targets, self.sizes),
             (*self.cascades, *other.cascades),
+            (*self.searches, *other.searches),
+            {**self.bounds, **other.bounds},
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -222,6 +236,8 @@ class SubnetPool(JsonDocument):
             # Earlier releases do not know these fields.
             **({"sizes": _counts(self.sizes)} if self.sizes else {}),
             **({"cascades": [c.to_json() for c in self.cascades]} if self.cascades else {}),
+            **({"searches": [s.to_json() for s in self.searches]} if self.searches else {}),
+            **({"bounds": {str(a): b for a, b in self.bounds.items()}} if self.bounds else {}),
             "entries": [_to_json(entry) for entry in self.entries],
         }
 
@@ -240,6 +256,8 @@ class SubnetPool(JsonDocument):
                 for _ in range(n)
             ],
             [CascadeEntry.from_json(found) for found in value.get("cascades", ())],
+            [FinishedSearch.from_json(found) for found in value.get("searches", ())],
+            {Arch.parse(a): float(bound) for a, bound in value.get("bounds", {}).items()},
         )
 
     def __len__(self) -> int:

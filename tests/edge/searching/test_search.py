@@ -16,7 +16,11 @@ import numpy as np
 import pytest
 
 from fxelastic import edge
+from fxelastic.edge.executor import Executor
+from fxelastic.edge.searching.evaluation import Evaluator
+from fxelastic.edge.searching.pool_store import PoolStore
 from fxelastic.edge.searching.proposals import all_subnets
+from fxelastic.edge.searching.search import metric_and_data
 from fxelastic.edge.searching.study import Study, strategy_names
 from fxelastic.errors import BundleError, UsageError
 from fxelastic.spec import json_document
@@ -419,3 +423,51 @@ def test_scores_are_means_over_samples(bundle: edge.Bundle, table: LatencyTable,
     ]
     assert accuracies == pytest.approx([accuracies[0]] * 4)
     assert accuracies[0] < 1
+
+
+def test_the_same_search_is_answered_by_the_pool(
+    bundle: edge.Bundle, table: LatencyTable, data: Any, tmp_path: Path
+) -> None:
+    def search(seed: int) -> edge.SearchResult:
+        budgets = ["70%", "85%"]
+        path = tmp_path / "pool.json"
+        return edge.search(bundle, table, data, budget=budgets, path=path, max_subnets=9, seed=seed)
+
+    first, again = search(seed=0), search(seed=0)
+    assert first.counts.subnets > 0
+    assert (again.counts.subnets, again.counts.executed) == (0, 0)
+    assert again.bests == first.bests
+    assert again.original == first.original
+    assert again.original is not None
+    assert again.pool == first.pool
+    steps = [[(step.subnets, step.accuracy) for step in h] for h in first.histories]
+    assert [[(step.subnets, step.accuracy) for step in h] for h in again.histories] == steps
+    # Another search is not, and is remembered beside the first one.
+    search(seed=1)
+    assert len(edge.SubnetPool.load(tmp_path / "pool.json").searches) == 2
+    assert search(seed=0).counts.executed == 0
+
+
+def test_a_subnet_that_ended_early_is_not_evaluated_again(
+    bundle: edge.Bundle, table: LatencyTable, data: Any, tmp_path: Path
+) -> None:
+    metric, samples, _ = metric_and_data(bundle, data, None, 0.0)
+    with Executor(bundle, 1) as executor:
+
+        def evaluator() -> Evaluator:
+            return Evaluator(executor, samples, metric, batch_size=5)
+
+        scores = evaluator().scores(all_subnets(bundle.space))
+        worst = min(scores, key=scores.__getitem__)
+        floors = {worst: 0.9}
+        first = evaluator()
+        assert first.scores([worst], floors) == {}
+        assert scores[worst] <= first.bounds[worst] < floors[worst]
+        store = PoolStore(bundle, table, "assembled", "", tmp_path / "pool.json", first, True)
+        first.scores([arch for arch in scores if arch != worst][:1])
+        store.save()
+        other = evaluator()
+        PoolStore(bundle, table, "assembled", "", tmp_path / "pool.json", other, True).resume()
+        assert other.scores([worst], floors) == {}
+        assert (other.counts.executed, other.counts.ended_early) == (0, 1)
+        assert other.scores([worst]) == {worst: scores[worst]}

@@ -71,6 +71,9 @@ class Evaluator:
         metric: The score.
         counts: The work so far.
         known: The score of every subnet that was evaluated to its end.
+        bounds: For subnets that ended early, a score that they do not exceed on the data.
+        known_bounds: The same from earlier searches: a subnet whose bound is below its floor is
+            not evaluated.
         clock: Returns the time, in s.
         margins: The metric's margins of the first samples, and the samples' order.
         cache: The states that are kept.
@@ -127,6 +130,8 @@ class Evaluator:
         self._answers = None if data.labelled else Answers(executor, metric, len(data))
         self.counts = Counts()
         self.known: dict[Arch, float] = {}
+        self.bounds: dict[Arch, float] = {}
+        self.known_bounds: dict[Arch, float] = {}
         self.cache = PrefixCache(cache_bytes, watch)
         self._batch_size = batch_of(executor.bundle, batch_size)
         # Ending early by a probability needs samples in random order, and a fixed batch size needs
@@ -338,6 +343,7 @@ class Evaluator:
         """
         self.counts.subnets += len(tallies.keys() - self.known.keys())
         self.data = data
+        self.bounds, self.known_bounds = {}, {}
         self.margins = Margins(len(data), self._batch_size, reorder=self._reorder)
         self.known, self._so_far, self._batch_scores = {}, {}, {}
         self._record(tallies, tallies)
@@ -365,6 +371,13 @@ class Evaluator:
         self, archs: list[Arch], floors: Mapping[Arch, float], stop: Callable[[], bool]
     ) -> bool:
         """Evaluate a group; returns whether that was not stopped."""
+        hopeless = [
+            arch
+            for arch in archs
+            if self.known_bounds.get(arch, math.inf) + _ROUNDING < floors.get(arch, -math.inf)
+        ]
+        self.counts.ended_early += len(hopeless)
+        archs = [arch for arch in archs if arch not in hopeless]
         tallies = {arch: Tally() for arch in archs}
         alive, seen = list(archs), 0
         for stretch in self.stretches():
@@ -385,6 +398,11 @@ class Evaluator:
                     >= floors.get(arch, -math.inf)
                 ]
                 self.counts.ended_early += len(alive) - len(going)
+                if self._confidence == 1:
+                    for arch in set(alive) - set(going):
+                        sums = tallies[arch]
+                        bound = self._at_most(self.metric.most, sums.total, sums.count, left)
+                        self.bounds[arch] = min(bound, self.bounds.get(arch, math.inf))
                 alive = going
         self.counts.subnets += len(archs)
         self._record(tallies, alive)

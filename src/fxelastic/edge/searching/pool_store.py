@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.cascades.entry import CascadeEntry
+from fxelastic.edge.finished_search import FinishedSearch
 from fxelastic.edge.pool import TARGETS, PoolEntry, SubnetPool
 from fxelastic.edge.searching.evaluation import Evaluator
 from fxelastic.errors import UsageError
@@ -39,6 +40,7 @@ class PoolStore:
         self._evaluator = evaluator
         self.held_out: dict[Arch, float] = {}
         self.cascades: tuple[CascadeEntry, ...] = ()
+        self.searches: dict[str, FinishedSearch] = {}
         self._partial: list[PoolEntry] = []  # of earlier searches that were short of time
         self._left_out: list[PoolEntry] = []  # with branches that this search leaves out
 
@@ -61,6 +63,8 @@ class PoolStore:
                 fix="name another file, or search with the pool's score and held_out",
             )
         self.cascades = pool.cascades
+        self.searches = {found.key: found for found in pool.searches}
+        self._evaluator.known_bounds = dict(pool.bounds)
         known = {spec.id for spec in self._bundle.space.branches}
         others = {segment.id for segment in self._bundle.manifest.segments} - known
         for entry in pool.entries:
@@ -95,7 +99,17 @@ class PoolStore:
             self._targets,
             self._table.sizes,
             self.cascades,
+            self.searches.values(),
+            {**evaluator.known_bounds, **evaluator.bounds},
         )
+
+    def finished(self, key: str, n_limits: int) -> FinishedSearch | None:
+        """The answer of the same search, if it ran to its end and all its subnets are known."""
+        found = self.searches.get(key)
+        if found is None or len(found.bests) != n_limits:
+            return None
+        known = self._evaluator.known
+        return found if all(arch in known for arch in found.bests) else None
 
     def unmeasured(self, arch: Arch) -> PoolEntry:
         """A subnet that was not evaluated."""

@@ -6,7 +6,7 @@ import logging
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from fxelastic.edge.arguments import refuse_paths
@@ -16,6 +16,7 @@ from fxelastic.edge.cascades.entry import CascadeEntry
 from fxelastic.edge.cascades.finding import find_cascades
 from fxelastic.edge.executor import Executor
 from fxelastic.edge.fingerprint import fingerprint
+from fxelastic.edge.finished_search import FinishedSearch, key_of
 from fxelastic.edge.memory import GrowthLimit
 from fxelastic.edge.pool import PoolEntry, SubnetPool
 from fxelastic.edge.searching.budget_sizes import table_for_limits
@@ -225,8 +226,16 @@ def search(
             _check_feasible(study)
             studies.append(study)
         schedule = Schedule(studies, end_s, len(rest))
+        key = key_of(table.to_dict(), given, _decisive(options, metric))
+        repeatable = exhaustive and options.prior is None
+        finished = store.finished(key, len(studies)) if repeatable else None
         try:
-            schedule.run(runner)
+            if finished is None:
+                schedule.run(runner)
+            else:
+                logger.info("the pool has the answer of this search")
+                for study, steps in zip(studies, finished.histories, strict=True):
+                    study.history += [Improvement(n, 0.0, *figures) for n, *figures in steps]
         except SearchAbortedError:
             aborted = True
         except KeyboardInterrupt:
@@ -235,6 +244,8 @@ def search(
             # Leave out the limits that the search did not reach.
             studies = [study for study in studies if study.incumbent is not None] or studies
         bests = [_answer(study, weighted) for study in studies]
+        if finished is not None:
+            bests = list(finished.bests)
         wanted = list(dict.fromkeys(bests))
         outside = Evaluator(executor, rest, metric, batch_size=options.batch_size, clock=clock)
         if len(rest) and not aborted:
@@ -244,7 +255,7 @@ def search(
                 store.score_held_out(wanted, outside, end_s)
             except KeyboardInterrupt:
                 interrupted = True
-        if options.max_loss is not None and not (interrupted or aborted):
+        if options.max_loss is not None and not (interrupted or aborted or finished is not None):
             # Serving ranks cascades among subnets, and returns to the original without load.
             evaluator.scores([bundle.space.original])
             store.cascades += find_cascades(
@@ -259,9 +270,22 @@ def search(
             )
         pool = store.pool()
         store.save()
-        original = None
+        original, counts = None, replace(evaluator.counts)
         if exhaustive and not (interrupted or aborted):
-            original = _scored(bundle.space.original, evaluator, outside, store)
+            try:
+                known = None if finished is None else finished.original
+                original = _scored(bundle.space.original, evaluator, outside, store, known)
+            except KeyboardInterrupt:
+                interrupted = True
+        if original is not None and finished is None and repeatable:
+            histories = tuple(
+                tuple((step.subnets, step.latency_ms, step.accuracy) for step in study.history)
+                for study in studies
+            )
+            scores = (original.accuracy, original.held_out_accuracy)
+            store.searches[key] = FinishedSearch(key, tuple(bests), histories, scores)
+            pool = store.pool()
+            store.save()
     entries = {entry.arch: entry for entry in pool.entries}
     found = tuple(entries.get(best) or store.unmeasured(best) for best in bests)
     result = SearchResult(
@@ -269,7 +293,7 @@ def search(
         found,
         pool,
         tuple(tuple(study.history) for study in studies),
-        evaluator.counts,
+        counts,
         table,
         interrupted,
         tuple(_mark(entry, len(samples)) for entry in found),
@@ -335,12 +359,41 @@ def metric_and_data(
     return measure, samples, rest
 
 
-def _scored(arch: Arch, evaluator: Evaluator, outside: Evaluator, store: PoolStore) -> PoolEntry:
-    """A subnet with its scores, which need not be in the pool."""
+def _scored(
+    arch: Arch,
+    evaluator: Evaluator,
+    outside: Evaluator,
+    store: PoolStore,
+    scores: tuple[float, float | None] | None,
+) -> PoolEntry:
+    """A subnet with its scores, which does not become a part of the pool.
+
+    Args:
+        arch: The subnet.
+        evaluator: Evaluates on the data of the search.
+        outside: Evaluates on the samples held out.
+        store: Knows the subnet's costs.
+        scores: Its scores, if they are known.
+    """
+    if scores is None:
+        held_out = outside.scores([arch])[arch] if len(outside.data) else None
+        is_new = arch not in evaluator.known
+        scores = (evaluator.scores([arch])[arch], held_out)
+        if is_new:
+            del evaluator.known[arch]
+    accuracy, held_out = scores
     found = store.unmeasured(arch)
-    held_out = outside.scores([arch])[arch] if len(outside.data) else None
-    accuracy = evaluator.scores([arch])[arch]
     return replace(found, accuracy=accuracy, held_out_accuracy=held_out, n_samples=None)
+
+
+def _decisive(options: SearchOptions, metric: Metric) -> SearchOptions:
+    """The options that the answer of a search depends on; the others at their defaults."""
+    changes: dict[str, Any] = {
+        field.name: field.default
+        for field in fields(SearchOptions)
+        if field.name in ("path", "progress", "clock", "cache_bytes", "memory_bytes", "threads")
+    }
+    return replace(options, **changes, force=False, score=metric.name)
 
 
 def _answer(study: Study, weighted: Weighted | None) -> Arch:
