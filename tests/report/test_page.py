@@ -20,11 +20,13 @@ import pytest
 
 from fxelastic import edge
 from fxelastic.cli import main
+from fxelastic.edge.monitoring.table_probe import renewed
 from fxelastic.errors import UsageError
 from fxelastic.report.branch_table import HEADER
 from fxelastic.report.canvas import NARROW, WIDE, new_figure, theme
+from fxelastic.report.devices import read_devices
 from fxelastic.report.figures import plots
-from fxelastic.report.page import html
+from fxelastic.report.page import page_of
 from fxelastic.report.run_folder import RunFolder
 from tests.edge.serving.tiny_bundle import write_bundle
 
@@ -176,7 +178,7 @@ def test_what_is_cropped_or_overlaps_would_be_found() -> None:
 def test_the_page_begins_with_what_matters(folder: Path) -> None:
     run = RunFolder.read(folder)
     notes = {**(run.measured or {}), "notes": ["a <short> run"]}
-    page = html(replace(run, measured=notes), ())
+    page = page_of(replace(run, measured=notes), ()).html()
     assert re.search(r'<p class="headline">[\d.]+× faster at [+−][\d.]+ points on test data', page)
     assert '<p class="note">a &lt;short&gt; run</p>' in page
     titles = re.findall(r'<th scope="col">([^<]+)</th>', page)
@@ -197,7 +199,7 @@ def test_search_and_test_scores_have_axes_of_their_own(folder: Path) -> None:
 def test_every_branch_has_a_row_that_sorts(folder: Path) -> None:
     run = RunFolder.read(folder)
     assert run.bundle is not None
-    page = html(run, ())
+    page = page_of(run, ()).html()
     table = page.partition('<table class="sorts">')[2].partition("</table>")[0]
     assert table.count("<button") == len(HEADER)
     body = table.partition("<tbody>")[2]
@@ -210,7 +212,7 @@ def test_every_branch_has_a_row_that_sorts(folder: Path) -> None:
 def test_phones_have_pictures_of_their_own(folder: Path, tmp_path: Path) -> None:
     run = RunFolder.read(folder)
     (plot, *_) = plots(run)
-    page = html(run, [plot])
+    page = page_of(run, [plot]).html()
     pictures = re.findall(
         r'<source media="\(max-width: 600px\)[^"]*" srcset="data:[^,]*,([^"]*)"', page
     )
@@ -224,13 +226,13 @@ def test_what_is_not_there_is_left_out(folder: Path, tmp_path: Path, missing: st
     copy = Path(shutil.copytree(folder, tmp_path / "run"))
     (copy / missing).unlink()
     run = RunFolder.read(copy)
-    assert html(run, plots(run)).endswith("</html>\n")
+    assert page_of(run, plots(run)).html().endswith("</html>\n")
 
 
 def test_a_name_that_looks_like_markup_is_text(folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "a <script>"))
     shutil.rmtree(copy / "bundle")
-    page = html(RunFolder.read(copy), ())
+    page = page_of(RunFolder.read(copy), ()).html()
     assert "<h1>a &lt;script&gt;</h1>" in page
     assert "<script" not in page.split("<h2>Branches</h2>")[0]
 
@@ -239,7 +241,7 @@ def test_a_name_that_looks_like_markup_is_text(folder: Path, tmp_path: Path) -> 
 def test_one_part_is_enough(folder: Path, tmp_path: Path, only: str) -> None:
     shutil.copy(folder / only, tmp_path / only)
     run = RunFolder.read(tmp_path)
-    assert html(run, plots(run)).endswith("</html>\n")
+    assert page_of(run, plots(run)).html().endswith("</html>\n")
 
 
 @pytest.mark.parametrize("name", PARTS[:4])
@@ -257,6 +259,7 @@ def test_damaged_files_are_refused(folder: Path, tmp_path: Path, name: str, cont
         (["none"], "is not a folder"),
         (["."], "holds nothing to report"),
         ([".", "--trace", "t.jsonl"], "exclude"),
+        (["--devices", "none"], "has no latency tables"),
         (["--trace", "none.jsonl"], "none.jsonl"),
     ],
 )
@@ -270,6 +273,52 @@ def test_wrong_arguments(
     monkeypatch.chdir(tmp_path)
     assert main(["report", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_devices_are_compared(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = edge.LatencyTable.load(folder / "bundle.latency.json")
+    rng = np.random.default_rng(0)
+    slower = renewed(table, {name: rng.uniform(2.0, 3.0) for name in table.rows})
+    for name in ("board", "phone"):
+        (tmp_path / name).mkdir()
+    table.save(tmp_path / "board" / "bundle.latency.json")
+    shutil.copy(folder / "bundle.pool.json", tmp_path / "board")
+    slower.save(tmp_path / "phone" / "bundle.latency.json")
+    assert main(["report", "--devices", str(tmp_path)]) == 0
+    assert "devices.html" in capsys.readouterr().out
+    page = (tmp_path / "devices.html").read_text()
+    board, phone = re.findall(r"<tr><td>(board|phone)</td>(.*?)</tr>", page)
+    assert "mJ" in board[1]
+    assert f"{read_devices(tmp_path)[0].original_ms:.3f} ms" in board[1]
+    assert phone[1].count("<td>-</td>") == 4
+    assert all(f"<td>{branch}</td>" in page for branch in table.rows)
+    links = Links()
+    links.feed(page)
+    assert links.tags.count("img") == 1
+    assert all(link.startswith("data:") for link in links.found)
+    # One device alone has a page, too; tables in one folder go by their files' names.
+    slower.save(tmp_path / "phone" / "other.latency.json")
+    assert [d.name for d in read_devices(tmp_path / "phone")] == ["bundle", "other"]
+    assert [d.name for d in read_devices(tmp_path)] == ["board", "phone/bundle", "phone/other"]
+
+
+def test_devices_of_different_bundles_are_refused(folder: Path, tmp_path: Path) -> None:
+    table = edge.LatencyTable.load(folder / "bundle.latency.json")
+    table.save(tmp_path / "a.latency.json")
+    rows = dict(list(table.rows.items())[1:])
+
+    def without(found: Any) -> Any:
+        return replace(found, costs={name: found.costs[name] for name in rows})
+
+    modes = {
+        mode: costs.including({name: without(own) for name, own in costs.items()})
+        for mode, costs in table.modes.items()
+    }
+    replace(table, rows=rows, modes=modes).save(tmp_path / "b.latency.json")
+    with pytest.raises(UsageError, match="different bundles"):
+        read_devices(tmp_path)
 
 
 def test_a_trace_alone(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

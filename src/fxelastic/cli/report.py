@@ -16,13 +16,15 @@ SCHEMA = "fxelastic.report/1"
 _DESCRIPTION = """\
 Write one HTML page with plots, also as PNG, of the results in a run's folder:
 bundle/, bundle.latency.json, bundle.pool.json, search.json, measured.json,
-trace.jsonl and explain.json. Missing parts are left out. With --trace, plot a trace alone."""
+trace.jsonl and explain.json. Missing parts are left out. With --trace, plot a trace alone;
+with --devices, compare the tables and pools of several devices."""
 
 _EPILOG = """\
 examples:
   fxelastic report build/demo
   fxelastic report build/demo --out report/
   fxelastic report --trace trace.jsonl --out trace.png
+  fxelastic report --devices measured/
 
 exit codes: 0 success, 2 usage error"""
 
@@ -41,11 +43,17 @@ def add_parser(commands: Any) -> None:
         "--trace", metavar="FILE", help="plot this trace of fxelastic serve, and nothing else"
     )
     parser.add_argument(
+        "--devices",
+        metavar="FOLDER",
+        help="compare the tables *.latency.json in this folder, and the pools *.pool.json beside "
+        "them, and nothing else",
+    )
+    parser.add_argument(
         "-o",
         "--out",
         metavar="PATH",
-        help="the folder to write to (default: RUN); with --trace the .png, .svg or .pdf file "
-        "(default: beside the trace)",
+        help="the folder to write to (default: RUN, or FOLDER of --devices); with --trace the "
+        ".png, .svg or .pdf file (default: beside the trace)",
     )
     options.add_output(parser)
     parser.set_defaults(run=run)
@@ -57,13 +65,12 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0; raises an error on failure.
     """
-    if (args.run_folder is None) == (args.trace is None):
+    given = [name for name in ("run_folder", "trace", "devices") if getattr(args, name) is not None]
+    if len(given) != 1:
         raise UsageError(
-            "there is nothing to report"
-            if args.trace is None
-            else "RUN and --trace exclude each other",
-            expected="either RUN, the folder of a run, or --trace",
-            got="neither" if args.trace is None else "both",
+            "there is nothing to report" if not given else "these exclude one another",
+            expected="RUN, the folder of a run, or --trace, or --devices",
+            got="none" if not given else ", ".join(given),
         )
     files = _trace(args) if args.trace is not None else _folder(args)
     if args.json:
@@ -83,14 +90,18 @@ def _trace(args: argparse.Namespace) -> list[Path]:
 
 
 def _folder(args: argparse.Namespace) -> list[Path]:
+    from fxelastic.report.devices import read_devices, write_devices
     from fxelastic.report.page import write_report
     from fxelastic.report.run_folder import RunFolder
 
-    found = RunFolder.read(args.run_folder)
-    out = Path(args.out if args.out is not None else args.run_folder)
+    folder = Path(args.run_folder if args.devices is None else args.devices)
+    found = RunFolder.read(folder) if args.devices is None else read_devices(folder)
+    out = Path(args.out) if args.out is not None else folder
     try:
         out.mkdir(parents=True, exist_ok=True)
-        return write_report(found, out)
+        if isinstance(found, RunFolder):
+            return write_report(found, out)
+        return write_devices(found, f"{len(found)} devices", out)
     except OSError as e:
         raise UsageError(
             f"the report can't be written to {out}",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fxelastic.extras import required
 from fxelastic.files import replace_file
-from fxelastic.report.branch_table import HEADER, branch_rows
+from fxelastic.report.branch_table import HEADER, Cell, branch_rows
 from fxelastic.report.canvas import INK, NARROW, WIDE, recoloured
 from fxelastic.report.figures import Plot, plots
 from fxelastic.report.run_folder import RunFolder
@@ -28,12 +29,57 @@ _COLUMNS: tuple[tuple[str, Callable[[Row], object], str], ...] = (
 )
 
 
-def write_report(run: RunFolder, out: Path) -> list[Path]:
-    """Write ``report.html`` and a PNG of each figure.
+@dataclass(frozen=True)
+class Page:
+    """What a page shows, from the top.
+
+    Attributes:
+        name: The title.
+        headline: What matters most.
+        notes: What to know before reading on.
+        facts: Where the figures come from.
+        header: The titles of the table's columns.
+        rows: Its rows, with ``cells``, and ``recommended`` for one that stands out.
+        caption: What the table's terms mean.
+        figures: The figures.
+        branch_header: The titles of the table of branches.
+        branches: Its rows.
+        branch_caption: What it shows.
+    """
+
+    name: str
+    headline: str = ""
+    notes: Sequence[str] = ()
+    facts: Sequence[str] = ()
+    header: Sequence[str] = ()
+    rows: Sequence[Mapping[str, object]] = ()
+    caption: str = ""
+    figures: Sequence[Plot] = ()
+    branch_header: Sequence[str] = ()
+    branches: Sequence[Sequence[Cell]] = ()
+    branch_caption: str = "Costs on this device. Click a title to sort."
+
+    def html(self) -> str:
+        """The page.
+
+        Raises:
+            UsageError: jinja2 is not installed.
+        """
+        jinja2 = required("jinja2", "pages need jinja2", "report")
+        template = (Path(__file__).parent / "page.html").read_text("utf-8")
+        layout = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+        made = jinja2.Template(template, autoescape=True, **layout)
+        text: str = made.render(page=self, uris=_uris)
+        return text
+
+
+def write_page(page: Page, out: Path, name: str) -> list[Path]:
+    """Write a page, and a PNG of each figure.
 
     Args:
-        run: The run to report.
+        page: The page.
         out: A folder that exists.
+        name: The name of the page's file.
 
     Returns:
         The files, the page first.
@@ -42,30 +88,31 @@ def write_report(run: RunFolder, out: Path) -> list[Path]:
         OSError: A file can't be written.
         UsageError: matplotlib or jinja2 is not installed.
     """
-    figures = plots(run)
-    page = out / "report.html"
-    text = html(run, figures)
-    files = [page]
-    for figure in figures:
+    text = page.html()
+    files = [out / name]
+    for figure in page.figures:
         path = out / f"{figure.name}.png"
         replace_file(path, figure.png())
         files.append(path)
-    replace_file(page, text.encode())
+    replace_file(files[0], text.encode())
     return files
 
 
-def html(run: RunFolder, figures: Sequence[Plot]) -> str:
-    """The page.
+def write_report(run: RunFolder, out: Path) -> list[Path]:
+    """Write ``report.html`` and a PNG of each figure; see `write_page`.
 
-    Raises:
-        UsageError: jinja2 is not installed.
+    Args:
+        run: The run to report.
+        out: A folder that exists.
     """
-    jinja2 = required("jinja2", "pages need jinja2", "report")
-    template = (Path(__file__).parent / "page.html").read_text("utf-8")
-    layout = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    return write_page(page_of(run, plots(run)), out, "report.html")
+
+
+def page_of(run: RunFolder, figures: Sequence[Plot]) -> Page:
+    """The page of a run."""
     rows = rows_of(run)
     header, cells = _cells(run, rows)
-    text: str = jinja2.Template(template, autoescape=True, **layout).render(
+    return Page(
         name=run.bundle.manifest.model.name if run.bundle is not None else run.path.name,
         headline=headline(rows),
         notes=list((run.measured or {}).get("notes", ())),
@@ -76,9 +123,7 @@ def html(run: RunFolder, figures: Sequence[Plot]) -> str:
         figures=figures,
         branch_header=HEADER,
         branches=branch_rows(run),
-        uris=_uris,
     )
-    return text
 
 
 def _facts(run: RunFolder) -> list[str]:
