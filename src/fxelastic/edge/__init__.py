@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fxelastic.edge.monitoring.power_model import PowerModel
     from fxelastic.edge.monitoring.resource_monitor import ResourceMonitor, Resources
     from fxelastic.edge.pool import PoolEntry, SubnetPool
-    from fxelastic.edge.prepared import Preparation, prepare
+    from fxelastic.edge.preparing import Preparation, prepare
     from fxelastic.edge.profiling import profile
     from fxelastic.edge.searching.options import SearchOptions
     from fxelastic.edge.searching.planning import PlanPoint, ScorePlan, plan
@@ -74,8 +74,8 @@ _LAZY_NAMES = {
     "ScorePlan": "fxelastic.edge.searching.planning",
     "ScorePrediction": "fxelastic.edge.searching.prediction",
     "plan": "fxelastic.edge.searching.planning",
-    "Preparation": "fxelastic.edge.prepared",
-    "prepare": "fxelastic.edge.prepared",
+    "Preparation": "fxelastic.edge.preparing",
+    "prepare": "fxelastic.edge.preparing",
     "Serving": "fxelastic.edge.serving.options",
     "Runtime": "fxelastic.edge.serving.runtime",
     "serve": "fxelastic.edge.serving.serve",

@@ -23,7 +23,8 @@ from fxelastic.edge.cascades.finding import exits_along
 from fxelastic.edge.cascades.running import run_cascade
 from fxelastic.edge.executor import Executor
 from fxelastic.edge.pool import PoolEntry, SubnetPool
-from fxelastic.edge.prepared import PreparedFiles, items_of
+from fxelastic.edge.prepared import PreparedFiles
+from fxelastic.edge.preparing import items_of
 from fxelastic.edge.serving.monitor import Load
 from fxelastic.edge.serving.policy import RatioPolicy, Situation
 from fxelastic.edge.serving.serve import loader_of

@@ -13,7 +13,8 @@ from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.cascades.loaded import LoadedCascade, SessionCall
 from fxelastic.edge.cascades.segments import segments_of
 from fxelastic.edge.executor import Array
-from fxelastic.edge.prepared import Item, items_of
+from fxelastic.edge.prepared import Item
+from fxelastic.edge.preparing import items_of
 from fxelastic.edge.verified_model import VerifiedModel
 from fxelastic.spec.cascade import Cascade, Servable
 

@@ -21,7 +21,8 @@ from fxelastic.edge.candidates import (
 )
 from fxelastic.edge.monitoring.table_probe import BranchTimer, TableProbe
 from fxelastic.edge.pool import SubnetPool
-from fxelastic.edge.prepared import PreparedFiles, needed
+from fxelastic.edge.prepared import PreparedFiles
+from fxelastic.edge.preparing import needed
 from fxelastic.edge.serving.background_search import LocalSearch, Searcher, local_score
 from fxelastic.edge.serving.loaders import AssembledLoader, Loader, PagedLoader
 from fxelastic.edge.serving.options import Serving
