@@ -236,7 +236,7 @@ def _columns_of(found: Any, path: Path, known: Sequence[str] | None) -> dict[str
         label = name.lower() in _LABEL_COLUMNS
         if known is not None and len(known) > 1 and name not in known and not label:
             continue
-        values = found.with_format("numpy")[:][name]
+        values = found.select_columns([name]).with_format("numpy")[:][name]
         array = np.asarray(values)
         if array.dtype == object:
             lengths = sorted({np.shape(value) for value in values})
