@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 THREADS = 1
@@ -21,6 +22,7 @@ BATCH = 64  # images in a request: longer than the turns that a system gives to 
 # The number of other programs for each core, and the budget as a share of the most accurate
 # subnet's latency.
 STEPS = ((0.0, 1.3), (1.0, 1.3), (0.0, 1.3), (0.0, 0.7))
+MOST_LOST = 0.1  # of the best accuracy, by a subnet that may serve
 _BUSY = """
 import signal
 signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -150,7 +152,11 @@ def serve(folder: Path, seconds: float) -> None:
     pool = edge.SubnetPool.load(folder / "bundle.pool.json")
     with np.load(folder / "test.npz") as file:
         x = file["x"]
-    best_ms = pool.pareto[-1].ms
+    best = pool.pareto[-1]
+    # Under load, a slow answer is better than one that is likely to be wrong.
+    useful = tuple(entry for entry in pool if entry.accuracy > best.accuracy - MOST_LOST)
+    pool = replace(pool, entries=useful)
+    best_ms = best.ms
     budget_ms = STEPS[0][1] * best_ms
     edge.prepare(bundle, pool, table)
     temporary = folder / "trace.tmp"
