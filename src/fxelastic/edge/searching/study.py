@@ -103,6 +103,8 @@ class Study:
     history: list[Improvement] = field(default_factory=list)
     _tried: set[Arch] = field(default_factory=set)
     _lost: dict[Arch, float] = field(default_factory=dict)
+    # The best of the first scores, and how many these are.
+    _ranked: tuple[Arch | None, int] = (None, 0)
 
     def __post_init__(self) -> None:
         """Choose the resource for windows, and start the clock."""
@@ -143,9 +145,13 @@ class Study:
     @property
     def best(self) -> Arch | None:
         """The subnet with the highest score; ties go to the cheapest."""
-        if not self.scores:
-            return None
-        return max(self.scores, key=lambda a: (self.scores[a], -self.cost(a), a.branches))
+        best, n = self._ranked
+        if n != len(self.scores):
+            self._ranked = best, _ = max(self.scores, key=self._rank), len(self.scores)
+        return best
+
+    def _rank(self, arch: Arch) -> tuple[float, float, tuple[str, ...]]:
+        return self.scores[arch], -self.cost(arch), arch.branches
 
     def is_over(self) -> bool:
         """Whether the time is over. Also reports progress, which may end the search."""
@@ -285,8 +291,9 @@ class Study:
     def _note(self, arch: Arch, score: float) -> None:
         before = self.best
         self.scores.setdefault(arch, score)
-        after = self.best
-        if after is not None and (after != before or not self.history):
+        after = arch if before is None else max(before, arch, key=self._rank)
+        self._ranked = after, len(self.scores)
+        if after != before or not self.history:
             ms = self.predict_ms(after)
             self.history.append(Improvement(len(self._tried), self.seconds, ms, self.scores[after]))
 
