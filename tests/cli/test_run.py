@@ -7,12 +7,16 @@ import json
 import shutil
 import signal
 import subprocess
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fxelastic.cli import main
+from fxelastic.cli.recipe import Recipe
+from fxelastic.cli.run_loop import CurrentRun
+from fxelastic.cli.run_steps import Step
 from tests import warm
 
 MODEL = """
@@ -217,3 +221,15 @@ def test_steps_run_in_processes_of_their_own(tmp_path: Path) -> None:
     done = warm.run("fxelastic.cli", *argv, cwd=folder)
     assert done.returncode == 2
     assert "has no 'nothing'" in done.stderr
+
+
+def test_a_measurement_that_cant_be_used_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(CurrentRun, "_make", lambda self, step: made.append(step.name) or 0)
+    current = CurrentRun(Namespace(quiet=True), tmp_path, Recipe(tmp_path))
+    problems = iter(["noise", "", "noise", "noise", "noise"])
+    step = Step("profile", "profile", (), {}, {}, (), problem=lambda: next(problems))
+    assert (current._made_well(step), len(made)) == (0, 2)
+    assert (current._made_well(step), len(made)) == (1, 5)

@@ -25,6 +25,9 @@ from fxelastic.files import replace_file
 
 SCHEMA = "fxelastic.run/1"
 
+# How often a step is made whose result can't be used, such as a measurement on a busy machine.
+_ATTEMPTS = 3
+
 
 def start_step(folder: Path, command: str, argv: Sequence[str], stdout: BinaryIO) -> int:
     """Run a step in a process of its own, without what earlier steps left in memory.
@@ -112,7 +115,7 @@ class CurrentRun:
             why = f" ({'; '.join(row.why)})" if row.why else ""
             options.progress(self.args, f"{name}{why}: {time_left}")
             begin_s = time.monotonic()
-            code = self._make(row.step)
+            code = self._made_well(row.step)
             seconds = time.monotonic() - begin_s
             made.append({"step": row.step.name, "made": True, "seconds": round(seconds, 1)})
             if code:
@@ -122,6 +125,18 @@ class CurrentRun:
             self.records.end(row.step, seconds)
             options.progress(self.args, f"{name}: done after {lasting(seconds, exact=True)}")
         return self._end(made, 0)
+
+    def _made_well(self, step: Step) -> int:
+        """Make a step, again if its result can't be used; returns the exit code."""
+        for _ in range(_ATTEMPTS):
+            code = self._make(step)
+            problem = "" if code or step.problem is None else step.problem()
+            if not problem:
+                return code
+            options.progress(self.args, f"{step.name}: made again, since {problem}")
+        # Without its record, the same command makes it again.
+        print(f"fxelastic: error: {step.name} can't be used: {problem}", file=sys.stderr)
+        return 1
 
     def _make(self, step: Step) -> int:
         resumed = self.records.begin(step)

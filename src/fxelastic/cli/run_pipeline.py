@@ -125,6 +125,7 @@ class _Pipeline:
                 {"bundle": manifest},
                 (table,),
                 keeps=True,
+                problem=functools.partial(_table_problem, table, self._found),
             )
         )
         search_options = self._options("search", "search")
@@ -253,6 +254,15 @@ class _Pipeline:
         """The options as words of a command line in the current folder."""
         here = {k: moved(k, value, self.folder, Path()) for k, value in options.items()}
         return words_of(here, _parsers()[command])
+
+
+def _table_problem(path: Path, recipe: Recipe) -> str:
+    """Why a search can't use a latency table, which the next measurement may mend."""
+    from fxelastic.spec.latency_table import LatencyTable
+
+    mode = str(recipe.options("search").get("mode", "assembled"))
+    table = LatencyTable.load(path)
+    return table.problem(mode) if mode in table.modes else ""
 
 
 def _epochs(options: Mapping[str, Value], key: str) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ class Step:
         work: How much there is to do, to estimate the time from an earlier run's.
         keeps: Whether the command itself resumes from what an interrupted one left.
         report: A file for what the command prints; None for none.
+        problem: Returns why the result can't be used, which makes the step anew; empty if it can.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Step:
     work: float = 1.0
     keeps: bool = False
     report: Path | None = None
+    problem: Callable[[], str] | None = None
 
 
 @dataclass(frozen=True)
