@@ -92,7 +92,7 @@ def test_the_tail_is_there() -> None:
     assert read["fxelastic_over_budget_share"] == 0.17
     assert read["fxelastic_requests_over_budget_total"] == 68
     shown = replace(STATUS, latency=tail)
-    assert "p95 12.00 ms, 17% over" in str(shown)
+    assert "p50 8.00, p95 12.00, p99 30.00 ms, 17% over" in str(shown)
     assert shown.to_json()["p99_ms"] == 30.0
 
 

@@ -40,6 +40,7 @@ from fxelastic.cli import (
 from fxelastic.cli.options import HelpFormatter
 from fxelastic.cli.recipe import NAME as RECIPE
 from fxelastic.cli.recipe import with_recipe
+from fxelastic.cli.warning_lines import warning_lines
 from fxelastic.errors import FxElasticError, InternalError, UsageError
 from fxelastic.extras import without_torch
 
@@ -172,7 +173,7 @@ def _run(args: argparse.Namespace) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     interrupts: list[int] = []
     try:
-        with _noted(interrupts):
+        with _noted(interrupts), warning_lines():
             code = args.run(args)
         sys.stdout.flush()
     except KeyboardInterrupt:

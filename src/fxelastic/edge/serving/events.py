@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
 _log = logging.getLogger(__name__)
@@ -75,15 +78,20 @@ class Event:
         kind: Its kind; see `Kind`.
         message: A message for people.
         details: Details for programs: archs as text, latencies in ms, durations in s.
+        at_s: The time, in s since the epoch; its text has it in local time. NaN if unknown.
     """
 
     time_s: float
     kind: Kind
     message: str
     details: Mapping[str, Any] = field(default_factory=dict)
+    at_s: float = field(default=math.nan, compare=False)
 
     def __str__(self) -> str:
-        return f"{self.time_s:.3f} {self.kind}: {self.message}"
+        if math.isnan(self.at_s):
+            return f"{self.time_s:.3f} {self.kind}: {self.message}"
+        local = datetime.fromtimestamp(self.at_s).isoformat(" ", "milliseconds")
+        return f"{local} {self.kind}: {self.message}"
 
 
 @dataclass
@@ -94,11 +102,13 @@ class EventLog:
         clock: Returns the time in s.
         limit: The number of events to keep.
         listener: Called with each event, by the thread in which it happens; must be quick.
+        wall_clock: Returns the time in s since the epoch.
     """
 
     clock: Callable[[], float]
     limit: int = 10_000
     listener: Callable[[Event], None] | None = None
+    wall_clock: Callable[[], float] = time.time
     _events: deque[Event] = field(init=False, repr=False)
     _counts: Counter[str] = field(init=False, repr=False, default_factory=Counter)
     _lock: threading.Lock = field(init=False, repr=False, default_factory=threading.Lock)
@@ -109,7 +119,7 @@ class EventLog:
 
     def add(self, kind: Kind, message: str, **details: Any) -> None:
         """Record an event."""
-        event = Event(self.clock(), kind, message, details)
+        event = Event(self.clock(), kind, message, details, self.wall_clock())
         with self._lock:
             self._events.append(event)
             self._counts[kind] += 1
@@ -121,7 +131,7 @@ class EventLog:
         except Exception as e:  # noqa: BLE001 - user code: its failure must not fail a request
             with self._lock:
                 note = f"the listener of events raised {describe(e)}"
-                self._events.append(Event(event.time_s, "control_failed", note))
+                self._events.append(replace(event, kind="control_failed", message=note, details={}))
                 self._counts["control_failed"] += 1
 
     def snapshot(self) -> tuple[Event, ...]:

@@ -122,8 +122,10 @@ class Status:
         estimated = "-" if self.step is None else f"{self.step.ms:.2f} ms"
         r = "-" if self.ratio is None else f"{self.ratio:.2f}"
         met = "" if self.budget_met else " (can't be kept)"
-        tail = self.latency
-        over = "" if tail is None else f", p95 {tail.p95_ms:.2f} ms, {tail.share_over:.0%} over"
+        tail, over = self.latency, ""
+        if tail is not None:
+            over = f", p50 {tail.p50_ms:.2f}, p95 {tail.p95_ms:.2f}, p99 {tail.p99_ms:.2f} ms"
+            over += f", {tail.share_over:.0%} over"
         return (
             f"{self.state}: {latency} of {self.budget_ms:.2f} ms{met}{over}, "
             f"subnet {estimated}, r {r}, "
