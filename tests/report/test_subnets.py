@@ -83,6 +83,17 @@ def test_a_search_alone_has_a_headline_of_scores() -> None:
     assert headline(rows).startswith("2.0× faster: ")
 
 
+def test_a_search_that_scored_the_original_compares_scores() -> None:
+    search = {
+        "budgets": [found("b", 1.0, 0.955)],
+        "original_ms": 2.0,
+        "original": {"latency_ms": 2.0, "accuracy": 0.96, "energy_mj": 7.0},
+    }
+    rows = rows_of(a_run(measured=None, search=search))
+    assert (rows[0].score, rows[0].energy_mj) == (0.96, 7.0)
+    assert headline(rows).startswith("2.0× faster at −0.5 points by the search's score: ")
+
+
 def test_without_an_original_there_is_no_headline() -> None:
     assert headline(rows_of(a_run(measured=None))) == ""
 

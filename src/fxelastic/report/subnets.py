@@ -137,15 +137,16 @@ def _original(run: RunFolder, scores: Mapping[str, float]) -> Row | None:
     if measured is None and run.original_ms is None:
         return None
     row = measured or {"predicted_ms": run.original_ms}
+    searched = (run.search or {}).get(ORIGINAL, {})
     arch = str(row.get("arch", arch))
     return Row(
         ORIGINAL,
         arch,
         predicted_ms=row.get("predicted_ms"),
         measured_ms=row.get("measured_ms"),
-        score=scores.get(arch),
+        score=scores.get(arch, searched.get("accuracy")),
         accuracy=row.get("accuracy"),
-        energy_mj=row.get(ENERGY),
+        energy_mj=row.get(ENERGY, searched.get(ENERGY)),
         n_replaced=0,
     )
 
