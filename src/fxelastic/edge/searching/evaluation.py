@@ -399,7 +399,10 @@ class Evaluator:
                 ]
                 self.counts.ended_early += len(alive) - len(going)
                 if self._confidence == 1:
-                    for arch in set(alive) - set(going):
+                    kept = set(going)
+                    for arch in alive:
+                        if arch in kept:
+                            continue
                         sums = tallies[arch]
                         bound = self._at_most(self.metric.most, sums.total, sums.count, left)
                         self.bounds[arch] = min(bound, self.bounds.get(arch, math.inf))
