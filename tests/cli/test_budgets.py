@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from fxelastic import edge
@@ -9,6 +11,7 @@ from fxelastic.cli.budgets import budgets_of, check_units
 from fxelastic.edge.bundle import Bundle
 from fxelastic.errors import UsageError
 from fxelastic.spec.latency_table import LatencyTable
+from tests import int8_bundles
 from tests.edge.serving.tiny_bundle import write_bundle
 
 
@@ -39,6 +42,14 @@ def test_units_say_what_is_meant(measured: tuple[Bundle, LatencyTable]) -> None:
     texts = ["60%", "60ms", "0.0001 ms", plain]
     assert budgets_of(texts, bundle, table, "assembled") == ["60%", "60", "0.0001", plain]
     assert budgets_of(None, bundle, table, "assembled") is None
+
+
+def test_8_bit_branches_that_the_device_does_not_use_need_no_cost(tmp_path: Path) -> None:
+    """Symptom: a search of a bundle with 8-bit branches ends with "has no cost"."""
+    bundle = int8_bundles.tiny(tmp_path / "bundle")
+    table = edge.profile(bundle, n_samples=3, n_subnets=0, n_held_out=0)
+    assert {spec.id for spec in bundle.space.branches} - set(table.costs())
+    assert budgets_of(["60%"], bundle, table, "assembled") == ["60%"]
 
 
 def test_a_run_needs_units() -> None:

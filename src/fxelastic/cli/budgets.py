@@ -32,10 +32,12 @@ def budgets_of(
         UsageError: A number without a unit is above the original's latency, or below 1 and of the
             quickest subnet's latency, so that it may have been meant as a share.
     """
+    from fxelastic.edge.int8_branches import used
+
     if not texts or mode not in table.modes:
         return None if not texts else [_without_unit(text) for text in texts]
     original_ms = table.predict_ms(bundle.space.original, mode)
-    quickest = bundle.space.min_cost_arch(table.costs(mode))
+    quickest = used(bundle, table, mode).space.min_cost_arch(table.costs(mode))
     quickest_ms = table.predict_ms(quickest, mode)
     for text in texts:
         number = _number(text)
