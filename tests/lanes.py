@@ -71,7 +71,6 @@ SLOW = (
     "tests/cli/test_run.py",
     "tests/cli/test_specialise.py",
     "tests/cli/test_train.py",
-    "tests/edge/searching/test_strategies.py::test_annealing_begins_with_a_subnet_that_keeps_all_limits",
     "tests/edge/searching/test_strategies.py::test_the_optimum_of_a_small_space_is_found",
     "tests/edge/test_decoders.py",
     "tests/edge/test_replaced_files.py",
