@@ -36,7 +36,7 @@ from fxelastic.spec.latency_table import LatencyTable
 
 HERE = Path(__file__).resolve().parent
 GAMMA = 0.3
-N_BUDGETS, LEAST = 8, 0.1  # the smallest budget is a share of the original's latency
+N_BUDGETS, LEAST = 6, 0.1  # the smallest budget is a share of the original's latency
 THREADS = 1
 BATCH = 64  # images in a request, as in demo_device.py
 TRIES = 3  # attempts to measure a device whose speed changes meanwhile
