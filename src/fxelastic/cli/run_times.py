@@ -18,12 +18,25 @@ _N_BATCHES, _N_SUBNETS, _N_SAMPLES, _BATCH_SIZE = 100, 400, 1000, 64
 
 
 def read_figures(folder: Path, name: str = "steps/inputs.txt") -> Mapping[str, Any]:
-    """What the first step measured; empty before."""
+    """What the first step measured, and the number of subnets after an export; empty before."""
     try:
         found = json.loads((folder / name).read_bytes())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return {**found, **_subnets(folder / "bundle")} if isinstance(found, dict) else {}
+
+
+def _subnets(bundle: Path) -> dict[str, int]:
+    from fxelastic.edge.bundle import load
+    from fxelastic.errors import FxElasticError
+
+    if not bundle.is_dir():
+        return {}
+    try:
+        return {"n_subnets": load(bundle).space.count()}
+    except FxElasticError:
+        # The step that reads it says why.
+        return {}
 
 
 def expected_s(name: str, recipe: Recipe, figures: Mapping[str, Any]) -> float:
@@ -38,12 +51,15 @@ def expected_s(name: str, recipe: Recipe, figures: Mapping[str, Any]) -> float:
     load_s = _START_S + float(figures.get("load_s") or 0.0)
     expand_s = load_s + _OTHER_S + float(figures.get("n_params") or 0.0) / _PARAMS_PER_S
     train, search = recipe.options("train"), recipe.options("search")
-    epoch_s = sample_s * (figures.get("n_batches") or _N_BATCHES)
-    epoch_s *= _number(train.get("batch-size"), _BATCH_SIZE)
+    n_data = figures.get("n_batches") or _N_BATCHES
+    n_data *= _number(train.get("batch-size"), _BATCH_SIZE)
+    epoch_s = sample_s * n_data
     budgets = search.get("budget")
     n_budgets = len(budgets) if isinstance(budgets, list) else 1
-    n_samples = _number(recipe.options("run").get("samples"), _N_SAMPLES)
+    n_samples = min(n_data, _number(recipe.options("run").get("samples"), _N_SAMPLES))
     n_tried = n_budgets * _number(search.get("max-subnets"), _N_SUBNETS)
+    # No subnet is scored twice.
+    n_tried = min(n_tried, figures.get("n_subnets", n_tried))
     times = {
         "inputs": load_s,
         "distil": expand_s + _DISTIL * epoch_s * _number(train.get("distill-epochs"), 0),
