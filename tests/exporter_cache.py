@@ -18,6 +18,8 @@ from onnxscript.rewriter import _basics, _matcher
 from torch._export import utils
 from torch._subclasses import fake_impls
 from torch.export import decomp_utils, exported_program
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.fx.experimental.sym_node import SymNode
 from torch.onnx._internal._lazy_import import onnxscript_apis
 from torch.onnx._internal.exporter import _schemas
 
@@ -107,6 +109,36 @@ def _by_operator(match: Callable[..., Any]) -> Callable[..., Any]:
     return matched
 
 
+def _once(compute: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Combine two sizes that vary once in each export; torch does it again for each tensor.
+
+    Each result is an object of its own, since torch tells sizes apart by their objects.
+    """
+
+    def combined(self: Any, other: Any) -> Any:
+        if get_proxy_mode() or not isinstance(other, SymNode):
+            return compute(self, other)
+        known = self.shape_env.__dict__.setdefault("_combined_sizes", {})
+        key = (compute, *_parts(self), *_parts(other))
+        if key not in known:
+            known[key] = compute(self, other)
+        found = known[key]
+        return SymNode(
+            found._expr,
+            found.shape_env,
+            found.pytype,
+            found._hint,
+            fx_node=found.fx_node,
+            optimized_summation=found._optimized_summation,
+        )
+
+    return combined
+
+
+def _parts(size: SymNode) -> tuple[object, ...]:
+    return size.expr, size.pytype, size.hint, size._optimized_summation
+
+
 def _replace(module: Any, name: str, made: Callable[[Any], object]) -> None:
     """Replace a function; without it, as in other versions of torch, exports take longer."""
     if hasattr(module, name):
@@ -118,6 +150,8 @@ _replace(utils, "_materialize_cpp_cia_ops", _only_new)
 for _module in (utils, exported_program, decomp_utils):
     _replace(_module, "_collect_all_valid_cia_ops", _unless_known)
 _replace(exported_program, "_override_composite_implicit_decomp", _remembering)
+for _name in ("_add", "_sub", "_mul", "_eq", "_ne", "_ge", "_gt", "_le", "_lt"):
+    _replace(SymNode, _name, _once)
 _replace(_matcher.SimplePatternMatcher, "match", _by_operator)
 _replace(_schemas, "op_signature_from_function", functools.cache)
 _replace(exported_program, "autograd_not_implemented", functools.cache)
