@@ -51,7 +51,7 @@ def expected_s(name: str, recipe: Recipe, figures: Mapping[str, Any]) -> float:
     load_s = _START_S + float(figures.get("load_s") or 0.0)
     expand_s = load_s + _OTHER_S + float(figures.get("n_params") or 0.0) / _PARAMS_PER_S
     train, search = recipe.options("train"), recipe.options("search")
-    n_data = figures.get("n_batches") or _N_BATCHES
+    n_data = float(figures.get("n_batches") or _N_BATCHES)
     n_data *= _number(train.get("batch-size"), _BATCH_SIZE)
     epoch_s = sample_s * n_data
     budgets = search.get("budget")
@@ -59,7 +59,7 @@ def expected_s(name: str, recipe: Recipe, figures: Mapping[str, Any]) -> float:
     n_samples = min(n_data, _number(recipe.options("run").get("samples"), _N_SAMPLES))
     n_tried = n_budgets * _number(search.get("max-subnets"), _N_SUBNETS)
     # No subnet is scored twice.
-    n_tried = min(n_tried, figures.get("n_subnets", n_tried))
+    n_tried = min(n_tried, int(figures.get("n_subnets") or n_tried))
     times = {
         "inputs": load_s,
         "distil": expand_s + _DISTIL * epoch_s * _number(train.get("distill-epochs"), 0),
