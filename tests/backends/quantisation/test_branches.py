@@ -163,9 +163,16 @@ def test_operators_that_lose_most_stay_float_and_hopeless_branches_are_refused(
 
     whole = found(int8.tiny(tmp_path / "whole"))
     assert whole.left_float == ()
-    part = found(int8.tiny(tmp_path / "part", max_error=0.8 * whole.error))
+    most = 0.8 * whole.error
+    bundle = int8.tiny(tmp_path / "part", max_error=most)
+    part = found(bundle)
     assert len(part.left_float) == 1
-    assert part.error <= 0.8 * whole.error
+    assert part.error <= most
+    # The same weights in 7 bits lose more.
+    assert all(s.quantised.error <= most for s in bundle.manifest.segments if s.quantised)
+    summary = bundle.manifest.int8
+    assert summary is not None
+    assert [name for name, _ in summary.refused] == ["u8s8-reduced+original@0"]
     summary = int8.tiny(tmp_path / "refused", max_error=1e-12).manifest.int8
     assert summary is not None
     ((name, reason),) = summary.refused

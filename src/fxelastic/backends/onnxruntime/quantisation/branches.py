@@ -213,13 +213,24 @@ class _Maker:
                     if format.removesuffix(REDUCED) not in wanted:
                         continue
                     found = change(first, choose(model.graph, self._crossing, left).values)
-                    made = _branch(branch, format, found, judge.error(found), left)
+                    error = judge.error(found)
+                    if not error <= self._options.max_error:
+                        # Weights of fewer bits, or zero points, may cost what the first did not.
+                        self._refuse(branch, [format], self._too_large(error))
+                        continue
                     self.used |= _crossing_in_8_bits(found.graph)
-                    yield made
+                    yield _branch(branch, format, found, error, left)
             except NotMadeError as e:
-                names = [int8_id(branch.id, format) for format in wanted]
-                self.refused += [(name, str(e)) for name in names]
-                logger.info("%s: not made: %s", ", ".join(names), e)
+                self._refuse(branch, wanted, str(e))
+
+    def _refuse(self, branch: Branch, formats: Sequence[str], why: str) -> None:
+        names = [int8_id(branch.id, format) for format in formats]
+        self.refused += [(name, why) for name in names]
+        logger.info("%s: not made: %s", ", ".join(names), why)
+
+    def _too_large(self, error: float) -> str:
+        limit = self._options.max_error
+        return f"its error is {error:.2g} of the variance of its outputs; {limit:g} is accepted"
 
     def _fitted(
         self, attempt: Attempt, weighted: Sequence[str], judge: Judge
@@ -245,9 +256,7 @@ class _Maker:
             found = attempt(left)
             error = judge.error(found)
         if not error <= limit:
-            raise NotMadeError(
-                f"its error is {error:.2g} of the variance of its outputs; {limit:g} is accepted"
-            )
+            raise NotMadeError(self._too_large(error))
         return found, tuple(left)
 
 
