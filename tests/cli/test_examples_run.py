@@ -209,6 +209,13 @@ def arrange(line: str, folder: Path) -> None:
         private, _ = write_keys(folder)
         if "key.pub" in line:
             assert main(["sign", "bundle", "--key", str(private), "--quiet"]) == 0
+    if "table match" in line or "--devices" in line:
+        for name in ("devices/board", "measured/board", "measured/phone"):
+            (folder / name).mkdir(parents=True)
+            shutil.copy(folder / "bundle.latency.json", folder / name)
+        for name in ("phone", "board"):
+            shutil.copy(folder / "bundle.latency.json", folder / f"{name}.latency.json")
+        (folder / "bundle.latency.json").unlink()
     if "--score" in line:
         (folder / "bundle.pool.json").unlink()
     if "photos" in line:

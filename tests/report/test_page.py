@@ -244,6 +244,17 @@ def test_one_part_is_enough(folder: Path, tmp_path: Path, only: str) -> None:
     assert page_of(run, plots(run)).html().endswith("</html>\n")
 
 
+@pytest.mark.parametrize("only", PARTS)
+def test_a_bundle_and_one_part_are_enough(folder: Path, tmp_path: Path, only: str) -> None:
+    shutil.copytree(folder / "bundle", tmp_path / "bundle")
+    shutil.copy(folder / only, tmp_path / only)
+    run = RunFolder.read(tmp_path)
+    figures = plots(run)
+    assert page_of(run, figures).html().endswith("</html>\n")
+    with theme("light"):
+        assert all(figure.draw().axes for figure in figures)
+
+
 @pytest.mark.parametrize("name", PARTS[:4])
 @pytest.mark.parametrize("content", ["", "[]", '{"schema": "other"}'])
 def test_damaged_files_are_refused(folder: Path, tmp_path: Path, name: str, content: str) -> None:

@@ -80,7 +80,8 @@ def plots(run: RunFolder) -> list[Plot]:
     costs = _costs(run)
     candidates = (
         (
-            pool is not None or any(row.ms for row in rows),
+            # A table alone has the latency of the original, and no score.
+            pool is not None or any(map(_has_score, rows)),
             Plot(
                 "tradeoff",
                 "Accuracy and latency",
@@ -210,6 +211,10 @@ def _cuts(found: Mapping[str, Any]) -> Figure:
 def _axes(height: float = 4.0) -> Any:
     figure = new_figure(height)
     return figure, figure.subplots()
+
+
+def _has_score(row: Row) -> bool:
+    return row.score is not None or (row.accuracy is not None and bool(row.ms))
 
 
 def _tradeoff(run: RunFolder, rows: Sequence[Row]) -> Figure:
