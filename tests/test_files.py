@@ -14,7 +14,7 @@ import pytest
 from fxelastic.edge.npz_files import names_in_npz, read_npz
 from fxelastic.edge.pool import SubnetPool
 from fxelastic.errors import UsageError
-from fxelastic.files import open_regular, read_regular, replace_file
+from fxelastic.files import is_over, open_regular, read_regular, replace_file
 from fxelastic.spec.latency_table import LatencyTable
 from fxelastic.spec.only_writer import only_writer
 
@@ -54,6 +54,17 @@ def test_a_second_writer_is_told_which_process_writes_and_a_killed_one_leaves_no
         replace_file(path, b"whole")
     assert [left.name for left in tmp_path.iterdir()] == ["pool.json"]
     assert "left by a process that was killed" in caplog.text
+
+
+def test_a_process_that_was_killed_is_over_before_its_parent_asks() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert not is_over(process.pid)
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and keeps its number
+    os.kill(process.pid, 0)
+    assert is_over(process.pid)
+    process.communicate()
+    assert is_over(process.pid)
 
 
 def test_two_threads_do_not_write_one_output_either(tmp_path: Path) -> None:

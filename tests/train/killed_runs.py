@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxelastic
+from fxelastic import row_store
 from fxelastic.specialising import specialised
 from fxelastic.train import (
     Callback,
@@ -32,7 +33,6 @@ from fxelastic.train import (
     TeacherForced,
     Turns,
     checkpoints,
-    row_store,
     run,
 )
 from tests.train import staged
