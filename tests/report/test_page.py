@@ -28,6 +28,7 @@ from fxelastic.report.devices import read_devices
 from fxelastic.report.figures import plots
 from fxelastic.report.page import page_of
 from fxelastic.report.run_folder import RunFolder
+from fxelastic.spec import Arch
 from tests.edge.serving.tiny_bundle import write_bundle
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -240,6 +241,17 @@ def test_a_name_that_looks_like_markup_is_text(folder: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("only", PARTS)
 def test_one_part_is_enough(folder: Path, tmp_path: Path, only: str) -> None:
     shutil.copy(folder / only, tmp_path / only)
+    run = RunFolder.read(tmp_path)
+    assert page_of(run, plots(run)).html().endswith("</html>\n")
+
+
+def test_a_large_pool_whose_front_is_one_subnet_is_enough(folder: Path, tmp_path: Path) -> None:
+    pool = edge.SubnetPool.load(folder / "bundle.pool.json")
+    entry = pool.entries[0]
+    worse = [replace(entry, latency_ms=entry.latency_ms + i, accuracy=-i) for i in range(1, 30)]
+    branches = [f"a{i}@0" for i in range(len(worse))]
+    many = [replace(e, arch=Arch((name,))) for e, name in zip(worse, branches, strict=True)]
+    replace(pool, entries=(entry, *many)).save(tmp_path / "bundle.pool.json")
     run = RunFolder.read(tmp_path)
     assert page_of(run, plots(run)).html().endswith("</html>\n")
 

@@ -256,11 +256,8 @@ def _searched(axes: Any, run: RunFolder, rows: Sequence[Row]) -> None:
         scores = [e.accuracy for e in entries]
         least = min(scores)
         if len(scores) > 20:
-            least = min(
-                float(np.quantile(scores, _LEAST_QUANTILE)),
-                *(score for _, _, score in points),
-                *(e.accuracy for e in front[1:]),
-            )
+            shown = [score for _, _, score in points] + [e.accuracy for e in front[1:]]
+            least = min([float(np.quantile(scores, _LEAST_QUANTILE)), *shown])
         inside = [e for e in entries if e.accuracy >= least]
         below = [e for e in entries if e.accuracy < least]
         axes.scatter(
