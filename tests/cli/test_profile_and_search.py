@@ -44,7 +44,9 @@ def test_a_table_is_printed_and_written(
     out = tmp_path / "table.json"
     assert main(["profile", str(bundle.path), "-o", str(out), *QUICK]) == 0
     printed = capsys.readouterr()
-    assert printed.err == ""
+    # What this machine does meanwhile is said even so.
+    known = ("fxelastic: warning: other processes", "fxelastic: warning: latencies of")
+    assert all(line.startswith(known) for line in printed.err.splitlines())
     for spec in bundle.space.branches:
         assert spec.id in printed.out
     assert "assembled" in printed.out
