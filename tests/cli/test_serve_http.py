@@ -179,6 +179,8 @@ def test_what_is_wrong_gets_a_reason(
         ({"Origin": "http://127.0.0.1:PORT"}, 200, ""),
         ({"Host": "evil.example"}, 403, "not 'evil.example'"),
         ({"Host": "localhost:1"}, 200, ""),
+        ({"Host": "local[host"}, 403, "malformed"),
+        ({"Origin": "http://["}, 403, "malformed"),
         ({"Host": "[::1]:1"}, 200, ""),
     ],
 )
@@ -272,6 +274,25 @@ def test_a_body_that_ends_too_early_is_refused_at_once(endpoint: Any) -> None:
         answer = raw(port, HEAD + b"Content-Length: 500\r\n\r\n" + GOOD)
         assert answer.startswith(b"HTTP/1.1 400 ")
         assert time.monotonic() - began_s < 10
+    finally:
+        made.should_exit = True
+        thread.join(10)
+
+
+def test_a_sender_that_was_refused_may_end_early(endpoint: Any) -> None:
+    """Its request is refused before its body is there, so that there is nothing more to say."""
+    made, thread, port = started(endpoint)
+    try:
+        refused = HEAD.replace(b"x-npy", b"other") + b"Content-Length: 500\r\n\r\n" + GOOD
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            connection.sendall(refused)
+            received = connection.recv(65536)
+            connection.shutdown(socket.SHUT_WR)
+            while chunk := connection.recv(65536):
+                received += chunk
+        assert received.startswith(b"HTTP/1.1 415 ")
+        assert received.count(b"HTTP/1.1") == 1
+        assert_answers(port)
     finally:
         made.should_exit = True
         thread.join(10)

@@ -190,12 +190,16 @@ class OwnPages:
 
     def _problem(self, headers: Headers) -> str:
         host = headers.get("host", "")
-        name = urlsplit(f"//{host}").hostname or ""
+        origin = headers.get("origin")
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+            page = host if origin is None else urlsplit(origin).netloc
+        except ValueError:
+            return "the Host or the Origin is malformed"
         if self._hosts and name and name not in self._hosts:
             return f"this server is called {', '.join(sorted(self._hosts))}, not {name[:60]!r}"
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
-            return f"pages of {origin[:60]!r} may not use this server"
+        if page != host:
+            return f"pages of {(origin or '')[:60]!r} may not use this server"
         return ""
 
 
@@ -265,7 +269,8 @@ class _Impatient(H11Protocol):
     def eof_received(self) -> bool:  # type: ignore[override]
         """Keep the connection of a sender that says it has sent everything, for the answer."""
         self._ended = True
-        if self.conn.their_state is h11.SEND_BODY:
+        states = (self.conn.their_state, self.conn.our_state)
+        if states == (h11.SEND_BODY, h11.SEND_RESPONSE):
             # The body is not whole: this refuses it and closes the connection.
             self.conn.receive_data(b"")
             self.handle_events()
