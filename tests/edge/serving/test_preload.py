@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from fxelastic.edge.serving.preload import Preload
+import time
+
+from fxelastic.edge.candidates import Candidate
+from fxelastic.edge.serving.cache import SubnetCache
+from fxelastic.edge.serving.catalogue import Catalogue
+from fxelastic.edge.serving.events import EventLog
+from fxelastic.edge.serving.preload import Preload, Preloader
 from fxelastic.spec import Arch
 from fxelastic.spec.pareto import ParetoTable
+from tests.edge.serving.fakes import FakeLoader, pool, wait_until
 from tests.edge.serving.simulation import table_of
+from tests.edge.serving.test_runtime import Clock
 
 TABLE = table_of(2, 4, 6, 8, 10, 12, 16, 20)
 
@@ -53,3 +61,25 @@ def test_what_is_in_memory_fills_the_places_left() -> None:
 
 def test_an_empty_table_has_none() -> None:
     assert Preload().candidates(ParetoTable(()), TABLE.frontier[0], 20, 20) == ()
+
+
+def test_a_subnet_is_loaded_after_its_ban_though_the_same_was_wanted_before() -> None:
+    wanted = pool(1, 2)[1]
+    loader, clock, events = FakeLoader(broken={wanted.arch}), Clock(), EventLog(lambda: 0.0)
+    cache = SubnetCache(loader, events, clock)
+    catalogue = Catalogue(map(Candidate.of, pool(1, 2)), retry_s=30.0)
+    preloader = Preloader(cache, catalogue, events, clock, lambda: None)
+    target = Candidate.of(wanted)
+    preloader.start()
+    try:
+        preloader.want(target, ())
+        wait_until(lambda: target.arch in catalogue.barred)
+        time.sleep(0.05)  # the thread waits again
+        loader.broken.clear()
+        clock.now_s += 31
+        catalogue.end_bans(clock())
+        preloader.want(target, ())
+        wait_until(lambda: target.arch in cache.archs)
+    finally:
+        preloader.close()
+        cache.close()

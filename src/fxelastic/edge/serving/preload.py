@@ -149,10 +149,12 @@ class Preloader:
         """
         wanted = tuple(others)
         with self._condition:
-            if (target, wanted) == (self._target, self._others):
+            if (target, wanted) != (self._target, self._others):
+                self._target, self._others = target, wanted
+                self._refused.clear()
+            elif self._next() is None:
                 return
-            self._target, self._others = target, wanted
-            self._refused.clear()
+            # Also if the same is wanted: a ban may have ended since.
             self._condition.notify_all()
 
     def close(self) -> None:
