@@ -19,7 +19,7 @@ from fxelastic.errors import UsageError
 
 if TYPE_CHECKING:
     from fxelastic.edge.bundle import Bundle
-    from fxelastic.edge.searching.search import SearchResult
+    from fxelastic.edge.searching.result import SearchResult
     from fxelastic.edge.searching.study import Study
     from fxelastic.spec.latency_table import LatencyTable
 

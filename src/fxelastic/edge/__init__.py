@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from fxelastic.edge.searching.options import SearchOptions
     from fxelastic.edge.searching.planning import PlanPoint, ScorePlan, plan
     from fxelastic.edge.searching.prediction import ScorePrediction
-    from fxelastic.edge.searching.search import SearchResult, search
+    from fxelastic.edge.searching.result import SearchResult
+    from fxelastic.edge.searching.search import search
     from fxelastic.edge.serving.options import Serving
     from fxelastic.edge.serving.runtime import Runtime
     from fxelastic.edge.serving.serve import serve
@@ -100,7 +101,7 @@ _LAZY_NAMES = {
     "SubnetPool": "fxelastic.edge.pool",
     "profile": "fxelastic.edge.profiling",
     "SearchOptions": "fxelastic.edge.searching.options",
-    "SearchResult": "fxelastic.edge.searching.search",
+    "SearchResult": "fxelastic.edge.searching.result",
     "search": "fxelastic.edge.searching.search",
 }
 
