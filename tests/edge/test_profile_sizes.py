@@ -39,6 +39,7 @@ class Device:
 
     wall: float = 0.0
     caches: float = 0.0
+    run_s: float = 0.0
 
     def watch(self) -> Stopwatch:
         return Stopwatch(False, *[lambda: self.wall] * 3)
@@ -65,7 +66,7 @@ class Device:
             def _pass_time(self, feeds: Any) -> None:
                 (value,) = feeds.values()
                 shape = value.shape if isinstance(value, np.ndarray) else value.shape()
-                device.wall += cost_s(self._n_weights, shape[2], device.caches)
+                device.wall += device.run_s + cost_s(self._n_weights, shape[2], device.caches)
 
         monkeypatch.setattr(
             SessionMaker,
@@ -79,9 +80,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> edge.Bundle:
     return write_bundle(tmp_path_factory.mktemp("sized") / "bundle", depth=3, size=2, sizes=(SEQ,))
 
 
-def measured(bundle: edge.Bundle, caches: float = 0.0, **options: Any) -> LatencyTable:
+def measured(
+    bundle: edge.Bundle, caches: float = 0.0, run_s: float = 0.0, **options: Any
+) -> LatencyTable:
     with pytest.MonkeyPatch.context() as patched:
-        device = Device(caches=caches)
+        device = Device(caches=caches, run_s=run_s)
         device.install(patched)
         return edge.profile(bundle, **{**QUICK, **options}, watch=device.watch())
 
@@ -167,6 +170,15 @@ def test_what_all_subnets_have_in_common_is_corrected(bundle: edge.Bundle) -> No
     }
     uncorrected = replace(table, by_size=replace(table.by_size, modes=plain))
     assert max(errors_at(bundle, uncorrected, (10, 45, 100), 1.0)) > 0.1
+
+
+def test_few_subnets_are_not_all_kept_from_the_fit(bundle: edge.Bundle) -> None:
+    # Calls take most of the time, and an assembled subnet is one call.
+    table = measured(bundle, run_s=0.1, n_held_out=100, sizes={"seq": (2, 32, 128)})
+    error = table.error("assembled")
+    assert error is not None
+    assert error.median < 0.1
+    assert error.n_held_out < bundle.space.count() - 1
 
 
 def test_an_error_at_other_sizes_makes_a_table_unusable(bundle: edge.Bundle) -> None:

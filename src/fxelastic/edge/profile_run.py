@@ -39,7 +39,7 @@ from fxelastic.edge.size_fit import SizeFit
 from fxelastic.edge.stopwatch import Stopwatch, processor_time_is_exact
 from fxelastic.edge.subnet_timing import SubnetTimer
 from fxelastic.edge.synthetic_inputs import sound_inputs
-from fxelastic.edge.timed_subnets import distinct_subnets, split
+from fxelastic.edge.timed_subnets import distinct_subnets, n_to_hold_out, split
 from fxelastic.errors import BundleError
 from fxelastic.spec import Arch
 from fxelastic.spec.costs import BranchCosts, Costs
@@ -307,7 +307,8 @@ class ProfileRun:
         """
         options, plan, watch = self._options, self._plan, self._watch
         archs = distinct_subnets(self.bundle, options.n_subnets + options.n_held_out, options.seed)
-        held_out: list[Arch] = [] if fit is None else split(archs, options.n_held_out)[0]
+        n_held = n_to_hold_out(len(archs), options.n_subnets, options.n_held_out)
+        held_out: list[Arch] = [] if fit is None else split(archs, n_held)[0]
         # In random order, since time may be too short for all of them.
         random.Random(f"subnets {options.seed}").shuffle(archs)
         wanted = {arch: plan.indices(held_out=arch in held_out) for arch in archs}
@@ -439,10 +440,7 @@ def _fitted(
     """The costs of a mode from measured subnets, the original among them."""
     original = times.get(bundle.space.original)
     measured = sorted((m for m in times.values() if m is not original), key=lambda m: m.ms)
-    # If fewer were measured than requested, use at least half of them for the fit.
-    fewer = len(measured) < n_subnets + n_held_out and n_subnets > 0
-    n_held = min(n_held_out, len(measured) // 2) if fewer else n_held_out
-    held_out, fitted = split(measured, n_held)
+    held_out, fitted = split(measured, n_to_hold_out(len(measured), n_subnets, n_held_out))
     return fit_mode(bundle.space, rows, fitted if n_subnets else [], held_out, original)
 
 

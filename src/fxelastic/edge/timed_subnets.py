@@ -23,6 +23,18 @@ def split(subnets: Sequence[T], n_held_out: int) -> tuple[list[T], list[T]]:
     )
 
 
+def n_to_hold_out(n: int, n_fitted: int, n_held_out: int) -> int:
+    """How many of n subnets to compute the error on.
+
+    Args:
+        n: The number of subnets that there are.
+        n_fitted: How many were requested to fit to.
+        n_held_out: How many were requested to compute the error on. If there are fewer than
+            requested, at least half of them are for the fit.
+    """
+    return min(n_held_out, n // 2) if n < n_fitted + n_held_out and n_fitted else n_held_out
+
+
 def distinct_subnets(bundle: Bundle, n: int, seed: int) -> list[Arch]:
     """Different subnets, spread evenly over the range of latencies, without the original.
 
