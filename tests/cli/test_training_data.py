@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fxelastic.cli.training_data import load_data
+from fxelastic.edge.searching.columns import SampleShapes
 from fxelastic.errors import UsageError
 
 
@@ -14,7 +15,7 @@ def _loaders(path: Path, **arrays: int) -> tuple[object, object]:
     """The inputs' names and the target's values of the first batches of both loaders."""
     np.savez(path, **{name: np.full((2, 3), value) for name, value in arrays.items()})
     found = []
-    for loader in load_data(str(path), 2, distributed=False)({}, 0):
+    for loader in load_data(str(path), 2, distributed=False)(SampleShapes()):
         if loader is None:
             found.append(None)
             continue
@@ -47,7 +48,7 @@ def test_samples_are_in_the_dimension_in_which_the_model_takes_them(tmp_path: Pa
     x, classes = np.arange(24.0).reshape(2, 4, 3), np.arange(8).reshape(2, 4)
     np.savez(tmp_path / "data.npz", x=x, table=np.zeros(5), targets=classes)
     loaders = load_data(str(tmp_path / "data.npz"), 3, distributed=False)
-    train, _ = loaders({"x": 1, "table": None}, 1)
+    train, _ = loaders(SampleShapes(dims={"x": 1, "table": None}, result_dim=1))
     inputs, targets = next(iter(train))
     assert inputs["x"].shape == (2, 3, 3)
     assert inputs["table"].shape == (5,)
@@ -59,4 +60,5 @@ def test_samples_are_in_the_dimension_in_which_the_model_takes_them(tmp_path: Pa
 
 
 def loaders_of(folder: Path, dims: dict[str, int | None], result_dim: int) -> list[Any]:
-    return list(load_data(str(folder / "data.npz"), 3, distributed=False)(dims, result_dim)[0])
+    shapes = SampleShapes(dims=dims, result_dim=result_dim)
+    return list(load_data(str(folder / "data.npz"), 3, distributed=False)(shapes)[0])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from fxelastic.cli.data_paths import TABLES
+from fxelastic.edge.searching.columns import Ragged, column_of
 from fxelastic.errors import UsageError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Images:
 Column: TypeAlias = "np.ndarray[Any, Any] | Images"
 
 
-def read_columns(path: Path, model: ModelInputs | None) -> dict[str, Column]:
+def read_columns(path: Path, model: ModelInputs | None) -> dict[str, Column | Ragged]:
     """The arrays of a file or folder.
 
     Args:
@@ -88,7 +89,8 @@ def read_columns(path: Path, model: ModelInputs | None) -> dict[str, Column]:
 
     Returns:
         A column for each input, ``x`` for the only one, and ``targets`` or ``y``; those to validate
-        on begin with ``val_``.
+        on begin with ``val_``. Samples of different sizes are `Ragged`, as lists of a data set are,
+        or padded or joined arrays with further columns as in `columns_of`.
 
     Raises:
         UsageError: It can't be read, has another form, or needs a package that is not installed.
@@ -98,7 +100,7 @@ def read_columns(path: Path, model: ModelInputs | None) -> dict[str, Column]:
     if path.is_dir():
         if any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
             return _from_hugging_face(path, model)
-        return _from_images(path, model)
+        return dict(_from_images(path, model))
     if path.suffix.lower() == ".npz":
         return dict(read_npz(path))
     if path.suffix.lower() == ".npy":
@@ -210,7 +212,7 @@ def _opened(path: Path) -> Any:
         raise _unreadable(path, "an image", e) from e
 
 
-def _from_hugging_face(path: Path, model: ModelInputs | None) -> dict[str, Column]:
+def _from_hugging_face(path: Path, model: ModelInputs | None) -> dict[str, Column | Ragged]:
     what = f"{path} is a data set of Hugging Face, which needs the package datasets"
     datasets = _require("datasets", "datasets", what)
     try:
@@ -229,31 +231,30 @@ def _from_hugging_face(path: Path, model: ModelInputs | None) -> dict[str, Colum
     return columns
 
 
-def _columns_of(found: Any, path: Path, known: Sequence[str] | None) -> dict[str, Column]:
+def _columns_of(found: Any, path: Path, known: Sequence[str] | None) -> dict[str, Column | Ragged]:
     """The columns of a data set that hold targets, or what the model takes."""
-    columns: dict[str, Column] = {}
+    columns: dict[str, Column | Ragged] = {}
     for name in found.column_names:
         label = name.lower() in _LABEL_COLUMNS
         if known is not None and len(known) > 1 and name not in known and not label:
             continue
         values = found.select_columns([name]).with_format("numpy")[:][name]
-        array = np.asarray(values)
-        if array.dtype == object:
-            lengths = sorted({np.shape(value) for value in values})
-            raise UsageError(
-                f"--data {path}: the samples of {name} have different shapes",
-                expected="samples of equal shapes",
-                got=", ".join(map(str, lengths[:4])),
-                fix="pad them before save_to_disk, or pass path/file.py:name of a loader",
-            )
-        if array.dtype.kind not in "fiub":
+        array = column_of(list(values), name)
+        dtype = array.items[0].dtype if isinstance(array, Ragged) else array.dtype
+        if dtype.kind not in "fiub":
             continue  # texts and names
-        if array.dtype == np.float64:
-            array = array.astype(np.float32)
+        if dtype == np.float64:
+            array = _as_float32(array)
         columns["targets" if label else name] = array
     if not columns:
         raise _unreadable(path, "columns of numbers", ", ".join(found.column_names))
     return columns
+
+
+def _as_float32(column: np.ndarray[Any, Any] | Ragged) -> np.ndarray[Any, Any] | Ragged:
+    if isinstance(column, Ragged):
+        return Ragged(tuple(item.astype(np.float32) for item in column.items))
+    return column.astype(np.float32)
 
 
 def _require(module: str, package: str, what: str) -> Any:

@@ -11,6 +11,8 @@ from fxelastic.cli.data_files import LABELS, VALIDATION, Images, read_columns
 from fxelastic.cli.data_paths import is_data_file
 from fxelastic.cli.model_inputs import call_of
 from fxelastic.cli.reference import describe, load_reference
+from fxelastic.cli.sized_data import SizedColumns, is_sized, label_of
+from fxelastic.edge.searching.columns import Ragged
 from fxelastic.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,17 +20,17 @@ if TYPE_CHECKING:
 
     from fxelastic.cli.data_files import Column
     from fxelastic.cli.model_inputs import ModelInputs
+    from fxelastic.edge.searching.columns import SampleShapes
 
 
 class TrainingData(Protocol):
     """The samples that ``--data`` names."""
 
-    def __call__(self, dims: Mapping[str, int | None], result_dim: int) -> tuple[Any, Any]:
+    def __call__(self, shapes: SampleShapes) -> tuple[Any, Any]:
         """The batches to train on, and the batches to validate on or None.
 
         Args:
-            dims: The dimension of the samples in each input, None for an input that holds none.
-            result_dim: That in the results.
+            shapes: The shapes of one sample, as the model takes and returns it.
         """
         ...  # pragma: no cover
 
@@ -106,7 +108,7 @@ class _Loaders:
     training: Any
     validation: Any
 
-    def __call__(self, dims: Mapping[str, int | None], result_dim: int) -> tuple[Any, Any]:
+    def __call__(self, shapes: SampleShapes) -> tuple[Any, Any]:
         return self.training, self.validation
 
     def first(self) -> tuple[Any, Any] | None:
@@ -173,11 +175,11 @@ def _from_file(
     columns = read_columns(path, model)
     # An input may be called val_mask: it belongs to the validation only if there is also a mask.
     plain = {k for k in columns if not k.startswith(VALIDATION)}
-    held_out = {
+    others = {
         k for k in columns.keys() - plain if not plain or k.removeprefix(VALIDATION) in columns
     }
-    training = {k: v for k, v in columns.items() if k not in held_out}
-    validation = {k.removeprefix(VALIDATION): v for k, v in columns.items() if k in held_out}
+    training = {k: v for k, v in columns.items() if k not in others}
+    validation = {k.removeprefix(VALIDATION): v for k, v in columns.items() if k in others}
     if not training:
         raise UsageError(
             f"--data {path} has no arrays to train on",
@@ -185,7 +187,15 @@ def _from_file(
             got=", ".join(columns) or "no array",
             fix="write the file with numpy.savez(path, x=..., targets=...)",
         )
-    return _Columns(path, training, validation, batch_size, distributed)
+    if is_sized(columns, () if model is None else model.names()):
+        first, held_out = _without(Images, training), _without(Images, validation)
+        return SizedColumns.of(path, first, held_out, batch_size, distributed)
+    first, held_out = _without(Ragged, training), _without(Ragged, validation)
+    return _Columns(path, first, held_out, batch_size, distributed)
+
+
+def _without(kind: type, columns: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: column for name, column in columns.items() if not isinstance(column, kind)}
 
 
 @dataclass(frozen=True)
@@ -198,7 +208,8 @@ class _Columns:
     batch_size: int
     distributed: bool
 
-    def __call__(self, dims: Mapping[str, int | None], result_dim: int) -> tuple[Any, Any]:
+    def __call__(self, shapes: SampleShapes) -> tuple[Any, Any]:
+        dims, result_dim = shapes.dims, shapes.result_dim
         # Inputs without a batch dimension may be in the training part alone.
         shared = {name: a for name, a in self.training.items() if dims.get(name, 0) is None}
         first = self._loader(self.training, dims, result_dim, True)
@@ -210,7 +221,7 @@ class _Columns:
     def first(self) -> tuple[Any, Any] | None:
         import torch
 
-        label = _label(self.training)
+        label = label_of(self.training)
         each = _n_samples(self.training)
         if not all(each.values()) or (label in each and len(each) == 1):
             return None  # The loaders' error says what is wrong.
@@ -222,7 +233,7 @@ class _Columns:
     def targets(self) -> Any:
         import torch
 
-        column = self.training.get(_label(self.training))
+        column = self.training.get(label_of(self.training))
         return None if column is None or isinstance(column, Images) else torch.from_numpy(column)
 
     def n_batches(self) -> int | None:
@@ -231,7 +242,7 @@ class _Columns:
     def samples(self, n: int, names: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
         shared = {k: a for k, a in self.training.items() if k not in _n_samples(self.training)}
         found = _head(shared | dict(self.validation or self.training), n)
-        label = _label(found)
+        label = label_of(found)
         return {LABELS[0] if name == label else name: array for name, array in found.items()}
 
     def _loader(
@@ -246,15 +257,10 @@ class _Columns:
         )
 
 
-def _label(columns: Mapping[str, Any]) -> str:
-    """The name of the targets."""
-    return LABELS[0] if LABELS[0] in columns else LABELS[1]
-
-
 def _n_samples(columns: Mapping[str, Column]) -> dict[str, int]:
     """The arrays that have an entry for each sample, as far as their first dimensions tell."""
     lengths = {name: len(column) for name, column in columns.items() if column.ndim}
-    n = lengths.get(_label(columns), next(iter(lengths.values()), 0))
+    n = lengths.get(label_of(columns), next(iter(lengths.values()), 0))
     return {name: length for name, length in lengths.items() if length == n}
 
 
@@ -283,7 +289,7 @@ def _loader(
     import torch
     from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-    label = _label(arrays)
+    label = label_of(arrays)
     names = [name for name in arrays if name != label]
     if names == ["x"] and len(dims) == 1:
         dims = {"x": next(iter(dims.values()))}

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
 
     from fxelastic.cli.training_data import TrainingData
+    from fxelastic.edge.searching.columns import SampleShapes
+    from fxelastic.ir.partition import Partition
     from fxelastic.ir.supernet import Supernet
 
 
@@ -153,10 +155,32 @@ def training_of(args: argparse.Namespace, validation: Any) -> dict[str, Any]:
 
 def batches_of(loaders: Any, supernet: Supernet) -> tuple[Any, Any]:
     """The batches to train on and to validate on, from a result of `load_data`."""
-    partition = supernet.partition
-    dims = {name: partition.batch_dims.get(name) for name in partition.signature.names}
-    found: tuple[Any, Any] = loaders(dims, next(iter(partition.result_dims), 0))
+    found: tuple[Any, Any] = loaders(_sample_shapes(supernet.partition))
     return found
+
+
+def _sample_shapes(partition: Partition) -> SampleShapes:
+    """The shapes of one sample of a captured model."""
+    from torch import Tensor, fx
+
+    from fxelastic.edge.searching.columns import SampleShapes
+    from fxelastic.ir.graph_symbols import named, shape_in_words
+
+    def without(dims: tuple[int | str, ...], dim: int) -> tuple[int | str, ...]:
+        return (*dims[:dim], *dims[dim + 1 :])
+
+    inputs = {name: dims for name, _, dims in partition.input_checks.inputs}
+    known = named(partition.symbols)
+    outputs: Any = partition.output_node.args[0]
+    values = (node.meta.get("val") if isinstance(node, fx.Node) else None for node in outputs)
+    results = (shape_in_words(v, known) if isinstance(v, Tensor) else () for v in values)
+    return SampleShapes(
+        tuple(symbol.symbol.name for symbol in partition.symbols if not symbol.is_batch),
+        {name: without(inputs[name], dim) for name, dim in partition.batch_dims.items()},
+        {name: partition.batch_dims.get(name) for name in inputs},
+        tuple(map(without, results, partition.result_dims)),
+        next(iter(partition.result_dims), 0),
+    )
 
 
 def keep_to_data(data: str, out: Path, first: bool) -> None:

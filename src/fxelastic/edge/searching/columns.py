@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -46,12 +46,49 @@ class Ragged:
 Column: TypeAlias = Array | Ragged
 
 
+@dataclass(frozen=True)
+class SampleShapes:
+    """The shapes of one sample as a model takes and returns it.
+
+    Attributes:
+        sizes: The names of the sizes that vary, without the batch.
+        inputs: For each input that holds samples, the sizes of one sample: integers and
+            expressions.
+        dims: The dimension of the samples in each input, None for an input that holds none.
+        results: The sizes of one sample of each result.
+        result_dim: The dimension of the samples in the first result.
+    """
+
+    sizes: tuple[str, ...] = ()
+    inputs: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
+    dims: Mapping[str, int | None] = field(default_factory=dict)
+    results: tuple[tuple[int | str, ...], ...] = ()
+    result_dim: int = 0
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> SampleShapes:
+        """Those of a bundle."""
+        manifest = bundle.manifest
+        own = [info for info in bundle.inputs if info.name in manifest.sample_inputs]
+        dims = {info.name: manifest.batch_dims.get(info.name, 0) for info in own}
+        first = next((info.name for info in bundle.outputs), "")
+        return cls(
+            tuple(symbol.name for symbol in manifest.model.sizes),
+            {info.name: dims_of_sample(bundle, info) for info in own},
+            {info.name: dims.get(info.name) for info in bundle.inputs},
+            tuple(dims_of_sample(bundle, info) for info in bundle.outputs),
+            manifest.batch_dims.get(first, 0),
+        )
+
+
 def column_of(value: Any, name: str) -> Column:
     """The samples in an array, or in a list of arrays; nothing is unpickled.
 
     Raises:
         UsageError: The arrays of a list have different dtypes, or an array holds other objects.
     """
+    if isinstance(value, Ragged):
+        return value
     if _holds_objects(value):
         value = value.tolist()
     try:
@@ -81,13 +118,13 @@ def joined(items: Sequence[Array]) -> Column:
     return np.stack(items) if items else np.empty(0)
 
 
-def columns_of(bundle: Bundle, data: Mapping[str, Any]) -> dict[str, Column]:
+def columns_of(shapes: SampleShapes, data: Mapping[str, Any]) -> dict[str, Column]:
     """The columns of data by name, with padding cut off and joined samples separated.
 
     Args:
-        bundle: The bundle, whose inputs the data is for.
-        data: Arrays, or lists of an array for each sample, by name. ``NAME.lengths`` has the
-            lengths of the padded samples in ``NAME``, ``(N,)``, or ``(N, K)`` if K of its
+        shapes: The shapes that the model takes.
+        data: Arrays, lists of an array for each sample, or columns, by name. ``NAME.lengths`` has
+            the lengths of the padded samples in ``NAME``, ``(N,)``, or ``(N, K)`` if K of its
             dimensions vary; ``lengths`` has the model's sizes for all inputs instead.
             ``NAME.offsets`` or ``offsets``, ``(N + 1,)``, separates samples that are joined in
             dimension 0.
@@ -95,12 +132,11 @@ def columns_of(bundle: Bundle, data: Mapping[str, Any]) -> dict[str, Column]:
     Raises:
         UsageError: Lengths or offsets do not fit the arrays.
     """
-    inputs = {info.name for info in bundle.inputs}
     given = {str(name): value for name, value in data.items()}
     shared = {
         how: np.asarray(given.pop(how))
         for how in (LENGTHS, OFFSETS)
-        if how in given and how not in inputs
+        if how in given and how not in shapes.dims
     }
     own = {
         name: np.asarray(given.pop(name))
@@ -118,11 +154,11 @@ def columns_of(bundle: Bundle, data: Mapping[str, Any]) -> dict[str, Column]:
     columns = {name: column_of(value, name) for name, value in given.items()}
     for name, value in given.items():
         is_joined = OFFSETS in shared or f"{name}.{OFFSETS}" in own
-        if not (is_joined or isinstance(value, (list, tuple)) or _holds_objects(value)):
-            columns[name] = _by_sample(bundle, name, np.asarray(columns[name]))
+        if not (is_joined or isinstance(value, (list, tuple, Ragged)) or _holds_objects(value)):
+            columns[name] = _by_sample(shapes, name, np.asarray(columns[name]))
     if len(shared) > 1:
         raise UsageError("pass either lengths or offsets", expected="one of them", got="both")
-    cutter = _Cutter(bundle, columns, shared)
+    cutter = _Cutter(shapes, columns, shared)
     return {name: cutter.cut(name, column, own) for name, column in columns.items()}
 
 
@@ -132,30 +168,21 @@ def dims_of_sample(bundle: Bundle, info: ValueInfo) -> tuple[int | str, ...]:
     return (*info.dims[:dim], *info.dims[dim + 1 :])
 
 
-def _by_sample(bundle: Bundle, name: str, array: Array) -> Array:
+def _by_sample(shapes: SampleShapes, name: str, array: Array) -> Array:
     """The values of an input, or targets, with the samples in dimension 0."""
-    manifest, is_input = bundle.manifest, any(info.name == name for info in bundle.inputs)
-    first = next((info.name for info in bundle.outputs), "")
-    if is_input and name not in manifest.sample_inputs:
-        return array
-    dim = manifest.batch_dims.get(name if is_input else first, 0)
-    return np.moveaxis(array, dim, 0) if dim < array.ndim else array
+    dim = shapes.dims.get(name, shapes.result_dim)
+    return array if dim is None or dim >= array.ndim else np.moveaxis(array, dim, 0)
 
 
 class _Cutter:
     """Cuts padding off, and joined samples apart."""
 
     def __init__(
-        self, bundle: Bundle, columns: Mapping[str, Column], shared: Mapping[str, Array]
+        self, shapes: SampleShapes, columns: Mapping[str, Column], shared: Mapping[str, Array]
     ) -> None:
-        model = bundle.manifest.model
-        self._names = tuple(symbol.name for symbol in model.sizes)
-        self._dims = {
-            info.name: dims_of_sample(bundle, info)
-            for info in bundle.inputs
-            if info.name in bundle.manifest.sample_inputs
-        }
-        self._results = [dims_of_sample(bundle, info) for info in bundle.outputs]
+        self._names = shapes.sizes
+        self._dims = shapes.inputs
+        self._results = shapes.results
         self._shared = shared
         self._padded = self._padded_sizes(columns)
         self._n_joined = next((len(columns[name]) for name in self._dims if name in columns), 0)
@@ -167,7 +194,7 @@ class _Cutter:
             places = _varying(self._dims.get(name, ())) or [0]
             return _without_padding(name, column, _table(f"{name}.{LENGTHS}", lengths), places)
         if offsets is not None:
-            return _apart(name, column, offsets)
+            return split(name, column, offsets)
         if not self._shared or isinstance(column, Ragged) or not column.ndim:
             return column
         dims: Sequence[int | str] = self._dims.get(name, ())
@@ -177,7 +204,7 @@ class _Cutter:
         if not places:
             return column
         if OFFSETS in self._shared:
-            return _apart(name, column, self._shared[OFFSETS])
+            return split(name, column, self._shared[OFFSETS])
         sizes = _table(LENGTHS, self._shared[LENGTHS])
         if sizes.shape[1] != len(self._names):
             raise UsageError(
@@ -288,8 +315,17 @@ def _without_padding(name: str, column: Column, lengths: Array, places: Sequence
     return joined(items)
 
 
-def _apart(name: str, column: Column, offsets: Array) -> Column:
-    """Samples that are joined in dimension 0."""
+def split(name: str, column: Column, offsets: Array) -> Column:
+    """Separate samples that are joined in dimension 0.
+
+    Args:
+        name: The column's name, for messages.
+        column: The joined samples, an array.
+        offsets: Where each begins, and where the last one ends, ``(N + 1,)``.
+
+    Raises:
+        UsageError: The offsets do not fit the column.
+    """
     fits = isinstance(column, np.ndarray) and column.ndim and offsets.ndim == 1 and len(offsets)
     rising = fits and offsets.dtype.kind in "iu" and bool((offsets[1:] >= offsets[:-1]).all())
     if not rising or offsets[0] != 0 or offsets[-1] != len(column):

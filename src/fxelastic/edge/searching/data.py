@@ -15,7 +15,7 @@ import numpy as np
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.executor import Array, check_inputs
 from fxelastic.edge.npz_files import names_in_npz, read_npz
-from fxelastic.edge.searching.columns import TARGETS, Column, Ragged, columns_of
+from fxelastic.edge.searching.columns import TARGETS, Column, Ragged, SampleShapes, columns_of
 from fxelastic.edge.searching.sample_sizes import checked_sizes, groups_of
 from fxelastic.errors import UsageError
 
@@ -242,8 +242,8 @@ def read_data(bundle: Bundle, data: Any) -> Dataset:
     if not isinstance(data, Mapping):
         raise UsageError("the data has an unknown form", expected=expected, got=type(data).__name__)
     if len(names) == 1 and names[0] not in data and _INPUT in data:
-        data = {_renamed(str(key), names[0]): value for key, value in data.items()}
-    columns = columns_of(bundle, data)
+        data = {renamed(str(key), names[0]): value for key, value in data.items()}
+    columns = columns_of(SampleShapes.of(bundle), data)
     key = next((k for k in TARGETS if k in columns and k not in names), None)
     missing = [name for name in names if name not in columns]
     if missing:
@@ -289,7 +289,7 @@ def read_data(bundle: Bundle, data: Any) -> Dataset:
     return replace(found, sample_sizes=sizes)
 
 
-def _renamed(key: str, name: str) -> str:
+def renamed(key: str, name: str) -> str:
     """A key of the data with the input's name in place of ``x``."""
     head, dot, tail = key.partition(".")
     return name + dot + tail if head == _INPUT else key
