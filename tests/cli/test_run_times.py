@@ -10,18 +10,18 @@ from fxelastic.cli.recipe import Recipe
 from fxelastic.cli.run_times import expected_s, lasting, read_figures
 from tests.edge.serving.tiny_bundle import write_bundle
 
-FIGURES = {"sample_s": 0.01, "load_s": 1.0, "n_params": 5e6, "n_batches": 10}
+FIGURES = {"sample_s": 0.01, "load_s": 1.0, "n_params": 5e6, "n_samples": 200}
 
 
 def recipe(**search: object) -> Recipe:
-    options = {"train": {"batch-size": 20, "distill-epochs": 3}, "search": {"budget": ["60%"]}}
+    options = {"train": {"distill-epochs": 3}, "search": {"budget": ["60%"]}}
     return Recipe(Path(), options).changed({"search": search})
 
 
 def test_a_search_takes_no_more_samples_and_subnets_than_there_are() -> None:
     whole = expected_s("search", recipe(), FIGURES)
-    assert expected_s("search", recipe(), {**FIGURES, "n_batches": 5}) < 0.6 * whole
-    assert expected_s("search", recipe(), {**FIGURES, "n_batches": 10**6}) < 6 * whole
+    assert expected_s("search", recipe(), {**FIGURES, "n_samples": 100}) < 0.6 * whole
+    assert expected_s("search", recipe(), {**FIGURES, "n_samples": 10**6}) < 6 * whole
     assert expected_s("search", recipe(), {**FIGURES, "n_subnets": 4}) < 0.1 * whole
     assert expected_s("search", recipe(), {**FIGURES, "n_subnets": 10**6}) == whole
     several = recipe(budget=["50%", "60%"])

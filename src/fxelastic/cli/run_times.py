@@ -14,7 +14,7 @@ _START_S, _OTHER_S, _PARAMS_PER_S = 4.0, 5.0, 5e6
 # The time of a step in that of the model's forward pass on a sample: training by sample; the
 # profile as a whole; a search by subnet and sample.
 _DISTIL, _TUNE, _PROFILE, _SEARCH = 8.0, 4.0, 500.0, 0.5
-_N_BATCHES, _N_SUBNETS, _N_SAMPLES, _BATCH_SIZE = 100, 400, 1000, 64
+_N_TRAINED, _N_SUBNETS, _N_SAMPLES = 6400, 400, 1000
 
 
 def read_figures(folder: Path, name: str = "steps/inputs.txt") -> Mapping[str, Any]:
@@ -51,8 +51,7 @@ def expected_s(name: str, recipe: Recipe, figures: Mapping[str, Any]) -> float:
     load_s = _START_S + float(figures.get("load_s") or 0.0)
     expand_s = load_s + _OTHER_S + float(figures.get("n_params") or 0.0) / _PARAMS_PER_S
     train, search = recipe.options("train"), recipe.options("search")
-    n_data = float(figures.get("n_batches") or _N_BATCHES)
-    n_data *= _number(train.get("batch-size"), _BATCH_SIZE)
+    n_data = float(figures.get("n_samples") or _N_TRAINED)
     epoch_s = sample_s * n_data
     budgets = search.get("budget")
     n_budgets = len(budgets) if isinstance(budgets, list) else 1

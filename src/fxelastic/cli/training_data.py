@@ -42,8 +42,8 @@ class TrainingData(Protocol):
         """The targets of all samples that are in memory, else of a few; None for none."""
         ...  # pragma: no cover
 
-    def n_batches(self) -> int | None:
-        """The number of batches to train on in an epoch; None if it is not known."""
+    def n_samples(self) -> int | None:
+        """The number of samples to train on in an epoch; None if it is not known."""
         ...  # pragma: no cover
 
     def samples(self, n: int, names: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
@@ -121,8 +121,12 @@ class _Loaders:
         batch = self.first()
         return None if batch is None else batch[1]
 
-    def n_batches(self) -> int | None:
-        return len(self.training) if hasattr(self.training, "__len__") else None
+    def n_samples(self) -> int | None:
+        batch = self.first()
+        if batch is None or not hasattr(self.training, "__len__"):
+            return None
+        args, kwargs = call_of(batch[0])
+        return len(self.training) * max(map(len, (*args, *kwargs.values())))
 
     def samples(self, n: int, names: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
         import numpy as np
@@ -236,8 +240,8 @@ class _Columns:
         column = self.training.get(label_of(self.training))
         return None if column is None or isinstance(column, Images) else torch.from_numpy(column)
 
-    def n_batches(self) -> int | None:
-        return max(1, max(_n_samples(self.training).values(), default=0) // self.batch_size)
+    def n_samples(self) -> int | None:
+        return max(_n_samples(self.training).values(), default=None)
 
     def samples(self, n: int, names: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
         shared = {k: a for k, a in self.training.items() if k not in _n_samples(self.training)}
