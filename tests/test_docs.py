@@ -23,6 +23,8 @@ EXECUTED = [page for page in PAGES if page.parent != ROOT or page.name == "READM
 
 # A script that several processes run: ```python torchrun
 TORCHRUN = "python torchrun"
+# A block that runs where packages are installed: ```python needs lightning
+NEEDS = "python needs "
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,27 @@ def test_python_blocks_run(
             run_in_two_processes(block.code)
 
 
+NEEDING = [
+    pytest.param(page, block, id=f"{page.name}:{block.info.removeprefix(NEEDS)}:{block.line}")
+    for page in EXECUTED
+    for block in code_blocks(page.read_text(encoding="utf-8"))
+    if block.info.startswith(NEEDS)
+]
+
+
+@pytest.mark.parametrize(("page", "block"), NEEDING)
+def test_blocks_that_need_packages_run_where_they_are_installed(
+    page: Path, block: CodeBlock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in block.info.removeprefix(NEEDS).split():
+        pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    blocks = code_blocks(page.read_text(encoding="utf-8"))
+    codes = [b.code for b in blocks if b.info == "python" and b.line < block.line]
+    namespace: dict[str, object] = {"__name__": "__docs__"}
+    exec(compile("\n".join([*codes, block.code]), page.name, "exec", dont_inherit=True), namespace)
+
+
 @pytest.fixture(scope="module")
 def device_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with its table, pool and data, by the names that the commands give them."""
@@ -131,7 +154,8 @@ def test_the_readme_has_an_example() -> None:
 def test_info_strings_are_known(page: Path) -> None:
     """A misspelt info string must not exempt a block unseen."""
     for block in code_blocks(page.read_text(encoding="utf-8")):
-        assert not block.info.lower().startswith("py") or block.info in ("python", TORCHRUN), (
+        known = block.info in ("python", TORCHRUN) or block.info.startswith(NEEDS)
+        assert not block.info.lower().startswith("py") or known, (
             f"{page.name}:{block.line}: {block.info!r}"
         )
 
