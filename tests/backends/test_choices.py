@@ -194,6 +194,74 @@ def test_a_file_that_chooses_wrongly_is_found(tmp_path: Path, kind: Any) -> None
     assert f"branch {chooser}" in str(caught.value)
 
 
+def pooled(x: Tensor) -> Any:
+    return nn.functional.max_pool2d(x, 3, 2, 1, 2, return_indices=True)
+
+
+def as_in_a_file(place: Tensor, x: Tensor) -> Any:
+    """Places counted over all samples and channels."""
+    planes = torch.arange(x.shape[0] * x.shape[1]).reshape(*x.shape[:2], 1, 1)
+    return (place + planes * x.shape[2] * x.shape[3]).numpy()
+
+
+def test_a_place_in_a_window_that_is_as_good_is_taken_over() -> None:
+    torch.manual_seed(0)
+    x = 1 + 1e-6 * torch.rand(2, 3, 9, 12)
+    module = traced(pooled, x)
+    assert chooses(module)
+    turned = pooled(-x)[1]
+    largest, place = ran(module, x, as_in_a_file(turned, x))
+    assert torch.equal(place, turned)
+    assert torch.equal(largest, x.flatten(2).gather(2, turned.flatten(2)).reshape(turned.shape))
+    for wrong in (turned + 1, turned + 12, turned.flip(3), turned - 1000):
+        with pytest.raises(OtherChoiceError, match="of another window"):
+            ran(module, x, as_in_a_file(wrong, x))
+    with pytest.raises(OtherChoiceError, match="of another window"):
+        ran(module, x, turned.numpy())
+
+
+def test_a_place_in_a_window_that_is_worse_is_not() -> None:
+    x = torch.arange(2 * 3 * 9 * 12.0).reshape(2, 3, 9, 12)
+    with pytest.raises(OtherChoiceError, match="largest difference"):
+        ran(traced(pooled, x), x, as_in_a_file(pooled(-x)[1], x))
+
+
+def test_pooling_without_places_is_no_choice() -> None:
+    x = torch.ones(2, 3, 8, 8)
+    found = ran(traced(lambda x: pooled(x)[0], x), x)
+    assert torch.equal(found[0], torch.ones(2, 3, 3, 3))
+
+
+class Unpooled(nn.Module):
+    """A decoder that puts elements where an encoder's windows had their largest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode = nn.Conv2d(3, 8, 5, padding=2)
+        self.inner = nn.Conv2d(8, 8, 3, padding=1)
+        self.decode = nn.Conv2d(8, 3, 3, padding=1)
+        # All elements of a window are nearly equal.
+        nn.init.normal_(self.encode.weight, std=1e-7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.encode(x).sigmoid()
+        x, places = nn.functional.max_pool2d(x, 2, return_indices=True)
+        return self.decode(nn.functional.max_unpool2d(self.inner(x), places, 2))
+
+
+def test_a_decoder_with_places_of_windows_is_exported(tmp_path: Path) -> None:
+    """onnxruntime rounds otherwise, so that other elements are the largest."""
+    torch.manual_seed(0)
+    example = torch.randn(2, 3, 16, 16)
+    supernet = fxelastic.expand(Unpooled().eval(), 0.5, example_inputs=example)
+    bundle = fxelastic.export(supernet, tmp_path / "bundle")
+    x = torch.randn(2, 3, 16, 16)
+    with edge.Executor(bundle) as executor, torch.no_grad():
+        found = executor.run(bundle.space.original, {bundle.inputs[0].name: x.numpy()})
+        expected = supernet(x).numpy()
+    assert np.abs(found[0] - expected).max() > 1e-2
+
+
 def test_a_maximum_without_its_place_is_no_choice() -> None:
     """A file has no node for it."""
     x = torch.ones(2, 5, 3)

@@ -10,7 +10,7 @@ results that torch computes from them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,12 @@ _TAKING: Mapping[str, int | None] = {
     "aten.median.dim": 1,
     "aten.nanmedian.default": None,
     "aten.nanmedian.dim": 1,
+}
+# Operators that take the largest element of each window and its place, and the windows' number of
+# dimensions.
+_POOLING: Mapping[str, int] = {
+    "aten.max_pool2d_with_indices.default": 2,
+    "aten.max_pool3d_with_indices.default": 3,
 }
 # The output of each operator's node in a file that has the indices.
 _INDICES: Mapping[str, int] = {"TopK": 1, "ArgMax": 0, "ArgMin": 0}
@@ -82,7 +88,7 @@ class Choices:
         """
         if not isinstance(module, fx.GraphModule):
             return module(*operands)
-        return _Interpreter(module, self._chosen).run(*operands)
+        return _Interpreter(module, self).run(*operands)
 
     def end(self) -> None:
         """Check that no choice is left after the last module.
@@ -93,8 +99,32 @@ class Choices:
         if self._rest:
             raise OtherChoiceError(f"{len(self._rest)} more in the file")
 
-    def _chosen(self, values: Tensor, dim: int | None, ordered: bool, own: Tensor) -> Tensor:
+    def next(self, own: Tensor) -> Tensor:
         """The file's next choice, in the form of torch's.
+
+        Raises:
+            OtherChoiceError: There is none, or it has another number of elements.
+        """
+        if not self._rest:
+            raise OtherChoiceError("more in torch than in the file")
+        found = torch.from_numpy(self._rest.pop(0).astype(np.int64)).to(own.device)
+        if found.numel() != own.numel():
+            raise OtherChoiceError(f"shape {tuple(found.shape)} against {tuple(own.shape)}")
+        return found.reshape(own.shape)
+
+    def check(self, chosen: Tensor, best: Tensor) -> None:
+        """Check that the chosen elements are as good as torch's own.
+
+        Raises:
+            OtherChoiceError: One is worse.
+        """
+        array = chosen.detach().cpu().numpy()
+        worse = compare("choice", array, best, self._tolerances, self._scales)
+        if worse is not None:
+            raise OtherChoiceError(worse.problem)
+
+    def chosen(self, values: Tensor, dim: int | None, ordered: bool, own: Tensor) -> Tensor:
+        """The file's next choice, checked.
 
         Args:
             values: The values to choose from.
@@ -102,12 +132,7 @@ class Choices:
             ordered: Whether the order of the chosen elements matters.
             own: Torch's choice.
         """
-        if not self._rest:
-            raise OtherChoiceError("more in torch than in the file")
-        found = torch.from_numpy(self._rest.pop(0).astype(np.int64)).to(own.device)
-        if found.numel() != own.numel():
-            raise OtherChoiceError(f"shape {tuple(found.shape)} against {tuple(own.shape)}")
-        found = found.reshape(own.shape)
+        found = self.next(own)
         if torch.equal(found, own):
             return own
         if dim is None:
@@ -124,24 +149,21 @@ class Choices:
         chosen, best = (values.gather(dim, i) for i in indices)
         if not ordered:
             chosen, best = chosen.sort(dim).values, best.sort(dim).values
-        array = chosen.detach().cpu().numpy()
-        worse = compare("choice", array, best, self._tolerances, self._scales)
-        if worse is not None:
-            raise OtherChoiceError(worse.problem)
+        self.check(chosen, best)
         return found
 
 
 class _Interpreter(fx.Interpreter):
-    def __init__(
-        self, module: fx.GraphModule, choose: Callable[[Tensor, int | None, bool, Tensor], Tensor]
-    ) -> None:
+    def __init__(self, module: fx.GraphModule, choices: Choices) -> None:
         super().__init__(module)
-        self._choose = choose
+        self._choices = choices
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if str(n.target) in _TAKING:
             return self._taken(n, result)
+        if str(n.target) in _POOLING and not _without_indices(n):
+            return self._pooled(n, result)
         place = _CHOOSING.get(str(n.target))
         if place is None or _without_indices(n):
             return result
@@ -150,7 +172,7 @@ class _Interpreter(fx.Interpreter):
         dim = args[position] if len(args) > position else kwargs.get("dim", default)
         in_order = args[4] if len(args) > 4 else kwargs.get("sorted", True)
         own = result if isinstance(result, Tensor) else result[1]
-        found = self._choose(args[0], dim, in_order, own)
+        found = self._choices.chosen(args[0], dim, in_order, own)
         if found is own:
             return result
         if isinstance(result, Tensor):
@@ -169,7 +191,7 @@ class _Interpreter(fx.Interpreter):
         dim = 0 if position is None else _argument(args, kwargs, position, "dim", -1)
         missing = values.isnan()
         numbers = values.masked_fill(missing, math.inf) if values.is_floating_point() else values
-        order = self._choose(numbers, dim, True, numbers.sort(dim=dim, stable=True).indices)
+        order = self._choices.chosen(numbers, dim, True, numbers.sort(dim=dim, stable=True).indices)
         count = (~missing).sum(dim, keepdim=True)
         if "kthvalue" in name:
             k = torch.full_like(count, args[1] - 1)
@@ -187,6 +209,60 @@ class _Interpreter(fx.Interpreter):
         own, own_index = result
         return torch.where(own.isnan(), own, value), torch.where(own.isnan(), own_index, index)
 
+    def _pooled(self, n: fx.Node, result: Any) -> Any:
+        """The largest elements of windows and their places, here the file's places."""
+        own: Tensor = result[1]
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        values, n_dims = args[0], _POOLING[str(n.target)]
+
+        def option(position: int, name: str, default: Any) -> list[int]:
+            given = _argument(args, kwargs, position, name, default) or default
+            sizes = [given] if isinstance(given, int) else list(given)
+            return sizes if len(sizes) == n_dims else sizes * n_dims
+
+        kernel = option(1, "kernel_size", 1)
+        if math.prod(kernel) == 1:  # no choice
+            return result
+        windows = (
+            *(kernel, option(2, "stride", kernel), option(3, "padding", 0)),
+            option(4, "dilation", 1),
+        )
+        shape = values.shape[-n_dims:]
+        # A file counts the elements of all samples and channels, torch those of a plane.
+        found = self._choices.next(own).reshape(-1, math.prod(own.shape[-n_dims:]))
+        planes = torch.arange(len(found), device=found.device)[:, None]
+        place = (found - planes * math.prod(shape)).reshape(own.shape)
+        if torch.equal(place, own):
+            return result
+        if not _in_windows(place, shape, *windows):
+            raise OtherChoiceError("an element of another window")
+        flat = values.flatten(-n_dims)
+        chosen = flat.gather(-1, place.flatten(-n_dims)).reshape(own.shape)
+        self._choices.check(chosen, result[0])
+        return chosen, place
+
+
+def _in_windows(
+    places: Tensor,
+    shape: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> bool:
+    """Whether each place in a plane belongs to the window of its position."""
+    if bool(((places < 0) | (places >= math.prod(shape))).any()):
+        return False
+    for i, at in enumerate(torch.unravel_index(places, tuple(shape))):
+        dim = places.dim() - len(shape) + i
+        positions = torch.arange(places.shape[dim], device=places.device)
+        starts = (positions * stride[i] - padding[i]).reshape(-1, *[1] * (len(shape) - 1 - i))
+        offset = at - starts
+        inside = (offset >= 0) & (offset % dilation[i] == 0) & (offset < kernel[i] * dilation[i])
+        if not bool(inside.all()):
+            return False
+    return True
+
 
 def _argument(
     args: Sequence[Any], kwargs: Mapping[str, Any], position: int, name: str, default: Any
@@ -196,7 +272,7 @@ def _argument(
 
 def _without_indices(node: fx.Node) -> bool:
     """Whether nothing reads a maximum's index, which a file then does not compute."""
-    return str(node.target) in ("aten.max.dim", "aten.min.dim") and not any(
+    return str(node.target) in ("aten.max.dim", "aten.min.dim", *_POOLING) and not any(
         user.args[1] == 1 and user.users for user in node.users
     )
 
@@ -204,7 +280,7 @@ def _without_indices(node: fx.Node) -> bool:
 def chooses(module: nn.Module) -> bool:
     """Whether a module has an operator that chooses among elements."""
     graphs = [part.graph for part in module.modules() if isinstance(part, fx.GraphModule)]
-    choosing = {*_CHOOSING, *_TAKING}
+    choosing = {*_CHOOSING, *_TAKING, *_POOLING}
     return any(str(node.target) in choosing for graph in graphs for node in graph.nodes)
 
 
@@ -223,9 +299,17 @@ def choices_of(path: Path, sample: Mapping[str, Any]) -> list[Array]:
     if model.ByteSize() >= _PROTOBUF_LIMIT_BYTES:
         raise OtherChoiceError("the file is too large to analyse")
     outputs = {value.name for value in model.graph.output}
-    names = [n.output[_INDICES[n.op_type]] for n in model.graph.node if n.op_type in _INDICES]
+    names = [name for node in model.graph.node if (name := _chosen_by(node))]
     for name in names:
         if name not in outputs:
             model.graph.output.append(onnx.ValueInfoProto(name=name))
     found = run(open_session(model.SerializeToString()), sample)
     return [found[name] for name in names]
+
+
+def _chosen_by(node: onnx.NodeProto) -> str:
+    """The name of a node's result with indices; empty if it has none, or no choice."""
+    if node.op_type == "MaxPool":
+        kernel = next(a.ints for a in node.attribute if a.name == "kernel_shape")
+        return node.output[1] if len(node.output) > 1 and math.prod(kernel) > 1 else ""
+    return node.output[_INDICES[node.op_type]] if node.op_type in _INDICES else ""
