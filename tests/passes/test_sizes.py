@@ -43,3 +43,35 @@ def test_a_size_that_data_and_an_input_tell_ties_no_layers_together(tmp_path: Pa
         assert_same_output(supernet(*inputs), model(*inputs))
     bundle = fxelastic.export(supernet, tmp_path / "bundle", n_subnets=2)
     assert bundle.manifest.verification is not None
+
+
+class Pyramid(nn.Module):
+    """A pooled feature, resized to the picture, beside others of the picture's size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low = nn.Conv2d(3, 8, 4, 4)
+        self.pooled = nn.Conv2d(8, 4, 1)
+        self.grow = nn.ConvTranspose2d(8, 4, 4, 4)
+        self.left = nn.Conv2d(3, 4, 3, padding=1)
+        self.right = nn.Conv2d(3, 4, 3, padding=1)
+        self.last = nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pictures (n, 3, h, w) to pictures, with h and w multiples of 4."""
+        low = self.low(x)
+        pooled = self.pooled(low).mean((2, 3), keepdim=True)
+        low = self.grow(low) + nn.functional.interpolate(pooled, size=x.shape[2:])
+        return self.last(low + self.left(x) * self.right(x).sigmoid())
+
+
+def test_a_size_from_a_blocks_input_leaves_the_names_of_values_to_them() -> None:
+    """The size is a product, and so is a value that two blocks pass on."""
+    model, x = Pyramid().eval(), torch.randn(2, 3, 16, 16)
+    sizes = {"x": {2: "H", 3: "W"}}
+    partition = fxelastic.partition(model, 0.2, example_inputs=x, dynamic_shapes=sizes)
+    (block,) = (block for block in partition.blocks if block.name == "add#2")
+    assert len(block.inputs) == 2
+    assert not block.context
+    wider = torch.randn(1, 3, 20, 28)
+    assert_same_output(partition(wider), model(wider))

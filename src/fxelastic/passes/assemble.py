@@ -64,7 +64,11 @@ def assemble(
     graph_module = fx.GraphModule(traced.graph_module, graph, class_name=traced.model_name)
     caches = tuple(Cache(c.past.name, copies[c.present].name, c.dim) for c in flow.caches)
     presents = [cache.present for cache in caches]
-    blocks = _describe(graph_module, drafts, members, cap, traced.symbols, presents)
+    reads = [
+        {copies[node].name for node in draft.pack.reads} if draft.pack else set()
+        for draft in drafts
+    ]
+    blocks = _describe(graph_module, drafts, members, reads, cap, traced.symbols, presents)
     names = {
         draft.pack.nodes: block.name
         for draft, block in zip(drafts, blocks, strict=True)
@@ -185,15 +189,13 @@ def _describe(
     graph_module: fx.GraphModule,
     drafts: Sequence[_Draft],
     members: Sequence[Sequence[fx.Node]],
+    stream_inputs: Sequence[Collection[str]],
     cap: float,
     symbols: tuple[GraphSymbol, ...],
     presents: Collection[str],
 ) -> tuple[Block, ...]:
     sizes, by_size = one_sample(symbols), FlopsBySize(graph_module.graph, symbols)
     home = {node: i for i, nodes in enumerate(members) for node in nodes}
-    stream_inputs = [
-        {node.name for node in draft.pack.reads} if draft.pack else set() for draft in drafts
-    ]
     counted: set[int] = set()
     taken: set[str] = set()
     blocks = []
