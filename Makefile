@@ -23,7 +23,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help check demo test docs lint format bench clean
+.PHONY: help check demo test docs installs lint format bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -41,6 +41,9 @@ docs: $(STAMP) ## build the documentation as a site in build/docs; it loads noth
 	$(PIP) install --constraint $(VENV)/constraints.txt --editable '.[docs]'
 	$(BIN)/mkdocs build --quiet
 	@echo "open build/docs/index.html"
+
+installs: $(STAMP) ## follow every install line of documents and messages, each in a new environment
+	$(BIN)/python tools/check_installs.py
 
 lint: $(STAMP) ## check style, formatting and types
 	@status=0; set -x; \
