@@ -189,6 +189,8 @@ def test_other_commands_read_the_recipe(
         ({"y": np.arange(16)}, (), "classes from 0 to 4"),
         ({}, ("--data", "missing.npz"), "--data missing.npz does not exist"),
         ({}, ("--out", "."), "is not the folder of a run"),
+        ({}, ("--dynamic", "input:1=a,input:2=b"), "repeat the option"),
+        ({}, ("--kind", "pruend"), "pruend"),
     ],
 )
 def test_a_mismatch_is_found_before_any_work(

@@ -78,4 +78,9 @@ def _matched(text: str) -> re.Match[str]:
 
 
 def _malformed(text: str) -> UsageError:
-    return UsageError("--dynamic has another form than expected", expected=_FORMS, got=text)
+    return UsageError(
+        "--dynamic has another form than expected",
+        expected=_FORMS,
+        got=text,
+        fix="correct it; for several sizes, repeat the option",
+    )

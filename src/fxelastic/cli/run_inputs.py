@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fxelastic.cli import options
 from fxelastic.cli.model_inputs import ModelInputs, call_of
 from fxelastic.cli.recipe import FOUND, Recipe
-from fxelastic.cli.supernet import add_expansion, model_of
+from fxelastic.cli.supernet import add_expansion, check_expansion, model_of
 from fxelastic.cli.training_options import add_data, add_number, add_training, data_of
 from fxelastic.files import replace_file
 
@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         0; raises an error on failure.
     """
     with contextlib.redirect_stdout(sys.stderr):
+        check_expansion(args)
         begin_s = time.perf_counter()
         load = functools.cache(functools.partial(model_of, args))
         data, given = data_of(args, load)

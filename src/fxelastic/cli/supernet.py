@@ -80,6 +80,21 @@ def model_of(args: argparse.Namespace) -> torch.nn.Module:
         return model
 
 
+def check_expansion(args: argparse.Namespace) -> None:
+    """Read the options that `expand` takes, so that an invalid one fails before any work.
+
+    Args:
+        args: With the options of `fxelastic.cli.options.add_model` and `add_expansion`.
+
+    Raises:
+        UsageError: An option is malformed.
+    """
+    from fxelastic.cli.dynamic_sizes import load_dynamic_shapes
+
+    _kinds(args.kind)
+    load_dynamic_shapes(args.dynamic)
+
+
 def supernet_of(args: argparse.Namespace, model: torch.nn.Module | None = None) -> Supernet:
     """Load the model that the arguments name and expand it.
 
@@ -95,8 +110,7 @@ def supernet_of(args: argparse.Namespace, model: torch.nn.Module | None = None) 
         PartitionError: The model can't be partitioned.
     """
     with contextlib.redirect_stdout(sys.stderr):
-        # Parse first, so that an invalid option fails before the model is built.
-        _kinds(args.kind)
+        check_expansion(args)
         from fxelastic.cli.example_inputs import load_example_inputs
 
         model = model_of(args) if model is None else model
