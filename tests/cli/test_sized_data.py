@@ -82,7 +82,8 @@ def test_batches_hold_samples_of_one_size(tmp_path: Path, form: str) -> None:
     found = [(x.tolist(), y.tolist()) for x, y in training]
     assert all(y == [[i + 1 for i in text] for text in x] for x, y in found)
     assert sorted(text for x, _ in found for text in x) == sorted(text.tolist() for text in TEXTS)
-    assert data.n_batches() == len(training) == len(found) == 4
+    assert len(training) == len(found) == 4
+    assert data.n_samples() == len(TEXTS)
     first = data.first()
     assert first is not None
     (ids,) = first[0].values() if isinstance(first[0], dict) else (first[0],)

@@ -109,10 +109,9 @@ class SizedColumns:
         column = self.training.get(label_of(self.training))
         return torch.from_numpy(column) if isinstance(column, np.ndarray) else None
 
-    def n_batches(self) -> int:
-        """The number of batches to train on in an epoch."""
-        _, counts = np.unique(self._sizes, axis=0, return_counts=True)
-        return int((-(-counts // self.batch_size)).sum())
+    def n_samples(self) -> int:
+        """The number of samples to train on in an epoch."""
+        return len(self._sizes)
 
     def samples(self, n: int, names: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
         """At most n samples as arrays, joined or with their lengths; see `TrainingData`."""
