@@ -58,7 +58,7 @@ def test_images_get_the_size_that_the_model_declares(images: Path) -> None:
     # ImageNet's normalisation: a red of 250 for dogs, 0 for cats.
     assert x[2, 0, 5, 5].item() == pytest.approx((250 / 255 - 0.485) / 0.229)
     assert x[0, 0, 5, 5].item() == pytest.approx(-0.485 / 0.229)
-    assert data.n_batches() == 1
+    assert data.n_samples() == 6
     samples = data.samples(3, ["input"])
     assert (samples["x"].shape, samples["targets"].tolist()) == ((3, 3, 24, 20), [0, 0, 1])
 
