@@ -186,6 +186,8 @@ def test_other_commands_read_the_recipe(
     ("change", "argv", "expected"),
     [
         ({"x": np.zeros((16, 4, 12, 12), np.float32)}, (), "can't be run on the samples"),
+        ({"x": np.zeros((16, 12, 12, 3), np.float32)}, (), "x.transpose(0, 3, 1, 2)"),
+        ({"images": np.zeros((16, 3), np.float32)}, (), "the model's inputs (input)"),
         ({"y": np.arange(16)}, (), "classes from 0 to 4"),
         ({}, ("--data", "missing.npz"), "--data missing.npz does not exist"),
         ({}, ("--out", "."), "is not the folder of a run"),

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 # The class of samples that a cross-entropy leaves out.
 _LEFT_OUT = -100
 
+# Numbers of channels that images have.
+_CHANNELS = (1, 3, 4)
+
 _IMAGE = re.compile(r"(?:[^=:]+=)?(?:\w+:)?\d+x\d+x(\d+)x(\d+)")
 
 
@@ -84,6 +87,22 @@ def example_texts(inputs: Any, targets: Any = None) -> list[str]:
     return texts
 
 
+def _remedy(
+    model: torch.nn.Module, args: Sequence[torch.Tensor], kwargs: Mapping[str, torch.Tensor]
+) -> str:
+    """What most probably helps where a model can't be run on its data."""
+    names = ModelInputs(lambda: model).names()
+    parameters = inspect.signature(model.forward).parameters.values()
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+    if not takes_any and not kwargs.keys() <= {*names}:
+        return f"name the arrays as the model's inputs ({', '.join(names)}), and targets y"
+    for value in (*args, *kwargs.values()):
+        sizes = tuple(getattr(value, "shape", ()))
+        if len(sizes) == 4 and sizes[3] in _CHANNELS and sizes[1] not in _CHANNELS:
+            return "if the images have their channels last, save x.transpose(0, 3, 1, 2)"
+    return "change the shapes or the types of the data, or choose another model"
+
+
 def check_data(model: torch.nn.Module, inputs: Any, targets: Any, data: str) -> None:
     """Check that a model takes the data, before any work.
 
@@ -109,7 +128,7 @@ def check_data(model: torch.nn.Module, inputs: Any, targets: Any, data: str) -> 
             f"{type(model).__name__} can't be run on the samples of --data {data}",
             expected="inputs that the model takes",
             got=f"{shown}; {describe(e)}",
-            fix="change the shapes or the types of the data, or choose another model",
+            fix=_remedy(model, args, kwargs),
         ) from e
     finally:
         model.train(was_training)
