@@ -39,7 +39,7 @@ LAYERS: Mapping[str, Layer] = {
     "threads": _layer("errors", "torch"),
     "processes": _layer("errors", "torch"),
     "randomness": _layer("", "numpy torch"),
-    "row_store": _layer("errors files", "numpy"),
+    "row_store": _layer("errors files spec", "numpy"),
     "spec": _layer("errors files", "numpy"),
     "edge": _layer("errors extras files spec", "cryptography numpy onnx onnxruntime psutil"),
     "ir": _layer("errors files spec", "networkx numpy safetensors sympy torch"),

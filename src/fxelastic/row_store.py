@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from fxelastic.errors import TrainingError
-from fxelastic.files import sync, write_durably
+from fxelastic.files import open_regular, read_regular, sync, write_durably
+from fxelastic.spec.bounded_json import loads
 
 SCHEMA = "fxelastic.rows/1"
 #: Bytes of a key.
@@ -118,28 +119,29 @@ class RowStore:
         if not (folder / _FACTS).is_file():
             return None
         try:
-            record = json.loads((folder / _FACTS).read_text("utf-8"))
-            packed = (folder / _INDEX).read_bytes()
+            record = loads(read_regular(folder / _FACTS))
+            packed = read_regular(folder / _INDEX)
+            if record["schema"] != SCHEMA or record["facts"] != dict(facts):
+                raise ValueError("it is of another run")
+            index = np.frombuffer(packed, _ENTRY)
+            forms, n_bytes = _forms(record["forms"]), int(record["n_bytes"])
+            known = (index["form"] >= 0) & (index["form"] < len(forms))
+            known &= (index["offset"] >= 0) & (index["offset"] <= n_bytes)
             whole = (
-                record["schema"] == SCHEMA
-                and record["facts"] == dict(facts)
-                and hashlib.sha256(packed).hexdigest() == record["index"]
+                hashlib.sha256(packed).hexdigest() == record["index"]
                 and _digest_of(folder / _ROWS) == record["rows"]
             )
-        except (OSError, ValueError, KeyError, TypeError) as e:
+            if not whole or not known.all():
+                raise ValueError("it is damaged")
+            places = {
+                bytes.fromhex(entry["key"].decode()): (int(entry["offset"]), int(entry["form"]))
+                for entry in index
+            }
+        except (OSError, ValueError, KeyError, TypeError, ArithmeticError) as e:
             logger.warning("%s can't be used again: %s", folder, e)
             return None
-        if not whole:
-            logger.warning("%s can't be used again: it is damaged, or of another run", folder)
-            return None
         store = cls.__new__(cls)
-        store.folder = folder
-        store.forms = [tuple(map(tuple, form)) for form in record["forms"]]
-        store.n_bytes = record["n_bytes"]
-        store._places = {
-            bytes.fromhex(entry["key"].decode()): (int(entry["offset"]), int(entry["form"]))
-            for entry in np.frombuffer(packed, _ENTRY)
-        }
+        store.folder, store.forms, store.n_bytes, store._places = folder, forms, n_bytes, places
         store._open()
         return store
 
@@ -193,9 +195,21 @@ def discard(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def _forms(value: Any) -> list[tuple[tuple[int, ...], ...]]:
+    """The forms that a file states.
+
+    Raises:
+        TypeError, ValueError: They are not lists of shapes.
+    """
+    forms = [tuple(map(tuple, form)) for form in value]
+    if not all(type(n) is int and 0 <= n < 2**31 for f in forms for shape in f for n in shape):
+        raise ValueError("a shape is not of counts")
+    return forms
+
+
 def _digest_of(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()

@@ -89,7 +89,7 @@ def of_json(good: Any, rng: random.Random) -> Any:
             other, name = rng.choice(places)
             holder[key] = copy.deepcopy(other[name]) if name in _keys(other) else None
         else:
-            holder[key] = rng.choice(VALUES)
+            holder[key] = copy.deepcopy(rng.choice(VALUES))
     return value
 
 

@@ -7,7 +7,6 @@ import io
 import itertools
 import json
 import random
-import resource
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +18,6 @@ import pytest
 from fxelastic.edge.array_bytes import read_arrays, write_arrays, write_npy
 from fxelastic.edge.pool import SubnetPool
 from fxelastic.edge.prepared import Item, PreparedFiles
-from fxelastic.errors import FxElasticError, InternalError
 from fxelastic.spec.bounded_json import loads
 from fxelastic.spec.json_document import _CHECKSUM, _checksum
 from fxelastic.spec.latency_table import LatencyTable
@@ -27,26 +25,14 @@ from fxelastic.spec.manifest import Manifest
 from tests.edge.bundles import manifest
 from tests.edge.serving.tiny_bundle import write_bundle
 from tests.hostile.mutations import documents, of_bytes, plain
-from tests.lanes import EXHAUSTIVE
+from tests.hostile.reading import N, check, document, is_read, put, resealed
 
-N = 5000 if EXHAUSTIVE else 1000
 EARLIER = Path(__file__).parent.parent / "fixtures" / "earlier"
-# A message is read by people, in a terminal.
-MOST_CHARACTERS = 4096
-# Times the processor time of reading the good file; the least is for the clock's steps.
-TIMES, LEAST_S = 20.0, 0.25
 
 
 def sealed(value: Any) -> bytes:
     """A table or pool with the checksum of its content."""
-    if isinstance(value, dict):
-        value = {k: v for k, v in value.items() if k != _CHECKSUM}
-        return plain({**value, _CHECKSUM: _checksum(value)})
-    return plain(value)
-
-
-def document(read: Callable[[bytes], Any], path: Path) -> tuple[Any, Callable[[bytes], Any]]:
-    return json.loads(read(path.read_bytes()).to_json()), read
+    return resealed(value, _CHECKSUM, _checksum)
 
 
 KINDS: dict[str, Callable[[], tuple[Any, Callable[[bytes], Any], Callable[[Any], bytes]]]] = {
@@ -57,34 +43,6 @@ KINDS: dict[str, Callable[[], tuple[Any, Callable[[bytes], Any], Callable[[Any],
     ),
     "pool": lambda: (*document(SubnetPool.from_json, EARLIER / "bundle.pool.json"), sealed),
 }
-
-
-def refused_or_read(read: Callable[[bytes], Any], data: bytes) -> bool:
-    """Whether a file is read; an error must be the user's, and have a short message."""
-    try:
-        read(data)
-    except InternalError:
-        raise
-    except FxElasticError as e:
-        text = str(e)
-        assert len(text) <= MOST_CHARACTERS
-        assert all(c.isprintable() or c in "\n\t" for c in text)
-        return False
-    return True
-
-
-def check(read: Callable[[bytes], Any], good: bytes, variants: Iterator[bytes]) -> None:
-    begin_s = time.process_time()
-    assert refused_or_read(read, good)
-    good_s = time.process_time() - begin_s
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    n_refused = 0
-    for data in variants:
-        begin_s = time.process_time()
-        n_refused += not refused_or_read(read, data)
-        assert time.process_time() - begin_s < max(LEAST_S, TIMES * good_s)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
-    assert n_refused > N / 4
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -110,7 +68,7 @@ def test_arrays() -> None:
 
 
 def check_some(read: Callable[[bytes], Any], good: bytes, variants: Iterator[bytes]) -> None:
-    found = [refused_or_read(read, data) for data in itertools.chain([good], variants)]
+    found = [is_read(read, data) for data in itertools.chain([good], variants)]
     assert found[0]
     assert not all(found)
 
@@ -129,9 +87,9 @@ def test_prepared_files(tmp_path: Path) -> None:
     n_ignored = 0
     for i, data in enumerate(documents(entry, N, "prepared", plain)):
         for name, own in good.items():
-            (folder / name).write_bytes(own)
+            put(folder / name, own)
         name = "entry.json" if i % 2 else rng.choice(sorted(good))
-        (folder / name).write_bytes(data if i % 2 else of_bytes(good[name], rng))
+        put(folder / name, data if i % 2 else of_bytes(good[name], rng))
         found = files.read(item)
         assert found is None or found.data == whole.data
         n_ignored += found is None

@@ -21,6 +21,7 @@ from fxelastic.ir.block import BlockGraph
 from fxelastic.ir.branch import Branch
 from fxelastic.ir.part_names import name_of
 from fxelastic.ir.text import to_text
+from fxelastic.spec.bounded_json import loads
 
 SCHEMA = "fxelastic.supernet/1"
 _ENTRY = "fxelastic"
@@ -127,7 +128,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise _refused(path, "a file of supernet.save", "no file")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get(_ENTRY, "{}"))
+            metadata = loads((file.metadata() or {}).get(_ENTRY, "{}").encode())
             return {k: file.get_tensor(k) for k in file.keys()}, dict(metadata)  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError) as e:
         raise _refused(path, "a complete safetensors file", str(e)) from e

@@ -21,12 +21,13 @@ _OTHERS = bytes(set(range(256)) - set(b"[]{}"))
 _PIECE = 2**20
 
 
-def loads(data: bytes, max_bytes: int = MAX_BYTES) -> Any:
+def loads(data: bytes, max_bytes: int = MAX_BYTES, *, finite: bool = True) -> Any:
     """Parse JSON in UTF-8.
 
     Args:
         data: The bytes.
         max_bytes: The most bytes.
+        finite: Whether numbers must be finite. If not, ``NaN`` and ``Infinity`` are read, too.
 
     Raises:
         ValueError: It is not JSON, is too large or too deep, or has a duplicate key, a number that
@@ -41,8 +42,8 @@ def loads(data: bytes, max_bytes: int = MAX_BYTES) -> Any:
     return json.loads(
         text,
         object_pairs_hook=_unique,
-        parse_constant=_constant,
-        parse_float=_float,
+        parse_constant=_constant if finite else None,
+        parse_float=_float if finite else None,
         parse_int=_integer,
     )
 

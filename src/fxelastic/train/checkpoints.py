@@ -17,12 +17,15 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fxelastic.errors import TrainingError, UsageError
-from fxelastic.files import sync, write_durably
+from fxelastic.files import read_regular, sync, write_durably
+from fxelastic.spec.bounded_json import loads
 
 SCHEMA = "fxelastic.checkpoint/1"
 
 _DATA, _TENSORS = "checkpoint.json", "state.safetensors"
 _TENSOR, _TUPLE, _ITEMS = "__tensor__", "__tuple__", "__items__"
+# The most bytes of the data: reports of all epochs, with numbers for each branch.
+_DATA_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -139,12 +142,11 @@ class Checkpoints:
 
     def _read(self, folder: Path) -> Checkpoint:
         try:
-            seal, text = (folder / _DATA).read_text("utf-8").split("\n", 1)
-            packed = (folder / _TENSORS).read_bytes()
+            seal, text = _data(folder)
+            packed = read_regular(folder / _TENSORS)
         except (OSError, ValueError) as e:
             raise TrainingError("it is not complete", got=f"{type(e).__name__}: {e}") from e
-        text = text.removesuffix("\n")
-        if hashlib.sha256(text.encode()).hexdigest() != seal:
+        if hashlib.sha256(text).hexdigest().encode() != seal:
             raise TrainingError("it is corrupt", got=f"{_DATA} has changed since it was written")
         record = _record(text)
         _check_run(record["run"], self.run)
@@ -185,9 +187,8 @@ class Checkpoints:
 
     def _is_own(self, folder: Path) -> bool:
         try:
-            _, text = (folder / _DATA).read_text("utf-8").split("\n", 1)
-            return bool(json.loads(text)["run"] == dict(self.run))
-        except (OSError, ValueError, KeyError, TypeError):
+            return bool(_record(_data(folder)[1])["run"] == dict(self.run))
+        except (OSError, ValueError, TrainingError):
             return False
 
     def _clean(self) -> None:
@@ -197,15 +198,22 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _record(text: str) -> dict[str, Any]:
+def _data(folder: Path) -> tuple[bytes, bytes]:
+    """The digest and the text of a checkpoint's data."""
+    seal, text = read_regular(folder / _DATA).split(b"\n", 1)
+    return seal, text.removesuffix(b"\n")
+
+
+def _record(text: bytes) -> dict[str, Any]:
     """The fields of a checkpoint, of the types that `write` gives them.
 
     Raises:
         TrainingError: They have others, which a new seal over changed fields may hide.
     """
     try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as e:
+        # The error of a batch that sends a branch no rows is NaN.
+        record = loads(text, _DATA_BYTES, finite=False)
+    except ValueError as e:
         raise TrainingError("it is corrupt", got=f"{type(e).__name__}: {e}") from e
     schema = record.get("schema") if isinstance(record, dict) else None
     if schema != SCHEMA:

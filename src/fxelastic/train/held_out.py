@@ -187,16 +187,27 @@ class HeldOut:
         return data, {f"{_BEST}{name}": value for name, value in self._state.items()}
 
     def load(self, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Restore what `state` returned."""
-        self.before = dict(data["before"])
-        self._best = {name: list(values) for name, values in data["best"].items()}
+        """Restore what `state` returned.
+
+        Raises:
+            AttributeError, KeyError, TypeError, ValueError: It is something else.
+        """
+        self.before = {name: float(mean) for name, mean in data["before"].items()}
+        self._best = {name: list(map(float, x)) for name, x in data["best"].items()}
         self._curve = [(int(step), float(mean)) for step, mean in data["curve"]]
-        current = self._learners.state()
-        self._state = {
-            name.removeprefix(_BEST): value.to(current[name.removeprefix(_BEST)].device)
-            for name, value in tensors.items()
-            if name.startswith(_BEST)
-        }
+        current = self._learners.state() if self.batches else {}
+        found = {k.removeprefix(_BEST): v for k, v in tensors.items() if k.startswith(_BEST)}
+        self._state = {name: value.to(current[name].device) for name, value in found.items()}
+        units = self._units if self.batches else {}
+        whole = all(
+            name in found and (found[name].dtype, found[name].shape) == (value.dtype, value.shape)
+            for name, value in current.items()
+        )
+        lengths = {name: len(values) for name, values in self._best.items()}
+        if not whole or lengths != dict.fromkeys(units, len(self.batches)):
+            raise ValueError("the best states are of other branches or batches")
+        if not self.before.keys() <= units.keys():
+            raise ValueError("errors are of other branches")
 
     def _mean(self) -> float:
         found = [x for x in self.means(self._best).values() if math.isfinite(x)]
@@ -235,7 +246,7 @@ def _steps_left(curve: Sequence[tuple[int, float]]) -> int | None:
     if len(curve) < 3:
         return None
     (a, first), (b, second), (c, third) = curve[-3:]
-    if not (a < b < c) or not math.isfinite(first):
+    if not (a < b < c) or not all(map(math.isfinite, (first, second, third))):
         return None
     earlier, later = (first - second) / (b - a), (second - third) / (c - b)
     least = _WORTH * third / (c - b)

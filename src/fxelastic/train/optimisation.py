@@ -75,6 +75,7 @@ class Optimisation:
         )
         parameters = list(learners.parameters.values())
         self.rates: dict[str, float] = {}
+        self._resumed = False
         if training.optimizer is not None:
             optimizer = _checked(training.optimizer(list(parameters)), parameters)
             self._use(optimizer)
@@ -143,9 +144,25 @@ class Optimisation:
             return 0.0  # a loss scaler refuses a step without gradients
         self._scaler.unscale_(self.optimizer)
         largest = self._clip(groups if self._clip_each else {"the subnet": parameters}, where)
-        self._scaler.step(self.optimizer)
+        self._move()
         self._scaler.update()
         return largest
+
+    def _move(self) -> None:
+        resumed, self._resumed = self._resumed, False
+        try:
+            self._scaler.step(self.optimizer)
+        except Exception as e:
+            if not resumed or isinstance(e, torch.OutOfMemoryError):
+                raise
+            # Each optimiser knows its own state alone, and torch checks no more than its groups.
+            raise TrainingError(
+                "the optimiser can't go on from the state in the checkpoint",
+                expected="what the same version of the optimiser wrote",
+                got=f"{type(e).__name__}: {e}"[:500],
+                fix="remove the checkpoint: the run resumes from the one before, or from the "
+                "beginning",
+            ) from e
 
     def _clip(self, groups: Mapping[str, Sequence[nn.Parameter]], where: str) -> float:
         """Scale gradients down to the norm allowed; returns the largest norm before.
@@ -199,6 +216,7 @@ class Optimisation:
             self.use_rates(state["rates"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
+        self._resumed = True
 
 
 def _checked(optimizer: object, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:

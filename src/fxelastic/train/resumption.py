@@ -1,13 +1,12 @@
-"""The progress of a run, and how an interrupted run resumes from a checkpoint."""
+"""How an interrupted run resumes from a checkpoint."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,88 +14,19 @@ from torch import Tensor
 from fxelastic.errors import FxElasticError, TrainingError
 from fxelastic.ir.supernet import Supernet
 from fxelastic.processes import Processes
-from fxelastic.randomness import random_state
+from fxelastic.randomness import preserved, random_state, restore_random_state
 from fxelastic.train.checkpoints import Checkpoint, Checkpoints, put_together, take_apart
 from fxelastic.train.held_out import HeldOut
 from fxelastic.train.learners import Learners
 from fxelastic.train.optimisation import Optimisation
-from fxelastic.train.reports import EpochReport
+from fxelastic.train.position import Position
 from fxelastic.train.training import Training
 
 logger = logging.getLogger(__name__)
 
 _WEIGHTS = "weights:"
-
-
-@dataclass
-class Position:
-    """How far a run is. Only this, the weights and the optimiser's state change in a run.
-
-    Attributes:
-        coverage: For each branch that learns, in how many steps it did.
-        step: Steps made.
-        epoch: The current pass over the loader, from 0.
-        batch: Batches of this epoch consumed.
-        epochs: Reports of the epochs that have ended.
-        threads: The number of threads that the run has chosen; None before it has.
-        frozen: Whether the statistics of norms stay as they are.
-        sums: For each branch that learned in this epoch, the sum of its losses.
-        counts: For each branch that learned in this epoch, in how many steps it did.
-        loss: The sum of this epoch's losses.
-        steps: The steps of this epoch that had a loss.
-    """
-
-    coverage: dict[str, int]
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
-    epochs: list[EpochReport] = field(default_factory=list)
-    threads: int | None = None
-    frozen: bool = True
-    sums: dict[str, float] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-    loss: float = 0.0
-    steps: int = 0
-
-    def advance(self, n_batches: int, losses: Mapping[str, float]) -> None:
-        """Count a step.
-
-        Args:
-            n_batches: Batches of the step.
-            losses: The loss of each branch that learned.
-        """
-        self.step += 1
-        self.batch += n_batches
-        if losses:
-            self.steps += 1
-            self.loss += sum(losses.values()) / len(losses)
-        for name, loss in losses.items():
-            self.coverage[name] += 1
-            self.sums[name] = self.sums.get(name, 0.0) + loss
-            self.counts[name] = self.counts.get(name, 0) + 1
-
-    @property
-    def mean_loss(self) -> float:
-        """The mean loss of this epoch's steps; NaN before the first that had one."""
-        return self.loss / self.steps if self.steps else float("nan")
-
-    def mean_losses(self) -> dict[str, float]:
-        """For each branch that learned in this epoch, the mean of its losses."""
-        names = (name for name in self.coverage if name in self.sums)
-        return {name: self.sums[name] / self.counts[name] for name in names}
-
-    def end_epoch(self, report: EpochReport) -> None:
-        """Go on to the next epoch."""
-        self.epochs.append(report)
-        self.epoch += 1
-        self.batch = 0
-        self.sums, self.counts, self.loss, self.steps = {}, {}, 0.0, 0
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Position:
-        """The inverse of ``dataclasses.asdict``."""
-        epochs = [EpochReport.from_json(report) for report in data["epochs"]]
-        return cls(**{**data, "epochs": epochs})
+# What data of another form raise.
+_OTHERS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -143,13 +73,18 @@ class Resumption:
         try:
             self.learners.load(weights)
             self.optimisation.load(put_together(found.data["optimisation"], found.tensors))
-            if "held_out" in found.data:
+            # Earlier versions kept no best states.
+            if "held_out" in found.data or self.held_out.batches:
                 self.held_out.load(found.data["held_out"], found.tensors)
             random = found.tensors[f"random:{self.processes.rank}"].numpy().tobytes()
-            position = Position.from_json(found.data["position"])
+            with preserved():
+                restore_random_state(random)
+            position = Position.from_json(found.data["position"], self.learners.branches)
+            if (position.step, position.epoch) != (found.step, found.epoch):
+                raise ValueError(f"it is of step {position.step}, epoch {position.epoch}")
         except FxElasticError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as e:
+        except (*_OTHERS, RuntimeError) as e:
             raise TrainingError(
                 f"the checkpoint of step {found.step} can't be used",
                 expected="what this run wrote",
