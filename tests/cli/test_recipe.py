@@ -67,6 +67,29 @@ def test_options_on_the_command_line_win(folder: Path) -> None:
     assert words("search", "elsewhere") == words("search", "run/bundle", "--help") == []
 
 
+def test_a_recipe_does_not_choose_what_a_command_writes(folder: Path) -> None:
+    Recipe(Path("run"), {"profile": {"out": "../../x", "force": True, "samples": 5}}).write()
+    assert words("profile", "run/bundle") == ["--samples=5"]
+
+
+@pytest.mark.parametrize(
+    "text", ["gamma = nan", "gamma = 1e999", "seed = 9223372036854775808", 'data = "\\u0000"']
+)
+def test_a_value_that_no_command_takes_is_refused(folder: Path, text: str) -> None:
+    """Symptom: a ValueError, OverflowError or TypeError of the commands that read it."""
+    (folder / "run" / NAME).write_text(f"[model]\n{text}\n")
+    with pytest.raises(UsageError, match="can't be read") as raised:
+        Recipe.read(Path("run"))
+    assert f"[model] {text.partition(' ')[0]} = " in str(raised.value)
+
+
+def test_a_recipe_nested_deeply_is_refused(folder: Path) -> None:
+    """Symptom: RecursionError."""
+    (folder / "run" / NAME).write_text(f"[model]\nkind = {'[' * 5000}\n")
+    with pytest.raises(UsageError, match="nested hundreds deep"):
+        Recipe.read(Path("run"))
+
+
 def test_the_bundle_and_the_model_need_no_name_in_the_folder(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,7 +53,7 @@ EXIT_BROKEN_PIPE = 141
 # Errors of the system that no code can prevent: full disks, permissions, limits, broken disks.
 _SYSTEM_ERRORS = (
     *("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM"),
-    *("EMFILE", "ENFILE", "ENOMEM", "EIO"),
+    *("EMFILE", "ENFILE", "ENOMEM", "EIO", "ENAMETOOLONG", "ELOOP"),
 )
 
 COMMANDS = (

@@ -23,7 +23,8 @@ def digest_of(path: Path) -> str:
     if path.is_dir():
         found = hashlib.sha256()
         for file in _files(path):
-            stat = file.stat()
+            # Of a link's target, where it has one.
+            stat = file.stat() if file.exists() else file.lstat()
             name = file.relative_to(path).as_posix()
             found.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
         return found.hexdigest()

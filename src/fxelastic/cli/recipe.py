@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from fxelastic.errors import UsageError
 from fxelastic.extras import required
-from fxelastic.files import replace_file
+from fxelastic.files import read_regular, replace_file
 
 #: The file of a run's options, and the file of what the run found out about its inputs.
 NAME, FOUND = "fxelastic.toml", "inputs.toml"
@@ -35,6 +35,9 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "serve": (),
 }
 
+# No option is as large, and nobody writes so many.
+_MOST, _MOST_CHARACTERS, _MOST_BYTES = 2**63, 4096, 2**20
+
 _HEADER = """\
 # The recipe of a run, written by fxelastic run. Each key is an option of a command without its
 # dashes. The commands read it where they work in this folder; an option on the command line wins.
@@ -43,6 +46,8 @@ _HEADER = """\
 
 # Options that exclude or extend one another: one on the command line stands for all of them.
 _TOGETHER = ("kinds", "kind", "spans", "prune")
+# Where a command writes is not up to a file that may come with a bundle.
+_WRITES = ("out", "force", "prepared", "dot", "golden", "update")
 _FILES = ("model", "data", "weights", "supernet-weights", "calibration", "loss", "score", "pool")
 
 
@@ -76,6 +81,9 @@ class Recipe:
             for section, options in _parsed(folder / name).items():
                 if not isinstance(options, Mapping):
                     raise _malformed(folder / name, f"{section} outside of a section")
+                for key, value in options.items():
+                    if not all(map(_is_word, value if isinstance(value, list) else [value])):
+                        raise _malformed(folder / name, f"[{section}] {key} = {value!r}")
                 sections.setdefault(section, {}).update(options)
         return cls(folder, sections)
 
@@ -218,7 +226,8 @@ def with_recipe(parser: argparse.ArgumentParser, command: str, argv: Sequence[st
     kept = {
         key: value
         for key, value in options.items()
-        if not any(f"--{name}".startswith(word) for word in given for name in _group(key))
+        if key not in _WRITES
+        and not any(f"--{name}".startswith(word) for word in given for name in _group(key))
     }
     places: dict[str, Any] = {"model": options.get("model")}
     if (folder / "bundle").is_dir():
@@ -250,9 +259,21 @@ def _parsed(path: Path) -> dict[str, Any]:
     else:
         tomllib = required("tomli", "reading fxelastic.toml needs tomli", "torch")
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        data = read_regular(path, follow=True)
+        if len(data) > _MOST_BYTES:
+            raise ValueError(f"it has {len(data):,} bytes, and at most {_MOST_BYTES:,} are read")
+        return tomllib.loads(data.decode())
+    except RecursionError as e:
+        raise _malformed(path, "arrays nested hundreds deep") from e
     except (OSError, ValueError) as e:
         raise _malformed(path, f"{type(e).__name__}: {e}") from e
+
+
+def _is_word(value: object) -> bool:
+    """Whether a value can be a word of a command line."""
+    if isinstance(value, str):
+        return "\0" not in value and len(value) <= _MOST_CHARACTERS
+    return isinstance(value, (int, float)) and abs(value) < _MOST
 
 
 def _malformed(path: Path, got: str) -> UsageError:

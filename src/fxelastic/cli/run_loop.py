@@ -109,6 +109,7 @@ class CurrentRun:
             name = f"[{i + 1}/{len(rows)}] {row.step.name}"
             if not row.to_do:
                 options.progress(self.args, f"{name}: done before")
+                self.records.tidy(row.step)
                 made.append({"step": row.step.name, "made": False})
                 continue
             time_left = f"{lasting(row.seconds)}; {lasting(left_s)} left in all"

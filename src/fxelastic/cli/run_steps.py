@@ -11,11 +11,19 @@ from typing import Any
 
 from fxelastic.cli.data_paths import digest_of
 from fxelastic.cli.recipe import changes
-from fxelastic.files import replace_file, sweep
+from fxelastic.files import read_regular, replace_file, sweep
+from fxelastic.spec.bounded_json import loads
 
 SCHEMA = "fxelastic.step/1"
 
 _SHORT = 12
+
+# What the records hold, by kind; another file of the name is like none.
+_PARTS: Mapping[str, Mapping[str, Any]] = {
+    "": {"options": dict, "inputs": dict},
+    "begun": {"options": dict, "inputs": dict},
+    "time": {"work": (int, float), "seconds": (int, float)},
+}
 
 
 @dataclass(frozen=True)
@@ -95,27 +103,36 @@ class Records:
 
     def end(self, step: Step, seconds: float) -> None:
         """Record that a step is done."""
-        self._write(step.name, _made_from(step))
         took = {"schema": SCHEMA, "work": step.work, "seconds": round(seconds, 3)}
         self._write(step.name, took, "time")
+        self._write(step.name, _made_from(step))
+        self.tidy(step)
+
+    def tidy(self, step: Step) -> None:
+        """Remove what a step that is done leaves if the run is killed at that moment."""
+        for kind in _PARTS:
+            sweep(self._path(step.name, kind))
         self._path(step.name, "begun").unlink(missing_ok=True)
 
     def seconds(self, step: Step) -> float | None:
         """How long the step takes, by the time of the last one; None before the first."""
         record = self._read(step.name, "time")
-        if record is None:
+        if record is None or not record["work"] > 0:
             return None
-        return float(record["seconds"]) * step.work / float(record["work"])
+        return max(0.0, float(record["seconds"]) * step.work / float(record["work"]))
 
     def _path(self, name: str, kind: str = "") -> Path:
         return self.folder / (f"{name}.{kind}.json" if kind else f"{name}.json")
 
     def _read(self, name: str, kind: str = "") -> dict[str, Any] | None:
         try:
-            found = json.loads(self._path(name, kind).read_bytes())
+            found = loads(read_regular(self._path(name, kind), follow=True))
         except (OSError, ValueError):
             return None
-        return found if isinstance(found, dict) and found.get("schema") == SCHEMA else None
+        parts = _PARTS[kind]
+        whole = isinstance(found, dict) and found.get("schema") == SCHEMA
+        whole = whole and all(isinstance(found.get(key), parts[key]) for key in parts)
+        return found if whole else None
 
     def _write(self, name: str, value: Mapping[str, Any], kind: str = "") -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

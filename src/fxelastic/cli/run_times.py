@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fxelastic.cli.recipe import Recipe
+from fxelastic.files import read_regular
+from fxelastic.spec.bounded_json import loads
 
 # Rough figures: to start a process that imports torch; of other work; of an expansion.
 _START_S, _OTHER_S, _PARAMS_PER_S = 4.0, 5.0, 5e6
@@ -20,10 +21,12 @@ _N_TRAINED, _N_SUBNETS, _N_SAMPLES = 6400, 400, 1000
 def read_figures(folder: Path, name: str = "steps/inputs.txt") -> Mapping[str, Any]:
     """What the first step measured, and the number of subnets after an export; empty before."""
     try:
-        found = json.loads((folder / name).read_bytes())
-    except (OSError, ValueError):
+        found = loads(read_regular(folder / name, follow=True))
+        if not all(type(value) in (int, float) and value >= 0 for value in found.values()):
+            raise ValueError("it has other figures")
+    except (OSError, ValueError, AttributeError):
         return {}
-    return {**found, **_subnets(folder / "bundle")} if isinstance(found, dict) else {}
+    return {**found, **_subnets(folder / "bundle")}
 
 
 def _subnets(bundle: Path) -> dict[str, int]:
@@ -71,7 +74,8 @@ def expected_s(name: str, recipe: Recipe, figures: Mapping[str, Any]) -> float:
 
 
 def _number(value: object, default: float) -> float:
-    return float(value) if isinstance(value, (int, float)) else default
+    """A count in a recipe; the default for one that the step refuses."""
+    return float(value) if isinstance(value, (int, float)) and value >= 0 else default
 
 
 def lasting(seconds: float, *, exact: bool = False) -> str:

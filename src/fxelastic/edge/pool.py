@@ -22,6 +22,9 @@ from fxelastic.spec.resources import LATENCY, RESOURCES
 #: The targets of accuracies: those given with the data, or the results of the original.
 TARGETS = ("given", "original")
 
+# The most inputs whose sizes a file may state: it counts those of equal size.
+_MOST_INPUTS = 2**20
+
 
 @dataclass(frozen=True)
 class PoolEntry:
@@ -250,11 +253,7 @@ class SubnetPool(JsonDocument):
             str(value["data_digest"]),
             str(value.get("score", "")),
             str(value.get("targets", "")),
-            [
-                {str(name): int(size) for name, size in sizes.items()}
-                for sizes, n in value.get("sizes", ())
-                for _ in range(n)
-            ],
+            _each(value.get("sizes", ())),
             [CascadeEntry.from_json(found) for found in value.get("cascades", ())],
             [FinishedSearch.from_json(found) for found in value.get("searches", ())],
             {Arch.parse(a): float(bound) for a, bound in value.get("bounds", {}).items()},
@@ -271,6 +270,20 @@ def _counts(sizes: Iterable[Sizes]) -> list[tuple[dict[str, int], int]]:
     """The distinct sizes, and how many inputs have each, in ascending order."""
     counts = Counter(tuple(sorted(own.items())) for own in sizes)
     return [(dict(own), n) for own, n in sorted(counts.items())]
+
+
+def _each(counts: Any) -> list[Sizes]:
+    """The inverse of `_counts`.
+
+    Raises:
+        ValueError: There are more inputs than a search reads.
+    """
+    found: list[Sizes] = []
+    for sizes, n in counts:
+        if not 0 <= n <= _MOST_INPUTS - len(found):
+            raise ValueError(f"sizes of {n!r} inputs, and at most {_MOST_INPUTS:,} in all are read")
+        found += [{str(name): int(size) for name, size in sizes.items()}] * n
+    return found
 
 
 def _to_json(entry: PoolEntry) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ from typing import Any
 
 from fxelastic.edge.branch_timing import BranchTiming
 from fxelastic.files import read_regular
+from fxelastic.spec.bounded_json import loads
 from fxelastic.spec.json_document import write
 
 _SCHEMA = "fxelastic.latency-samples/1"
@@ -44,13 +46,20 @@ class SampleFile:
         if self._path is None or not self._path.exists():
             return
         try:
-            value = json.loads(read_regular(self._path, follow=True))
+            value = loads(read_regular(self._path, follow=True))
             same = {k: value.get(k) for k in self._settings} == self._settings
             found = [_read(item) for item in (value, *value.get("others", ()))]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
             same, found = False, []
         branches = [set(timing.samples_ms) for timing in self._timings]
-        if not same or [set(samples_ms) for samples_ms, _ in found] != branches:
+        # A branch that was never run has no size.
+        if (
+            not same
+            or [set(samples_ms) for samples_ms, _ in found] != branches
+            or not all(
+                n_bytes.keys() <= own for (_, n_bytes), own in zip(found, branches, strict=True)
+            )
+        ):
             logger.warning(
                 "%s belongs to another measurement: starting from the beginning", self._path
             )
@@ -84,4 +93,7 @@ class SampleFile:
 
 def _read(item: Mapping[str, Any]) -> tuple[dict[str, list[float]], dict[str, int]]:
     samples_ms = {k: [float(x) for x in v] for k, v in item["samples_ms"].items()}
-    return samples_ms, {k: int(v) for k, v in item["activation_bytes"].items()}
+    n_bytes = {k: int(v) for k, v in item["activation_bytes"].items()}
+    if min(itertools.chain(*samples_ms.values(), n_bytes.values()), default=0) < 0:
+        raise ValueError("a time or a size is negative")
+    return samples_ms, n_bytes

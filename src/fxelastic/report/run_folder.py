@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from fxelastic.edge.pool import SubnetPool
 from fxelastic.errors import UsageError
 from fxelastic.files import read_regular
 from fxelastic.report.trace import TraceData, read_trace
+from fxelastic.spec.bounded_json import loads
 from fxelastic.spec.latency_table import LatencyTable
 
 MEASURED_SCHEMA = "fxelastic.measured/1"
@@ -111,7 +111,7 @@ def _cuts(path: Path | None) -> Mapping[str, Any] | None:
 
 def _json(path: Path, schema: str, key: str) -> Mapping[str, Any]:
     try:
-        value = json.loads(read_regular(path, follow=True))
+        value = loads(read_regular(path, follow=True))
         found = value.get("schema") if isinstance(value, dict) else None
         if found != schema or not isinstance(value[key], list):
             raise ValueError(f"schema {found!r}")

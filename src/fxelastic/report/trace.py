@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 from bisect import bisect_left, insort
@@ -235,7 +236,8 @@ class TraceData:
         first, found = 0, []
         for end, _, latency_ms in self.requests:
             insort(window, latency_ms)
-            while self.requests[first][0] <= end - window_s:
+            # As floats, large times have no earlier ones this close.
+            while self.requests[first][0] <= min(end - window_s, math.nextafter(end, 0)):
                 del window[bisect_left(window, self.requests[first][2])]
                 first += 1
             place = (len(window) - 1) * percent / 100
@@ -283,27 +285,29 @@ def read_trace(path: str | os.PathLike[str]) -> TraceData:
         try:
             kind = row["type"]
             if kind == "subnet":
-                subnets[int(row["id"])] = TracedSubnet(
-                    str(row["arch"]), float(row["latency_ms"]), float(row["accuracy"])
+                subnets[int(_number(row["id"]))] = TracedSubnet(
+                    str(row["arch"]), _number(row["latency_ms"]), float(row["accuracy"])
                 )
             elif kind == "request":
-                number, latency_ms = int(row["subnet"]), float(row["latency_ms"])
+                number, latency_ms = int(_number(row["subnet"])), _number(row["latency_ms"])
                 if "estimated_ms" in row:
                     if row["estimated_ms"] is None:
                         continue
-                    latency_ms *= subnets[number].latency_ms / float(row["estimated_ms"])
-                requests.append((float(row["t"]), number, latency_ms))
+                    latency_ms = _number(
+                        latency_ms * subnets[number].latency_ms / _number(row["estimated_ms"])
+                    )
+                requests.append((_number(row["t"]), number, latency_ms))
             elif kind == "load":
-                loads.append((float(row["t"]), float(row["r"]), float(row["budget_ms"])))
+                loads.append((_number(row["t"]), _number(row["r"]), _number(row["budget_ms"])))
                 if "load_index" in row:
-                    indices.append((float(row["t"]), float(row["load_index"])))
+                    indices.append((_number(row["t"]), _number(row["load_index"])))
                 if "r_ahead" in row:
-                    expected.append((float(row["t"]), float(row["r_ahead"])))
+                    expected.append((_number(row["t"]), _number(row["r_ahead"])))
             elif kind == "phase":
-                phases.append((float(row["t"]), str(row["name"])))
+                phases.append((_number(row["t"]), str(row["name"])))
             elif kind == "event":
-                events.append((float(row["t"]), str(row["kind"]), str(row["message"])))
-        except (KeyError, TypeError, ValueError, ZeroDivisionError):
+                events.append((_number(row["t"]), str(row["kind"]), str(row["message"])))
+        except (KeyError, TypeError, ValueError, ArithmeticError):
             n_torn += 1
     requests = sorted(request for request in requests if request[1] in subnets)
     return TraceData(subnets, requests, loads, events, indices, expected, phases, n_torn)
@@ -324,6 +328,12 @@ def _known(situation: Situation, decision: Decision) -> dict[str, float]:
 def _row(line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return row if isinstance(row, dict) else {}
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is not a finite number")
+    return float(value)

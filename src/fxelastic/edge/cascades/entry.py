@@ -7,8 +7,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fxelastic.errors import UsageError
 from fxelastic.spec.cascade import Cascade
 from fxelastic.spec.resources import LATENCY
+
+# Of the sum of shares.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,31 @@ class CascadeEntry:
     max_loss: float = math.nan
     accuracy: float = math.nan
     leaving_ms: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the figures.
+
+        Raises:
+            UsageError: One is out of range, or there are not as many as subnets.
+        """
+        n = len(self.cascade.archs)
+        shares = (*self.coverage, self.bound, *(x for x in self.auroc if not math.isnan(x)))
+        signed = [x for x in (self.loss, self.loss_of_end, self.max_loss, self.accuracy) if x == x]
+        right = (
+            0 < self.latency_ms < math.inf
+            and all(0 <= share <= 1 + _ROUNDING for share in shares)
+            and all(map(math.isfinite, signed))
+            and all(0 <= ms < math.inf for ms in self.leaving_ms)
+            and self.n_tested >= 0
+            and (len(self.coverage), len(self.auroc)) == (n, n - 1)
+            and len(self.leaving_ms) in (0, n)
+        )
+        if not right:
+            raise UsageError(
+                "a figure of a cascade is out of range",
+                expected=f"shares from 0 to 1 and times above 0 ms, for each of {n} subnets",
+                got=repr({k: v for k, v in vars(self).items() if k != "cascade"}),
+            )
 
     @property
     def ms(self) -> float:
