@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 from unittest import mock
@@ -26,33 +27,37 @@ def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _run(point: str) -> int:
-    def start(folder: Path, command: str, argv: Sequence[str], stdout: BinaryIO) -> int:
-        read, write = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            os.setsid()
-            os.close(write)
-            os.dup2(read, 0)
-            os.dup2(stdout.fileno(), 1)
-            os.closerange(3, 256)  # else it would hold the lock of a run that was killed
-            sys.argv = ["fxelastic", str(folder), command, *argv]
-            code: object = 1
-            try:
-                run_child.main()
-            except SystemExit as e:
-                code = e.code
-            finally:
-                sys.stdout.flush()
-                os._exit(code if isinstance(code, int) else 1)
-        os.close(read)
-        name = Path(stdout.name).stem
-        status = None if point != f"{name}/" else _killed_at_work(pid, folder / name)
-        if status is None:
-            _, status = os.waitpid(pid, 0)
+def start_step(
+    folder: Path, command: str, argv: Sequence[str], stdout: BinaryIO, point: str = "none"
+) -> int:
+    """As `run_loop.start_step`, in a fork of this process."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
         os.close(write)
-        return os.waitstatus_to_exitcode(status)
+        os.dup2(read, 0)
+        os.dup2(stdout.fileno(), 1)
+        os.closerange(3, 256)  # else it would hold the lock of a run that was killed
+        sys.argv = ["fxelastic", str(folder), command, *argv]
+        code: object = 1
+        try:
+            run_child.main()
+        except SystemExit as e:
+            code = e.code
+        finally:
+            sys.stdout.flush()
+            os._exit(code if isinstance(code, int) else 1)
+    os.close(read)
+    name = Path(stdout.name).stem
+    status = None if point != f"{name}/" else _killed_at_work(pid, folder / name)
+    if status is None:
+        _, status = os.waitpid(pid, 0)
+    os.close(write)
+    return os.waitstatus_to_exitcode(status)
 
+
+def _run(point: str) -> int:
     def end(records: Records, step: Step, seconds: float) -> None:
         if point == f"{step.name}-":
             _die()
@@ -61,7 +66,7 @@ def _run(point: str) -> int:
             _die()
 
     with (
-        mock.patch("fxelastic.cli.run_loop.start_step", start),
+        mock.patch("fxelastic.cli.run_loop.start_step", partial(start_step, point=point)),
         mock.patch.object(Records, "end", end),
     ):
         return main(sys.argv[1:])

@@ -21,9 +21,11 @@ from tests.lanes import EXHAUSTIVE
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 # Commands that import torch take longer.
-WITH_TORCH = ("export", "train")
+WITH_TORCH = ("export", "train", "run")
 QUICK = ["--samples", "3", "--subnets", "0", "--held-out", "0"]
 EXPANSION = ["--example-input", "2x4", "--gamma", "0.5", "--kinds", "merged"]
+# Of some 370 steps; see `injected`.
+WALK = "walk-120"
 MODEL = """
 from torch import nn
 
@@ -40,6 +42,10 @@ COMMANDS = {
     "train": [
         *("train", "model.py:build", "--data", "train.npz", "--out", "trained", *EXPANSION),
         *("--distill-epochs", "1", "--tune-epochs", "1", "--batch-size", "4"),
+    ],
+    "run": [
+        *("run", "model.py:build", "--data", "train.npz", "--out", "made", *EXPANSION),
+        *("--distill-epochs", "1", "--batch-size", "4", "--budget", "90%", "--max-subnets", "2"),
     ],
     "assemble": ["assemble", "bundle", "original", "model.onnx", "--force"],
     "prepare": ["prepare", "bundle", "--pool", "bundle.pool.json", "--mode", "paged"],
@@ -89,7 +95,8 @@ def test_the_next_run_recovers(name: str, folder: Path) -> None:
     if name == "sign":
         pytest.importorskip("cryptography", reason="the extra sign is not installed")
         write_keys(folder)
-    steps = "all" if EXHAUSTIVE else "1" if name in WITH_TORCH else "3"
+    steps = WALK if name == "run" else "1" if name in WITH_TORCH else "3"
+    steps = "all" if EXHAUSTIVE else steps
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults.injected", str(folder), steps, *COMMANDS[name]],
         cwd=ROOT,
