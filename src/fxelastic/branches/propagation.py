@@ -198,12 +198,14 @@ def example_shapes(value: torch.Tensor, symbols: Sequence[GraphSymbol]) -> list[
 def _tried_sizes(symbols: Sequence[GraphSymbol]) -> list[dict[str, int]]:
     """Other sizes than the example's: three next to it, which divide unlike it, and a far one.
 
+    Two sizes are both odd, both even, and one of each, so that a product of them is odd, too.
     A single empty entry if no size besides the batch varies.
     """
     others = [s.symbol for s in symbols if not s.is_batch]
     if not others:
         return [{}]
-    near = [{s.name: _near(s, i + n) for i, s in enumerate(others)} for n in (1, 2, 3)]
+    steps = ((1, 2), (2, 2), (3, 1))
+    near = [{s.name: _near(s, n + i * more) for i, s in enumerate(others)} for n, more in steps]
     return [*near, {s.name: s.large(2 + i) for i, s in enumerate(others)}]
 
 

@@ -133,3 +133,28 @@ def test_a_block_of_low_resolution_gives_its_own_size(size: int) -> None:
     assert found.shape == (3, 16, size, size)
     if size % 2 == 0:
         assert torch.equal(found[..., ::2], found[..., 1::2])
+
+
+class Places(nn.Module):
+    """The places of a picture in a row, as detectors have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 1)
+        self.last = nn.Conv1d(16, 16, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).flatten(2))
+
+
+def test_a_block_whose_size_is_a_product_is_not_halved_if_it_may_be_odd() -> None:
+    made = fxelastic.expand(
+        Places().eval(),
+        0.9,
+        example_inputs=torch.randn(2, 3, 8, 8),
+        dynamic_shapes={"x": {2: "H", 3: "W"}},
+        kinds=("lowres", "merged"),
+    )
+    assert not [b for b in made.branches.values() if b.kind == "lowres"]
+    refused = [r.reason for r in made.skips if r.kind == "lowres"]
+    assert any("would not fit" in reason for reason in refused), refused
