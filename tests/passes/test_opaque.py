@@ -107,3 +107,52 @@ def test_an_output_of_any_size_is_refused() -> None:
     x = torch.tensor([[1.0, 2, 3, 4], [-1, -2, -3, -4], [1, 1, 1, 1]])
     with pytest.raises(CaptureError, match="does not follow an input's shape"):
         capture(nn.Sequential(nn.Identity(), Selects(), nn.Linear(4, 4)), x)
+
+
+class Reassembles(nn.Module):
+    """Patches of a picture as a picture, whose side is the root of their number."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        side = int(float(torch.tensor(x.shape[1]).sqrt()))
+        return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], side, -1)
+
+
+class Patches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, 4)
+        self.inside = Reassembles()
+        self.last = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.inside(self.patches(x).flatten(2).transpose(1, 2)))
+
+
+def test_sizes_that_a_part_computes_from_others_are_not_taken_for_fixed() -> None:
+    """A few more pixels give as many patches."""
+    sizes = {"x": {2: "H", 3: "W"}}
+    with pytest.raises(CaptureError, match="does not follow an input's shape") as caught:
+        fxelastic.partition(Patches().eval(), 0.5, torch.randn(2, 3, 16, 16), dynamic_shapes=sizes)
+    assert "'inside'" in str(caught.value)
+    assert "test_opaque.py" in str(caught.value)
+
+
+class Patchwise(Patches):
+    """The part that is kept whole changes no size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scaled = DataDependent()
+        self.scaled.weight = nn.Parameter(torch.ones(8, 1, 1))
+        self.last = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.scaled(self.patches(x)))
+
+
+def test_sizes_that_a_part_keeps_vary() -> None:
+    model, sizes = Patchwise().eval(), {"x": {2: "H", 3: "W"}}
+    partition = fxelastic.partition(model, 0.5, torch.randn(2, 3, 16, 16), dynamic_shapes=sizes)
+    assert [path for path, _ in partition.opaque] == ["scaled"]
+    x = torch.randn(1, 3, 24, 40)
+    assert torch.equal(partition(x), model(x))

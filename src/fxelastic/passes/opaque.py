@@ -39,7 +39,7 @@ class OpaqueModule:
         module: The module itself.
         cause: Why it could not be captured.
         calls: Input and output tensors of each recorded call: one with the example's sizes, and
-            one with others.
+            some with others.
         result: Structure of its result.
     """
 
@@ -191,9 +191,9 @@ def _tied(leaf: OpaqueModule, inputs: list[torch.Tensor], sizes: list[int]) -> A
             if not rest and all(s * factor == n for s, n in zip(seen, sizes, strict=True)):
                 return tensor.shape[dim] * factor
     raise CaptureError(
-        f"the output shape of the opaque module {leaf.path} does not follow an input's shape",
+        f"the output shape of the opaque module {leaf.path!r} does not follow an input's shape",
         expected="output sizes that are fixed or a multiple of an input's size",
-        got=f"sizes {sizes} for different batches",
+        got=f"sizes {sizes} for different inputs; {leaf.cause.reason}",
         fix=leaf.cause.fix,
     )
 
@@ -219,14 +219,23 @@ def _record(
         outputs, leaf.result = trees.flatten(result)
         leaf.calls.append((inputs, outputs))
 
+    def run(example: list[Any]) -> None:
+        before = len(leaf.calls)
+        a, k = trees.unflatten(tree, example)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            model(*a, **k)
+        del leaf.calls[before + 1 :]
+
     handle = leaf.module.register_forward_hook(hook, with_kwargs=True)
     try:
         for example in examples:
-            before = len(leaf.calls)
-            a, k = trees.unflatten(tree, example)
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                model(*a, **k)
-            del leaf.calls[before + 1 :]
+            run(example)
+        if set(others) - {shapes.batch}:
+            # A size that is divided by a patch's does not change with a few pixels.
+            for larger in _larger(shapes):
+                with contextlib.suppress(Exception):  # the model may not take these
+                    run(resized(leaves, shapes, larger))
+                    break
     except Exception as e:
         sizes = "another batch size" if list(shapes.symbols) == [shapes.batch] else "other sizes"
         raise _not_whole(model, leaf, f"run at {sizes}, {said(e)}") from e
@@ -234,6 +243,15 @@ def _record(
         handle.remove()
     if not leaf.calls or not leaf.calls[0][0]:
         raise _not_whole(model, leaf, "it takes no tensors")
+
+
+def _larger(shapes: DynamicShapes) -> Iterator[dict[str, int]]:
+    """Sizes of twice the example's, three times for the second one, and so on; then all twice."""
+    for more in (1, 0):
+        yield {
+            name: symbol.large(2 + i * more)
+            for i, (name, symbol) in enumerate(shapes.symbols.items())
+        }
 
 
 def _innermost_module(
