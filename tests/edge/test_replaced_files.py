@@ -13,22 +13,31 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from fxelastic.edge import sessions
 from fxelastic.edge.assembly import assemble
 from fxelastic.edge.background_preparation import BackgroundPreparation
 from fxelastic.edge.bundle import Bundle, load
+from fxelastic.edge.cascades.running import run_cascade
 from fxelastic.edge.executor import Executor
 from fxelastic.edge.prepared import Item, PreparedFiles
+from fxelastic.edge.preparing import items_of
 from fxelastic.edge.serving.loaders import AssembledLoader, PagedLoader
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.errors import BundleError, ServingError, UsageError
+from fxelastic.spec import Arch
 from fxelastic.spec.bundle_files import MANIFEST_NAME
+from fxelastic.spec.cascade import Cascade
 from tests.edge.bundles import file_info
 from tests.edge.serving.tiny_bundle import write_bundle
 from tests.lanes import EXHAUSTIVE
 
-X = np.random.default_rng(0).standard_normal((2, 8, 8, 8)).astype(np.float32)
+X = 2 * np.random.default_rng(0).standard_normal((4, 8, 8, 8)).astype(np.float32)
+# About half of these samples leave early.
+THRESHOLD = 0.31
+# It reads weights of 8 and of 16 bits, of one file.
+SMALL = Arch(("pruned50@0", "exit@1"))
 
 # The calls between which another process may write.
 STEPS = (
@@ -42,14 +51,14 @@ STEPS = (
 
 def run_by_executor(bundle: Bundle, folder: Path) -> Any:
     with Executor(bundle, 1) as executor:
-        return executor.run(bundle.space.original, {"x": X})[0]
+        return np.stack([executor.run(a, {"x": X})[0] for a in (bundle.space.original, SMALL)])
 
 
 def run_paged(bundle: Bundle, folder: Path) -> Any:
     maker = SessionMaker(1)
     preparation = BackgroundPreparation(PreparedFiles(bundle, folder / "prepared"))
     loader = PagedLoader(bundle, preparation, maker.open_prepared, maker.open_branch)
-    return loader.load(bundle.space.original).run({"x": X})[0]
+    return np.stack([loader.load(a).run({"x": X})[0] for a in (bundle.space.original, SMALL)])
 
 
 def run_assembled(bundle: Bundle, folder: Path) -> Any:
@@ -64,11 +73,49 @@ def run_assembled_file(bundle: Bundle, folder: Path) -> Any:
         return SessionMaker(1).open_branch(path).run(None, {"x": X})[0]
 
 
+def cascade(bundle: Bundle) -> Cascade:
+    """One that samples leave at its exit and at its end."""
+    first = Arch(("original@0", "exit@1"))
+    return Cascade((first, bundle.space.original), (THRESHOLD,))
+
+
+def run_cascade_by_executor(bundle: Bundle, folder: Path) -> Any:
+    with Executor(bundle, 1) as executor:
+        return run_cascade(executor, cascade(bundle), {"x": X})[0]
+
+
+def run_paged_cascade(bundle: Bundle, folder: Path) -> Any:
+    maker = SessionMaker(1)
+    preparation = BackgroundPreparation(PreparedFiles(bundle, folder / "prepared"))
+    loader = PagedLoader(bundle, preparation, maker.open_prepared, maker.open_branch)
+    return loader.load(cascade(bundle)).run({"x": X})[0]
+
+
+def run_assembled_cascade(bundle: Bundle, folder: Path) -> Any:
+    preparation = BackgroundPreparation(PreparedFiles(bundle, folder / "prepared"))
+    loader = AssembledLoader(bundle, preparation, SessionMaker(1).open_prepared)
+    return loader.load(cascade(bundle), urgent=True).run({"x": X})[0]
+
+
+def prepare_and_run(bundle: Bundle, folder: Path) -> Any:
+    """As ``fxelastic prepare`` in one process, and later serving in another."""
+    for files in (PreparedFiles(bundle, folder / "new"), PreparedFiles(bundle, folder / "new")):
+        files.make(Item.subnet(bundle.space.original))
+    model = files.read(Item.subnet(bundle.space.original))
+    if model is None:
+        raise ServingError("what was prepared has changed")
+    return SessionMaker(1).open_prepared(model).run(None, {"x": X})[0]
+
+
 RUNS: dict[str, Callable[[Bundle, Path], Any]] = {
     "executor": run_by_executor,
     "paged": run_paged,
     "assembled": run_assembled,
     "assembled file": run_assembled_file,
+    "cascade": run_cascade_by_executor,
+    "paged cascade": run_paged_cascade,
+    "assembled cascade": run_assembled_cascade,
+    "prepare": prepare_and_run,
 }
 
 
@@ -94,38 +141,70 @@ class Writer:
 
 
 def move_weights_out(bundle: Bundle) -> Bundle:
-    """Move the weights of each block to a file of their own, as exports do with shared weights."""
-    segments, data = [], []
+    """Store weights in all the ways that exports have.
+
+    Originals have files of their own, with 32 bits. The others share one file, of which each reads
+    a part: the exit with 16 bits and a cast, and stand-ins with 8 bits and a scale.
+    """
+    (bundle.path / "branches" / "data").mkdir(exist_ok=True)
+    shared, written, uses = b"", {}, {}
     for segment in bundle.manifest.segments:
         model = onnx.ModelProto.FromString(bundle.read(segment.id))
-        tensor = model.graph.initializer[0]
-        location = f"data/{segment.id}.bin"
-        path = bundle.path / "branches" / location
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(tensor.raw_data)
-        data.append(file_info(f"branches/{location}", tensor.raw_data))
+        graph, kind = model.graph, segment.id.partition("@")[0]
+        tensor = graph.initializer[0]
+        weights = numpy_helper.to_array(tensor)
+        if kind == "original":
+            location, offset, packed = f"data/{segment.id}.bin", 0, weights
+        else:
+            location, offset = "data/shared.bin", len(shared)
+            packed = weights.astype(np.float16)
+            node = helper.make_node("Cast", ["stored"], [tensor.name], to=TensorProto.FLOAT)
+            if kind != "exit":
+                scale = np.abs(weights).max() / np.float32(127)
+                packed = np.round(weights / scale).astype(np.int8)
+                graph.initializer.append(numpy_helper.from_array(scale, "scale"))
+                node = helper.make_node("DequantizeLinear", ["stored", "scale"], [tensor.name])
+            graph.node.insert(0, node)
+            tensor.name = "stored"
+            tensor.data_type = helper.np_dtype_to_tensor_dtype(packed.dtype)
+            # Where a file is mapped, parts begin at pages.
+            shared += packed.tobytes().ljust(4096, b"\0")
         tensor.ClearField("raw_data")
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-        tensor.external_data.add(key="location", value=location)
-        written = model.SerializeToString()
-        (bundle.path / segment.file).write_bytes(written)
-        info = file_info(segment.file, written)
-        segments.append(replace(segment, model=info, data=(data[-1].path,)))
-    manifest = replace(bundle.manifest, segments=tuple(segments), data=tuple(data))
+        tensor.data_location = TensorProto.EXTERNAL
+        entries = {"location": location, "offset": offset, "length": packed.nbytes}
+        for key, value in entries.items():
+            tensor.external_data.add(key=key, value=str(value))
+        uses[segment.id] = f"branches/{location}"
+        written[segment.file] = model.SerializeToString()
+        written[f"branches/{location}"] = packed.tobytes() if kind == "original" else shared
+    for name, data in written.items():
+        (bundle.path / name).write_bytes(data)
+    infos = {name: file_info(name, data) for name, data in written.items()}
+    segments = tuple(
+        replace(segment, model=infos[segment.file], data=(uses[segment.id],))
+        for segment in bundle.manifest.segments
+    )
+    data = tuple(infos[name] for name in dict.fromkeys(uses.values()))
+    manifest = replace(bundle.manifest, segments=segments, data=data)
     (bundle.path / MANIFEST_NAME).write_bytes(manifest.to_json())
     return load(bundle.path)
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def write_folders(root: Path) -> tuple[Path, Path]:
     """A bundle and another one with the same files but other weights, both prepared."""
-    root = tmp_path_factory.mktemp("replaced")
     for seed, name in enumerate(("good", "bad")):
-        bundle = move_weights_out(write_bundle(root / name / "bundle", depth=1, seed=seed))
+        plain = write_bundle(root / name / "bundle", depth=1, seed=seed, exits=(1,))
+        bundle = move_weights_out(plain)
         files = PreparedFiles(bundle, root / name / "prepared")
         files.make(Item.subnet(bundle.space.original))
-        files.make(Item.branch("original@0"))
+        for item in (Item.branch("original@0"), *items_of(cascade(bundle), "assembled")):
+            files.make(item)
     return root / "good", root / "bad"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_folders(tmp_path_factory.mktemp("replaced"))
 
 
 # The other pairs differ in nothing that one of these does not have.
@@ -180,3 +259,12 @@ def test_files_replaced_at_any_step_never_run(
         if writer.left > 0:
             break
     assert min(ended.values()) > 1, ended
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_opens_in_a_race_run_verified_bytes(tmp_path: Path) -> None:
+    from tests.edge.racing_opens import race
+
+    found = race(20_000 if EXHAUSTIVE else 300, tmp_path)
+    assert found["unverified"] == 0
+    assert min(found["verified"], found["refused"]) > 0
