@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import struct
 import sys
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +17,7 @@ import torch
 from torch import nn
 
 from fxelastic.cli import main
+from fxelastic.cli.data_paths import digest_of
 from fxelastic.cli.model_inputs import ModelInputs, example_texts
 from fxelastic.cli.training_data import load_data
 from fxelastic.edge.searching.columns import SampleShapes
@@ -112,7 +117,14 @@ def test_a_table_has_the_targets_in_a_column(tmp_path: Path) -> None:
     assert (samples["targets"].tolist(), samples["targets"].dtype) == ([0, 1], np.int64)
 
 
-@pytest.mark.parametrize("text", ["", "a,b\n1\n", "a,b\n1,x\n", "y\n1\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "a,b\n1\n", "a,b\n1,x\n", "y\n1\n", "a,y\n1,nan\n", "a,y\n1,1e300\n"),
+        *(f"a,y\n{'9' * 200_000},1\n", 'a,y\n"' + "x" * 200_000, "a,y\n\0,1\n"),
+    ],
+    ids=lambda text: text[:9],
+)
 def test_a_table_of_another_form_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(UsageError, match="can't be read"):
@@ -218,3 +230,77 @@ def test_training_takes_the_shapes_of_the_data(
     (tmp_path / "t.csv").write_text("a,b,y\n1,2,0\n3,4,1\n")
     assert main([*argv, *epochs]) == 2
     assert "can't be run on the samples of --data t.csv" in capsys.readouterr().err
+
+
+def png(width: int, height: int) -> bytes:
+    """The beginning of a picture, which says how large it is."""
+    found = b"\x89PNG\r\n\x1a\n"
+    size = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    for kind, data in ((b"IHDR", size), (b"IDAT", b"")):
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        found += struct.pack(">I", len(data)) + kind + data + check
+    return found
+
+
+def cut_short(path: Path) -> None:
+    from PIL import Image
+
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:6000])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda path: cut_short(path), "truncated"),
+        (lambda path: path.write_bytes(b"junk"), "not a picture that Pillow knows"),
+        (lambda path: path.write_bytes(png(12_000, 12_000)), "12,000 x 12,000 pixels"),
+        (lambda path: path.write_bytes(png(60_000, 60_000)), "decompression bomb"),
+        (lambda path: (path.unlink(), path.symlink_to("/dev/zero")), "is not a regular file"),
+        (lambda path: (path.unlink(), path.symlink_to("none")), "No such file"),
+        (lambda path: (path.unlink(), os.mkfifo(path)), "is not a regular file"),
+    ],
+    ids=["short", "junk", "large", "bomb", "device", "dangling", "pipe"],
+)
+def test_a_picture_that_cannot_be_read_is_named(
+    spoil: Callable[[Path], Any], said: str, images: Path
+) -> None:
+    """Symptom: internal errors from the decoder, in training; commands that wait for ever."""
+    path = images / "train" / "cat" / "0.png"
+    spoil(path)
+
+    def read() -> None:
+        list(load_data(str(images), 1, False, inputs(Sized()))(SampleShapes())[0])
+
+    with pytest.raises(UsageError, match=r"cat/0\.png can't be read") as raised:
+        read()
+    assert said in str(raised.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("name", ["x.csv", "x.npy", "x.npz"])
+def test_a_pipe_is_refused(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UsageError, match="is not a regular file"):
+        load_data(str(tmp_path / name), 4, False)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint64])
+def test_unsigned_labels_are_labels(dtype: type, tmp_path: Path) -> None:
+    """Symptom: NotImplementedError of torch, which does not compare them."""
+    path = tmp_path / "x.npz"
+    np.savez(path, x=np.zeros((4, 2), np.float32), y=np.arange(4, dtype=dtype))
+    _, y = first_batch(load_data(str(path), 4, False))
+    assert (y.dtype, sorted(y.tolist())) == (torch.int64, [0, 1, 2, 3])
+    np.savez(path, x=np.zeros((1, 2), np.float32), y=np.array([2**63], np.uint64))
+    with pytest.raises(UsageError, match="can't be read"):
+        load_data(str(path), 4, False)
+
+
+def test_a_folder_whose_names_are_no_text_has_a_digest(tmp_path: Path) -> None:
+    """Symptom: UnicodeEncodeError of fxelastic run; FileNotFoundError for a dangling link."""
+    (tmp_path / os.fsdecode(b"\xff")).write_bytes(b"")
+    before = digest_of(tmp_path)
+    (tmp_path / "link").symlink_to("nowhere")
+    assert digest_of(tmp_path) != before

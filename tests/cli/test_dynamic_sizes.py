@@ -74,3 +74,13 @@ def test_another_form_is_refused_with_an_example(texts: list[str]) -> None:
 def test_contradictions_are_refused(texts: list[str], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         load_dynamic_shapes(texts)
+
+
+@pytest.mark.parametrize(
+    "text", ["x:1=s[1..1]", "x:1=s[..0]", f"x:1=s[{'9' * 5000}..]", f"x:{'9' * 5000}=s"]
+)
+def test_a_range_that_torch_has_no_size_for_is_refused(text: str) -> None:
+    """Symptom: torch's AssertionError, or Python's ValueError for numbers of many digits."""
+    with pytest.raises(UsageError, match="--dynamic") as raised:
+        load_dynamic_shapes([text])
+    assert "seq[2..512]" in str(raised.value)

@@ -28,6 +28,7 @@ from unittest import mock
 # Events of the interpreter that change a folder; flushes are patched, since they have no event.
 _EVENTS = ("os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.truncate")
 _WITH_TORCH = ("export", "train", "run")
+_MOST_RUNS = 40
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
@@ -137,7 +138,7 @@ def walk(work: Path, argv: list[str], stride: int, rng: random.Random) -> None:
     """Run a command with fault after fault, until it ends well; prints the last one."""
     codes: list[int] = []
     said = []
-    while not codes or codes[-1]:
+    while (not codes or codes[-1]) and len(codes) < _MOST_RUNS:
         # Longer and longer: a part of more steps than the stride would never end.
         most = stride + len(codes) * stride // 8
         # Some steps may fail, such as making a lock; the process is killed later then.

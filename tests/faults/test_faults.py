@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ COMMANDS = {
     ],
     "run": [
         *("run", "model.py:build", "--data", "train.npz", "--out", "made", *EXPANSION),
-        *("--distill-epochs", "1", "--batch-size", "4", "--budget", "90%", "--max-subnets", "2"),
+        *("--distill-epochs", "1", "--batch-size", "4", "--budget", "200%", "--max-subnets", "2"),
     ],
     "assemble": ["assemble", "bundle", "original", "model.onnx", "--force"],
     "prepare": ["prepare", "bundle", "--pool", "bundle.pool.json", "--mode", "paged"],
@@ -90,6 +91,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def stable(found: Any) -> Any:
+    """Files, or their digests, but for prepared ones: a run chooses subnets by their latency."""
+    if isinstance(found, dict):
+        return {name: found[name] for name in stable(list(found))}
+    return [name for name in found if not name.startswith("made/bundle.prepared/")]
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_next_run_recovers(name: str, folder: Path) -> None:
     if name == "sign":
@@ -115,10 +123,10 @@ def test_the_next_run_recovers(name: str, folder: Path) -> None:
         assert "internal error" not in fault["said"], what
         assert fault["code"] != 0 if fault["kill"] else fault["code"] in (0, 1, 2), what
         assert fault["again"] == 0, what
-        assert fault["files"] == good["files"], what
+        assert stable(fault["files"]) == stable(good["files"]), what
         if name in WITH_TORCH:
             # Others have bytes of onnxruntime, which depend on the run.
-            assert fault["digests"] == good["digests"], what
+            assert stable(fault["digests"]) == stable(good["digests"]), what
     work = folder.with_name(f"{folder.name}-work")
     SubnetPool.load(work / "bundle.pool.json")
     LatencyTable.load(work / "bundle.latency.json")

@@ -8,6 +8,7 @@ import logging
 import random
 from argparse import Namespace
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from fxelastic.errors import UsageError
 from fxelastic.report.trace import read_trace
 from fxelastic.spec import Arch
 from fxelastic.spec.cascade import Cascade
+from fxelastic.spec.costs import ModelError
 from fxelastic.spec.json_document import _CHECKSUM, _checksum
 from fxelastic.spec.latency_table import LatencyTable
 from tests.edge.serving.sized_table import sized_table
@@ -72,8 +74,16 @@ def test_pools_of_cascades() -> None:
     check(SubnetPool.from_json, sealed(good), documents(good, N, "cascades", sealed))
 
 
+def table() -> LatencyTable:
+    """A table of costs by size, and of an error; for several inputs."""
+    found = sized_table({"original@0": 1.0, "original@1": 2.0})
+    own = ModelError(0.01, 0.02, 3)
+    found = replace(found, sizes=({"seq": 3}, {"seq": 3}, {"seq": 9}))
+    return found.mapped(lambda costs: replace(costs, error=own))
+
+
 def test_tables_by_size() -> None:
-    good = json.loads(sized_table({"original@0": 1.0, "original@1": 2.0}).to_json())
+    good = json.loads(table().to_json())
     check(LatencyTable.from_json, sealed(good), documents(good, N, "by size", sealed))
 
 
@@ -82,6 +92,30 @@ def test_a_pool_of_more_sizes_than_memory_is_refused() -> None:
     good["sizes"] = [[{"seq": 3}, 2**62]]
     with pytest.raises(UsageError, match="sizes of 4611686018427387904 inputs"):
         SubnetPool.from_json(sealed(good))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"modes": {}},
+        {"sizes": [[{"seq": 3}, 2**62]]},
+        {"rows": {"original@0": {"weight_bytes": "x"}}},
+        {"rows": {"original@0": {"ms": 1e300}}},
+        {"modes": {"paged": {"latency_ms": {"overhead": 1e300}}}},
+        {"modes": {"paged": {"latency_ms": {"error": {"median": "x"}}}}},
+    ],
+)
+def test_a_table_that_no_device_has_is_refused(change: dict[str, Any]) -> None:
+    """Symptoms: StopIteration, memory without end, OverflowError and TypeError of reports."""
+
+    def changed(value: Any, change: Any) -> Any:
+        if not isinstance(value, dict) or not isinstance(change, dict) or not change:
+            return change
+        return {**value, **{k: changed(value.get(k), v) for k, v in change.items()}}
+
+    good = json.loads(table().to_json())
+    with pytest.raises(UsageError, match="is not a latency table"):
+        LatencyTable.from_json(sealed(changed(good, change)))
 
 
 @pytest.mark.parametrize(

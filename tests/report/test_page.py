@@ -30,6 +30,7 @@ from fxelastic.report.page import page_of
 from fxelastic.report.run_folder import RunFolder
 from fxelastic.spec import Arch
 from tests.edge.serving.tiny_bundle import write_bundle
+from tests.hostile.mutations import documents, plain
 
 matplotlib = pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
@@ -325,6 +326,48 @@ def test_devices_are_compared(
     slower.save(tmp_path / "phone" / "other.latency.json")
     assert [d.name for d in read_devices(tmp_path / "phone")] == ["bundle", "other"]
     assert [d.name for d in read_devices(tmp_path)] == ["board", "phone/bundle", "phone/other"]
+
+
+def test_names_of_devices_are_text(folder: Path, tmp_path: Path) -> None:
+    """Whatever the folders are called: HTML, formulas of matplotlib, control characters."""
+    table = edge.LatencyTable.load(folder / "bundle.latency.json")
+    for name in ("<script>x()<", "$\\frac{$", "a\u202e\x1b[2J", "_hidden"):
+        (tmp_path / name).mkdir()
+        table.save(tmp_path / name / "bundle.latency.json")
+    assert main(["report", "--devices", str(tmp_path), "--quiet"]) == 0
+    page = (tmp_path / "devices.html").read_text()
+    assert "<script>x()" not in page
+    assert "&lt;script&gt;x()" in page
+    assert not {"\u202e", "\x1b"} & set(page)
+
+
+def test_devices_without_latencies_have_no_figure(folder: Path, tmp_path: Path) -> None:
+    """Symptom: ValueError, the least of no numbers."""
+    table = edge.LatencyTable.load(folder / "bundle.latency.json")
+    nothing = renewed(table, dict.fromkeys(table.rows, 0.0)).mapped(
+        lambda costs: replace(costs, overhead=0.0)
+    )
+    for name in ("one", "two"):
+        nothing.save(tmp_path / f"{name}.latency.json")
+    assert main(["report", "--devices", str(tmp_path), "--quiet"]) == 0
+
+
+@pytest.mark.parametrize("name", ["search.json", "measured.json", "explain.json"])
+def test_files_with_other_fields_are_refused_or_shown(
+    name: str, folder: Path, tmp_path: Path
+) -> None:
+    """Symptom: KeyError, TypeError or ValueError while the page is made."""
+    shutil.copytree(folder, tmp_path / "run")
+    path = tmp_path / "run" / name
+    n_refused = 0
+    for text in documents(json.loads(path.read_bytes()), 100, name, plain):
+        path.write_bytes(text)
+        try:
+            run = RunFolder.read(path.parent)
+            page_of(run, plots(run))
+        except UsageError:
+            n_refused += 1
+    assert 20 < n_refused < 100
 
 
 def test_devices_of_different_bundles_are_refused(folder: Path, tmp_path: Path) -> None:

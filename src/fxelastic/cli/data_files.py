@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -13,6 +15,7 @@ import numpy as np
 from fxelastic.cli.data_paths import TABLES
 from fxelastic.edge.searching.columns import Ragged, column_of
 from fxelastic.errors import UsageError
+from fxelastic.files import open_regular
 
 if TYPE_CHECKING:
     from fxelastic.cli.model_inputs import ModelInputs
@@ -29,6 +32,10 @@ _TRAIN, _HELD_OUT = ("train", "training"), ("val", "valid", "validation", "test"
 # The mean and the standard deviation of ImageNet's pixels.
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _MAX_NPY_BYTES = 2**40
+# A larger picture takes hundreds of MB when it is decoded.
+_MOST_PIXELS = 2**26
+# What files of another form raise.
+_MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, SyntaxError)
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ class Images:
 
         with _opened(path) as image:
             fitted = ImageOps.fit(image.convert(self.mode), self.size[::-1])
-        pixels = np.asarray(fitted, np.float32) / 255
+            pixels = np.asarray(fitted, np.float32) / 255
         if self.mode == "L":
             return pixels[None]
         normal = (pixels - np.array(_MEAN, np.float32)) / np.array(_DEVIATION, np.float32)
@@ -102,17 +109,26 @@ def read_columns(path: Path, model: ModelInputs | None) -> dict[str, Column | Ra
             return _from_hugging_face(path, model)
         return dict(_from_images(path, model))
     if path.suffix.lower() == ".npz":
-        return dict(read_npz(path))
+        return {name: _comparable(name, array, path) for name, array in read_npz(path).items()}
     if path.suffix.lower() == ".npy":
         return {"x": _array(path)}
     return dict(_from_table(path))
+
+
+def _comparable(name: str, array: np.ndarray[Any, Any], path: Path) -> np.ndarray[Any, Any]:
+    """An array; unsigned labels as signed ones, since torch does not compare the others."""
+    if array.dtype.kind != "u" or name.removeprefix(VALIDATION) not in LABELS:
+        return array
+    if array.size and array.max() >= 2**63:
+        raise _unreadable(path, f"labels {name} below 2^63", str(array.max()))
+    return array.astype(np.int64)
 
 
 def _array(path: Path) -> np.ndarray[Any, Any]:
     from fxelastic.edge.array_bytes import read_npy
 
     try:
-        with path.open("rb") as file:
+        with open_regular(path, follow=True) as file:
             found = read_npy(file, _MAX_NPY_BYTES)
     except OSError as e:
         raise _unreadable(path, "an .npy file, as written by numpy.save", e) from e
@@ -124,13 +140,16 @@ def _array(path: Path) -> np.ndarray[Any, Any]:
 def _from_table(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     expected = "a line of names, then a line of numbers for each sample"
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with (
+            open_regular(path, follow=True) as raw,
+            open(raw.fileno(), encoding="utf-8", newline="", closefd=False) as file,
+        ):
             names, *rows = csv.reader(file, delimiter=TABLES[path.suffix.lower()])
         rows = [row for row in rows if row]
         table = np.array(rows, np.float64)
         if table.ndim != 2 or table.shape[1] != len(names):
             raise ValueError(f"{len(names)} names and rows of other lengths")
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, csv.Error) as e:
         raise _unreadable(path, expected, e) from e
     names = [name.strip() for name in names]
     label = next((name for name in names if name.lower() in _LABEL_COLUMNS), None)
@@ -140,6 +159,8 @@ def _from_table(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     columns = {"x": table[:, features].astype(np.float32)}
     if label is not None:
         values = table[:, names.index(label)]
+        if not (np.abs(values) < 2**53).all():
+            raise _unreadable(path, f"numbers in the column {label}", "NaN, or a number too large")
         whole = bool((values == np.round(values)).all())
         columns["targets"] = values.astype(np.int64 if whole else np.float32)
     return columns
@@ -203,13 +224,24 @@ def _headers(files: Sequence[Path]) -> tuple[set[tuple[int, int]], set[str]]:
     return sizes, modes
 
 
-def _opened(path: Path) -> Any:
-    from PIL import Image
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """An image, whose errors while it is decoded are those of the file."""
+    from PIL import Image, UnidentifiedImageError
 
+    expected = f"a picture of at most {_MOST_PIXELS:,} pixels"
     try:
-        return Image.open(path)
-    except OSError as e:
-        raise _unreadable(path, "an image", e) from e
+        with open_regular(path, follow=True) as raw, warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with open(raw.fileno(), "rb", closefd=False) as file, Image.open(file) as image:
+                if image.width * image.height > _MOST_PIXELS:
+                    raise ValueError(f"{image.width:,} x {image.height:,} pixels")
+                yield image
+    except UnidentifiedImageError as e:
+        raise _unreadable(path, expected, "not a picture that Pillow knows") from e
+    # Its decoders raise what they meet.
+    except (OSError, *_MALFORMED, Image.DecompressionBombError) as e:
+        raise _unreadable(path, expected, e) from e
 
 
 def _from_hugging_face(path: Path, model: ModelInputs | None) -> dict[str, Column | Ragged]:
@@ -217,7 +249,7 @@ def _from_hugging_face(path: Path, model: ModelInputs | None) -> dict[str, Colum
     datasets = _require("datasets", "datasets", what)
     try:
         found = datasets.load_from_disk(str(path))
-    except (OSError, ValueError) as e:
+    except (OSError, *_MALFORMED) as e:
         raise _unreadable(path, "a folder that save_to_disk wrote", e) from e
     known = None if model is None else model.names()
     if not isinstance(found, Mapping):

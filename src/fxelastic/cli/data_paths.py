@@ -25,8 +25,9 @@ def digest_of(path: Path) -> str:
         for file in _files(path):
             # Of a link's target, where it has one.
             stat = file.stat() if file.exists() else file.lstat()
-            name = file.relative_to(path).as_posix()
-            found.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+            # The bytes of a name need not be UTF-8.
+            name = file.relative_to(path).as_posix().encode(errors="surrogateescape")
+            found.update(name + f" {stat.st_size} {stat.st_mtime_ns}\n".encode())
         return found.hexdigest()
     return digest(path.resolve()) if path.is_file() else "missing"
 

@@ -10,8 +10,8 @@ from fxelastic.errors import UsageError
 from fxelastic.spec.symbols import SYMBOL_NAME
 
 _RANGE = re.compile(
-    rf"(?P<input>[^:=]+):(?P<dim>\d+)=(?:(?P<name>{SYMBOL_NAME})"
-    r"(?:\[(?P<min>\d+)?\.\.(?P<max>\d+)?\])?"
+    rf"(?P<input>[^:=]+):(?P<dim>[0-9]{{1,3}})=(?:(?P<name>{SYMBOL_NAME})"
+    r"(?:\[(?P<min>[0-9]{1,18})?\.\.(?P<max>[0-9]{1,18})?\])?"
     rf"|(?P<sum>{SYMBOL_NAME}(?:\s*\+\s*\w+)+))"
 )
 _FORMS = (
@@ -45,7 +45,7 @@ def load_dynamic_shapes(texts: Sequence[str]) -> dict[str, dict[int, Any]] | Non
         name, low, high = match["name"], match["min"], match["max"]
         if low is None and high is None:
             continue
-        if name in _HINTS or (low and high and int(low) > int(high)):
+        if name in _HINTS or (high and int(low or 1) >= int(high)):
             raise _malformed(text)
         symbol = Dim(name, min=int(low or 1), max=int(high) if high else None)
         known = symbols.setdefault(name, symbol)

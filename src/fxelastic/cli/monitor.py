@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 SCHEMA = "fxelastic.monitor/1"
 
+# The longest time between two readings.
+_MOST_S = 86_400.0
+
 _DESCRIPTION = """\
 Show the use of this device's processor, memory, graphics processor and disks, the load
 index (their weighted mean) and its forecast, a line for each reading. What the system
@@ -53,9 +56,9 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; returns 0."""
     from fxelastic import edge
 
-    if not args.interval > 0 or args.count < 0:
+    if not 0 < args.interval <= _MOST_S or args.count < 0:
         raise UsageError(
-            "--interval must be above 0, and --count at least 0",
+            "--interval must be above 0 and at most a day, and --count at least 0",
             expected="for example --interval 0.5 --count 20",
             got=f"--interval {args.interval} --count {args.count}",
         )

@@ -248,7 +248,8 @@ def _folder(argv: Sequence[str]) -> Path | None:
     given = [Path(word) for word in argv if not word.startswith("-")]
     folders = [folder for path in given for folder in (path, path.parent)]
     for folder in (*folders, Path()):
-        if (folder / NAME).is_file():
+        # Unlike pathlib, this takes words that can't be paths.
+        if os.path.isfile(folder / NAME):
             return folder
     return None
 

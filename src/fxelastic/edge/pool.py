@@ -13,7 +13,7 @@ from fxelastic.edge.cascades.entry import CascadeEntry
 from fxelastic.edge.finished_search import FinishedSearch
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
-from fxelastic.spec.costs_by_size import Sizes
+from fxelastic.spec.costs_by_size import Sizes, repeated
 from fxelastic.spec.json_document import JsonDocument
 from fxelastic.spec.limits import Bound, Limits
 from fxelastic.spec.pareto import ParetoTable
@@ -21,9 +21,6 @@ from fxelastic.spec.resources import LATENCY, RESOURCES
 
 #: The targets of accuracies: those given with the data, or the results of the original.
 TARGETS = ("given", "original")
-
-# The most inputs whose sizes a file may state: it counts those of equal size.
-_MOST_INPUTS = 2**20
 
 
 @dataclass(frozen=True)
@@ -253,7 +250,7 @@ class SubnetPool(JsonDocument):
             str(value["data_digest"]),
             str(value.get("score", "")),
             str(value.get("targets", "")),
-            _each(value.get("sizes", ())),
+            repeated(value.get("sizes", ())),
             [CascadeEntry.from_json(found) for found in value.get("cascades", ())],
             [FinishedSearch.from_json(found) for found in value.get("searches", ())],
             {Arch.parse(a): float(bound) for a, bound in value.get("bounds", {}).items()},
@@ -270,20 +267,6 @@ def _counts(sizes: Iterable[Sizes]) -> list[tuple[dict[str, int], int]]:
     """The distinct sizes, and how many inputs have each, in ascending order."""
     counts = Counter(tuple(sorted(own.items())) for own in sizes)
     return [(dict(own), n) for own, n in sorted(counts.items())]
-
-
-def _each(counts: Any) -> list[Sizes]:
-    """The inverse of `_counts`.
-
-    Raises:
-        ValueError: There are more inputs than a search reads.
-    """
-    found: list[Sizes] = []
-    for sizes, n in counts:
-        if not 0 <= n <= _MOST_INPUTS - len(found):
-            raise ValueError(f"sizes of {n!r} inputs, and at most {_MOST_INPUTS:,} in all are read")
-        found += [{str(name): int(size) for name, size in sizes.items()}] * n
-    return found
 
 
 def _to_json(entry: PoolEntry) -> dict[str, Any]:

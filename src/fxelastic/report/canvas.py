@@ -60,6 +60,11 @@ def legend_above(figure: Figure, n_labels: int) -> None:
     figure.legend(loc="outside upper center", ncols=max(1, min(most, n_labels)), fontsize="small")
 
 
+def literal(text: str) -> str:
+    """A name from a file as a figure's text, which would read ``$`` as the begin of a formula."""
+    return text.replace("$", r"\$")
+
+
 def is_wide(figure: Figure) -> bool:
     """Whether a figure is as wide as a page."""
     return bool(figure.get_figwidth() > NARROW)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fxelastic.edge.pool import PoolEntry, SubnetPool
-from fxelastic.errors import UsageError
+from fxelastic.errors import UsageError, printable
 from fxelastic.report.branch_table import Cell
-from fxelastic.report.canvas import legend_above, new_figure
+from fxelastic.report.canvas import legend_above, literal, new_figure
 from fxelastic.report.figures import Plot
 from fxelastic.report.page import Page, write_page
 from fxelastic.report.subnets import TOLERANCE
@@ -103,7 +103,7 @@ def read_devices(path: str | Path) -> list[Device]:
         name = file.parent if alone and file.parent != folder else file.with_name(stem)
         found.append(
             Device(
-                str(name.relative_to(folder)),
+                printable(str(name.relative_to(folder))),
                 LatencyTable.load(file),
                 SubnetPool.load(pool) if pool.exists() else None,
             )
@@ -143,7 +143,7 @@ def write_devices(devices: Sequence[Device], name: str, out: Path) -> list[Path]
         rows=[{"cells": _cells(device)} for device in devices],
         caption="Recommended is the quickest subnet whose score, on the device's own data, is at "
         f"most {100 * TOLERANCE:g} points below the best that was found there.",
-        figures=[_plot(devices)] if len(devices) > 1 else [],
+        figures=[_plot(devices)] if len(devices) > 1 and _is_shown(devices) else [],
         branch_header=("branch", *(f"{device.name}, ms" for device in devices), "spread"),
         branches=_branch_rows(devices),
         branch_caption="Latencies by device. The spread is the largest share of the original's "
@@ -195,6 +195,10 @@ def _branch_rows(devices: Sequence[Device]) -> list[list[Cell]]:
     return rows
 
 
+def _is_shown(devices: Sequence[Device]) -> bool:
+    return any(share > 0 for device in devices for share in device.shares.values())
+
+
 def _plot(devices: Sequence[Device]) -> Plot:
     first, *others = devices
 
@@ -208,7 +212,7 @@ def _plot(devices: Sequence[Device]) -> Plot:
                 [100 * x[name] for name in x],
                 [100 * y[name] for name in x],
                 s=12,
-                label=device.name,
+                label=literal(device.name),
             )
         shown = [100 * v for device in devices for v in device.shares.values() if v > 0]
         ends = [min(shown), max(shown)]
@@ -216,7 +220,7 @@ def _plot(devices: Sequence[Device]) -> Plot:
         axes.set(
             xscale="log",
             yscale="log",
-            xlabel=f"% of the original's latency on {first.name}",
+            xlabel=f"% of the original's latency on {literal(first.name)}",
             ylabel="% on the other device",
         )
         axes.grid(alpha=0.3)

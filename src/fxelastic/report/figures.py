@@ -14,6 +14,7 @@ from fxelastic.report.canvas import (
     colours_of,
     is_wide,
     legend_above,
+    literal,
     new_figure,
     recoloured,
     theme,
@@ -203,7 +204,7 @@ def _cuts(found: Mapping[str, Any]) -> Figure:
             zorder=2,
         )
     axes.set_xlabel("share of the FLOPs")
-    axes.set_ylabel(found["measure"])
+    axes.set_ylabel(literal(found["measure"]))
     drawn: Figure = figure
     return drawn
 
@@ -317,7 +318,7 @@ def _heat_map(run: RunFolder, costs: Mapping[str, float]) -> Figure:
     image = axes.imshow(values, aspect="auto", cmap="YlOrRd")
     axes.set_yticks(range(len(order)))
     axes.set_yticklabels(
-        [name if length == 1 else f"{name}, {length} blocks" for name, length in order]
+        [literal(name) + (f", {length} blocks" if length > 1 else "") for name, length in order]
     )
     axes.set_xlabel("first block")
     figure.colorbar(image, ax=axes, label="ms")
@@ -355,7 +356,7 @@ def _roofline(run: RunFolder) -> Figure:
         axes.set_xscale("log")
         axes.set_yscale("log")
     for kind, colour in colours.items():
-        axes.plot([], [], color=colour, linewidth=5, label=kind)
+        axes.plot([], [], color=colour, linewidth=5, label=literal(kind))
     axes.set_xlabel("MACs a byte")
     axes.set_ylabel("GMAC/s")
     axes.grid(alpha=0.2)
@@ -368,7 +369,7 @@ def _history(run: RunFolder) -> Figure:
     assert run.search is not None
     budgets: list[Mapping[str, Any]] = list(run.search["budgets"])
     for i, budget in enumerate(budgets):
-        steps = budget["history"]
+        steps = budget.get("history")
         if not steps:
             continue
         shade = i / max(1, len(budgets) - 1)
@@ -390,7 +391,7 @@ def _limit(budget: Mapping[str, Any]) -> str:
     """A budget as text; one without a limit on the latency by its other limits."""
     if budget.get("budget_ms") is not None:
         return f"{budget['budget_ms']:.3g} ms"
-    return ", ".join(f"{name} {bound:.3g}" for name, bound in budget["limits"].items())
+    return ", ".join(f"{name} {bound:.3g}" for name, bound in (budget.get("limits") or {}).items())
 
 
 def _ranges(run: RunFolder) -> Figure:

@@ -115,7 +115,7 @@ def page_of(run: RunFolder, figures: Sequence[Plot]) -> Page:
     return Page(
         name=run.bundle.manifest.model.name if run.bundle is not None else run.path.name,
         headline=headline(rows),
-        notes=list((run.measured or {}).get("notes", ())),
+        notes=list((run.measured or {}).get("notes") or ()),
         facts=_facts(run),
         header=header,
         rows=cells,

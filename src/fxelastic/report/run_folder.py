@@ -11,6 +11,7 @@ from fxelastic.edge.bundle import Bundle, load
 from fxelastic.edge.pool import SubnetPool
 from fxelastic.errors import UsageError
 from fxelastic.files import read_regular
+from fxelastic.report.shapes import EXPLAINED, MEASURED, SEARCH, problem
 from fxelastic.report.trace import TraceData, read_trace
 from fxelastic.spec.bounded_json import loads
 from fxelastic.spec.latency_table import LatencyTable
@@ -70,8 +71,8 @@ class RunFolder:
             None if bundle is None else load(bundle),
             None if table is None else LatencyTable.load(table),
             None if pool is None else SubnetPool.load(pool),
-            None if search is None else _json(search, "fxelastic.search/1", "budgets"),
-            None if measured is None else _json(measured, MEASURED_SCHEMA, "subnets"),
+            None if search is None else _json(search, "fxelastic.search/1", SEARCH),
+            None if measured is None else _json(measured, MEASURED_SCHEMA, MEASURED),
             None if trace is None else read_trace(trace),
             _cuts(there("explain.json")),
         )
@@ -88,9 +89,9 @@ class RunFolder:
     @property
     def original_ms(self) -> float | None:
         """The original's latency: measured, else predicted, at the sizes of the search."""
-        if self.measured is not None and "original" in self.measured:
+        if self.measured is not None and self.measured.get("original") is not None:
             return float(self.measured["original"]["measured_ms"])
-        if self.search is not None and "original_ms" in self.search:
+        if self.search is not None and self.search.get("original_ms") is not None:
             return float(self.search["original_ms"])
         if self.table is not None and self.bundle is not None:
             return self.table.predict_ms(self.bundle.space.original)
@@ -105,17 +106,19 @@ class RunFolder:
 
 
 def _cuts(path: Path | None) -> Mapping[str, Any] | None:
-    found = None if path is None else _json(path, "fxelastic.explain/1", "blocks").get("exits")
-    return found if isinstance(found, dict) and isinstance(found.get("cuts"), list) else None
+    return None if path is None else _json(path, "fxelastic.explain/1", EXPLAINED).get("exits")
 
 
-def _json(path: Path, schema: str, key: str) -> Mapping[str, Any]:
+def _json(path: Path, schema: str, shape: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
         value = loads(read_regular(path, follow=True))
         found = value.get("schema") if isinstance(value, dict) else None
-        if found != schema or not isinstance(value[key], list):
+        if found != schema:
             raise ValueError(f"schema {found!r}")
-    except (OSError, ValueError, KeyError) as e:
+        wrong = problem(value, shape)
+        if wrong:
+            raise ValueError(wrong)
+    except (OSError, ValueError) as e:
         raise UsageError(
             f"{path} can't be read",
             expected=f"a file of schema {schema}",

@@ -137,7 +137,7 @@ def _original(run: RunFolder, scores: Mapping[str, float]) -> Row | None:
     if measured is None and run.original_ms is None:
         return None
     row = measured or {"predicted_ms": run.original_ms}
-    searched = (run.search or {}).get(ORIGINAL, {})
+    searched = (run.search or {}).get(ORIGINAL) or {}
     arch = str(row.get("arch", arch))
     return Row(
         ORIGINAL,
@@ -153,8 +153,8 @@ def _original(run: RunFolder, scores: Mapping[str, float]) -> Row | None:
 
 def _cascades(run: RunFolder) -> list[Row]:
     """The cascades: on test data if they were run there, else as found."""
-    ran: Iterable[Mapping[str, Any]] = (run.measured or {}).get("cascades", ())
-    found = list(ran) or list((run.search or {}).get("cascades", ()))
+    ran: Iterable[Mapping[str, Any]] = (run.measured or {}).get("cascades") or ()
+    found = list(ran) or list((run.search or {}).get("cascades") or ())
     rows = []
     for i, cascade in enumerate(found, 1):
         early = 1 - cascade["coverage"][-1]

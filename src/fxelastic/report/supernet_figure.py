@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fxelastic.edge.bundle import Bundle
-from fxelastic.report.canvas import colours_of, is_wide, legend_above, new_figure
+from fxelastic.report.canvas import colours_of, is_wide, legend_above, literal, new_figure
 from fxelastic.spec import Arch, BranchSpec
 from fxelastic.spec.branch_spec import ORIGINAL
 
@@ -41,14 +41,17 @@ def draw_supernet(bundle: Bundle, branches: Sequence[BranchSpec], path: Arch | N
             _box(axes, spec, 0.0, colours[spec.kind], filled=True)
         axes.axhline(-0.75, color="tab:gray", linewidth=0.6)
     for kind, colour in colours.items():
-        axes.plot([], [], color=colour, linewidth=5, label=kind)
+        axes.plot([], [], color=colour, linewidth=5, label=literal(kind))
     axes.set_xlim(-0.2, space.n_blocks + 0.2)
     axes.set_ylim(-height + 0.3, 0.7)
     step = -(-space.n_blocks // _MOST_NAMES[is_wide(figure)])
     shown = range(0, space.n_blocks, step)
-    names = [block.name for block in bundle.manifest.blocks]
+    names = [literal(_short(block.name)) for block in bundle.manifest.blocks]
     axes.set_xticks(
-        [i + 0.5 for i in shown], [_short(names[i]) for i in shown], rotation=60, ha="right"
+        [i + 0.5 for i in shown],
+        [names[i] for i in shown],
+        rotation=60,
+        ha="right",
     )
     for label in axes.get_xticklabels():
         label.set_rotation_mode("anchor")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fxelastic.errors import UsageError
 from fxelastic.extras import required
 from fxelastic.files import replace_file
+from fxelastic.report.canvas import literal
 from fxelastic.report.trace import WINDOW_S, TraceData
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def _mark_phases(panels: Sequence[Any], trace: TraceData, space: str) -> None:
             if i % 2:
                 axes.axvspan(time, max(time, end), color="tab:gray", alpha=0.12, linewidth=0)
         panels[0].annotate(
-            name.replace(" ", space),
+            literal(name).replace(" ", space),
             ((time + end) / 2, 1.0),
             xycoords=("data", "axes fraction"),
             **{"ha": "center", "va": "bottom", "fontsize": "x-small"},

@@ -10,6 +10,9 @@ from typing import Any
 from fxelastic.errors import UsageError
 from fxelastic.spec.resources import PEAK, resource
 
+#: Larger numbers are in no file of costs: sums of them are not finite.
+MOST = 1e100
+
 
 @dataclass(frozen=True)
 class ModelError:
@@ -99,7 +102,7 @@ class BranchCosts:
         found = cls(
             {str(k): float(v) for k, v in value["costs"].items()},
             float(value["overhead"]),
-            None if error is None else ModelError(**error),
+            None if error is None else _error(error),
             str(value.get("doubt", "")),
             {
                 str(branch): {str(k): float(v) for k, v in parts.items()}
@@ -110,11 +113,21 @@ class BranchCosts:
         )
         numbers = [*found.costs.values(), *(v for p in found.shared.values() for v in p.values())]
         numbers.append(found.per_decision)
-        if not all(0 <= number < math.inf for number in numbers):
-            raise ValueError("a cost is negative or not finite")
-        if not math.isfinite(found.overhead):
+        if not all(0 <= number <= MOST for number in numbers):
+            raise ValueError("a cost is negative, not finite, or larger than any")
+        if not abs(found.overhead) <= MOST:
             raise ValueError(f"the overhead is {found.overhead!r}")
         return found
+
+
+def _error(value: Mapping[str, Any]) -> ModelError:
+    found = ModelError(**value)
+    shares, counts = (found.median, found.p90), (found.n_held_out, found.n_sizes)
+    if not all(type(x) in (int, float) and 0 <= x <= MOST for x in shares):
+        raise ValueError("an error is not a share")
+    if not all(type(n) is int and n >= 0 for n in counts):
+        raise ValueError("the number of subnets or sizes of an error is not a count")
+    return found
 
 
 class Costs(Mapping[str, BranchCosts]):

@@ -17,6 +17,9 @@ from fxelastic.spec.symbols import Symbol, dimension
 #: The sizes of an input: the value of each symbol by its name, such as ``{"seq": 83}``.
 Sizes = Mapping[str, int]
 
+# The most inputs whose sizes a file may state.
+_MOST_INPUTS = 2**20
+
 
 @dataclass(frozen=True)
 class Correction:
@@ -226,6 +229,21 @@ def _combined(terms: Sequence[BranchCosts], values: Sequence[float]) -> BranchCo
     pairs = list(zip(values, terms, strict=True))
     costs = {b: math.fsum(v * term.costs[b] for v, term in pairs) for b in terms[0].costs}
     return BranchCosts(costs, math.fsum(v * term.overhead for v, term in pairs))
+
+
+def repeated(counts: Any) -> list[Sizes]:
+    """The sizes of inputs that a file states as ``[sizes, number of inputs]``.
+
+    Raises:
+        AttributeError, TypeError, ValueError: It does not, or there are more inputs than a search
+            reads.
+    """
+    found: list[Sizes] = []
+    for sizes, n in counts:
+        if not 0 <= n <= _MOST_INPUTS - len(found):
+            raise ValueError(f"sizes of {n!r} inputs, and at most {_MOST_INPUTS:,} in all are read")
+        found += [{str(name): int(size) for name, size in sizes.items()}] * n
+    return found
 
 
 def _mode(value: Mapping[str, Any]) -> ModeBySize:

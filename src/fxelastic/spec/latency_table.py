@@ -11,8 +11,8 @@ from typing import Any
 from fxelastic.errors import UsageError
 from fxelastic.spec.arch import Arch
 from fxelastic.spec.cascade import Servable
-from fxelastic.spec.costs import BranchCosts, Costs, ModelError
-from fxelastic.spec.costs_by_size import CostsBySize, Sizes
+from fxelastic.spec.costs import MOST, BranchCosts, Costs, ModelError
+from fxelastic.spec.costs_by_size import CostsBySize, Sizes, repeated
 from fxelastic.spec.json_document import JsonDocument
 from fxelastic.spec.resources import LATENCY, WEIGHTS
 
@@ -479,11 +479,7 @@ class LatencyTable(JsonDocument):
             {str(mode): read(found, rows) for mode, found in value["modes"].items()},
             str(value.get("structure_digest", "")),
             str(value.get("clock", CLOCKS[0])),
-            tuple(
-                {str(k): int(v) for k, v in own.items()}
-                for own, n in value.get("sizes", ())
-                for _ in range(n)
-            ),
+            tuple(repeated(value.get("sizes", ()))),
             str(value.get("extrapolation", "")),
             CostsBySize.from_json(value["by_size"]) if "by_size" in value else None,
             {str(k): str(v) for k, v in value.get("refused", {}).items()},
@@ -516,6 +512,10 @@ def _first_costs(value: Mapping[str, Any], rows: Mapping[str, BranchLatency]) ->
     return Costs({LATENCY: latency, WEIGHTS: BranchCosts(weights)})
 
 
+# What a row may not know.
+_UNKNOWN = ("resident_bytes", "hit_rate", "hit_rate_error")
+
+
 def _check(table: LatencyTable) -> None:
     """Check that the numbers are latencies and that all branches have costs.
 
@@ -523,9 +523,12 @@ def _check(table: LatencyTable) -> None:
         ValueError: A number is not a latency, or a branch has no cost.
     """
     for row in table.rows.values():
-        for number in (row.ms, row.median_ms, row.high_ms):
-            if isinstance(number, bool) or not 0 <= number < math.inf:
-                raise ValueError(f"{number!r} is not a latency")
+        for name, number in vars(row).items():
+            unknown = number is None and name in _UNKNOWN
+            if not unknown and (type(number) not in (int, float) or not 0 <= number <= MOST):
+                raise ValueError(f"{name} is {number!r}")
+    if not table.modes:
+        raise ValueError("it has no modes")
     for mode, costs in table.modes.items():
         for name, found in {LATENCY: costs[LATENCY], **costs}.items():
             if set(found.costs) != set(table.rows):

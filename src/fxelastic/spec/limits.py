@@ -182,7 +182,7 @@ def _absolute(bound: Bound, original: float) -> float:
 
 
 def _share(text: str) -> float:
-    return float(text.rstrip("%")) / 100
+    return float(text.removesuffix("%")) / 100
 
 
 def _checked(name: str, value: Any) -> Bound:

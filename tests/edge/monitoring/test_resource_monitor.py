@@ -223,4 +223,5 @@ def test_the_command_prints_a_line_for_each_reading(capsys: pytest.CaptureFixtur
     assert main(["monitor", "--interval", "0.02", "--count", "2", "--json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["schema"] for line in lines] == ["fxelastic.monitor/1"] * 2
-    assert main(["monitor", "--interval", "0"]) == 2
+    for interval in ("0", "inf", "1e10", "nan"):
+        assert main(["monitor", "--interval", interval, "--count", "1"]) == 2
