@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,3 +187,25 @@ def test_a_scripted_part_is_named() -> None:
     model = nn.Sequential(nn.Linear(8, 8), torch.jit.script(nn.Linear(8, 8))).eval()
     with pytest.raises(UsageError, match="scripted module can't be captured: 1"):
         capture(model, torch.randn(2, 8))
+
+
+class Side(nn.Module):
+    """Patches of a picture as a picture, whose side is the root of their number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, 4)
+        self.last = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        side = int(x.shape[1] ** 0.5)
+        x = x.transpose(1, 2).reshape(x.shape[0], x.shape[2], side, side)
+        return self.last(x)
+
+
+def test_a_size_that_does_not_hold_is_named_with_operator_and_line() -> None:
+    x, sizes = torch.randn(2, 3, 16, 16), {"x": {2: "H", 3: "W"}}
+    with pytest.raises(CaptureError, match="can't vary: the model fixes it") as caught:
+        capture(Side().eval(), x, dynamic_shapes=sizes)
+    assert re.search(r"aten\.\w+ at test_check_capture\.py:\d+: x = x", str(caught.value))

@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from fxelastic.errors import CaptureError, listed, said
 from fxelastic.ir import trees
+from fxelastic.ir.causes import is_library, quoted
+from fxelastic.ir.graph_symbols import concrete_shape
+from fxelastic.ir.operators import operator_name
 from fxelastic.ir.traced import Traced
 from fxelastic.passes.caches import find_caches
 from fxelastic.passes.checks import refuse_state
@@ -170,9 +174,11 @@ def _difference_at(
     try:
         difference = _difference(traced, expected, tree, example)
     except _FAILURES as e:
-        raise SizeFixedError(symbol, f"{where}, {said(e)}") from e
+        operator = _deciding_operator(traced, tree, example, sizes)
+        raise SizeFixedError(symbol, f"{where}, {operator}{said(e)}") from e
     if difference > _TOLERANCE:
-        raise SizeFixedError(symbol, f"{where} the capture computes another result")
+        operator = _deciding_operator(traced, tree, example, sizes)
+        raise SizeFixedError(symbol, f"{where}, {operator}the capture computes another result")
     return difference
 
 
@@ -275,6 +281,53 @@ def _results(
 
 def _difference(traced: Traced, expected: _Results, tree: trees.Tree, leaves: list[Any]) -> float:
     return _farthest(expected, _results(traced, tree, leaves))
+
+
+def _deciding_operator(
+    traced: Traced, tree: trees.Tree, leaves: list[Any], sizes: Mapping[str, int]
+) -> str:
+    """The first operator that fails, or gives another shape than it was captured with.
+
+    Returns:
+        It and the model's line, as ``aten.reshape at net.py:12: x.reshape(…); ``; empty if there is
+        none.
+    """
+    args, kwargs = trees.unflatten(tree, _copies(leaves))
+    watched = _Watched(traced, sizes)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), contextlib.suppress(*_FAILURES):
+        watched.run(*traced.signature.flatten_arguments(args, kwargs))
+        return ""
+    node = watched.last
+    if node.op == "placeholder":
+        return ""
+    calls = re.findall(r'File "(.+)", line (\d+)', node.meta.get("stack_trace") or "")
+    own = [quoted(file, int(line)) for file, line in calls if not is_library(file)]
+    return f"{operator_name(node)} at {own[-1]}; " if own else f"{operator_name(node)}; "
+
+
+class _Watched(fx.Interpreter):
+    """Runs a capture up to the first value of another shape than captured; knows its node."""
+
+    last: fx.Node
+
+    def __init__(self, traced: Traced, sizes: Mapping[str, int]) -> None:
+        super().__init__(traced.graph_module)
+        self._symbols, self._sizes = traced.symbols, sizes
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.last = n
+        result, like = super().run_node(n), n.meta.get("val")
+        if isinstance(result, torch.Tensor) and isinstance(like, torch.Tensor):
+            shape = concrete_shape(like, self._symbols, self._sizes)
+            known = [i for i, size in enumerate(like.shape) if self._follows(size)]
+            if result.dim() != len(shape) or any(result.shape[i] != shape[i] for i in known):
+                raise ValueError("another shape")
+        return result
+
+    def _follows(self, size: Any) -> bool:
+        """Whether a size follows from the symbols; data may choose others."""
+        known = {symbol.variable for symbol in self._symbols}
+        return not isinstance(size, torch.SymInt) or size.node.expr.free_symbols <= known
 
 
 def _farthest(a: _Results, b: _Results) -> float:
