@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fxelastic.cli.app import build_parser, parser_of
+from fxelastic.cli.app import build_parser, main, parser_of
 from fxelastic.cli.recipe import FOUND, NAME, Recipe, changes, moved, with_recipe
 from fxelastic.cli.run_pipeline import check_recipe
 from fxelastic.errors import UsageError
@@ -81,6 +81,31 @@ def test_a_value_that_no_command_takes_is_refused(folder: Path, text: str) -> No
     with pytest.raises(UsageError, match="can't be read") as raised:
         Recipe.read(Path("run"))
     assert f"[model] {text.partition(' ')[0]} = " in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[search]\nmax-subnets = "many"', "argument --max-subnets: invalid int value: 'many'"),
+        ("[train]\ntune-epochs = true", "argument --tune-epochs: expected one argument"),
+        ('[run]\nsamples = "few"', "argument --samples: invalid int value: 'few'"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_before_the_run(
+    text: str, said: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Symptom: the step that reads it fails, after hours of training."""
+    given = {"model": {"model": "net.py:build"}, "train": {"data": "data.npz"}}
+    Recipe(Path("run")).changed(given).write()
+    path = folder / "run" / NAME
+    section = text.partition("\n")[0]
+    old = path.read_text()
+    new = old.replace(section, text) if section in old else f"{old}\n{text}\n"
+    path.write_text(new)
+    assert main(["run", "--out", "run", "--dry-run"]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert "pass the option again" in err
 
 
 def test_a_recipe_nested_deeply_is_refused(folder: Path) -> None:

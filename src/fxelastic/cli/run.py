@@ -14,7 +14,7 @@ from fxelastic.cli.data_paths import is_data_file
 from fxelastic.cli.options import DEFAULT_GAMMA, HelpFormatter
 from fxelastic.cli.recipe import NAME, Recipe
 from fxelastic.cli.run_loop import CurrentRun
-from fxelastic.cli.run_pipeline import check_recipe
+from fxelastic.cli.run_pipeline import check_recipe, check_values, steps_of
 from fxelastic.cli.supernet import add_expansion
 from fxelastic.errors import UsageError
 
@@ -186,4 +186,5 @@ def _recipes(args: argparse.Namespace, folder: Path) -> tuple[Recipe, Recipe]:
             expected="a file or folder of samples, or path/file.py:name of loaders",
             got=f"nothing at {place}",
         )
+    check_values(steps_of(folder, recipe))
     return old, recipe

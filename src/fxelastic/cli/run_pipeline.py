@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import importlib.util
+import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,12 +61,40 @@ def check_recipe(recipe: Recipe) -> None:
         check_keys(recipe, section, [parsers[name] for name in known[section]])
 
 
+def check_values(steps: Sequence[Step]) -> None:
+    """Check that the commands take the values of the recipe, before hours of work for others.
+
+    Raises:
+        UsageError: One does not.
+    """
+    for step in steps:
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):
+                _parsers()[step.command].parse_args(step.argv)
+        except SystemExit as e:
+            command = "run" if step.command == run_inputs.NAME else step.command
+            raise UsageError(
+                f"{NAME} has a value that {step.name} does not take",
+                expected=f"a value as fxelastic {command} --help says",
+                got=said.getvalue().strip().rpartition("error: ")[2],
+                fix="correct the recipe, or pass the option again",
+            ) from e
+
+
 @functools.cache
 def _parsers() -> Mapping[str, argparse.ArgumentParser]:
     commands = argparse.ArgumentParser().add_subparsers()
     for command in _COMMANDS.values():
         command.add_parser(commands)
-    return {**commands.choices, run_inputs.NAME: run_inputs.build_parser()}
+    parsers = {**commands.choices, run_inputs.NAME: run_inputs.build_parser()}
+    for parser in parsers.values():
+        # Some options are known only when the first step has read the data.
+        for action in parser._actions:
+            action.required = False
+        for group in parser._mutually_exclusive_groups:
+            group.required = False
+    return parsers
 
 
 def steps_of(folder: Path, recipe: Recipe) -> list[Step]:

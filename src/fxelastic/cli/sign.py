@@ -76,6 +76,12 @@ def run(args: argparse.Namespace) -> int:
 
     now_s = int(time.time())
     expires_s = None if args.expires is None else _end_s(args.expires, now_s)
+    if expires_s is not None and expires_s <= now_s:
+        raise UsageError(
+            "--expires must be in the future: devices refuse what has ended",
+            expected="a later date, or at least 1d",
+            got=repr(args.expires),
+        )
     bundle = edge.load(args.bundle)
     options.progress(args, f"verifying {len(bundle.files)} files")
     bundle.verify()
