@@ -110,6 +110,10 @@ def test_branches_are_really_measured(bundle: Bundle, table: LatencyTable) -> No
             lambda found: {"a": replace(found["like"], bundle_digest="0", structure_digest="1")},
             "belongs to another bundle",
         ),
+        (
+            lambda found: {"a": replace(found["like"], provider="OtherExecutionProvider")},
+            "execution provider is not available",
+        ),
     ],
 )
 def test_tables_that_do_not_fit_are_refused(

@@ -98,6 +98,11 @@ def test_a_pool_of_more_sizes_than_memory_is_refused() -> None:
     "change",
     [
         {"modes": {}},
+        {"batch_size": 2**62},
+        {"batch_size": -1},
+        {"threads": 10**6},
+        {"threads": -1},
+        {"sizes": [[{"seq": 2**62}, 1]]},
         {"sizes": [[{"seq": 3}, 2**62]]},
         {"rows": {"original@0": {"weight_bytes": "x"}}},
         {"rows": {"original@0": {"ms": 1e300}}},
@@ -106,7 +111,7 @@ def test_a_pool_of_more_sizes_than_memory_is_refused() -> None:
     ],
 )
 def test_a_table_that_no_device_has_is_refused(change: dict[str, Any]) -> None:
-    """Symptoms: StopIteration, memory without end, OverflowError and TypeError of reports."""
+    """Symptoms: memory and threads without end, and raw errors of reports and of matching."""
 
     def changed(value: Any, change: Any) -> Any:
         if not isinstance(value, dict) or not isinstance(change, dict) or not change:

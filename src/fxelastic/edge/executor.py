@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.memory import GrowthLimit, resident_bytes
 from fxelastic.edge.run_limit import RunTooLongError
-from fxelastic.edge.sessions import SessionMaker
+from fxelastic.edge.sessions import SessionMaker, check_providers
 from fxelastic.edge.verified_model import VerifiedModel
 from fxelastic.errors import BundleError, UsageError
 from fxelastic.spec import Arch
@@ -95,14 +95,7 @@ class Executor:
                 got=f"threads={threads!r}, memory_bytes={memory_bytes!r}",
                 fix="leave both out for one thread per core and the default bound",
             )
-        available = ort.get_available_providers()
-        missing = [provider for provider in providers if provider not in available]
-        if missing or not providers:
-            raise UsageError(
-                "an execution provider is not available",
-                expected="some of " + ", ".join(available),
-                got=", ".join(providers) or "none",
-            )
+        check_providers(providers)
         self.bundle = bundle
         self.memory_bytes = bound
         self.n_loaded = 0

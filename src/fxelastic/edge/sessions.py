@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from fxelastic.edge import run_limit
 from fxelastic.edge.monitoring.system_files import SystemFiles
 from fxelastic.edge.run_limit import BoundedSession, RunLimit
 from fxelastic.edge.verified_model import VerifiedModel
+from fxelastic.errors import UsageError
 
 Model: TypeAlias = "VerifiedModel | Path"
 
@@ -124,6 +126,21 @@ class SessionMaker:
         session = BoundedSession(source(model, options), options, providers=list(self.providers))
         session.limit = self._limit
         return session
+
+
+def check_providers(providers: Sequence[str]) -> None:
+    """Check that the installed onnxruntime has execution providers; it would use others instead.
+
+    Raises:
+        UsageError: One is not available, or there are none.
+    """
+    available = ort.get_available_providers()
+    if not providers or not set(available).issuperset(providers):
+        raise UsageError(
+            "an execution provider is not available",
+            expected="some of " + ", ".join(available),
+            got=", ".join(providers) or "none",
+        )
 
 
 def source(model: Model, options: ort.SessionOptions) -> str | bytes:

@@ -14,7 +14,7 @@ from fxelastic.edge.arguments import refuse_paths
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.fingerprint import fingerprint
 from fxelastic.edge.monitoring.table_probe import BranchTimer, renewed, weighted_median
-from fxelastic.edge.sessions import SessionMaker
+from fxelastic.edge.sessions import SessionMaker, check_providers
 from fxelastic.errors import UsageError
 from fxelastic.spec.costs import BranchCosts
 from fxelastic.spec.latency_table import LatencyTable
@@ -66,7 +66,7 @@ def match_table(
 
     Raises:
         UsageError: There is no table, one is for another bundle or is measured otherwise than the
-            others, or an option is out of range.
+            others or than this device can, or an option is out of range.
     """
     refuse_paths(bundle=bundle)
     if not 0 < share <= 1 or repeats < 1:
@@ -76,6 +76,7 @@ def match_table(
             got=f"share={share!r}, repeats={repeats!r}",
         )
     settings = _settings(bundle, tables)
+    check_providers((settings.provider,))
     branches = _representative(tables, share)
     maker = SessionMaker(settings.threads, (settings.provider,))
     sizes = settings.sizes[0] if settings.sizes else None

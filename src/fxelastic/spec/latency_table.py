@@ -512,6 +512,8 @@ def _first_costs(value: Mapping[str, Any], rows: Mapping[str, BranchLatency]) ->
     return Costs({LATENCY: latency, WEIGHTS: BranchCosts(weights)})
 
 
+# More are in no table, and take all memory of the device that measures by it.
+_MOST_SAMPLES, _MOST_THREADS, _MOST_SIZE = 2**20, 2**10, 2**31
 # What a row may not know.
 _UNKNOWN = ("resident_bytes", "hit_rate", "hit_rate_error")
 
@@ -522,6 +524,13 @@ def _check(table: LatencyTable) -> None:
     Raises:
         ValueError: A number is not a latency, or a branch has no cost.
     """
+    for what, low, number, high in (
+        ("batch size", 1, table.batch_size, _MOST_SAMPLES),
+        ("number of threads", 0, table.threads, _MOST_THREADS),
+        *(("size", 0, size, _MOST_SIZE) for sizes in table.sizes for size in sizes.values()),
+    ):
+        if not low <= number <= high:
+            raise ValueError(f"the {what} is {number}, and {low} to {high} are read")
     for row in table.rows.values():
         for name, number in vars(row).items():
             unknown = number is None and name in _UNKNOWN
