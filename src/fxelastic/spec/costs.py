@@ -114,7 +114,7 @@ class BranchCosts:
         numbers = [*found.costs.values(), *(v for p in found.shared.values() for v in p.values())]
         numbers.append(found.per_decision)
         if not all(0 <= number <= MOST for number in numbers):
-            raise ValueError("a cost is negative, not finite, or larger than any")
+            raise ValueError("a cost is negative or not finite, or larger than any")
         if not abs(found.overhead) <= MOST:
             raise ValueError(f"the overhead is {found.overhead!r}")
         return found
