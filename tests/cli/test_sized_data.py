@@ -90,6 +90,31 @@ def test_batches_hold_samples_of_one_size(tmp_path: Path, form: str) -> None:
     assert ids.tolist() == [[1, 2, 3, 4, 5]]
 
 
+def test_images_have_two_lengths(tmp_path: Path) -> None:
+    sizes = [(4, 6), (2, 2), (4, 6), (4, 2)]
+    padded = np.zeros((4, 3, 4, 6), np.float32)
+    for i, (h, w) in enumerate(sizes):
+        padded[i, :, :h, :w] = i + 1
+    np.savez(tmp_path / "photos.npz", x=padded, lengths=sizes, y=np.arange(4))
+    data = load_data(str(tmp_path / "photos.npz"), 4, False)
+    shapes = SampleShapes(("H", "W"), {"image": (3, "H", "W")}, {"image": 0}, ((5,),))
+    found = {tuple(y.tolist()): x for x, y in data(shapes)[0]}
+    assert sorted(tuple(sorted(key)) for key in found) == [(0, 2), (1,), (3,)]
+    for key, x in found.items():
+        assert x.shape == (len(key), 3, *sizes[key[0]])
+        assert x[:, 0, 0, 0].tolist() == [i + 1 for i in key]
+
+
+def test_samples_may_be_in_another_dimension(tmp_path: Path) -> None:
+    """A recurrent layer without batch_first takes (steps, samples, features)."""
+    x = np.arange(24.0, dtype=np.float32).reshape(4, 3, 2)
+    np.savez(tmp_path / "steps.npz", x=x, lengths=[4, 2, 4], y=np.arange(3))
+    shapes = SampleShapes(("T",), {"x": ("T", 2)}, {"x": 1}, ((5,),))
+    for steps, y in load_data(str(tmp_path / "steps.npz"), 4, False)(shapes)[0]:
+        assert steps.shape == (2 if y.tolist() == [1] else 4, len(y), 2)
+        assert steps[0, 0].tolist() == x[0, int(y[0])].tolist()
+
+
 def test_an_epoch_has_an_order_of_its_own() -> None:
     batches = BatchesBySize(np.arange(40) % 3, 4, True, False)
     torch.manual_seed(0)
