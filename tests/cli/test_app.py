@@ -265,3 +265,12 @@ def test_commands_run_as_a_module(module: str, tmp_path: Path) -> None:
     done = warm.run(module, "--version", cwd=tmp_path)
     assert done.returncode == 0
     assert done.stdout.startswith("fxelastic ")
+
+
+def test_a_long_argument_is_repeated_in_part(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["monitor", "--count", "9" * 100_000]) == 2
+    assert main(["monitor", "\x1b[2J"]) == 2
+    err = capsys.readouterr().err
+    assert len(err) < 4000
+    assert "invalid int value" in err
+    assert "\x1b" not in err

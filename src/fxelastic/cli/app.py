@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from fxelastic import __version__
 from fxelastic.cli import (
@@ -41,7 +42,7 @@ from fxelastic.cli.options import HelpFormatter
 from fxelastic.cli.recipe import NAME as RECIPE
 from fxelastic.cli.recipe import with_recipe
 from fxelastic.cli.warning_lines import warning_lines
-from fxelastic.errors import FxElasticError, InternalError, UsageError
+from fxelastic.errors import FxElasticError, InternalError, UsageError, printable
 from fxelastic.extras import without_torch
 
 EXIT_OK = 0
@@ -77,6 +78,9 @@ COMMANDS = (
     report,
 )
 
+# The most characters of a message of the parser, which repeats an argument.
+_MOST = 1000
+
 _DESCRIPTION = """\
 Turn a PyTorch model into a supernet of subnets that share its weights, and find the best subnet on
 each device."""
@@ -90,9 +94,18 @@ exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted
 _EXAMPLE_INPUT = "on the command line it is --example-input, e.g. --example-input 1x3x224x224"
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose messages can be printed, whatever the arguments are."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print a message, and exit."""
+        shown = printable(message)
+        super().error(shown if len(shown) <= _MOST else f"{shown[:_MOST]}…")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``fxelastic`` with all of its commands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="fxelastic", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=HelpFormatter
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")

@@ -12,7 +12,6 @@ from typing import Any
 from fxelastic.cli.data_paths import digest_of
 from fxelastic.cli.recipe import changes
 from fxelastic.files import read_regular, replace_file, sweep
-from fxelastic.spec.bounded_json import loads
 
 SCHEMA = "fxelastic.step/1"
 
@@ -125,6 +124,8 @@ class Records:
         return self.folder / (f"{name}.{kind}.json" if kind else f"{name}.json")
 
     def _read(self, name: str, kind: str = "") -> dict[str, Any] | None:
+        from fxelastic.spec.bounded_json import loads
+
         try:
             found = loads(read_regular(self._path(name, kind), follow=True))
         except (OSError, ValueError):

@@ -8,7 +8,6 @@ from typing import Any
 
 from fxelastic.cli.recipe import Recipe
 from fxelastic.files import read_regular
-from fxelastic.spec.bounded_json import loads
 
 # Rough figures: to start a process that imports torch; of other work; of an expansion.
 _START_S, _OTHER_S, _PARAMS_PER_S = 4.0, 5.0, 5e6
@@ -20,6 +19,8 @@ _N_TRAINED, _N_SUBNETS, _N_SAMPLES = 6400, 400, 1000
 
 def read_figures(folder: Path, name: str = "steps/inputs.txt") -> Mapping[str, Any]:
     """What the first step measured, and the number of subnets after an export; empty before."""
+    from fxelastic.spec.bounded_json import loads
+
     try:
         found = loads(read_regular(folder / name, follow=True))
         if not all(type(value) in (int, float) and value >= 0 for value in found.values()):
