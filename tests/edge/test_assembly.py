@@ -184,6 +184,30 @@ def test_equal_weights_are_stored_once(bundle: edge.Bundle, tmp_path: Path) -> N
     assert len(set(zip(arrays, kinds, strict=True))) == len(arrays)
 
 
+def test_inner_sizes_of_two_branches_may_have_one_name(tmp_path: Path) -> None:
+    """Symptom: onnxruntime fails with "Shape mismatch attempting to re-use buffer"."""
+    steps = [node("Cos", "a", "b"), node("Sin", "b", "c")]
+    models = {
+        **MODELS,
+        "original@1": model(
+            ["x"], ["h1"], [node("MatMul", "x w", "a"), *steps, node("Abs", "c", "h1")], w=WEIGHT
+        ),
+        "original@2": model(
+            ["h1"],
+            ["h2"],
+            [node("Concat", " ".join(["h1"] * 64), "a", axis=0), *steps, node("Abs", "c", "h2")],
+        ),
+    }
+    for branch in ("original@1", "original@2"):
+        for name in "abc":
+            info = helper.make_tensor_value_info(name, TensorProto.FLOAT, ["unk__0", 8])
+            models[branch].graph.value_info.append(info)
+    bundle = write(tmp_path / "bundle", models)
+    path = edge.assemble(bundle, bundle.space.original, tmp_path / "m.onnx")
+    expected = np.abs(np.sin(np.cos(np.abs(np.sin(np.cos(X @ WEIGHT))))))
+    np.testing.assert_allclose(run(path, FEEDS)["features"], [expected[0]] * 64, rtol=1e-5)
+
+
 def test_what_no_result_needs_is_left_out(tmp_path: Path) -> None:
     """Symptom: a subnet computes the masks of branches that it does not have."""
     models = dict(MODELS)

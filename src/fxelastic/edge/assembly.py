@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,7 @@ def _chained(bundle: Bundle, branches: Sequence[str], names: Mapping[str, str]) 
     # Change the graph in place: a copy would double the memory for weights.
     graph = model.graph
     graph.name = bundle.manifest.model.name or "subnet"
+    known = {size for value in bundle.values.values() for size in value.dims}
     for branch_id in branches:
         part = _load(bundle, branch_id)
         _check_interface(bundle, branch_id, part)
@@ -107,11 +108,24 @@ def _chained(bundle: Bundle, branches: Sequence[str], names: Mapping[str, str]) 
         # Rename only the interface: inner values of two branches may have the same name.
         interface = {name: names[name] for name in (*segment.inputs, *segment.outputs)}
         rename_graph(part.graph, interface, f"{branch_id}/")
+        _forget_sizes(part.graph, known)
         graph.node.extend(part.graph.node)
         graph.initializer.extend(part.graph.initializer)
         graph.sparse_initializer.extend(part.graph.sparse_initializer)
         graph.value_info.extend(part.graph.value_info)
     return model
+
+
+def _forget_sizes(graph: onnx.GraphProto, known: Container[str | int]) -> None:
+    """Clear the names of inner sizes that are not the bundle's, such as ``unk__0``.
+
+    Tools name sizes in each file anew. onnxruntime takes sizes of one name for equal, and lets
+    values share memory that have different sizes in different branches.
+    """
+    for value in graph.value_info:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.HasField("dim_param") and dim.dim_param not in known:
+                dim.ClearField("dim_param")
 
 
 def _finished(bundle: Bundle, model: onnx.ModelProto) -> onnx.ModelProto:
