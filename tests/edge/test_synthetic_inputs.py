@@ -205,9 +205,8 @@ def test_a_profile_that_succeeds_prints_no_error_of_onnxruntime(
         found = profile(bundle if change is None else change(bundle))
         assert found.returncode == 0, found.stderr
         lines = found.stderr.splitlines()
-        assert all(line.startswith("fxelastic: warning: latencies of") for line in lines), (
-            found.stderr
-        )
+        # Ours may say that the machine is busy.
+        assert all(line.startswith("fxelastic: warning: ") for line in lines), found.stderr
 
 
 @pytest.mark.parametrize("name", LOOKED)
