@@ -57,7 +57,7 @@ def printed(paths: list[Path]) -> list[tuple[str, str]]:
     """Every ``pip install …`` that files have, with the file's name."""
     found = []
     for path in paths:
-        for line in re.findall(r"pip install (?!-)('[^']+'|[a-z]\S*)", path.read_text("utf-8")):
+        for line in re.findall(r"pip install (?!-)('[^']+'|[a-z.]\S*)", path.read_text("utf-8")):
             found.append((path.name, line.strip("'`").rstrip("`,;:)")))
     return found
 
