@@ -26,7 +26,7 @@ are kept in the folder's fxelastic.toml, which the other commands read there."""
 
 _EPILOG = """\
 examples:
-  fxelastic run my_model.py:build --data images.npz --budget 60% --out run
+  fxelastic run my_model.py:build --weights model.pt --data train.npz --budget 60% --out run
   fxelastic run my_model.py:build --data photos --tune-epochs 2 --out run --dry-run
   fxelastic run --out run --budget 50% --budget 80% --dry-run
   fxelastic search run/bundle --budget 70%
