@@ -50,7 +50,7 @@ class SizedColumns:
 
     Attributes:
         path: The file or folder.
-        training: The columns to train on, and lengths of the padded ones.
+        training: The columns to train on, from `apart`, and lengths of the padded ones.
         validation: Those to validate on; empty for none.
         batch_size: The largest number of samples in a batch.
         distributed: Give each process its share.
@@ -61,22 +61,6 @@ class SizedColumns:
     validation: Mapping[str, Column]
     batch_size: int
     distributed: bool
-
-    @classmethod
-    def of(
-        cls,
-        path: Path,
-        training: Mapping[str, Column],
-        validation: Mapping[str, Column],
-        batch_size: int,
-        distributed: bool,
-    ) -> SizedColumns:
-        """The same with joined samples separated.
-
-        Raises:
-            UsageError: Lengths or offsets do not fit the arrays.
-        """
-        return cls(path, _apart(training), _apart(validation), batch_size, distributed)
 
     def __call__(self, shapes: SampleShapes) -> tuple[Any, Any]:
         """The loaders to train on and to validate on; see `TrainingData`."""
@@ -252,8 +236,15 @@ def _has(column: Any, n_samples: int) -> bool:
     return isinstance(column, np.ndarray) and column.ndim > 0 and len(column) == n_samples
 
 
-def _apart(columns: Mapping[str, Column]) -> dict[str, Column]:
-    """Columns with joined samples separated."""
+def apart(columns: Mapping[str, Column]) -> dict[str, Column]:
+    """Columns with joined samples separated.
+
+    Args:
+        columns: The columns by name, and the offsets of those that hold joined samples.
+
+    Raises:
+        UsageError: Offsets do not fit their array.
+    """
     shared = columns.get(OFFSETS)
     found: dict[str, Column] = {}
     for name, column in columns.items():

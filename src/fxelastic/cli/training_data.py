@@ -11,7 +11,7 @@ from fxelastic.cli.data_files import LABELS, VALIDATION, Images, read_columns
 from fxelastic.cli.data_paths import is_data_file
 from fxelastic.cli.model_inputs import call_of
 from fxelastic.cli.reference import describe, load_reference
-from fxelastic.cli.sized_data import SizedColumns, is_sized, label_of
+from fxelastic.cli.sized_data import SizedColumns, apart, is_sized, label_of
 from fxelastic.edge.searching.columns import Ragged
 from fxelastic.errors import UsageError
 
@@ -193,7 +193,7 @@ def _from_file(
         )
     if is_sized(columns, () if model is None else model.names()):
         first, held_out = _without(Images, training), _without(Images, validation)
-        return SizedColumns.of(path, first, held_out, batch_size, distributed)
+        return SizedColumns(path, apart(first), apart(held_out), batch_size, distributed)
     first, held_out = _without(Ragged, training), _without(Ragged, validation)
     return _Columns(path, first, held_out, batch_size, distributed)
 
