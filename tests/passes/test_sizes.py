@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import fxelastic
+from fxelastic.ir.operators import operator_name
 from tests.models.compare import assert_same_output
 
 
@@ -75,3 +76,38 @@ def test_a_size_from_a_blocks_input_leaves_the_names_of_values_to_them() -> None
     assert not block.context
     wider = torch.randn(1, 3, 20, 28)
     assert_same_output(partition(wider), model(wider))
+
+
+class LinearAttention(nn.Module):
+    """Attention without a softmax over the pixels behind two strides, by heads of 4 channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 24, 3, stride=2, padding=1)
+        self.down = nn.Conv2d(24, 24, 3, stride=2, padding=1)
+        self.last = nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pictures (n, 3, h, w) to pictures of about h/4 times w/4."""
+        x = self.down(self.stem(x))
+        n, _, h, w = x.shape
+        q, k, v = x.reshape(n, -1, 12, h * w).transpose(-1, -2).chunk(3, -1)
+        x = torch.relu(q) @ (torch.relu(k).transpose(-1, -2) @ v)
+        return self.last(x.transpose(-1, -2).reshape(n, -1, h, w))
+
+
+def test_a_size_that_never_varies_is_no_quotient_of_others() -> None:
+    """Behind strides a size is a floor division, and a quotient of many takes minutes to export."""
+    model, x = LinearAttention().eval(), torch.randn(2, 3, 19, 17)
+    sizes = {"x": {0: "batch", 2: "H", 3: "W"}}
+    partition = fxelastic.partition(model, 0.7, example_inputs=x, dynamic_shapes=sizes)
+    reshapes = [
+        node
+        for node in partition.graph.nodes
+        if operator_name(node) in ("aten.view", "aten.reshape")
+    ]
+    assert len(reshapes) == 2
+    for node in reshapes:
+        assert -1 not in node.args[1], node.format_node()
+    other = torch.randn(3, 3, 33, 26)
+    assert_same_output(partition(other), model(other))

@@ -70,17 +70,22 @@ def _dimension(size: Any) -> sympy.Expr:
 
 
 def _infer_in_reshape(node: fx.Node) -> None:
-    """``view(x, [n, 197, 64])`` → ``view(x, [-1, 197, 64])``: nothing left to compute."""
+    """``view(x, [n, 197, 64])`` → ``view(x, [-1, 197, 64])``: nothing left to compute.
+
+    Where several sizes vary, a -1 that doesn't becomes a number: as a quotient of sizes behind
+    strides it would take torch.export minutes.
+    """
     sizes = list(node.args[1])  # type: ignore[arg-type]
     symbolic = [i for i, size in enumerate(sizes) if _expression(size) is not None]
-    if len(symbolic) != 1:
-        return
     shape = node.meta["val"].shape
     for i, size in enumerate(sizes):
         if size == -1:
             if isinstance(shape[i], torch.SymInt):
                 return
             sizes[i] = int(shape[i])
+    if len(symbolic) != 1:
+        node.update_arg(1, sizes)
+        return
     if any(
         int(size) == 0
         for i, size in enumerate(sizes)
