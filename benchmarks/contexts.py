@@ -251,6 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=None, help="of each context")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("build/contexts"))
+    parser.add_argument("--json", type=Path, help="file of the figures (default: in --out)")
     args = parser.parse_args(argv)
     if not args.simulate and args.data is None:
         parser.error("--data is needed, unless it is --simulate")
@@ -262,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = on_device(args, seconds, seeds)
     args.out.mkdir(parents=True, exist_ok=True)
     name = "simulated.json" if args.simulate else "contexts.json"
-    (args.out / name).write_text(json.dumps(found, indent=1) + "\n")
+    (args.json or args.out / name).write_text(json.dumps(found, indent=1) + "\n")
     for context, row in found["contexts"].items():
         ratio = {key: value for key, value in row.items() if not isinstance(value, dict)}
         print(context, ", ".join(f"{k} {v:.3g}" for k, v in ratio.items()))

@@ -295,7 +295,15 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     data = Fashion.load(args.data)
-    result: dict[str, Any] = {"machine": facts(), "commit": commit(), "seeds": []}
+    result: dict[str, Any] = {
+        "machine": facts(),
+        "commit": commit(),
+        "bars": {str(loss): bar for loss, bar in BARS.items()},
+        "confidences": CONFIDENCES,
+        "n_splits": N_SPLITS,
+        "most_violations": MOST_VIOLATIONS,
+        "seeds": [],
+    }
     missed = 0
     with tempfile.TemporaryDirectory(prefix="exits-") as temporary:
         folder = args.work or Path(temporary)

@@ -1,6 +1,6 @@
 """Record the load index under named loads, and compare its forecast with the last value.
 
-    python benchmarks/forecast.py --out results/
+    python benchmarks/forecast.py --out results/ [--json FILE]
 
 Traces are recorded first, ten minutes of each load at two readings a second, and kept in
 `traces/` of the folder; a trace that is there already is not recorded again. Each is then
@@ -84,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("build/forecast"))
+    parser.add_argument("--json", type=Path, help="file of the figures (default: in --out)")
     args = parser.parse_args(argv)
     folder = args.out / "traces"
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             path.write_text(json.dumps(record(name, args.seconds, args.seed)) + "\n")
         traces.append(json.loads(path.read_text()))
     found = judged(traces)
-    (args.out / "forecast.json").write_text(json.dumps(found, indent=1) + "\n")
+    (args.json or args.out / "forecast.json").write_text(json.dumps(found, indent=1) + "\n")
     print("load      ahead  forecast  last value  ratio")
     for name, rows in found["traces"].items():
         for ahead, row in rows.items():

@@ -7,12 +7,14 @@ exports and profiles it, and plans with 30 measured subnets on validation images
 30 further subnets, drawn in the same way with another seed, and prints the median absolute error
 and the rank correlation of their predictions (bars: 1 point or 1.5 standard errors of a score,
 whichever is larger; 0.9), beside those that the plan states itself. FOLDER holds the published
-files; ``--bundle`` takes a bundle and its latency table from an earlier run.
+files; ``--bundle`` takes a bundle and its latency table from an earlier run, and ``--out`` names a
+JSON file for the figures.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
 from pathlib import Path
@@ -69,6 +71,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, default=Path("plan/bundle"))
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if not args.bundle.exists():
         args.bundle.parent.mkdir(parents=True, exist_ok=True)
@@ -91,17 +94,30 @@ def main() -> None:
     measured = np.fromiter(scores.values(), float)
     expected = plan.prediction.predict(list(scores))
     found = np.abs(expected.scores - measured)
-    bar = max(BAR, 1.5 * plan.standard_error)
+    result = {
+        "held_out": len(found),
+        "median": float(np.median(found)),
+        "bar": max(BAR, 1.5 * plan.standard_error),
+        "rank": spearman(expected.scores, measured),
+        "rank_bar": RANK_BAR,
+        "within": float((found < expected.bands).mean()),
+        "stated_median": plan.median_error,
+        "stated_rank": plan.rank_correlation,
+        "original": plan.original_score,
+        "standard_error": plan.standard_error,
+        "scores": measured.tolist(),
+    }
     print(
         f"original {plan.original_score:.4f}; standard error of a score {plan.standard_error:.4f}"
     )
     print(f"stated: median error {plan.median_error:.4f}, rank {plan.rank_correlation:.3f}")
     print(
         f"{len(found)} held-out subnets, scores {measured.min():.3f} to {measured.max():.3f}: "
-        f"median error {np.median(found):.4f} (bar {bar:.4f}), "
-        f"rank {spearman(expected.scores, measured):.3f} (bar {RANK_BAR}); "
-        f"{(found < expected.bands).mean():.0%} within their bands"
+        f"median error {result['median']:.4f} (bar {result['bar']:.4f}), "
+        f"rank {result['rank']:.3f} (bar {RANK_BAR}); {result['within']:.0%} within their bands"
     )
+    if args.out is not None:
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from benchmarks import pretrained_report
+from benchmarks.results_device import (
+    busy_profile,
+    contexts,
+    contexts_simulated,
+    forecast,
+    ordered_table,
+    search_time,
+)
+from benchmarks.results_row import Row
+from benchmarks.results_subnets import decoders, ensemble, exits, operators, plan
 from benchmarks.search_measures import seed_by_seed, to_the_same_average
 
 INTRODUCTION = """\
@@ -19,29 +28,6 @@ by one run of its command, the section says how it was made.
 *Bar* is what the project asks of itself, and *paper* what AdaptiveNet (MobiCom 2023) reports, on
 other models, data and devices, unless another source is named. A bar that is missed says so.
 """
-
-
-@dataclass(frozen=True)
-class Row:
-    """A figure.
-
-    Attributes:
-        what: The measured quantity.
-        measured: The figure.
-        bar: The required value.
-        paper: The published value.
-        met: Whether the bar is met; None without a bar.
-    """
-
-    what: str
-    measured: str
-    bar: str = ""
-    paper: str = ""
-    met: bool | None = None
-
-    def __str__(self) -> str:
-        verdict = {None: "", True: "met", False: "**missed**"}[self.met]
-        return f"| {self.what} | {self.measured} | {self.bar} | {self.paper} | {verdict} |"
 
 
 def page(found: dict[str, dict[str, Any]]) -> str:
@@ -735,18 +721,29 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], Iterable[Row]]]] = {
     "export": ("Export", export),
     "public_models": ("Models of public libraries", public_models),
     "public_sizes": ("Models of public libraries, with sizes that vary", public_sizes),
+    "decoders": ("Decoders with a cache", decoders),
+    "operators": ("Kinds of branches before training, on pretrained weights", operators),
     "train": ("Training", train),
     "train_threads": ("Training beside other programs", train_threads),
     "train_device": ("Training on a GPU", train_device),
     "latency_model": ("Latency model", latency_model),
+    "busy_profile": ("Latency tables made beside other programs", busy_profile),
     "sizes": ("Sizes that vary", sizes),
     "int8": ("8-bit branches", int8),
     "search": ("Search", search),
+    "search_time": ("Search with little time", search_time),
     "search_memory": ("Memory of profiling and searching", search_memory),
+    "plan": ("Predicted scores", plan),
     "serve": ("Serving", serve),
     "serve_sizes": ("Serving inputs of different sizes", serve_sizes),
     "http_load": ("The HTTP endpoint under attack", http_load),
+    "ordered_table": ("Queries with several limits", ordered_table),
+    "forecast": ("Forecast of the load", forecast),
+    "contexts_simulated": ("Changing loads, simulated", contexts_simulated),
+    "contexts": ("Changing loads", contexts),
     "tradeoff": ("Accuracy and latency against baselines", tradeoff),
+    "ensemble": ("Further kinds of branches on Fashion-MNIST", ensemble),
+    "exits": ("Cascades of early exits", exits),
     "multi_stage": ("Multi-stage training", multi_stage),
     "energy": ("Energy of a processor", energy),
     "pretrained": ("Pretrained weights (95 % intervals in parentheses)", pretrained),

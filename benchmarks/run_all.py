@@ -40,10 +40,18 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "export": ("export.py --json",),
     "public_models": ("public_models.py --jobs 2 --out {out}",),
     "public_sizes": ("public_sizes.py --out {out}",),
+    "decoders": ("decoders.py --json {out}",),
+    "operators": ("operators.py --images {images} --out {out}",),
     "latency_model": (
         f"make_bundle.py mobilenet_v2 {WORK}/latency_model/mobilenet_v2",
         f"make_bundle.py resnet50 {WORK}/latency_model/resnet50",
         f"latency_model.py {WORK}/latency_model/mobilenet_v2 {WORK}/latency_model/resnet50"
+        " --out {out}",
+    ),
+    "busy_profile": (
+        f"make_bundle.py mobilenet_v2 {WORK}/latency_model/mobilenet_v2",
+        f"make_bundle.py resnet50 {WORK}/latency_model/resnet50",
+        f"busy_profile.py {WORK}/latency_model/mobilenet_v2 {WORK}/latency_model/resnet50"
         " --out {out}",
     ),
     "sizes": (f"sizes.py {WORK}/sizes --out {{out}}",),
@@ -55,27 +63,45 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         f"trained_bundle.py {WORK}/search --data {WORK}/data",
         f"search.py {WORK}/search --threads 1 --out {{out}}",
     ),
+    "search_time": (
+        f"trained_bundle.py {WORK}/search --data {WORK}/data",
+        f"search_time.py {WORK}/search/bundle {WORK}/search/latency.json {WORK}/search/search.npz"
+        " --out {out}",
+    ),
     "search_memory": (
         f"trained_bundle.py {WORK}/search --data {WORK}/data",
         f"make_bundle.py mobilenet_v2 {WORK}/latency_model/mobilenet_v2",
         f"search_memory.py {WORK}/search --larger {WORK}/latency_model/mobilenet_v2 --out {{out}}",
     ),
+    "plan": (f"plan.py --data {{data}} --bundle {WORK}/plan/bundle --out {{out}}",),
     "serve": (f"serve.py --out {WORK}/serve --json {{out}}",),
     "serve_sizes": ("serve_sizes.py --out {out}",),
     "http_load": ("http_load.py --out {out}",),
+    "ordered_table": ("ordered_table.py --out {out}",),
+    "forecast": (f"forecast.py --out {WORK}/forecast --json {{out}}",),
+    "contexts_simulated": (
+        f"contexts.py --simulate --out {WORK}/contexts_simulated --json {{out}}",
+    ),
+    "contexts": (f"contexts.py --data {{data}} --out {WORK}/contexts --json {{out}}",),
     "tradeoff": (
         f"tradeoff.py --seeds 0 1 2 --data {WORK}/data --work {WORK}/tradeoff --out {{out}}",
     ),
+    "ensemble": (f"ensemble.py --data {{data}} --work {WORK}/ensemble/runs --out {{out}}",),
+    "exits": (f"exits.py --data {{data}} --seeds 0 1 2 --work {WORK}/exits/runs --out {{out}}",),
     "multi_stage": (
         f"multi_stage.py --data {{data}} --work {WORK}/multi_stage/runs --out {{out}}",
     ),
     "energy": ("energy.py --data {data} --out {out}",),
     "pretrained": (f"pretrained.py --images {{images}} --work {WORK}/pretrained --out {{out}}",),
 }
-# Run only if they are named: one needs a GPU, some data, one photographs and packages.
-BY_NAME = frozenset(("train_device", "multi_stage", "energy", "pretrained"))
+_FASHION = "the files of Fashion-MNIST"
 # What the folder of --data holds.
-DATA = {"multi_stage": "the files of Fashion-MNIST", "energy": "the profiles of CodeCarbon"}
+DATA = dict.fromkeys(("plan", "contexts", "ensemble", "exits", "multi_stage"), _FASHION)
+DATA |= {"energy": "the profiles of CodeCarbon"}
+# These need --images, and the packages of pretrained.py.
+IMAGES = ("operators", "pretrained")
+# Run only if they are named: they need a GPU, data, photographs or packages.
+BY_NAME = frozenset(("train_device", "decoders", *DATA, *IMAGES))
 
 
 def main() -> int:
@@ -83,7 +109,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     usual = [name for name in COMMANDS if name not in BY_NAME]
     parser.add_argument("--only", nargs="+", choices=COMMANDS, default=usual)
-    parser.add_argument("--images", default="", help="folder of photographs, for pretrained")
+    parser.add_argument(
+        "--images", default="", help="folder of photographs, for " + " or ".join(IMAGES)
+    )
     parser.add_argument("--data", default="", help="folder of data, for " + " or ".join(DATA))
     parser.add_argument("--fresh", action="store_true", help="discard an interrupted run")
     parser.add_argument("--page", action="store_true", help="run nothing")
@@ -92,8 +120,9 @@ def main() -> int:
     )
     parser.add_argument("--note", default="", help="how that run differed from the command")
     args = parser.parse_args()
-    if "pretrained" in args.only and not (args.images or args.page or args.keep):
-        parser.error("pretrained needs --images FOLDER, with folders train and test in it")
+    for name in IMAGES:
+        if name in args.only and not (args.images or args.page or args.keep):
+            parser.error(f"{name} needs --images FOLDER, with folders train and test in it")
     for name, what in DATA.items():
         if name in args.only and not (args.data or args.page or args.keep):
             parser.error(f"{name} needs --data FOLDER, with {what} in it")

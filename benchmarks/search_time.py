@@ -10,7 +10,7 @@ additive best by all branches' errors on 50 samples. Then it prints the time tha
 Bars: no result is below the first by more than 0.002, which is noise; and a search takes at most a
 tenth more than its time, or the time to evaluate one sample.
 
-Run it without torch in the process.
+A table that is missing is made first. Run it without torch in the process.
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    bundle, table = edge.load(args.bundle), LatencyTable.load(args.table)
+    bundle = edge.load(args.bundle)
+    if not args.table.exists():
+        edge.profile(bundle, threads=args.threads).save(args.table)
+    table = LatencyTable.load(args.table)
     runs = [searched(bundle, table, args, time_s) for time_s in args.seconds]
     result = {"bundle": str(bundle.space), "budgets": args.budgets, "runs": runs}
     judge(bundle, table, args, result)
