@@ -12,8 +12,9 @@ from fxelastic.edge.monitoring.forecast import LAST_VALUE, WINDOW, Contest, mode
 from fxelastic.edge.monitoring.load_model import LoadModel
 from fxelastic.edge.monitoring.resource_monitor import ResourceMonitor, Resources
 
-# A step down ahead is cheaper than a broken budget, so models are believed soon.
-_MEMORY, _LEAST, _BETTER = 0.9, 4, 0.9
+# A step down ahead is cheaper than a broken budget, so models are believed soon: after 4 s. After
+# 2 s, a trend was believed while the first rise went on, and expected more of it.
+_MEMORY, _LEAST, _BETTER = 0.9, 8, 0.9
 # After a pause of so many readings, the series begin anew.
 _PAUSE = 4
 
