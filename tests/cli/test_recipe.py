@@ -89,6 +89,9 @@ def test_a_value_that_no_command_takes_is_refused(folder: Path, text: str) -> No
         ('[search]\nmax-subnets = "many"', "argument --max-subnets: invalid int value: 'many'"),
         ("[train]\ntune-epochs = true", "argument --tune-epochs: expected one argument"),
         ('[run]\nsamples = "few"', "argument --samples: invalid int value: 'few'"),
+        ("[train]\nbatch-size = 0", "argument --batch-size: must be at least 1, got 0"),
+        ("[model]\ngamma = 7", "argument --gamma: must be above 0 and at most 1, got 7"),
+        ("[search]\nmax-subnets = 0", "argument --max-subnets: must be at least 1, got 0"),
     ],
 )
 def test_a_value_of_another_type_is_refused_before_the_run(

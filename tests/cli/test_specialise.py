@@ -118,7 +118,7 @@ def test_a_fixed_batch_and_no_bundle(folder: Path, written: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (("--arch", "original", "--fixed-batch", "0"), "--fixed-batch must be at least 1"),
+        (("--arch", "original", "--fixed-batch", "0"), "--fixed-batch: must be at least 1, got 0"),
         (("--arch", "original", "--int8"), "belong together"),
         (("--arch", "original@0,wide@1-5"), "wide@1-5"),
         (("--arch", ARCH.replace("original", "u8s8+original")), "8-bit branches can't be trained"),

@@ -119,7 +119,7 @@ def test_a_number_of_threads_below_1_is_refused(
     data: Path, number: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train("--data", "images.npz", "--quiet", "--threads", number) == 2
-    assert f"threads must be at least 1, got {number}" in capsys.readouterr().err
+    assert f"--threads: must be at least 1, got {number}" in capsys.readouterr().err
 
 
 def test_what_was_trained_can_be_loaded(data: Path) -> None:
@@ -230,8 +230,11 @@ def test_labels_are_not_needed(data: Path, capsys: pytest.CaptureFixture[str]) -
         (["--data", "text.npz"], "can't be read"),
         (["--data", "uneven.npz"], "different lengths"),
         (["--data", "empty.npz"], "no arrays to train on"),
-        (["--data", "images.npz", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
-        (["--data", "images.npz", "--tune-epochs", "-1"], "--tune-epochs must be at least 0"),
+        (["--data", "images.npz", "--batch-size", "0"], "--batch-size: must be at least 1, got 0"),
+        (
+            ["--data", "images.npz", "--tune-epochs", "-1"],
+            "--tune-epochs: must be at least 0, got -1",
+        ),
         (["--data", "images.npz", "--device", "toaster"], "--device toaster can't be used"),
         (["--data", "none.npz"], "has no samples"),
         (["--data", "images.npz", "--out", "model.py"], "--out model.py is a file"),

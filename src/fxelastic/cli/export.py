@@ -67,7 +67,11 @@ def add_parser(commands: Any) -> None:
         "keep (default: --verify)",
     )
     parser.add_argument(
-        "--jobs", type=int, metavar="N", default=1, help="files compared at a time (default: 1)"
+        "--jobs",
+        type=options.at_least(1),
+        metavar="N",
+        default=1,
+        help="files compared at a time (default: 1)",
     )
     parser.add_argument(
         "--seed",

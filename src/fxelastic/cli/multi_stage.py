@@ -47,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--stage-epochs",
-        type=int,
+        type=options.at_least(1),
         metavar="N",
         default=10,
         help="most epochs of a stage of --stages (default: 10)",
@@ -61,7 +61,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--cache-bytes",
-        type=int,
+        type=options.at_least(0),
         metavar="BYTES",
         default=2 * 2**30,
         help="most bytes on disk for what frozen blocks compute, with --stages; 0 to compute it "

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,7 @@ def add_model(parser: argparse.ArgumentParser, *, gamma: str, fusion: str) -> No
     )
     parser.add_argument(
         "--gamma",
-        type=float,
+        type=share,
         metavar="SHARE",
         help="largest share of the parameters that a block may have, above 0 and at most 1 "
         f"(default: {gamma})",
@@ -98,6 +99,28 @@ def add_model(parser: argparse.ArgumentParser, *, gamma: str, fusion: str) -> No
         metavar="NAME,…",
         help="the inputs whose first dimension is the batch (default: determined from the model)",
     )
+
+
+def at_least(least: float, kind: type = int) -> Callable[[str], Any]:
+    """The type of an option that is a number with a lower bound."""
+
+    def number(text: str) -> Any:
+        found = kind(text)
+        if not found >= least:
+            raise argparse.ArgumentTypeError(f"must be at least {least:g}, got {text}")
+        return found
+
+    # The parser names it if the text is no number.
+    number.__name__ = kind.__name__
+    return number
+
+
+def share(text: str) -> float:
+    """The type of an option that is a share: above 0 and at most 1."""
+    found = float(text)
+    if not 0 < found <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {text}")
+    return found
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -162,7 +185,7 @@ def add_torch_threads(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument(
         "--threads",
         metavar="N",
-        type=int,
+        type=at_least(1),
         help=f"threads to compute with (default: {default})",
     )
 
@@ -172,7 +195,7 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads",
         metavar="N",
-        type=int,
+        type=at_least(0),
         default=0,
         help="threads to compute with (default: one for each core)",
     )

@@ -68,9 +68,9 @@ def add_parser(commands: Any) -> None:
     options.add_values(
         parser,
         ("--table", "FILE", str, None, "the latency table (default: BUNDLE.latency.json)"),
-        ("--subnets", "N", int, 30, "subnets to measure"),
+        ("--subnets", "N", options.at_least(1), 30, "subnets to measure"),
         ("--mode", "MODE", str, "assembled", "how subnets will be run: assembled or paged"),
-        ("--batch-size", "N", int, 50, "samples in a batch"),
+        ("--batch-size", "N", options.at_least(1), 50, "samples in a batch"),
         ("--sizes", "NAME=SIZE,…", str, None, _SIZES),
         ("--seed", "N", int, 0, "seed of the measured subnets"),
     )

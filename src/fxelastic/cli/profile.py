@@ -84,17 +84,35 @@ def add_parser(commands: Any) -> None:
         (
             "--batch-size",
             "N",
-            int,
+            options.at_least(1),
             None,
             "samples in a run (default: 1, or the model's fixed size)",
         ),
         ("--data", "FILE", str, None, _DATA),
-        ("--samples", "N", int, 20, "minimum number of runs of each branch"),
-        ("--subnets", "N", int, 24, "whole subnets that correct the sum of branches"),
-        ("--held-out", "N", int, 12, "other subnets, which measure the remaining error"),
+        ("--samples", "N", options.at_least(1), 20, "minimum number of runs of each branch"),
+        (
+            "--subnets",
+            "N",
+            options.at_least(0),
+            24,
+            "whole subnets that correct the sum of branches",
+        ),
+        (
+            "--held-out",
+            "N",
+            options.at_least(0),
+            12,
+            "other subnets, which measure the remaining error",
+        ),
         ("--time-budget", "SECONDS", float, None, _TIME_BUDGET),
         ("--memory-mb", "MB", float, None, "maximum growth of the process's memory"),
-        ("--cache-runs", "N", int, 0, "runs with flushed caches, for cache hit rates; 20 ms each"),
+        (
+            "--cache-runs",
+            "N",
+            options.at_least(0),
+            0,
+            "runs with flushed caches, for cache hit rates; 20 ms each",
+        ),
     )
     options.add_output(parser)
     parser.set_defaults(run=run)
@@ -151,10 +169,6 @@ def _inputs(bundle: Bundle, args: argparse.Namespace) -> dict[str, Any] | None:
     if args.data is None:
         return None
     wanted = 1 if args.batch_size is None else args.batch_size
-    if wanted < 1:
-        raise UsageError(
-            "--batch-size must be at least 1", expected="an integer of at least 1", got=str(wanted)
-        )
     size = batch_of(bundle, wanted)
     given = read_data(bundle, args.data)
     data = given.whole(size)

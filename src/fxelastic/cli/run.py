@@ -71,9 +71,21 @@ def add_parser(commands: Any) -> None:
     )
     options.add_values(
         parser,
-        ("--distill-epochs", "N", int, None, "epochs of distillation (default: 5)"),
-        ("--tune-epochs", "N", int, None, "epochs of tuning; 0 to skip it (default: 0)"),
-        ("--batch-size", "N", int, None, "samples in a batch, for files (default: 64)"),
+        ("--distill-epochs", "N", options.at_least(0), None, "epochs of distillation (default: 5)"),
+        (
+            "--tune-epochs",
+            "N",
+            options.at_least(0),
+            None,
+            "epochs of tuning; 0 to skip it (default: 0)",
+        ),
+        (
+            "--batch-size",
+            "N",
+            options.at_least(1),
+            None,
+            "samples in a batch, for files (default: 64)",
+        ),
         ("--loss", "LOSS", str, None, "the loss of tuning, as for fxelastic train"),
     )
     parser.add_argument(
@@ -88,11 +100,23 @@ def add_parser(commands: Any) -> None:
     options.add_values(
         parser,
         ("--score", "NAME", str, None, "what subnets are compared by, as for fxelastic search"),
-        ("--max-subnets", "N", int, None, "subnets to try for each budget (default: 400)"),
-        ("--samples", "N", int, None, "samples that the search uses (default: 1000)"),
+        (
+            "--max-subnets",
+            "N",
+            options.at_least(1),
+            None,
+            "subnets to try for each budget (default: 400)",
+        ),
+        (
+            "--samples",
+            "N",
+            options.at_least(1),
+            None,
+            "samples that the search uses (default: 1000)",
+        ),
         ("--seed", "SEED", int, None, "seed of all random choices (default: 0)"),
         (
-            *("--threads", "N", int, None),
+            *("--threads", "N", options.at_least(1), None),
             "threads to compute with (default: 1 for training, so that its result does not depend "
             "on the machine; one for each core on the device)",
         ),

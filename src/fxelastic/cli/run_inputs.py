@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_expansion(parser)
     add_data(parser)
     add_training(parser)
-    add_number(parser, "--samples", int, 1000, "samples for the search")
+    add_number(parser, "--samples", options.at_least(1), 1000, "samples for the search")
     parser.add_argument("--measure", action="store_true", help="write nothing, print the figures")
     parser.set_defaults(run=run)
     return parser

@@ -99,7 +99,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--repeat",
         metavar="N",
-        type=int,
+        type=options.at_least(1),
         default=1,
         help="number of passes over --inputs (default: 1)",
     )
@@ -134,13 +134,7 @@ def add_parser(commands: Any) -> None:
         help="the folder that fxelastic prepare wrote (default: BUNDLE.prepared)",
     )
     parser.add_argument("--memory-mb", metavar="MB", type=float, help="maximum memory for weights")
-    parser.add_argument(
-        "--threads",
-        metavar="N",
-        type=int,
-        default=0,
-        help="threads to compute with (default: one for each core)",
-    )
+    options.add_threads(parser)
     parser.add_argument(
         "--max-body-mb",
         metavar="MB",
@@ -342,12 +336,8 @@ def _check(args: argparse.Namespace) -> None:
     problem = ""
     if args.outputs is not None and args.inputs is None:
         problem = "--outputs needs --inputs"
-    elif args.repeat < 1:
-        problem = f"--repeat must be at least 1, got {args.repeat}"
     elif args.stdin and args.json:
         problem = "--json and --stdin both write to stdout"
-    elif args.threads < 0:
-        problem = f"--threads must be at least 0, got {args.threads}"
     elif args.data is not None and args.table is None:
         problem = "--data needs --table"
     elif not 0 < args.max_body_mb < 2**20:

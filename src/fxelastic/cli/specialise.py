@@ -29,7 +29,6 @@ from fxelastic.cli.training_options import (
     rate,
     training_of,
 )
-from fxelastic.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import fx
@@ -80,7 +79,7 @@ def add_parser(commands: Any) -> None:
         "model itself",
     )
     add_data(parser)
-    add_number(parser, "--epochs", int, 10, "epochs of training")
+    add_number(parser, "--epochs", options.at_least(1), 10, "epochs of training")
     parser.add_argument(
         "--lr",
         type=rate,
@@ -104,7 +103,10 @@ def add_parser(commands: Any) -> None:
     add_number(parser, "--soft", float, 0.5, "share of that distance; 1 without targets")
     add_number(parser, "--features", float, 1.0, "weight of the errors of features at the cuts")
     parser.add_argument(
-        "--fixed-batch", type=int, metavar="N", help="write files for batches of N samples only"
+        "--fixed-batch",
+        type=options.at_least(1),
+        metavar="N",
+        help="write files for batches of N samples only",
     )
     parser.add_argument(
         "--no-bundle", action="store_true", help="write no bundle, only the module and ONNX files"
@@ -121,12 +123,6 @@ def run(args: argparse.Namespace) -> int:
         0; raises an error on failure.
     """
     check_int8_options(args)
-    if args.fixed_batch is not None and args.fixed_batch < 1:
-        raise UsageError(
-            f"--fixed-batch must be at least 1, got {args.fixed_batch}",
-            expected="an integer of at least 1",
-            got=str(args.fixed_batch),
-        )
     from fxelastic.spec.only_writer import only_writer
 
     with contextlib.redirect_stdout(sys.stderr), processes(args, "specialise") as first:

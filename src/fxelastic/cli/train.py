@@ -67,8 +67,10 @@ def add_parser(commands: Any) -> None:
     add_expansion(parser)
     add_data(parser)
     multi_stage.add_options(parser)
-    add_number(parser, "--distill-epochs", int, 5, "epochs of distillation; 0 to skip it")
-    add_number(parser, "--tune-epochs", int, 10, "epochs of tuning; 0 to skip it")
+    add_number(
+        parser, "--distill-epochs", options.at_least(0), 5, "epochs of distillation; 0 to skip it"
+    )
+    add_number(parser, "--tune-epochs", options.at_least(0), 10, "epochs of tuning; 0 to skip it")
     for stage, name in (("distill", "distillation"), ("tune", "tuning")):
         parser.add_argument(
             f"--{stage}-lr",
@@ -114,13 +116,6 @@ def run(args: argparse.Namespace) -> int:
     """
     from fxelastic.spec.only_writer import only_writer
 
-    for name in ("distill_epochs", "tune_epochs"):
-        if getattr(args, name) < 0:
-            raise UsageError(
-                f"--{name.replace('_', '-')} must be at least 0",
-                expected="an integer of at least 0",
-                got=str(getattr(args, name)),
-            )
     with contextlib.redirect_stdout(sys.stderr), processes(args, "train") as first:
         quiet = args.quiet or not first
         args = argparse.Namespace(**{**vars(args), "quiet": quiet})

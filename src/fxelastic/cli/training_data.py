@@ -170,12 +170,6 @@ def _parts(batch: Any) -> tuple[Any, Any]:
 def _from_file(
     path: Path, batch_size: int, distributed: bool, model: ModelInputs | None
 ) -> TrainingData:
-    if batch_size < 1:
-        raise UsageError(
-            f"--batch-size must be at least 1, got {batch_size}",
-            expected="an integer of at least 1",
-            got=str(batch_size),
-        )
     columns = read_columns(path, model)
     # An input may be called val_mask: it belongs to the validation only if there is also a mask.
     plain = {k for k in columns if not k.startswith(VALIDATION)}

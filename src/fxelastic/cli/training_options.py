@@ -41,8 +41,8 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 def add_training(parser: argparse.ArgumentParser) -> None:
     """Add the options of all training."""
-    add_number(parser, "--batch-size", int, 64, "samples in a batch, for files")
-    add_number(parser, "--accumulate", int, 1, "batches accumulated in a step")
+    add_number(parser, "--batch-size", options.at_least(1), 64, "samples in a batch, for files")
+    add_number(parser, "--accumulate", options.at_least(1), 1, "batches accumulated in a step")
     add_number(parser, "--seed", int, 0, "seed of all random choices")
     parser.add_argument(
         "--precision",
@@ -57,7 +57,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compile", action="store_true", help="use torch.compile")
     parser.add_argument(
         "--checkpoint-every",
-        type=int,
+        type=options.at_least(1),
         metavar="STEPS",
         help="steps between checkpoints (default: at the end of each epoch)",
     )
@@ -71,11 +71,15 @@ def add_training(parser: argparse.ArgumentParser) -> None:
 
 
 def add_number(
-    parser: argparse.ArgumentParser, name: str, kind: type, default: float, help: str
+    parser: argparse.ArgumentParser,
+    name: str,
+    kind: Callable[[str], Any],
+    default: float,
+    help: str,
 ) -> None:
     """Add an option with a number."""
     metavar = {"--seed": "SEED", "--soft": "SHARE", "--features": "WEIGHT"}.get(
-        name, "N" if kind is int else "RATE"
+        name, "RATE" if kind is float else "N"
     )
     parser.add_argument(
         name, type=kind, metavar=metavar, default=default, help=f"{help} (default: {default:g})"
