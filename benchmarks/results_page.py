@@ -16,7 +16,14 @@ from benchmarks.results_device import (
     search_time,
 )
 from benchmarks.results_row import Row
-from benchmarks.results_subnets import decoders, ensemble, exits, operators, plan
+from benchmarks.results_subnets import (
+    decoders,
+    ensemble,
+    exits,
+    operators,
+    plan,
+    pretrained_baselines,
+)
 from benchmarks.search_measures import seed_by_seed, to_the_same_average
 
 INTRODUCTION = """\
@@ -747,4 +754,8 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], Iterable[Row]]]] = {
     "multi_stage": ("Multi-stage training", multi_stage),
     "energy": ("Energy of a processor", energy),
     "pretrained": ("Pretrained weights (95 % intervals in parentheses)", pretrained),
+    "pretrained_baselines": (
+        "Smaller networks, fine-tuned from pretrained weights (95 % intervals in parentheses)",
+        pretrained_baselines,
+    ),
 }

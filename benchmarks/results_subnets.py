@@ -168,3 +168,19 @@ def plan(result: Any) -> Iterable[Row]:
         "the same as the plan states them: median error, rank correlation",
         f"{100 * result['stated_median']:.2f} points, {result['stated_rank']:.3f}",
     )
+
+
+def pretrained_baselines(result: Any) -> Iterable[Row]:
+    """Smaller networks, fine-tuned towards a pretrained model's results."""
+    for model, found in result["models"].items():
+        for way, row in found["ways"].items():
+            (share, *_), (score, low, high) = row["latency"], row["score"]
+            yield Row(
+                f"{model}, {way}: share of the original's latency; {found['score']}",
+                f"{share:.3f}; {score:.4f} ({low:.4f} to {high:.4f})",
+            )
+        for way, done in found["trained"].items():
+            yield Row(
+                f"{model}, {way}: steps of fine-tuning in {result['minutes']:g} minutes of one core",
+                f"{done['steps']:,}",
+            )

@@ -93,13 +93,14 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     ),
     "energy": ("energy.py --data {data} --out {out}",),
     "pretrained": (f"pretrained.py --images {{images}} --work {WORK}/pretrained --out {{out}}",),
+    "pretrained_baselines": ("pretrained_baselines.py --images {images} --out {out}",),
 }
 _FASHION = "the files of Fashion-MNIST"
 # What the folder of --data holds.
 DATA = dict.fromkeys(("plan", "contexts", "ensemble", "exits", "multi_stage"), _FASHION)
 DATA |= {"energy": "the profiles of CodeCarbon"}
 # These need --images, and the packages of pretrained.py.
-IMAGES = ("operators", "pretrained")
+IMAGES = ("operators", "pretrained", "pretrained_baselines")
 # Run only if they are named: they need a GPU, data, photographs or packages.
 BY_NAME = frozenset(("train_device", "decoders", *DATA, *IMAGES))
 
