@@ -181,6 +181,6 @@ def pretrained_baselines(result: Any) -> Iterable[Row]:
             )
         for way, done in found["trained"].items():
             yield Row(
-                f"{model}, {way}: steps of fine-tuning in {result['minutes']:g} minutes of one core",
+                f"{model}, {way}: steps of training in {result['minutes']:g} minutes of one core",
                 f"{done['steps']:,}",
             )
