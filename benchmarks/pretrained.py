@@ -20,9 +20,10 @@ onnxruntime. Latencies are processor times of one thread, taken in turns with th
 original. 95 % intervals come from resampling photographs or packages, with the same resamples for
 all, so differences are paired.
 
-Errors of branches are those on the original's own features, as shares of their variance. Sentences
-are padded to a fixed number of tokens, which is enough for the sentences of packages; padding, over
-two thirds of all positions, does not count in errors, although training learns from it, too.
+Errors of branches are those on the original's own features, as shares of their variance. The number
+of tokens may vary, so training takes batches of sentences of similar lengths: a step takes a third
+of the time of one that is padded to 64 tokens. Latencies and scores are those of sentences padded
+to 64, which is enough for the sentences of packages; padding does not count in errors.
 
 An interrupted run resumes: each step keeps its result in ``--work``, and ``--from STEP`` runs that
 step and all later ones again.

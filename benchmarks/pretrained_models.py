@@ -65,6 +65,13 @@ class PretrainedModel:
         return tensor.contiguous(memory_format=self.memory_format) if tensor.dim() == 4 else tensor
 
     @property
+    def sizes(self) -> dict[str, dict[int, str]] | None:
+        """Which sizes vary, for `fxelastic.expand`; None for the batch alone."""
+        if "attention_mask" not in self.inputs:
+            return None
+        return {name: {0: "batch", 1: "tokens"} for name in self.inputs}
+
+    @property
     def memory_format(self) -> torch.memory_format:
         """Channels last for convolutions: a step takes three quarters of the time."""
         return torch.channels_last if self.name == "efficientnet" else torch.contiguous_format

@@ -74,6 +74,7 @@ class Run:
             self.model.module,
             GAMMA,
             example_inputs=example,
+            dynamic_shapes=self.model.sizes,
             calibration=calibration,
             threads=1,
         )

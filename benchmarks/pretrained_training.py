@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 import fxelastic
 from benchmarks.pretrained_data import Samples
@@ -21,9 +22,10 @@ from fxelastic.train import Attentive, Callback, History, StepReport
 from fxelastic.train.held_out import N_BATCHES
 from fxelastic.train.optimisation import RATES, n_steps_tried
 
-#: Times of steps differ for different subnets, but not for steps of all branches.
-PROBED_STEPS = {"distil": 4, "tune": 40}
+#: Times of steps differ with the lengths of sentences, and for different subnets.
+PROBED_STEPS = {"distil": 24, "tune": 40}
 HELD_OUT = 128
+N_SORTED = 16  # batches
 #: The largest error of a branch alone after tuning, as a share of that before training.
 MOST_ERROR = 0.98
 #: Errors are measured before training, after each epoch, and after some steps with each rate; in
@@ -48,8 +50,42 @@ class TrainingSamples(Dataset[tuple[Tensor, ...]]):
         return tuple(tensor[0] for tensor in inputs)
 
     def batch(self, samples: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """Samples as one batch, for a DataLoader."""
-        return tuple(map(self._model.laid_out, map(torch.stack, zip(*samples, strict=True))))
+        """Samples as one batch, for a DataLoader, without tokens that are padding in all."""
+        stacked = tuple(map(torch.stack, zip(*samples, strict=True)))
+        tokens = self._model.tokens(stacked)
+        if tokens is not None:
+            longest = int(tokens.sum(1).max())
+            stacked = tuple(tensor[:, :longest].contiguous() for tensor in stacked)
+        return tuple(map(self._model.laid_out, stacked))
+
+    def lengths(self) -> np.ndarray[Any, Any] | None:
+        """The tokens of each sample; None for samples of one size."""
+        mask = self._samples.arrays.get("attention_mask")
+        return None if mask is None else np.asarray(mask).sum(1)
+
+
+class ByLength(Sampler[list[int]]):
+    """Random batches of samples of similar lengths: little of them is padding.
+
+    Samples are sorted among as many as ``N_SORTED`` batches hold.
+    """
+
+    def __init__(self, lengths: np.ndarray[Any, Any], batch_size: int) -> None:
+        self._lengths, self._batch_size = lengths, batch_size
+
+    def __len__(self) -> int:
+        return len(self._lengths) // self._batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = torch.randperm(len(self._lengths)).numpy()
+        batches: list[list[int]] = []
+        for start in range(0, len(order), N_SORTED * self._batch_size):
+            part = order[start : start + N_SORTED * self._batch_size]
+            part = part[np.argsort(self._lengths[part], kind="stable")]
+            whole = len(part) // self._batch_size * self._batch_size
+            batches += part[:whole].reshape(-1, self._batch_size).tolist()
+        for i in torch.randperm(len(batches)).tolist():
+            yield batches[i]
 
 
 class StepClock(Callback):
@@ -87,9 +123,14 @@ def train(
         Numbers of steps, times and errors, as plain data.
     """
     dataset = TrainingSamples(model, samples["train"])
-    loader = DataLoader(
-        dataset, model.batch_size, shuffle=True, drop_last=True, collate_fn=dataset.batch
-    )
+    lengths = dataset.lengths()
+    if lengths is None:
+        loader = DataLoader(
+            dataset, model.batch_size, shuffle=True, drop_last=True, collate_fn=dataset.batch
+        )
+    else:
+        sampler = ByLength(lengths, model.batch_size)
+        loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=dataset.batch)
     common: dict[str, Any] = {"seed": 0, "threads": 1}
 
     def distil(**options: Any) -> History:
