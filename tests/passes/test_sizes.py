@@ -111,3 +111,29 @@ def test_a_size_that_never_varies_is_no_quotient_of_others() -> None:
         assert -1 not in node.args[1], node.format_node()
     other = torch.randn(3, 3, 33, 26)
     assert_same_output(partition(other), model(other))
+
+
+class Pooled(nn.Module):
+    """Pixels are pooled by 64, so a picture may have few rows or few columns, but not both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 1)
+        self.last = nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pictures (n, 3, h, w) to pictures, for h*w of at least 64."""
+        x = self.first(x)
+        pooled = nn.functional.avg_pool1d(x.flatten(2), 64)
+        return self.last(x + pooled.mean(2)[:, :, None, None])
+
+
+def test_the_least_sizes_are_those_that_the_model_takes_together(tmp_path: Path) -> None:
+    """Symptom: the export fails at the smallest sizes, with the model's own error."""
+    model, x = Pooled().eval(), torch.randn(2, 3, 16, 16)
+    sizes = {"x": {0: "batch", 2: "H", 3: "W"}}
+    supernet = fxelastic.expand(model, 0.6, example_inputs=x, dynamic_shapes=sizes)
+    least = {s.symbol.name: s.symbol.min for s in supernet.partition.symbols}
+    assert 64 <= least["H"] * least["W"] < 120
+    assert max(least["H"], least["W"]) < 16
+    fxelastic.export(supernet, tmp_path / "bundle", n_subnets=1)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -25,6 +25,12 @@ _STEPS = (1, 2, 3, 4, 6, 7, 8, 12, 14, 16, 24, 28, 32, 48, 56, 64, 96, 112, 128,
 # The largest size that is tried, in multiples of the example's.
 _LARGE = 4
 
+# The steps from the least sizes to the example's, where the model does not take all least sizes.
+_PARTS = 64
+
+#: Returns the model's error at sizes by symbol; None if it takes them.
+Run: TypeAlias = Callable[[DynamicShapes, Mapping[str, int]], BaseException | None]
+
 
 def with_steps(
     model: nn.Module, tree: trees.Tree, leaves: Sequence[Any], shapes: DynamicShapes
@@ -32,7 +38,8 @@ def with_steps(
     """Run the model at other sizes, and set the step and the range of each symbol accordingly.
 
     A model may take only multiples of 32 pixels, for example. Its capture then has
-    expressions of ``H/32``, which are exact.
+    expressions of ``H/32``, which are exact. It may also take few rows and few columns, but not
+    both: all sizes of the ranges go together.
 
     Args:
         model: The clone for the capture.
@@ -48,11 +55,11 @@ def with_steps(
         CaptureError: The model takes hardly any other size for a symbol that the user names, or
             not all of the range that the user gives.
     """
-    warnings = []
+    run, warnings = partial(_error, model, tree, leaves), []
     for name, symbol in list(shapes.symbols.items()):
         if name == shapes.batch:
             continue
-        found, why = _varying(symbol, partial(_error, model, tree, leaves, shapes, name))
+        found, why = _varying(symbol, partial(_error_of_one, run, shapes, name))
         if found is not None:
             shapes = replace_symbol(shapes, found)
             continue
@@ -62,7 +69,28 @@ def with_steps(
             raise refusal from why
         warnings.append(f"{name} is fixed to the example's {symbol.example}: {reason}")
         shapes = shapes.without(name)
-    return shapes, warnings
+    return _smallest_together(run, shapes), warnings
+
+
+def _smallest_together(run: Run, shapes: DynamicShapes) -> DynamicShapes:
+    """Raise the least sizes towards the example's until the model takes all of them at once."""
+    varying = [symbol for name, symbol in shapes.symbols.items() if name != shapes.batch]
+
+    def least(part: int) -> dict[str, int]:
+        return {s.name: s.aligned(s.min + (s.example - s.min) * part // _PARTS) for s in varying}
+
+    if len(varying) < 2 or run(shapes, least(0)) is None:
+        return shapes
+    good, bad = _PARTS, 0
+    while good - bad > 1:
+        middle = (good + bad) // 2
+        if run(shapes, least(middle)) is None:
+            good = middle
+        else:
+            bad = middle
+    for name, size in least(good).items():
+        shapes = replace_symbol(shapes, replace(shapes.symbols[name], min=size))
+    return shapes
 
 
 def _varying(
@@ -162,23 +190,29 @@ def _step(
     return 0, first
 
 
+def _error_of_one(
+    run: Run, shapes: DynamicShapes, name: str, sizes: Sequence[int]
+) -> BaseException | None:
+    """The error of the model at the first of a symbol's sizes that it does not take."""
+    errors = (run(shapes, {name: size}) for size in sizes)
+    return next((why for why in errors if why is not None), None)
+
+
 def _error(
     model: nn.Module,
     tree: trees.Tree,
     leaves: Sequence[Any],
     shapes: DynamicShapes,
-    name: str,
-    sizes: Sequence[int],
+    sizes: Mapping[str, int],
 ) -> BaseException | None:
-    """The error of the model at the first of some sizes that it does not take."""
-    for size in sizes:
-        args, kwargs = trees.unflatten(tree, _copies(resized(leaves, shapes, {name: size})))
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                model(*args, **kwargs)
-        except Exception as e:  # noqa: BLE001  # the user's own code
-            logger.debug("the model does not run at %s = %d: %s", name, size, e)
-            return e
+    """The error of the model at some sizes, None if it takes them."""
+    args, kwargs = trees.unflatten(tree, _copies(resized(leaves, shapes, sizes)))
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            model(*args, **kwargs)
+    except Exception as e:  # noqa: BLE001  # the user's own code
+        logger.debug("the model does not run at %s: %s", sizes, e)
+        return e
     return None
 
 
