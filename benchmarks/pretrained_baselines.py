@@ -22,7 +22,7 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from benchmarks.bootstrap import Bootstrap
 from benchmarks.machine import facts
 from benchmarks.pretrained_data import Samples, load_samples
 from benchmarks.pretrained_models import REQUIRED, PretrainedModel, check_installed, load_model
+from benchmarks.pretrained_training import loader_of
 from fxelastic.files import replace_file
 
 N_LAYERS = 3
@@ -82,10 +83,13 @@ def fine_tuned(
     The statistics of batch norms are estimated first and stay: those of a step's few samples would
     vary too much. There is no dropout.
     """
-    _estimate_statistics(smaller, model, samples)
+    for module in (smaller, model.module):
+        module.to(memory_format=model.memory_format)
+    loader = loader_of(model, samples)
+    _estimate_statistics(smaller, loader)
     optimiser = torch.optim.AdamW(smaller.parameters(), PEAK_LR[model.name], weight_decay=0.01)
     begin_s, last_loss, n_steps = time.process_time(), 0.0, 0
-    for inputs in _batches(model, samples):
+    for inputs in _endless(loader):
         done = (time.process_time() - begin_s) / (60 * minutes)
         if done >= 1:
             break
@@ -103,24 +107,21 @@ def fine_tuned(
     return {"steps": n_steps, "loss": last_loss}
 
 
-def _estimate_statistics(smaller: nn.Module, model: PretrainedModel, samples: Samples) -> None:
+def _estimate_statistics(smaller: nn.Module, loader: Iterable[tuple[Tensor, ...]]) -> None:
     norms = [part for part in smaller.modules() if isinstance(part, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the mean over all batches
         norm.train()
     with torch.no_grad():
-        for inputs in itertools.islice(_batches(model, samples), N_ESTIMATED if norms else 0):
+        for inputs in itertools.islice(loader, N_ESTIMATED if norms else 0):
             smaller(*inputs)
     smaller.eval()
 
 
-def _batches(model: PretrainedModel, samples: Samples) -> Iterator[tuple[Tensor, ...]]:
-    order = torch.Generator().manual_seed(0)
+def _endless(loader: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
     while True:
-        for index in torch.randperm(len(samples), generator=order).split(model.batch_size):
-            if len(index) == model.batch_size:
-                yield model.tensors(samples, index.numpy())
+        yield from loader
 
 
 def _distance(found: Tensor, wanted: Tensor, name: str) -> Tensor:

@@ -101,6 +101,18 @@ class StepClock(Callback):
         self._last_s = now_s
 
 
+def loader_of(model: PretrainedModel, samples: Samples) -> DataLoader[tuple[Tensor, ...]]:
+    """Batches of samples in random order; of similar lengths, if the lengths differ."""
+    dataset = TrainingSamples(model, samples)
+    lengths = dataset.lengths()
+    if lengths is None:
+        return DataLoader(
+            dataset, model.batch_size, shuffle=True, drop_last=True, collate_fn=dataset.batch
+        )
+    sampler = ByLength(lengths, model.batch_size)
+    return DataLoader(dataset, batch_sampler=sampler, collate_fn=dataset.batch)
+
+
 def train(
     supernet: Supernet,
     model: PretrainedModel,
@@ -122,15 +134,7 @@ def train(
     Returns:
         Numbers of steps, times and errors, as plain data.
     """
-    dataset = TrainingSamples(model, samples["train"])
-    lengths = dataset.lengths()
-    if lengths is None:
-        loader = DataLoader(
-            dataset, model.batch_size, shuffle=True, drop_last=True, collate_fn=dataset.batch
-        )
-    else:
-        sampler = ByLength(lengths, model.batch_size)
-        loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=dataset.batch)
+    loader = loader_of(model, samples["train"])
     common: dict[str, Any] = {"seed": 0, "threads": 1}
 
     def distil(**options: Any) -> History:
