@@ -197,7 +197,7 @@ def write_folders(root: Path) -> tuple[Path, Path]:
         bundle = move_weights_out(plain)
         files = PreparedFiles(bundle, root / name / "prepared")
         files.make(Item.subnet(bundle.space.original))
-        for item in (Item.branch("original@0"), *items_of(cascade(bundle), "assembled")):
+        for item in (Item.branch("original@0"), *items_of(bundle, cascade(bundle), "assembled")):
             files.make(item)
     return root / "good", root / "bad"
 

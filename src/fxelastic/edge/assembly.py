@@ -87,8 +87,8 @@ def join_part(bundle: Bundle, branches: Sequence[str], outputs: Sequence[str]) -
     model = _chained(bundle, branches, {name: name for name in (*read, *computed)})
     for name in read:
         if name not in computed:
-            model.graph.input.append(_declare(name, bundle.values[name]))
-    model.graph.output.extend(_declare(name, bundle.values[name]) for name in outputs)
+            model.graph.input.append(declared(name, bundle.values[name]))
+    model.graph.output.extend(declared(name, bundle.values[name]) for name in outputs)
     return _finished(bundle, model)
 
 
@@ -216,26 +216,30 @@ def _add_interface(
 ) -> None:
     """Declare inputs and outputs, and add a node for each result that no branch outputs."""
     for value in bundle.inputs_of(arch):
-        graph.input.append(_declare(value.name, value))
+        graph.input.append(declared(value.name, value))
     for result, value in zip(bundle.manifest.results, bundle.outputs_of(arch), strict=True):
         source = names[value.name]
         if value.constant is not None:
             source = f"constant/{result.name}"
             array = bundle.constants[value.name]
             graph.initializer.append(
-                helper.make_tensor(source, _type(value), array.shape, array.tobytes(), raw=True)
+                helper.make_tensor(
+                    source, tensor_type(value), array.shape, array.tobytes(), raw=True
+                )
             )
         if source != result.name:
             name = f"result/{result.name}"
             graph.node.append(helper.make_node("Identity", [source], [result.name], name=name))
-        graph.output.append(_declare(result.name, value))
+        graph.output.append(declared(result.name, value))
 
 
-def _declare(name: str, value: ValueInfo) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, _type(value), list(value.dims))
+def declared(name: str, value: ValueInfo) -> onnx.ValueInfoProto:
+    """The declaration of a value of a bundle as an input or a result of a model."""
+    return helper.make_tensor_value_info(name, tensor_type(value), list(value.dims))
 
 
-def _type(value: ValueInfo) -> int:
+def tensor_type(value: ValueInfo) -> int:
+    """ONNX's number of a value's dtype."""
     if value.dtype == "bfloat16":
         return int(onnx.TensorProto.BFLOAT16)
     return int(helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype)))

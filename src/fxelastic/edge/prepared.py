@@ -20,6 +20,7 @@ import psutil
 
 from fxelastic.edge.assembly import join
 from fxelastic.edge.bundle import Bundle
+from fxelastic.edge.cascades.joined import CascadeForm, separate_names
 from fxelastic.edge.cascades.segments import CascadeSegment
 from fxelastic.edge.digests import copy_hashed, digest
 from fxelastic.edge.fingerprint import fingerprint, processor_features
@@ -45,11 +46,11 @@ _ENTRY_BYTES = 2**16
 
 
 class Item(NamedTuple):
-    """A subnet, a branch, or a segment of a cascade, to prepare.
+    """A subnet, a branch, a cascade or a segment of one, to prepare.
 
     Attributes:
-        kind: ``subnet``, ``branch`` or ``segment``.
-        name: The text of the arch or the segment, or the id of the branch.
+        kind: ``subnet``, ``branch``, ``cascade`` or ``segment``.
+        name: The text of the arch, the cascade's form or the segment, or the id of the branch.
     """
 
     kind: str
@@ -70,9 +71,16 @@ class Item(NamedTuple):
         """A segment of a cascade as one model."""
         return cls("segment", str(segment))
 
+    @classmethod
+    def cascade(cls, form: CascadeForm) -> Item:
+        """A cascade as one model, whatever its thresholds."""
+        return cls("cascade", str(form))
+
     @property
     def branches(self) -> tuple[str, ...]:
         """The ids of the branches in it."""
+        if self.kind == "cascade":
+            return CascadeForm.parse(self.name).branches
         if self.kind == "segment":
             return CascadeSegment.parse(self.name).branches
         return (self.name,) if self.kind == "branch" else Arch.parse(self.name).branches
@@ -258,6 +266,12 @@ class PreparedFiles:
             elif item.kind == "segment":
                 segment = CascadeSegment.parse(item.name)
                 self._write_joined(segment.model(self.bundle), path)
+            elif item.kind == "cascade":
+                form = CascadeForm.parse(item.name)
+                self._write_joined(form.join(self.bundle), path)
+                made_model = onnx.load(path, load_external_data=False)
+                separate_names(made_model.graph)
+                path.write_bytes(made_model.SerializeToString())
             else:
                 self._write_joined(join(self.bundle, Arch.parse(item.name)), path)
         except (BundleError, OSError):

@@ -19,7 +19,7 @@ from fxelastic.edge.candidates import (
     sizes_of_pool,
     table_at,
 )
-from fxelastic.edge.cascades.segments import segments_of
+from fxelastic.edge.cascades.joined import CascadeForm
 from fxelastic.edge.pool import SubnetPool
 from fxelastic.edge.prepared import Item, PreparedFiles
 from fxelastic.spec.cascade import Cascade, Servable
@@ -101,7 +101,7 @@ def prepare(
     bounds = absolute_limits(limits, bundle, table, candidates, mode)
     best = ParetoTable(c for c in candidates if bounds is None or bounds.keeps(c.costs))
     files = PreparedFiles.of(bundle, prepared)
-    items = needed(best, mode)
+    items = needed(bundle, best, mode)
     n_made = 0
     for done, item in enumerate(items):
         if progress is not None:
@@ -122,16 +122,19 @@ def prepare(
     )
 
 
-def needed(table: ParetoTable[Candidate], mode: str) -> tuple[Item, ...]:
+def needed(bundle: Bundle, table: ParetoTable[Candidate], mode: str) -> tuple[Item, ...]:
     """The items that a mode needs to serve a Pareto table, those of the quickest subnet first."""
-    found = (item for candidate in table for item in items_of(candidate.arch, mode))
+    found = (item for candidate in table for item in items_of(bundle, candidate.arch, mode))
     return tuple(dict.fromkeys(found))
 
 
-def items_of(served: Servable, mode: str) -> tuple[Item, ...]:
+def items_of(bundle: Bundle, served: Servable, mode: str) -> tuple[Item, ...]:
     """The items that a mode needs to run a subnet or a cascade."""
     if mode != "assembled":
         return tuple(map(Item.branch, served))
-    if isinstance(served, Cascade):
-        return tuple(map(Item.segment, segments_of(served)))
-    return (Item.subnet(served),)
+    if not isinstance(served, Cascade):
+        return (Item.subnet(served),)
+    form = CascadeForm.of(served)
+    if form.is_joinable(bundle):
+        return (Item.cascade(form),)
+    return tuple(map(Item.segment, form.segments))

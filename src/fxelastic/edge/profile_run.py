@@ -353,11 +353,14 @@ class ProfileRun:
         A decision is timed in a loop, and so is the original: what both take otherwise is assumed
         to differ by the same factor, so that the decision's share of the original is right.
         """
-        decision = decision_ms(self.bundle, maker, self._watch)
-        if decision:
+        decisions = {mode: decision_ms(self.bundle, maker, self._watch, mode) for mode in latencies}
+        if any(decisions.values()):
             in_loop_ms = timer.original_in_loop(self._plan.example, maker)
-            decision *= max(1.0, original_cost(latencies["assembled"]) / in_loop_ms)
-        return {mode: replace(found, per_decision=decision) for mode, found in latencies.items()}
+            slower = max(1.0, original_cost(latencies["assembled"]) / in_loop_ms)
+            decisions = {mode: slower * ms for mode, ms in decisions.items()}
+        return {
+            mode: replace(found, per_decision=decisions[mode]) for mode, found in latencies.items()
+        }
 
     def _energies(self, rows: Rows, latencies: Mapping[str, BranchCosts]) -> dict[str, BranchCosts]:
         """The energy of the branches in each mode: by a counter if there is one, else by a model.

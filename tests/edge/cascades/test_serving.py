@@ -304,7 +304,9 @@ def test_segments_are_prepared_ahead(
     pool = pool_of(bundle, [entry_of(between)], smallest(bundle))
     made = edge.prepare(bundle, pool, table, mode=mode, prepared=tmp_path)
     files = PreparedFiles.of(bundle, tmp_path)
-    wanted = [item for arch in (bundle.space.original, between) for item in items_of(arch, mode)]
+    wanted = [
+        item for arch in (bundle.space.original, between) for item in items_of(bundle, arch, mode)
+    ]
     assert all(files.find(item) is not None for item in wanted)
     assert made.n_made >= len(set(wanted))
 

@@ -2,49 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 from onnx import TensorProto, helper
 
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.cascades.confidence import max_softmax
+from fxelastic.edge.cascades.joined import THRESHOLDS, CascadeForm, decision_alone
 from fxelastic.edge.searching.choice import default_result
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.edge.stopwatch import Stopwatch
 from fxelastic.edge.verified_model import VerifiedModel
-from fxelastic.spec import EXIT
+from fxelastic.spec import EXIT, Arch
+from fxelastic.spec.cascade import Cascade
 
 _OPSET, _IR_VERSION = 17, 8
 # Decisions in a sample, and samples, of which the first ones warm up.
 _REPEATS, _SAMPLES, _WARM = 16, 24, 4
 
 
-def decision_ms(bundle: Bundle, maker: SessionMaker, watch: Stopwatch) -> float:
+def decision_ms(bundle: Bundle, maker: SessionMaker, watch: Stopwatch, mode: str) -> float:
     """What a decision of a cascade takes besides its branches, for one sample.
 
-    A session that computes nothing runs, and the confidence of its result is computed: the lower
-    quartile of the times. A small model may take no longer as a whole, so cascades with many exits
-    would be slower than the model itself.
+    A small model may take no longer as a whole, so cascades with many exits would be slower than
+    the model itself. In assembled mode the cascade's model decides: a cascade of segments that
+    compute nothing runs, and a session that does not even decide. In paged mode such a session
+    ends, and the confidence of its result is computed in Python. The lower quartiles of the times
+    count.
 
     Args:
         bundle: The bundle.
-        maker: Makes the session.
-        watch: Times it.
+        maker: Makes the sessions.
+        watch: Times them.
+        mode: ``assembled`` or ``paged``.
 
     Returns:
         The time in ms; 0 if the bundle has no exits or its result has no class scores.
     """
-    if not any(spec.kind == EXIT for spec in bundle.space.branches):
-        return 0.0
+    exits = [spec.id for spec in bundle.space.branches if spec.kind == EXIT]
     info = bundle.outputs[default_result(bundle)]
-    if len(info.dims) != 2 or not isinstance(info.dims[1], int) or info.dims[1] < 2:
+    if not exits or len(info.dims) != 2 or not isinstance(info.dims[1], int) or info.dims[1] < 2:
         return 0.0
-    session = maker.open_branch(VerifiedModel("a decision", _identity(info.dims[1])))
     logits = np.zeros((1, info.dims[1]), np.float32)
+    nothing = maker.open_branch(VerifiedModel("nothing", _identity(info.dims[1])))
+    if mode != "assembled" or not _are_joinable(bundle, exits):
+        return _timed(watch, lambda: max_softmax(nothing.run(["y"], {"x": logits})[0]))
+    model = decision_alone(info.dims[1]).SerializeToString()
+    deciding = maker.open_branch(VerifiedModel("a decision", model))
+    never = np.full(1, 2.0)
+    with_it = _timed(watch, lambda: deciding.run(None, {"x": logits, THRESHOLDS: never}))
+    without = _timed(watch, lambda: nothing.run(None, {"x": logits}))
+    return max(0.0, with_it - without)
+
+
+def _are_joinable(bundle: Bundle, exits: Sequence[str]) -> bool:
+    """Whether cascades with each of some exits are one model."""
+    original = bundle.space.original
+    starts = (bundle.segment(branch).spec.start for branch in exits)
+    return all(
+        CascadeForm.of(
+            Cascade((Arch((*original.branches[:start], branch)), original), (0.0,))
+        ).is_joinable(bundle)
+        for start, branch in zip(starts, exits, strict=True)
+    )
+
+
+def _timed(watch: Stopwatch, decide: Callable[[], object]) -> float:
     times = []
     for _ in range(_SAMPLES):
         begin = watch.begin()
         for _ in range(_REPEATS):
-            max_softmax(session.run(["y"], {"x": logits})[0])
+            decide()
         times.append(watch.ms_since(begin) / _REPEATS)
     return float(np.quantile(times[_WARM:], 0.25))
 

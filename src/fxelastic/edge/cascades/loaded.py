@@ -1,4 +1,4 @@
-"""A cascade in memory, as a session for each segment or for each branch."""
+"""A cascade in memory, as one session, or as one for each segment or for each branch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fxelastic.edge.bundle import Bundle
+from fxelastic.edge.cascades.joined import THRESHOLDS
 from fxelastic.edge.cascades.running import CascadeResults, CascadeRun
 from fxelastic.edge.cascades.segments import segments_of
 from fxelastic.edge.executor import Array, State
@@ -30,6 +31,33 @@ class SessionCall:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     dropped: tuple[str, ...] = ()
+
+
+class JoinedCascade:
+    """A cascade whose model decides by itself. Several threads may run it at once."""
+
+    def __init__(self, session: Any, cascade: Cascade, on_close: Callable[[], None]) -> None:
+        """Keep the thresholds.
+
+        Args:
+            session: Runs the model of the cascade's `CascadeForm`.
+            cascade: The cascade.
+            on_close: Called once by `close`.
+        """
+        self._session = session
+        self._thresholds = np.array(cascade.thresholds)
+        self._on_close = on_close
+
+    def run(self, inputs: Mapping[str, Array]) -> CascadeResults:
+        """Run a batch; see `LoadedCascade.run`."""
+        feeds = {**inputs, THRESHOLDS: self._thresholds}
+        *outputs, left_at = self._session.run(None, feeds)
+        return CascadeResults(outputs, left_at)
+
+    def close(self) -> None:
+        """Free the session, unless another cascade in memory runs it."""
+        self._session = None
+        self._on_close()
 
 
 class LoadedCascade:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from fxelastic.edge.background_preparation import BackgroundPreparation
 from fxelastic.edge.bundle import Bundle
-from fxelastic.edge.cascades.loaded import LoadedCascade, SessionCall
+from fxelastic.edge.cascades.loaded import JoinedCascade, LoadedCascade, SessionCall
 from fxelastic.edge.cascades.segments import segments_of
 from fxelastic.edge.executor import Array
 from fxelastic.edge.prepared import Item
@@ -169,9 +169,10 @@ class AssembledSubnet:
 
 @dataclass
 class AssembledLoader:
-    """Loads each subnet, and each segment of a cascade, as one session from a prepared file.
+    """Loads each subnet, and each cascade, as one session from a prepared file.
 
-    Cascades with equal segments share their sessions.
+    Where one model can't compute a cascade (see `CascadeForm.is_joinable`), each segment has a
+    session. Cascades that differ in their thresholds alone share their sessions.
 
     Attributes:
         bundle: The bundle.
@@ -189,7 +190,7 @@ class AssembledLoader:
 
     def load(self, arch: Servable, *, urgent: bool = False) -> LoadedSubnet:
         """Load a subnet; see `Loader`."""
-        items = items_of(arch, "assembled")
+        items = items_of(self.bundle, arch, "assembled")
         sessions = self._pages.take(
             items, lambda item: self.open_prepared(self.preparation.model(item, urgent=urgent))
         )
@@ -197,6 +198,8 @@ class AssembledLoader:
         if not isinstance(arch, Cascade):
             (session,) = sessions
             return AssembledSubnet(session, on_close)
+        if items[0].kind == "cascade":
+            return JoinedCascade(sessions[0], arch, on_close)
         calls = []
         for segment, session in zip(segments_of(arch), sessions, strict=True):
             inputs = tuple(given.name for given in session.get_inputs())
@@ -205,7 +208,7 @@ class AssembledLoader:
 
     def added_bytes(self, arch: Servable) -> int:
         """The weights of the sessions that are not open, in bytes."""
-        return self._pages.added_bytes(items_of(arch, "assembled"))
+        return self._pages.added_bytes(items_of(self.bundle, arch, "assembled"))
 
     @property
     def resident_bytes(self) -> int:
@@ -274,7 +277,7 @@ class PagedLoader:
 
     def load(self, arch: Servable, *, urgent: bool = False) -> LoadedSubnet:
         """Page in the branches that are not in memory; see `Loader`."""
-        items = items_of(arch, "paged")
+        items = items_of(self.bundle, arch, "paged")
         opened = dict(zip(arch, self._pages.take(items, self._open), strict=True))
         on_close = partial(self._pages.release, items)
         live = {value.name for value in self.bundle.inputs} | set(self.bundle.constants)
@@ -303,7 +306,7 @@ class PagedLoader:
 
     def added_bytes(self, arch: Servable) -> int:
         """The weights of the branches that are not in memory, in bytes."""
-        return self._pages.added_bytes(items_of(arch, "paged"))
+        return self._pages.added_bytes(items_of(self.bundle, arch, "paged"))
 
     @property
     def resident_bytes(self) -> int:

@@ -173,7 +173,7 @@ def loader_of(
     if preparation.keeps_files:
         # Temporary files may be held in memory, which this mode is to save.
         files = preparation.files
-        wanted = needed(ParetoTable(candidates), mode)
+        wanted = needed(bundle, ParetoTable(candidates), mode)
         preparation.want(item for item in wanted if files.find(item) is None)
     return PagedLoader(bundle, preparation, sessions.open_prepared, sessions.open_branch)
 
