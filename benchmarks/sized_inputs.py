@@ -66,14 +66,14 @@ def _is(bound: inspect.BoundArguments, name: str, kind: Any) -> bool:
 
 
 def smaller(case: Case) -> Case:
-    """The same with smaller images, if the model takes them as its only input."""
-    images = [value for value in case.args if isinstance(value, Tensor) and value.dim() == 4]
+    """The same with smaller images or clips, if the model takes them as its only input."""
+    images = [value for value in case.args if isinstance(value, Tensor) and value.dim() in (4, 5)]
     if case.kwargs or len(images) != len(case.args):
         return case
     for side in (64, 96, 128):
-        if side >= images[0].shape[2]:
+        if side >= images[0].shape[-1]:
             break
-        args = tuple(image[:, :, :side, :side].contiguous() for image in images)
+        args = tuple(image[..., :side, :side].contiguous() for image in images)
         if not error(case, dict(zip(named_inputs(case), args, strict=True))):
             return Case(case.model, args, {})
     return case
