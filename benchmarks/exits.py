@@ -13,7 +13,7 @@ measured on the test split, which nothing was chosen on, with onnxruntime and on
 - violations of the bound over 200 seeded splits, with the risk on the whole pool of validation and
   test samples (bar: at most 19 at delta 0.05);
 - 1,000 samples alone and in batches of 7 and 64: where they leave, and their results, against the
-  differences that the original has between batch sizes;
+  differences that the cascade's subnets have by themselves between batch sizes;
 - throughput at batch size 32 against the original's.
 """
 
@@ -170,22 +170,29 @@ def splits(whole: Leaving) -> dict[str, Any]:
 def neighbours(bundle: edge.Bundle, cascade: Cascade, x: np.ndarray, mode: str) -> dict[str, Any]:
     """Samples alone against the same samples in batches."""
     served = Served(bundle, mode)
-    runs = {"whole": served(bundle.space.original), "cascade": served(cascade)}
-    heads = [served(arch) for arch in cascade.archs[:-1]]
+    whole = served(cascade)
+    subnets = [served(arch) for arch in cascade.archs]
+    heads = subnets[:-1]
     x = x[:N_COMPARED]
 
-    def results(name: str, size: int) -> tuple[np.ndarray, np.ndarray | None]:
-        found = [runs[name](x[i : i + size]) for i in range(0, len(x), size)]
-        outputs = np.concatenate([part[0] for part in found])
-        left = [part.left_at for part in found] if name == "cascade" else None
-        return outputs, None if left is None else np.concatenate(left)
+    def parts(run: Callable[[np.ndarray], Any], size: int) -> list[Any]:
+        return [run(x[i : i + size]) for i in range(0, len(x), size)]
+
+    def outputs(found: list[Any]) -> np.ndarray:
+        return np.concatenate([part[0] for part in found])
+
+    def left_at(found: list[Any]) -> np.ndarray:
+        return np.concatenate([part.left_at for part in found])
 
     from fxelastic.edge.cascades.confidence import confidence
 
     sure = confidence(cascade.confidence)
-    alone, left_alone = results("cascade", 1)
+    alone = parts(whole, 1)
+    # That of onnxruntime between batch sizes, for each subnet of the cascade by itself.
     tolerance = max(
-        float(np.abs(results("whole", size)[0] - results("whole", 1)[0]).max()) for size in SIZES
+        float(np.abs(outputs(parts(run, size)) - outputs(parts(run, 1))).max())
+        for run in subnets
+        for size in SIZES
     )
     # How far a confidence moves with the batch size, at any of the exits.
     close = np.zeros(len(x), bool)
@@ -199,10 +206,11 @@ def neighbours(bundle: edge.Bundle, cascade: Cascade, x: np.ndarray, mode: str) 
     found: dict[str, Any] = {"tolerance": tolerance, "confidence_moves": moved}
     found["near_a_threshold"] = int(close.sum())
     for size in SIZES:
-        outputs, left = results("cascade", size)
-        same = left == left_alone
+        together = parts(whole, size)
+        same = left_at(together) == left_at(alone)
         found[f"other_exit_at_{size}"] = int((~same & ~close).sum())
-        found[f"difference_at_{size}"] = float(np.abs(outputs - alone)[same].max())
+        difference = np.abs(outputs(together) - outputs(alone))
+        found[f"difference_at_{size}"] = float(difference[same].max())
     return found
 
 
