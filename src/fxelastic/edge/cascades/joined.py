@@ -140,6 +140,7 @@ class _Graph:
         self.prefix = prefix
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
+        self.sparse: list[onnx.SparseTensorProto] = []
 
     def node(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
         """Add a node with one result, and return the result's name."""
@@ -207,6 +208,7 @@ class _Builder:
                 helper.make_tensor_value_info(LEFT_AT, TensorProto.INT64, [batch]),
             ],
             graph.weights,
+            sparse_initializer=graph.sparse,
         )
         return helper.make_model(
             made,
@@ -233,6 +235,7 @@ class _Builder:
         rename_graph(part, {**read, **computed}, prefix)
         graph.nodes += part.node
         graph.weights += part.initializer
+        graph.sparse += part.sparse_initializer
         state = {**state, **computed}
         results = [state[value.name] for value in self.results]
         if i == len(self.parts) - 1:
@@ -287,7 +290,9 @@ class _Builder:
             helper.make_tensor_value_info(name, kind, None)
             for name, kind in zip(results, types, strict=True)
         ]
-        return helper.make_graph(graph.nodes, graph.prefix, [], outputs, graph.weights)
+        return helper.make_graph(
+            graph.nodes, graph.prefix, [], outputs, graph.weights, sparse_initializer=graph.sparse
+        )
 
 
 def decision_alone(n_classes: int) -> onnx.ModelProto:
