@@ -34,7 +34,8 @@ import onnxruntime
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fxelastic import edge
-from fxelastic.edge.assembly import assemble, join
+from fxelastic.edge.assembling import assemble
+from fxelastic.edge.assembly import join
 from fxelastic.edge.fingerprint import fingerprint
 from fxelastic.edge.int8_branches import unused
 from fxelastic.edge.stopwatch import Stopwatch, low_quartile

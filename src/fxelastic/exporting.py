@@ -27,7 +27,7 @@ from fxelastic.backends.onnxruntime.teacher import (
 )
 from fxelastic.backends.staging import replace_folder
 from fxelastic.branches.options import as_batches
-from fxelastic.edge.assembly import assemble
+from fxelastic.edge.assembling import assemble
 from fxelastic.edge.bundle import Bundle, files_in, load
 from fxelastic.errors import UsageError
 from fxelastic.exporting_int8 import check_int8

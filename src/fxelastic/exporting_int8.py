@@ -10,7 +10,7 @@ import numpy as np
 
 from fxelastic.backends.onnxruntime.quantisation.errors import relative_error
 from fxelastic.backends.onnxruntime.running import open_session
-from fxelastic.edge.assembly import assemble
+from fxelastic.edge.assembling import assemble
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.executor import Array, Executor, State
 from fxelastic.errors import ExportError

@@ -23,7 +23,7 @@ from fxelastic.backends.onnxruntime.teacher import (
     teacher_values,
     without_special_sizes,
 )
-from fxelastic.edge.assembly import assemble
+from fxelastic.edge.assembling import assemble
 from fxelastic.edge.executor import Executor
 from fxelastic.errors import ExportError
 from fxelastic.ir.values import data_dims

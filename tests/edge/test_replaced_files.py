@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from fxelastic.edge import sessions
-from fxelastic.edge.assembly import assemble
+from fxelastic.edge.assembling import assemble
 from fxelastic.edge.background_preparation import BackgroundPreparation
 from fxelastic.edge.bundle import Bundle, load
 from fxelastic.edge.cascades.running import run_cascade

@@ -1,9 +1,10 @@
-"""``fxelastic assemble``: write a subnet as one ONNX file."""
+"""``fxelastic assemble``: write a subnet or a cascade as one ONNX file."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from fxelastic.errors import UsageError
 SCHEMA = "fxelastic.assemble/1"
 
 _DESCRIPTION = """\
-Join the branches of a subnet into one ONNX file with the original model's inputs
-and outputs. Needs no torch."""
+Join the branches of a subnet, or of a cascade of early exits, into one ONNX file with
+the original model's inputs and outputs. Needs no torch."""
 
 _EPILOG = """\
 examples:
@@ -29,7 +30,7 @@ def add_parser(commands: Any) -> None:
     """Add the command to the parser's subcommands."""
     parser = commands.add_parser(
         "assemble",
-        help="write a subnet of a bundle as one ONNX file",
+        help="write a subnet or a cascade of a bundle as one ONNX file",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=HelpFormatter,
@@ -39,7 +40,8 @@ def add_parser(commands: Any) -> None:
         "arch",
         metavar="ARCH",
         help="ids of the subnet's branches with commas between them (fxelastic inspect lists "
-        "them), or the word original for the model itself",
+        "them), or the word original for the model itself; or the text of a cascade: "
+        "'CONFIDENCE>=THRESHOLD: ARCH; ARCH'",
     )
     parser.add_argument("out", metavar="OUT", help="the ONNX file to write")
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
@@ -54,11 +56,17 @@ def run(args: argparse.Namespace) -> int:
         0; a failure raises.
     """
     from fxelastic import edge
+    from fxelastic.edge.cascades.joined import LEFT_AT
     from fxelastic.spec import Arch
+    from fxelastic.spec.cascade import Cascade, Servable
 
     bundle = options.load_bundle(args)
-    arch = bundle.space.original if args.arch == "original" else Arch.parse(args.arch)
-    specs = bundle.space.specs(arch)
+    # The word original, by itself or at the end of a cascade.
+    text = re.sub(r"(^|; *)original$", rf"\g<1>{bundle.space.original}", args.arch)
+    arch: Servable = Cascade.parse(text) if ";" in text else Arch.parse(text)
+    for own in arch.archs if isinstance(arch, Cascade) else (arch,):
+        bundle.space.validate(own)
+    specs = [bundle.segment(branch).spec for branch in arch]
     out = Path(args.out)
     if out.exists() and not args.force:
         raise UsageError(
@@ -72,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
     n_params = sum(spec.n_params for spec in specs)
     inputs = [value.name for value in bundle.inputs]
     outputs = [result.name for result in bundle.manifest.results]
+    outputs += [LEFT_AT] if isinstance(arch, Cascade) else []
     if args.json:
         report = {
             "schema": SCHEMA,

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fxelastic.edge.assembly import assemble
+    from fxelastic.edge.assembling import assemble
     from fxelastic.edge.bundle import Bundle, load
     from fxelastic.edge.cascades.entry import CascadeEntry
     from fxelastic.edge.cascades.running import CascadeResults, run_cascade
@@ -83,7 +83,7 @@ _LAZY_NAMES = {
     "TableMatch": "fxelastic.edge.table_match",
     "match_table": "fxelastic.edge.table_match",
     "Bundle": "fxelastic.edge.bundle",
-    "assemble": "fxelastic.edge.assembly",
+    "assemble": "fxelastic.edge.assembling",
     "load": "fxelastic.edge.bundle",
     "Cascade": "fxelastic.spec.cascade",
     "CascadeEntry": "fxelastic.edge.cascades.entry",

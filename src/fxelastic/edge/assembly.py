@@ -1,11 +1,10 @@
-"""Assemble a subnet into one ordinary ONNX model."""
+"""Join branches into one ordinary ONNX model."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections.abc import Container, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,7 @@ import onnx
 from onnx import helper
 from onnx.external_data_helper import load_external_data_for_model
 
-from fxelastic.edge.arguments import refuse_paths
 from fxelastic.edge.bundle import Bundle
-from fxelastic.edge.model_file import write_model
 from fxelastic.errors import BundleError
 from fxelastic.spec.arch import Arch
 from fxelastic.spec.value_info import ValueInfo
@@ -23,33 +20,8 @@ from fxelastic.spec.value_info import ValueInfo
 _PRODUCER = "fxelastic"
 
 
-def assemble(bundle: Bundle, arch: Arch, path: str | os.PathLike[str]) -> Path:
-    """Join the branches of a subnet into one ONNX file.
-
-    The model has all inputs of the original model under their names, even those that the subnet
-    does not read, and outputs named as in ``bundle.manifest.results``. Nodes that no result depends
-    on are removed; weights that branches share are stored once.
-
-    Args:
-        bundle: The bundle.
-        arch: The subnet.
-        path: The file to write; an existing file is replaced atomically. Weights of more than
-            2 GiB are stored in a second file next to it.
-
-    Returns:
-        The path.
-
-    Raises:
-        UsageError: The arch is not in the bundle's search space, or the file can't be written.
-        BundleError: A file of the bundle is damaged, or the assembled model is not valid.
-    """
-    refuse_paths(bundle=bundle)
-    model = join(bundle, arch)
-    return write_model(model, Path(path), f"subnet {arch}")
-
-
 def join(bundle: Bundle, arch: Arch) -> onnx.ModelProto:
-    """Build the model that `assemble` writes.
+    """The model of a subnet, as `edge.assemble` writes it.
 
     Raises:
         UsageError: The arch is not in the bundle's search space.

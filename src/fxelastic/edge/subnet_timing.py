@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fxelastic.edge.assembly import assemble
+from fxelastic.edge.assembling import assemble
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.executor import FIRST_RUNS, Array, Executor
 from fxelastic.edge.latency_model import Measured

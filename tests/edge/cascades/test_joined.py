@@ -15,13 +15,15 @@ from torch import nn
 
 import fxelastic
 from fxelastic import edge, kinds
+from fxelastic.cli.app import main
 from fxelastic.edge.cascades.confidence import CONFIDENCES
-from fxelastic.edge.cascades.joined import THRESHOLDS, CascadeForm, separate_names
+from fxelastic.edge.cascades.joined import LEFT_AT, THRESHOLDS, CascadeForm, separate_names
 from fxelastic.edge.cascades.loaded import JoinedCascade
 from fxelastic.edge.cascades.running import run_cascade
 from fxelastic.edge.prepared import optimise
 from fxelastic.edge.preparing import items_of
 from fxelastic.edge.serving.serve import loader_of
+from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
 from fxelastic.spec.cascade import Cascade
 from tests.edge.serving.tiny_bundle import write_bundle
@@ -144,3 +146,42 @@ def test_optimised_files_are_read_again(tmp_path: Path) -> None:
     session = ort.InferenceSession(path)
     feeds = {"x": images(3), THRESHOLDS: np.array([2.0, 2.0])}
     assert session.run(None, feeds)[-1].tolist() == [2, 2, 2]
+
+
+def test_an_assembled_cascade_needs_nothing_but_onnxruntime(
+    bundle: edge.Bundle, tmp_path: Path
+) -> None:
+    (name,) = (value.name for value in bundle.inputs)
+    x = images()
+    found = cascade(bundle, "max_softmax", (0.3, 0.25))
+    with edge.Executor(bundle, 1) as executor:
+        wanted = run_cascade(executor, found, {name: x})
+    session = ort.InferenceSession(edge.assemble(bundle, found, tmp_path / "cascade.onnx"))
+    result, left_at = session.get_outputs()
+    assert (result.name, left_at.name) == (bundle.manifest.results[0].name, LEFT_AT)
+    for size in (1, 40):
+        parts = [session.run(None, {name: x[i : i + size]}) for i in range(0, len(x), size)]
+        assert np.array_equal(np.concatenate([part[1] for part in parts]), wanted.left_at)
+        results = np.concatenate([part[0] for part in parts])
+        np.testing.assert_allclose(results, wanted.outputs[0], rtol=1e-4, atol=1e-5)
+    never = {THRESHOLDS: np.array([2.0, 2.0])}
+    assert set(session.run(None, {name: x, **never})[1].tolist()) == {2}
+
+
+def test_a_cascade_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    fixed = write_bundle(tmp_path / "fixed", exits=(1,), batch_size=4)
+    with pytest.raises(UsageError, match="one model can't compute this cascade"):
+        edge.assemble(fixed, cascade(fixed, "max_softmax", (0.5,)), tmp_path / "cascade.onnx")
+    assert not (tmp_path / "cascade.onnx").exists()
+
+
+def test_the_command_assembles_cascades(
+    bundle: edge.Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exit_arch = cascade(bundle, "margin", (0.5,)).archs[0]
+    out = tmp_path / "cascade.onnx"
+    text = f"margin>=0.5: {exit_arch}; original"
+    assert main(["assemble", str(bundle.path), text, str(out)]) == 0
+    assert LEFT_AT in capsys.readouterr().out
+    assert ort.InferenceSession(out).get_outputs()[-1].name == LEFT_AT
+    assert main(["assemble", str(bundle.path), "margin>=0.5: original@9; original", "x.onnx"]) == 2

@@ -22,6 +22,7 @@ from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.cascades.segments import CascadeSegment, segments_of
 from fxelastic.edge.executor import Array
 from fxelastic.edge.searching.choice import default_result
+from fxelastic.errors import UsageError
 from fxelastic.spec.cascade import Cascade
 from fxelastic.spec.symbols import dimension
 from fxelastic.spec.value_info import ValueInfo
@@ -99,18 +100,39 @@ class CascadeForm:
             and all(_rows(bundle.values[v], model.batch) != _UNKNOWN_ROWS for v in between)
         )
 
-    def join(self, bundle: Bundle) -> onnx.ModelProto:
+    def assembled(self, bundle: Bundle, thresholds: Sequence[float]) -> onnx.ModelProto:
+        """The model with results named as the bundle's, and thresholds as its default.
+
+        Raises:
+            UsageError: One model can't compute it, or the bundle has no such branch.
+            BundleError: A file of the bundle is damaged.
+        """
+        if not self.is_joinable(bundle):
+            raise UsageError(
+                "one model can't compute this cascade",
+                expected="exits with all results of the model, a batch of any size with a row for "
+                f"each sample in every value, and a confidence among {', '.join(_CONFIDENCES)}",
+                got=str(self),
+                fix="assemble its subnets, or run it with edge.run_cascade or edge.serve",
+            )
+        model = self.join(bundle, [result.name for result in bundle.manifest.results])
+        default = numpy_helper.from_array(np.array(thresholds, np.float64), THRESHOLDS)
+        model.graph.initializer.append(default)
+        return model
+
+    def join(self, bundle: Bundle, names: Sequence[str] | None = None) -> onnx.ModelProto:
         """The model: from the bundle's inputs and `THRESHOLDS` to its outputs and `LEFT_AT`.
 
         Args:
             bundle: A bundle in which the form `is_joinable`.
+            names: The names of the outputs; by default they are numbered.
 
         Raises:
             UsageError: The bundle has no such branch.
             BundleError: A file of the bundle is damaged.
         """
         batch = bundle.manifest.model.batch
-        builder = _Builder(
+        builder = _CascadeBuilder(
             parts=[segment.model(bundle) for segment in self.segments],
             needed=self._needed(bundle),
             confidence=_CONFIDENCES[self.confidence],
@@ -118,7 +140,9 @@ class CascadeForm:
             results=bundle.outputs,
             rows={name: _rows(value, batch) for name, value in bundle.values.items()},
         )
-        return builder.model(bundle.inputs, bundle.constants, batch)
+        if names is None:
+            names = [f"cascade/result_{i}" for i in range(len(bundle.outputs))]
+        return builder.model(bundle.inputs, [*names, LEFT_AT], bundle.constants, batch)
 
     def _needed(self, bundle: Bundle) -> list[tuple[str, ...]]:
         """For each segment but the first, the values before it that it or a later one reads."""
@@ -133,7 +157,7 @@ class CascadeForm:
         return found[::-1]
 
 
-class _Graph:
+class _GraphParts:
     """Nodes and weights of a graph, whose names all begin with a prefix."""
 
     def __init__(self, prefix: str) -> None:
@@ -157,7 +181,7 @@ class _Graph:
 
 
 @dataclass(frozen=True)
-class _Builder:
+class _CascadeBuilder:
     """Adds the segments of a cascade to a graph, each inside of the one before.
 
     Attributes:
@@ -171,17 +195,21 @@ class _Builder:
 
     parts: Sequence[onnx.ModelProto]
     needed: Sequence[Sequence[str]]
-    confidence: Callable[[_Graph, str], str]
+    confidence: Callable[[_GraphParts, str], str]
     logits: int
     results: Sequence[ValueInfo]
     rows: Mapping[str, int | None]
 
     def model(
-        self, inputs: Sequence[ValueInfo], constants: Mapping[str, Array], batch: str
+        self,
+        inputs: Sequence[ValueInfo],
+        names: Sequence[str],
+        constants: Mapping[str, Array],
+        batch: str,
     ) -> onnx.ModelProto:
         """The whole model; changes the parts."""
         opsets = {opset.domain: opset.version for part in self.parts for opset in part.opset_import}
-        graph = _Graph("cascade/")
+        graph = _GraphParts("cascade/")
         state = {value.name: value.name for value in inputs}
         state |= {name: graph.constant(array) for name, array in constants.items()}
         thresholds = [self._threshold(i) for i in range(len(self.parts) - 1)]
@@ -191,7 +219,6 @@ class _Builder:
                 "Split", [THRESHOLDS, lengths], thresholds, name="cascade/split"
             )
             graph.nodes.append(split)
-        names = [*(f"cascade/result_{i}" for i in range(len(self.results))), LEFT_AT]
         for result, name in zip(self.run_from(0, graph, state), names, strict=True):
             graph.node("Identity", result, output=name)
         made = helper.make_graph(
@@ -217,7 +244,7 @@ class _Builder:
             opset_imports=[helper.make_opsetid(*opset) for opset in opsets.items()],
         )
 
-    def run_from(self, i: int, graph: _Graph, state: Mapping[str, str]) -> list[str]:
+    def run_from(self, i: int, graph: _GraphParts, state: Mapping[str, str]) -> list[str]:
         """Add segment ``i`` and all that follow.
 
         Args:
@@ -243,7 +270,7 @@ class _Builder:
         wide = graph.node("Cast", results[self.logits], to=TensorProto.DOUBLE)
         # Not a number is not above any threshold.
         leaves = graph.node("GreaterOrEqual", self.confidence(graph, wide), self._threshold(i))
-        left, further = (_Graph(f"{prefix}{name}/") for name in ("left", "further"))
+        left, further = (_GraphParts(f"{prefix}{name}/") for name in ("left", "further"))
         ends = [left.node("Identity", result) for result in results]
         ends.append(_number(left, leaves, i))
         joined = self._further(i, further, results, state, leaves)
@@ -264,7 +291,12 @@ class _Builder:
         return THRESHOLDS if len(self.parts) == 2 else f"cascade/threshold_{i}"
 
     def _further(
-        self, i: int, graph: _Graph, results: Sequence[str], state: Mapping[str, str], leaves: str
+        self,
+        i: int,
+        graph: _GraphParts,
+        results: Sequence[str],
+        state: Mapping[str, str],
+        leaves: str,
     ) -> list[str]:
         """The results of all samples, of which some run the segments behind ``i``."""
         stay = graph.node("Not", leaves)
@@ -284,7 +316,7 @@ class _Builder:
         each = _number(graph, leaves, i)
         return [*joined, graph.node("ScatterND", each, places, others[-1])]
 
-    def _branch(self, graph: _Graph, results: Sequence[str]) -> onnx.GraphProto:
+    def _branch(self, graph: _GraphParts, results: Sequence[str]) -> onnx.GraphProto:
         types = [*map(tensor_type, self.results), TensorProto.INT64]
         outputs = [
             helper.make_tensor_value_info(name, kind, None)
@@ -307,7 +339,9 @@ def decision_alone(n_classes: int) -> onnx.ModelProto:
     opsets = [helper.make_opsetid("", _LEAST_OPSET)]
     parts = [helper.make_model(graph, ir_version=_IR_ALONE, opset_imports=opsets) for _ in range(2)]
     rows = {"x": 0, "y": 0}
-    return _Builder(parts, [("x",)], _max_softmax, 0, [y], rows).model([x], {}, "N")
+    return _CascadeBuilder(parts, [("x",)], _max_softmax, 0, [y], rows).model(
+        [x], ["cascade/y", LEFT_AT], {}, "N"
+    )
 
 
 def separate_names(graph: onnx.GraphProto, outer: Set[str] = frozenset()) -> None:
@@ -335,7 +369,7 @@ def _defined(graph: onnx.GraphProto) -> set[str]:
 
 
 def _rows(value: ValueInfo, batch: str) -> int | None:
-    """The dimension of the samples; None if it holds none, `_UNKNOWN_ROWS` if they are no rows."""
+    """The dimension of the samples; None if it has none, `_UNKNOWN_ROWS` if not just one."""
     mixed = [
         dim
         for dim in value.dims
@@ -347,24 +381,24 @@ def _rows(value: ValueInfo, batch: str) -> int | None:
     return places[0] if places else None
 
 
-def _number(graph: _Graph, flags: str, i: int, other: int | None = None) -> str:
+def _number(graph: _GraphParts, flags: str, i: int, other: int | None = None) -> str:
     """For each flag, one number or the other."""
     numbers = (graph.constant(n, "int64") for n in (i, i if other is None else other))
     return graph.node("Where", flags, *numbers)
 
 
-def _all(graph: _Graph, flags: str) -> str:
+def _all(graph: _GraphParts, flags: str) -> str:
     """Whether all are true, as for a batch of no samples."""
     least = graph.node("ReduceMin", graph.node("Cast", flags, to=TensorProto.INT32), keepdims=0)
     return graph.node("Cast", least, to=TensorProto.BOOL)
 
 
-def _max_softmax(graph: _Graph, logits: str) -> str:
+def _max_softmax(graph: _GraphParts, logits: str) -> str:
     last = graph.constant([1], "int64")
     return graph.node("ReduceMax", _probabilities(graph, logits), last, keepdims=0)
 
 
-def _margin(graph: _Graph, logits: str) -> str:
+def _margin(graph: _GraphParts, logits: str) -> str:
     two = f"{graph.prefix}two_{len(graph.nodes)}"
     inputs = [_probabilities(graph, logits), graph.constant([2], "int64")]
     outputs = [two, f"{two}_places"]
@@ -372,7 +406,7 @@ def _margin(graph: _Graph, logits: str) -> str:
     return graph.node("Sub", _column(graph, two, 0), _column(graph, two, 1))
 
 
-def _entropy(graph: _Graph, logits: str) -> str:
+def _entropy(graph: _GraphParts, logits: str) -> str:
     found = _probabilities(graph, logits)
     logs = graph.node("Log", graph.node("Max", found, graph.constant(1e-300, "float64")))
     last = graph.constant([-1], "int64")
@@ -383,16 +417,16 @@ def _entropy(graph: _Graph, logits: str) -> str:
     return graph.node("Add", graph.node("Div", total, most), one)
 
 
-def _probabilities(graph: _Graph, logits: str) -> str:
+def _probabilities(graph: _GraphParts, logits: str) -> str:
     return graph.node("Softmax", logits, axis=1)
 
 
-def _column(graph: _Graph, values: str, i: int) -> str:
+def _column(graph: _GraphParts, values: str, i: int) -> str:
     return graph.node("Gather", values, graph.constant(i, "int64"), axis=1)
 
 
 # As `CONFIDENCES`: from logits ``(N, C)`` in float64 to ``(N,)``.
-_CONFIDENCES: Mapping[str, Callable[[_Graph, str], str]] = {
+_CONFIDENCES: Mapping[str, Callable[[_GraphParts, str], str]] = {
     "max_softmax": _max_softmax,
     "margin": _margin,
     "entropy": _entropy,

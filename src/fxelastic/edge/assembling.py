@@ -1,0 +1,46 @@
+"""Assemble a subnet or a cascade into one ordinary ONNX file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fxelastic.edge.arguments import refuse_paths
+from fxelastic.edge.assembly import join
+from fxelastic.edge.bundle import Bundle
+from fxelastic.edge.cascades.joined import CascadeForm
+from fxelastic.edge.model_file import write_model
+from fxelastic.spec.cascade import Cascade, Servable
+
+
+def assemble(bundle: Bundle, arch: Servable, path: str | os.PathLike[str]) -> Path:
+    """Join the branches of a subnet, or of a cascade, into one ONNX file.
+
+    The model has all inputs of the original model under their names, even those that the subnet
+    does not read, and outputs named as in ``bundle.manifest.results``. Nodes that no result depends
+    on are removed; weights that branches share are stored once.
+
+    The model of a cascade decides by itself where each sample leaves. It has a further output,
+    ``cascade/left_at``, int64 ``(N,)``: the number of the subnet that gave the sample's result. Its
+    thresholds are the default of an optional input, ``cascade/thresholds``, float64.
+
+    Args:
+        bundle: The bundle.
+        arch: The subnet or the cascade.
+        path: The file to write; an existing file is replaced atomically. Weights of more than
+            2 GiB are stored in a second file next to it.
+
+    Returns:
+        The path.
+
+    Raises:
+        UsageError: The arch is not in the bundle's search space, one model can't compute the
+            cascade, or the file can't be written.
+        BundleError: A file of the bundle is damaged, or the assembled model is not valid.
+    """
+    refuse_paths(bundle=bundle)
+    if not isinstance(arch, Cascade):
+        return write_model(join(bundle, arch), Path(path), f"subnet {arch}")
+    arch.validate(bundle.space)
+    model = CascadeForm.of(arch).assembled(bundle, arch.thresholds)
+    return write_model(model, Path(path), f"cascade {arch}")
