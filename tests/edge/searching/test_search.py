@@ -267,7 +267,7 @@ def test_a_user_score(bundle: edge.Bundle, table: LatencyTable, data: Any) -> No
         ({"budget": []}, "needs a limit"),
         ({}, "needs a limit"),
         ({"budget": 1, "budget_ms": 1}, "must not be given together"),
-        ({"limits": {"energy_mj": 1}}, "no subnet keeps energy 1 mJ"),
+        ({"limits": {"energy_mj": 1e-6}}, "no subnet keeps energy 1e-06 mJ"),
         ({"limits": {"joy": 1}}, "unknown resource 'joy'"),
         ({"limits": {"latency_ms": "100%", "weight_bytes": "1%"}}, "no subnet keeps"),
         ({"budget": "70%", "sed": 1}, "did you mean seed"),
