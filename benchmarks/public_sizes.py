@@ -14,6 +14,7 @@ that has a row of this commit is not run again.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import random
 import re
@@ -151,7 +152,9 @@ def compare(case: Case, which: Varying, supernet: Any) -> float:
         with torch.no_grad():
             args, kwargs = call(case, given)
             try:
-                expected = case.model(*args, **kwargs)
+                # A copy, since the model may write to its inputs.
+                own_args, own_kwargs = copy.deepcopy((args, kwargs))
+                expected = case.model(*own_args, **own_kwargs)
             except Exception:  # noqa: BLE001 - it may not take the smallest of all sizes at once
                 continue
             n_compared += 1
