@@ -110,7 +110,7 @@ def at_least(least: float, kind: type = int) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(f"must be at least {least:g}, got {text}")
         return found
 
-    # The parser names it if the text is no number.
+    # The parser names it if the text is not a number.
     number.__name__ = kind.__name__
     return number
 
