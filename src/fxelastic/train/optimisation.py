@@ -211,10 +211,17 @@ class Optimisation:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state` returned."""
+        """Restore what `state` returned.
+
+        Raises:
+            ValueError: A parameter group has no learning rate, which torch doesn't check. The
+                optimiser's own errors are not caught.
+        """
         if state.get("rates"):
             self.use_rates(state["rates"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if not all("lr" in group for group in self.optimizer.param_groups):
+            raise ValueError("a parameter group of the optimiser has no lr")
         self._scaler.load_state_dict(state["scaler"])
         self._resumed = True
 
