@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -71,3 +72,47 @@ def test_a_new_store_sweeps_what_a_killed_process_left(tmp_path: Path) -> None:
     (tmp_path / ".rows.123.tmp").mkdir()
     written(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["rows"]
+
+
+def many_keys(n: int) -> list[bytes]:
+    """Random keys; each has a neighbour with the same first half."""
+    rng = np.random.default_rng(0)
+    halves = rng.bytes(8 * n // 2)
+    return [halves[i // 2 * 8 : i // 2 * 8 + 8] + rng.bytes(8) for i in range(n)]
+
+
+def test_many_rows_are_found_while_they_are_written_and_after(tmp_path: Path) -> None:
+    keys = many_keys(20_000)
+    store = RowStore(tmp_path / "rows", FACTS)
+    for i, key in enumerate(keys):
+        assert key not in store
+        store.add(key, ((2,),), [i.to_bytes(4, "little")])
+        assert key in store
+        assert keys[i // 2] in store
+    store.seal()
+    again = RowStore.existing(store.folder, FACTS)
+    assert again is not None
+    absent = [key[:8] + bytes(8) for key in keys[::50]]
+    for found in (store, again):
+        assert len(found) == len(keys)
+        rows = found.read(keys[::7], 4).view("<u4").ravel()
+        assert rows.tolist() == list(range(0, len(keys), 7))
+        assert not any(key in found for key in absent)
+
+
+def test_a_row_takes_few_bytes_of_memory(tmp_path: Path) -> None:
+    keys = many_keys(40_000)
+    tracemalloc.start()
+    try:
+        store = RowStore(tmp_path / "rows", FACTS)
+        for key in keys:
+            store.add(key, ((1,),), [b"x"])
+        before, _ = tracemalloc.get_traced_memory()
+        store.seal()
+        after, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert before / len(keys) < 100
+    assert after / len(keys) < 40
+    assert peak / len(keys) < 400
+    store.close()

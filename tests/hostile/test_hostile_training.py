@@ -223,7 +223,7 @@ def test_kept_features(tmp_path: Path) -> None:
         found = RowStore.existing(tmp_path / "rows", {"model": "1"})
         if found is not None:
             n_used += 1
-            for key in found._places:
+            for key in map(bytes.fromhex, found._places.index()["key"].astype(str)):
                 assert found.form([key]) in range(len(found.forms))
                 with contextlib.suppress(TrainingError):  # a place at the end of the file
                     assert found.read([key], 8).shape == (1, 8)
