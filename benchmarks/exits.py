@@ -1,10 +1,12 @@
-"""Measure cascades of early exits on Fashion-MNIST.
+"""Measure cascades of early exits, on Fashion-MNIST and on generated texts.
 
     python benchmarks/exits.py --data FOLDER [--seeds 0] [--epochs 3] [--work FOLDER] [--out FILE]
+    python benchmarks/exits.py --task topics [...]
 
-The networks are those of `fashion.py`. Exits after every block are distilled on the training
-split; thresholds come from the validation split, half of which tests them; everything below is
-measured on the test split, which nothing was chosen on, with onnxruntime and one thread:
+The networks are those of `fashion.py`, or the transformers of `topics.py`, which are trained first
+if the folder of ``--work`` does not have them. Exits after every block are distilled on the
+training split; thresholds come from the validation split, half of which tests them; everything
+below is measured on the test split, which nothing was chosen on, with onnxruntime and one thread:
 
 - the mean latency at batch size 1 against the original's, in turns, sample by sample, by the
   processor time of the thread (bars: 45 % less at a loss of at most 1 point, 25 % less at 0.3);
@@ -25,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +37,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import fxelastic
+from benchmarks import topics
 from benchmarks.fashion import Batches, Fashion, Split, accuracy, original
 from benchmarks.machine import commit, facts
+from benchmarks.topics import Topics
 from fxelastic import edge, kinds
 from fxelastic.edge.cascades.entry import CascadeEntry
 from fxelastic.edge.cascades.finding import exits_along, leaving_along, record, useful
@@ -56,9 +61,32 @@ N_SPLITS, MOST_VIOLATIONS = 200, 19
 N_TIMED, N_COMPARED, SIZES = 1500, 1000, (7, 64)
 
 
-def build(seed: int, data: Fashion, folder: Path, epochs: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Task:
+    """What a network is for.
+
+    Attributes:
+        data: Samples and their classes.
+        original: The trained network of a seed.
+        augment: Whether images are mirrored and shifted in training.
+    """
+
+    data: Fashion | Topics
+    original: Callable[[int], torch.nn.Module]
+    augment: bool
+
+
+def task_of(args: argparse.Namespace, folder: Path) -> Task:
+    """The task that the options name; the folder keeps weights."""
+    if args.task == "fashion":
+        return Task(Fashion.load(args.data), original, augment=True)
+    texts = Topics.generate()
+    return Task(texts, lambda seed: topics.original(seed, texts, folder), augment=False)
+
+
+def build(seed: int, task: Task, folder: Path, epochs: int) -> dict[str, Any]:
     """Expand the network of a seed with exits, distil them, and export them."""
-    model = original(seed)
+    model, data = task.original(seed), task.data
     calibration = list(data.train[0][:2048].split(128))
     supernet = fxelastic.expand(
         model,
@@ -70,7 +98,8 @@ def build(seed: int, data: Fashion, folder: Path, epochs: int) -> dict[str, Any]
         threads=1,
     )
     begin_s = time.process_time()
-    fxelastic.distill(supernet, Batches(data.train, seed=seed), epochs=epochs, seed=seed, threads=1)
+    loader = Batches(data.train, seed=seed, augment=task.augment)
+    fxelastic.distill(supernet, loader, epochs=epochs, seed=seed, threads=1)
     took_s = time.process_time() - begin_s
     fxelastic.export(supernet, folder, force=True)
     exits = [branch for branch in supernet.branches.values() if branch.kind == "exit"]
@@ -214,12 +243,13 @@ def neighbours(bundle: edge.Bundle, cascade: Cascade, x: np.ndarray, mode: str) 
     return found
 
 
-def measure(seed: int, data: Fashion, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+def measure(seed: int, task: Task, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """All figures of one seed."""
+    data = task.data
     report = folder / f"built-{seed}.json"
     path = folder / f"bundle-{seed}"
     if not report.exists():
-        report.write_text(json.dumps(build(seed, data, path, args.epochs)))
+        report.write_text(json.dumps(build(seed, task, path, args.epochs)))
     bundle = edge.load(path)
     table_path = folder / f"latency-{seed}.json"
     if not table_path.exists():
@@ -294,18 +324,21 @@ def judged(found: dict[str, Any]) -> list[tuple[str, str, bool]]:
 def main() -> int:
     """Measure each seed; return 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
-    parser.add_argument("--data", type=Path, required=True, help="the folder of Fashion-MNIST")
+    parser.add_argument("--task", default="fashion", choices=("fashion", "topics"))
+    parser.add_argument("--data", type=Path, help="the folder of Fashion-MNIST")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=3, help="epochs of distilling the exits")
     parser.add_argument("--mode", default="assembled", choices=("assembled", "paged"))
     parser.add_argument("--work", type=Path, help="keeps bundles and tables between runs")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     args = parser.parse_args()
+    if args.task == "fashion" and args.data is None:
+        parser.error("--data is needed for the task fashion: the folder of Fashion-MNIST")
     torch.set_num_threads(1)
-    data = Fashion.load(args.data)
     result: dict[str, Any] = {
         "machine": facts(),
         "commit": commit(),
+        "task": args.task,
         "bars": {str(loss): bar for loss, bar in BARS.items()},
         "confidences": CONFIDENCES,
         "n_splits": N_SPLITS,
@@ -316,8 +349,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="exits-") as temporary:
         folder = args.work or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
+        task = task_of(args, folder)
         for seed in args.seeds:
-            found = measure(seed, data, folder, args)
+            found = measure(seed, task, folder, args)
             result["seeds"].append(found)
             print(f"seed {seed}: {found['test_accuracy']:.2%} of the test split")
             for what, text, met in judged(found):

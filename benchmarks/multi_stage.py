@@ -5,8 +5,9 @@
 FOLDER holds Fashion-MNIST (see `fashion.py`). Every run is a process of its own, with one thread:
 
 - **joint**: the network and its exits are trained end to end, by the mean of the exits' losses;
-- **stages**: `fxelastic.train_stages` with ``update="freeze"``. A stage ends when its exit is
-  within half a point of what joint training reaches on the validation images, or after its epochs.
+- **stages**: `fxelastic.train_stages` with ``update="freeze"``, or as ``--update`` says. A stage
+  ends when its exit is within half a point of what joint training reaches on the validation images,
+  or after its epochs.
 
 Both use the loop of this package, the data without augmentation, the same order of samples, batch,
 optimiser, and shape of the learning rate's schedule. It prints a table as AdaScale's Table III
@@ -102,7 +103,7 @@ def run(way: str, args: argparse.Namespace) -> dict[str, Any]:
     loader = Batches((images, classes), BATCH, args.seed, augment=False)
     # The loop seeds generators of this name, so that both ways see the same order.
     loader.generator = loader._generator  # type: ignore[attr-defined]
-    validation = list(zip(*(part.split(500) for part in data.validation), strict=True))
+    validation = list(zip(*(part.split(BATCH) for part in data.validation), strict=True))
     torch.manual_seed(args.seed)
     model = network()
     exits, captured = expanded(model, images, args.seed)
@@ -125,6 +126,7 @@ def run(way: str, args: argparse.Namespace) -> dict[str, Any]:
             example_inputs=images[:2],
             epochs=args.stage_epochs,
             until=args.until,
+            update=args.update,
             **options,
         )
     archs = paths(supernet)
@@ -212,13 +214,15 @@ def compare(seed: int, args: argparse.Namespace) -> dict[str, Any]:
 
 def child(way: str, seed: int, args: argparse.Namespace, bars: Sequence[float]) -> dict[str, Any]:
     """The result of one way, from a process of its own, or from an earlier, interrupted run."""
-    kept = None if args.work is None else args.work / f"{seed}-{way}.json"
+    name = f"{seed}-{way}" + f"-{args.update}" * (way == "stages")
+    kept = None if args.work is None else args.work / f"{name}.json"
     if kept is not None and kept.exists():
         return dict(json.loads(kept.read_text()))
     command = [sys.executable, __file__, "--data", str(args.data), "--run", way]
     command += ["--seed", str(seed), "--epochs", str(args.epochs)]
     command += ["--stage-epochs", str(args.stage_epochs)]
     command += ["--until", *map(repr, bars)] if bars else []
+    command += ["--update", args.update]
     command += ["--images", str(args.images)] if args.images else []
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     if kept is not None:
@@ -291,6 +295,7 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, help="epochs of joint training")
     parser.add_argument("--stage-epochs", type=int, help="the most epochs of a stage")
+    parser.add_argument("--update", choices=("freeze", "finetune"), default="freeze")
     parser.add_argument("--images", type=int, help="training images (default: all 55,000)")
     parser.add_argument("--quick", action="store_true", help="4,000 images, few epochs, one seed")
     parser.add_argument("--work", type=Path, help="folder for results of runs, to resume")
@@ -307,7 +312,7 @@ def main() -> int:
         return 0
     seeds = args.seeds[:1] if args.quick else args.seeds
     results = [compare(seed, args) for seed in seeds]
-    result = {"seeds": results, **summary(results), "machine": facts()}
+    result = {"update": args.update, "seeds": results, **summary(results), "machine": facts()}
     report(result)
     if args.out is not None:
         args.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -751,6 +751,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], Iterable[Row]]]] = {
     "tradeoff": ("Accuracy and latency against baselines", tradeoff),
     "ensemble": ("Further kinds of branches on Fashion-MNIST", ensemble),
     "exits": ("Cascades of early exits", exits),
+    "exits_text": ("Cascades of early exits in a transformer", exits),
     "multi_stage": ("Multi-stage training", multi_stage),
     "energy": ("Energy of a processor", energy),
     "pretrained": ("Pretrained weights (95 % intervals in parentheses)", pretrained),

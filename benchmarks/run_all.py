@@ -88,6 +88,9 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     ),
     "ensemble": (f"ensemble.py --data {{data}} --work {WORK}/ensemble/runs --out {{out}}",),
     "exits": (f"exits.py --data {{data}} --seeds 0 1 2 --work {WORK}/exits/runs --out {{out}}",),
+    "exits_text": (
+        f"exits.py --task topics --seeds 0 1 2 --work {WORK}/exits_text/runs --out {{out}}",
+    ),
     "multi_stage": (
         f"multi_stage.py --data {{data}} --work {WORK}/multi_stage/runs --out {{out}}",
     ),
@@ -101,8 +104,8 @@ DATA = dict.fromkeys(("plan", "contexts", "ensemble", "exits", "multi_stage"), _
 DATA |= {"energy": "the profiles of CodeCarbon"}
 # These need --images, and the packages of pretrained.py.
 IMAGES = ("operators", "pretrained", "pretrained_baselines")
-# Run only if they are named: they need a GPU, data, photographs or packages.
-BY_NAME = frozenset(("train_device", "decoders", *DATA, *IMAGES))
+# Run only if they are named: they need a GPU, data, photographs, packages, or an hour.
+BY_NAME = frozenset(("train_device", "decoders", "exits_text", *DATA, *IMAGES))
 
 
 def main() -> int:
