@@ -23,6 +23,7 @@ from fxelastic.edge.memory import GrowthLimit, give_back, resident_bytes
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.edge.stopwatch import Stopwatch, low_quartile
 from fxelastic.spec import Arch
+from fxelastic.spec.cascade import Cascade, Servable
 
 #: A call that runs a subnet once.
 Run = Callable[[], object]
@@ -255,24 +256,31 @@ class SubnetTimer:
             )
         return [self._latencies(*found) for found in zip(shares, originals, strict=True)]
 
-    def original_in_loop(self, index: int, maker: SessionMaker) -> float:
-        """The latency of the assembled original where nothing else runs, in ms.
+    def in_loop(
+        self, served: Sequence[Servable], index: int, maker: SessionMaker
+    ) -> list[float] | None:
+        """The latencies of some subnets and cascades, assembled, where nothing else runs, in ms.
 
-        Its weights and code stay in the caches, as they do not while subnets take turns. A small
-        model takes half as long.
+        Their weights and code stay in the caches, as they do not while many subnets take turns. A
+        small model takes half as long.
 
         Args:
+            served: The subnets and cascades.
             index: Which of the inputs.
-            maker: Makes its session.
+            maker: Makes their sessions.
 
         Returns:
-            The lower quartile; infinity if there is no room for the session.
+            The lower quartile of each; None if there is no room for the sessions.
         """
-        with self._group("assembled", maker) as group:
-            runs = group.add(self._bundle.space.original, [self._inputs[index]])
-            if not runs:
-                return math.inf
-            return low_quartile(sample_by_turns(runs, _ONE_INPUT[1], self._watch)[0])[0]
+        with self._assembled(maker) as group:
+            runs: list[Run] = []
+            for own in served:
+                added = group.add(own, [self._inputs[index]])
+                if not added:
+                    return None
+                runs += added
+            samples = sample_by_turns(runs, _ONE_INPUT[1], self._watch)
+        return [low_quartile(times)[0] for times in samples]
 
     def _latencies(
         self, shares: Mapping[Arch, Measured], originals: Sequence[float]
@@ -328,12 +336,19 @@ class SubnetTimer:
 
     @contextmanager
     def _group(self, mode: str, maker: SessionMaker) -> Iterator[_Group]:
+        if mode != "paged":
+            with self._assembled(maker) as group:
+                yield group
+            return
+        if self._limit is not None:
+            self._executor.close()
+        yield _Paged(self._executor)
+
+    @contextmanager
+    def _assembled(self, maker: SessionMaker) -> Iterator[_Assembled]:
         if self._limit is not None:
             # Open sessions of branches need room that the subnets need.
             self._executor.close()
-        if mode == "paged":
-            yield _Paged(self._executor)
-            return
         with tempfile.TemporaryDirectory(prefix="fxelastic-") as folder:
             yield _Assembled(self._bundle, maker, Path(folder), self._limit)
 
@@ -371,7 +386,7 @@ class _Assembled:
     n_added: int = 0
     run_bytes: int = 0  # the memory of the first run of a subnet
 
-    def add(self, arch: Arch, inputs: Sequence[Mapping[str, Array]]) -> list[Run] | None:
+    def add(self, arch: Servable, inputs: Sequence[Mapping[str, Array]]) -> list[Run] | None:
         needed_bytes = _ASSEMBLING * _weight_bytes(self.bundle, arch)
         needed_bytes += max(_ASSEMBLING_BYTES, self.run_bytes)
         if self.limit is not None and not self.limit.has_room(needed_bytes):
@@ -398,14 +413,15 @@ def _warm_up(runs: Sequence[Run]) -> None:
             run()
 
 
-def _own_inputs(bundle: Bundle, arch: Arch, inputs: Mapping[str, Array]) -> dict[str, Array]:
+def _own_inputs(bundle: Bundle, arch: Servable, inputs: Mapping[str, Array]) -> dict[str, Array]:
     """The inputs of a subnet, with its part of each cache, from those of the model."""
-    kept = {part.past: part for part in bundle.space.cache_of(arch)}
+    parts = () if isinstance(arch, Cascade) else bundle.space.cache_of(arch)
+    kept = {part.past: part for part in parts}
     return {k: kept[k].cut(v) if k in kept else v for k, v in inputs.items()}
 
 
-def _weight_bytes(bundle: Bundle, arch: Arch) -> int:
-    return sum(bundle.segment(branch).weight_bytes for branch in arch)
+def _weight_bytes(bundle: Bundle, arch: Servable) -> int:
+    return sum(bundle.segment(branch).weight_bytes for branch in arch.branches)
 
 
 def assembled_feeds(session: Any, bundle: Bundle, inputs: Mapping[str, Array]) -> dict[str, Array]:

@@ -18,6 +18,7 @@ from fxelastic import edge
 from fxelastic.edge import profile_run
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.candidates import Candidate, candidates_of
+from fxelastic.edge.cascades.decision_time import all_stay
 from fxelastic.edge.cascades.entry import CascadeEntry
 from fxelastic.edge.cascades.finding import exits_along
 from fxelastic.edge.cascades.running import run_cascade
@@ -64,17 +65,52 @@ def test_decisions_cost_what_they_do_where_branches_are_timed(
     loop_ms = 0.25
     monkeypatch.setattr(profile_run, "decision_ms", lambda *_: 0.01)
     monkeypatch.setattr(profile_run, "original_cost", lambda _: slower * loop_ms)
-    monkeypatch.setattr(SubnetTimer, "original_in_loop", lambda *_: loop_ms)
+    monkeypatch.setattr(SubnetTimer, "in_loop", lambda _, served, *__: [loop_ms] * len(served))
     found = edge.profile(bundle, n_samples=3, n_subnets=0, n_held_out=0)
     for mode in found.modes:
         assert found.costs_of(mode)[LATENCY].per_decision == pytest.approx(0.01 * expected)
 
 
-def test_the_original_is_timed_in_a_loop(bundle: Bundle) -> None:
+def test_decisions_cost_what_they_do_in_a_whole_cascade(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest of the network takes longer inside of a decision than by itself."""
+    monkeypatch.setattr(SubnetTimer, "in_loop", lambda _, served, *__: [0.25, 5.25][: len(served)])
+    monkeypatch.setattr(profile_run, "original_cost", lambda _: 0.5)
+    found = edge.profile(bundle, n_samples=3, n_subnets=0, n_held_out=0)
+    costs = found.costs_of("assembled")[LATENCY]
+    heads = sum(costs.costs[spec.id] for spec in bundle.space.branches if spec.kind == "exit")
+    assert 0 < heads < 5.0
+    assert costs.per_decision == pytest.approx((2 * 5.0 - heads) / 2)
+    assert found.costs_of("paged")[LATENCY].per_decision < 1.0
+
+
+def test_decisions_of_a_slow_model_are_not_timed_in_a_cascade(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profile_run, "original_cost", lambda _: 100.0)
+    monkeypatch.setattr(SubnetTimer, "in_loop", lambda _, served, *__: [100.0] * len(served))
+    monkeypatch.setattr(profile_run, "all_stay", lambda _: pytest.fail("it was assembled"))
+    edge.profile(bundle, n_samples=3, n_subnets=0, n_held_out=0)
+
+
+def test_nothing_leaves_the_cascade_that_is_timed(bundle: Bundle) -> None:
+    staying = all_stay(bundle)
+    assert staying is not None
+    assert staying.archs[-1] == bundle.space.original
+    assert len(staying.thresholds) == 2
     with Executor(bundle) as executor:
-        inputs = {bundle.inputs[0].name: X[:1]}
-        timer = SubnetTimer(executor, inputs)
-        assert 0 < timer.original_in_loop(0, SessionMaker(1)) < math.inf
+        assert set(run_cascade(executor, staying, {"x": X}).left_at) == {2}
+
+
+def test_subnets_and_cascades_are_timed_in_a_loop(bundle: Bundle) -> None:
+    with Executor(bundle) as executor:
+        timer = SubnetTimer(executor, {bundle.inputs[0].name: X[:1]})
+        served = (bundle.space.original, cascade(bundle, (2.0, 2.0)))
+        found = timer.in_loop(served, 0, SessionMaker(1))
+    assert found is not None
+    assert len(found) == 2
+    assert all(0 < ms < math.inf for ms in found)
 
 
 def cascade(bundle: Bundle, thresholds: tuple[float, float]) -> Cascade:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,20 +17,23 @@ from fxelastic.edge.stopwatch import Stopwatch
 from fxelastic.edge.verified_model import VerifiedModel
 from fxelastic.spec import EXIT, Arch
 from fxelastic.spec.cascade import Cascade
+from fxelastic.spec.costs import BranchCosts
 
 _OPSET, _IR_VERSION = 17, 8
 # Decisions in a sample, and samples, of which the first ones warm up.
 _REPEATS, _SAMPLES, _WARM = 16, 24, 4
+# Exits of the cascade that is timed, and a threshold above every confidence.
+_TIMED_EXITS, _NEVER = 4, 2.0
 
 
 def decision_ms(bundle: Bundle, maker: SessionMaker, watch: Stopwatch, mode: str) -> float:
     """What a decision of a cascade takes besides its branches, for one sample.
 
     A small model may take no longer as a whole, so cascades with many exits would be slower than
-    the model itself. In assembled mode the cascade's model decides: a cascade of segments that
-    compute nothing runs, and a session that does not even decide. In paged mode such a session
-    ends, and the confidence of its result is computed in Python. The lower quartiles of the times
-    count.
+    the model itself; see `per_decision` for those. In assembled mode the cascade's model decides:
+    a cascade of segments that compute nothing runs, and a session that does not even decide. In
+    paged mode such a session ends, and the confidence of its result is computed in Python. The
+    lower quartiles of the times count.
 
     Args:
         bundle: The bundle.
@@ -54,6 +58,43 @@ def decision_ms(bundle: Bundle, maker: SessionMaker, watch: Stopwatch, mode: str
     with_it = _timed(watch, lambda: deciding.run(None, {"x": logits, THRESHOLDS: never}))
     without = _timed(watch, lambda: nothing.run(None, {"x": logits}))
     return max(0.0, with_it - without)
+
+
+def all_stay(bundle: Bundle) -> Cascade | None:
+    """A cascade along the original in which no sample leaves, to time its decisions in.
+
+    Its exits are spread evenly over the original, at most four.
+
+    Returns:
+        The cascade; None if there are no exits, or one model can't compute it.
+    """
+    space = bundle.space
+    exits = {
+        spec.start: spec.id
+        for spec in space.branches
+        if spec.kind == EXIT and spec.stop == space.n_blocks and spec.start > 0
+    }
+    starts = sorted(exits)
+    chosen = starts[:: -(-len(starts) // _TIMED_EXITS)] if starts else ()
+    archs = [Arch((*space.original.branches[:start], exits[start])) for start in chosen]
+    if not archs:
+        return None
+    cascade = Cascade((*archs, space.original), (_NEVER,) * len(archs))
+    return cascade if CascadeForm.of(cascade).is_joinable(bundle) else None
+
+
+def per_decision(cascade: Cascade, extra_ms: float, costs: BranchCosts) -> float:
+    """What a decision takes in a cascade in which no sample leaves, in ms; at least 0.
+
+    It is more than what decides: the rest of the network runs inside of it.
+
+    Args:
+        cascade: The cascade.
+        extra_ms: How much longer it takes than the subnet that it ends in.
+        costs: The latencies of the branches, among them its exits.
+    """
+    heads = math.fsum(costs.costs[arch.branches[-1]] for arch in cascade.archs[:-1])
+    return max(0.0, extra_ms - heads) / len(cascade.thresholds)
 
 
 def _are_joinable(bundle: Bundle, exits: Sequence[str]) -> bool:
