@@ -122,7 +122,6 @@ def measure(folder: Path, n_lengths: int, n_subnets: int, rounds: int) -> dict[s
     others = [length for length in range(1, LONGEST + 1) if length not in known]
     lengths = sorted(np.random.default_rng(SEED).choice(others, n_lengths, replace=False).tolist())
     archs = distinct_subnets(bundle, n_subnets, SEED)
-    wanted = dict.fromkeys(archs, range(n_lengths + 1))
     points = [*({"seq": length} for length in lengths), {"seq": EXAMPLE}]
     watch = Stopwatch(processor=table.clock == CLOCKS[1])
     result: dict[str, Any] = {"lengths": lengths, "subnets": len(archs), "clock": table.clock}
@@ -131,7 +130,7 @@ def measure(folder: Path, n_lengths: int, n_subnets: int, rounds: int) -> dict[s
         timer = SubnetTimer(executor, inputs, watch=watch)
         for mode in MODES:
             maker = SessionMaker(table.threads, sizes_vary=True)
-            times = timer.time_at_sizes(wanted, mode, maker, rounds)
+            times = timer.time_at_sizes(archs, mode, maker, rounds)
             actual = np.array([[found[arch].ms for arch in archs] for found in times[:-1]])
             predicted = np.array(
                 [[table.predict_ms(arch, mode, point) for arch in archs] for point in points[:-1]]

@@ -79,12 +79,10 @@ def test_errors_are_measured_between_the_sizes_furthest_apart() -> None:
     sizes = (1, 2, 4, 8, 64, 70, 512)
     plan = SizePlan.of(model(replace(SEQ, example=2)), {"seq": sizes})
     assert [point["seq"] for point in plan.between] == [3, 6, 23, 189]
-    held_out = plan.indices(held_out=True)
-    assert [plan.all[i] for i in held_out] == list(plan.between)
-    assert [plan.all[i] for i in plan.indices(held_out=False)] == list(plan.points)
+    assert [plan.all[i] for i in plan.judged] == list(plan.between)
     neighbours = SizePlan.of(model(replace(SEQ, example=2)), {"seq": (1, 2)})
     assert neighbours.between == ()
-    assert list(neighbours.indices(held_out=True)) == [0, 1]
+    assert list(neighbours.judged) == [0, 1]
 
 
 @pytest.mark.parametrize(

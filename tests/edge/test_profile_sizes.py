@@ -35,11 +35,19 @@ def cost_s(n_weights: float, size: float, caches: float = 0.0) -> float:
 
 @dataclass
 class Device:
-    """A clock that runs of sessions turn."""
+    """A clock that runs of sessions turn.
+
+    Attributes:
+        caches: See `cost_s`.
+        run_s: What a run takes besides.
+        cold: How many times as long a run takes after 50 runs of other sessions.
+    """
 
     wall: float = 0.0
     caches: float = 0.0
     run_s: float = 0.0
+    cold: float = 1.0
+    n_runs: int = 0
 
     def watch(self) -> Stopwatch:
         return Stopwatch(False, *[lambda: self.wall] * 3)
@@ -54,6 +62,7 @@ class Device:
                 data = model.read_bytes() if isinstance(model, Path) else model.data
                 tensors = onnx.ModelProto.FromString(data).graph.initializer
                 self._n_weights = sum(int(np.prod(t.dims)) for t in tensors)
+                self._last = 0
 
             def run(self, names: Any, feeds: Any, *rest: Any) -> Any:
                 self._pass_time(feeds)
@@ -66,7 +75,10 @@ class Device:
             def _pass_time(self, feeds: Any) -> None:
                 (value,) = feeds.values()
                 shape = value.shape if isinstance(value, np.ndarray) else value.shape()
-                device.wall += device.run_s + cost_s(self._n_weights, shape[2], device.caches)
+                seconds = device.run_s + cost_s(self._n_weights, shape[2], device.caches)
+                others, self._last = device.n_runs - self._last, device.n_runs
+                device.n_runs += 1
+                device.wall += seconds * (1 + (device.cold - 1) * min(1, others / 50))
 
         monkeypatch.setattr(
             SessionMaker,
@@ -81,10 +93,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> edge.Bundle:
 
 
 def measured(
-    bundle: edge.Bundle, caches: float = 0.0, run_s: float = 0.0, **options: Any
+    bundle: edge.Bundle,
+    caches: float = 0.0,
+    run_s: float = 0.0,
+    cold: float = 1.0,
+    **options: Any,
 ) -> LatencyTable:
     with pytest.MonkeyPatch.context() as patched:
-        device = Device(caches=caches, run_s=run_s)
+        device = Device(caches=caches, run_s=run_s, cold=cold)
         device.install(patched)
         return edge.profile(bundle, **{**QUICK, **options}, watch=device.watch())
 
@@ -170,6 +186,17 @@ def test_what_all_subnets_have_in_common_is_corrected(bundle: edge.Bundle) -> No
     }
     uncorrected = replace(table, by_size=replace(table.by_size, modes=plain))
     assert max(errors_at(bundle, uncorrected, (10, 45, 100), 1.0)) > 0.1
+
+
+def test_subnets_find_as_many_of_their_weights_in_the_caches_at_all_sizes(
+    bundle: edge.Bundle,
+) -> None:
+    """The original was once timed in turns with fewer subnets at some sizes: errors of 20 %."""
+    sizes = {"seq": (2, 32, 128)}
+    found = measured(bundle, cold=3.0, sizes=sizes, n_subnets=12, n_held_out=6)
+    error = found.error("assembled")
+    assert error is not None
+    assert error.p90 < 0.12
 
 
 def test_few_subnets_are_not_all_kept_from_the_fit(bundle: edge.Bundle) -> None:

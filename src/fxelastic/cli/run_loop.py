@@ -136,7 +136,11 @@ class CurrentRun:
                 return code
             options.progress(self.args, f"{step.name}: made again, since {problem}")
         # Without its record, the same command makes it again.
-        print(f"fxelastic: error: {step.name} can't be used: {problem}", file=sys.stderr)
+        print(
+            f"fxelastic: error: {step.name} can't be used after {_ATTEMPTS} attempts: {problem}; "
+            "run the same command again while other programs use the machine less",
+            file=sys.stderr,
+        )
         return 1
 
     def _make(self, step: Step) -> int:

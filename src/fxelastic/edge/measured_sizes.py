@@ -73,14 +73,11 @@ class SizePlan:
         """All combinations, ``points`` first."""
         return (*self.points, *self.between)
 
-    def indices(self, *, held_out: bool) -> range:
-        """The indices in `all` of the combinations at which to measure a subnet.
-
-        Args:
-            held_out: Whether the error is computed on it, instead of costs fitted to it.
-        """
+    @property
+    def judged(self) -> range:
+        """The indices in `all` of the combinations at which the error is computed."""
         n = len(self.points)
-        return range(n, len(self.all)) if held_out and self.between else range(n)
+        return range(n, len(self.all)) if self.between else range(n)
 
     def __str__(self) -> str:
         texts = [", ".join(f"{k} = {v}" for k, v in point.items()) for point in self.points]

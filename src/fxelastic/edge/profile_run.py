@@ -307,13 +307,12 @@ class ProfileRun:
             rows: The measurements of the branches at the example's sizes.
             fit: Fits to several sizes; None for one.
         """
-        options, plan, watch = self._options, self._plan, self._watch
+        options, watch = self._options, self._watch
         archs = distinct_subnets(self.bundle, options.n_subnets + options.n_held_out, options.seed)
         n_held = n_to_hold_out(len(archs), options.n_subnets, options.n_held_out)
         held_out: list[Arch] = [] if fit is None else split(archs, n_held)[0]
         # In random order, since time may be too short for all of them.
         random.Random(f"subnets {options.seed}").shuffle(archs)
-        wanted = {arch: plan.indices(held_out=arch in held_out) for arch in archs}
         timer = SubnetTimer(self._executor, self._inputs, self._limit, watch)
         sizes_vary = bool(self.bundle.manifest.model.sizes)
         maker = SessionMaker(self._threads, options.providers, sizes_vary=sizes_vary)
@@ -326,7 +325,7 @@ class ProfileRun:
 
             now_s = watch.wall_s()
             until_s = now_s + _SUBNETS[mode] * (self._begin_s + self._budget_s - now_s)
-            times = timer.time_at_sizes(wanted, mode, maker, progress=report, until_s=until_s)
+            times = timer.time_at_sizes(archs, mode, maker, progress=report, until_s=until_s)
             timed = any(times)
             self._executor.make_room(_COMPUTING_BYTES)
             if fit is None:

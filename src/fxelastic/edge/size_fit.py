@@ -108,7 +108,7 @@ class SizeFit:
         self, mode: str, times: Sequence[Mapping[Arch, Measured]], held_out: Collection[Arch]
     ) -> ModelError | None:
         """The error on subnets that were held out; None if none of them was measured."""
-        indices = self._plan.indices(held_out=True)
+        indices = self._plan.judged
         measured = [(k, m) for k in indices for m in times[k].values() if m.arch in held_out]
         if not measured:
             return None

@@ -179,25 +179,25 @@ class SubnetTimer:
         Returns:
             The latencies, the original's first; empty if no other subnet was timed.
         """
-        first = dict.fromkeys(archs, (0,))
-        return self.time_at_sizes(first, mode, maker, rounds, progress, until_s)[0]
+        return self.time_at_sizes(archs, mode, maker, rounds, progress, until_s)[0]
 
     def time_at_sizes(
         self,
-        wanted: Mapping[Arch, Sequence[int]],
+        archs: Sequence[Arch],
         mode: str,
         maker: SessionMaker,
         rounds: int | None = None,
         progress: Callable[[int], None] | None = None,
         until_s: float = math.inf,
     ) -> list[dict[Arch, Measured]]:
-        """The latencies of subnets on several inputs.
+        """The latencies of subnets on all inputs.
 
         Within a group, subnets are timed in turns on all inputs, and compared with the original on
-        the same input.
+        the same input. All run equally often, on inputs that nobody asks for as well: one that
+        came more often would find its weights in the caches.
 
         Args:
-            wanted: The subnets, each with the indices of the inputs to time it on.
+            archs: See `time`.
             mode: See `time`.
             maker: See `time`.
             rounds: See `time`.
@@ -212,47 +212,43 @@ class SubnetTimer:
         originals: list[list[float]] = [[] for _ in range(n_inputs)]
         too_large: list[Arch] = []
         self._adding_s = 0.0
-        left = list(wanted)
+        left = list(archs)
         n_done = 0
         while left and self._watch.wall_s() + 2 * self._adding_s < until_s:
             with self._group(mode, maker) as group:
-                runs, run_s, late = self._filled(group, left, wanted, until_s)
+                runs, run_s, late = self._filled(group, left, until_s)
                 if len(runs) < 2:
                     if late:
                         break
                     too_large.append(left.pop(0))
                     continue
-                timed = {
-                    k: own
-                    for k in range(n_inputs)
-                    if (own := [arch for arch in left[: len(runs) - 1] if k in wanted[arch]])
-                }
+                timed = left[: len(runs) - 1]
                 least, many, seconds = _SEVERAL_INPUTS if n_inputs > 1 else _ONE_INPUT
                 samples = sample_groups(
-                    [[run[k] for run in runs if k in run] for k in timed],
+                    list(zip(*runs, strict=True)),
                     [
-                        rounds or int(min(many, max(least, seconds / max(1e-6, run_s[k]))))
-                        for k in timed
+                        rounds or int(min(many, max(least, seconds / max(1e-6, own_s))))
+                        for own_s in run_s
                     ],
                     self._watch,
                     until_s=until_s,
                     most=_MOST_ROUNDS if n_inputs == 1 else 2,
                 )
-                for (k, own), times in zip(timed.items(), samples, strict=True):
+                for k, times in enumerate(samples):
                     (original_ms, noise), *others = map(low_quartile, times)
                     originals[k].append(original_ms)
-                    for arch, (ms, its) in zip(own, others, strict=True):
+                    for arch, (ms, its) in zip(timed, others, strict=True):
                         share = Measured(arch, ms / original_ms, math.hypot(noise, its))
                         shares[k][arch] = share
-            n_done += len(runs) - 1
-            del left[: len(runs) - 1]
+            n_done += len(timed)
+            del left[: len(timed)]
             if progress is not None:
                 progress(n_done)
         if too_large:
             logger.warning(
                 "%d of %d %s subnets were not measured: memory_bytes is too small for them and the "
                 "original",
-                *(len(too_large), len(wanted), mode),
+                *(len(too_large), len(archs), mode),
             )
         return [self._latencies(*found) for found in zip(shares, originals, strict=True)]
 
@@ -297,19 +293,17 @@ class SubnetTimer:
         self,
         group: _Group,
         archs: Sequence[Arch],
-        wanted: Mapping[Arch, Sequence[int]],
         until_s: float,
-    ) -> tuple[list[dict[int, Run]], Sequence[float], bool]:
+    ) -> tuple[list[list[Run]], Sequence[float], bool]:
         """Calls of the original and of as many subnets as the group has room and time for.
 
         Returns:
-            The calls of each by the index of the inputs, the times of the original in s, and
-            whether time ended the group.
+            The calls of each for all inputs, the times of the original in s, and whether time ended
+            the group.
         """
-        runs: list[dict[int, Run]] = []
+        runs: list[list[Run]] = []
         n_bytes = 0
         run_s: list[float] = []
-        indices = sorted({k for arch in archs[:_MOST] for k in wanted[arch]})
         wall_s = self._watch.wall_s
         for arch in (self._bundle.space.original, *archs[:_MOST]):
             n_bytes += _weight_bytes(self._bundle, arch)
@@ -320,18 +314,16 @@ class SubnetTimer:
             rounds_s = (_LEAST_ROUNDS + 1) * (len(runs) + 1) * sum(run_s)
             if runs and begin_s + self._adding_s + rounds_s > until_s:
                 return runs, run_s, True
-            own = wanted[arch] if runs else indices
-            added = group.add(arch, [self._inputs[k] for k in own])
+            added = group.add(arch, self._inputs)
             self._adding_s = max(self._adding_s, wall_s() - begin_s)
             if added is None:
                 break
             if not runs:
-                run_s = [0.0] * len(self._inputs)
-                for k, run in zip(own, added, strict=True):
+                for run in added:
                     begin_s = wall_s()
                     run()
-                    run_s[k] = wall_s() - begin_s
-            runs.append(dict(zip(own, added, strict=True)))
+                    run_s.append(wall_s() - begin_s)
+            runs.append(added)
         return runs, run_s, False
 
     @contextmanager
