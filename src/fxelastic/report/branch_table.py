@@ -11,7 +11,8 @@ from fxelastic.spec.branch_spec import ORIGINAL
 from fxelastic.spec.columns import engineering
 from fxelastic.spec.resources import ENERGY
 
-HEADER = ("branch", "kind", "stands for", "ms", "of original", "mJ", "params", "FLOPs", "not used")
+# A phone shows the first three without scrolling.
+HEADER = ("branch", "ms", "of original", "mJ", "params", "FLOPs", "kind", "stands for", "not used")
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,13 @@ def branch_rows(run: RunFolder) -> list[Sequence[Cell]]:
         rows.append(
             (
                 Cell(spec.id),
-                Cell(spec.kind),
-                Cell(blocks[0] if len(blocks) == 1 else f"{blocks[0]} to {blocks[-1]}", spec.start),
                 _number(latency, "{:.4f}"),
                 _number(share, "{:.0%}"),
                 _number(energy.get(spec.id), "{:.3f}"),
                 Cell(f"{spec.n_params:,}", spec.n_params),
                 Cell(engineering(spec.flops), spec.flops),
+                Cell(spec.kind),
+                Cell(blocks[0] if len(blocks) == 1 else f"{blocks[0]} to {blocks[-1]}", spec.start),
                 Cell(reasons.get(spec.id, "")),
             )
         )

@@ -168,7 +168,7 @@ def _caption(run: RunFolder, rows: Sequence[Row]) -> str:
     if any(row.recommended for row in rows):
         parts.append(
             "★ is recommended: the quickest whose score is at most "
-            f"{100 * TOLERANCE:g} points below the best."
+            f"{100 * TOLERANCE:g} point below the best."
         )
     if any(row.score is not None for row in rows):
         name = "" if run.pool is None else f" ({run.pool.score})"
