@@ -23,12 +23,15 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help check demo test docs installs lint format bench clean
+.PHONY: help check fast demo test docs installs lint format bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-check: $(STAMP) $(if $(TORCH),,lint) ## check style and types, and run the tests that are fast
+check: $(STAMP) ## check style and types, and run the tests that are fast
+	@$(MAKE) --jobs=2 --keep-going --no-print-directory $(if $(TORCH),,lint) fast
+
+fast: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) --fast
 
 demo: $(STAMP) ## expand, export, measure, search and serve a small trained ResNet; write a report

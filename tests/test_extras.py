@@ -48,7 +48,10 @@ BASE = names(CONFIG["options"]["install_requires"])
 def calls() -> Iterator[tuple[str, str, str, str]]:
     """Every call of `required` in the package: its file, and its three arguments."""
     for path in sorted(SOURCE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        text = path.read_text("utf-8")
+        if "required(" not in text:
+            continue
+        for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "required":
                 yield path.name, *(ast.literal_eval(argument) for argument in node.args)
 
