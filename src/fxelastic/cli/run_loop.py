@@ -228,6 +228,7 @@ class _Row:
 def _result(search: Mapping[str, Any]) -> list[str]:
     """The subnets of a search's JSON, as lines of text."""
     from fxelastic.spec.columns import aligned
+    from fxelastic.spec.resources import LATENCY
 
     original = search["original"]
     rows: list[tuple[str, ...]]
@@ -237,8 +238,8 @@ def _result(search: Mapping[str, Any]) -> list[str]:
         rows.append(
             (
                 name or (f"{bound:.3f} ms" if bound is not None else "-"),
-                f"{found['latency_ms']:.3f} ms",
-                f"{found['latency_ms'] / original['latency_ms']:.0%}",
+                f"{found[LATENCY]:.3f} ms",
+                f"{found[LATENCY] / original[LATENCY]:.0%}",
                 *("-" if s is None else f"{s:.4f}" for s in _scores(found)),
             )
         )

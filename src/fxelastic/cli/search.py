@@ -115,7 +115,7 @@ def add_parser(commands: Any) -> None:
         action="append",
         default=[],
         help="how much a resource counts among subnets nearly as good as the best, for example "
-        "latency_ms=0.7; may be repeated",
+        "energy_mj=0.7; may be repeated",
     )
     options.add_values(
         parser,
@@ -230,7 +230,7 @@ def _weights(texts: Sequence[str]) -> dict[str, float] | None:
         except ValueError as e:
             raise UsageError(
                 "--weight must be RESOURCE=WEIGHT",
-                expected="for example --weight latency_ms=0.7",
+                expected="for example --weight energy_mj=0.7",
                 got=repr(text),
             ) from e
     return found or None

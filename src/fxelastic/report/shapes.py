@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from fxelastic.spec.resources import LATENCY
+
 #: A finite number.
 NUMBER = "a finite number"
 # Larger ones are in no run.
@@ -15,7 +17,7 @@ _MOST = 1e100
 # least one item.
 _ROW: Mapping[str, Any] = {
     "arch!": str,
-    **dict.fromkeys(("latency_ms", "predicted_ms", "measured_ms", "budget_ms"), NUMBER),
+    **dict.fromkeys((LATENCY, "predicted_ms", "measured_ms", "budget_ms"), NUMBER),
     **dict.fromkeys(("accuracy", "held_out_accuracy", "energy_mj", "n_replaced"), NUMBER),
 }
 _BUDGET = {

@@ -191,12 +191,12 @@ class TracedSubnet:
 
     Attributes:
         arch: The subnet as text.
-        latency_ms: Its estimated latency.
+        ms: Its estimated latency.
         accuracy: Its accuracy in the search.
     """
 
     arch: str
-    latency_ms: float
+    ms: float
     accuracy: float
 
 
@@ -294,7 +294,7 @@ def read_trace(path: str | os.PathLike[str]) -> TraceData:
                     if row["estimated_ms"] is None:
                         continue
                     latency_ms = _number(
-                        latency_ms * subnets[number].latency_ms / _number(row["estimated_ms"])
+                        latency_ms * subnets[number].ms / _number(row["estimated_ms"])
                     )
                 requests.append((_number(row["t"]), number, latency_ms))
             elif kind == "load":

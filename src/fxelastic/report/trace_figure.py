@@ -68,7 +68,7 @@ def _draw_latency(axes: Any, trace: TraceData) -> None:
     ends = [end for end, _, _ in trace.requests]
     axes.plot(
         ends,
-        [latency_ms for _, _, latency_ms in trace.requests],
+        [ms for _, _, ms in trace.requests],
         **{"marker": ".", "markersize": 2, "linestyle": "", "alpha": 0.35, "label": "a request"},
         rasterized=True,  # thousands of points would make an SVG of megabytes
     )
@@ -79,7 +79,7 @@ def _draw_latency(axes: Any, trace: TraceData) -> None:
             [value for _, value in found],
             **{"linewidth": 1.4, "color": colour, "label": f"{name} of {WINDOW_S:g} s"},
         )
-    estimated = [trace.subnets[subnet].latency_ms for _, subnet, _ in trace.requests]
+    estimated = [trace.subnets[subnet].ms for _, subnet, _ in trace.requests]
     axes.step(ends, estimated, where="post", linewidth=1.2, color="tab:green", label="estimate")
     axes.step(
         [time for time, _, _ in trace.loads],
@@ -87,7 +87,7 @@ def _draw_latency(axes: Any, trace: TraceData) -> None:
         **{"where": "post", "linestyle": "--", "color": "tab:red", "label": "budget"},
     )
     axes.set_ylabel("latency (ms)")
-    if any(latency_ms > 0 for _, _, latency_ms in trace.requests):
+    if any(ms > 0 for _, _, ms in trace.requests):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")

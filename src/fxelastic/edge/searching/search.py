@@ -220,10 +220,7 @@ def search(
             except KeyboardInterrupt:
                 interrupted = True
         if original is not None and finished is None and repeatable:
-            histories = tuple(
-                tuple((step.subnets, step.latency_ms, step.accuracy) for step in study.history)
-                for study in studies
-            )
+            histories = tuple(tuple(step.kept for step in study.history) for study in studies)
             scores = (original.accuracy, original.held_out_accuracy)
             store.searches[key] = FinishedSearch(key, tuple(bests), histories, scores)
             pool = store.pool()

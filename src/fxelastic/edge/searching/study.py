@@ -60,6 +60,11 @@ class Improvement:
     latency_ms: float
     accuracy: float
 
+    @property
+    def kept(self) -> tuple[int, float, float]:
+        """What a pool keeps of it: all but the time that one search took."""
+        return self.subnets, self.latency_ms, self.accuracy
+
 
 @dataclass
 class Study:
