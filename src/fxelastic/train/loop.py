@@ -40,9 +40,8 @@ from fxelastic.train.learners import BranchRunner, Learners
 from fxelastic.train.norm_statistics import batches_serve, estimate
 from fxelastic.train.objectives import Objective, Supervised, TeacherForced, diagnose
 from fxelastic.train.optimisation import Optimisation, n_steps_tried, range_test
-from fxelastic.train.position import Position
 from fxelastic.train.reports import Bucket, EpochReport, History, StepReport
-from fxelastic.train.resumption import Resumption, checkpoints_of
+from fxelastic.train.resumption import Position, Resumption, checkpoints_of
 from fxelastic.train.sampling import Fixed, Plan, plan_of
 from fxelastic.train.training import Stage, Training
 
