@@ -16,6 +16,7 @@ import pytest
 from fxelastic.cli import main
 from fxelastic.cli.recipe import Recipe
 from fxelastic.cli.run_loop import CurrentRun
+from fxelastic.cli.run_pipeline import steps_of
 from fxelastic.cli.run_steps import Step
 from tests import warm
 
@@ -230,10 +231,33 @@ def test_steps_run_in_processes_of_their_own(tmp_path: Path) -> None:
 def test_a_measurement_that_cant_be_used_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[str] = []
-    monkeypatch.setattr(CurrentRun, "_make", lambda self, step: made.append(step.name) or 0)
-    current = CurrentRun(Namespace(quiet=True), tmp_path, Recipe(tmp_path))
+    made: list[list[str]] = []
+
+    def start(folder: Path, command: str, argv: list[str], stdout: object) -> int:
+        made.append(argv)
+        return 0
+
+    monkeypatch.setattr("fxelastic.cli.run_loop.start_step", start)
+    args = Namespace(quiet=True, debug=False)
+    current = CurrentRun(args, tmp_path, Recipe(tmp_path))
     problems = iter(["noise", "", "noise", "noise", "noise"])
-    step = Step("profile", "profile", (), {}, {}, (), problem=lambda: next(problems))
-    assert (current._made_well(step), len(made)) == (0, 2)
-    assert (current._made_well(step), len(made)) == (1, 5)
+    step = Step(
+        *("profile", "profile", ("bundle",), {}, {}, ()),
+        problem=lambda: next(problems),
+        thorough=("--samples=40",),
+    )
+    usual, thorough = ["bundle", "--quiet"], ["bundle", "--samples=40", "--quiet"]
+    assert (current._made_well(step), made) == (0, [usual, thorough])
+    assert (current._made_well(step), made[2:]) == (1, [usual, thorough, thorough])
+
+
+def test_a_longer_measurement_leaves_the_recipes_options(tmp_path: Path) -> None:
+    """Of two values, the later one would count."""
+    sections = {"model": {"model": "model.py:build"}, "train": {"data": "data.npz"}}
+    for given, left in [
+        ({}, ["samples", "subnets", "held-out"]),
+        ({"subnets": 100}, ["samples", "held-out"]),
+    ]:
+        steps = steps_of(tmp_path, Recipe(tmp_path, {**sections, "profile": given}))
+        (profile,) = (step for step in steps if step.name == "profile")
+        assert [word.partition("=")[0] for word in profile.thorough] == [f"--{k}" for k in left]

@@ -175,9 +175,11 @@ def test_several_threads_on_an_idle_machine_are_measured_as_they_are(
     assert not any(found.problem(mode) for mode in MODES if mode == "paged")
 
 
-def test_a_machine_that_becomes_busy_makes_a_table_of_several_threads_unusable(
-    bundle: edge.Bundle, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("time_budget_s", [None, 30.0])
+def test_a_machine_that_becomes_busy_is_measured_again_with_one_thread(
+    bundle: edge.Bundle, monkeypatch: pytest.MonkeyPatch, time_budget_s: float | None
 ) -> None:
+    """If there is no time for that, the table is unusable."""
     device = Device(0.01, 0.005, 0.01)
     device.install(monkeypatch)
 
@@ -185,8 +187,16 @@ def test_a_machine_that_becomes_busy_makes_a_table_of_several_threads_unusable(
         device.busy = device.busy or task != "branches"
 
     found = edge.profile(
-        bundle, n_subnets=4, n_held_out=2, watch=device.watch(), progress=begin_to_compete
+        *(bundle, None, 0),
+        **{"n_subnets": 4, "n_held_out": 2, "time_budget_s": time_budget_s},
+        watch=device.watch(),
+        progress=begin_to_compete,
     )
+    if time_budget_s is None:
+        assert (found.threads, found.clock) == (1, "processor")
+        assert not any("kept the cores busy" in found.problem(mode) for mode in MODES)
+        return
+    assert (found.threads, found.clock) == (0, "wall")
     for mode in MODES:
         assert "kept the cores busy" in found.problem(mode)
         assert not found.trusted(mode)

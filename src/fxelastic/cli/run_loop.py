@@ -129,8 +129,8 @@ class CurrentRun:
 
     def _made_well(self, step: Step) -> int:
         """Make a step, again if its result can't be used; returns the exit code."""
-        for _ in range(_ATTEMPTS):
-            code = self._make(step)
+        for i in range(_ATTEMPTS):
+            code = self._make(step, step.thorough if i else ())
             problem = "" if code or step.problem is None else step.problem()
             if not problem:
                 return code
@@ -143,12 +143,12 @@ class CurrentRun:
         )
         return 1
 
-    def _make(self, step: Step) -> int:
+    def _make(self, step: Step, further: Sequence[str]) -> int:
         resumed = self.records.begin(step)
         if resumed:
             options.progress(self.args, f"{step.name}: resumed")
         words = [word for word in ("quiet", "debug") if getattr(self.args, word)]
-        argv = [*step.argv, *(f"--{word}" for word in words)]
+        argv = [*step.argv, *further, *(f"--{word}" for word in words)]
         text = self.records.folder / f"{step.name}.txt"
         with text.open("wb") as stdout:
             code = start_step(self.folder, step.command, argv, stdout)

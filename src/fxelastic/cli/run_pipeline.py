@@ -35,6 +35,8 @@ _INPUTS = ("model", "model-arg", "weights", "example-input", "data", "samples")
 _DISTIL = ("distill-epochs", "distill-lr", "mode")
 _TUNE = ("tune-epochs", "tune-lr", "sampling", "loss", "soft")
 _OWN = ("out", "supernet-weights", "pool", "table", "bundle", "prepared", "stages", "force")
+# Options of a profile that takes some two times as long as the usual one.
+_THOROUGH = (("samples", 40), ("subnets", 60), ("held-out", 24))
 
 
 def missing_for_report() -> bool:
@@ -156,6 +158,7 @@ class _Pipeline:
                 (table,),
                 keeps=True,
                 problem=functools.partial(_table_problem, table, self._found),
+                thorough=tuple(f"--{k}={n}" for k, n in _THOROUGH if k not in profile_options),
             )
         )
         search_options = self._options("search", "search")

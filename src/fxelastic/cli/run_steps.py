@@ -40,6 +40,7 @@ class Step:
         keeps: Whether the command itself resumes from what an interrupted one left.
         report: A file for what the command prints; None for none.
         problem: Returns why the result can't be used, which makes the step anew; empty if it can.
+        thorough: Arguments besides for this, such as those of a longer measurement.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Step:
     keeps: bool = False
     report: Path | None = None
     problem: Callable[[], str] | None = None
+    thorough: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,7 @@ class ProfileRun:
     Attributes:
         bundle: The bundle, without the branches that the device turned out not to use.
         refused: These branches, and why.
+        became_busy: Whether other processes came while several threads were timed.
     """
 
     def __init__(
@@ -106,6 +107,8 @@ class ProfileRun:
         plan: SizePlan,
         inputs: Mapping[str, Array] | None,
         watch: Stopwatch,
+        *,
+        busy: bool = False,
     ) -> None:
         """Open the branches, choose the inputs, the number of threads and the clock.
 
@@ -115,6 +118,7 @@ class ProfileRun:
             plan: The sizes to measure at.
             inputs: The inputs; None for synthetic ones.
             watch: Times everything.
+            busy: Whether other processes are known to keep the cores busy.
 
         Raises:
             BundleError: A branch is missing or damaged, or can't be run.
@@ -123,6 +127,7 @@ class ProfileRun:
         self.bundle = bundle
         self._options = options
         self._plan = plan
+        self.became_busy = False
         self._begin_s = watch.wall_s()
         self._budget_s = _PLANNED * options.time_budget_s
         self._settings: dict[str, Any] = {
@@ -145,7 +150,7 @@ class ProfileRun:
             self.refused = dict(unsuited(bundle, self._settings["device"]))
             self._leave_out(self.refused | _unloadable(self._executor, set(self.refused)))
             self._inputs, self._sound = self._chosen_inputs(inputs)
-            self._choose_clock(watch)
+            self._choose_clock(watch, busy)
         except BaseException:
             self._stack.close()
             raise
@@ -236,12 +241,12 @@ class ProfileRun:
             )
         return [found for found, _ in drawn], sound
 
-    def _choose_clock(self, watch: Stopwatch) -> None:
+    def _choose_clock(self, watch: Stopwatch, busy: bool) -> None:
         """Take the processor time of one thread if one is wanted, or the machine is busy."""
         one = self._options.threads == 1
         self._exact = processor_time_is_exact(self._options.providers)
         self._watch = watch
-        if self._exact and not one and self._is_busy():
+        if self._exact and not one and (busy or self._is_busy()):
             one = True
             self._executor.close()
             self._executor = self._opened(1)
@@ -336,7 +341,8 @@ class ProfileRun:
             if archs and not timed and self._limit is None:
                 doubt = "there was no time to measure whole subnets"
                 latencies[mode] = replace(latencies[mode], doubt=doubt)
-        if not self._one and self._exact and timed and self._is_busy():
+        self.became_busy = not self._one and self._exact and timed and self._is_busy()
+        if self.became_busy:
             doubt = "other processes kept the cores busy while several threads were timed"
             latencies = {mode: replace(found, doubt=doubt) for mode, found in latencies.items()}
         # For such short runs, the variation between calls alone is as large as the latency.

@@ -51,7 +51,8 @@ def profile(
 
     If other processes keep the cores busy, one thread is used regardless of ``threads``, and its
     processor time is measured: this gives correct latencies relative to the original, but not the
-    speed of several idle cores. The table records ``threads`` and ``clock``.
+    speed of several idle cores. If they come during the measurement, it is made again in this way;
+    with a time budget, the table is marked unusable instead. It records ``threads`` and ``clock``.
 
     8-bit branches are measured in each format that suits the processor. Of these the table keeps
     those that are faster than their float branch, and of several formats the fastest, besides
@@ -129,11 +130,13 @@ def profile(
     _check(options, time_budget_s)
     own = None if inputs is None else [_sizes_of(bundle, inputs, batch_size, sizes)]
     plan = SizePlan.of(bundle.manifest.model, sizes if own is None else own)
-    with (
-        only_writer(path),
-        ProfileRun(bundle, options, plan, inputs, watch or Stopwatch()) as run,
-    ):
-        table = run.table()
+    watch = watch or Stopwatch()
+    with only_writer(path):
+        with ProfileRun(bundle, options, plan, inputs, watch) as run:
+            table = run.table()
+        if run.became_busy and time_budget_s is None:
+            with ProfileRun(bundle, options, plan, inputs, watch, busy=True) as run:
+                table = run.table()
     for mode in MODES:
         if not table.trusted(mode):
             logger.warning(
