@@ -25,7 +25,7 @@ from fxelastic.edge.branch_timing import BranchTiming
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.bundle_costs import bundle_costs
 from fxelastic.edge.cache_hits import measure_hit_rates
-from fxelastic.edge.cascades.decision_time import all_stay, decision_ms, per_decision
+from fxelastic.edge.cascades.decision_time import with_decisions
 from fxelastic.edge.executor import Array, Executor
 from fxelastic.edge.fingerprint import fingerprint
 from fxelastic.edge.int8_branches import unsuited, unused_everywhere
@@ -63,8 +63,6 @@ _SUBNETS = {"assembled": 0.7, "paged": 1.0}
 _ENERGY_SUBNETS, _WINDOW_MS, _MOST_RUNS = 18, 60.0, 500
 # If the median standard error of whole subnets exceeds this share, their times are too uncertain.
 _MOST_NOISE = 0.06
-# Up to this latency of the original, the decisions of a cascade may take a large share.
-_SMALL_MS = 10.0
 
 #: The measurements of each branch, by id.
 Rows = Mapping[str, BranchLatency]
@@ -312,7 +310,7 @@ class ProfileRun:
             rows: The measurements of the branches at the example's sizes.
             fit: Fits to several sizes; None for one.
         """
-        options, watch = self._options, self._watch
+        options, plan, watch = self._options, self._plan, self._watch
         archs = distinct_subnets(self.bundle, options.n_subnets + options.n_held_out, options.seed)
         n_held = n_to_hold_out(len(archs), options.n_subnets, options.n_held_out)
         held_out: list[Arch] = [] if fit is None else split(archs, n_held)[0]
@@ -350,34 +348,8 @@ class ProfileRun:
             mode: replace(found, doubt="") if original_cost(found) < SHORT_MS else found
             for mode, found in latencies.items()
         }
-        return self._with_decisions(latencies, timer, maker)
-
-    def _with_decisions(
-        self, latencies: Mapping[str, BranchCosts], timer: SubnetTimer, maker: SessionMaker
-    ) -> dict[str, BranchCosts]:
-        """Add the cost of a cascade's decisions, in the state of the caches of the other costs.
-
-        A decision is timed in a loop, and so is the original: what both take otherwise is assumed
-        to differ by the same factor, so that the decision's share of the original is right. If
-        this share may be large, a cascade in which no sample leaves is timed, too.
-        """
-        decisions = {mode: decision_ms(self.bundle, maker, self._watch, mode) for mode in latencies}
-        whole, example = self.bundle.space.original, self._plan.example
-        loop = timer.in_loop([whole], example, maker) if any(decisions.values()) else None
-        if loop is not None:
-            assembled = latencies["assembled"]
-            original_ms = original_cost(assembled)
-            slower = max(1.0, original_ms / loop[0])
-            decisions = {mode: slower * ms for mode, ms in decisions.items()}
-            staying = all_stay(self.bundle) if original_ms < _SMALL_MS else None
-            if staying is not None and decisions["assembled"]:
-                loop = timer.in_loop([whole, staying], example, maker)
-                extra_ms = 0.0 if loop is None else slower * (loop[1] - loop[0])
-                found_ms = per_decision(staying, extra_ms, assembled)
-                decisions["assembled"] = max(decisions["assembled"], found_ms)
-        return {
-            mode: replace(found, per_decision=decisions[mode]) for mode, found in latencies.items()
-        }
+        loop = partial(timer.in_loop, index=plan.example, maker=maker)
+        return with_decisions(self.bundle, latencies, maker, watch, loop)
 
     def _energies(self, rows: Rows, latencies: Mapping[str, BranchCosts]) -> dict[str, BranchCosts]:
         """The energy of the branches in each mode: by a counter if there is one, else by a model.

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from fxelastic import edge
-from fxelastic.edge import profile_run
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.candidates import Candidate, candidates_of
+from fxelastic.edge.cascades import decision_time
 from fxelastic.edge.cascades.decision_time import all_stay
 from fxelastic.edge.cascades.entry import CascadeEntry
 from fxelastic.edge.cascades.finding import exits_along
@@ -63,9 +63,9 @@ def test_decisions_cost_what_they_do_where_branches_are_timed(
 ) -> None:
     """Decisions are timed in a loop, where a small model is quicker than in its table."""
     loop_ms = 0.25
-    monkeypatch.setattr(profile_run, "decision_ms", lambda *_: 0.01)
-    monkeypatch.setattr(profile_run, "original_cost", lambda _: slower * loop_ms)
-    monkeypatch.setattr(SubnetTimer, "in_loop", lambda _, served, *__: [loop_ms] * len(served))
+    monkeypatch.setattr(decision_time, "decision_ms", lambda *_: 0.01)
+    monkeypatch.setattr(decision_time, "original_cost", lambda _: slower * loop_ms)
+    monkeypatch.setattr(SubnetTimer, "in_loop", lambda _, served, **__: [loop_ms] * len(served))
     found = edge.profile(bundle, n_samples=3, n_subnets=0, n_held_out=0)
     for mode in found.modes:
         assert found.costs_of(mode)[LATENCY].per_decision == pytest.approx(0.01 * expected)
@@ -75,8 +75,8 @@ def test_decisions_cost_what_they_do_in_a_whole_cascade(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rest of the network takes longer inside of a decision than by itself."""
-    monkeypatch.setattr(SubnetTimer, "in_loop", lambda _, served, *__: [0.25, 5.25][: len(served)])
-    monkeypatch.setattr(profile_run, "original_cost", lambda _: 0.5)
+    monkeypatch.setattr(SubnetTimer, "in_loop", lambda _, served, **__: [0.25, 5.25][: len(served)])
+    monkeypatch.setattr(decision_time, "original_cost", lambda _: 0.5)
     found = edge.profile(bundle, n_samples=3, n_subnets=0, n_held_out=0)
     costs = found.costs_of("assembled")[LATENCY]
     heads = sum(costs.costs[spec.id] for spec in bundle.space.branches if spec.kind == "exit")
@@ -88,9 +88,9 @@ def test_decisions_cost_what_they_do_in_a_whole_cascade(
 def test_decisions_of_a_slow_model_are_not_timed_in_a_cascade(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(profile_run, "original_cost", lambda _: 100.0)
-    monkeypatch.setattr(SubnetTimer, "in_loop", lambda _, served, *__: [100.0] * len(served))
-    monkeypatch.setattr(profile_run, "all_stay", lambda _: pytest.fail("it was assembled"))
+    monkeypatch.setattr(decision_time, "original_cost", lambda _: 100.0)
+    monkeypatch.setattr(SubnetTimer, "in_loop", lambda _, served, **__: [100.0] * len(served))
+    monkeypatch.setattr(decision_time, "all_stay", lambda _: pytest.fail("it was assembled"))
     edge.profile(bundle, n_samples=3, n_subnets=0, n_held_out=0)
 
 

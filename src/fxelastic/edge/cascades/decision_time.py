@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from onnx import TensorProto, helper
@@ -16,14 +17,55 @@ from fxelastic.edge.sessions import SessionMaker
 from fxelastic.edge.stopwatch import Stopwatch
 from fxelastic.edge.verified_model import VerifiedModel
 from fxelastic.spec import EXIT, Arch
-from fxelastic.spec.cascade import Cascade
+from fxelastic.spec.cascade import Cascade, Servable
 from fxelastic.spec.costs import BranchCosts
+from fxelastic.spec.latency_table import original_cost
 
 _OPSET, _IR_VERSION = 17, 8
 # Decisions in a sample, and samples, of which the first ones warm up.
 _REPEATS, _SAMPLES, _WARM = 16, 24, 4
 # Exits of the cascade that is timed, and a threshold above every confidence.
 _TIMED_EXITS, _NEVER = 4, 2.0
+# Up to this latency of the original, the decisions of a cascade may take a large share.
+_SMALL_MS = 10.0
+
+
+def with_decisions(
+    bundle: Bundle,
+    latencies: Mapping[str, BranchCosts],
+    maker: SessionMaker,
+    watch: Stopwatch,
+    in_loop: Callable[[Sequence[Servable]], Sequence[float] | None],
+) -> dict[str, BranchCosts]:
+    """Add the cost of a cascade's decisions, in the state of the caches of the other costs.
+
+    A decision is timed in a loop, and so is the original: what both take otherwise is assumed
+    to differ by the same factor, so that the decision's share of the original is right. If
+    this share may be large, a cascade in which no sample leaves is timed, too.
+
+    Args:
+        bundle: The bundle.
+        latencies: The latencies of the branches in each mode.
+        maker: Makes sessions.
+        watch: Times decisions.
+        in_loop: Returns the latencies of subnets and cascades by themselves, in ms; None if there
+            is no room for them.
+    """
+    decisions = {mode: decision_ms(bundle, maker, watch, mode) for mode in latencies}
+    whole = bundle.space.original
+    loop = in_loop([whole]) if any(decisions.values()) else None
+    if loop is not None:
+        assembled = latencies["assembled"]
+        original_ms = original_cost(assembled)
+        slower = max(1.0, original_ms / loop[0])
+        decisions = {mode: slower * ms for mode, ms in decisions.items()}
+        staying = all_stay(bundle) if original_ms < _SMALL_MS else None
+        if staying is not None and decisions["assembled"]:
+            loop = in_loop([whole, staying])
+            extra_ms = 0.0 if loop is None else slower * (loop[1] - loop[0])
+            found_ms = per_decision(staying, extra_ms, assembled)
+            decisions["assembled"] = max(decisions["assembled"], found_ms)
+    return {mode: replace(own, per_decision=decisions[mode]) for mode, own in latencies.items()}
 
 
 def decision_ms(bundle: Bundle, maker: SessionMaker, watch: Stopwatch, mode: str) -> float:
