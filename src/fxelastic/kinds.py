@@ -6,13 +6,13 @@ a method ``make(partition, seed)`` that yields branches and refusals; `intervals
 what most kinds have in common:
 
     @dataclasses.dataclass(frozen=True)
-    class Halved:
+    class Scaled:
         "Each block with weights scaled by a factor."
 
         factor: float = 0.5
 
         def make(self, partition, seed=0):
-            for interval in kinds.intervals(partition, "halved"):
+            for interval in kinds.intervals(partition, "scaled"):
                 yield interval.rewrite(self._scale)
 
         def _scale(self, module):

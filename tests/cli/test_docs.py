@@ -30,6 +30,20 @@ def commands() -> dict[str, argparse.ArgumentParser]:
     return dict(action.choices)
 
 
+def test_every_command_that_opens_a_bundle_can_require_its_signature() -> None:
+    opening = {
+        name: parser
+        for name, parser in commands().items()
+        if any(action.dest == "bundle" and not action.option_strings for action in parser._actions)
+    }
+    found = {
+        name for name, p in opening.items() if "--require-signature" in p._option_string_actions
+    }
+    # These write a signature, and read it.
+    assert opening.keys() - found == {"sign", "verify"}
+    assert len(found) > 5
+
+
 def section(name: str) -> str:
     """A page's text under a second-level title."""
     return CLI.split(f"\n## {name}\n")[1].split("\n## ")[0]

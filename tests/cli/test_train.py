@@ -142,6 +142,21 @@ def test_what_was_trained_can_be_loaded(data: Path) -> None:
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+def test_an_export_takes_the_inputs_that_the_weights_are_for(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training has the shapes of its data, and an export alone would guess others."""
+    small = SMALL[:-2]
+    argv = ["--data", "images.npz", "--tune-epochs", "0", "--distill-epochs", "1", "--quiet"]
+    assert main(["train", "model.py:build", "--out", "out", *small, *argv]) == 0
+    weights = "--supernet-weights=out/supernet.safetensors"
+    assert main(["export", "model.py:build", "bundle", *small, weights, "--no-verify"]) == 0
+    assert "input as the trained branches need it: x=1x3x16x16" in capsys.readouterr().err
+    other = [*small, "--example-input", "1x3x24x24"]
+    assert main(["export", "model.py:build", "other", *other, weights, "--no-verify"]) == 2
+    assert "instead of x=1x3x24x24" in capsys.readouterr().err
+
+
 def test_the_same_command_goes_on(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # An instance has the same weights in both runs, which a run's checkpoints insist on.
     argv = ["train", "model.py:instance", "--out", "out", "--data", "data.py:pair", *SMALL]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import fxelastic
 from fxelastic import Supernet, UsageError, files
+from fxelastic.ir.supernet_file import example_inputs_of
 
 
 class _Net(nn.Module):
@@ -127,6 +128,31 @@ def test_another_structure(
     with pytest.raises(UsageError, match=message):
         supernet.load(path)
     assert all(map(torch.equal, outputs(supernet), before))
+
+
+def test_other_example_inputs_are_named(written: tuple[Path, Supernet]) -> None:
+    path, _ = written
+    assert example_inputs_of(path) == ["x=2x4x3x3"]
+    larger = fxelastic.expand(_Net(), 0.3, example_inputs=torch.zeros(2, 4, 6, 6))
+    with pytest.raises(UsageError, match="captured with x=2x4x3x3 instead of x=2x4x6x6"):
+        larger.load(path)
+
+
+def test_files_without_example_inputs_have_none(tmp_path: Path) -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = _Net()
+
+        def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
+            return self.net(pair[0] + pair[1])
+
+    path = tmp_path / "nested.safetensors"
+    fxelastic.expand(Pair(), 0.3, example_inputs=((X, X),)).save(path)
+    assert example_inputs_of(path) == []
+    assert example_inputs_of(tmp_path / "missing") == []
+    path.write_bytes(b"no tensors")
+    assert example_inputs_of(path) == []
 
 
 def _flipped(data: bytes) -> bytes:

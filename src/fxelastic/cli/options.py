@@ -152,7 +152,7 @@ def add_bundle(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="refuse the bundle unless this public key signed it (fxelastic sign), a PEM file; "
-        "may be repeated: one of them must have",
+        "may be repeated: one of them must have signed it",
     )
 
 

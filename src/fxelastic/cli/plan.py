@@ -48,7 +48,7 @@ def add_parser(commands: Any) -> None:
         epilog=_EPILOG,
         formatter_class=HelpFormatter,
     )
-    parser.add_argument("bundle", metavar="BUNDLE", help="the folder of a bundle")
+    options.add_bundle(parser)
     parser.add_argument(
         "--data",
         metavar="FILE",
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     from fxelastic import edge
     from fxelastic.edge.searching.planning import BUDGETS
 
-    bundle = edge.load(args.bundle)
+    bundle = options.load_bundle(args)
     table = read_table(args.table, args.bundle, bundle)
     options.progress(args, f"measuring {args.subnets} subnets")
     plan = edge.plan(

@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     expires_s = None if args.expires is None else _end_s(args.expires, now_s)
     if expires_s is not None and expires_s <= now_s:
         raise UsageError(
-            "--expires must be in the future: devices refuse what has ended",
+            "--expires must be in the future: devices refuse what has expired",
             expected="a later date, or at least 1d",
             got=repr(args.expires),
         )

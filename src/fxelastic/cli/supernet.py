@@ -114,6 +114,7 @@ def supernet_of(args: argparse.Namespace, model: torch.nn.Module | None = None) 
         from fxelastic.cli.example_inputs import load_example_inputs
 
         model = model_of(args) if model is None else model
+        args = _with_trained_inputs(args)
         example_inputs = load_example_inputs(args.example_input)
         size = sum(parameter.numel() for parameter in model.parameters())
         progress(args, f"expanding {type(model).__name__} ({size:,} parameters)")
@@ -126,6 +127,18 @@ def supernet_of(args: argparse.Namespace, model: torch.nn.Module | None = None) 
     for warning in supernet.partition.warnings:
         print(f"fxelastic: warning: {warning}", file=sys.stderr)
     return supernet
+
+
+def _with_trained_inputs(args: argparse.Namespace) -> argparse.Namespace:
+    """The options with the inputs that the trained weights are for, unless others are given."""
+    if args.example_input or args.supernet_weights is None:
+        return args
+    from fxelastic.ir.supernet_file import example_inputs_of
+
+    texts = example_inputs_of(args.supernet_weights)
+    if texts:
+        progress(args, f"input as the trained branches need it: {', '.join(texts)}")
+    return argparse.Namespace(**{**vars(args), "example_input": texts})
 
 
 def expanded(

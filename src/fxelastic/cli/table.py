@@ -42,7 +42,7 @@ def add_parser(commands: Any) -> None:
         formatter_class=HelpFormatter,
     )
     parser.add_argument("action", metavar="match", choices=("match",), help="what to do")
-    parser.add_argument("bundle", metavar="BUNDLE", help="the folder of a bundle")
+    options.add_bundle(parser)
     parser.add_argument(
         "tables",
         metavar="TABLE",
@@ -71,12 +71,11 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0; raises an error on failure.
     """
-    from fxelastic import edge
     from fxelastic.edge.table_match import match_table
     from fxelastic.spec.latency_table import LatencyTable
 
     share = _share(args.share)
-    bundle = edge.load(args.bundle)
+    bundle = options.load_bundle(args)
     out = Path(args.out or f"{bundle.path}{_SUFFIX}")
     if out.exists() and not args.force:
         raise UsageError(

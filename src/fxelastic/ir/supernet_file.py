@@ -40,6 +40,7 @@ def save(partition: BlockGraph, branches: _Branches, path: str | os.PathLike[str
         "structure": _structure_digest(partition, branches),
         "model": _content(_model_tensors(branches)),
         "content": _content(tensors.items()),
+        "inputs": _example_inputs(partition),
     }
     # A single entry, since safetensors writes several in random order.
     header = {_ENTRY: json.dumps(metadata)}
@@ -53,6 +54,22 @@ def save(partition: BlockGraph, branches: _Branches, path: str | os.PathLike[str
         ) from e
 
 
+def example_inputs_of(path: str | os.PathLike[str]) -> list[str]:
+    """The example inputs that the supernet of a file was captured with.
+
+    Returns:
+        A text like ``x=2x3x32x32`` for each, as ``--example-input`` takes them; empty if the file
+        can't be read, is older, or has inputs inside of other arguments.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = loads((file.metadata() or {}).get(_ENTRY, "{}").encode()).get("inputs", [])
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError):
+        return []
+    texts = isinstance(found, list) and all(isinstance(text, str) for text in found)
+    return found if texts else []
+
+
 def load(partition: BlockGraph, branches: _Branches, path: str | os.PathLike[str]) -> None:
     """Read a file of `save` into the same branches; see `Supernet.load`."""
     own = _tensors(branches)
@@ -61,12 +78,17 @@ def load(partition: BlockGraph, branches: _Branches, path: str | os.PathLike[str
         raise _refused(path, f"a file of schema {SCHEMA}", repr(metadata.get("schema")))
     if metadata.get("structure") != _structure_digest(partition, branches):
         differences = _differences(own, tensors)
-        raise _refused(
-            path,
-            "the branches of this supernet",
-            f"branches of another supernet: {differences or 'same names, other operators'}",
-            "expand the same model with the same gamma and kinds",
-        )
+        fix = "expand the same model with the same gamma and kinds"
+        if not differences:
+            theirs, here = example_inputs_of(path), _example_inputs(partition)
+            fix += ", from the same example inputs"
+            differences = (
+                f"captured with {', '.join(theirs)} instead of {', '.join(here)}"
+                if theirs and theirs != here
+                else "same names, other operators"
+            )
+        got = f"branches of another supernet: {differences}"
+        raise _refused(path, "the branches of this supernet", got, fix)
     differences = _differences(own, tensors)
     if differences or metadata.get("content") != _content(tensors.items()):
         raise _refused(path, "an unchanged file", differences or "other bytes")
@@ -90,6 +112,19 @@ def _structure_digest(partition: BlockGraph, branches: _Branches) -> str:
     lines += [repr(kept) for branch in branches.values() for kept in branch.spec.cache]
     lines += [f"{k} {v.dtype} {tuple(v.shape)}" for k, v in _tensors(branches).items()]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _example_inputs(partition: BlockGraph) -> list[str]:
+    """See `example_inputs_of`."""
+    names = partition.signature.captured
+    if len(names) != len(partition.example):
+        return []
+    texts = []
+    for name, value in zip(names, partition.example, strict=True):
+        dtype = str(value.dtype).removeprefix("torch.")
+        kind = "" if dtype == "float32" else f"{dtype}:"
+        texts.append(f"{name}={kind}{'x'.join(map(str, value.shape))}")
+    return texts
 
 
 def _tensors(branches: _Branches) -> dict[str, Tensor]:
