@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -146,3 +147,15 @@ def test_noise_is_stated() -> None:
 
 def test_accelerators_are_timed_by_the_clock_on_the_wall() -> None:
     assert not processor_time_is_exact(("CUDAExecutionProvider", "CPUExecutionProvider"))
+
+
+@pytest.mark.parametrize(("step_s", "exact"), [(1e-7, True), (0.016, False), (100.0, False)])
+def test_a_clock_that_goes_in_steps_does_not_time_calls(step_s: float, exact: bool) -> None:
+    """With such a clock, calls once took 0 ms, and a profile ended with a division by it."""
+    turns = itertools.count()
+
+    def clock() -> float:
+        # A large step takes many readings.
+        return next(turns) // max(1, round(step_s / 1e-5)) * step_s
+
+    assert processor_time_is_exact(("CPUExecutionProvider",), clock) == exact

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ LEAST_NOISE = 0.01
 # Below this share of the time on a processor, other processes disturbed the calling thread. It
 # computes or spins while an operator runs, so the undisturbed share is above 0.97.
 _DISTURBED = 0.85
+# The largest step of a clock that times calls, and how long to wait for one, in s.
+_LARGEST_STEP_S, _LONGEST_STEP_S = 1e-4, 0.05
 
 
 def _wall_s() -> float:
@@ -69,12 +70,25 @@ class Stopwatch:
         return float(np.median(shares)) < _DISTURBED
 
 
-def processor_time_is_exact(providers: Sequence[str]) -> bool:
+def processor_time_is_exact(
+    providers: Sequence[str], used_s: Callable[[], float] = _used_s
+) -> bool:
     """Whether processor time measures the calls of an execution provider.
 
-    Accelerators compute outside the process, and Windows counts in steps of 16 ms.
+    Accelerators compute outside the process, and some clocks go in steps: of 16 ms on Windows, and
+    of some milliseconds under a profiler that uses the same timer.
+
+    Args:
+        providers: The execution providers of onnxruntime, in order of preference.
+        used_s: Returns the processor time of the process, in s.
     """
-    return os.name == "posix" and providers[0] == "CPUExecutionProvider"
+    if providers[0] != "CPUExecutionProvider":
+        return False
+    begin_s, wall_s = used_s(), time.perf_counter()
+    step_s = 0.0
+    while step_s == 0.0 and time.perf_counter() - wall_s < _LONGEST_STEP_S:
+        step_s = used_s() - begin_s
+    return 0.0 < step_s < _LARGEST_STEP_S
 
 
 def low_quartile(samples: Sequence[float]) -> tuple[float, float]:
