@@ -82,6 +82,25 @@ def test_other_files_are_not_written_over(
     assert main(["profile", str(bundle.path), "-o", str(out), "--force", *QUICK]) == 0
 
 
+@pytest.mark.parametrize("command", ["profile", "table"])
+def test_force_replaces_no_folder_and_no_file_of_the_bundle(
+    command: str,
+    bundle: edge.Bundle,
+    table: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    begin = {"profile": ["profile", str(bundle.path)], "table": ["table", "match"]}[command]
+    begin += [] if command == "profile" else [str(bundle.path), str(table)]
+    for out, message in (
+        (tmp_path, "is a folder"),
+        (bundle.path / "manifest.json", "would change the bundle"),
+    ):
+        assert main([*begin, "-o", str(out), "--force"]) == 2
+        assert message in capsys.readouterr().err
+    assert edge.load(bundle.path).digest == bundle.digest
+
+
 def test_a_search_prints_the_bests_and_writes_the_pool(
     bundle: edge.Bundle, table: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,15 +1,22 @@
-"""A path in place of what it holds is refused, and the message names what reads it."""
+"""Arguments of a wrong kind or value are refused, and the message says what was expected."""
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fxelastic import edge
 from fxelastic.errors import UsageError
+from fxelastic.spec.latency_table import LatencyTable
+from fxelastic.spec.symbols import Symbol
+from tests.edge.serving.tiny_bundle import steady, write_bundle
 
 PATH: Any = Path("somewhere")
 CALLS: dict[str, Callable[[Any], object]] = {
@@ -47,3 +54,164 @@ def test_a_path_is_no_pool() -> None:
         UsageError, match=r"pool must be a SubnetPool, not a path[^$]*SubnetPool\.load"
     ):
         edge.serve(bundle, None, PATH, budget_ms=1)
+
+
+X = np.random.default_rng(0).standard_normal((10, 8, 8, 8)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> edge.Bundle:
+    return write_bundle(tmp_path_factory.mktemp("arguments") / "bundle", depth=2)
+
+
+@pytest.fixture(scope="module")
+def table(bundle: edge.Bundle) -> LatencyTable:
+    return steady(edge.profile(bundle, threads=1, n_samples=3, n_subnets=0, n_held_out=0))
+
+
+@pytest.fixture(scope="module")
+def result(bundle: edge.Bundle, table: LatencyTable) -> edge.SearchResult:
+    return edge.search(bundle, table, X, budget="90%", threads=1, force=True)
+
+
+def test_arguments_in_another_order_are_refused(
+    bundle: Any, table: Any, result: edge.SearchResult
+) -> None:
+    pool: Any = result.pool
+    with pytest.raises(UsageError, match=r"pool must be a SubnetPool\n.*\n.*a LatencyTable"):
+        edge.prepare(bundle, table, pool)
+    with pytest.raises(UsageError, match="pool must be a SubnetPool"):
+        edge.serve(bundle, pool, table, budget_ms=1)
+    with pytest.raises(UsageError, match="bundle must be a Bundle"):
+        edge.search(table, bundle, X, budget="70%")
+    with pytest.raises(UsageError, match=r"table must be a LatencyTable\n.*\n.*a NoneType"):
+        edge.plan(bundle, None, X)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"pass its pool: result\.pool"):
+        edge.serve(bundle, table, result, budget_ms=1)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="tables must be a mapping"):
+        edge.match_table(bundle, [table])  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="an entry of the pool lacks latency_ms and accuracy"):
+        edge.serve(bundle, table, [type("Entry", (), {"arch": None})], budget_ms=1)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *({"batch_size": value} for value in ("3", 1.5, math.inf, 0, True)),
+        *({"threads": value} for value in ("3", None, 1.5, -1)),
+        *({"n_samples": value} for value in ("3", None, math.nan, math.inf, 2)),
+        *({name: 1.5} for name in ("n_subnets", "n_held_out", "cache_runs", "seed")),
+        *({"time_budget_s": value} for value in ("3", math.nan, 0)),
+        *({"memory_bytes": value} for value in ("3", math.nan, 0)),
+        {"seed": -1},
+        {"sizes": 5},
+    ],
+    ids=str,
+)
+def test_a_profile_refuses_what_is_no_number(bundle: edge.Bundle, option: Any) -> None:
+    expected = "no size that may vary" if "sizes" in option else f"{next(iter(option))} must be"
+    with pytest.raises(UsageError, match=expected):
+        edge.profile(bundle, **option)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *({"held_out": value} for value in (None, "0.2", math.nan)),
+        *({"tolerance": value} for value in (None, "0.1")),
+        *({"confidence": value} for value in (None, "1")),
+        *({"cache_bytes": value} for value in (-1, "3", math.nan)),
+        *({"memory_bytes": value} for value in (0, "3", math.nan)),
+        *({"max_loss": value} for value in ("0.1", np.int64(2), ())),
+        {"delta": None},
+        {"max_loss": 0.1, "exit_confidence": "sure"},
+        {"limits": 20},
+    ],
+    ids=str,
+)
+def test_a_search_refuses_what_is_no_number(
+    bundle: edge.Bundle, table: LatencyTable, option: Any
+) -> None:
+    with pytest.raises(UsageError):
+        edge.search(bundle, table, X, force=True, **{"budget": "70%", **option})
+
+
+@pytest.mark.parametrize("found", [None, 3, (1, 2, 3), ("a", 1), (10**400, 1)], ids=repr)
+def test_a_score_that_is_no_sum_and_count_is_refused(
+    bundle: edge.Bundle, table: LatencyTable, found: Any
+) -> None:
+    with pytest.raises(UsageError, match="must return a sum and a count"):
+        edge.search(bundle, table, X, budget="70%", force=True, score=lambda _, __: found)
+
+
+def test_too_few_samples_for_a_cascade_are_refused_before_the_search(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, bundle: edge.Bundle, table: LatencyTable
+) -> None:
+    exits = write_bundle(tmp_path / "exits", depth=2, exits=(1,))
+    costs = steady(edge.profile(exits, threads=1, n_samples=3, n_subnets=0, n_held_out=0))
+    steps: list[float] = []
+    how: dict[str, Any] = {"budget": "90%", "max_loss": 0.01, "force": True}
+    with pytest.raises(UsageError, match=r"samples are too few to bound a loss of 0\.01"):
+        edge.search(exits, costs, X, **how, progress=lambda ms, _: steps.append(ms))
+    assert not steps
+    with caplog.at_level(logging.WARNING):
+        assert not edge.search(bundle, table, X, **how).pool.cascades
+    assert "the bundle has no early exits" in caplog.text
+
+
+def test_limits_that_no_subnet_keeps_prepare_nothing(
+    bundle: edge.Bundle, result: edge.SearchResult
+) -> None:
+    with pytest.raises(UsageError, match="no subnet of the pool keeps the limits"):
+        edge.prepare(bundle, result.pool, limits={"weight_bytes": 1})
+    with pytest.raises(UsageError, match="memory_bytes must be above 0"):
+        edge.prepare(bundle, result.pool, memory_bytes="3")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="no size 'seq'"):
+        edge.prepare(bundle, result.pool, sizes={"seq": 3})
+
+
+@pytest.mark.parametrize("size", [8.5, math.nan, "8", True])
+def test_sizes_are_whole_numbers(tmp_path: Path, size: Any) -> None:
+    sized = write_bundle(tmp_path / "sized", depth=1, sizes=(Symbol("H", 8, 4, 32),))
+    entry = edge.PoolEntry(sized.space.original, 1.0, 1.0)
+    with pytest.raises(UsageError, match="H must be a whole number"):
+        edge.serve(sized, None, [entry], budget_ms=1, sizes={"H": size})
+
+
+def test_serving_refuses_what_it_can_t_use(
+    bundle: edge.Bundle, table: LatencyTable, result: edge.SearchResult, tmp_path: Path
+) -> None:
+    given: Any = (bundle, table, result.pool)
+    for name in ("preload", "monitor", "clock"):
+        option: dict[str, Any] = {name: None}
+        with pytest.raises(UsageError, match=f"{name} must be"):
+            edge.serve(*given, budget_ms=1, **option)
+    with pytest.raises(UsageError, match=r"the latency table .* can't be read"):
+        edge.serve(*given, budget_ms=1, table_path=tmp_path)
+    with edge.serve(*given, budget_ms=1, threads=1) as runtime:
+        for limits in (5, "70%", [{"flops": 1}]):
+            with pytest.raises(UsageError, match="limits must be a mapping"):
+                runtime.limits = limits  # type: ignore[assignment]
+        for entries in (None, 5, [1]):
+            with pytest.raises(UsageError):
+                runtime.add(entries)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bound", [None, math.nan, "70%", "fast", [1]], ids=repr)
+def test_a_pool_refuses_what_is_no_bound(result: edge.SearchResult, bound: Any) -> None:
+    with pytest.raises(UsageError, match="the limit on latency_ms must be"):
+        result.pool.best_under(bound)
+
+
+def test_a_table_that_does_not_fit_is_named(bundle: edge.Bundle, table: LatencyTable) -> None:
+    other = replace(table, bundle_digest="0" * 64, structure_digest="1" * 64)
+    with pytest.raises(UsageError, match="board 2: the latency table belongs to another bundle"):
+        edge.match_table(bundle, {"board 1": table, "board 2": other})
+
+
+def test_a_plan_with_a_budget_above_the_original_measures_cheaper_subnets(
+    bundle: edge.Bundle, table: LatencyTable
+) -> None:
+    plan = edge.plan(bundle, table, X, budget="200%", n_subnets=10**9, threads=1, force=True)
+    assert plan.points[0].arch is not None
+    assert 4 < len(plan.measured) <= bundle.space.count()

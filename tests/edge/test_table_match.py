@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from fxelastic import edge
+from fxelastic.edge import table_match
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.fingerprint import fingerprint
-from fxelastic.edge.monitoring.table_probe import BranchTimer, renewed
+from fxelastic.edge.monitoring.table_probe import renewed
 from fxelastic.errors import UsageError
 from fxelastic.spec.latency_table import LatencyTable
 from fxelastic.spec.resources import LATENCY
@@ -58,7 +59,7 @@ class Measured:
 @pytest.fixture
 def measured(table: LatencyTable, monkeypatch: pytest.MonkeyPatch) -> Measured:
     made = Measured(table)
-    monkeypatch.setattr(BranchTimer, "measure", lambda _, *args: made(*args))
+    monkeypatch.setattr(table_match, "_measured", lambda _, __, branches, *___: made(branches))
     return made
 
 
@@ -86,9 +87,11 @@ def test_the_error_is_that_of_branches_that_were_not_used(
     order = sorted(table.rows, key=lambda name: (table.rows[name].ms, name))
     factors = {name: 1.0 + i % 2 for i, name in enumerate(order)}
     monkeypatch.setattr(
-        BranchTimer,
-        "measure",
-        lambda _, branches, *__: {name: factors[name] * table.rows[name].ms for name in branches},
+        table_match,
+        "_measured",
+        lambda _, __, branches, ___: {
+            name: factors[name] * table.rows[name].ms for name in branches
+        },
     )
     found = edge.match_table(bundle, {"own": table}, share=1.0)
     assert 0.2 < found.error < 1.0
@@ -99,6 +102,12 @@ def test_branches_are_really_measured(bundle: Bundle, table: LatencyTable) -> No
     found = edge.match_table(bundle, {"own": table}, repeats=1)
     assert all(ms > 0 for ms in found.measured_ms.values())
     assert len(found.measured_ms) == 8
+
+
+def test_branches_are_measured_as_a_profile_does(bundle: Bundle) -> None:
+    """Alone, with their weights in the caches, they once took a quarter of their latencies."""
+    table = edge.profile(bundle, threads=1, n_subnets=0, n_held_out=0)
+    assert 0.6 < edge.match_table(bundle, {"own": table}).factor < 1.6
 
 
 @pytest.mark.parametrize(

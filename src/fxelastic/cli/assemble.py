@@ -75,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
             got="a file" if out.is_file() else "a folder",
             fix="pass --force to replace it, or choose another path",
         )
+    options.check_written(out, bundle)
     options.progress(args, f"assembling {len(specs)} branches")
     edge.assemble(bundle, arch, out)
     n_params = sum(spec.n_params for spec in specs)

@@ -244,6 +244,29 @@ def beside(bundle: str, kind: str) -> Path:
     return (folder if named else resolved).with_name(f"{resolved.name}.{kind}.json")
 
 
+def check_written(out: Path, bundle: Bundle) -> None:
+    """Check, even with ``--force``, that a file to write is no folder and not in the bundle.
+
+    Raises:
+        UsageError: It is.
+    """
+    path = out.resolve()
+    if bundle.path.resolve() in (path, *path.parents):
+        raise UsageError(
+            f"{out} would change the bundle",
+            expected="a path outside of the bundle's folder",
+            got=f"a path in {bundle.path}",
+            fix="choose another path",
+        )
+    if out.is_dir():
+        raise UsageError(
+            f"{out} is a folder",
+            expected="a file to write",
+            got="a folder",
+            fix="choose another path",
+        )
+
+
 def megabytes(number: float | None) -> int | None:
     """Convert an option in MB to bytes; None means no limit.
 

@@ -322,6 +322,7 @@ def _mode_line(mode: str, values: dict[str, Any]) -> str:
 
 def _check_replaced(out: Path, bundle: Bundle, *, force: bool) -> None:
     """Check that ``out`` is a new file, or a table of this bundle and device."""
+    options.check_written(out, bundle)
     if force or not out.exists():
         return
     from fxelastic.edge.fingerprint import fingerprint

@@ -77,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
     share = _share(args.share)
     bundle = options.load_bundle(args)
     out = Path(args.out or f"{bundle.path}{_SUFFIX}")
+    options.check_written(out, bundle)
     if out.exists() and not args.force:
         raise UsageError(
             f"{out} exists already",

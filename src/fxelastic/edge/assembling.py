@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fxelastic.edge.arguments import refuse_paths
+from fxelastic.edge.arguments import check_loaded
 from fxelastic.edge.assembly import join
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.cascades.joined import CascadeForm
@@ -38,7 +38,7 @@ def assemble(bundle: Bundle, arch: Servable, path: str | os.PathLike[str]) -> Pa
             cascade, or the file can't be written.
         BundleError: A file of the bundle is damaged, or the assembled model is not valid.
     """
-    refuse_paths(bundle=bundle)
+    check_loaded(bundle=bundle)
     if not isinstance(arch, Cascade):
         return write_model(join(bundle, arch), Path(path), f"subnet {arch}")
     arch.validate(bundle.space)

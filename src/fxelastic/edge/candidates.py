@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, TypeAlias
 
 import psutil
@@ -22,6 +23,7 @@ from fxelastic.spec.cascade import Cascade, Servable
 from fxelastic.spec.costs_by_size import Sizes
 from fxelastic.spec.latency_table import LatencyTable
 from fxelastic.spec.limits import Bound, Limits
+from fxelastic.spec.options import is_number
 from fxelastic.spec.pareto import ParetoTable
 from fxelastic.spec.resources import LATENCY, WEIGHTS
 
@@ -54,7 +56,19 @@ class Candidate:
 
     @classmethod
     def of(cls, entry: Any) -> Candidate:
-        """Create a candidate from a pool's entry, or from an object with the same attributes."""
+        """Create a candidate from a pool's entry, or from an object with the same attributes.
+
+        Raises:
+            UsageError: An attribute is missing.
+        """
+        missing = [n for n in ("arch", LATENCY, "accuracy") if not hasattr(entry, n)]
+        if missing:
+            raise UsageError(
+                "an entry of the pool lacks " + " and ".join(missing),
+                expected=f"objects with arch, {LATENCY} and accuracy, such as a PoolEntry",
+                got=f"a {type(entry).__name__}",
+                fix="pass result.pool of edge.search, or entries of it",
+            )
         costs = dict(getattr(entry, "costs", {}))
         costs.pop(LATENCY, None)
         ms = getattr(entry, LATENCY)
@@ -100,6 +114,13 @@ def sizes_of_pool(
     model = bundle.manifest.model
     own = tuple(pool.sizes) if isinstance(pool, SubnetPool) else ()
     if sizes is not None:
+        if not isinstance(sizes, Mapping):
+            raise UsageError(
+                "sizes must be a mapping", expected="for example {'seq': 128}", got=repr(sizes)
+            )
+        for name, size in sizes.items():
+            if isinstance(size, bool) or not isinstance(size, Integral):
+                raise UsageError(f"{name} must be a whole number", got=repr(size))
         checked = {name: int(size) for name, size in sizes.items()}
         model.sizes_at(1, checked)
         if table is not None:
@@ -257,7 +278,7 @@ def choose_mode(bundle: Bundle, pool: PoolLike, mode: str, memory_bytes: int | N
     """
     if mode not in MODES:
         raise UsageError(f"unknown mode {mode!r}", expected=", ".join(MODES), got=repr(mode))
-    if memory_bytes is not None and memory_bytes <= 0:
+    if memory_bytes is not None and not (is_number(memory_bytes) and memory_bytes > 0):
         raise UsageError(
             "memory_bytes must be above 0", expected="a number of bytes", got=str(memory_bytes)
         )

@@ -89,6 +89,8 @@ def _points(model: ModelInfo, given: SizesToMeasure | None) -> tuple[dict[str, i
     symbols = model.sizes
     if given is None:
         given = _default(symbols)
+    if not isinstance(given, Iterable):
+        raise _malformed(model, given)
     if not isinstance(given, Mapping):
         points = [_checked(model, point) for point in given]
         if not points:

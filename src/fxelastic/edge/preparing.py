@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fxelastic.edge.arguments import refuse_paths
+from fxelastic.edge.arguments import check_loaded
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.candidates import (
     Candidate,
@@ -22,6 +22,7 @@ from fxelastic.edge.candidates import (
 from fxelastic.edge.cascades.joined import CascadeForm
 from fxelastic.edge.pool import SubnetPool
 from fxelastic.edge.prepared import Item, PreparedFiles
+from fxelastic.errors import UsageError
 from fxelastic.spec.cascade import Cascade, Servable
 from fxelastic.spec.costs_by_size import Sizes
 from fxelastic.spec.latency_table import LatencyTable
@@ -87,19 +88,28 @@ def prepare(
         The numbers of prepared items, and the folder.
 
     Raises:
-        UsageError: The pool or the table belongs to another bundle, or an argument is out of range.
+        UsageError: The pool or the table belongs to another bundle, an argument is out of range, or
+            no subnet keeps the limits.
         BundleError: A file of the bundle is damaged, or onnxruntime can't optimise it.
         ServingError: The files can't be written.
     """
-    refuse_paths(bundle=bundle, table=table, pool=pool)
+    check_loaded(bundle=bundle, pool=pool, **({} if table is None else {"table": table}))
     pool = pool if isinstance(pool, SubnetPool) else tuple(pool)
     begin_s = time.monotonic()
     mode = choose_mode(bundle, pool, mode, memory_bytes)
+    own = sizes_of_pool(bundle, pool, table, sizes)
     if table is not None:
-        table = table_at(table, sizes_of_pool(bundle, pool, table, sizes))
+        table = table_at(table, own)
     candidates = candidates_of(bundle, pool, table, mode, memory_bytes)
     bounds = absolute_limits(limits, bundle, table, candidates, mode)
     best = ParetoTable(c for c in candidates if bounds is None or bounds.keeps(c.costs))
+    if not len(best) and bounds is not None:
+        raise UsageError(
+            "no subnet of the pool keeps the limits",
+            expected="a subnet to prepare",
+            got=str(bounds),
+            fix="raise the limits, or search within them",
+        )
     files = PreparedFiles.of(bundle, prepared)
     items = needed(bundle, best, mode)
     n_made = 0

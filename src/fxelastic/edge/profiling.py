@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 
-from fxelastic.edge.arguments import refuse_paths
+from fxelastic.edge.arguments import check_loaded
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.executor import Array, sizes_of_inputs
 from fxelastic.edge.measured_sizes import SizePlan, SizesToMeasure
@@ -18,6 +18,7 @@ from fxelastic.edge.stopwatch import Stopwatch
 from fxelastic.errors import UsageError
 from fxelastic.spec.latency_table import MODES, LatencyTable
 from fxelastic.spec.only_writer import only_writer
+from fxelastic.spec.options import check_count, check_positive
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,9 @@ def profile(
         BundleError: A branch is missing or damaged, can't be run, or returns values that are not
             finite.
     """
-    refuse_paths(bundle=bundle)
+    check_loaded(bundle=bundle)
+    if batch_size is not None:
+        check_count("batch_size", batch_size)
     batch_size = _batch_size(bundle, batch_size)
     options = ProfileOptions(
         batch_size,
@@ -189,16 +192,11 @@ def _batch_size(bundle: Bundle, wanted: int | None) -> int:
 
 
 def _check(options: ProfileOptions, budget_s: float | None) -> None:
-    problem = ""
-    if options.batch_size < 1:
-        problem = f"batch_size={options.batch_size!r}"
-    elif options.n_samples < 3:
-        problem = f"n_samples={options.n_samples!r}, which is below 3"
-    elif options.n_subnets < 0 or options.n_held_out < 0:
-        problem = f"n_subnets={options.n_subnets!r}, n_held_out={options.n_held_out!r}"
-    elif options.cache_runs < 0:
-        problem = f"cache_runs={options.cache_runs!r}"
-    elif budget_s is not None and not budget_s > 0:
-        problem = f"time_budget_s={budget_s!r}"
-    if problem:
-        raise UsageError("an option is out of range", expected="numbers above 0", got=problem)
+    check_count("threads", options.threads, 0)
+    check_count("n_samples", options.n_samples, 3)
+    for name in ("n_subnets", "n_held_out", "cache_runs", "seed"):
+        check_count(name, getattr(options, name), 0)
+    if budget_s not in (None, math.inf):
+        check_positive("time_budget_s", budget_s)
+    if options.memory_bytes is not None:
+        check_positive("memory_bytes", options.memory_bytes)

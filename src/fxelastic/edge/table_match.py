@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
 
-from fxelastic.edge.arguments import refuse_paths
+from fxelastic.edge.arguments import check_loaded
+from fxelastic.edge.branch_timing import BranchTiming
 from fxelastic.edge.bundle import Bundle
+from fxelastic.edge.executor import Executor
 from fxelastic.edge.fingerprint import fingerprint
-from fxelastic.edge.monitoring.table_probe import BranchTimer, renewed, weighted_median
-from fxelastic.edge.sessions import SessionMaker, check_providers
+from fxelastic.edge.monitoring.table_probe import renewed, weighted_median
+from fxelastic.edge.sessions import check_providers
+from fxelastic.edge.stopwatch import Stopwatch, low_quartile, processor_time_is_exact
+from fxelastic.edge.synthetic_inputs import sound_inputs
 from fxelastic.errors import UsageError
+from fxelastic.spec import Arch
 from fxelastic.spec.costs import BranchCosts
-from fxelastic.spec.latency_table import LatencyTable
+from fxelastic.spec.latency_table import CLOCKS, LatencyTable
+from fxelastic.spec.options import is_number
 
 # Fewer branches tell a factor, but not how well a table fits.
 _LEAST = 8
@@ -62,14 +67,21 @@ def match_table(
         tables: Tables of the bundle by the names of the devices, for the same batch size, threads
             and execution provider.
         share: The share of the branches to measure, in (0, 1]; eight at least.
-        repeats: The number of runs of each; the lowest time counts.
+        repeats: The number of runs of each; the lower quartile of their times counts.
 
     Raises:
         UsageError: There is no table, one is for another bundle or is measured otherwise than the
-            others or than this device can, or an option is out of range.
+            others or than this device can, an option is out of range, or inputs can't be made.
+        BundleError: A branch is damaged, or can't be run.
     """
-    refuse_paths(bundle=bundle)
-    if not 0 < share <= 1 or repeats < 1:
+    check_loaded(bundle=bundle)
+    if not isinstance(tables, Mapping):
+        raise UsageError(
+            "tables must be a mapping",
+            expected='for example {"board 1": table}',
+            got=f"a {type(tables).__name__}",
+        )
+    if not (is_number(share) and 0 < share <= 1 and is_number(repeats) and repeats >= 1):
         raise UsageError(
             "an option is out of range",
             expected="a share above 0 and at most 1, and at least one repeat",
@@ -77,21 +89,7 @@ def match_table(
         )
     settings = _settings(bundle, tables)
     check_providers((settings.provider,))
-    branches = _representative(tables, share)
-    maker = SessionMaker(settings.threads, (settings.provider,))
-    sizes = settings.sizes[0] if settings.sizes else None
-    timer = BranchTimer(
-        bundle, maker.open_branch, settings.batch_size, repeats=repeats, rest_s=0.0, sizes=sizes
-    )
-    found = timer.measure(branches, threading.Event())
-    measured_ms = {name: ms for name, ms in found.items() if 0 < ms < math.inf}
-    if not measured_ms:
-        raise UsageError(
-            "no branch could be measured",
-            expected="branches whose inputs can be made from the batch size",
-            got=", ".join(branches[:3]),
-            fix="measure this device: fxelastic profile BUNDLE",
-        )
+    measured_ms = _measured(bundle, settings, _representative(tables, share), repeats)
     errors = {name: _error(table, measured_ms) for name, table in tables.items()}
     best = min(errors, key=lambda name: (errors[name], name))
     factor = _factor(tables[best], measured_ms)
@@ -117,7 +115,16 @@ def _settings(bundle: Bundle, tables: Mapping[str, LatencyTable]) -> LatencyTabl
         )
     first_name, first = next(iter(tables.items()))
     for name, table in tables.items():
-        table.check_bundle(bundle.digest, lambda: bundle.structure_digest)
+        check_loaded(table=table)
+        try:
+            table.check_bundle(bundle.digest, lambda: bundle.structure_digest)
+        except UsageError as e:
+            raise UsageError(
+                f"{name}: {e.what}",
+                expected=e.expected,
+                got=e.got,
+                fix="leave this table out, or measure this device: fxelastic profile BUNDLE",
+            ) from e
         ours, theirs = (
             (found.batch_size, found.threads, found.provider, found.sizes)
             for found in (first, table)
@@ -130,6 +137,28 @@ def _settings(bundle: Bundle, tables: Mapping[str, LatencyTable]) -> LatencyTabl
                 fix="match the tables of one kind at a time",
             )
     return first
+
+
+def _measured(
+    bundle: Bundle, like: LatencyTable, branches: Sequence[str], repeats: int
+) -> dict[str, float]:
+    """The latencies of branches, in ms, as a profile measures them: between the originals.
+
+    A branch alone finds its weights in the caches, and takes as little as a quarter of that.
+    """
+    processor = like.clock == CLOCKS[1] and processor_time_is_exact((like.provider,))
+    original = bundle.space.original.branches
+    with Executor(bundle, like.threads, None, (like.provider,), shared_arena=False) as executor:
+        inputs, sound = sound_inputs(
+            executor, like.batch_size, sizes=like.sizes[0] if like.sizes else None
+        )
+        watch = Stopwatch(processor=processor)
+        timing = BranchTiming(executor, inputs, finite=sound, watch=watch)
+        for _ in range(repeats):
+            for branch in branches:
+                spec = bundle.segment(branch).spec
+                timing.time(Arch((*original[: spec.start], branch, *original[spec.stop :])))
+    return {branch: low_quartile(timing.samples_ms[branch])[0] for branch in branches}
 
 
 def _representative(tables: Mapping[str, LatencyTable], share: float) -> Sequence[str]:

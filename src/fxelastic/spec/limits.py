@@ -140,6 +140,8 @@ def several_limits(
             expected='budget="60%" or budget_ms=20, or a list of these',
             got="both",
         )
+    if not (limits is None or isinstance(limits, (Mapping, Sequence))):
+        Limits(limits)  # which refuses it
     single = limits is None or isinstance(limits, Mapping)
     given: list[Any] = [limits or {}] if single else list(limits or ())
     extra: list[dict[str, Bound]] = [{}]

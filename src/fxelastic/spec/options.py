@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
+from numbers import Real
 from typing import Any, TypeVar
 
 from fxelastic.errors import UsageError
@@ -62,6 +63,11 @@ def check_word(name: str, value: object, known: Iterable[str]) -> None:
         raise UsageError(
             f"{name} must be one of {words}, got {value!r}", expected=words, got=repr(value)
         )
+
+
+def is_number(value: object) -> bool:
+    """Whether an option is a single number; NaN and infinity are, truth values are not."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_positive(name: str, value: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,13 +14,22 @@ from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.cascades.confidence import confidence
 from fxelastic.edge.cascades.costs import costs_of_leaving
 from fxelastic.edge.cascades.entry import CascadeEntry
-from fxelastic.edge.cascades.thresholds import NEVER, Leaving, checked_losses, choose, proposals
+from fxelastic.edge.cascades.thresholds import (
+    NEVER,
+    Leaving,
+    check_enough,
+    checked_losses,
+    choose,
+    proposals,
+)
 from fxelastic.edge.executor import Array, Executor
 from fxelastic.edge.searching.choice import default_result
 from fxelastic.edge.searching.data import Dataset
 from fxelastic.spec import EXIT, Arch
 from fxelastic.spec.cascade import Cascade
 from fxelastic.spec.costs import BranchCosts
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,21 @@ def find_cascades(
         along = _Along(executor.bundle, trunk, (first, second), costs, by)
         found += _distinct(along.entry(limit, delta) for limit in limits)
     return tuple(sorted(found, key=lambda entry: entry.ms))
+
+
+def check_before(
+    bundle: Bundle, held_out: Dataset, max_loss: float | Sequence[float], delta: float
+) -> None:
+    """Raise before a search what `find_cascades` would raise after it: too few samples.
+
+    Raises:
+        UsageError: The held-out samples are too few.
+    """
+    if not any(_is_exit(bundle, spec.id) for spec in bundle.space.branches):
+        logger.warning("there will be no cascades: the bundle has no early exits")
+        return
+    for limit in checked_losses(max_loss, delta):
+        check_enough(len(held_out), limit, delta)
 
 
 def _distinct(entries: Iterable[CascadeEntry | None]) -> list[CascadeEntry]:

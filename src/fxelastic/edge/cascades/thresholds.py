@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fxelastic.edge.executor import Array
 from fxelastic.errors import UsageError
+from fxelastic.spec.options import is_number
 
 #: No sample leaves at an exit with this threshold, as confidences are finite.
 NEVER = np.inf
@@ -112,15 +113,7 @@ def choose(
 
     Source: Angelopoulos et al., Learn then Test (2021), fixed sequence testing.
     """
-    needed = samples_needed(max_loss, delta)
-    if len(testing) < needed:
-        raise UsageError(
-            f"{len(testing)} samples are too few to bound a loss of {max_loss:g}",
-            expected=f"at least {needed} held-out samples for max_loss={max_loss:g} and "
-            f"delta={delta:g}",
-            got=str(len(testing)),
-            fix="pass more samples, hold out a larger share of them, or raise max_loss",
-        )
+    check_enough(len(testing), max_loss, delta)
     ordered = proposals(proposed) if isinstance(proposed, Leaving) else proposed
     found = None
     for thresholds in ordered:
@@ -194,14 +187,14 @@ def checked_losses(max_loss: float | Sequence[float], delta: float) -> tuple[flo
     Raises:
         UsageError: One of them or delta is not a share.
     """
-    limits = (max_loss,) if isinstance(max_loss, (int, float)) else tuple(max_loss)
-    if not limits or not all(0 < share < 1 for share in (*limits, delta)):
+    given = (max_loss,) if not isinstance(max_loss, Iterable) else tuple(max_loss)
+    if not given or not all(is_number(share) and 0 < share < 1 for share in (*given, delta)):
         raise UsageError(
             "max_loss and delta must be shares",
             expected="numbers above 0 and below 1",
             got=f"max_loss={max_loss!r}, delta={delta!r}",
         )
-    return tuple(sorted(set(limits)))
+    return tuple(sorted(set(given)))
 
 
 def upper_bound(n_found: int, n: int, delta: float) -> float:
@@ -229,6 +222,23 @@ def upper_bound(n_found: int, n: int, delta: float) -> float:
 def samples_needed(max_loss: float, delta: float) -> int:
     """The least number of samples whose bound can be as low as ``max_loss``: if none is found."""
     return math.ceil(math.log(delta) / math.log1p(-max_loss))
+
+
+def check_enough(n_samples: int, max_loss: float, delta: float) -> None:
+    """Check that held-out samples can show that a loss is kept.
+
+    Raises:
+        UsageError: They are too few.
+    """
+    needed = samples_needed(max_loss, delta)
+    if n_samples < needed:
+        raise UsageError(
+            f"{n_samples} samples are too few to bound a loss of {max_loss:g}",
+            expected=f"at least {needed} held-out samples for max_loss={max_loss:g} and "
+            f"delta={delta:g}",
+            got=str(n_samples),
+            fix="pass more samples, hold out a larger share of them, or raise max_loss",
+        )
 
 
 def _at_most(k: int, n: int, p: float) -> float:

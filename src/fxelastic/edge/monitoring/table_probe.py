@@ -19,7 +19,7 @@ from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.candidates import table_at
 from fxelastic.edge.synthetic_inputs import CHOICES, synthetic
 from fxelastic.edge.verified_model import VerifiedModel
-from fxelastic.errors import UsageError
+from fxelastic.errors import UsageError, said
 from fxelastic.spec.cascade import Servable
 from fxelastic.spec.costs import BranchCosts
 from fxelastic.spec.costs_by_size import Sizes
@@ -238,6 +238,13 @@ class TableProbe:
             return None if self._path is None else self._path.read_bytes()
         except FileNotFoundError:
             return None
+        except OSError as e:
+            raise UsageError(
+                f"the latency table {self._path} can't be read",
+                expected="a file that fxelastic profile wrote, or a path that does not exist yet",
+                got=said(e),
+                fix="pass another table_path",
+            ) from e
 
 
 def renewed(table: LatencyTable, factors: Mapping[str, float]) -> LatencyTable:

@@ -20,6 +20,7 @@ from fxelastic.edge.searching.scores import Metric
 from fxelastic.edge.searching.tally import BatchScore, Margins, Tally, joined_scores
 from fxelastic.errors import BundleError, UsageError
 from fxelastic.spec import Arch
+from fxelastic.spec.options import is_number
 
 # Sums of the same numbers in another order differ by less.
 _ROUNDING = 1e-9
@@ -117,7 +118,7 @@ class Evaluator:
         Raises:
             UsageError: The confidence is out of range.
         """
-        if not 0.5 <= confidence <= 1:
+        if not (is_number(confidence) and 0.5 <= confidence <= 1):
             raise UsageError(
                 "confidence is out of range",
                 expected="a number from 0.5 to 1",
@@ -320,7 +321,7 @@ class Evaluator:
         for arch, outputs in self._walk(_tree(archs), self.executor.start(inputs), stop):
             if arch is None:
                 return found
-            total, count = self.metric.score(outputs, targets)
+            total, count = _checked(self.metric, self.metric.score(outputs, targets))
             # argmax and comparisons ignore NaN, so such a subnet would get a wrong score.
             if not (np.isfinite(total).all() and all(map(_has_no_nan, outputs))):
                 raise BundleError(
@@ -481,6 +482,18 @@ class Evaluator:
         since = path[nearest[0] if nearest else 0 : depth]
         latency = math.fsum(self._costs.get(branch, 1.0) for branch in since)
         self.cache.keep(depth, state, latency * (len(node.children) - 1))
+
+
+def _checked(metric: Metric, found: Any) -> tuple[Any, Any]:
+    """The sum and the count that a score returned; it may be the user's function."""
+    parts = found if isinstance(found, (tuple, list)) else ()
+    if len(parts) != 2 or any(np.asarray(part).dtype.kind not in "biuf" for part in parts):
+        raise UsageError(
+            f"the score {metric.name} must return a sum and a count",
+            expected="two numbers, as in: return float(right.sum()), len(targets)",
+            got=repr(found),
+        )
+    return parts[0], parts[1]
 
 
 def _has_no_nan(array: Array) -> bool:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from fxelastic.edge.cascades.confidence import confidence
 from fxelastic.edge.cascades.thresholds import checked_losses
 from fxelastic.edge.monitoring.recent_latencies import check_percentile
 from fxelastic.edge.searching.prediction import ScorePrediction
@@ -15,7 +16,7 @@ from fxelastic.edge.searching.scores import Score
 from fxelastic.edge.searching.study import Strategy, Study
 from fxelastic.errors import UsageError
 from fxelastic.spec.cost_weights import CostWeights
-from fxelastic.spec.options import check_count, check_positive
+from fxelastic.spec.options import check_count, check_positive, is_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,16 +118,28 @@ class SearchOptions:
         check_percentile(self.latency_percentile)
         if self.time_budget_s is not None:
             check_positive("time_budget_s", self.time_budget_s)
+        if self.memory_bytes is not None:
+            check_positive("memory_bytes", self.memory_bytes)
+        if self.cache_bytes is not None and not (
+            is_number(self.cache_bytes) and self.cache_bytes >= 0
+        ):
+            raise UsageError(
+                "cache_bytes must be at least 0, or None",
+                expected="a number of bytes; None for no bound",
+                got=repr(self.cache_bytes),
+            )
         checked_losses(0.5 if self.max_loss is None else self.max_loss, self.delta)
+        if self.max_loss is not None:
+            confidence(self.exit_confidence)  # an error names those that there are
         if self.weights is not None:
             CostWeights(self.weights)
-        if not 0 <= self.tolerance < math.inf:
+        if not (is_number(self.tolerance) and 0 <= self.tolerance < math.inf):
             raise UsageError(
                 "tolerance is out of range",
                 expected="a number of at least 0, in units of the score",
                 got=repr(self.tolerance),
             )
-        if not 0 <= self.held_out < 1:
+        if not (is_number(self.held_out) and 0 <= self.held_out < 1):
             raise UsageError(
                 "held_out is out of range",
                 expected="a share of at least 0 and below 1",

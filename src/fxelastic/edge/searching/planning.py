@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fxelastic.edge.arguments import refuse_paths
+from fxelastic.edge.arguments import check_loaded
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.bundle_costs import with_bundle_costs
 from fxelastic.edge.executor import Executor
@@ -131,7 +131,7 @@ def plan(
     """
     check_count("n_subnets", n_subnets, 4)
     options = options_of(SearchOptions() if options is None else options, changes)
-    refuse_paths(bundle=bundle, table=table)
+    check_loaded(bundle=bundle, table=table)
     given = several_limits(None, budget, None, None)
     mode = options.mode
     table.check_bundle(bundle.digest, lambda: bundle.structure_digest)
@@ -203,6 +203,9 @@ def drawn(
         rng: The random generator.
     """
     high = costs.total(LATENCY, space.original)
+    # Cheaper subnets fit the prediction, too, where no budget is below the original's latency.
+    low = low if low < high else 0.0
+    n = min(n, space.count() - 1)
     low = min(max(low, costs.total(LATENCY, space.min_cost_arch(costs[LATENCY].costs))), high)
     found: dict[Arch, None] = {}
     for i in range(_DRAWS * n):

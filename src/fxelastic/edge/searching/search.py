@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from fxelastic.edge.arguments import refuse_paths
+from fxelastic.edge.arguments import check_loaded
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.bundle_costs import with_bundle_costs
-from fxelastic.edge.cascades.finding import find_cascades
+from fxelastic.edge.cascades.finding import check_before, find_cascades
 from fxelastic.edge.executor import Executor
 from fxelastic.edge.fingerprint import fingerprint
 from fxelastic.edge.finished_search import FinishedSearch, key_of
@@ -101,7 +101,7 @@ def search(
     growth = None
     if options.memory_bytes is not None and options.cache_bytes is not None:
         growth = GrowthLimit(options.memory_bytes + options.cache_bytes)
-    refuse_paths(bundle=bundle, table=table)
+    check_loaded(bundle=bundle, table=table)
     given = several_limits(limits, budget, budget_ms, weight_bytes)
     table.check_bundle(bundle.digest, lambda: bundle.structure_digest)
     metric, samples, rest = metric_and_data(bundle, data, options.score, options.held_out)
@@ -110,6 +110,8 @@ def search(
     )
     table.check_usable(mode, force=options.force)
     warn_of_table(table, mode)
+    if options.max_loss is not None:
+        check_before(bundle, rest, options.max_loss, options.delta)
     weights = None if options.weights is None else CostWeights(options.weights)
     bundle = used(bundle, table, mode, given, () if weights is None else weights)
     if options.latency_percentile is not None:

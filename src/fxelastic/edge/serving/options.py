@@ -124,8 +124,15 @@ class Serving:
         check_percentile(self.latency_percentile)
         for name in ("monitor", "lookahead", "clock", "listener", "on_tick"):
             value = getattr(self, name)
-            if value is not None and not callable(value):
+            required = value is None and name in ("monitor", "clock")
+            if required or (value is not None and not callable(value)):
                 raise UsageError(f"{name} must be callable", got=repr(value))
+        if not hasattr(self.preload, "candidates"):
+            raise UsageError(
+                "preload must be a Preload",
+                expected="for example Preload(limit=0), which keeps no other subnet in memory",
+                got=repr(self.preload),
+            )
         if self.sizes is not None and not isinstance(self.sizes, Mapping):
             raise UsageError(
                 "sizes must be a mapping", expected="for example {'seq': 128}", got=repr(self.sizes)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from fxelastic.edge.arguments import check_loaded
 from fxelastic.edge.candidates import Candidate
 from fxelastic.edge.cascades.exit_counts import ExitCounts
 from fxelastic.edge.cascades.running import CascadeResults
@@ -314,7 +315,7 @@ class Runtime:
 
     @limits.setter
     def limits(self, limits: Mapping[str, Bound] | None) -> None:
-        bounds = dict(limits or {})
+        bounds = dict(Limits({} if limits is None else limits))
         budget_ms = bounds.pop(LATENCY, None)
         checked = None if budget_ms is None else _checked_budget(budget_ms)
         before = self._catalogue.limits
@@ -344,7 +345,9 @@ class Runtime:
         Raises:
             UsageError: An entry can't be ranked; nothing is added then.
         """
-        fresh = {entry.arch: Candidate.of(entry) for entry in entries}
+        check_loaded(pool=entries)
+        found = [Candidate.of(entry) for entry in entries]
+        fresh = {candidate.arch: candidate for candidate in found}
 
         def changed(known: Sequence[Candidate]) -> Iterable[Candidate]:
             return (*(c for c in known if c.arch not in fresh), *fresh.values())

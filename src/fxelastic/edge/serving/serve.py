@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from fxelastic.edge.arguments import refuse_paths
+from fxelastic.edge.arguments import check_loaded
 from fxelastic.edge.background_preparation import BackgroundPreparation
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.candidates import (
@@ -86,7 +86,7 @@ def serve(
         >>> with edge.serve(bundle, table, pool, budget_ms=20, threads=2) as runtime:
         ...     y = runtime(x)
     """
-    refuse_paths(bundle=bundle, table=table, pool=pool)
+    check_loaded(bundle=bundle, pool=pool, **({} if table is None else {"table": table}))
     options = Serving.of(options, changes)
     budget_ms = _budget_ms(budget_ms, options.limits)
     pool = pool if isinstance(pool, SubnetPool) else tuple(pool)
