@@ -147,6 +147,13 @@ def test_a_stage_ends_when_its_exit_is_good_enough(update: str) -> None:
     assert [len(h.epochs) for h in kept.histories] == [1, 3, 1]
 
 
+@pytest.mark.parametrize("update", UPDATES)
+def test_the_best_state_may_be_kept(update: str) -> None:
+    kept = Kept()
+    train(loader(16, n=32), update=update, epochs=2, keep_best=True, callbacks=[kept])
+    assert all(history.held_out.best for history in kept.histories)
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_one_others() -> None:
     data = loader(n=8)
     first, again, other = (state(train(data, epochs=1, seed=seed)) for seed in (0, 0, 1))

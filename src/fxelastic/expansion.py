@@ -13,12 +13,13 @@ from fxelastic.api import partition
 from fxelastic.branches import DEFAULT_KINDS, Kind, all_kinds, branch_kind, is_kind
 from fxelastic.branches.calibration import calibrate
 from fxelastic.branches.operators.moments import forget
-from fxelastic.branches.options import Arguments, as_batches, counts, shares
+from fxelastic.branches.options import Arguments, as_batches, counts, inputs_of, shares
 from fxelastic.branches.twins import without_twins
 from fxelastic.errors import UsageError
 from fxelastic.ir.branch import Branch, Refusal
 from fxelastic.ir.supernet import Supernet
 from fxelastic.spec import ORIGINAL
+from fxelastic.spec.options import check_seed
 from fxelastic.threads import computing_with
 
 
@@ -79,6 +80,7 @@ def expand(
         "merged": {"spans": counts("spans", spans)},
         "pruned": {"ratios": shares("prune", prune), "importance": importance},
     }
+    check_seed(seed)
     chosen = _kinds(kinds, named, batches)
     with computing_with(1 if threads is None else threads):
         blocks = partition(
@@ -89,6 +91,7 @@ def expand(
             dynamic_shapes=dynamic_shapes,
             fusion=fusion,
         )
+        inputs_of(blocks, batches)  # checks them
         branches: list[Branch] = []
         refusals: list[Refusal] = []
         # Shown on terminals only, and only if it takes long.
@@ -114,7 +117,7 @@ def _kinds(
     batches: Sequence[Arguments],
 ) -> list[Kind]:
     """The originals and the chosen kinds, each once, with calibration data where they take it."""
-    if kinds == "all" or kinds == ("all",):
+    if kinds in ("all", ("all",), ["all"]):
         kinds = all_kinds()
     if (
         isinstance(kinds, str)
@@ -126,6 +129,13 @@ def _kinds(
             expected="e.g. kinds=('skip', fxelastic.kinds.Merged(spans=(1,))), kinds=() for the "
             "originals alone, or kinds='all'",
             got=repr(kinds),
+        )
+    if "all" in kinds:
+        raise UsageError(
+            "kinds names 'all' beside other kinds",
+            expected="kinds='all' for one of each kind, or a list of kinds",
+            got=repr(kinds),
+            fix="name the kinds: " + ", ".join(all_kinds()),
         )
     chosen: list[Kind] = []
     for kind in (ORIGINAL, *kinds):

@@ -26,7 +26,7 @@ from fxelastic.backends.onnxruntime.teacher import (
     teacher_values,
 )
 from fxelastic.backends.staging import replace_folder
-from fxelastic.branches.options import as_batches
+from fxelastic.branches.options import as_batches, inputs_of
 from fxelastic.edge.assembling import assemble
 from fxelastic.edge.bundle import Bundle, files_in, load
 from fxelastic.errors import UsageError
@@ -122,6 +122,7 @@ def export(
                 manifest = dataclasses.replace(manifest, int8=int8)
             manifest = dataclasses.replace(manifest, verification=record)
         write_durably(folder / MANIFEST_NAME, manifest.to_json())
+        load(folder)  # refuses a bundle that no device can read, before it gets its place
     return load(path)
 
 
@@ -182,7 +183,7 @@ def _calibration(supernet: Supernet, options: Int8) -> CalibrationData:
             expected="fxelastic.Int8(calibration=batches)",
             got=repr(options),
         )
-    batches = [supernet.bind(*arguments) for arguments in as_batches(options.calibration)]
+    batches = inputs_of(supernet.partition, as_batches(options.calibration))
     return CalibrationData.of(supernet.partition, batches)
 
 

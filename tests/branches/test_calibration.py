@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 import fxelastic
 from fxelastic import Supernet, UsageError
 from fxelastic.branches.calibration import as_batches, calibrate
+from fxelastic.branches.options import inputs_of
 from fxelastic.ir.branch import Branch
 from tests.branches.expanded import over_shared_capture
 from tests.models import CASES
@@ -148,3 +152,40 @@ def test_what_is_no_data(data: object) -> None:
 def test_expand_refuses_bad_data_before_the_capture() -> None:
     with pytest.raises(UsageError, match="calibration must have at least one batch"):
         fxelastic.expand(nn.Identity(), calibration=[])
+
+
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        (torch.full((2, 8), torch.nan), "batch 1 of calibration holds values that are NaN"),
+        (torch.full((2, 8), torch.inf), "batch 1 of calibration holds values that are NaN"),
+        (torch.zeros(0, 8), "batch 1 of calibration holds no sample"),
+        (torch.zeros(2, 7), "batch 1 of calibration: input 'input' has another shape"),
+        ((torch.zeros(2, 8), torch.zeros(2)), "batch 1 of calibration: the arguments have another"),
+    ],
+)
+@pytest.mark.parametrize("way", ["expand", "export"])
+def test_batches_are_checked(last: Any, message: str, way: str, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    expand = partial(fxelastic.expand, model, 0.5, example_inputs=torch.randn(2, 8))
+    data = [torch.randn(2, 8), last]
+    run = (
+        partial(expand, kinds="all", calibration=data)
+        if way == "expand"
+        else partial(
+            fxelastic.export,
+            expand(),
+            tmp_path / "bundle",
+            quantise=fxelastic.Int8(calibration=data),
+        )
+    )
+    with pytest.raises(UsageError, match=message):
+        run()
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_minus_infinity_is_no_missing_value() -> None:
+    x = torch.randn(2, 8)
+    masks = torch.tensor([0.0, -torch.inf]).repeat(2, 4)
+    partition = fxelastic.partition(nn.Linear(8, 8), 1.0, x)
+    assert torch.equal(inputs_of(partition, as_batches(masks))[0]["input_1"], masks)

@@ -96,10 +96,21 @@ def test_options_are_checked_before_the_capture(options: dict[str, Any]) -> None
         fxelastic.expand("no model", kinds=("merged",), **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("seed", ["1", 1.5, True, 2**70])
+def test_the_seed_is_checked_before_the_capture(seed: Any) -> None:
+    with pytest.raises(UsageError, match="seed must be an integer"):
+        fxelastic.expand("no model", seed=seed)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("kinds", ["original", (3,)])
 def test_kinds_are_checked(kinds: Any) -> None:
     with pytest.raises(UsageError, match="kinds must be a sequence of names and kinds"):
         fxelastic.expand(net(), kinds=kinds)
+
+
+def test_all_kinds_are_named_alone() -> None:
+    with pytest.raises(UsageError, match="'all' beside other kinds"):
+        fxelastic.expand(net(), kinds=("all", fxelastic.kinds.Exit(every=1)))
 
 
 def test_arguments_are_those_of_partition() -> None:
@@ -107,3 +118,16 @@ def test_arguments_are_those_of_partition() -> None:
         fxelastic.expand(net(), 2)
     with pytest.raises(UsageError, match="unknown backend for fusion rules"):
         fxelastic.expand(net(), fusion="nonsense")
+
+
+def test_a_default_device_has_no_say() -> None:
+    layers = [nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()) for _ in range(3)]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    x = torch.randn(4, 4, 8, 8)
+    chosen = (fxelastic.kinds.Exit(every=1), "dense", "lowrank", "merged")
+    expected = fxelastic.expand(model, 0.4, example_inputs=x, kinds=chosen, calibration=x)
+    with torch.device("meta"):
+        found = fxelastic.expand(model, 0.4, example_inputs=x, kinds=chosen, calibration=x)
+    assert list(found.branches) == list(expected.branches)
+    for name, weight in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], weight)

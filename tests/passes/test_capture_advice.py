@@ -316,6 +316,22 @@ def test_inputs_without_values_are_refused() -> None:
         capture(nn.Linear(8, 8), X.to("meta"))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("form", "make"),
+    [
+        ("sparse", lambda: X.to_sparse()),
+        ("sparse", lambda: X.to_sparse_csr()),
+        ("nested", lambda: torch.nested.nested_tensor(list(X))),
+        ("quantised", lambda: torch.quantize_per_tensor(X, 0.1, 0, torch.qint8)),
+    ],
+)
+def test_inputs_that_are_not_dense_are_refused(form: str, make: Callable[[], Tensor]) -> None:
+    with pytest.raises(UsageError, match="can't be captured") as caught:
+        capture(nn.Linear(8, 8), make())
+    assert caught.value.got == f"a {form} tensor"
+
+
 class Averages(nn.Module):
     """Writes to a buffer, through a view so that the writing can't be seen as simple."""
 

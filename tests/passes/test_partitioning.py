@@ -141,3 +141,50 @@ def test_partitions_supernets_and_explain_name_opened_modules(
 def residual() -> nn.Module:
     """For the command."""
     return MODELS["residual"][0]()
+
+
+class Largest(nn.Module):
+    """A result of an operator without weights enters the first layer, and another the result."""
+
+    def __init__(self, *, scaled: bool) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        self.scaled = scaled
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Samples (n, 8)."""
+        values, places = torch.topk(x, 4)
+        if self.scaled:
+            values = (values * 2).relu()
+        return self.layers(values) + places.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_results_of_one_operator_may_be_data_and_context(scaled: bool) -> None:
+    model = Largest(scaled=scaled).eval()
+    partition = fxelastic.partition(model, 0.9, torch.randn(3, 8))
+    x = torch.randn(5, 8)
+    assert torch.equal(partition(x), model(x))
+
+
+class Packed(nn.Module):
+    """The inputs themselves are packed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LSTM(6, 8, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Sequences (n, 4, 6) and their lengths."""
+        pack = nn.utils.rnn.pack_padded_sequence
+        _, (state, _) = self.layer(pack(x, lengths, batch_first=True, enforce_sorted=False))
+        return self.head(state[-1])
+
+
+def test_an_input_may_be_packed() -> None:
+    model = Packed().eval()
+    example = (torch.randn(3, 4, 6), torch.tensor([4, 2, 1]))
+    partition = fxelastic.partition(model, 0.5, example)
+    x, lengths = torch.randn(2, 4, 6), torch.tensor([1, 3])
+    assert torch.equal(partition(x, lengths), model(x, lengths))

@@ -100,6 +100,12 @@ def test_a_loss_that_takes_something_else_is_told() -> None:
         fxelastic.tune(linear_supernet(), vector_batches(), loss=loss)
 
 
+def test_a_loss_of_other_shapes_is_told() -> None:
+    data = [(torch.randn(4, 8), torch.randn(4, 3))]
+    with pytest.raises(TrainingError, match=r"the loss can't be computed(.|\n)*RuntimeError"):
+        fxelastic.tune(linear_supernet(), data, loss=lambda y, t: (y - t[:3]).square().mean())
+
+
 def test_gradients_that_are_not_finite_move_nothing() -> None:
     def loss(output: Tensor, target: Tensor) -> Tensor:
         # Its value is 0 and its gradient infinite.
@@ -200,6 +206,15 @@ def test_a_loss_that_is_no_scalar_is_refused() -> None:
             {"optimizer": lambda p: torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1)},
             "do not belong to the branches that learn",
         ),
+        ({"optimizer": torch.optim.LBFGS}, "LBFGS needs a closure"),
+        ({"optimizer": "adam"}, "optimizer must be a function, got 'adam'"),
+        ({"split": 3}, "split must be a function, got 3"),
+        ({"split": lambda batch: (batch, None)}, "split gives no arguments for batch 0"),
+        ({"metric": 3}, "metric must be a function, got 3"),
+        ({"callbacks": 3}, "callbacks must be a sequence, got 3"),
+        ({"checkpoints": 3}, "checkpoints must be a path, got 3"),
+        ({"compile": "yes"}, "compile must be True, False or options, got 'yes'"),
+        ({"loss": lambda outputs, targets: 1}, "the loss must be a scalar"),
         ({"mode": "student"}, "no mode 'student'"),
         ({"mode": "chained", "branches_per_step": 2}, "no meaning in the mode 'chained'"),
         ({"sampling": fxelastic.train.Uniform()}, "no meaning in the mode 'teacher_forced'"),

@@ -10,7 +10,17 @@ import pytest
 
 import fxelastic
 from fxelastic import UsageError, train
-from fxelastic.train import Chained, EndToEnd, Sandwich, Stage, TeacherForced, Turns, Uniform
+from fxelastic.spec import Arch
+from fxelastic.train import (
+    Chained,
+    EndToEnd,
+    Fixed,
+    Sandwich,
+    Stage,
+    TeacherForced,
+    Turns,
+    Uniform,
+)
 from tests.models.compare import assert_same_output
 from tests.train.supernets import linear_supernet, moved, vector_batches, weights
 
@@ -88,6 +98,15 @@ def test_a_checkpoint_of_other_learners_is_refused(tmp_path: Path) -> None:
         (lambda: Stage(EndToEnd(), learns=[]), "learns must hold ids of new branches"),
         (lambda: Stage(EndToEnd(), epoch=3), "did you mean epochs"),
         (lambda: Stage(EndToEnd(), name="distill"), "two stages are named 'distill'"),
+        (lambda: Stage(EndToEnd(), sampling=Fixed(())), "hold no branch that learns"),
+        (
+            lambda: Stage(EndToEnd(), sampling=Fixed((linear_supernet().space.original,))),
+            "hold no branch that learns",
+        ),
+        (
+            lambda: Stage(EndToEnd(), sampling=Fixed((Arch(("other@0",)),))),
+            "there is no branch 'other@0'",
+        ),
     ],
 )
 def test_what_is_wrong_is_found_before_the_first_stage(make: Any, expected: str) -> None:

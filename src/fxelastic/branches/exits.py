@@ -140,7 +140,9 @@ def _exit(interval: Interval, *, generator: torch.Generator) -> Branch:
     results = [interval.partition.value(output) for output in interval.outputs]
     if not results or not all(map(is_feature, results)):
         raise NoBranchError("its results are indices or flags")
-    copied, note = _own_head(interval, name) or _pooled(interval, name, generator)
+    # New weights are drawn on the CPU, whatever torch's default device is.
+    with torch.device("cpu"):
+        copied, note = _own_head(interval, name) or _pooled(interval, name, generator)
     problem = interval.misfit(copied, results[0])
     if problem:
         raise NoBranchError(f"the head would not fit: {problem}")

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fxelastic.errors import UsageError
+from fxelastic.ir.partition import Partition
 
 #: Positional and keyword arguments of one call of the model.
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -90,6 +92,57 @@ def as_batches(calibration: Any) -> tuple[Arguments, ...]:
     if not batches:
         raise UsageError("calibration must have at least one batch", expected=expected, got="none")
     return tuple(batches)
+
+
+def inputs_of(partition: Partition, batches: Sequence[Arguments]) -> list[dict[str, Any]]:
+    """The model's inputs of calibration data by their names in the graph, for each batch.
+
+    Args:
+        partition: The model.
+        batches: As `as_batches` returns them.
+
+    Raises:
+        UsageError: A batch has another structure, shape or dtype than the capture, holds no sample,
+            or a value that is NaN or infinite. Minus infinity is allowed, as in a mask.
+    """
+    found = []
+    for number, (args, kwargs) in enumerate(batches):
+        what = f"batch {number} of calibration"
+        try:
+            leaves = partition.signature.flatten_arguments(args, kwargs)
+            partition.checks_of(()).check(leaves)
+        except UsageError as e:
+            raise UsageError(
+                f"{what}: {e.what}",
+                expected=e.expected,
+                got=e.got,
+                fix="pass inputs like the example inputs, without targets",
+            ) from e
+        for name, value in zip(partition.signature.names, leaves, strict=True):
+            dim = partition.batch_dims.get(name)
+            if dim is not None and not value.shape[dim]:
+                raise UsageError(
+                    f"{what} holds no sample",
+                    expected="at least one sample in each batch",
+                    got=f"{name} of shape {list(value.shape)}",
+                    fix="leave the batch out",
+                )
+            _check_values(what, name, value)
+        found.append(dict(zip(partition.signature.inputs, leaves, strict=True)))
+    return found
+
+
+def _check_values(what: str, name: str, value: Any) -> None:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return
+    bad = int((~torch.isfinite(value) & (value != -torch.inf)).sum())
+    if bad:
+        raise UsageError(
+            f"{what} holds values that are NaN or infinite",
+            expected="finite inputs; minus infinity is allowed, as in a mask",
+            got=f"{bad} of {value.numel()} values of {name}",
+            fix="drop these samples, or replace the values",
+        )
 
 
 def _is_sequence(values: Any) -> bool:

@@ -216,10 +216,10 @@ def check_model(model: Any) -> None:
 
 
 def check_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Check that the inputs have values and samples.
+    """Check that the inputs are dense and have values and samples.
 
     Raises:
-        UsageError: They have none.
+        UsageError: They are not, or have none.
     """
     leaves, _ = trees.flatten((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
@@ -230,6 +230,15 @@ def check_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             got="a tensor on the meta device",
             fix="make the example inputs on the device of the model's weights",
         )
+    for tensor in tensors:
+        form = _form(tensor)
+        if form:
+            raise UsageError(
+                "the example inputs hold a tensor that can't be captured",
+                expected="dense tensors of numbers",
+                got=f"a {form} tensor",
+                fix=_DENSE[form],
+            )
     if next((tensor.shape[0] for tensor in tensors if tensor.dim()), 1) == 0:
         raise UsageError(
             "the example inputs hold no samples",
@@ -237,6 +246,23 @@ def check_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             got=shapes_of(args, kwargs),
             fix="pass example inputs of at least one sample",
         )
+
+
+# Forms of tensors that no graph takes, and what takes their place.
+_DENSE = {
+    "nested": "pad the samples to one size, and pass a mask or their lengths",
+    "sparse": "convert it with to_dense()",
+    "quantised": "convert it with dequantize()",
+}
+
+
+def _form(tensor: torch.Tensor) -> str:
+    """A key of `_DENSE`; empty if the tensor is dense."""
+    if tensor.is_nested:
+        return "nested"
+    if tensor.is_quantized:
+        return "quantised"
+    return "" if tensor.layout == torch.strided else "sparse"
 
 
 def shapes_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

@@ -155,6 +155,9 @@ class _Analysis:
                 continue
             if node not in self._data or any(reader in context for reader in node.users):
                 context.add(node)
+                if not is_tensor(node):
+                    # A tuple can't cross a boundary, so its results are context with it.
+                    context |= {r for r in node.users if r.target is operator.getitem}
         return context
 
     def _in_stream(self, node: fx.Node) -> bool:

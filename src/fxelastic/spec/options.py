@@ -70,6 +70,32 @@ def is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
+def check_seed(value: object) -> None:
+    """Check that a seed is an integer that torch takes.
+
+    Raises:
+        UsageError: The value is something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**64:
+        raise UsageError(
+            f"seed must be an integer, got {value!r}",
+            expected="an integer of at most 64 bits",
+            got=repr(value),
+        )
+
+
+def check_callable(name: str, value: object) -> None:
+    """Check that an option is a function, or None.
+
+    Raises:
+        UsageError: The value is something else.
+    """
+    if value is not None and not callable(value):
+        raise UsageError(
+            f"{name} must be a function, got {value!r}", expected="a function", got=repr(value)
+        )
+
+
 def check_positive(name: str, value: object) -> None:
     """Check that an option is a finite number above 0.
 

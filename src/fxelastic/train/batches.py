@@ -101,7 +101,7 @@ class BatchReader:
         Raises:
             UsageError: The form of the batch is not understood.
         """
-        parts = self.split(raw) if self.split is not None else self._parts(raw, number)
+        parts = self._parts(raw, number) if self.split is None else _split(self.split, raw, number)
         device = device_of(self.supernet)
         args, kwargs, target = (_move(part, device) for part in parts)
         return Batch(args, kwargs, target, number, self._size(args, kwargs))
@@ -156,6 +156,21 @@ class BatchReader:
             got=_describe(raw),
             fix="pass split=: a function of a batch that returns (args, kwargs, target)",
         )
+
+
+def _split(split: Split, raw: Any, number: int) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """The user's own parts of a batch."""
+    parts: object = split(raw)
+    if isinstance(parts, (tuple, list)) and len(parts) == 3:
+        args, kwargs, target = parts
+        if isinstance(args, (tuple, list)) and isinstance(kwargs, Mapping):
+            return tuple(args), dict(kwargs), target
+    raise UsageError(
+        f"split gives no arguments for batch {number} of the loader",
+        expected="(args, kwargs, target): a tuple, a dict, and a target or None",
+        got=_describe(parts),
+        fix="return for example (x,), {}, y",
+    )
 
 
 def numbered(loader: Any, what: str) -> Iterator[tuple[int, Any]]:

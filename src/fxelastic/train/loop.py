@@ -226,11 +226,12 @@ class Loop:
     def _plan_held_out(self) -> Plan:
         """Branches alone, or the subnets of steps beyond any run."""
         if self._objective.independent:
-            return Plan(tuple(self._learners.branches))
+            return Plan(tuple(self._learners.branches), start=self._start)
         plans = [self._plan(2**40 + i) for i in range(_N_PLANS)]
         archs = tuple(dict.fromkeys(arch for plan in plans for arch in plan.archs))
         chosen = {name for plan in plans for name in plan.branches}
-        return Plan(tuple(name for name in self._learners.branches if name in chosen), archs)
+        names = tuple(name for name in self._learners.branches if name in chosen)
+        return Plan(names, archs, self._start)
 
     def _first_batches(self) -> tuple[Sequence[Sequence[Batch]], Sequence[Batch], Sequence[Batch]]:
         """Batches for the steps of a range test, to compare statistics on, and held-out ones."""

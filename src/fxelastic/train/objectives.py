@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from fxelastic.errors import TrainingError, UsageError
+from fxelastic.errors import FxElasticError, TrainingError, UsageError
 from fxelastic.ir.branch import Branch
 from fxelastic.processes import Processes
 from fxelastic.spec import EXIT, Arch
@@ -95,7 +95,8 @@ class _Distillation:
         loss = self.loss or normalised_error
         default = isinstance(loss, partial) or loss is normalised_error
         # An exit computes the model's result, of which only the classes count.
-        return (soft_cross_entropy if default and branch.kind == EXIT else loss)(outputs, targets)
+        chosen = soft_cross_entropy if default and branch.kind == EXIT else loss
+        return _scalar(_computed(chosen, outputs, targets))
 
 
 @dataclass(frozen=True)
@@ -423,9 +424,16 @@ def _means(losses: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
 
 
 def _task_loss(loss: TaskLoss, runner: BranchRunner, result: Any, target: Any) -> Tensor:
+    return _scalar(_computed(partial(runner.layout.compare, loss), result, target))
+
+
+def _computed(loss: Callable[[Any, Any], object], result: Any, target: Any) -> object:
+    """What a loss of the user's returns."""
     try:
-        return _scalar(runner.layout.compare(loss, result, target))
-    except TypeError as e:
+        return loss(result, target)
+    except (FxElasticError, torch.OutOfMemoryError):
+        raise
+    except (TypeError, ValueError, RuntimeError) as e:
         raise TrainingError(
             "the loss can't be computed",
             expected="a function of (results, targets), as the data gives them",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 import logging
 import math
@@ -232,6 +233,14 @@ def _checked(optimizer: object, parameters: Sequence[nn.Parameter]) -> torch.opt
             f"optimizer must return a torch.optim.Optimizer, got {type(optimizer).__name__}",
             expected="a function of the parameters that returns a torch.optim.Optimizer",
             got=type(optimizer).__name__,
+        )
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise UsageError(
+            f"{type(optimizer).__name__} needs a closure that computes the loss again",
+            expected="an optimiser whose step() takes no argument",
+            got=f"step{inspect.signature(optimizer.step)}",
+            fix="use another optimiser, such as torch.optim.AdamW",
         )
     given = {id(parameter) for parameter in parameters}
     held = [p for group in optimizer.param_groups for p in group["params"]]

@@ -12,7 +12,7 @@ from fxelastic.train.loop import Loop
 from fxelastic.train.losses import cross_entropy, soft_cross_entropy, soft_loss_of
 from fxelastic.train.objectives import BranchLoss, Chained, EndToEnd, TaskLoss, TeacherForced
 from fxelastic.train.reports import History
-from fxelastic.train.sampling import Sampling, Turns
+from fxelastic.train.sampling import Fixed, Sampling, Turns
 from fxelastic.train.training import Stage, Training
 
 MODES = ("teacher_forced", "chained")
@@ -50,8 +50,25 @@ def run(
     # All options and ids are checked before the first stage begins.
     trainings = [Training.of({**options, **stage.options}) for stage in stages]
     learners = [Learners(supernet, stage.learns, stage.start) for stage in stages]
+    for stage, learner in zip(stages, learners, strict=True):
+        _check_fixed(supernet, stage, learner)
     plans = list(zip(stages, _names(stages), trainings, learners, strict=True))
     return tuple(Loop(supernet, loader, *plan).run() for plan in plans)
+
+
+def _check_fixed(supernet: Supernet, stage: Stage, learners: Learners) -> None:
+    """Check that the subnets of a stage belong to the supernet, and that one can learn."""
+    if not isinstance(stage.sampling, Fixed):
+        return
+    for arch in stage.sampling.subnets:
+        supernet.space.validate(arch)
+    if not any(name in learners.branches for arch in stage.sampling.subnets for name in arch):
+        raise UsageError(
+            "the fixed subnets hold no branch that learns",
+            expected="sampling=Fixed((arch,)) with a new branch in an arch",
+            got=", ".join(map(str, stage.sampling.subnets)) or "no subnet",
+            fix="draw a subnet with supernet.space.sample(n)",
+        )
 
 
 def _names(stages: Sequence[Stage]) -> list[str]:

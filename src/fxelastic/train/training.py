@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fxelastic.errors import UsageError
-from fxelastic.spec.options import check_count, check_word, options_of
+from fxelastic.spec.options import check_callable, check_count, check_word, options_of
 from fxelastic.threads import check_threads
 from fxelastic.train.batches import Split
 from fxelastic.train.callbacks import Callback
@@ -124,7 +124,27 @@ class Training:
         Raises:
             UsageError: An option has a wrong type or value.
         """
+        if not isinstance(self.callbacks, Iterable):
+            raise UsageError(
+                f"callbacks must be a sequence, got {self.callbacks!r}",
+                expected="a sequence of callbacks, such as callbacks=[callback]",
+                got=repr(self.callbacks),
+            )
         object.__setattr__(self, "callbacks", tuple(self.callbacks))
+        for name in ("optimizer", "split", "metric"):
+            check_callable(name, getattr(self, name))
+        if not isinstance(self.compile, (bool, Mapping)):
+            raise UsageError(
+                f"compile must be True, False or options, got {self.compile!r}",
+                expected="a bool, or keyword arguments of torch.compile in a dict",
+                got=repr(self.compile),
+            )
+        if not isinstance(self.checkpoints, (str, os.PathLike, type(None))):
+            raise UsageError(
+                f"checkpoints must be a path, got {self.checkpoints!r}",
+                expected="the path of a folder",
+                got=repr(self.checkpoints),
+            )
         for name in ("epochs", "accumulate", "keep"):
             check_count(name, getattr(self, name))
         for name in ("steps", "checkpoint_every"):

@@ -218,6 +218,17 @@ def test_a_refusal_has_a_reason(layer: nn.Module, kind: Any, reason: str) -> Non
     assert all(reason in refusal.reason for refusal in supernet.skips)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_layer_whose_weights_are_not_finite_is_refused(value: float) -> None:
+    layer = nn.Linear(16, 16)
+    layer.weight.data[0, 0] = value
+    supernet = fxelastic.expand(
+        nn.Sequential(layer), 1.0, example_inputs=torch.randn(2, 16), kinds=(kinds.LowRank(),)
+    )
+    assert supernet.skips
+    assert all("hold NaN or infinity" in refusal.reason for refusal in supernet.skips)
+
+
 RECIPE_IMPORTS = """
 import torch
 from collections.abc import Mapping

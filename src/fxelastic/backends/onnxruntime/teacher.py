@@ -122,7 +122,8 @@ def _all_sizes(
 def _like(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     wide = value.double()
     spread = float(wide.std(correction=0)) if value.numel() else 0.0
-    noise = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.device)
+    drawn = torch.randn(value.shape, generator=generator, dtype=torch.float64, device="cpu")
+    noise = drawn.to(value.device)
     return (
         (float(wide.mean()) + (spread or 1.0) * noise).to(value.dtype) if value.numel() else value
     )

@@ -129,7 +129,7 @@ def _network(
         return graph.get_attr(name)
 
     def layer(read: fx.Node, name: str, drawn: Tensor) -> fx.Node:
-        bias = weight(f"{name}.bias", torch.zeros(len(drawn)))
+        bias = weight(f"{name}.bias", torch.zeros(len(drawn), device="cpu"))
         operands = (read, weight(f"{name}.weight", drawn), bias)
         if not dims:
             return graph.call_function(_ATEN.linear.default, operands)
@@ -146,10 +146,10 @@ def _network(
         n_in = n + i * growth
         shape = (growth, n_in, *kernel)
         scale = math.sqrt(2 / (n_in * 3**dims))
-        drawn = torch.randn(shape, generator=generator) * scale
+        drawn = torch.randn(shape, generator=generator, device="cpu") * scale
         result = layer(joined(values), f"layers.{i}", drawn)
         values.append(graph.call_function(_ATEN.relu.default, (result,)))
-    last = torch.zeros((n, n_layers * growth, *(1,) * dims))
+    last = torch.zeros((n, n_layers * growth, *(1,) * dims), device="cpu")
     change = layer(joined(values[1:]), "last", last)
     graph.output(graph.call_function(_ATEN.add.Tensor, (value, change)))
     return MovableGraphModule(root, graph, class_name="Trainable").eval()

@@ -127,7 +127,7 @@ def patches(layer: Layer, value: Tensor, n: int) -> Tensor:
     index = list(torch.unravel_index(chosen, (len(padded), *counts)))
     found = []
     for tap in range(layer.taps):
-        offsets = torch.unravel_index(torch.tensor(tap), layer.kernel)
+        offsets = torch.unravel_index(torch.tensor(tap, device="cpu"), layer.kernel)
         at = [index[1 + i] * layer.stride[i] + int(offsets[i]) * layer.dilation[i] for i in dims]
         # Channels come last after indexing around them.
         at_taps: tuple[Any, ...] = (index[0], slice(None), *at)

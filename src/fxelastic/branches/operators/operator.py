@@ -105,6 +105,9 @@ class LayerOperator(ABC):
         measured = moments(partition, self.calibration)
         lines = []
         for layer in found:
+            if not layer.weight.isfinite().all():
+                reasons.append(f"{layer.node.name}: its weights hold NaN or infinity")
+                continue
             fitted = self.fit(layer, variant)
             if isinstance(fitted, Replacement):
                 fitted = _worth(layer, fitted)
