@@ -226,6 +226,17 @@ def test_options_are_checked(options: dict[str, Any], expected: str) -> None:
         fxelastic.distill(linear_supernet(), vector_batches(), **options)
 
 
+@pytest.mark.parametrize("soft", [0.0, 0.5])
+def test_a_loss_without_a_gradient_is_refused(soft: float) -> None:
+    """The run once ended as if it had trained."""
+
+    def accuracy(result: Any, target: Any) -> Any:
+        return (result.argmax(1) == target).float().mean()
+
+    with pytest.raises(TrainingError, match="the loss has no gradient"):
+        fxelastic.tune(linear_supernet(), vector_batches(), loss=accuracy, soft=soft)
+
+
 def test_only_a_supernet_trains() -> None:
     with pytest.raises(UsageError, match="supernet must be a Supernet, got Linear"):
         fxelastic.tune(nn.Linear(2, 2), vector_batches())  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fxelastic.errors import FxElasticError, TrainingError, UsageError
+from fxelastic.ir import trees
 from fxelastic.ir.branch import Branch
 from fxelastic.processes import Processes
 from fxelastic.spec import EXIT, Arch
@@ -424,7 +425,22 @@ def _means(losses: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
 
 
 def _task_loss(loss: TaskLoss, runner: BranchRunner, result: Any, target: Any) -> Tensor:
-    return _scalar(_computed(partial(runner.layout.compare, loss), result, target))
+    compare = partial(runner.layout.compare, loss)
+    found = _scalar(_computed(compare, result, target))
+    if torch.is_grad_enabled() and not found.requires_grad:
+        # The original has nothing to learn; but a loss must depend on what a subnet returns.
+        leaves, tree = trees.flatten(result)
+        varied = [
+            leaf.detach().requires_grad_() if leaf.is_floating_point() else leaf for leaf in leaves
+        ]
+        if not _scalar(_computed(compare, trees.unflatten(tree, varied), target)).requires_grad:
+            raise TrainingError(
+                "the loss has no gradient, so nothing would learn",
+                expected="a loss that can be differentiated by the model's results",
+                got="a loss that does not require gradients, as after argmax or detach",
+                fix="pass for example torch.nn.functional.cross_entropy",
+            )
+    return found
 
 
 def _computed(loss: Callable[[Any, Any], object], result: Any, target: Any) -> object:
