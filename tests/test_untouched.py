@@ -95,3 +95,28 @@ def test_blocks_hold_the_users_own_parameters() -> None:
     held = [p for module in partition.modules.values() for p in module.parameters()]
     assert held
     assert all(id(p) in own for p in held)
+
+
+def test_embeddings_with_a_largest_norm_keep_their_weights() -> None:
+    """A forward pass of them scales in place the rows that it reads."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.embedding = nn.Embedding(20, 8, max_norm=1.0)
+            layers = [m for _ in range(3) for m in (nn.Linear(8, 8), nn.ReLU())]
+            self.layers = nn.Sequential(*layers)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.layers(self.embedding(ids).mean(1))
+
+    model = Model().eval()
+    before = model.embedding.weight.detach().clone()
+    supernet = fxelastic.expand(model, 0.4, example_inputs=torch.arange(10).reshape(2, 5))
+    assert torch.equal(model.embedding.weight, before)
+    ids = torch.arange(20).reshape(4, 5)
+    with torch.no_grad():
+        found = supernet(ids)
+        assert torch.equal(model.embedding.weight, before)
+        assert torch.equal(found, model(ids))

@@ -32,7 +32,7 @@ from fxelastic.passes.checks import (
     check_weights,
     shapes_of,
 )
-from fxelastic.passes.clone import clone_for_capture
+from fxelastic.passes.clone import clone_for_capture, kept_weights
 from fxelastic.passes.dynamic_shapes import DynamicShapes
 from fxelastic.passes.requested_shapes import requested_shapes
 from fxelastic.passes.size_steps import cannot_vary, coarser, whole, with_steps
@@ -78,6 +78,17 @@ def capture(
     """
     check_model(model)
     check_weights(model)
+    with kept_weights(model):
+        return _captured(model, example_inputs, batched, dynamic_shapes)
+
+
+def _captured(
+    model: nn.Module,
+    example_inputs: Any,
+    batched: str | Sequence[str] | None,
+    dynamic_shapes: Any,
+) -> Traced:
+    """See `capture`; the model's forward passes may write to its weights."""
     clone = clone_for_capture(model)
     args, kwargs = _in_order(clone, *resolve_arguments(clone, example_inputs))
     check_input_types(args, kwargs)

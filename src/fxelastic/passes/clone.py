@@ -7,6 +7,7 @@ rebuilds such functions over the copy.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import logging
@@ -56,6 +57,30 @@ def clone_for_capture(model: nn.Module) -> nn.Module:
                 fix="drop locks, files and other handles from the model's attributes",
             ) from again
     return clone.eval()
+
+
+@contextlib.contextmanager
+def kept_weights(model: nn.Module) -> Iterator[None]:
+    """Undo at the end what forward passes wrote to weights that a clone shares.
+
+    An embedding with ``max_norm`` scales the rows that it reads, in place.
+
+    Args:
+        model: The user's model.
+    """
+    embeddings = (
+        module
+        for module in model.modules()
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None
+    )
+    kept = [(module.weight, module.weight.detach().clone()) for module in embeddings]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, before in kept:
+                if not torch.equal(weight, before):
+                    weight.copy_(before)
 
 
 def _shared_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
