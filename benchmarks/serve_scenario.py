@@ -142,7 +142,7 @@ def _step(
     latencies = [ms for end, _, ms in requests if end >= (begin_s + end_s) / 2]
     events = [event for event in data.events if begin_s <= event[0] < end_s]
     switches = [event for event in events if event[1] in ("switched", "rolled_back")]
-    last = data.subnets[requests[-1][1]].latency_ms
+    last = data.subnets[requests[-1][1]].ms
     quickest = min(subnet.latency_ms for subnet in data.subnets.values())
     return StepResult(
         n_processes,
@@ -165,7 +165,7 @@ def _returned(data: TraceData, latency_ms: float, begin_s: float, end_s: float) 
     for time_s, subnet, _ in data.requests:
         if not begin_s <= time_s < end_s:
             continue
-        if abs(data.subnets[subnet].latency_ms - latency_ms) > 1e-9:
+        if abs(data.subnets[subnet].ms - latency_ms) > 1e-9:
             since_s = None
             continue
         since_s = time_s if since_s is None else since_s
