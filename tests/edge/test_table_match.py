@@ -13,10 +13,12 @@ import pytest
 
 from fxelastic import edge
 from fxelastic.edge import table_match
+from fxelastic.edge.branch_timing import BranchTiming
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.fingerprint import fingerprint
 from fxelastic.edge.monitoring.table_probe import renewed
 from fxelastic.errors import UsageError
+from fxelastic.spec import Arch
 from fxelastic.spec.latency_table import LatencyTable
 from fxelastic.spec.resources import LATENCY
 from tests.cli.commands import fxelastic
@@ -104,10 +106,25 @@ def test_branches_are_really_measured(bundle: Bundle, table: LatencyTable) -> No
     assert len(found.measured_ms) == 8
 
 
-def test_branches_are_measured_as_a_profile_does(bundle: Bundle) -> None:
+def test_branches_are_measured_as_a_profile_does(
+    bundle: Bundle, table: LatencyTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Alone, with their weights in the caches, they once took a quarter of their latencies."""
-    table = edge.profile(bundle, threads=1, n_subnets=0, n_held_out=0)
-    assert 0.6 < edge.match_table(bundle, {"own": table}).factor < 1.6
+    run: list[Arch] = []
+
+    def timed(timing: BranchTiming, arch: Arch) -> float:
+        bundle.space.validate(arch)
+        run.append(arch)
+        for branch in arch:
+            timing.samples_ms[branch].append(table.rows[branch].ms)
+        return 0.0
+
+    monkeypatch.setattr(BranchTiming, "time", timed)
+    found = edge.match_table(bundle, {"own": table}, repeats=2)
+    assert found.factor == pytest.approx(1.0)
+    assert len(run) == 2 * len(found.measured_ms)
+    others = {branch for arch in run for branch in arch} - found.measured_ms.keys()
+    assert others <= set(bundle.space.original)
 
 
 @pytest.mark.parametrize(
