@@ -113,7 +113,7 @@ class ParetoTable(Generic[E]):
         if isinstance(limits, (int, float)) and not math.isnan(limits):
             return self._under(LATENCY, limits)
         if not isinstance(limits, Mapping):
-            limits = Limits.of(limits)  # which refuses what is no number
+            limits = Limits.of(limits)  # raises an error if a bound is not a number
         # Finding an entry takes less time than checking the bounds again.
         bounds: Mapping[str, Any] = limits.bounds if isinstance(limits, Limits) else limits
         if len(bounds) < 2 or not all(type(b) is float and 0 < b < _INF for b in bounds.values()):
