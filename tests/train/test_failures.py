@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import fxelastic
 from fxelastic import TrainingError, UsageError
 from fxelastic.train import Callback, StepReport
+from fxelastic.train.batches import BatchReader
 from tests.train.supernets import (
     conv_supernet,
     image_batches,
@@ -156,6 +157,32 @@ def test_a_mask_of_minus_infinity_is_no_fault() -> None:
 def test_batches_that_are_not_the_models_are_refused(loader: Any, expected: str) -> None:
     with pytest.raises(UsageError, match=expected):
         fxelastic.distill(linear_supernet(), loader)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("paired", [False, True])
+def test_a_dict_of_inputs_may_be_the_models_only_argument(labelled: bool, paired: bool) -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
+
+        def forward(self, features: dict[str, Tensor]) -> Tensor:
+            return self.layers(features["a"] + features["labels"])
+
+    a, b = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0))
+    supernet = supernet_of(Sum().eval(), ({"a": a, "labels": b},))
+    target = torch.zeros(4, dtype=torch.int64) if labelled else None
+    # The order of the keys is another than the capture's.
+    inputs = {"labels": b, "a": a}
+    batch = (inputs, target) if paired or labelled else inputs
+    read = BatchReader(supernet).read(batch, 0)
+    assert supernet.bind(read.args, read.kwargs).keys() == {"features_a", "features_labels"}
+    assert read.target is target
+    if not paired:
+        named = BatchReader(supernet).read(inputs | {"target": 3}, 0)
+        assert (named.args[0].keys(), named.target) == ({"a", "labels"}, 3)
+    fxelastic.distill(supernet, [batch] * 2)
 
 
 def test_an_iterator_lasts_for_one_epoch() -> None:

@@ -63,6 +63,13 @@ class Signature:
         """Known names by which an argument may be passed."""
         return tuple(dict.fromkeys((*self.parameters, *self.captured)))
 
+    @property
+    def dict_keys(self) -> tuple[str, ...]:
+        """Keys of the model's only argument, where that is a dict; else empty."""
+        arguments = self.arguments.children if isinstance(self.arguments, trees.Node) else ()
+        only = arguments[0] if len(arguments) == 1 else None
+        return only.keys if isinstance(only, trees.Node) and only.kind == "dict" else ()
+
     def flatten_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """The tensors of a call, in the order of ``inputs``.
 

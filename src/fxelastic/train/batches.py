@@ -83,6 +83,8 @@ class BatchReader:
     - a dict of keyword inputs, with the target under ``target``, ``targets``, ``label`` or
       ``labels`` unless the model takes an input of that name.
 
+    A dict of inputs with the keys of the model's only argument, itself a dict, is that argument.
+
     Attributes:
         supernet: The supernet; batches are moved to its device.
         split: Takes a batch apart instead of the rules above.
@@ -137,10 +139,11 @@ class BatchReader:
         if isinstance(raw, (torch.Tensor, np.ndarray)):
             return (raw,), {}, None
         if isinstance(raw, Mapping):
-            names = self.supernet.partition.signature.keywords
+            signature = self.supernet.partition.signature
+            names = (*signature.keywords, *signature.dict_keys)
             keys = [key for key in TARGET_KEYS if key in raw and key not in names]
-            kwargs = {key: value for key, value in raw.items() if key not in keys}
-            return (), kwargs, raw[keys[0]] if keys else None
+            values = {key: value for key, value in raw.items() if key not in keys}
+            return *self._named(values), raw[keys[0]] if keys else None
         if isinstance(raw, (tuple, list)):
             n_inputs = len(self.supernet.partition.signature.inputs)
             if all(isinstance(part, (torch.Tensor, np.ndarray)) for part in raw):
@@ -149,13 +152,23 @@ class BatchReader:
                 if len(raw) == n_inputs + 1:
                     return tuple(raw[:-1]), {}, raw[-1]
             elif len(raw) == 2:
-                return *_inputs(raw[0]), raw[1]
+                inputs, target = raw
+                if isinstance(inputs, Mapping):
+                    return *self._named(inputs), target
+                return *_inputs(inputs), target
         raise UsageError(
             f"the form of batch {number} of the loader is not understood",
             expected="inputs, (inputs, target), or a dict of keyword inputs",
             got=_describe(raw),
             fix="pass split=: a function of a batch that returns (args, kwargs, target)",
         )
+
+    def _named(self, values: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments from inputs by name."""
+        keys = self.supernet.partition.signature.dict_keys
+        if keys and set(keys) == set(values):
+            return ({key: values[key] for key in keys},), {}
+        return (), dict(values)
 
 
 def _split(split: Split, raw: Any, number: int) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
@@ -250,8 +263,6 @@ def device_of(supernet: Supernet) -> torch.device:
 
 
 def _inputs(value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(value, Mapping):
-        return (), dict(value)
     if isinstance(value, (tuple, list)):
         if len(value) == 2 and isinstance(value[0], (tuple, list)) and isinstance(value[1], dict):
             return tuple(value[0]), dict(value[1])
