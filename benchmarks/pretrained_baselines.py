@@ -97,10 +97,11 @@ def fine_tuned(
     task = _Task(model, loader, model.tensors(samples["select"].take(N_CHECKED), slice(None)))
     trials = {}
     for lr in RATES[model.name]:
-        trials[lr] = min(task.train(copy.deepcopy(smaller), TRIAL * minutes, lr)["held_out"])
+        done = task.train(copy.deepcopy(smaller), TRIAL * minutes, lr, n_checks=1)
+        trials[lr] = min(done["held_out"])
         print(f"learning rate {lr:g}: {trials[lr]:.3f}", file=sys.stderr, flush=True)
     best = min(trials, key=trials.__getitem__)
-    return task.train(smaller, minutes, best) | {"trials": trials, "lr": best}
+    return task.train(smaller, minutes, best, N_CHECKS) | {"trials": trials, "lr": best}
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class _Task:
     loader: Iterable[tuple[Tensor, ...]]
     held_out: tuple[Tensor, ...]
 
-    def train(self, smaller: nn.Module, minutes: float, lr: float) -> dict[str, Any]:
+    def train(self, smaller: nn.Module, minutes: float, lr: float, n_checks: int) -> dict[str, Any]:
         """Train for a time; ends in the best state on the samples held out.
 
         In a step, batch norms take the statistics of its samples. Those of the state to be judged
@@ -126,7 +127,7 @@ class _Task:
         checks: list[float] = []
         for inputs in _endless(self.loader):
             done = (time.process_time() - begin_s) / (60 * minutes)
-            if done * N_CHECKS >= len(checks):
+            if done * n_checks >= len(checks):
                 self._estimate_statistics(smaller, norms)
                 with torch.no_grad():
                     distance = _distance(smaller(*self.held_out), held_out_wanted, model.name)
