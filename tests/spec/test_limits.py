@@ -31,7 +31,7 @@ def test_a_bound_alone_is_on_the_latency(value: Any) -> None:
     "value", [0, -1, float("nan"), float("inf"), True, None, "fast", "%", "0%", "-5%", [20]]
 )
 def test_bounds_out_of_range(value: Any) -> None:
-    with pytest.raises(UsageError, match="limit on weight_bytes must be above 0"):
+    with pytest.raises(UsageError, match="limit on weight_bytes must be a number above 0"):
         Limits({"weight_bytes": value})
 
 

@@ -181,7 +181,7 @@ def run(args: argparse.Namespace) -> int:
             table,
             Path(args.data),
             budget=budgets_of(args.budget, bundle, table, args.mode),
-            limits=dict(_named("--limit", text) for text in args.limit) or None,
+            limits=_by_resource("--limit", args.limit) or None,
             weights=_weights(args.weight),
             tolerance=args.tolerance,
             strategy=parse_strategy(args.strategy),
@@ -211,7 +211,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(report(bundle, result, out, code, args.mode), indent=2))
     else:
-        print("\n".join(sections(bundle, result, args.mode)))
+        print("\n".join(sections(bundle, result, args.mode, args.max_loss is not None)))
         options.progress(args, f"the pool is {out}")
     return code
 
@@ -223,33 +223,36 @@ def _weights(texts: Sequence[str]) -> dict[str, float] | None:
         UsageError: A text is malformed.
     """
     found = {}
-    for text in texts:
-        name, value = _named("--weight", text)
+    for name, value in _by_resource("--weight", texts).items():
         try:
             found[name] = float(value)
         except ValueError as e:
             raise UsageError(
                 "--weight must be RESOURCE=WEIGHT",
                 expected="for example --weight energy_mj=0.7",
-                got=repr(text),
+                got=repr(f"{name}={value}"),
             ) from e
     return found or None
 
 
-def _named(option: str, text: str) -> tuple[str, str]:
-    """Split a value of an option into the resource and what follows.
+def _by_resource(option: str, texts: Sequence[str]) -> dict[str, str]:
+    """Split the values of an option into resources and what follows.
 
     Raises:
-        UsageError: The text is malformed.
+        UsageError: A text is malformed, or a resource is named twice.
     """
-    name, sign, bound = text.partition("=")
-    if not sign:
-        raise UsageError(
-            f"{option} must be RESOURCE=VALUE",
-            expected=f"for example {option} weight_bytes=" + _EXAMPLE[option],
-            got=repr(text),
-        )
-    return name.strip(), bound
+    found: dict[str, str] = {}
+    for text in texts:
+        name, sign, bound = text.partition("=")
+        name = name.strip()
+        if not sign or name in found:
+            raise UsageError(
+                f"{option} must be RESOURCE=VALUE, once for each resource",
+                expected=f"for example {option} weight_bytes=" + _EXAMPLE[option],
+                got=repr(text) if not sign else f"{name}={found[name]} and {text}",
+            )
+        found[name] = bound
+    return found
 
 
 def read_table(path: str | None, folder: str, bundle: Bundle) -> LatencyTable:
@@ -322,8 +325,8 @@ def _original(bundle: Bundle, result: SearchResult, mode: str) -> dict[str, Any]
     return {**found.costs, **scores}
 
 
-def sections(bundle: Bundle, result: SearchResult, mode: str) -> list[str]:
-    """The result as lines of text."""
+def sections(bundle: Bundle, result: SearchResult, mode: str, looked: bool) -> list[str]:
+    """The result as lines of text; ``looked``: whether cascades were looked for."""
     from fxelastic.spec.columns import aligned
 
     original_ms = result.table.predict_ms(bundle.space.original, mode)
@@ -366,13 +369,16 @@ def sections(bundle: Bundle, result: SearchResult, mode: str) -> list[str]:
         + (" with the original's own results" if result.pool.targets == "original" else ""),
         *([f"latencies are for {result.table.sizes_text}"] if result.table.sizes else []),
         *(["interrupted: these are the best so far"] if result.interrupted else []),
-        *_cascade_lines(result, original_ms),
+        *_cascade_lines(result, original_ms, looked),
     ]
 
 
-def _cascade_lines(result: SearchResult, original_ms: float) -> list[str]:
+def _cascade_lines(result: SearchResult, original_ms: float, looked: bool) -> list[str]:
     """The cascades, quickest first, with the share of the samples that leave at each exit."""
-    lines = [] if not result.cascades else ["", "cascades:"]
+    if not result.cascades:
+        none = "no cascade keeps the limits and --max-loss, and is quicker than its subnet"
+        return ["", none] if looked and not result.interrupted else []
+    lines = ["", "cascades:"]
     for found in result.cascades:
         *exits, end = found.cascade.archs
         leaving = zip(exits, found.coverage, found.auroc, strict=False)

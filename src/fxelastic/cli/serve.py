@@ -6,6 +6,7 @@ import argparse
 import json
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -250,7 +251,12 @@ def run(args: argparse.Namespace) -> int:
         )
         monitors.append(monitor)
         failed = _serve(args, bundle, runtime, metrics, monitor, interrupts)
-        status = runtime.status()
+        serving = runtime.status()
+    # The last requests are counted when the runtime is closed.
+    closed = runtime.status()
+    status = replace(
+        serving, latency=closed.latency, n_over=closed.n_over, n_unmeasured=closed.n_unmeasured
+    )
     if trace is not None and trace.error:
         options.progress(args, f"warning: the trace is incomplete: {trace.error}")
     code = int(failed > 0 or status.n_failed > 0)

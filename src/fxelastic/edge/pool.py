@@ -13,6 +13,7 @@ from fxelastic.edge.cascades.entry import CascadeEntry
 from fxelastic.edge.finished_search import FinishedSearch
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
+from fxelastic.spec.cascade import Cascade
 from fxelastic.spec.costs_by_size import Sizes, repeated
 from fxelastic.spec.json_document import JsonDocument
 from fxelastic.spec.limits import Bound, Limits
@@ -105,7 +106,10 @@ class SubnetPool(JsonDocument):
         searches: Iterable[FinishedSearch] = (),
         bounds: Mapping[Arch, float] | None = None,
     ) -> SubnetPool:
-        """Create a pool of entries; the last entry of each subnet, and of each cascade, counts.
+        """Create a pool of entries.
+
+        The last entry of each subnet counts, and the last of each cascade among those with the
+        lowest ``max_loss``.
 
         Raises:
             UsageError: A latency is not above 0, or an accuracy is not finite.
@@ -120,7 +124,11 @@ class SubnetPool(JsonDocument):
                 )
         ordered = sorted(by_arch.values(), key=lambda e: (e.ms, e.arch.branches))
         each = tuple(sizes)
-        by_cascade = {found.cascade: found for found in cascades}
+        by_cascade: dict[Cascade, CascadeEntry] = {}
+        for found in cascades:
+            known = by_cascade.setdefault(found.cascade, found)
+            if not known.max_loss < found.max_loss:
+                by_cascade[found.cascade] = found
         quickest = sorted(by_cascade.values(), key=lambda found: found.latency_ms)
         finished = {found.key: found for found in searches}
         left = {arch: bound for arch, bound in (bounds or {}).items() if arch not in by_arch}

@@ -140,14 +140,15 @@ def several_limits(
             expected='budget="60%" or budget_ms=20, or a list of these',
             got="both",
         )
-    if not (limits is None or isinstance(limits, (Mapping, Sequence))):
+    texts = (str, bytes)
+    if isinstance(limits, texts) or not (limits is None or isinstance(limits, (Mapping, Sequence))):
         Limits(limits)  # which refuses it
     single = limits is None or isinstance(limits, Mapping)
     given: list[Any] = [limits or {}] if single else list(limits or ())
     extra: list[dict[str, Bound]] = [{}]
     if budgets:
         value: Any = budgets[0]
-        alone = isinstance(value, str) or not isinstance(value, Sequence)
+        alone = isinstance(value, texts) or not isinstance(value, Sequence)
         extra = [{LATENCY: bound} for bound in ([value] if alone else value)]
     if weight_bytes is not None:
         extra = [{**bounds, WEIGHTS: weight_bytes} for bounds in extra]
@@ -202,7 +203,7 @@ def _checked(name: str, value: Any) -> Bound:
     if not 0 < number < math.inf:
         unit = RESOURCES[name].unit
         raise UsageError(
-            f"the limit on {name} must be above 0",
+            f"the limit on {name} must be a number above 0, or a share",
             expected=f'a number in {unit}, or a share of the original\'s cost like "60%"',
             got=repr(value),
         )

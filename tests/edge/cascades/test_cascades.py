@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -231,8 +232,62 @@ def test_a_later_search_keeps_the_cascades_of_the_pool(
     first = edge.search(bundle, table, samples(), budget="90%", max_loss=0.05, **options)
     assert first.cascades
     second = edge.search(bundle, table, samples(), budget="80%", **options)
-    assert second.cascades == first.cascades
+    assert second.cascades == ()
+    assert second.pool.cascades == first.cascades
     assert SubnetPool.load(tmp_path / "pool.json").cascades == first.cascades
+    # What costs more, loses more, or may lose more often is no answer.
+    half = min(found.ms for found in first.cascades) / 2
+    for other in ({"delta": 0.04}, {"max_loss": 0.04}, {"budget_ms": half, "budget": None}):
+        how = {"budget": "90%", "max_loss": 0.05} | other
+        answers = edge.search(bundle, table, samples(), **how, **options)
+        for found in answers.cascades:
+            assert found.keeps(how["max_loss"], other.get("delta", 0.05))
+            assert found.ms <= (half if "budget_ms" in other else math.inf)
+
+
+def test_cascades_of_a_pool_cost_what_the_table_says_now(
+    bundle: edge.Bundle, table: LatencyTable, tmp_path: Path
+) -> None:
+    slower = table.mapped(
+        lambda before: replace(
+            before,
+            costs={name: 10 * ms for name, ms in before.costs.items()},
+            per_decision=10 * before.per_decision,
+        )
+    )
+    options: dict[str, Any] = {"held_out": 0.5, "max_subnets": 5, "path": tmp_path / "pool.json"}
+    how: dict[str, Any] = {"budget": "90%", "max_loss": 0.05, **options}
+    first = edge.search(bundle, table, samples(), **how)
+    assert first.cascades
+    for costs, factor in ((slower, 10), (table, 1), (slower, 10)):
+        found = edge.search(bundle, costs, samples(), budget="80%", **options).pool.cascades
+        assert len(found) == len(first.cascades)
+        for now, before in zip(found, first.cascades, strict=True):
+            assert now.ms == pytest.approx(factor * before.ms)
+            assert now.leaving_ms == pytest.approx([factor * ms for ms in before.leaving_ms])
+    again = edge.search(bundle, table, samples(), **how)
+    assert [found.cascade for found in again.cascades] == [f.cascade for f in first.cascades]
+    assert again.cascades[0].ms == pytest.approx(first.cascades[0].ms)
+
+
+def test_cascades_are_found_within_the_time_of_a_search(
+    bundle: edge.Bundle, table: LatencyTable, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += 0.01
+        return now[0]
+
+    how: dict[str, Any] = {"budget": "90%", "max_loss": 0.05, "held_out": 0.5, "batch_size": 2}
+    found = edge.search(bundle, table, samples(), time_budget_s=60, clock=clock, **how)
+    assert found.cascades
+    assert "cascades" not in caplog.text
+    now[0] = 0.0
+    short = edge.search(bundle, table, samples(), time_budget_s=0.6, clock=clock, **how)
+    assert now[0] < 1
+    assert not short.cascades
+    assert "too few samples were run to find cascades" in caplog.text
 
 
 def test_each_subnet_of_a_cascade_can_be_assembled(
@@ -243,8 +298,10 @@ def test_each_subnet_of_a_cascade_can_be_assembled(
 
 
 def test_the_command_prints_them(bundle: edge.Bundle, result: Any, tmp_path: Path) -> None:
-    text = "\n".join(sections(bundle, result, "assembled"))
+    text = "\n".join(sections(bundle, result, "assembled", True))
     assert "cascades:" in text
+    none = "\n".join(sections(bundle, replace(result, cascades=()), "assembled", True))
+    assert "no cascade keeps the limits" in none
     assert "wrong where the original is right" in text
     found = report(bundle, result, tmp_path, 0)["cascades"]
     assert len(found) == len(result.cascades)

@@ -261,9 +261,9 @@ def test_a_user_score(bundle: edge.Bundle, table: LatencyTable, data: Any) -> No
     ("options", "message"),
     [
         ({"budget": "1%"}, "no subnet keeps"),
-        ({"budget": "-5"}, "limit on latency_ms must be above 0"),
-        ({"budget": "many"}, "limit on latency_ms must be above 0"),
-        ({"budget": float("nan")}, "limit on latency_ms must be above 0"),
+        ({"budget": "-5"}, "limit on latency_ms must be a number above 0"),
+        ({"budget": "many"}, "limit on latency_ms must be a number above 0"),
+        ({"budget": float("nan")}, "limit on latency_ms must be a number above 0"),
         ({"budget": []}, "needs a limit"),
         ({}, "needs a limit"),
         ({"budget": 1, "budget_ms": 1}, "must not be given together"),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from fxelastic.edge.cascades.costs import costs_of_leaving
 from fxelastic.errors import UsageError
 from fxelastic.spec.cascade import Cascade
+from fxelastic.spec.costs import BranchCosts
 from fxelastic.spec.resources import LATENCY
 
 # Of the sum of shares.
@@ -36,6 +38,7 @@ class CascadeEntry:
             not served.
         leaving_ms: For each of its subnets, the latency of a sample that leaves there; empty if
             unknown.
+        delta: See ``bound``; NaN if unknown.
     """
 
     cascade: Cascade
@@ -49,6 +52,7 @@ class CascadeEntry:
     max_loss: float = math.nan
     accuracy: float = math.nan
     leaving_ms: tuple[float, ...] = ()
+    delta: float = math.nan
 
     def __post_init__(self) -> None:
         """Check the figures.
@@ -58,7 +62,8 @@ class CascadeEntry:
         """
         n = len(self.cascade.archs)
         shares = (*self.coverage, self.bound, *(x for x in self.auroc if not math.isnan(x)))
-        signed = [x for x in (self.loss, self.loss_of_end, self.max_loss, self.accuracy) if x == x]
+        figures = (self.loss, self.loss_of_end, self.max_loss, self.accuracy, self.delta)
+        signed = [x for x in figures if x == x]
         right = (
             0 < self.latency_ms < math.inf
             and all(0 <= share <= 1 + _ROUNDING for share in shares)
@@ -85,13 +90,25 @@ class CascadeEntry:
         """The cascade, under the name that a pool's entries use."""
         return self.cascade
 
+    def at(self, costs: BranchCosts) -> CascadeEntry:
+        """The same cascade with the latencies of other branch costs."""
+        leaving_ms = costs_of_leaving(costs, self.cascade)
+        expected_ms = math.fsum(
+            share * ms for share, ms in zip(self.coverage, leaving_ms, strict=True)
+        )
+        return replace(self, latency_ms=expected_ms, leaving_ms=leaving_ms)
+
+    def keeps(self, max_loss: float, delta: float) -> bool:
+        """Whether the bound on the loss is known to be as strict as this."""
+        return self.max_loss <= max_loss and self.delta <= delta
+
     def to_json(self) -> dict[str, Any]:
         """The entry as an object for ``json.dumps``; an unknown figure is null."""
         value = asdict(self)
         auroc = [None if math.isnan(share) else share for share in self.auroc]
         known = {
             name: None if math.isnan(value[name]) else value[name]
-            for name in ("max_loss", "accuracy")
+            for name in ("max_loss", "accuracy", "delta")
         }
         return {**value, **known, "cascade": self.cascade.to_json(), "auroc": auroc}
 
@@ -116,6 +133,7 @@ class CascadeEntry:
             _number(value.get("max_loss")),
             _number(value.get("accuracy")),
             tuple(map(float, value.get("leaving_ms", ()))),
+            _number(value.get("delta")),
         )
 
 

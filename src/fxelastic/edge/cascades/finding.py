@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -21,6 +23,7 @@ from fxelastic.edge.cascades.thresholds import (
     checked_losses,
     choose,
     proposals,
+    samples_needed,
 )
 from fxelastic.edge.executor import Array, Executor
 from fxelastic.edge.searching.choice import default_result
@@ -48,6 +51,9 @@ class Recorded:
     right: Array
     original: Array
 
+    def __len__(self) -> int:
+        return len(self.original)
+
     @property
     def harm(self) -> Array:
         """``(exits + 1, N)``: wrong where the original is right."""
@@ -70,6 +76,8 @@ def find_cascades(
     delta: float,
     by: str = "max_softmax",
     batch_size: int = 50,
+    end_s: float = math.inf,
+    clock: Callable[[], float] = time.monotonic,
 ) -> tuple[CascadeEntry, ...]:
     """For each subnet and limit the cascade along the subnet that costs least and keeps the limit.
 
@@ -83,6 +91,9 @@ def find_cascades(
         delta: The probability that more do in spite of the test, for each of the cascades.
         by: The confidence, by name.
         batch_size: Samples of a batch.
+        end_s: When to end, by ``clock``. The subnets share the time; what one has no time for is
+            left out of its samples.
+        clock: Returns the time, in s.
 
     Returns:
         The cascades, by their latency; without those that use no exit, or cost no less than their
@@ -96,16 +107,35 @@ def find_cascades(
     if not executor.bundle.manifest.model.dynamic_batch:
         data = data[0].whole(batch_size), data[1].whole(batch_size)
     proposing, testing = data
-    found = []
-    for trunk in dict.fromkeys(trunks):
-        exits = exits_along(executor.bundle, trunk, costs)
-        if not exits:
-            continue
-        first = record(executor, proposing, trunk, exits, by, batch_size)
-        first = first.of(useful(first))
-        second = record(executor, testing, trunk, exits, by, batch_size).of(first.exits)
+
+    def until(time_s: float) -> Callable[[], bool]:
+        return lambda: clock() >= time_s
+
+    found, short = [], 0
+    places = {trunk: exits_along(executor.bundle, trunk, costs) for trunk in trunks}
+    places = {trunk: exits for trunk, exits in places.items() if exits}
+    for limit in limits if places else ():
+        check_enough(len(testing), limit, delta)
+    for i, (trunk, exits) in enumerate(places.items()):
+        begin_s = clock()
+        time_s = (end_s - begin_s) / (len(places) - i)
+        recorded = [
+            record(executor, part, trunk, exits, by, batch_size, until(part_s))
+            for part, part_s in ((proposing, begin_s + time_s / 2), (testing, begin_s + time_s))
+        ]
+        first = recorded[0].of(useful(recorded[0]))
+        second = recorded[1].of(first.exits)
+        possible = [limit for limit in limits if len(second) >= samples_needed(limit, delta)]
+        short += len(possible) < len(limits)
         along = _Along(executor.bundle, trunk, (first, second), costs, by)
-        found += _distinct(along.entry(limit, delta) for limit in limits)
+        found += _distinct(along.entry(limit, delta) for limit in possible)
+    if short:
+        logger.warning(
+            "the search was short of time: for %d of %d subnets too few samples were run to find "
+            "cascades; raise time_budget_s (--time-budget)",
+            short,
+            len(places),
+        )
     return tuple(sorted(found, key=lambda entry: entry.ms))
 
 
@@ -176,8 +206,9 @@ def record(
     exits: Mapping[int, str],
     by: str,
     batch_size: int,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Recorded:
-    """Run a subnet and its exits on all samples."""
+    """Run a subnet and its exits on all samples, or on those until ``stop``, at least a batch."""
     bundle, sure = executor.bundle, confidence(by)
     name = bundle.outputs[default_result(bundle)].name
     ordered = [exits[start] for start in sorted(exits)]
@@ -185,6 +216,8 @@ def record(
     right: list[Array] = []
     originals: list[Array] = []
     for inputs, targets in data.batches(batch_size):
+        if originals and stop():
+            break
         start = executor.start(inputs)
         answers: list[Array] = []
         own: list[Array] = []
@@ -271,7 +304,9 @@ class _Along:
         leaving = Leaving(kept.confidences, kept.harm, np.array(leaving_ms))
         at = leaving.leaves_at(thresholds).astype(int)
         coverage = np.bincount(at, minlength=len(leaving_ms)) / len(at)
-        expected_ms = float(coverage @ leaving.costs)
+        expected_ms = math.fsum(
+            share * ms for share, ms in zip(coverage.tolist(), leaving_ms, strict=True)
+        )
         alone_ms = self.costs.overhead + sum(self.costs.costs[branch] for branch in self.trunk)
         if expected_ms >= alone_ms:
             return None
@@ -289,6 +324,7 @@ class _Along:
             max_loss,
             float(first.right[-1].mean()) - loss_of_end,
             leaving_ms,
+            delta,
         )
 
 

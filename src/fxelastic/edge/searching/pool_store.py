@@ -42,7 +42,9 @@ class PoolStore:
         self.cascades: tuple[CascadeEntry, ...] = ()
         self.searches: dict[str, FinishedSearch] = {}
         self._partial: list[PoolEntry] = []  # of earlier searches that were short of time
-        self._left_out: list[PoolEntry] = []  # with branches that this search leaves out
+        # With branches that this search leaves out.
+        self._left_out: list[PoolEntry] = []
+        self._other_cascades: tuple[CascadeEntry, ...] = ()
 
     def resume(self) -> None:
         """Read the scores of a pool on disk.
@@ -62,7 +64,6 @@ class PoolStore:
                 else "a pool of other data, of another score, or with another share held out",
                 fix="name another file, or search with the pool's score and held_out",
             )
-        self.cascades = pool.cascades
         self.searches = {found.key: found for found in pool.searches}
         self._evaluator.known_bounds = dict(pool.bounds)
         known = {spec.id for spec in self._bundle.space.branches}
@@ -79,12 +80,20 @@ class PoolStore:
                 self._partial.append(entry.at(costs))
             if entry.held_out_accuracy is not None:
                 self.held_out[entry.arch] = entry.held_out_accuracy
+        latencies = self._table.costs_of(self._mode)[LATENCY]
+        for found in pool.cascades:
+            if others.isdisjoint(found.cascade):
+                self.cascades += (found.at(latencies),)
+            else:
+                self._other_cascades += (found,)
 
     def pool(self) -> SubnetPool:
         """Everything that was evaluated, but for subnets with branches that are left out."""
-        return self._pool(())
+        return self._pool((), ())
 
-    def _pool(self, others: Sequence[PoolEntry]) -> SubnetPool:
+    def _pool(
+        self, others: Sequence[PoolEntry], other_cascades: Sequence[CascadeEntry]
+    ) -> SubnetPool:
         evaluator = self._evaluator
         n_samples = len(evaluator.data) if evaluator.is_shortened else None
         return SubnetPool.of(
@@ -98,7 +107,7 @@ class PoolStore:
             evaluator.metric.name,
             self._targets,
             self._table.sizes,
-            self.cascades,
+            (*other_cascades, *self.cascades),
             self.searches.values(),
             {**evaluator.known_bounds, **evaluator.bounds},
         )
@@ -144,4 +153,4 @@ class PoolStore:
     def save(self) -> None:
         """Write the pool, if it goes to a file."""
         if self._path is not None and self._evaluator.known:
-            self._pool(self._left_out).save(self._path)
+            self._pool(self._left_out, self._other_cascades).save(self._path)

@@ -33,6 +33,9 @@ class SearchResult:
         interrupted: Whether Ctrl-C ended the search, so that the subnets are the best so far.
         table: The costs of branches that the limits bound: those of the latency table at the sizes
             of inputs that the limits are for.
+        cascades: The cascades that keep one of the limits and, with probability 1 - ``delta``, the
+            search's ``max_loss``: those found now and earlier ones of the same pool, quickest
+            first. The pool may have others.
         original: The original, scored on the same samples; None if the search ended early or was
             short of time.
         marks: For each of the limits, whether its best subnet was scored completely: empty if it
@@ -55,11 +58,7 @@ class SearchResult:
     interrupted: bool = False
     marks: tuple[str, ...] = ()
     original: PoolEntry | None = None
-
-    @property
-    def cascades(self) -> tuple[CascadeEntry, ...]:
-        """The cascades of this search and of earlier ones with the same pool, quickest first."""
-        return self.pool.cascades
+    cascades: tuple[CascadeEntry, ...] = ()
 
     @property
     def budgets_ms(self) -> tuple[float, ...]:

@@ -12,12 +12,15 @@ from typing import Any
 from fxelastic.edge.arguments import check_loaded
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.bundle_costs import with_bundle_costs
+from fxelastic.edge.cascades.costs import expected_costs
+from fxelastic.edge.cascades.entry import CascadeEntry
 from fxelastic.edge.cascades.finding import check_before, find_cascades
+from fxelastic.edge.cascades.thresholds import checked_losses
 from fxelastic.edge.executor import Executor
 from fxelastic.edge.fingerprint import fingerprint
 from fxelastic.edge.finished_search import FinishedSearch, key_of
 from fxelastic.edge.memory import GrowthLimit
-from fxelastic.edge.pool import PoolEntry
+from fxelastic.edge.pool import PoolEntry, SubnetPool
 from fxelastic.edge.searching.budget_sizes import table_for_limits
 from fxelastic.edge.searching.choice import chosen_metric
 from fxelastic.edge.searching.data import Dataset, batch_of, read_data
@@ -39,14 +42,18 @@ from fxelastic.edge.slow_branches import used
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
 from fxelastic.spec.cost_weights import CostWeights
+from fxelastic.spec.costs import Costs
 from fxelastic.spec.latency_spread import at_latency_percentile
 from fxelastic.spec.latency_table import LatencyTable
-from fxelastic.spec.limits import Bound, several_limits
+from fxelastic.spec.limits import Bound, Limits, several_limits
 from fxelastic.spec.only_writer import only_writer
 from fxelastic.spec.options import options_of
 from fxelastic.spec.resources import LATENCY, PEAK, resource
 
 logger = logging.getLogger(__name__)
+
+# Of a limited time, if cascades are looked for in the rest.
+_SUBNETS_SHARE = 0.5
 
 
 def search(
@@ -132,7 +139,9 @@ def search(
     if exhaustive or not bundle.manifest.model.dynamic_batch:
         # Otherwise the first samples stand for all, so they stay in random order.
         samples = samples.by_size(n_together)
-    rest = rest.by_size(n_together)
+    if options.time_budget_s is None or options.max_loss is None:
+        # Otherwise the first ones may be all that there is time to test cascades on.
+        rest = rest.by_size(n_together)
     end_s = math.inf if options.time_budget_s is None else begin_s + options.time_budget_s
     with (
         only_writer(options.path),
@@ -169,7 +178,9 @@ def search(
             )
             _check_feasible(study)
             studies.append(study)
-        schedule = Schedule(studies, end_s, len(rest))
+        # Looking for cascades takes about as long as evaluating subnets.
+        share = 1.0 if options.max_loss is None else _SUBNETS_SHARE
+        schedule = Schedule(studies, begin_s + share * (end_s - begin_s), len(rest))
         key = key_of(table.to_dict(), given, _decisive(options, metric))
         repeatable = exhaustive and options.prior is None
         finished = store.finished(key, len(studies)) if repeatable else None
@@ -211,6 +222,8 @@ def search(
                 delta=options.delta,
                 by=options.exit_confidence,
                 batch_size=n_together,
+                end_s=end_s,
+                clock=clock,
             )
         pool = store.pool()
         store.save()
@@ -239,10 +252,28 @@ def search(
         interrupted,
         tuple(mark_of(entry, len(samples)) for entry in found),
         original,
+        _cascades(pool, [study.limits for study in studies], costs, options),
     )
     if not aborted:
         warn_of_marks(result, None if interrupted else schedule.needed_s)
     return result
+
+
+def _cascades(
+    pool: SubnetPool, limits: Sequence[Limits], costs: Costs, options: SearchOptions
+) -> tuple[CascadeEntry, ...]:
+    """The cascades of a pool that answer a search."""
+    if options.max_loss is None:
+        return ()
+    max_loss = max(checked_losses(options.max_loss, options.delta))
+    return tuple(
+        found
+        for found in pool.cascades
+        if found.keeps(max_loss, options.delta)
+        and any(
+            bounds.keeps(expected_costs(costs, found.cascade, found.coverage)) for bounds in limits
+        )
+    )
 
 
 def _saving(

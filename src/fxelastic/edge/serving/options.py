@@ -127,6 +127,12 @@ class Serving:
             required = value is None and name in ("monitor", "clock")
             if required or (value is not None and not callable(value)):
                 raise UsageError(f"{name} must be callable", got=repr(value))
+        if not callable(getattr(self.policy, "decide", None)):
+            raise UsageError(
+                "policy must be a Policy, with a method decide",
+                expected="for example ForecastPolicy()",
+                got=repr(self.policy),
+            )
         if not hasattr(self.preload, "candidates"):
             raise UsageError(
                 "preload must be a Preload",

@@ -225,7 +225,8 @@ class RatioPolicy:
             if soon is not None and soon.accuracy > better.accuracy:
                 # A load has just gone: one switch up should be enough, too.
                 return stay
-        reason = f"there has been room for {calm_s:.3g} s (r at most {worst:.2f})"
+        calm = "" if since_s is None else f" for {calm_s:.3g} s"
+        reason = f"there has been room{calm} (r at most {worst:.2f})"
         return Decision(better, True, limit_ms, reason)
 
     def _is_worth_it(

@@ -56,6 +56,10 @@ class Reply(NamedTuple):
     left_at: Array | None = None
 
 
+def _ranked(entries: Iterable[Any]) -> list[Candidate]:
+    return [Candidate.of(entry) for entry in entries]
+
+
 class Runtime:
     """Answers requests with the best subnet that keeps the budget (§5.3).
 
@@ -81,6 +85,7 @@ class Runtime:
         estimates: SizeEstimates | None = None,
         serves: Callable[[Servable], bool] = lambda _: True,
         absolute: Callable[[Mapping[str, Bound] | None], Limits | None] = lambda _: None,
+        ranked: Callable[[Iterable[Any]], Iterable[Candidate]] = _ranked,
     ) -> None:
         """Load the best subnet and begin to serve.
 
@@ -96,6 +101,7 @@ class Runtime:
             estimates: Estimates requests at their own sizes; None if only the batch size varies.
             serves: Whether a subnet may be served: one with the caches that requests hold.
             absolute: Converts limits that are set while serving to absolute ones.
+            ranked: Checks entries that are added while serving, and gives them their costs.
 
         Raises:
             UsageError: No subnet keeps the limits, or the budget is not above 0.
@@ -106,6 +112,7 @@ class Runtime:
         self._signature = signature
         self._estimates = estimates
         self._absolute = absolute
+        self._ranked = ranked
         self._clock = clock = options.clock
         self._started_s = clock()
         self._closing = threading.Lock()
@@ -340,13 +347,15 @@ class Runtime:
         """Serve further subnets from now on; they replace those with the same arch.
 
         Args:
-            entries: A pool of the same bundle, or some of its entries.
+            entries: A pool of the same bundle, or some of its entries; see `serve` on whose
+                latencies count.
 
         Raises:
-            UsageError: An entry can't be ranked; nothing is added then.
+            UsageError: The pool belongs to another bundle, or an entry can't be ranked or is not in
+                the search space; nothing is added then.
         """
         check_loaded(pool=entries)
-        found = [Candidate.of(entry) for entry in entries]
+        found = self._ranked(entries)
         fresh = {candidate.arch: candidate for candidate in found}
 
         def changed(known: Sequence[Candidate]) -> Iterable[Candidate]:

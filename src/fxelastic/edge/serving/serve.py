@@ -108,6 +108,12 @@ def serve(
         own = table.sizes[0] if len(table.sizes) == 1 else None
         timer = BranchTimer(bundle, open_branch, table.batch_size, sizes=own)
         probe = TableProbe(table, timer, mode, options.table_path, sizes)
+
+    def ranked(entries: PoolLike) -> Sequence[Candidate]:
+        found = entries if isinstance(entries, SubnetPool) else tuple(entries)
+        now = fixed if probe is None else table_at(probe.table, sizes)
+        return candidates_of(bundle, found, now, mode, options.memory_bytes, percentile)
+
     searcher = _searcher(bundle, probe, pool, mode, options)
     estimates = None
     if sizes:
@@ -134,6 +140,7 @@ def serve(
         estimates,
         serves,
         absolute,
+        ranked,
     )
 
 
