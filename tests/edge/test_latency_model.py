@@ -167,6 +167,18 @@ def test_no_subnet_is_predicted_below_what_its_work_takes(share: float, seed: in
         assert model.overhead + sum(model.costs[b] for b in arch) >= least
 
 
+def test_in_a_small_network_the_call_bounds_no_branch() -> None:
+    """By itself, a branch takes a call of 0.04 ms, and 0.001 to 0.02 ms in addition."""
+    inside = {name: 0.02 * row.ms for name, row in rows(SPACE).items()}
+    times = {name: replace(row, ms=0.04 + inside[name]) for name, row in rows(SPACE).items()}
+    subnets = [Measured(arch, SPACE.cost(arch, inside)) for arch in SPACE.sample(100, 3)]
+    whole = Measured(SPACE.original, SPACE.cost(SPACE.original, inside))
+    model = fit_mode(SPACE, times, subnets[:40], subnets[40:], whole)
+    assert model.error is not None
+    assert model.error.median < 0.05
+    assert model.error.p90 < 0.15
+
+
 def test_branches_without_operations_may_cost_nothing() -> None:
     branches = tuple(
         replace(spec, flops=0 if spec.start == 3 else spec.flops) for spec in SPACE.branches

@@ -83,9 +83,9 @@ def fit_mode(
     Returns:
         The costs in ms, above 0 for each branch whose time is above 0, with the error.
     """
-    bounds = work_bounds(space, rows)
     if fitted and original is not None:
         fitted = (original, *fitted)
+    bounds = work_bounds(space, rows, fitted)
     model = _fit(space, rows, fitted, bounds, _TERM_SPREAD)
     slack = {name: cost - bounds[name] for name, cost in model.costs.items()}
     most_saved = 0.0
@@ -101,18 +101,29 @@ def fit_mode(
     return model
 
 
-def work_bounds(space: SearchSpace, rows: Mapping[str, BranchLatency]) -> dict[str, float]:
+def work_bounds(
+    space: SearchSpace, rows: Mapping[str, BranchLatency], measured: Sequence[Measured] = ()
+) -> dict[str, float]:
     """A lower bound on the latency of each branch inside a subnet, in ms.
 
     The bound is half of the time that its operations or its bytes take at the highest rate of any
-    branch in the table; 0 for branches without operations, which may vanish inside one model.
+    branch in the table, or at the median rate of measured subnets if that is higher; 0 for branches
+    without operations, which may vanish inside one model. In a small network, most of a branch's
+    own time is the call, so whole subnets have much higher rates.
+
+    Args:
+        space: The search space.
+        rows: The measurements of each branch.
+        measured: The measured subnets.
     """
     flops = {name: float(space.by_id[name].flops) for name in rows}
     n_bytes = {name: float(row.weight_bytes + row.activation_bytes) for name, row in rows.items()}
-    rates = [
-        max((work[name] / row.ms for name, row in rows.items() if row.ms > 0), default=0.0)
-        for work in (flops, n_bytes)
-    ]
+    rates = []
+    for work in (flops, n_bytes):
+        alone = [work[name] / row.ms for name, row in rows.items() if row.ms > 0]
+        # A measurement may be wrong by any factor, in either direction.
+        inside = [sum(work[name] for name in m.arch) / m.ms for m in measured if m.ms > 0]
+        rates.append(max((*alone, float(np.median(inside)) if inside else 0.0), default=0.0))
     return {
         name: _BOUND
         * max(
