@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from fxelastic.errors import UsageError
+
 logger = logging.getLogger(__name__)
 
 # Linux: swap two names in one step.
@@ -96,7 +98,13 @@ def sync(path: Path) -> None:
 
 
 def sibling(path: Path, what: str) -> Path:
-    """A new name beside a file or folder, for what this process writes."""
+    """A new name beside a file or folder, for what this process writes.
+
+    Raises:
+        UsageError: The path is the root, which has no place beside it.
+    """
+    if not path.name:
+        raise UsageError(f"{path} names no file", expected="the path of a file", got=str(path))
     return path.with_name(f".{path.name}.{what}-{os.getpid()}-{secrets.token_hex(4)}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -226,6 +227,33 @@ def test_closed_pipe_is_silent(folder: Path) -> None:
     assert process.wait(timeout=120) == 141
     assert "Traceback" not in err
     assert "BrokenPipe" not in err
+
+
+def test_closed_and_full_streams_give_an_exit_code(folder: Path) -> None:
+    for redirect, code in ((">&-", 0), ("<&- >&-", 0), ("2>&- >&-", 0)):
+        done = _shell(f"-m fxelastic --version {redirect}", folder)
+        assert (done.returncode, done.stderr) == (code, "")
+    if Path("/dev/full").exists():
+        done = _shell("-m fxelastic inspect . --json >/dev/full", folder)
+        assert done.returncode == 1
+        assert done.stderr.startswith("fxelastic: error: ")
+        assert "Traceback" not in done.stderr
+
+
+def test_help_is_printed_where_only_ascii_can_be(folder: Path) -> None:
+    done = _shell("-m fxelastic search --help", folder, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--budget" in done.stdout
+
+
+def _shell(command: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["sh", "-c", f"{shlex.quote(sys.executable)} {command}"],
+        cwd=folder,
+        env={**environment(), **variables},
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_names_that_the_terminal_cannot_show_are_escaped(folder: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from fxelastic import edge
 from fxelastic.errors import UsageError
+from fxelastic.spec import Arch
 from fxelastic.spec.latency_table import LatencyTable
 from fxelastic.spec.symbols import Symbol
 from tests.edge.serving.tiny_bundle import steady, write_bundle
@@ -182,7 +183,7 @@ def test_serving_refuses_what_it_can_t_use(
     bundle: edge.Bundle, table: LatencyTable, result: edge.SearchResult, tmp_path: Path
 ) -> None:
     given: Any = (bundle, table, result.pool)
-    for name in ("preload", "monitor", "clock"):
+    for name in ("preload", "monitor", "clock", "policy"):
         option: dict[str, Any] = {name: None}
         with pytest.raises(UsageError, match=f"{name} must be"):
             edge.serve(*given, budget_ms=1, **option)
@@ -195,6 +196,96 @@ def test_serving_refuses_what_it_can_t_use(
         for entries in (None, 5, [1]):
             with pytest.raises(UsageError):
                 runtime.add(entries)  # type: ignore[arg-type]
+        foreign = edge.SubnetPool.of("another", result.pool.entries)
+        with pytest.raises(UsageError, match="the pool belongs to another bundle"):
+            runtime.add(foreign)
+        unknown = replace(result.best, arch=Arch(("skip@7",)))
+        with pytest.raises(UsageError, match="skip@7"):
+            runtime.add([unknown])
+        # The table says what they cost, as at the start.
+        slow = [replace(entry, latency_ms=9 * entry.ms, costs={}) for entry in result.pool]
+        before = {entry.arch: entry.ms for entry in runtime.entries}
+        runtime.add(edge.SubnetPool.of(bundle.digest, slow))
+        assert {entry.arch: entry.ms for entry in runtime.entries} == pytest.approx(before)
+
+
+def test_data_to_search_on_while_serving_is_checked_at_once(
+    bundle: edge.Bundle, table: LatencyTable, result: edge.SearchResult, tmp_path: Path
+) -> None:
+    how: dict[str, Any] = {"budget_ms": 1, "force": True, "threads": 1}
+    with pytest.raises(UsageError):
+        edge.serve(bundle, table, result.pool, data=np.zeros((3, 3), np.float32), **how)
+    result.pool.save(tmp_path / "pool.json")
+    with pytest.raises(UsageError, match="the data is not that of the pool"):
+        edge.serve(bundle, table, result.pool, data=X + 1, pool_path=tmp_path / "pool.json", **how)
+    with edge.serve(bundle, table, result.pool, data=X, pool_path=tmp_path / "pool.json", **how):
+        pass
+
+
+def test_a_score_that_fails_is_named(bundle: edge.Bundle, table: LatencyTable) -> None:
+    def broken(outputs: Any, targets: Any) -> tuple[float, float]:
+        raise ZeroDivisionError("by zero")
+
+    how: dict[str, Any] = {"budget": "70%", "force": True}
+    with pytest.raises(UsageError, match=r"the score broken failed[^$]*ZeroDivisionError: by zero"):
+        edge.search(bundle, table, X, score=broken, **how)
+
+    def not_a_number(outputs: Any, targets: Any) -> tuple[float, float]:
+        return math.nan, 1.0
+
+    with pytest.raises(UsageError, match="the score not_a_number is not finite"):
+        edge.search(bundle, table, X, score=not_a_number, **how)
+
+
+def test_samples_and_targets_with_nan_are_named(bundle: edge.Bundle, table: LatencyTable) -> None:
+    how: dict[str, Any] = {"budget": "70%", "force": True, "held_out": 0.0}
+    bad = X.copy()
+    bad[3, 0, 0, 0] = math.nan
+    with pytest.raises(UsageError, match="a sample holds NaN in x"):
+        edge.search(bundle, table, (bad, np.zeros(len(X), np.int64)), **how)
+    with edge.Executor(bundle, 1) as executor:
+        targets = executor.run(bundle.space.original, {"x": X})[0].copy()
+    targets[2] = math.nan
+    with pytest.raises(UsageError, match="a target is NaN throughout"):
+        edge.search(bundle, table, (X, targets), score="cosine", **how)
+
+
+def test_one_value_is_no_array_of_samples(bundle: edge.Bundle, table: LatencyTable) -> None:
+    with pytest.raises(UsageError, match="'x' is a single value"):
+        edge.search(bundle, table, {"x": np.float32(1)}, budget="70%", force=True)
+
+
+def test_what_would_be_lost_is_refused(
+    bundle: edge.Bundle, table: LatencyTable, result: edge.SearchResult, tmp_path: Path
+) -> None:
+    own = bundle.path / next(iter(bundle.files))
+    before = own.read_bytes()
+    with pytest.raises(UsageError, match="is a file of the bundle"):
+        edge.assemble(bundle, bundle.space.original, own)
+    assert own.read_bytes() == before
+    with pytest.raises(UsageError, match="names no file"):
+        result.pool.save("/")
+    with pytest.raises(UsageError, match="a score with a name"):
+        edge.search(
+            *(bundle, table, X),
+            **{"budget": "70%", "force": True, "path": tmp_path / "pool.json"},
+            score=lambda outputs, targets: (1.0, 1.0),
+        )
+
+
+@pytest.mark.parametrize("limits", ["60%", b"60%"])
+def test_a_text_is_no_list_of_limits(bundle: edge.Bundle, table: LatencyTable, limits: Any) -> None:
+    with pytest.raises(UsageError, match="limits must be a mapping"):
+        edge.search(bundle, table, X, limits=limits, force=True)
+    if isinstance(limits, bytes):
+        with pytest.raises(UsageError, match="must be a number above 0, or a share"):
+            edge.search(bundle, table, X, budget=limits, force=True)
+
+
+def test_a_bundle_that_must_be_signed_needs_a_key(bundle: edge.Bundle) -> None:
+    for how in ({"trusted_keys": []}, {"least_counter": 5}):
+        with pytest.raises(UsageError, match="there is no key to check a signature with"):
+            edge.load(bundle.path, **how)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bound", [None, math.nan, "70%", "fast", [1]], ids=repr)

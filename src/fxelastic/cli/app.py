@@ -135,6 +135,7 @@ def main(argv: Sequence[str] | None = None, *, read_recipe: bool = True) -> int:
         The exit code: 0 success, 1 failure, 2 usage error, 130 interrupted, 141 if the reader
         of the output closed the pipe.
     """
+    _prepare_streams()
     parser = build_parser()
     # Otherwise onnxruntime writes an identifier to TMPDIR/.ses, and through a link of this name to
     # any file; and it sends reports. It reads the variable when it is imported.
@@ -150,6 +151,16 @@ def main(argv: Sequence[str] | None = None, *, read_recipe: bool = True) -> int:
             print(f"fxelastic: from {RECIPE}: {shlex.join(words)}", file=sys.stderr)
         given = [given[0], *words, *given[1:]]
     return run_parser(parser, given)
+
+
+def _prepare_streams() -> None:
+    """Make sure that whatever is printed can be: streams may be closed, or take ASCII only."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Escape what the terminal can't encode, such as a module's name, instead of failing.
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def run_parser(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
@@ -181,9 +192,6 @@ def export_main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     import_path = list(sys.path)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # Escape what the terminal can't encode, such as a module's name, instead of failing.
-        sys.stdout.reconfigure(errors="backslashreplace")
     interrupts: list[int] = []
     try:
         with _noted(interrupts), warning_lines():
@@ -250,7 +258,10 @@ def _fail(error: Exception, args: argparse.Namespace) -> int:
             print(f"  here:     {_EXAMPLE_INPUT}", file=sys.stderr)
     if args.json:
         kind = "internal" if internal else "usage" if code == EXIT_USAGE else "failure"
-        print(json.dumps(_as_json(error, kind, code), indent=2))
+        try:
+            print(json.dumps(_as_json(error, kind, code), indent=2), flush=True)
+        except OSError:
+            _discard_stdout()
     return code
 
 

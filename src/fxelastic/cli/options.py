@@ -165,7 +165,7 @@ def load_bundle(args: argparse.Namespace) -> Bundle:
     """
     from fxelastic import edge
 
-    return edge.load(args.bundle, trusted_keys=args.require_signature)
+    return edge.load(args.bundle, trusted_keys=args.require_signature or None)
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
@@ -241,7 +241,8 @@ def beside(bundle: str, kind: str) -> Path:
     folder = Path(bundle)
     resolved = folder.resolve()
     named = folder.name not in ("", "..")
-    return (folder if named else resolved).with_name(f"{resolved.name}.{kind}.json")
+    named_folder = folder if named else resolved
+    return named_folder.with_name(f"{named_folder.name}.{kind}.json")
 
 
 def check_written(out: Path, bundle: Bundle) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -258,7 +259,7 @@ def run(args: argparse.Namespace) -> int:
         serving, latency=closed.latency, n_over=closed.n_over, n_unmeasured=closed.n_unmeasured
     )
     if trace is not None and trace.error:
-        options.progress(args, f"warning: the trace is incomplete: {trace.error}")
+        print(f"fxelastic: warning: the trace is incomplete: {trace.error}", file=sys.stderr)
     code = int(failed > 0 or status.n_failed > 0)
     if args.json:
         report = {"schema": SCHEMA, "exit_code": code, "refused": failed, **status.to_json()}

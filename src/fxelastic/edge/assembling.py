@@ -10,6 +10,8 @@ from fxelastic.edge.assembly import join
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.cascades.joined import CascadeForm
 from fxelastic.edge.model_file import write_model
+from fxelastic.errors import UsageError
+from fxelastic.spec.bundle_files import MANIFEST_NAME
 from fxelastic.spec.cascade import Cascade, Servable
 
 
@@ -35,12 +37,23 @@ def assemble(bundle: Bundle, arch: Servable, path: str | os.PathLike[str]) -> Pa
 
     Raises:
         UsageError: The arch is not in the bundle's search space, one model can't compute the
-            cascade, or the file can't be written.
+            cascade, or the file can't be written or is one of the bundle's own.
         BundleError: A file of the bundle is damaged, or the assembled model is not valid.
     """
     check_loaded(bundle=bundle)
+    _check_not_its_own(bundle, Path(path))
     if not isinstance(arch, Cascade):
         return write_model(join(bundle, arch), Path(path), f"subnet {arch}")
     arch.validate(bundle.space)
     model = CascadeForm.of(arch).assembled(bundle, arch.thresholds)
     return write_model(model, Path(path), f"cascade {arch}")
+
+
+def _check_not_its_own(bundle: Bundle, path: Path) -> None:
+    own = {(bundle.path / name).resolve() for name in (MANIFEST_NAME, *bundle.files)}
+    if path.resolve() in own:
+        raise UsageError(
+            f"{path} is a file of the bundle",
+            expected="another file to write to",
+            got=f"a file in {bundle.path}",
+        )

@@ -91,7 +91,7 @@ def sign(
     """
     if not 0 <= counter < _MAX_TIME_S or not 0 <= (expires_s or 0) < _MAX_TIME_S:
         raise UsageError(
-            "the counter and the end of a signature must be at least 0",
+            "the counter and the end of a signature are out of range",
             expected=f"integers from 0 to {_MAX_TIME_S}",
             got=f"counter={counter}, expires_s={expires_s}",
         )

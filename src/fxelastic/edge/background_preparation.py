@@ -260,7 +260,10 @@ def main(folder: str, digest: str, prepared: str) -> None:
             files.make(item)
         except Exception as e:  # noqa: BLE001 - whatever it is, the serving process reports it
             error = f"{type(e).__name__}: {e}"
-        print(json.dumps({"name": item.name, "error": error}), flush=True)
+        try:
+            print(json.dumps({"name": item.name, "error": error}), flush=True)
+        except BrokenPipeError:
+            os._exit(0)  # the serving process has ended; a usual exit would flush once more
 
 
 def _end_with(parent: int) -> None:

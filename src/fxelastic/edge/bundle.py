@@ -37,7 +37,7 @@ from fxelastic.spec.value_info import ValueInfo
 def load(
     path: str | os.PathLike[str],
     *,
-    trusted_keys: Sequence[str | os.PathLike[str]] = (),
+    trusted_keys: Sequence[str | os.PathLike[str]] | None = None,
     least_counter: int = 0,
     subset: bool = False,
 ) -> Bundle:
@@ -48,8 +48,9 @@ def load(
 
     Args:
         path: The bundle's folder.
-        trusted_keys: Files of public ed25519 keys, PEM. If there are any, one of them must have
-            signed the bundle, with a counter that is not lower than before; see docs/signing.md.
+        trusted_keys: Files of public ed25519 keys, PEM. One of them must have signed the bundle,
+            with a counter that is not lower than before; see docs/signing.md. None for a bundle
+            that need not be signed.
         least_counter: The lowest counter of a signature to accept.
         subset: Whether files may be missing, such as branches that a device does not need. Reading
             one of them raises an error then.
@@ -58,12 +59,18 @@ def load(
         The bundle.
 
     Raises:
-        UsageError: The folder does not exist, or a key is not usable.
+        UsageError: The folder does not exist, a key is not usable, or there is none.
         BundleError: The folder does not contain a bundle, or the bundle is damaged; the message
             names the file and the field. Or it is not signed as required.
     """
     if isinstance(trusted_keys, (str, os.PathLike)):
         trusted_keys = (trusted_keys,)
+    if (least_counter and trusted_keys is None) or (trusted_keys is not None and not trusted_keys):
+        raise UsageError(
+            "there is no key to check a signature with",
+            expected="trusted_keys=[FILE], the file of a public key",
+            got=f"trusted_keys={trusted_keys!r}, least_counter={least_counter!r}",
+        )
     if not isinstance(path, (str, os.PathLike)):
         raise UsageError("path must be a str or a Path", expected="a path", got=repr(path))
     folder = Path(path)
@@ -78,7 +85,7 @@ def load(
     data = read_file(folder, FileInfo(MANIFEST_NAME, -1, ""))
     digest = hashlib.sha256(data).hexdigest()
     signature = None
-    if trusted_keys:
+    if trusted_keys is not None:
         # Before anything of the manifest is looked at.
         signature = authorship.check(
             folder, digest, trusted_keys, now_s=time.time(), least_counter=least_counter

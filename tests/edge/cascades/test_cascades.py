@@ -208,7 +208,7 @@ def test_a_dominated_exit_is_never_served(bundle: edge.Bundle, result: Any) -> N
 def test_too_few_held_out_samples_are_refused(bundle: edge.Bundle, table: LatencyTable) -> None:
     with pytest.raises(UsageError, match="at least 299 held-out samples"):
         edge.search(bundle, table, samples(500), budget="90%", max_loss=0.01, max_subnets=5)
-    with pytest.raises(UsageError, match="max_loss and delta must be shares"):
+    with pytest.raises(UsageError, match="max_loss must be a share"):
         edge.search(bundle, table, samples(500), budget="90%", max_loss=(0.1, 1.5))
 
 

@@ -188,12 +188,13 @@ def checked_losses(max_loss: float | Sequence[float], delta: float) -> tuple[flo
         UsageError: One of them or delta is not a share.
     """
     given = (max_loss,) if not isinstance(max_loss, Iterable) else tuple(max_loss)
-    if not given or not all(is_number(share) and 0 < share < 1 for share in (*given, delta)):
-        raise UsageError(
-            "max_loss and delta must be shares",
-            expected="numbers above 0 and below 1",
-            got=f"max_loss={max_loss!r}, delta={delta!r}",
-        )
+    for name, shares in (("max_loss", given), ("delta", (delta,))):
+        if not shares or not all(is_number(share) and 0 < share < 1 for share in shares):
+            raise UsageError(
+                f"{name} must be a share",
+                expected="a number above 0 and below 1",
+                got=repr(delta if name == "delta" else max_loss),
+            )
     return tuple(sorted(set(given)))
 
 

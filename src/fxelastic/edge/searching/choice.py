@@ -138,7 +138,7 @@ def _fitting(bundle: Bundle) -> str:
         return "agreement"
     batch = bundle.manifest.batch_dims.get(info.name, 0)
     others = [dim for i, dim in enumerate(info.dims) if i != batch]
-    if others and bundle.manifest.results[index].name == _LOGITS:
+    if others and others[0] != 1 and bundle.manifest.results[index].name == _LOGITS:
         return "agreement"
     if len(others) == 1 and others[0] != 1 and _is_linear(bundle, info):
         return "agreement"

@@ -158,6 +158,13 @@ def columns_of(shapes: SampleShapes, data: Mapping[str, Any]) -> dict[str, Colum
             columns[name] = _by_sample(shapes, name, np.asarray(columns[name]))
     if len(shared) > 1:
         raise UsageError("pass either lengths or offsets", expected="one of them", got="both")
+    for name, column in columns.items():
+        if isinstance(column, np.ndarray) and not column.ndim:
+            raise UsageError(
+                f"{name!r} is a single value",
+                expected="an array whose first size is the number of samples",
+                got=repr(column.item()),
+            )
     cutter = _Cutter(shapes, columns, shared)
     return {name: cutter.cut(name, column, own) for name, column in columns.items()}
 

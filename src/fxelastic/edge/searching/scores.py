@@ -250,6 +250,13 @@ def cosines(results: Array, targets: Array) -> Array:
         UsageError: The shapes differ, or the elements are not numbers.
     """
     ours, theirs = _rows(results, targets, "cosine")
+    if theirs.shape[1] and np.isnan(theirs).all(axis=1).any():
+        raise UsageError(
+            "a target is NaN throughout",
+            expected="a number to compare with in the target of each sample",
+            got="only NaN",
+            fix="leave this sample out",
+        )
     counted = np.isfinite(theirs)
     theirs = np.where(counted, theirs, 0.0)
     ours = np.clip(np.where(counted, ours, 0.0), -_LARGEST, _LARGEST)

@@ -112,6 +112,12 @@ def search(
     given = several_limits(limits, budget, budget_ms, weight_bytes)
     table.check_bundle(bundle.digest, lambda: bundle.structure_digest)
     metric, samples, rest = metric_and_data(bundle, data, options.score, options.held_out)
+    if options.path is not None and metric.name == "<lambda>":
+        raise UsageError(
+            "a pool on disk needs a score with a name, which tells its scores from others",
+            expected="a function made with def",
+            got="a lambda",
+        )
     table = table_for_limits(
         bundle, table, (samples, rest), mode, options.sizes, options.size_percentile
     )

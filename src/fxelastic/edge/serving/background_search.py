@@ -15,7 +15,7 @@ from fxelastic.edge.pool import TARGETS, SubnetPool
 from fxelastic.edge.searching.choice import chosen_metric
 from fxelastic.edge.searching.data import has_targets
 from fxelastic.edge.searching.scores import METRICS, Score
-from fxelastic.edge.searching.search import search
+from fxelastic.edge.searching.search import metric_and_data, search
 from fxelastic.edge.searching.study import SearchAbortedError, Study
 from fxelastic.edge.serving.catalogue import Catalogue
 from fxelastic.edge.serving.events import EventLog, describe
@@ -202,6 +202,39 @@ class LocalSearch:
             **self.options,
         )
         return result.pool.entries
+
+
+def check_data(
+    bundle: Bundle,
+    data: Any,
+    score: str | Score | None,
+    held_out: float,
+    path: str | os.PathLike[str] | None,
+) -> None:
+    """Check now that a search on data will be possible: it begins when the budget is exceeded.
+
+    Args:
+        bundle: The bundle.
+        data: The data to search on.
+        score: The score of the search.
+        held_out: The share of the samples that is held out.
+        path: The pool's file, if subnets found are added to one.
+
+    Raises:
+        UsageError: The data does not fit the bundle, or is not that of the pool.
+    """
+    metric, samples, _ = metric_and_data(bundle, data, score, held_out)
+    if path is None or not os.path.exists(path):
+        return
+    known = SubnetPool.load(path).data_digest
+    found = samples.digest(metric.name)
+    if known != found:
+        raise UsageError(
+            f"the data is not that of the pool {os.fspath(path)}",
+            expected=f"the samples, the score and the held_out of its search: {known[:12]}",
+            got=found[:12],
+            fix="pass the data that the pool was searched on, or no data",
+        )
 
 
 def local_score(

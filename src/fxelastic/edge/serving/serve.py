@@ -23,7 +23,12 @@ from fxelastic.edge.monitoring.table_probe import BranchTimer, TableProbe
 from fxelastic.edge.pool import SubnetPool
 from fxelastic.edge.prepared import PreparedFiles
 from fxelastic.edge.preparing import needed
-from fxelastic.edge.serving.background_search import LocalSearch, Searcher, local_score
+from fxelastic.edge.serving.background_search import (
+    LocalSearch,
+    Searcher,
+    check_data,
+    local_score,
+)
 from fxelastic.edge.serving.loaders import AssembledLoader, Loader, PagedLoader
 from fxelastic.edge.serving.options import Serving
 from fxelastic.edge.serving.preload import Preload
@@ -218,5 +223,6 @@ def _searcher(
         )
     probe.table.check_usable(mode, force=options.force)
     score = local_score(bundle, options.data, pool, options.score)
+    check_data(bundle, options.data, score, options.held_out, options.pool_path)
     how = {"mode": mode, "score": score, "held_out": options.held_out, "force": options.force}
     return LocalSearch(bundle, probe.fixed_table, options.data, options.pool_path, how)
