@@ -105,6 +105,15 @@ def test_the_trained_weights_fit_the_users_class(trained: Trained) -> None:
     assert [b.start for b in branches if b.kind == EXIT] == list(EXITS)
 
 
+def test_a_model_without_the_trained_weights_is_refused(trained: Trained) -> None:
+    """Wrappers such as DataParallel give weights other names; nothing was loaded then."""
+    for other in (nn.DataParallel(network()), nn.Linear(2, 2)):
+        with pytest.raises(UsageError, match=r"has no weight .* like the one that was trained"):
+            fxelastic.trained_state(trained.supernet, other)
+    with pytest.raises(UsageError, match="model must be a module"):
+        fxelastic.trained_state(trained.supernet, None)  # type: ignore[arg-type]
+
+
 def test_earlier_segments_stay_only_where_they_are_frozen(trained: Trained) -> None:
     final = state(trained.supernet)
     for stage in (1, 2):

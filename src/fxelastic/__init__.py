@@ -87,7 +87,7 @@ _LAZY_NAMES = {
     "trained_state": "fxelastic.multi_stage",
     "tune": "fxelastic.train",
 }
-_LAZY_MODULES = ("edge", "kinds", "testing")
+_LAZY_MODULES = ("edge", "kinds", "testing", "train")
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fxelastic.backends.onnxruntime.comparison import SUBNET_TOLERANCES, TOLERANCES
 from fxelastic.backends.onnxruntime.conversion import DEFAULT_OPSET
 from fxelastic.backends.onnxruntime.export import write_bundle
@@ -35,7 +37,7 @@ from fxelastic.files import write_durably
 from fxelastic.ir.part_names import name_of
 from fxelastic.ir.supernet import Supernet
 from fxelastic.spec.bundle_files import MANIFEST_NAME
-from fxelastic.spec.options import check_word
+from fxelastic.spec.options import check_seed, check_word
 from fxelastic.spec.storage import STORAGES, Storage
 from fxelastic.spec.symbols import Symbol
 from fxelastic.spec.verification import SoftFusionInfo, Verification
@@ -99,11 +101,14 @@ def export(
     """
     _check_arguments(supernet, opset, jobs, n_subnets)
     check_word("storage", storage, STORAGES)
+    check_seed(seed)
     report = progress or (lambda _: None)
     _warn_of_nan(supernet)
     calibrated = None if quantise is None else (quantise, _calibration(supernet, quantise))
     with (
         computing_with(1 if threads is None else threads),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
         replace_folder(Path(path), files_in, force=force) as folder,
     ):
         rounding = None

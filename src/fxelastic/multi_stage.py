@@ -167,13 +167,29 @@ def trained_state(supernet: Supernet, model: nn.Module) -> dict[str, Tensor]:
     Returns:
         A state for ``model.load_state_dict``. What the network does not read keeps the model's
         values.
+
+    Raises:
+        UsageError: The model lacks a trained weight, or has one of another shape.
     """
+    if not isinstance(model, nn.Module):
+        raise UsageError("model must be a module", expected="an nn.Module", got=repr(model))
     state = supernet.partition.graph_module.state_dict()
     trained = {name_of(name): value for name, value in state.items()}
     own = {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
     }
+    for name, _ in supernet.partition.graph_module.named_parameters():
+        wanted = name_of(name)
+        found = own.get(wanted)
+        if found is None or found.shape != trained[wanted].shape:
+            raise UsageError(
+                f"the model has no weight {wanted!r} like the one that was trained",
+                expected=f"a weight of shape {tuple(trained[wanted].shape)}",
+                got="none of this name" if found is None else f"one of shape {tuple(found.shape)}",
+                fix="pass the model that was trained, with its wrapper such as DataParallel or "
+                "torch.compile if it had one",
+            )
     # A tensor with several names has one of them in the graph.
     known = {id(own[name]): value for name, value in trained.items() if name in own}
     return {

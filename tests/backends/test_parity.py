@@ -17,7 +17,7 @@ import fxelastic
 from fxelastic.backends.onnxruntime.parity import Parity
 from fxelastic.backends.onnxruntime.teacher import make_inputs, teacher_values
 from fxelastic.edge import Bundle, assemble
-from fxelastic.errors import ExportError
+from fxelastic.errors import ExportError, UsageError
 from tests.backends.exported import bundle, supernet
 
 NAME = "plain_mlp"
@@ -42,6 +42,29 @@ def spoil(path: Path, folder: Path, change: Callable[[onnx.ModelProto], None]) -
 
 def node(model: onnx.ModelProto, kind: str) -> onnx.NodeProto:
     return next(node for node in model.graph.node if node.op_type == kind)
+
+
+class Doubled(nn.Module):
+    """Ends in 64 bits, as for a loss; what it computes with has 32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Linear(8, 8) for _ in range(3)))
+        self.places = nn.Parameter(torch.randn(1, 16, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x + self.places[:, : x.shape[1]]).softmax(-1).double()
+
+
+def test_results_of_64_bits_have_the_precision_of_their_origin(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    example = torch.randn(2, 5, 8)
+    made = fxelastic.expand(Doubled().eval(), 0.3, example_inputs=example)
+    with torch.autocast("cpu", torch.bfloat16):  # which the conversion takes no part in
+        written = fxelastic.export(made, tmp_path / "bundle", n_subnets=1)
+    assert written.outputs[0].dtype == "float64"
+    with pytest.raises(UsageError, match="seed must be an integer"):
+        fxelastic.export(made, tmp_path / "other", seed=1.5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("jobs", [1, 3])

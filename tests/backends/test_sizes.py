@@ -11,7 +11,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fxelastic import Supernet, edge, expand, export
 from fxelastic.cli.inspect import sections
@@ -23,6 +24,24 @@ from fxelastic.spec.manifest import Manifest
 from tests.backends.test_schema import SCHEMA, problems
 from tests.edge.bundles import manifest
 from tests.sized_models import Encoder, Pyramid
+
+
+class Windows(nn.Module):
+    """Pads a sequence to whole windows of four, as local attention does; in two usual ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 16)
+        self.last = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = x.shape[1]
+        y = F.pad(self.first(x), (0, 0, 0, (-n) % 4)).view(x.shape[0], -1, 4, 16)
+        y = torch.relu(self.second(y)) + y.mean(2, keepdim=True)
+        y = y.reshape(x.shape[0], -1, 16)[:, :n]
+        padded = F.pad(y, (0, 0, 0, -(-n // 4) * 4 - n)).reshape(x.shape[0], -1, 4, 16)
+        return self.last(torch.relu(padded.mean(2)))
+
 
 MODELS: dict[str, tuple[type[nn.Module], dict[str, Any], dict[str, Any], list[dict[str, int]]]] = {
     "text": (
@@ -69,6 +88,23 @@ def test_subnets_compute_what_torch_does_at_every_size(exported: Exported, tmp_p
                 for found in (executor.run(arch, inputs)[0], sessions[arch].run(None, inputs)[0]):
                     assert found.shape == expected.shape
                     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_sizes_are_rounded_as_python_does(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    example = {"x": torch.randn(2, 6, 8)}
+    model = Windows().eval()
+    supernet = expand(model, 0.3, example_inputs=example, dynamic_shapes={"x": {1: "n"}})
+    bundle = export(supernet, tmp_path / "bundle")
+    path = edge.assemble(bundle, bundle.space.original, tmp_path / "original.onnx")
+    session = onnxruntime.InferenceSession(path)
+    for n in (1, 3, 4, 5, 9):
+        x = torch.randn(3, n, 8)
+        with torch.no_grad():
+            expected = model(x).numpy()
+        found = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_axes_have_the_users_names(exported: Exported, tmp_path: Path) -> None:

@@ -185,6 +185,26 @@ def test_a_dict_of_inputs_may_be_the_models_only_argument(labelled: bool, paired
     fxelastic.distill(supernet, [batch] * 2)
 
 
+@pytest.mark.parametrize("kind", ["tune", "distill"])
+def test_a_batch_without_anything_to_learn_is_passed_over(kind: str) -> None:
+    """As a last batch may be; it used to end with: the loss has no gradient."""
+    empty = (torch.zeros(0, 8), torch.zeros(0, dtype=torch.int64))
+    ignored = (torch.zeros(3, 8), torch.full((3,), -100))
+    supernet = linear_supernet()
+    before = weights(supernet)
+    history = getattr(fxelastic, kind)(supernet, [*vector_batches(), empty, ignored])
+    assert math.isfinite(history.loss)
+    assert moved(before, supernet)
+
+
+def test_nan_in_held_out_data_is_refused() -> None:
+    bad = torch.zeros(4, 8)
+    bad[1, 2] = math.nan
+    held_out = [torch.zeros(4, 8), bad]
+    with pytest.raises(TrainingError, match="in the data held out: batch 1 holds input"):
+        fxelastic.distill(linear_supernet(), vector_batches(), held_out=held_out)
+
+
 def test_an_iterator_lasts_for_one_epoch() -> None:
     history = fxelastic.distill(linear_supernet(), iter(vector_batches()))
     assert history.steps == 4

@@ -71,6 +71,16 @@ def test_cross_entropy_finds_the_classes() -> None:
     assert cross_entropy(tokens, words) == pytest.approx(expected.item())
 
 
+@pytest.mark.parametrize("shape", [(6, 1), (6, 4, 1), (6, 1, 3, 3)])
+def test_one_number_is_no_choice_among_classes(shape: tuple[int, ...]) -> None:
+    """Its probability is always 1, so that nothing would be learned."""
+    found, like = torch.randn(2, *shape, generator=G)
+    for loss in (soft_cross_entropy, alpha_divergence):
+        assert loss(found, like) == normalised_error(found, like) > 0
+    with pytest.raises(UsageError, match="one number where class scores are needed"):
+        cross_entropy(found, like)
+
+
 def test_soft_labels() -> None:
     assert soft_cross_entropy(A, A) == pytest.approx(0, abs=1e-6)
     p, q = B.softmax(1), A.log_softmax(1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import fxelastic
 from fxelastic import UsageError
-from fxelastic.train import agreement, cosine, spearman
+from fxelastic.train import accuracy, agreement, cosine, spearman
 
 NAN = float("nan")
 
@@ -94,6 +94,31 @@ def test_results_without_logits_are_compared_with_the_original() -> None:
         for arch in archs:
             assert scores[arch] == pytest.approx(cosine(supernet(x, arch=arch), original))
             assert ranked[arch] == pytest.approx(spearman(supernet(x, arch=arch), original))
+
+
+def test_results_of_one_number_are_compared_by_the_variance_they_explain() -> None:
+    """Their top class is always the same: every subnet scored 1."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
+    x = vectors(12, 8)
+    supernet = fxelastic.expand(model.eval(), 0.4, example_inputs=x, kinds=("skip",))
+    archs = [supernet.space.original, *supernet.space.sample(3, seed=0)]
+    scores = fxelastic.evaluate(supernet, archs, [(x,)])
+    assert scores[archs[0]] == 1
+    with torch.no_grad():
+        original = supernet(x)
+        for arch in archs:
+            lost = (supernet(x, arch=arch) - original).square().mean() / original.var(correction=0)
+            assert scores[arch] == pytest.approx(1 - float(lost), rel=1e-4)
+    with pytest.raises(UsageError, match="one number where class scores are needed"):
+        fxelastic.evaluate(supernet, archs, [(x, torch.zeros(12, dtype=torch.int64))])
+
+
+@pytest.mark.parametrize("wrong", [-1, 3])
+def test_classes_that_the_model_does_not_have_are_refused(wrong: int) -> None:
+    with pytest.raises(UsageError, match="classes that the model does not have"):
+        accuracy(torch.zeros(2, 3), torch.tensor([0, wrong]))
+    assert accuracy(torch.zeros(2, 3), torch.tensor([0, -100])) == 1
 
 
 def test_logits_are_compared_by_their_top_class() -> None:

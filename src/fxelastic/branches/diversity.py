@@ -232,7 +232,9 @@ def _outputs(partition: Partition) -> tuple[str, ...]:
 
 def _is_classes(partition: Partition) -> bool:
     names = _outputs(partition)
-    return bool(names) and partition.value(names[0]).dim() == 2
+    value = partition.value(names[0]) if names else None
+    # A single number is no choice.
+    return value is not None and value.dim() == 2 and value.shape[1] != 1
 
 
 def _result(partition: Partition, values: dict[str, Any]) -> Tensor | None:

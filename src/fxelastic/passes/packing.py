@@ -115,6 +115,8 @@ def _from_unit(unit: Unit, flow: Flow, repeating: frozenset[str]) -> Pack:
 
 
 def _common_path(paths: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    if not paths:
+        return ()
     common = paths[0]
     for path in paths[1:]:
         n = 0

@@ -254,6 +254,13 @@ class Loop:
             if other is None
             else first_batches(other, "held_out", self._reader, N_BATCHES, seed, self._processes)
         )
+        for batch in held_out if other is not None else ():
+            if reason := batch.not_finite():
+                raise TrainingError(
+                    f"NaN or infinity in the data held out: {reason}",
+                    expected="finite data, which tells whether training helps",
+                    fix="correct the data",
+                )
         own = batches[:n_own]
         last = min(len(own), n_tried * size)
         groups = [own[i : i + size] for i in range(0, last - size + 1, size)]

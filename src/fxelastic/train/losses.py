@@ -82,13 +82,15 @@ def cross_entropy(output: Any, target: Tensor) -> Tensor:
         A scalar; 0, which requires no gradient, where no element is left.
 
     Raises:
-        UsageError: There are no logits, the shapes do not match, or a class is out of range.
+        UsageError: There are no logits or only those of one class, the shapes do not match, or a
+            class is out of range.
     """
     logits = logits_of(output).float()
+    check_several_classes(logits, usual_class_dim(logits))
     if isinstance(target, Tensor) and target.is_floating_point() and target.shape == logits.shape:
         return F.cross_entropy(logits, target) if target.numel() else logits.new_zeros(())
     dim = class_dim(logits, target)
-    _check_classes(target, logits.shape[dim])
+    check_classes(target, logits.shape[dim])
     if not bool((target != IGNORED).any()):
         return logits.new_zeros(())
     return F.cross_entropy(logits.movedim(dim, 1), target.long(), ignore_index=IGNORED)
@@ -97,8 +99,9 @@ def cross_entropy(output: Any, target: Tensor) -> Tensor:
 def soft_cross_entropy(output: Any, teacher: Any) -> Tensor:
     """The distance of a result from the original model's result, without labels.
 
-    Where both have logits, it is the Kullback-Leibler divergence of the class probabilities (over
-    dimension 1, or over the last one of three); for any other structure `normalised_error`.
+    Where both have logits of several classes, it is the Kullback-Leibler divergence of the class
+    probabilities (over dimension 1, or over the last one of three); for any other structure
+    `normalised_error`.
 
     Args:
         output: A subnet's result.
@@ -180,11 +183,13 @@ def _both_logits(output: Any, teacher: Any) -> tuple[Tensor, Tensor, int]:
     """The logits of both, and the dimension of the classes.
 
     Raises:
-        UsageError: One has no logits, or their shapes differ.
+        UsageError: One has no logits or only those of one class, or their shapes differ.
     """
     logits, like = logits_of(output).float(), logits_of(teacher).float()
     check_shapes(logits, like)
-    return logits, like, 2 if logits.dim() == 3 else 1
+    dim = usual_class_dim(logits)
+    check_several_classes(logits, dim)
+    return logits, like, dim
 
 
 #: The distances from the original's result, by name.
@@ -255,6 +260,27 @@ def logits_of(output: Any) -> Tensor:
     )
 
 
+def usual_class_dim(logits: Tensor) -> int:
+    """The dimension of the classes where no target tells: 1, or the last one of three."""
+    return 2 if logits.dim() == 3 else 1
+
+
+def check_several_classes(logits: Tensor, dim: int) -> None:
+    """Check that there is a choice: the probability of a single class is always 1.
+
+    Raises:
+        UsageError: There is one class.
+    """
+    if logits.shape[dim] == 1:
+        raise UsageError(
+            "the model's result holds one number where class scores are needed",
+            expected="the scores of two classes or more",
+            got=f"a result of shape {tuple(logits.shape)}",
+            fix="pass a loss or a metric for such results, a function of (result, target): for "
+            "example torch.nn.functional.mse_loss, or binary_cross_entropy_with_logits",
+        )
+
+
 def class_dim(logits: Tensor, target: Tensor) -> int:
     """The dimension of the classes, which the target lacks.
 
@@ -276,7 +302,12 @@ def class_dim(logits: Tensor, target: Tensor) -> int:
     )
 
 
-def _check_classes(target: Tensor, n_classes: int) -> None:
+def check_classes(target: Tensor, n_classes: int) -> None:
+    """Check that class numbers are the model's, but for those that leave an element out.
+
+    Raises:
+        UsageError: One is not.
+    """
     wrong = (target != IGNORED) & ((target < 0) | (target >= n_classes))
     if bool(wrong.any()):
         values = target[wrong].unique().tolist()

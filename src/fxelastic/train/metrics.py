@@ -15,13 +15,17 @@ from fxelastic.ir.block import BlockGraph
 from fxelastic.train.losses import (
     IGNORED,
     alpha_divergence,
+    check_classes,
+    check_several_classes,
     check_shapes,
     class_dim,
     cross_entropy,
     is_empty,
     logits_of,
+    normalised_error,
     soft_cross_entropies,
     soft_cross_entropy,
+    usual_class_dim,
 )
 
 _T = TypeVar("_T")
@@ -38,10 +42,14 @@ def accuracy(output: Any, target: Tensor) -> float:
         From 0 to 1; 0 where every element is left out.
 
     Raises:
-        UsageError: There are no logits, or the shapes do not match.
+        UsageError: There are no logits or only those of one class, the shapes do not match, or a
+            class is out of range.
     """
     logits = logits_of(output)
-    found = logits.argmax(class_dim(logits, target))
+    dim = class_dim(logits, target)
+    check_several_classes(logits, dim)
+    check_classes(target, logits.shape[dim])
+    found = logits.argmax(dim)
     counted = target != IGNORED
     n = int(counted.sum())
     return int(((found == target) & counted).sum()) / n if n else 0.0
@@ -65,17 +73,22 @@ def agreement(output: Any, teacher: Any) -> float:
         A number from 0 to 1; 0 where there are no elements.
 
     Raises:
-        UsageError: There are no logits, or the shapes differ.
+        UsageError: There are no logits or only those of one class, or the shapes differ.
     """
     logits, like = logits_of(output), logits_of(teacher)
-    dim = 2 if logits.dim() == 3 else 1
+    dim = usual_class_dim(logits)
+    check_several_classes(like, dim)
     check_shapes(logits, like)
     same = logits.argmax(dim) == like.argmax(dim)
     return float(same.float().mean()) if same.numel() else 0.0
 
 
 def likeness(output: Any, teacher: Any) -> float:
-    """Compare a subnet's result with the original's: by `agreement`, or by `cosine` without logits.
+    """Compare a subnet's result with the original's.
+
+    It is the `agreement` of class scores; otherwise the `cosine`, or, where a sample's result is
+    one number, which has no direction, the share of the variance over the samples that is
+    explained.
 
     Args:
         output: A subnet's result.
@@ -88,9 +101,13 @@ def likeness(output: Any, teacher: Any) -> float:
         UsageError: There is no floating-point tensor.
     """
     try:
-        logits_of(teacher)
+        logits = logits_of(teacher)
+        check_several_classes(logits, usual_class_dim(logits))
     except UsageError:
-        return cosine(output, teacher)
+        ours, theirs = _vectors(output, teacher)
+        if theirs.shape[1] == 1:
+            return 1.0 - float(normalised_error(ours, theirs)) if len(theirs) else 0.0
+        return _mean_correlation(ours, theirs)
     return agreement(output, teacher)
 
 

@@ -23,6 +23,7 @@ from fxelastic.train.batches import Batch, count_not_finite
 from fxelastic.train.evaluation import Prefix, results_of
 from fxelastic.train.learners import BranchRunner
 from fxelastic.train.losses import cross_entropy, is_empty, normalised_error, soft_cross_entropy
+from fxelastic.train.metrics import counts
 from fxelastic.train.sampling import Plan
 
 #: The model's inputs, and what branches compute from them, by name.
@@ -427,7 +428,8 @@ def _means(losses: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
 def _task_loss(loss: TaskLoss, runner: BranchRunner, result: Any, target: Any) -> Tensor:
     compare = partial(runner.layout.compare, loss)
     found = _scalar(_computed(compare, result, target))
-    if torch.is_grad_enabled() and not found.requires_grad:
+    nothing = is_empty(result) or not counts(target)
+    if torch.is_grad_enabled() and not found.requires_grad and not nothing:
         # The original has nothing to learn; but a loss must depend on what a subnet returns.
         leaves, tree = trees.flatten(result)
         varied = [

@@ -31,6 +31,24 @@ def test_a_single_outlier_is_cut_off(method: str) -> None:
     assert 2 < high < 50
 
 
+@pytest.mark.parametrize("scale", [1e-1, 1e-3, 1e-7, 1e-30])
+@pytest.mark.parametrize("method", ["percentile", "entropy"])
+def test_a_batch_of_small_values_before_usual_ones_takes_no_bins(method: str, scale: float) -> None:
+    ranges = Ranges(method)
+    for array in (np.float32(scale) * normal(), normal(20_000), 2 * normal(20_000)):
+        ranges.add({"x": array})
+    (counts, edges, *_) = ranges._histograms.histogram_dict["x"]
+    assert len(counts) <= 3000
+    assert counts.sum() == 44_096
+    assert edges[0] == pytest.approx(-edges[-1])
+    low, high = ranges.result()["x"]
+    # What a single batch with all values gives, up to the width of a bin.
+    alone = found(
+        method, np.concatenate([np.float32(scale) * normal(), normal(20_000), 2 * normal(20_000)])
+    )
+    assert (low, high) == pytest.approx(alone, rel=0.1)
+
+
 @pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
 def test_constant_and_infinite_values_give_a_usable_range(method: str) -> None:
     ranges = Ranges(method)

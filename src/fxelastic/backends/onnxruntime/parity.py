@@ -274,6 +274,7 @@ def _difference(
         tolerances: By dtype.
     """
     scales = _scales(modules)
+    tolerances = _of_origin(tolerances, modules, sample)
 
     def first(expected: Mapping[str, torch.Tensor]) -> Difference | None:
         found = (compare(n, actual[n], t, tolerances, scales) for n, t in expected.items())
@@ -294,6 +295,19 @@ def _difference(
             logger.debug("%s: its choices can't be adopted: %s", path.name, e)
             return difference
     return difference if other is not None else None
+
+
+def _of_origin(
+    tolerances: Mapping[str, float], modules: Iterable[nn.Module], sample: Mapping[str, Any]
+) -> Mapping[str, float]:
+    """The tolerances for results of 64 bits that come from values with fewer."""
+    own = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    tensors = [*own, *(x for x in sample.values() if isinstance(x, torch.Tensor))]
+    names = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors}
+    return {
+        **tolerances,
+        "float64": max(tolerances[n] for n in {*names, "float64"} & {*tolerances}),
+    }
 
 
 def _scales(modules: Iterable[nn.Module]) -> Mapping[str, float]:

@@ -56,8 +56,10 @@ def free_sizes(value: Any) -> tuple[FreeSize, ...]:
 
 
 def _free_size(dim: int, expression: Any) -> FreeSize:
-    if len(expression.free_symbols) == 1:
-        (variable,) = expression.free_symbols
+    variables = expression.free_symbols
+    # Others may not be defined at 0, such as a remainder.
+    if len(variables) == 1 and expression.is_polynomial(*variables):
+        (variable,) = variables
         offset = expression.subs(variable, 0)
         factor = expression.coeff(variable)
         whole = factor.is_Integer and factor > 0 and offset.is_Integer

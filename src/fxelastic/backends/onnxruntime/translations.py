@@ -8,6 +8,7 @@ sort is stable.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,7 +23,7 @@ op: Any = opset18
 
 def translations() -> dict[Any, Callable[..., Any]]:
     """The table for torch.onnx.export, with the operators that are registered in this process."""
-    found = {}
+    found: dict[Any, Callable[..., Any]] = {operator.floordiv: floor_division}
     for (namespace, name, overload), function in _TRANSLATIONS.items():
         packet = getattr(getattr(torch.ops, namespace), name, None)
         if packet is not None:
@@ -76,6 +77,11 @@ def stable_sort(
     length = op.Shape(value, start=axis, end=axis + 1)
     result: tuple[Any, Any] = op.TopK(value, length, axis=axis, largest=int(descending), sorted=1)
     return result
+
+
+def floor_division(number: Any, divisor: Any) -> Any:
+    """Division of sizes that rounds down, as Python does; ONNX rounds towards zero."""
+    return op.Div(op.Sub(number, op.Mod(number, divisor)), divisor)
 
 
 _TRANSLATIONS: Mapping[tuple[str, str, str], Callable[..., Any]] = {

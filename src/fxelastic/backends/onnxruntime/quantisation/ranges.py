@@ -19,6 +19,8 @@ Array: TypeAlias = NDArray[Any]
 Range: TypeAlias = tuple[float, float]
 
 _BINS, _QUANTISED_BINS, _PERCENTILE = 1024, 128, 99.99
+# Bins are added where later values are larger; cutting takes the square of their number.
+_MOST_BINS = 2048
 _TINY = 1e-12
 
 
@@ -40,6 +42,9 @@ class Ranges:
             low, high = self._found.get(name, (0.0, 0.0))
             self._found[name] = min(low, float(value.min())), max(high, float(value.max()))
         if self._method != "minmax":
+            known = self._histograms.histogram_dict
+            for name in usable.keys() & known.keys():
+                known[name] = _coarsened(known[name], float(np.abs(usable[name]).max()))
             with contextlib.redirect_stdout(io.StringIO()):
                 self._histograms.collect({k: [v] for k, v in usable.items()})
 
@@ -56,6 +61,32 @@ class Ranges:
                 low, high = max(min(low, 0.0), widest[0]), min(max(high, 0.0), widest[1])
                 found[name] = (low, high) if low < high else widest
         return found
+
+
+def _coarsened(entry: tuple[Any, ...], largest: float) -> tuple[Any, ...]:
+    """A histogram with wider bins, if too many would be needed for a value of this size.
+
+    Args:
+        entry: Counts, edges, lowest and highest value, and the end of the range, which begins at
+            its negative.
+        largest: The largest absolute value to be added.
+    """
+    counts, edges, low, high, reach = entry
+    if not 0 < reach < largest:
+        return entry
+    wide = float(reach)
+    while wide < largest and len(counts) * largest / wide > _MOST_BINS:
+        if len(counts) == 2:
+            wide *= 2
+            continue
+        if len(counts) % 4:
+            wide *= 1 + 2 / len(counts)
+            counts = np.pad(counts, 1)
+        counts = counts.reshape(-1, 2).sum(1)
+    if counts is entry[0]:
+        return entry
+    reach = np.asarray(wide, edges.dtype)
+    return counts, np.linspace(-wide, wide, len(counts) + 1), low, high, reach
 
 
 def ranges_inside(
