@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import glob
 import logging
 import os
@@ -13,8 +14,6 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
-
-from fxelastic.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -101,10 +100,10 @@ def sibling(path: Path, what: str) -> Path:
     """A new name beside a file or folder, for what this process writes.
 
     Raises:
-        UsageError: The path is the root, which has no place beside it.
+        IsADirectoryError: The path is the root, which has no place beside it.
     """
     if not path.name:
-        raise UsageError(f"{path} names no file", expected="the path of a file", got=str(path))
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     return path.with_name(f".{path.name}.{what}-{os.getpid()}-{secrets.token_hex(4)}")
 
 

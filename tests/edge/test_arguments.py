@@ -263,8 +263,10 @@ def test_what_would_be_lost_is_refused(
     with pytest.raises(UsageError, match="is a file of the bundle"):
         edge.assemble(bundle, bundle.space.original, own)
     assert own.read_bytes() == before
-    with pytest.raises(UsageError, match="names no file"):
+    with pytest.raises(UsageError, match="Is a directory"):
         result.pool.save("/")
+    with pytest.raises(UsageError, match="/ can't be written"):
+        edge.search(bundle, table, X, budget="70%", force=True, path="/")
     with pytest.raises(UsageError, match="a score with a name"):
         edge.search(
             *(bundle, table, X),

@@ -233,7 +233,7 @@ def _outputs(partition: Partition) -> tuple[str, ...]:
 def _is_classes(partition: Partition) -> bool:
     names = _outputs(partition)
     value = partition.value(names[0]) if names else None
-    # A single number is no choice.
+    # With a single class, the answer is always the same.
     return value is not None and value.dim() == 2 and value.shape[1] != 1
 
 

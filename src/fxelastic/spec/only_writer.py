@@ -36,4 +36,8 @@ def only_writer(path: str | os.PathLike[str] | None) -> Iterator[None]:
                     got=e.holder,
                     fix="wait until it has ended, or choose another path",
                 ) from e
+            except IsADirectoryError as e:
+                raise UsageError(
+                    f"{path} can't be written", expected="the path of a file", got=str(e)
+                ) from e
         yield

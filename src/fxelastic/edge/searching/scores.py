@@ -94,7 +94,19 @@ def first_classes(outputs: Sequence[Array]) -> Array:
 
 
 def cosine(outputs: Sequence[Array], targets: Array) -> tuple[float, float]:
-    """The cosines of each sample's result with its target, both as flat vectors: see `cosines`."""
+    """The cosines of each sample's result with its target, both as flat vectors: see `cosines`.
+
+    Raises:
+        UsageError: A target is NaN throughout.
+    """
+    has_any = targets.dtype.kind == "f" and targets.ndim > 0 and targets.size > 0
+    if has_any and np.isnan(targets.reshape(len(targets), -1)).all(axis=1).any():
+        raise UsageError(
+            "a target is NaN throughout",
+            expected="a number to compare with in the target of each sample",
+            got="only NaN",
+            fix="leave this sample out",
+        )
     return float(cosines(outputs[0], targets).sum()), float(len(targets))
 
 
@@ -250,13 +262,6 @@ def cosines(results: Array, targets: Array) -> Array:
         UsageError: The shapes differ, or the elements are not numbers.
     """
     ours, theirs = _rows(results, targets, "cosine")
-    if theirs.shape[1] and np.isnan(theirs).all(axis=1).any():
-        raise UsageError(
-            "a target is NaN throughout",
-            expected="a number to compare with in the target of each sample",
-            got="only NaN",
-            fix="leave this sample out",
-        )
     counted = np.isfinite(theirs)
     theirs = np.where(counted, theirs, 0.0)
     ours = np.clip(np.where(counted, ours, 0.0), -_LARGEST, _LARGEST)
