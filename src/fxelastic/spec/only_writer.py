@@ -24,6 +24,10 @@ def only_writer(path: str | os.PathLike[str] | None) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if path is not None:
             place = Path(os.path.abspath(path))
+            if not place.name:
+                raise UsageError(
+                    f"{path} can't be written", expected="the path of a file", got="a folder"
+                )
             # The write itself says what is wrong with a folder that can't be made.
             with contextlib.suppress(OSError):
                 place.parent.mkdir(parents=True, exist_ok=True)
@@ -35,9 +39,5 @@ def only_writer(path: str | os.PathLike[str] | None) -> Iterator[None]:
                     expected="one run at a time for each output",
                     got=e.holder,
                     fix="wait until it has ended, or choose another path",
-                ) from e
-            except IsADirectoryError as e:
-                raise UsageError(
-                    f"{path} can't be written", expected="the path of a file", got=str(e)
                 ) from e
         yield
