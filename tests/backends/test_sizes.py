@@ -19,7 +19,7 @@ from fxelastic.cli.inspect import sections
 from fxelastic.edge.executor import Executor
 from fxelastic.edge.signature import BundleSignature
 from fxelastic.edge.synthetic_inputs import random_inputs
-from fxelastic.errors import BundleError, UsageError
+from fxelastic.errors import BundleError, ExportError, UsageError
 from fxelastic.spec.manifest import Manifest
 from tests.backends.test_schema import SCHEMA, problems
 from tests.edge.bundles import manifest
@@ -105,6 +105,29 @@ def test_sizes_are_rounded_as_python_does(tmp_path: Path) -> None:
         found = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
         assert found.shape == expected.shape
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_branch_that_fails_at_a_size_of_the_model_is_named(tmp_path: Path) -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 16)
+            self.last = nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            y = self.second(y.topk(max(1, y.shape[1] // 2), 1).values)
+            return self.last(torch.relu(y))
+
+    supernet = expand(
+        Half().eval(),
+        0.3,
+        example_inputs=torch.randn(2, 6, 8),
+        dynamic_shapes={"x": {1: "n"}},
+        kinds=("merged",),
+    )
+    with pytest.raises(ExportError, match=r"merged@.* can't be computed at sizes that the model"):
+        export(supernet, tmp_path / "bundle")
 
 
 def test_axes_have_the_users_names(exported: Exported, tmp_path: Path) -> None:

@@ -281,7 +281,17 @@ def _difference(
         return next(filter(None, found), None)
 
     with torch.no_grad():
-        expected = compute(lambda module, *operands: module(*operands))
+        try:
+            expected = compute(lambda module, *operands: module(*operands))
+        except RuntimeError as e:
+            given = ", ".join(f"{k} {tuple(v.shape)}" for k, v in sample.items() if _is_tensor(v))
+            raise ExportError(
+                f"{path.stem} can't be computed at sizes that the model takes",
+                expected="branches that work at all sizes of the model",
+                got=f"{str(e).splitlines()[0]}, for {given}",
+                fix="raise the least value of the size in dynamic_shapes=, or leave out this kind "
+                "of branches",
+            ) from e
         difference = first(expected)
         if difference is None or is_rounding(actual, expected, sample, compute, tolerances):
             return None
@@ -295,6 +305,10 @@ def _difference(
             logger.debug("%s: its choices can't be adopted: %s", path.name, e)
             return difference
     return difference if other is not None else None
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, torch.Tensor)
 
 
 def _of_origin(
