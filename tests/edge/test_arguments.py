@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fxelastic import edge
-from fxelastic.errors import UsageError
+from fxelastic.errors import BundleError, UsageError
 from fxelastic.spec import Arch
 from fxelastic.spec.latency_table import LatencyTable
 from fxelastic.spec.symbols import Symbol
@@ -233,7 +233,7 @@ def test_a_score_that_fails_is_named(bundle: edge.Bundle, table: LatencyTable) -
     def not_a_number(outputs: Any, targets: Any) -> tuple[float, float]:
         return math.nan, 1.0
 
-    with pytest.raises(UsageError, match="the score not_a_number is not finite"):
+    with pytest.raises(BundleError, match=r"the score not_a_number of the subnet .* is not finite"):
         edge.search(bundle, table, X, score=not_a_number, **how)
 
 

@@ -159,7 +159,8 @@ def columns_of(shapes: SampleShapes, data: Mapping[str, Any]) -> dict[str, Colum
     if len(shared) > 1:
         raise UsageError("pass either lengths or offsets", expected="one of them", got="both")
     for name, column in columns.items():
-        if isinstance(column, np.ndarray) and not column.ndim:
+        has_samples = shapes.dims.get(name) is not None
+        if has_samples and isinstance(column, np.ndarray) and not column.ndim:
             raise UsageError(
                 f"{name!r} is a single value",
                 expected="an array whose first size is the number of samples",

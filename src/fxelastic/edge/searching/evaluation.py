@@ -324,7 +324,7 @@ class Evaluator:
             # argmax and comparisons ignore NaN, so such a subnet would get a wrong score.
             if not all(map(_has_no_nan, outputs)):
                 raise _nan_of(arch, inputs)
-            total, count = _scored(self.metric, outputs, targets)
+            total, count = _scored(self.metric, outputs, targets, arch)
             margins = None if keeps is None else keeps(outputs, targets)
             found[arch] = BatchScore(total, count, n_samples, margins)
         self.counts.one_by_one += sum(len(arch) for arch in archs)
@@ -497,8 +497,10 @@ def _nan_of(arch: Arch, inputs: Mapping[str, Array]) -> FxElasticError:
     )
 
 
-def _scored(metric: Metric, outputs: Sequence[Array], targets: Array) -> tuple[Any, Any]:
-    """The sum and the count of a score; it may be the user's function."""
+def _scored(
+    metric: Metric, outputs: Sequence[Array], targets: Array, arch: Arch
+) -> tuple[Any, Any]:
+    """The sum and the count of a subnet's score; it may be the user's function."""
     try:
         found: Any = metric.score(outputs, targets)
     except FxElasticError:
@@ -517,8 +519,8 @@ def _scored(metric: Metric, outputs: Sequence[Array], targets: Array) -> tuple[A
             got=repr(found),
         )
     if not np.isfinite(parts[0]).all():
-        raise UsageError(
-            f"the score {metric.name} is not finite",
+        raise BundleError(
+            f"the score {metric.name} of the subnet {arch} is not finite",
             expected="a finite sum, from outputs without NaN",
             got=repr(parts[0]),
             fix="check the targets for NaN, and the score",
