@@ -230,9 +230,10 @@ def test_closed_pipe_is_silent(folder: Path) -> None:
 
 
 def test_closed_and_full_streams_give_an_exit_code(folder: Path) -> None:
-    for redirect, code in ((">&-", 0), ("<&- >&-", 0), ("2>&- >&-", 0)):
-        done = _shell(f"-m fxelastic --version {redirect}", folder)
-        assert (done.returncode, done.stderr) == (code, "")
+    for redirect in (">&-", "<&- >&-", "2>&- >&-"):
+        done = _shell(f"-m fxelastic monitor --count 1 --interval 0.1 {redirect}", folder)
+        assert done.returncode == 0
+        assert "internal error" not in done.stderr
     if Path("/dev/full").exists():
         done = _shell("-m fxelastic inspect . --json >/dev/full", folder)
         assert done.returncode == 1
