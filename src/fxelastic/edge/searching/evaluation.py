@@ -13,12 +13,13 @@ import numpy as np
 
 from fxelastic.edge.executor import Array, Executor, State
 from fxelastic.edge.searching.answers import Answers
+from fxelastic.edge.searching.checked_score import has_no_nan, nan_of, score_of
 from fxelastic.edge.searching.data import Batch, Dataset, Stretch, batch_of
 from fxelastic.edge.searching.distortion import Distortion, measure
 from fxelastic.edge.searching.prefixes import PrefixCache
 from fxelastic.edge.searching.scores import Metric
 from fxelastic.edge.searching.tally import BatchScore, Margins, Tally, joined_scores
-from fxelastic.errors import BundleError, FxElasticError, UsageError
+from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
 from fxelastic.spec.options import is_number
 
@@ -322,9 +323,9 @@ class Evaluator:
             if arch is None:
                 return found
             # argmax and comparisons ignore NaN, so such a subnet would get a wrong score.
-            if not all(map(_has_no_nan, outputs)):
-                raise _nan_of(arch, inputs)
-            total, count = _scored(self.metric, outputs, targets, arch)
+            if not all(map(has_no_nan, outputs)):
+                raise nan_of(arch, inputs)
+            total, count = score_of(self.metric, outputs, targets, arch)
             margins = None if keeps is None else keeps(outputs, targets)
             found[arch] = BatchScore(total, count, n_samples, margins)
         self.counts.one_by_one += sum(len(arch) for arch in archs)
@@ -477,59 +478,6 @@ class Evaluator:
         since = path[nearest[0] if nearest else 0 : depth]
         latency = math.fsum(self._costs.get(branch, 1.0) for branch in since)
         self.cache.keep(depth, state, latency * (len(node.children) - 1))
-
-
-def _nan_of(arch: Arch, inputs: Mapping[str, Array]) -> FxElasticError:
-    """The error for NaN in a subnet's results."""
-    names = [name for name, array in inputs.items() if not _has_no_nan(np.asarray(array))]
-    if names:
-        return UsageError(
-            f"a sample holds NaN in {names[0]}",
-            expected="numbers in all inputs",
-            got="NaN",
-            fix="leave this sample out",
-        )
-    return BundleError(
-        f"the subnet {arch} returns NaN",
-        expected="numbers in its outputs",
-        got="NaN",
-        fix="train or calibrate the supernet again, and export it",
-    )
-
-
-def _scored(
-    metric: Metric, outputs: Sequence[Array], targets: Array, arch: Arch
-) -> tuple[Any, Any]:
-    """The sum and the count of a subnet's score; it may be the user's function."""
-    try:
-        found: Any = metric.score(outputs, targets)
-    except FxElasticError:
-        raise
-    except Exception as e:
-        raise UsageError(
-            f"the score {metric.name} failed",
-            expected="a function of (outputs, targets) that returns a sum and a count",
-            got=f"{type(e).__name__}: {e}",
-        ) from e
-    parts = found if isinstance(found, (tuple, list)) else ()
-    if len(parts) != 2 or any(np.asarray(part).dtype.kind not in "biuf" for part in parts):
-        raise UsageError(
-            f"the score {metric.name} must return a sum and a count",
-            expected="two numbers, as in: return float(right.sum()), len(targets)",
-            got=repr(found),
-        )
-    if not np.isfinite(parts[0]).all():
-        raise BundleError(
-            f"the score {metric.name} of the subnet {arch} is not finite",
-            expected="a finite sum, from outputs without NaN",
-            got=repr(parts[0]),
-            fix="check the targets for NaN, and the score",
-        )
-    return parts[0], parts[1]
-
-
-def _has_no_nan(array: Array) -> bool:
-    return array.dtype.kind not in "fc" or not np.isnan(array).any()
 
 
 def _tree(archs: Iterable[Arch]) -> _Node:
