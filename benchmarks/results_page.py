@@ -749,7 +749,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], Iterable[Row]]]] = {
     "contexts_simulated": ("Changing loads, simulated", contexts_simulated),
     "contexts": ("Changing loads", contexts),
     "tradeoff": ("Accuracy and latency against baselines", tradeoff),
-    "ensemble": ("Further kinds of branches on Fashion-MNIST", ensemble),
+    "ensemble": ("The default kinds of branches on Fashion-MNIST", ensemble),
     "exits": ("Cascades of early exits", exits),
     "exits_text": ("Cascades of early exits in a transformer", exits),
     "multi_stage": ("Multi-stage training", multi_stage),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,17 +11,27 @@ from torch import nn
 from tqdm import tqdm
 
 from fxelastic.api import partition
-from fxelastic.branches import DEFAULT_KINDS, Kind, all_kinds, branch_kind, is_kind
+from fxelastic.branches import (
+    DEFAULT_KINDS,
+    DEFAULT_MAX_SIZE,
+    Kind,
+    all_kinds,
+    branch_kind,
+    is_kind,
+)
 from fxelastic.branches.calibration import calibrate
 from fxelastic.branches.operators.moments import forget
 from fxelastic.branches.options import Arguments, as_batches, counts, inputs_of, shares
+from fxelastic.branches.size_limit import within_size
 from fxelastic.branches.twins import without_twins
 from fxelastic.errors import UsageError
 from fxelastic.ir.branch import Branch, Refusal
 from fxelastic.ir.supernet import Supernet
 from fxelastic.spec import ORIGINAL
-from fxelastic.spec.options import check_seed
+from fxelastic.spec.options import check_seed, is_number
 from fxelastic.threads import computing_with
+
+_DEFAULT = "default"
 
 
 def expand(
@@ -30,7 +41,8 @@ def expand(
     example_inputs: Any = None,
     batched: str | Sequence[str] | None = None,
     dynamic_shapes: Any = None,
-    kinds: str | Sequence[str | Kind] = DEFAULT_KINDS,
+    kinds: str | Sequence[str | Kind] = "default",
+    max_size: float | None = None,
     spans: Sequence[int] = (1, 2),
     prune: Sequence[float] = (0.25, 0.5),
     fusion: str = "onnxruntime",
@@ -50,8 +62,13 @@ def expand(
         dynamic_shapes: As in `fxelastic.partition`.
         kinds: Kinds of branches to make beside the originals, which are always there: values such
             as ``fxelastic.kinds.Merged(spans=(1,))``, or names, such as ``"merged"`` or the name
-            that another package registers, for a kind with its default options. ``()`` for the
-            originals alone, ``"all"`` for every kind that is installed.
+            that another package registers, for a kind with its default options. ``"default"`` for
+            merged, pruned, skip and separable, ``"all"`` for every kind that is installed, ``()``
+            for the originals alone.
+        max_size: Most parameters of the supernet, as a multiple of the model's, at least 1. Where
+            there would be more, those branches stay that save most operations for their
+            parameters, spread over the blocks. If None, 2 with the default kinds, and any number
+            with others.
         spans: Option ``spans`` of the kind ``"merged"``, if it is given by name.
         prune: Option ``ratios`` of the kind ``"pruned"``, if it is given by name.
         fusion: As in `fxelastic.partition`.
@@ -66,7 +83,8 @@ def expand(
 
     Returns:
         The supernet, in eval mode. Its original path computes the model's result. A branch that
-        equals an earlier branch of its interval bit for bit is left out; ``skips`` names both.
+        equals an earlier branch of its interval bit for bit is left out; ``skips`` names both, and
+        the branches that ``max_size`` leaves out.
 
     Raises:
         UsageError: An argument has the wrong type or value, or a kind is unknown.
@@ -81,6 +99,10 @@ def expand(
         "pruned": {"ratios": shares("prune", prune), "importance": importance},
     }
     check_seed(seed)
+    if max_size is not None:
+        _check_size(max_size)
+    elif kinds == _DEFAULT:
+        max_size = DEFAULT_MAX_SIZE
     chosen = _kinds(kinds, named, batches)
     with computing_with(1 if threads is None else threads):
         blocks = partition(
@@ -105,10 +127,24 @@ def expand(
                     progress.update()
         forget(blocks)
         branches, twins = without_twins(branches)
-        supernet = Supernet(blocks, branches, (*refusals, *twins))
+        refusals += twins
+        if max_size is not None:
+            branches, too_many = within_size(branches, blocks.n_params, max_size)
+            refusals += too_many
+        supernet = Supernet(blocks, branches, refusals)
         if batches:
             calibrate(supernet, batches)
         return supernet
+
+
+def _check_size(max_size: Any) -> None:
+    if not is_number(max_size) or not 1 <= max_size < math.inf:
+        raise UsageError(
+            f"max_size must be at least 1, got {max_size!r}",
+            expected="the supernet's most parameters as a multiple of the model's, e.g. 2.5",
+            got=repr(max_size),
+            fix="max_size=None with kinds= for any number of parameters",
+        )
 
 
 def _kinds(
@@ -119,6 +155,8 @@ def _kinds(
     """The originals and the chosen kinds, each once, with calibration data where they take it."""
     if kinds in ("all", ("all",), ["all"]):
         kinds = all_kinds()
+    elif kinds == _DEFAULT:
+        kinds = DEFAULT_KINDS
     if (
         isinstance(kinds, str)
         or not isinstance(kinds, Sequence)
@@ -127,7 +165,7 @@ def _kinds(
         raise UsageError(
             f"kinds must be a sequence of names and kinds, got {kinds!r}",
             expected="e.g. kinds=('skip', fxelastic.kinds.Merged(spans=(1,))), kinds=() for the "
-            "originals alone, or kinds='all'",
+            "originals alone, kinds='default' or kinds='all'",
             got=repr(kinds),
         )
     if "all" in kinds:

@@ -12,6 +12,7 @@ from torch import nn
 
 import fxelastic
 from fxelastic import Supernet, expansion
+from fxelastic.branches import DEFAULT_KINDS
 from fxelastic.ir.branch import Branch
 from tests.branches.plain_kind import Plain
 from tests.models import CASES, ModelCase
@@ -61,9 +62,10 @@ class Expanded:
 
 
 def expanded(name: str, **options: Any) -> Expanded:
-    """Expand a test model with all kinds of branches."""
+    """Expand a test model with all branches of the default kinds."""
     case = CASES[name]
     model = case.build()
+    options = {"kinds": DEFAULT_KINDS, **options}
     supernet = fxelastic.expand(model, 0.25, example_inputs=case.inputs(2), **options)
     return Expanded(case, model, supernet)
 
@@ -71,6 +73,7 @@ def expanded(name: str, **options: Any) -> Expanded:
 def over_shared_capture(name: str, **options: Any) -> Expanded:
     """The same over the shared capture; for tests that leave the model's weights as they were."""
     case, model = CASES[name], captured(name).model
+    options = {"kinds": DEFAULT_KINDS, **options}
     with mock.patch.object(expansion, "partition", return_value=partitioned(name, 0.25)):
         supernet = fxelastic.expand(model, 0.25, example_inputs=case.inputs(2), **options)
     return Expanded(case, model, supernet)

@@ -64,7 +64,10 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("named", "given"),
     [
-        ({}, (kinds.Merged(), kinds.Pruned(), kinds.Skip())),
+        (
+            {"max_size": 9},
+            (kinds.Merged(), kinds.Pruned(), kinds.Skip(), kinds.Separable()),
+        ),
         ({"kinds": ("merged",), "spans": (1,)}, (kinds.Merged(spans=(1,)),)),
         ({"kinds": ("pruned",), "prune": [0.5]}, (kinds.Pruned(ratios=(0.5,)),)),
         (

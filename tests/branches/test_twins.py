@@ -40,6 +40,7 @@ X = torch.randn(3, 16, generator=torch.Generator().manual_seed(1))
 
 
 def expanded(hidden: int = 24, **options: Any) -> Supernet:
+    options = {"kinds": ("merged", "pruned", "skip"), **options}
     return fxelastic.expand(network(hidden), 0.5, example_inputs=X, **options)
 
 

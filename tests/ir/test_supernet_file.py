@@ -40,10 +40,13 @@ class _Unit(nn.Module):
         return x + self.leave(self.norm(self.enter(x)).relu())
 
 
+#: The default kinds of the first releases, which the file in tests/fixtures has.
+KINDS = ("merged", "pruned", "skip")
 X = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(1))
 
 
 def expanded(seed: int = 0, **options: object) -> Supernet:
+    options = {"kinds": KINDS, **options}
     return fxelastic.expand(_Net(seed), 0.3, example_inputs=X, **options)
 
 
@@ -115,6 +118,7 @@ def test_other_weights_of_the_model_are_told(
     ("options", "message"),
     [
         ({"kinds": ("merged",)}, "another supernet: it also has"),
+        ({"kinds": "default"}, "kinds; the file has weights of merged, pruned25, pruned50"),
         ({"prune": (0.25,)}, "another supernet: it also has"),
         ({"prune": (0.25, 0.5, 0.75)}, "another supernet: it has no"),
     ],
@@ -133,7 +137,7 @@ def test_another_structure(
 def test_other_example_inputs_are_named(written: tuple[Path, Supernet]) -> None:
     path, _ = written
     assert example_inputs_of(path) == ["x=2x4x3x3"]
-    larger = fxelastic.expand(_Net(), 0.3, example_inputs=torch.zeros(2, 4, 6, 6))
+    larger = fxelastic.expand(_Net(), 0.3, example_inputs=torch.zeros(2, 4, 6, 6), kinds=KINDS)
     with pytest.raises(UsageError, match="captured with x=2x4x3x3 instead of x=2x4x6x6"):
         larger.load(path)
 
@@ -273,7 +277,7 @@ def test_a_file_of_an_earlier_commit_loads() -> None:
     torch.manual_seed(0)
     stem, head = nn.Conv2d(3, 8, 3, padding=1), (nn.Flatten(), nn.Linear(128, 4))
     model = nn.Sequential(stem, *(unit() for _ in range(3)), *head).eval()
-    supernet = fxelastic.expand(model, 0.4, example_inputs=torch.zeros(2, 3, 4, 4))
+    supernet = fxelastic.expand(model, 0.4, example_inputs=torch.zeros(2, 3, 4, 4), kinds=KINDS)
     path = Path(__file__).parents[1] / "fixtures" / "supernet_of_0_1.safetensors"
     saved = safetensors.torch.load_file(path)
     supernet.load(path)

@@ -2,6 +2,7 @@
 
 from fxelastic.branches.registry import (
     DEFAULT_KINDS,
+    DEFAULT_MAX_SIZE,
     Kind,
     all_kinds,
     branch_kind,
@@ -9,4 +10,12 @@ from fxelastic.branches.registry import (
     is_kind,
 )
 
-__all__ = ["DEFAULT_KINDS", "Kind", "all_kinds", "branch_kind", "branch_kinds", "is_kind"]
+__all__ = [
+    "DEFAULT_KINDS",
+    "DEFAULT_MAX_SIZE",
+    "Kind",
+    "all_kinds",
+    "branch_kind",
+    "branch_kinds",
+    "is_kind",
+]

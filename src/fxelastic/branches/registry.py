@@ -19,9 +19,9 @@ BUILT_IN: tuple[EntryPoint, ...] = (
     EntryPoint("merged", "fxelastic.branches.merged:Merged", ENTRY_POINT_GROUP),
     EntryPoint("pruned", "fxelastic.branches.pruned:Pruned", ENTRY_POINT_GROUP),
     EntryPoint("skip", "fxelastic.branches.skip:Skip", ENTRY_POINT_GROUP),
+    EntryPoint("separable", "fxelastic.branches.operators.separable:Separable", ENTRY_POINT_GROUP),
     EntryPoint("lowrank", "fxelastic.branches.operators.lowrank:LowRank", ENTRY_POINT_GROUP),
     EntryPoint("tucker", "fxelastic.branches.operators.tucker:Tucker", ENTRY_POINT_GROUP),
-    EntryPoint("separable", "fxelastic.branches.operators.separable:Separable", ENTRY_POINT_GROUP),
     EntryPoint("grouped", "fxelastic.branches.operators.grouped:Grouped", ENTRY_POINT_GROUP),
     EntryPoint("ghost", "fxelastic.branches.operators.ghost:Ghost", ENTRY_POINT_GROUP),
     EntryPoint("fire", "fxelastic.branches.operators.fire:Fire", ENTRY_POINT_GROUP),
@@ -30,8 +30,10 @@ BUILT_IN: tuple[EntryPoint, ...] = (
     EntryPoint("exit", "fxelastic.branches.exits:Exit", ENTRY_POINT_GROUP),
 )
 
-#: The kinds that a supernet has beside the originals by default.
-DEFAULT_KINDS: tuple[str, ...] = ("merged", "pruned", "skip")
+#: The kinds that a supernet has beside the originals by default, and its most parameters then, as
+#: a multiple of the model's. benchmarks/ensemble.py compares them with further kinds.
+DEFAULT_KINDS: tuple[str, ...] = ("merged", "pruned", "skip", "separable")
+DEFAULT_MAX_SIZE = 2.0
 
 
 class Kind(Protocol):

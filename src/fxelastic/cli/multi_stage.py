@@ -77,7 +77,7 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
     """
     given = [
         f"--{name.replace('_', '-')}"
-        for name in ("kinds", "kind", "spans", "prune", "supernet_weights")
+        for name in ("kinds", "kind", "max_size", "spans", "prune", "supernet_weights")
         if getattr(args, name)
     ]
     if given:

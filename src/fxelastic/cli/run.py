@@ -37,7 +37,7 @@ exit codes: 0 success, 1 a step failed, 2 usage error, 130 interrupted"""
 _SECTIONS: Mapping[str, tuple[str, ...]] = {
     "model": (
         *("model", "model-arg", "weights", "gamma", "fusion", "example-input", "dynamic"),
-        *("batched", "kinds", "kind", "spans", "prune", "seed", "threads"),
+        *("batched", "kinds", "kind", "max-size", "spans", "prune", "seed", "threads"),
     ),
     "train": ("data", "batch-size", "distill-epochs", "tune-epochs", "loss"),
     "export": ("int8",),

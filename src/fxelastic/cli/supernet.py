@@ -27,7 +27,16 @@ def add_expansion(parser: argparse.ArgumentParser) -> None:
         type=words,
         metavar="KIND,…",
         help="kinds of branches besides the originals, with their default options; 'all' for every "
-        "kind, an empty string for none (default: merged,pruned,skip, or the kinds of --kind)",
+        "kind, an empty string for none (default: merged,pruned,skip,separable, or the kinds of "
+        "--kind)",
+    )
+    parser.add_argument(
+        "--max-size",
+        type=float,
+        metavar="TIMES",
+        help="most parameters of the supernet, as a multiple of the model's; those branches stay "
+        "that save most operations for their parameters (default: 2 with the default kinds, any "
+        "number with others)",
     )
     parser.add_argument(
         "--kind",
@@ -157,7 +166,7 @@ def expanded(
 
     chosen: dict[str, Any] = {
         name: getattr(args, name)
-        for name in ("kinds", "spans", "prune")
+        for name in ("kinds", "max_size", "spans", "prune")
         if getattr(args, name) is not None
     }
     kinds = _kinds(args.kind)

@@ -78,7 +78,11 @@ def load(partition: BlockGraph, branches: _Branches, path: str | os.PathLike[str
         raise _refused(path, f"a file of schema {SCHEMA}", repr(metadata.get("schema")))
     if metadata.get("structure") != _structure_digest(partition, branches):
         differences = _differences(own, tensors)
-        fix = "expand the same model with the same gamma and kinds"
+        made = dict.fromkeys(name.partition("@")[0] for name in tensors)
+        fix = (
+            "expand the same model with the same gamma and kinds; the file has weights of "
+            f"{', '.join(made)}"
+        )
         if not differences:
             theirs, here = example_inputs_of(path), _example_inputs(partition)
             fix += ", from the same example inputs"
