@@ -6,6 +6,7 @@ Prints, in one run,
   most memory it takes beyond the model's, over the bytes of the supernet's parameters (bar: 2.5);
 - with the paper's branches: the supernets' sizes over the models' (bars: the paper's Table 3,
   which does not say its gamma) and the numbers of subnets;
+- the same with the default kinds, and the sizes of bundles that store new branches in 16 bits;
 - for a small residual network trained on handwritten digits: the mean accuracy of random subnets
   with one new branch, as made and calibrated on 256 images.
 
@@ -21,6 +22,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import fxelastic
 from benchmarks.train_models import SmallResNet
 from examples.models import ResNet50
+from fxelastic import edge
 from fxelastic.branches.calibration import calibrate
 from fxelastic.passes import capture
 from fxelastic.spec import Arch
@@ -54,6 +57,13 @@ SIZES: tuple[tuple[str, Any, dict[str, Any], float, float], ...] = (
     ("ResNet-50", ResNet50, {"kinds": ("merged",)}, 3.7, 3.72),
     ("ResNet-101", resnet101, {"kinds": ("merged",)}, 2.8, 2.82),
 )
+
+#: Name, model, the largest supernet and bundle with the default kinds, of the model's.
+DEFAULTS: tuple[tuple[str, Any, float, float], ...] = (
+    ("MobileNetV2", MobileNetV2, 2.0, 2.5),
+    ("ResNet-50", ResNet50, 2.3, 2.5),
+)
+LEAST_SUBNETS = 10_000
 
 
 def measure_time(repeats: int) -> dict[str, Any]:
@@ -129,6 +139,33 @@ def measure_sizes(gammas: tuple[float, ...]) -> list[dict[str, Any]]:
                     "count_ms": 1e3 * (time.perf_counter() - start),
                 }
             )
+    return rows
+
+
+def measure_defaults() -> list[dict[str, Any]]:
+    """Supernets and bundles with the default kinds."""
+    rows = []
+    for name, build, bar, bundle_bar in DEFAULTS:
+        model = build().eval()
+        supernet = fxelastic.expand(model, example_inputs=torch.randn(2, 3, 224, 224))
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "bundle"
+            bundle = fxelastic.export(supernet, out, verify=False, storage="fp16")
+            original = edge.assemble(bundle, bundle.space.original, Path(folder) / "model.onnx")
+            n_bytes = sum(file.size_bytes for file in bundle.files.values())
+            bundle_size = n_bytes / original.stat().st_size
+        rows.append(
+            {
+                "model": name,
+                "size": supernet.n_params / sum(p.numel() for p in model.parameters()),
+                "bar": bar,
+                "bundle": bundle_size,
+                "bundle_bar": bundle_bar,
+                "branches": len(supernet.branches),
+                "subnets": supernet.space.count(),
+                "least_subnets": LEAST_SUBNETS,
+            }
+        )
     return rows
 
 
@@ -211,6 +248,14 @@ def main() -> None:
             f"{row['model']:12} {row['gamma']:5}  {row['size']:.2f}  {row['bar']:.2f}  "
             f"{row['paper']:.2f}  {row['blocks']:6}  {row['branches']:8}  {row['subnets']:9} "
             f"{row['count_ms']:.2f} ms"
+        )
+    results["defaults"] = measure_defaults()
+    print("\nwith the default kinds")
+    for row in results["defaults"]:
+        print(
+            f"{row['model']:12} supernet {row['size']:.2f} (bar {row['bar']}), bundle "
+            f"{row['bundle']:.2f} (bar {row['bundle_bar']}), {row['subnets']:.3g} subnets "
+            f"(bar {row['least_subnets']})"
         )
     results["calibration"] = row = measure_calibration(0, args.epochs, 40)
     print(

@@ -107,6 +107,17 @@ def expand(result: Any) -> Iterable[Row]:
             str(row["paper"]),
             row["size"] <= row["bar"] if first else None,
         )
+    for row in result.get("defaults", ()):
+        yield Row(
+            f"{row['model']}, the default kinds: {row['branches']} branches, "
+            f"{row['subnets']:.3g} subnets; size, of the model's; the bundle's, new branches in 16 "
+            "bits",
+            f"{row['size']:.2f}; {row['bundle']:.2f}",
+            f"≥ {row['least_subnets']} subnets; ≤ {row['bar']:g}; ≤ {row['bundle_bar']:g}",
+            met=row["size"] <= row["bar"]
+            and row["bundle"] <= row["bundle_bar"]
+            and row["subnets"] >= row["least_subnets"],
+        )
     row = result["calibration"]
     yield Row(
         f"mean accuracy of {row['subnets']} untrained subnets on digits, batch norms as made",
