@@ -62,13 +62,13 @@ def expand(
         dynamic_shapes: As in `fxelastic.partition`.
         kinds: Kinds of branches to make beside the originals, which are always there: values such
             as ``fxelastic.kinds.Merged(spans=(1,))``, or names, such as ``"merged"`` or the name
-            that another package registers, for a kind with its default options. ``"default"`` for
-            merged, pruned, skip and separable, ``"all"`` for every kind that is installed, ``()``
-            for the originals alone.
+            that another package registers, for a kind with its default options. ``"default"``,
+            alone or among others, for merged, pruned, skip and separable; ``"all"`` for every kind
+            that is installed; ``()`` for the originals alone.
         max_size: Most parameters of the supernet, as a multiple of the model's, at least 1. Where
             there would be more, those branches stay that save most operations for their
-            parameters, spread over the blocks. If None, 2 with the default kinds, and any number
-            with others.
+            parameters, spread over kinds and blocks. If None, 2 if ``kinds`` names
+            ``"default"``, and any number otherwise.
         spans: Option ``spans`` of the kind ``"merged"``, if it is given by name.
         prune: Option ``ratios`` of the kind ``"pruned"``, if it is given by name.
         fusion: As in `fxelastic.partition`.
@@ -99,11 +99,11 @@ def expand(
         "pruned": {"ratios": shares("prune", prune), "importance": importance},
     }
     check_seed(seed)
+    chosen = _kinds(kinds, named, batches)
+    if max_size is None and _DEFAULT in kinds:
+        max_size = DEFAULT_MAX_SIZE
     if max_size is not None:
         _check_size(max_size)
-    elif kinds == _DEFAULT:
-        max_size = DEFAULT_MAX_SIZE
-    chosen = _kinds(kinds, named, batches)
     with computing_with(1 if threads is None else threads):
         blocks = partition(
             model,
@@ -156,7 +156,7 @@ def _kinds(
     if kinds in ("all", ("all",), ["all"]):
         kinds = all_kinds()
     elif kinds == _DEFAULT:
-        kinds = DEFAULT_KINDS
+        kinds = (_DEFAULT,)
     if (
         isinstance(kinds, str)
         or not isinstance(kinds, Sequence)
@@ -176,7 +176,8 @@ def _kinds(
             fix="name the kinds: " + ", ".join(all_kinds()),
         )
     chosen: list[Kind] = []
-    for kind in (ORIGINAL, *kinds):
+    spliced = [k for kind in kinds for k in (DEFAULT_KINDS if kind == _DEFAULT else (kind,))]
+    for kind in (ORIGINAL, *spliced):
         made = branch_kind(kind)(**named.get(kind, {})) if isinstance(kind, str) else kind
         if made not in chosen:
             chosen.append(made)

@@ -74,6 +74,14 @@ def test_by_default_it_is_twice_the_model() -> None:
     )
 
 
+def test_others_beside_the_default_kinds_keep_to_it_too() -> None:
+    supernet = expand(kinds=("default", kinds.Exit(every=2)))
+    named = expand(kinds=(*DEFAULT_KINDS, kinds.Exit(every=2)), max_size=2)
+    assert list(supernet.branches) == list(named.branches)
+    assert "exit" in {branch.kind for branch in supernet.branches.values()}
+    assert list(expand(kinds=["default"]).branches) == list(expand().branches)
+
+
 def test_all_kinds_are_there_and_all_blocks_have_branches() -> None:
     supernet = expand()
     new = [branch for branch in supernet.branches.values() if branch.kind != "original"]

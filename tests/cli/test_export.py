@@ -93,11 +93,13 @@ def test_options_reach_expand_and_export(
 
     monkeypatch.setattr(fxelastic, "expand", stop)
     argv = ["--kinds", "merged,skip", "--spans", "1,3", "--prune", "0.25", "--threads", "2"]
+    argv += ["--max-size", "2.5"]
     assert export_main(["model.py:build", "out", *argv]) == 130
     (options,) = calls
     assert options["kinds"] == ("merged", "skip")
     assert options["spans"] == (1, 3)
     assert options["prune"] == (0.25,)
+    assert options["max_size"] == 2.5
     assert options["threads"] == 2
     assert not Path("out").exists()
     assert export_main(["model.py:build", "out", "--spans", "one"]) == 2

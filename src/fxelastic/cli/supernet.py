@@ -26,17 +26,17 @@ def add_expansion(parser: argparse.ArgumentParser) -> None:
         "--kinds",
         type=words,
         metavar="KIND,…",
-        help="kinds of branches besides the originals, with their default options; 'all' for every "
-        "kind, an empty string for none (default: merged,pruned,skip,separable, or the kinds of "
-        "--kind)",
+        help="kinds of branches besides the originals, with their default options; 'default' for "
+        "merged,pruned,skip,separable, 'all' for every kind, an empty string for none (default: "
+        "default, or the kinds of --kind)",
     )
     parser.add_argument(
         "--max-size",
         type=float,
         metavar="TIMES",
         help="most parameters of the supernet, as a multiple of the model's; those branches stay "
-        "that save most operations for their parameters (default: 2 with the default kinds, any "
-        "number with others)",
+        "that save most operations for their parameters (default: 2 with --kinds default, any "
+        "number without)",
     )
     parser.add_argument(
         "--kind",
