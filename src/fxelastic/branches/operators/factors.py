@@ -67,7 +67,8 @@ def by_inputs(matrix: Tensor, moment: Tensor, rank: int) -> tuple[Tensor, Tensor
     # Left singular vectors of `matrix @ half`; those of empty directions are zero.
     empty = values <= _EMPTY * values[..., :1].clamp_min(0)
     scale = torch.where(empty, 0.0, values.clamp_min(1e-300).rsqrt())
-    left = matrix @ half @ vectors * scale.unsqueeze(-2)
+    # The product of the small ones first: `matrix @ half` is as large as the matrix.
+    left = matrix @ (half @ vectors) * scale.unsqueeze(-2)
     return balanced(left, left.mT @ matrix)
 
 
