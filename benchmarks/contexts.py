@@ -9,10 +9,12 @@ videos; and `ramps` and `bursts`, which a forecast can foresee. All are seeded, 
 `changing_load.py`.
 
 On the device, the network of `benchmarks/fashion.py` gets branches, exits and 8-bit branches, is
-searched on labelled images, and then serves test images one by one, with the original alone, with
-the reactive policy, and with the policy that looks ahead. Bars, over all contexts and seeds: mean
-latency at least 60 % below that of the original under the same load, at most 3 points of accuracy
-lost, no failed request.
+searched on labelled images, and then serves test images one by one in the paper's scenarios, with
+the original alone, with the reactive policy, and with the policy that looks ahead. Only subnets and
+cascades that lose at most 2 points on the images of the search are served, and the budget is 1.06
+times the latency of the original as served on the idle machine. Bars, over all seeds: mean latency
+at least 60 % below that of the original under the same load, at most 3 points of accuracy lost, no
+failed request.
 
 The simulation runs the same policies on a clock of its own, so it is exact and takes seconds. Bars
 in `ramps` and `bursts`: with the forecast, at most 0.7 times as many requests over the budget as
@@ -23,6 +25,7 @@ load.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import random
 import statistics
@@ -47,6 +50,9 @@ POLICIES = {"reactive": RatioPolicy, "forecast": ForecastPolicy}
 OVER_BAR, ACCURACY_BAR, SWITCHES_BAR = 0.7, 0.005, 2.0
 LATENCY_BAR, LOST_BAR = 0.4, 0.03
 BUDGET = 1.06
+SCENARIOS = ("changes", "video")
+#: The accuracy on the images of the search that a served subnet may lose, and requests to time.
+MAY_LOSE, N_IDLE = 0.02, 400
 # A process more makes requests so much slower in the simulation, and so noisy are they.
 SLOWER, NOISE = 0.75, 0.02
 # Latencies, in ms, and accuracies of the simulated subnets.
@@ -180,6 +186,7 @@ def serve_one(
     seconds: float,
     seed: int,
     policy: str,
+    budget_ms: float,
 ) -> dict[str, float]:
     """Serve test images while the load of a context runs."""
     import numpy as np
@@ -187,17 +194,15 @@ def serve_one(
     from fxelastic import edge
 
     bundle, table, pool, (images, classes) = prepared
-    best_ms = table.predict_ms(bundle.space.original)
-    if policy == "fixed":
-        pool = [entry for entry in pool if entry.arch == bundle.space.original]
+    alone = [entry for entry in pool if entry.arch == bundle.space.original]
+    good = tuple(entry for entry in pool if entry.accuracy >= alone[0].accuracy - MAY_LOSE)
+    pool = alone if policy == "fixed" else dataclasses.replace(pool, entries=good)
     made = POLICIES.get(policy, RatioPolicy)()
     order = np.random.default_rng(seed).permutation(len(images))
     x, y = images.numpy(), classes.numpy()
     latencies, right, failed = [], 0, 0
     with (
-        edge.serve(
-            bundle, table, pool, budget_ms=BUDGET * best_ms, threads=1, policy=made
-        ) as runtime,
+        edge.serve(bundle, table, pool, budget_ms=budget_ms, threads=1, policy=made) as runtime,
         running(pieces_of(context, seconds, seed)),
     ):
         end_s = time.monotonic() + seconds
@@ -214,7 +219,7 @@ def serve_one(
             time.sleep(0.002)
         status = runtime.status()
     return {
-        "over": sum(ms > BUDGET * best_ms for ms in latencies) / len(latencies),
+        "over": sum(ms > budget_ms for ms in latencies) / len(latencies),
         "accuracy": right / len(latencies),
         "mean_ms": statistics.fmean(latencies),
         "switches": status.n_switches,
@@ -222,14 +227,32 @@ def serve_one(
     }
 
 
+def idle_ms(prepared: tuple[Any, Any, Any, Any]) -> float:
+    """The median latency of the original as it is served, without a load."""
+    from fxelastic import edge
+
+    bundle, table, pool, (images, _) = prepared
+    alone = [entry for entry in pool if entry.arch == bundle.space.original]
+    budget_ms = 10 * table.predict_ms(bundle.space.original)
+    x, latencies = images.numpy(), []
+    with edge.serve(bundle, table, alone, budget_ms=budget_ms, threads=1) as runtime:
+        for i in range(N_IDLE):
+            latencies.append(runtime.infer(x[i : i + 1]).latency_ms)
+            time.sleep(0.002)
+    return statistics.median(latencies[N_IDLE // 4 :])
+
+
 def on_device(args: argparse.Namespace, seconds: float, seeds: Sequence[int]) -> dict[str, Any]:
     """Every context with every policy, and whether the bars are met."""
     args.out.mkdir(parents=True, exist_ok=True)
     prepared = served_bundle(args.data, args.out, args.quick)
+    budget_ms = BUDGET * idle_ms(prepared)
     found: dict[str, Any] = {}
-    for context in ("changes", "video") if args.quick else CONTEXTS:
+    for context in SCENARIOS:
         rows = {
-            policy: means([serve_one(prepared, context, seconds, s, policy) for s in seeds])
+            policy: means(
+                [serve_one(prepared, context, seconds, s, policy, budget_ms) for s in seeds]
+            )
             for policy in ("fixed", *POLICIES)
         }
         adaptive, fixed = rows["forecast"], rows["fixed"]
@@ -238,7 +261,8 @@ def on_device(args: argparse.Namespace, seconds: float, seeds: Sequence[int]) ->
         met = latency <= LATENCY_BAR and lost <= LOST_BAR and not adaptive["failed"]
         found[context] = {**rows, "latency": latency, "accuracy_lost": lost, "met": met}
         print(context, json.dumps(found[context]), flush=True)
-    return {"contexts": found, "met": all(row["met"] for row in found.values())}
+    met = all(row["met"] for row in found.values())
+    return {"budget_ms": budget_ms, "contexts": found, "met": met}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
