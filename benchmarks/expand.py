@@ -4,6 +4,7 @@ Prints, in one run,
 
 - for ResNet-50: the time of ``expand`` over that of the capture alone (bar: at most 1.5), and the
   most memory it takes beyond the model's, over the bytes of the supernet's parameters (bar: 2.5);
+  and the same of all compression operators (the time of their closed forms, bar: 3);
 - with the paper's branches: the supernets' sizes over the models' (bars: the paper's Table 3,
   which does not say its gamma) and the numbers of subnets;
 - the same with the default kinds, and the sizes of bundles that store new branches in 16 bits;
@@ -42,7 +43,8 @@ from fxelastic.spec import Arch
 from tests.models.mobilenet import MobileNetV2
 from tests.models.resnet import Bottleneck, ResNet
 
-TIME_BAR, MEMORY_BAR = 1.5, 2.5
+TIME_BAR, FORMS_BAR, MEMORY_BAR = 1.5, 3.0, 2.5
+OPERATORS = ("lowrank", "tucker", "separable", "grouped", "ghost", "fire", "lowres", "dense")
 N_IMAGES = 256
 
 
@@ -69,11 +71,13 @@ LEAST_SUBNETS = 10_000
 def measure_time(repeats: int) -> dict[str, Any]:
     """Time the capture alone and the whole of expand, alternately."""
     model, example = ResNet50().eval(), torch.randn(2, 3, 224, 224)
-    seconds: dict[str, list[float]] = {"capture": [], "expand": []}
     calls = {
         "capture": lambda: capture(model, example),
         "expand": lambda: fxelastic.expand(model, example_inputs=example),
+        "originals": lambda: fxelastic.expand(model, example_inputs=example, kinds=()),
+        "operators": lambda: fxelastic.expand(model, example_inputs=example, kinds=OPERATORS),
     }
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
     for _ in range(repeats):
@@ -82,21 +86,34 @@ def measure_time(repeats: int) -> dict[str, Any]:
             start = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - start)
-    capture_s, expand_s = (statistics.median(seconds[name]) for name in calls)
-    return {"capture_s": capture_s, "expand_s": expand_s, "ratio": expand_s / capture_s}
+    taken = {name: statistics.median(times) for name, times in seconds.items()}
+    capture_s, expand_s = taken["capture"], taken["expand"]
+    forms_s = taken["operators"] - taken["originals"]
+    return {
+        "capture_s": capture_s,
+        "expand_s": expand_s,
+        "ratio": expand_s / capture_s,
+        "forms_s": forms_s,
+        "forms_ratio": forms_s / capture_s,
+    }
 
 
 def measure_memory() -> dict[str, Any]:
     """Peak memory of a fresh process that expands, less that of one that only has the model."""
     peaks = {}
-    for what in ("model", "expand"):
+    for what in ("model", "expand", "operators"):
         command = [sys.executable, __file__, "--peak", what]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         peaks[what] = json.loads(output.splitlines()[-1])
     n_bytes = peaks["expand"]["parameter_bytes"]
-    # Both processes hold the model itself.
-    added = peaks["expand"]["peak_bytes"] - peaks["model"]["peak_bytes"]
-    return {"parameter_bytes": n_bytes, "added_bytes": added, "ratio": added / n_bytes}
+    # All processes hold the model itself.
+    added = {what: peaks[what]["peak_bytes"] - peaks["model"]["peak_bytes"] for what in peaks}
+    return {
+        "parameter_bytes": n_bytes,
+        "added_bytes": added["expand"],
+        "ratio": added["expand"] / n_bytes,
+        "operators_ratio": added["operators"] / peaks["operators"]["parameter_bytes"],
+    }
 
 
 def print_peak(what: str) -> None:
@@ -105,8 +122,9 @@ def print_peak(what: str) -> None:
     with torch.no_grad():
         model(example)
     n_params = 0
-    if what == "expand":
-        n_params = fxelastic.expand(model, example_inputs=example).n_params
+    if what != "model":
+        options = {"kinds": OPERATORS} if what == "operators" else {}
+        n_params = fxelastic.expand(model, example_inputs=example, **options).n_params
     # Not ru_maxrss: a new process begins with its parent's.
     status = Path("/proc/self/status").read_text()
     (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
@@ -225,7 +243,7 @@ def main() -> None:
     parser.add_argument("--gammas", default="0.07,0.1,0.25")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--out", metavar="FILE", help="write the figures as JSON")
-    parser.add_argument("--peak", choices=("model", "expand"), help=argparse.SUPPRESS)
+    parser.add_argument("--peak", choices=("model", "expand", "operators"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak:
         print_peak(args.peak)
@@ -234,12 +252,13 @@ def main() -> None:
     row = results["time"]
     print(
         f"ResNet-50: expand takes {row['ratio']:.2f} × the capture "
-        f"({row['expand_s']:.2f} s of {row['capture_s']:.2f} s; bar {TIME_BAR})"
+        f"({row['expand_s']:.2f} s of {row['capture_s']:.2f} s; bar {TIME_BAR}), closed forms of "
+        f"all operators {row['forms_ratio']:.2f} × ({row['forms_s']:.2f} s; bar {FORMS_BAR})"
     )
     row = results["memory"]
     print(
         f"ResNet-50: at its peak {row['ratio']:.2f} × the supernet's {row['parameter_bytes']:,} "
-        f"bytes (bar {MEMORY_BAR})"
+        f"bytes (bar {MEMORY_BAR}), with all operators {row['operators_ratio']:.2f} ×"
     )
     results["sizes"] = measure_sizes(tuple(float(g) for g in args.gammas.split(",")))
     print("\nmodel        gamma  size  bar   paper  blocks  branches  subnets   count")

@@ -48,27 +48,31 @@ def by_outputs(matrix: Tensor, moment: Tensor, rank: int) -> tuple[Tensor, Tenso
     return balanced(left, left.mT @ matrix.double())
 
 
-def by_inputs(matrix: Tensor, moment: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def by_inputs(matrix: Tensor, moment: Tensor | None, rank: int) -> tuple[Tensor, Tensor]:
     """The same factorisation from the inputs' second moment, for maps with more outputs.
 
     Args:
         matrix: The map ``[n_out, k]``, or several ``[..., n_out, k]``.
-        moment: Second moment of the inputs ``[k, k]``, or several ``[..., k, k]``.
+        moment: Second moment of the inputs ``[k, k]``, or several ``[..., k, k]``; None for white
+            noise, whose second moment is the identity.
         rank: The number of directions to keep, at most ``k``.
 
     Returns:
         As `by_outputs`.
     """
     matrix = matrix.double()
-    half = root(moment)
+    half = None if moment is None else root(moment)
     product = matrix.mT @ matrix
-    values, vectors = torch.linalg.eigh(half @ product @ half)
+    values, vectors = torch.linalg.eigh(product if half is None else half @ product @ half)
     values, vectors = values.flip(-1)[..., :rank], vectors.flip(-1)[..., :rank]
     # Left singular vectors of `matrix @ half`; those of empty directions are zero.
     empty = values <= _EMPTY * values[..., :1].clamp_min(0)
     scale = torch.where(empty, 0.0, values.clamp_min(1e-300).rsqrt())
     # The product of the small ones first: `matrix @ half` is as large as the matrix.
-    left = matrix @ (half @ vectors) * scale.unsqueeze(-2)
+    left = matrix @ (vectors if half is None else half @ vectors) * scale.unsqueeze(-2)
+    if half is None:
+        # The same as `left.mT @ matrix`.
+        return balanced(left, (scale * values.clamp_min(0)).unsqueeze(-1) * vectors.mT)
     return balanced(left, left.mT @ matrix)
 
 
@@ -79,14 +83,14 @@ def balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     return left * scale.unsqueeze(-2), right / scale.unsqueeze(-1)
 
 
-def blockwise(matrix: Tensor, moment: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+def blockwise(matrix: Tensor, moment: Tensor | None, groups: int) -> tuple[Tensor, Tensor]:
     """Two block-diagonal maps with a shuffle between them that come nearest to a map.
 
     The block of outputs b and inputs a has the rank ``n_out / groups**2``.
 
     Args:
         matrix: The map ``[n_out, n_in, taps]``.
-        moment: Second moment of the channels ``[n_in, n_in]``.
+        moment: Second moment of the channels ``[n_in, n_in]``; None for white noise.
         groups: The number of groups; ``groups**2`` divides ``n_out``, and it divides ``n_in``.
 
     Returns:
@@ -100,11 +104,16 @@ def blockwise(matrix: Tensor, moment: Tensor, groups: int) -> tuple[Tensor, Tens
     second = matrix.new_zeros((groups, rows, groups, rank), dtype=torch.float64)
     for a in range(groups):
         inputs = slice(a * columns, (a + 1) * columns)
-        part = moment[inputs, inputs].double()
+        part = None if moment is None else moment[inputs, inputs].double()
         for b in range(groups):
             block = matrix[b * rows : (b + 1) * rows, inputs].double()
-            outputs = torch.einsum("oit,ij,pjt->op", block, part, block)
-            left, right = by_outputs(block.flatten(1), outputs, rank)
+            flat = block.flatten(1)
+            if taps == 1 and rank <= columns < rows:
+                # The smaller of the two eigenproblems.
+                left, right = by_inputs(flat, part, rank)
+            else:
+                seen = block if part is None else torch.einsum("oit,ij->ojt", block, part)
+                left, right = by_outputs(flat, seen.flatten(1) @ flat.mT, rank)
             first[a, b] = right.unflatten(1, (columns, taps))
             second[b, :, a] = left
     return first.reshape(n_out, columns, taps), second.reshape(n_out, rows)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from fxelastic.branches.operators.factors import by_inputs
 from fxelastic.branches.operators.layers import Layer
@@ -78,7 +78,7 @@ def _written(stand_in: StandIn, known: Moments, squeezed: int, full: int) -> fx.
     only[centre] = 1
     kept[narrow] *= only
     products = kept.permute(0, 2, 1).reshape(n_out * taps, n_in)
-    back, inwards = by_inputs(products, known.channels, squeezed)
+    back, inwards = by_inputs(products, known.coloured, squeezed)
     expand = back.reshape(n_out, taps, squeezed).permute(0, 2, 1)
     value = stand_in.pointwise(layer.operand, inwards)
     small = stand_in.sampled(value, expand[narrow][..., centre])
@@ -87,7 +87,11 @@ def _written(stand_in: StandIn, known: Moments, squeezed: int, full: int) -> fx.
     at = torch.empty(n_out, dtype=torch.int64, device=narrow.device)
     at[torch.cat((narrow, wide))] = torch.arange(n_out, device=narrow.device)
     ordered = stand_in.select(joined, at)
-    realised = torch.einsum("ost,si->oit", expand, inwards)
-    realised[narrow] *= only
-    bias = stand_in.shifted_bias(known, (matrix - realised).flatten(1))
+
+    def residual() -> Tensor:
+        realised = torch.einsum("ost,si->oit", expand, inwards)
+        realised[narrow] *= only
+        return (matrix - realised).flatten(1)
+
+    bias = stand_in.shifted_bias(known, residual)
     return ordered if bias is None else stand_in.add_per_channel(ordered, bias)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
@@ -62,7 +64,7 @@ class Ghost(LayerOperator):
 def _written(stand_in: StandIn, known: Moments, kept: int) -> fx.Node:
     layer = stand_in.layer
     n_out, dims = layer.n_out, len(layer.kernel)
-    first, rest, source, factor = chosen(known.outputs, kept)
+    first, rest, source, factor = chosen(known.outputs(), kept)
     matrix = layer.matrix
     value = stand_in.spatial(layer.operand, matrix[first])
     filters = matrix.new_zeros((len(rest), 3**dims))
@@ -78,10 +80,13 @@ def _written(stand_in: StandIn, known: Moments, kept: int) -> fx.Node:
     order = torch.empty(n_out, dtype=torch.int64, device=first.device)
     order[torch.cat((first, rest))] = torch.arange(n_out, device=first.device)
     ordered = stand_in.select(joined, order)
-    realised = torch.zeros_like(matrix)
-    realised[first] = matrix[first]
-    realised[rest] = factor.reshape(-1, 1, 1) * matrix[first[source]]
-    bias = stand_in.shifted_bias(known, (matrix - realised).flatten(1))
+
+    def residual() -> Tensor:
+        left_out = torch.zeros_like(matrix)
+        left_out[rest] = matrix[rest] - factor.reshape(-1, 1, 1) * matrix[first[source]]
+        return left_out.flatten(1)
+
+    bias = stand_in.shifted_bias(known, residual)
     return ordered if bias is None else stand_in.add_per_channel(ordered, bias)
 
 
@@ -90,30 +95,46 @@ def chosen(covariance: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor, Tenso
 
     Args:
         covariance: Covariance of the outputs ``[n, n]``.
-        kept: How many to choose: each step takes the one that explains most of what the chosen
-            ones leave.
+        kept: How many to choose. Each step takes the one that adds most to the variance that
+            partners explain.
 
     Returns:
         The chosen outputs, the others (both in ascending order), for each of the others the
         position of its partner among the chosen, and the factor of least squares.
     """
-    rest = covariance.double().clone()
-    taken: list[int] = []
-    for _ in range(kept):
-        diagonal = rest.diagonal().clone()
-        usable = diagonal > 1e-12 * covariance.diagonal().max().clamp_min(1e-300)
-        gain = torch.where(usable, rest.square().sum(0) / diagonal.clamp_min(1e-300), -1.0)
-        gain[taken] = -torch.inf
-        best = int(gain.argmax())
-        taken.append(best)
-        if usable[best]:
-            rest = rest - torch.outer(rest[best], rest[best]) / diagonal[best]
-    first = torch.tensor(sorted(taken), device=covariance.device)
+    covariance = covariance.double()
+    variance = covariance.diagonal().clamp_min(1e-300)
+    # [i, j]: the variance of output j that output i explains.
+    explained = covariance.square() / variance.unsqueeze(1)
+    first = torch.tensor(
+        sorted(_covering(explained.float().cpu().numpy(), kept)), device=covariance.device
+    )
     others = torch.ones(len(covariance), dtype=torch.bool, device=covariance.device)
     others[first] = False
     remaining = others.nonzero().flatten()
-    variance = covariance.diagonal().double()[first].clamp_min(1e-300)
-    shared = covariance.double()[remaining][:, first]
-    source = (shared.square() / variance).argmax(1)
-    factor = shared.gather(1, source.unsqueeze(1)).squeeze(1) / variance[source]
-    return first, remaining, source, factor
+    source = explained[first][:, remaining].argmax(0)
+    partner = first[source]
+    return first, remaining, source, covariance[remaining, partner] / variance[partner]
+
+
+def _covering(values: np.ndarray[Any, Any], n: int) -> list[int]:
+    """Choose rows one after another: next comes the one that raises the sum of maxima most.
+
+    Args:
+        values: ``[rows, columns]``, at least 0.
+        n: How many rows to choose.
+    """
+    # What a row adds only gets less, so that an earlier value is a bound, and few are computed.
+    bounds = [(-gain, i) for i, gain in enumerate(values.sum(1))]
+    heapq.heapify(bounds)
+    best = np.zeros_like(values[0])
+    taken: list[int] = []
+    while len(taken) < n:
+        _, i = heapq.heappop(bounds)
+        now = (-np.maximum(values[i] - best, 0).sum(), i)
+        if bounds and now > bounds[0]:
+            heapq.heappush(bounds, now)
+        else:
+            taken.append(i)
+            best = np.maximum(best, values[i])
+    return taken

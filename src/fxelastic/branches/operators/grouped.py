@@ -61,11 +61,13 @@ class Grouped(LayerOperator):
 def _written(stand_in: StandIn, known: Moments, groups: int) -> fx.Node:
     layer = stand_in.layer
     matrix = layer.matrix
-    first, second = blockwise(matrix, known.channels, groups)
+    first, second = blockwise(matrix, known.coloured, groups)
     value = stand_in.spatial(layer.operand, first, groups=groups)
     shuffled = stand_in.shuffle(value, groups, layer.n_out)
     kernel = (1,) * len(layer.kernel)
-    bias = stand_in.shifted_bias(known, (matrix - _realised(first, second, groups)).flatten(1))
+    bias = stand_in.shifted_bias(
+        known, lambda: (matrix - _realised(first, second, groups)).flatten(1)
+    )
     return stand_in.map(shuffled, second.reshape(*second.shape, *kernel), bias, groups=groups)
 
 

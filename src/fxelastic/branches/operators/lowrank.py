@@ -105,19 +105,18 @@ def _channel(stand_in: StandIn, known: Moments, rank: int) -> fx.Node:
     def factors() -> tuple[Tensor, Tensor]:
         # The smaller of the two eigenproblems.
         if layer.taps == 1 and layer.n_in < layer.n_out:
-            return by_inputs(flat, known.channels, rank)
-        return by_outputs(flat, known.outputs, rank)
+            return by_inputs(flat, known.coloured, rank)
+        return by_outputs(flat, known.outputs(), rank)
 
     def first() -> Tensor:
         return factors()[1].reshape(rank, layer.n_in, *layer.kernel)
 
     right = stand_in.prefix("right", first, rank)
     left = stand_in.prefix("left", lambda: factors()[0].mT, rank)
-    residual = flat - stand_in.product("left", "right", rank)
     ones = (1,) * len(layer.kernel)
     outer = stand_in.reshaped(left, (rank, layer.n_out), (1, 0), (layer.n_out, rank, *ones))
     inner = stand_in.spatial(layer.operand, right)
-    bias = stand_in.shifted_bias(known, residual)
+    bias = stand_in.shifted_bias(known, lambda: flat - stand_in.product("left", "right", rank))
     return stand_in.map(inner, outer, bias, dims=len(layer.kernel))
 
 
@@ -140,9 +139,13 @@ def _spatial(stand_in: StandIn, known: Moments, rank: int) -> fx.Node:
 
     right = stand_in.prefix("vertical", first, rank)
     left = stand_in.prefix("horizontal", lambda: factors()[0].mT, rank)
-    residual = matrix - stand_in.product("horizontal", "vertical", rank)
-    residual = residual.reshape(layer.n_out, wide, layer.n_in, high).permute(0, 2, 3, 1)
-    bias = stand_in.shifted_bias(known, residual.flatten(1))
+
+    def residual() -> Tensor:
+        left_out: Tensor = matrix - stand_in.product("horizontal", "vertical", rank)
+        by_taps = left_out.reshape(layer.n_out, wide, layer.n_in, high).permute(0, 2, 3, 1)
+        return by_taps.flatten(1)
+
+    bias = stand_in.shifted_bias(known, residual)
     stride, padding, dilation = layer.stride, layer.padding, layer.dilation
     inner = stand_in.map(
         layer.operand,

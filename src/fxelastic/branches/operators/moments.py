@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -32,27 +33,37 @@ class Moments:
 
     Attributes:
         channels: Covariance of the input's channels ``[n_in, n_in]``, a mean over the taps.
-        outputs: Covariance of the outputs ``[n_out, n_out]``.
+        outputs: Returns the covariance of the outputs ``[n_out, n_out]``, which few operators need.
         taps: Covariance over the taps of each input channel ``[n_in, taps, taps]``.
         mean: The mean of each input channel ``[n_in]``; None without data.
     """
 
     channels: Tensor
-    outputs: Tensor
+    outputs: Callable[[], Tensor]
     taps: Tensor
     mean: Tensor | None = None
 
     @classmethod
     def white(cls, layer: Layer) -> Moments:
         """The moments of inputs that are uncorrelated and have a variance of 1."""
-        matrix = layer.matrix
-        flat = matrix.flatten(1)
-        one = torch.eye(layer.taps, dtype=torch.float64, device=flat.device)
+        device = layer.weight.device
+        one = torch.eye(layer.taps, dtype=torch.float64, device=device)
+
+        @cache
+        def outputs() -> Tensor:
+            flat = layer.matrix.flatten(1)
+            return flat @ flat.mT
+
         return cls(
-            torch.eye(layer.n_in, dtype=torch.float64, device=flat.device),
-            flat @ flat.mT,
+            torch.eye(layer.n_in, dtype=torch.float64, device=device),
+            outputs,
             one.expand(layer.n_in, layer.taps, layer.taps),
         )
+
+    @property
+    def coloured(self) -> Tensor | None:
+        """The covariance of the input's channels; None for white noise."""
+        return None if self.mean is None else self.channels
 
 
 class _Sums:
@@ -92,9 +103,10 @@ class _Sums:
             return Moments.white(self.layer)
         channels, outputs, taps, total, read = (value / self._n for value in self._sums)
         mean = read.mean(1)
+        centred = outputs - torch.outer(total, total)
         return Moments(
             channels - torch.outer(mean, mean),
-            outputs - torch.outer(total, total),
+            lambda: centred,
             taps - torch.einsum("ct,cs->cts", read, read),
             mean,
         )

@@ -67,8 +67,7 @@ def _written(stand_in: StandIn, known: Moments, terms: int) -> fx.Node:
     depthwise = filters.reshape(layer.n_in * terms, 1, layer.taps)
     first = stand_in.spatial(layer.operand, depthwise, groups=layer.n_in)
     pointwise = mixed.transpose(0, 1).flatten(1)
-    bias = layer.bias
-    if known.mean is not None:
-        residual = by_channel - mixed @ filters
-        bias = stand_in.shifted_bias(known, residual.transpose(0, 1).flatten(1))
+    bias = stand_in.shifted_bias(
+        known, lambda: (by_channel - mixed @ filters).transpose(0, 1).flatten(1)
+    )
     return stand_in.pointwise(first, pointwise, bias)

@@ -167,18 +167,18 @@ class StandIn:
         shape = (-1, *(1,) * len(self.layer.kernel))
         return self._call(_ATEN.add.Tensor, value, self.weight(bias.reshape(shape)))
 
-    def shifted_bias(self, known: Moments, residual: Tensor) -> Tensor | None:
+    def shifted_bias(self, known: Moments, residual: Callable[[], Tensor]) -> Tensor | None:
         """The layer's bias, with the mean of what a stand-in's weights leave out.
 
         Args:
             known: The layer's moments.
-            residual: The layer's weights without those that the stand-in realises,
-                ``[n_out, n_in * taps]``.
+            residual: Returns the layer's weights without those that the stand-in realises,
+                ``[n_out, n_in * taps]``. Without data it is not called.
         """
         bias = self.layer.bias
         if known.mean is None:
             return bias
-        mean = residual.double() @ known.mean.repeat_interleave(self.layer.taps)
+        mean = residual().double() @ known.mean.repeat_interleave(self.layer.taps)
         return mean if bias is None else bias.double() + mean
 
     def shuffle(self, value: fx.Node, groups: int, n: int) -> fx.Node:

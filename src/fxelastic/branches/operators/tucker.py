@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from fxelastic.branches.operators.factors import by_inputs, by_outputs
 from fxelastic.branches.operators.layers import Layer
@@ -76,13 +76,16 @@ def _written(stand_in: StandIn, known: Moments, inner_in: int, inner_out: int) -
     value, inwards = layer.operand, torch.eye(n_in, dtype=matrix.dtype, device=matrix.device)
     core = matrix
     if inner_in < n_in:
-        back, inwards = by_inputs(products, known.channels, inner_in)
+        back, inwards = by_inputs(products, known.coloured, inner_in)
         core = back.reshape(n_out, taps, inner_in).permute(0, 2, 1)
         value = stand_in.pointwise(value, inwards)
-    outwards, core = by_outputs(core.flatten(1), known.outputs, inner_out)
+    outwards, core = by_outputs(core.flatten(1), known.outputs(), inner_out)
     core = core.unflatten(1, (inner_in, taps))
-    realised = outwards @ (core.permute(0, 2, 1) @ inwards).permute(0, 2, 1).flatten(1)
+
+    def residual() -> Tensor:
+        realised = outwards @ (core.permute(0, 2, 1) @ inwards).permute(0, 2, 1).flatten(1)
+        left_out: Tensor = matrix.flatten(1) - realised
+        return left_out
+
     inner = stand_in.spatial(value, core)
-    return stand_in.pointwise(
-        inner, outwards, stand_in.shifted_bias(known, matrix.flatten(1) - realised)
-    )
+    return stand_in.pointwise(inner, outwards, stand_in.shifted_bias(known, residual))
