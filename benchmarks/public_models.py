@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.util import find_spec
@@ -35,8 +36,13 @@ GAMMA = 0.2
 STAGES = ("make", "call", "expand", "run", "export", "done")
 
 
-def measure(library: str, name: str) -> dict[str, Any]:
+def measure(library: str, name: str, kinds: str = "default") -> dict[str, Any]:
     """Run one model through the stages until one fails.
+
+    Args:
+        library: The library.
+        name: The model.
+        kinds: The kinds of branches: ``default`` or ``all``.
 
     Returns:
         The stage that failed, or ``done``, with the reason and figures.
@@ -64,7 +70,10 @@ def measure(library: str, name: str) -> dict[str, Any]:
             expected = trees.flatten(case.model(*case.args, **case.kwargs))[0]
         begin("expand")
         begin_s = time.perf_counter()
-        supernet = fxelastic.expand(case.model, GAMMA, example_inputs=(case.args, case.kwargs))
+        example = (case.args, case.kwargs)
+        supernet = fxelastic.expand(case.model, GAMMA, example_inputs=example, kinds=kinds)
+        found["kinds"] = dict(Counter(spec.kind for spec in supernet.space.branches))
+        found["without_reason"] = sum(not skip.reason for skip in supernet.skips)
         found["expand_s"] = time.perf_counter() - begin_s
         blocks = supernet.partition.blocks
         found["blocks"] = len(blocks)
@@ -93,10 +102,10 @@ def measure(library: str, name: str) -> dict[str, Any]:
 
 
 def in_a_process(
-    library: str, name: str, timeout_s: float, script: str = __file__
+    library: str, name: str, timeout_s: float, script: str = __file__, more: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Measure in another process, so that a crash or an endless run does not end the others."""
-    command = [sys.executable, script, "--one", library, name]
+    command = [sys.executable, script, "--one", library, name, *more]
     reason = ""
     try:
         done = subprocess.run(
@@ -156,6 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("libraries", nargs="*", default=list(LIBRARIES), help="default: all")
     parser.add_argument("--only", help="names of models, with commas between them")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds for one model")
+    parser.add_argument("--kinds", choices=("default", "all"), default="default")
     parser.add_argument("--jobs", type=int, default=1, help="models at a time")
     parser.add_argument("--out", type=Path, default=Path("build/public_models.json"))
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
@@ -163,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.one:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            print(json.dumps(measure(*args.one)))
+            print(json.dumps(measure(*args.one, args.kinds)))
         return 0
     models = json.loads(args.out.read_text())["models"] if args.out.exists() else []
     known = {(found["library"], found["name"]) for found in models}
@@ -176,7 +186,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = args.only.split(",") if args.only else LIBRARIES[library][0]()
         wanted += [(library, name) for name in names if (library, name) not in known]
     with ThreadPoolExecutor(args.jobs) as pool:
-        runs = [pool.submit(in_a_process, *one, args.timeout) for one in wanted]
+        more = ("--kinds", args.kinds)
+        runs = [pool.submit(in_a_process, *one, args.timeout, __file__, more) for one in wanted]
         for done in as_completed(runs):
             models.append(done.result())
             print(line(models[-1]), flush=True)
