@@ -1,9 +1,9 @@
 """Kinds of branches, for ``fxelastic.expand(model, kinds=(...))``, and the parts to write one.
 
-A kind is a frozen dataclass whose fields are its options. `Merged`, `Pruned` and `Skip` are the
-default, `Exit` makes early exits, and the others are compression operators. A kind of your own has
-a method ``make(partition, seed)`` that yields branches and refusals; `intervals` and `Interval` do
-what most kinds have in common:
+A kind is a frozen dataclass whose fields are its options. `Merged`, `Pruned`, `Skip` and
+`Separable` are the default, `Exit` makes early exits, and the others are compression operators. A
+kind of your own has a method ``make(partition, seed)`` that yields branches and refusals;
+`intervals` and `Interval` do what most kinds have in common:
 
     @dataclasses.dataclass(frozen=True)
     class Scaled:

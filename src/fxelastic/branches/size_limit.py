@@ -34,7 +34,9 @@ def within_size(
         affordable = [branch for branch in left if choice.added(branch) <= choice.n_left]
         if not affordable:
             break
-        best = min(affordable, key=choice.place)  # the first of equal ones
+        kind = min((branch.kind for branch in affordable), key=choice.n_params.__getitem__)
+        own = (branch for branch in affordable if branch.kind == kind)
+        best = max(own, key=choice.value)  # the first of equal ones
         choice.take(best)
         kept.add(best)
         left.remove(best)
@@ -51,35 +53,35 @@ class _Choice:
 
     Attributes:
         n_left: The number of parameters that further branches may have.
+        n_params: The number of parameters that each kind has added.
     """
 
     def __init__(self, branches: Iterable[Branch], n_left: float) -> None:
         originals = {b.start: b for b in branches if b.kind == ORIGINAL}
         self.n_left = n_left
+        self.n_params: Counter[str] = Counter()
         self._flops = [originals[i].flops for i in sorted(originals)]
         # Modules list a parameter once, however often they use it.
         self._sizes = {b: {p: p.numel() for p in b.module.parameters()} for b in branches}
         self._taken = {p for b in originals.values() for p in self._sizes[b]}
-        self._n_params: Counter[str] = Counter()
         self._n_covering: Counter[tuple[str, int]] = Counter()
 
     def added(self, branch: Branch) -> int:
         """The number of parameters that a branch adds to the chosen ones."""
         return sum(n for p, n in self._sizes[branch].items() if p not in self._taken)
 
-    def place(self, branch: Branch) -> tuple[int, float]:
-        """A key that sorts branches by when they come."""
+    def value(self, branch: Branch) -> float:
+        """The operations saved for each parameter, less where others of the kind save some."""
         blocks = range(branch.start, branch.stop)
         shares = [1 / (1 + self._n_covering[branch.kind, i]) for i in blocks]
         saved = sum(self._flops[i] for i in blocks) - branch.flops
-        value = saved * sum(shares) / len(blocks) / max(1, self.added(branch))
-        return self._n_params[branch.kind], -value
+        return saved * sum(shares) / len(blocks) / max(1, self.added(branch))
 
     def take(self, branch: Branch) -> None:
         """Choose a branch."""
         added = self.added(branch)
         self.n_left -= added
-        self._n_params[branch.kind] += added
+        self.n_params[branch.kind] += added
         self._taken.update(self._sizes[branch])
         for i in range(branch.start, branch.stop):
             self._n_covering[branch.kind, i] += 1
