@@ -1,4 +1,4 @@
-"""Zeros before a pooling count, in onnxruntime as in torch."""
+"""What optimisers would change is kept: zeros before a pooling, shapes, small terms."""
 
 from __future__ import annotations
 
@@ -76,3 +76,38 @@ def test_a_convolution_still_takes_its_padding(tmp_path: Path) -> None:
     )
     nodes = onnx.load(tmp_path / "optimised.onnx").graph.node
     assert "Pad" not in [node.op_type for node in nodes]
+
+
+SMALL: dict[str, Callable[[Tensor], Tensor]] = {
+    "norm": lambda x: x / (x.norm(dim=1, keepdim=True) + 1e-9),
+    "logarithm": lambda x: (x.abs() + 1e-12).log(),
+    "root mean square": lambda x: x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt(),
+    "on the left": lambda x: x / (1e-10 + x.abs().sum(1, keepdim=True)),
+}
+
+
+class AfterLinear(nn.Module):
+    """Applies a function to what a linear map gives."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 8, bias=False)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.linear(x))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_terms_are_not_taken_for_zero(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    model = AfterLinear(SMALL[name]).eval()
+    supernet = fxelastic.expand(model, 1.0, example_inputs=torch.randn(2, 4), kinds=())
+    bundle = fxelastic.export(supernet, tmp_path / "bundle")
+    x = torch.stack([torch.zeros(4), 1e-4 * torch.ones(4), torch.ones(4)])
+    with edge.Executor(bundle) as executor, torch.no_grad():
+        (found,) = executor.run(bundle.space.original, {"x": x.numpy()})
+        wanted = model(x).numpy()
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    for path in (tmp_path / "bundle" / "branches").glob("*.onnx"):
+        assert "Sum" not in {node.op_type for node in onnx.load(path).graph.node}

@@ -22,7 +22,12 @@ import torch
 from onnx_ir.passes.common import InlinePass
 from torch import nn
 
-from fxelastic.backends.onnxruntime.graph_fixes import keep_empty_reshapes, keep_padding
+from fxelastic.backends.onnxruntime.graph_fixes import (
+    hide_small_terms,
+    keep_empty_reshapes,
+    keep_padding,
+    show_small_terms,
+)
 from fxelastic.backends.onnxruntime.pieces import Piece, SideBySide, Template, templates
 from fxelastic.backends.onnxruntime.refusals import names_operator, refused_operators
 from fxelastic.backends.onnxruntime.slicing import Cutter, finish
@@ -201,7 +206,9 @@ def _convert_together(found: Sequence[Template], opset: int) -> dict[str, ir.Mod
             for piece, names in zip(template.pieces, template.weights, strict=True):
                 model = cutter.cut(reads, gives)
                 _fill(model.graph, piece.module, {k: names[slot] for k, slot in slots.items()})
+                hide_small_terms(model.graph)
                 torch.onnx.ONNXProgram(model, None).optimize()
+                show_small_terms(model.graph)
                 keep_padding(model.graph)
                 keep_empty_reshapes(model.graph)
                 finish(model, piece.inputs, piece.outputs)

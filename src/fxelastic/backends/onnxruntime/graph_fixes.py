@@ -1,4 +1,7 @@
-"""Fixes of converted graphs that onnxruntime would otherwise run wrongly or refuse.
+"""Fixes of converted graphs that would otherwise be optimised or run wrongly, or be refused.
+
+- `hide_small_terms`, `show_small_terms`: onnxscript takes terms of up to 1e-8 for zero and removes
+  them, so that ``x / (x.norm() + 1e-9)`` and ``(x + 1e-12).log()`` are not finite at zero.
 
 - `keep_padding`: PadFusion turns zeros before a pooling into the pooling's own padding, which a
   pooling leaves out: a maximum always (so a window of negative numbers and zeros gives a negative
@@ -15,6 +18,35 @@ from collections.abc import Iterable
 
 import numpy as np
 import onnx_ir as ir
+
+#: Terms that an optimiser may take for zero, with some distance.
+_SMALL = 1e-6
+
+
+def hide_small_terms(graph: ir.Graph) -> None:
+    """Write additions of small constants as an operator that optimisers leave alone.
+
+    Args:
+        graph: A graph, changed in place, with its subgraphs; `show_small_terms` undoes it.
+    """
+    for node in graph.all_nodes():
+        if node.op_type == "Add" and any(map(_is_small, node.inputs)):
+            node.op_type = "Sum"
+
+
+def show_small_terms(graph: ir.Graph) -> None:
+    """Undo `hide_small_terms`: fusions look for ordinary additions."""
+    for node in graph.all_nodes():
+        if node.op_type == "Sum" and len(node.inputs) == 2:
+            node.op_type = "Add"
+
+
+def _is_small(value: ir.Value | None) -> bool:
+    """Whether a value is a constant with a nonzero element that may count as zero."""
+    constant = None if value is None else ir.convenience.get_const_tensor(value)
+    if constant is None or constant.size != 1 or not constant.dtype.is_floating_point():
+        return False
+    return 0 < abs(float(constant.numpy().item())) <= _SMALL
 
 
 def keep_padding(graph: ir.Graph) -> None:
