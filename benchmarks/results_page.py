@@ -753,6 +753,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], Iterable[Row]]]] = {
     "expand": ("Supernets", expand),
     "export": ("Export", export),
     "public_models": ("Models of public libraries", public_models),
+    "public_kinds": ("Models of public libraries with every kind of branches", public_models),
     "public_sizes": ("Models of public libraries, with sizes that vary", public_sizes),
     "decoders": ("Decoders with a cache", decoders),
     "operators": ("Kinds of branches before training, on pretrained weights", operators),

@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "expand": ("expand.py --out {out}",),
     "export": ("export.py --json",),
     "public_models": ("public_models.py --jobs 2 --out {out}",),
+    "public_kinds": ("public_models.py --kinds all --jobs 2 --out {out}",),
     "public_sizes": ("public_sizes.py --out {out}",),
     "decoders": ("decoders.py --json {out}",),
     "operators": ("operators.py --images {images} --out {out}",),

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from fxelastic import edge
 from fxelastic.edge.monitoring.table_probe import BranchTimer, TableProbe, renewed
-from fxelastic.edge.serving.background_search import LocalSearch
+from fxelastic.edge.serving.background_search import BackgroundSearch, LocalSearch
+from fxelastic.edge.serving.events import EventLog
 from fxelastic.edge.sessions import SessionMaker
 from fxelastic.errors import UsageError
 from fxelastic.spec.latency_table import LatencyTable
@@ -47,6 +51,26 @@ def test_quicker_subnets_are_found_and_kept(
     found = LocalSearch(bundle, lambda: table, DATA, path).search(limit_ms, threading.Event())
     assert any(step.latency_ms <= limit_ms for step in found)
     assert {e.arch for e in edge.SubnetPool.load(path)} == {step.arch for step in found}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads have no priority there")
+def test_the_thread_of_a_search_alone_has_a_low_priority() -> None:
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    class Recorder:
+        def search(self, limit_ms: float, stop: threading.Event) -> list[Any]:
+            seen.append(priority())
+            return []
+
+    seen: list[int] = []
+    own = priority()
+    events = EventLog(time.monotonic)
+    search = BackgroundSearch(Recorder(), Mock(), events, time.monotonic, lambda: None)
+    assert search.begin(1.0)
+    search.thread.join()  # type: ignore[union-attr]
+    assert seen == [15]
+    assert priority() == own
 
 
 def test_a_search_that_is_told_to_stop_stops(bundle: edge.Bundle, table: LatencyTable) -> None:

@@ -6,7 +6,6 @@ import json
 import random
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
@@ -268,9 +267,7 @@ def test_a_search_beside_serving_is_for_the_sizes_of_the_budget(bundle: edge.Bun
     data = [image(height)[0] for height in (4, 4, 8, 4, 8)]
     how = {"score": "cosine", "max_subnets": 2, "held_out": 0.0}
     searcher = LocalSearch(bundle, probe.fixed_table, data, None, how)
-    # In a thread of its own, whose priority it lowers.
-    with ThreadPoolExecutor(1) as threads:
-        found = threads.submit(searcher.search, 1e6, threading.Event()).result()
+    found = searcher.search(1e6, threading.Event())
     mean = table.mean_over(pool.sizes)
     assert [entry.latency_ms for entry in found] == pytest.approx(
         [mean.predict_ms(entry.arch) for entry in found]

@@ -127,6 +127,7 @@ class BackgroundSearch:
             thread.join()
 
     def _work(self, limit_ms: float) -> None:
+        _lower_priority()
         begin_s = self._clock()
         try:
             found = self._searcher.search(limit_ms, self._stop)
@@ -185,7 +186,6 @@ class LocalSearch:
 
     def search(self, limit_ms: float, stop: threading.Event) -> Sequence[Any]:
         """Search for subnets whose estimated latency is at most ``limit_ms``; see `Searcher`."""
-        _lower_priority()
 
         def end_if_stopped(budget_ms: float, study: Study) -> None:
             if stop.is_set():
