@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fxelastic import Supernet, expand
+from fxelastic.branches import DEFAULT_KINDS
 from fxelastic.ir.branch import cut_cache
 from fxelastic.spec import Arch
 
@@ -182,7 +183,11 @@ def decoder(name: str, seed: int = 0) -> nn.Module:
 def supernet_of(name: str) -> Supernet:
     """A supernet of a decoder, which tests share and must not change."""
     return expand(
-        decoder(name), 0.5, example_inputs=inputs_of(name), dynamic_shapes=DECODERS[name][2]
+        decoder(name),
+        0.5,
+        example_inputs=inputs_of(name),
+        dynamic_shapes=DECODERS[name][2],
+        kinds=DEFAULT_KINDS,
     )
 
 

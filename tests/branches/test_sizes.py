@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fxelastic import Supernet, expand
+from fxelastic.branches import DEFAULT_KINDS
 from fxelastic.ir import trees
 from tests.models import CASES
 
@@ -37,7 +38,8 @@ def supernet_of(name: str) -> tuple[torch.nn.Module, dict[str, Any], Supernet]:
     model = CASES[name].build().eval()
     inputs = named_inputs(name, model)
     shapes = {key: symbols_of(value) for key, value in inputs.items()}
-    return model, inputs, expand(model, 0.2, example_inputs=inputs, dynamic_shapes=shapes)
+    options: dict[str, Any] = {"dynamic_shapes": shapes, "kinds": DEFAULT_KINDS}
+    return model, inputs, expand(model, 0.2, example_inputs=inputs, **options)
 
 
 def at(value: torch.Tensor, sizes: dict[str, int]) -> torch.Tensor:

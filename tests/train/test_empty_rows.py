@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import fxelastic
 from fxelastic import Supernet, TrainingError, UsageError
+from fxelastic.branches import DEFAULT_KINDS
 from fxelastic.branches.trainable import BatchNorm
 from fxelastic.train.losses import (
     cross_entropy,
@@ -33,7 +34,7 @@ STAGES: dict[str, Any] = {
 
 @cache
 def expanded(name: str) -> Supernet:
-    return fxelastic.expand(build(name), 0.6, example_inputs=routed(3))
+    return fxelastic.expand(build(name), 0.6, example_inputs=routed(3), kinds=DEFAULT_KINDS)
 
 
 @pytest.fixture(autouse=True)
