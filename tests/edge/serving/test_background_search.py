@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -53,24 +52,34 @@ def test_quicker_subnets_are_found_and_kept(
     assert {e.arch for e in edge.SubnetPool.load(path)} == {step.arch for step in found}
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads have no priority there")
-def test_the_thread_of_a_search_alone_has_a_low_priority() -> None:
-    def priority() -> int:
-        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+def test_the_thread_of_a_search_alone_has_a_low_priority(
+    bundle: edge.Bundle, table: LatencyTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lowered: list[tuple[int, int]] = []
+
+    def record(which: int, thread: int, priority: int) -> None:
+        lowered.append((thread, priority))
+
+    monkeypatch.setattr(os, "setpriority", record, raising=False)
+    monkeypatch.setattr(os, "PRIO_PROCESS", 0, raising=False)
+    stop = threading.Event()
+    stop.set()
+    local = LocalSearch(bundle, lambda: table, DATA)
+    local.search(table.predict_ms(bundle.space.original), stop)
+    assert lowered == []  # whoever calls it keeps the priority
+    threads: list[int] = []
 
     class Recorder:
         def search(self, limit_ms: float, stop: threading.Event) -> list[Any]:
-            seen.append(priority())
+            threads.append(threading.get_native_id())
             return []
 
-    seen: list[int] = []
-    own = priority()
     events = EventLog(time.monotonic)
     search = BackgroundSearch(Recorder(), Mock(), events, time.monotonic, lambda: None)
     assert search.begin(1.0)
-    search.thread.join()  # type: ignore[union-attr]
-    assert seen == [15]
-    assert priority() == own
+    search.close()
+    assert lowered == [(threads[0], 15)]
+    assert threads != [threading.get_native_id()]
 
 
 def test_a_search_that_is_told_to_stop_stops(bundle: edge.Bundle, table: LatencyTable) -> None:
