@@ -84,6 +84,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         f"contexts.py --simulate --out {WORK}/contexts_simulated --json {{out}}",
     ),
     "contexts": (f"contexts.py --data {{data}} --out {WORK}/contexts --json {{out}}",),
+    "contexts_text": (f"contexts.py --task topics --out {WORK}/contexts_text --json {{out}}",),
     "tradeoff": (
         f"tradeoff.py --seeds 0 1 2 --data {WORK}/data --work {WORK}/tradeoff --out {{out}}",
     ),
@@ -106,7 +107,7 @@ DATA |= {"energy": "the profiles of CodeCarbon"}
 # These need --images, and the packages of pretrained.py.
 IMAGES = ("operators", "pretrained", "pretrained_baselines")
 # Run only if they are named: they need a GPU, data, photographs, packages, or an hour.
-BY_NAME = frozenset(("train_device", "decoders", "exits_text", *DATA, *IMAGES))
+BY_NAME = frozenset(("train_device", "decoders", "contexts_text", "exits_text", *DATA, *IMAGES))
 
 
 def main() -> int:
