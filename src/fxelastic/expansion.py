@@ -143,7 +143,7 @@ def _check_size(max_size: Any) -> None:
             f"max_size must be at least 1, got {max_size!r}",
             expected="the supernet's most parameters as a multiple of the model's, e.g. 2.5",
             got=repr(max_size),
-            fix="max_size=None with kinds= for any number of parameters",
+            fix="for any number of parameters, pass kinds= without 'default', and no max_size",
         )
 
 
@@ -179,9 +179,16 @@ def _kinds(
     spliced = [k for kind in kinds for k in (DEFAULT_KINDS if kind == _DEFAULT else (kind,))]
     for kind in (ORIGINAL, *spliced):
         made = branch_kind(kind)(**named.get(kind, {})) if isinstance(kind, str) else kind
-        if made not in chosen:
+        if not any(_same(made, other) for other in chosen):
             chosen.append(made)
     return [_with_calibration(kind, batches) for kind in chosen]
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two kinds make the same branches: their batches are compared by identity."""
+    own, theirs = (getattr(kind, "calibration", ()) for kind in (one, other))
+    same_data = len(own) == len(theirs) and all(a is b for a, b in zip(own, theirs, strict=True))
+    return same_data and bool(one == other)
 
 
 def _with_calibration(kind: Any, batches: Sequence[Arguments]) -> Kind:
@@ -194,7 +201,7 @@ def _with_calibration(kind: Any, batches: Sequence[Arguments]) -> Kind:
         raise UsageError(
             f"{type(kind).__name__} with these options needs calibration data",
             expected="a few batches as calibration=",
-            got="none",
+            got="no calibration data",
         )
     result: Kind = kind
     return result

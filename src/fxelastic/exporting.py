@@ -196,7 +196,8 @@ def _warn_of_nan(supernet: Supernet) -> None:
     """Warn of NaN in weights, on which files and model agree."""
     names = [name_of(name) for name, value in supernet.named_parameters() if value.isnan().any()]
     if names:
-        logger.warning("weights hold NaN: %s", ", ".join(names[:3]) + (", …" * (len(names) > 3)))
+        shown = ", ".join(names[:3]) + (", …" * (len(names) > 3))
+        logger.warning("weights hold NaN: %s; the exported files compute NaN, as the model", shown)
 
 
 def _samples(

@@ -77,8 +77,9 @@ def train_stages(
         dynamic_shapes: As in `fxelastic.partition`.
         fusion: As in `fxelastic.partition`.
         seed: Seed of the exits' weights and of the training.
-        options: Any field of `fxelastic.train.Training` but ``norm_statistics``: ``lr`` (1e-3
-            where it is not given), ``validate``, ``cache_bytes``, ``checkpoints``, …
+        options: Any field of `fxelastic.train.Training` but ``norm_statistics``: ``lr`` (a
+            number, 1e-3 by default), ``keep_best`` (False by default), ``validate``,
+            ``cache_bytes``, ``checkpoints``, …
 
     Returns:
         A supernet, in eval mode, whose originals are the trained network and whose branches are
@@ -186,7 +187,9 @@ def trained_state(supernet: Supernet, model: nn.Module) -> dict[str, Tensor]:
             raise UsageError(
                 f"the model has no weight {wanted!r} like the one that was trained",
                 expected=f"a weight of shape {tuple(trained[wanted].shape)}",
-                got="none of this name" if found is None else f"one of shape {tuple(found.shape)}",
+                got="no weight of this name"
+                if found is None
+                else f"one of shape {tuple(found.shape)}",
                 fix="pass the model that was trained, with its wrapper such as DataParallel or "
                 "torch.compile if it had one",
             )

@@ -84,6 +84,16 @@ def test_a_kind_given_twice_makes_its_branches_once() -> None:
     assert same(expand(kinds=("skip",)), expand(kinds=("skip", kinds.Skip(), "original")))
 
 
+def test_each_kind_may_have_data_of_its_own() -> None:
+    """Symptom: kinds whose data is tensors could not be compared."""
+    one, other = (
+        kinds.LowRank(ranks=(rank,), calibration=(((torch.randn(4, 3, 8, 8),), {}),))
+        for rank in (0.5, 0.25)
+    )
+    alone, both = expand(kinds=(one,)), expand(kinds=(one, one, other))
+    assert set(alone.branches) < set(both.branches)
+
+
 def test_activations_get_the_calibration_data_of_the_call() -> None:
     data = torch.randn(4, 3, 8, 8)
     ranked = kinds.Pruned(importance="activation")
@@ -174,6 +184,8 @@ def test_options_are_parsed_by_the_types_of_the_fields() -> None:
         ("pruned:ratios=2", "ratios must hold numbers above 0 and below 1"),
         ("pruned:calibration=1", "can't be given on the command line"),
         ("json:dumps", "does not refer to a branch kind"),
+        ("pruned:round_to=0", "round_to must be at least 1, got 0"),
+        ("exit:at=half", "at must be 'auto' or numbers of blocks"),
         ("no_such_module:Kind", "there is no module 'no_such_module'"),
     ],
 )
@@ -189,3 +201,26 @@ def test_a_wrong_option_is_refused_before_the_model_is_built(
     argv = ["no_such_model.py:build", str(tmp_path / "out"), "--kind", "merged:depth=1"]
     assert export_main(argv) == 2
     assert "Merged has no option 'depth'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ("size: int", "missing 1 required positional argument"),
+        ("size: Unknown = 1", "Wanted fails"),
+        ("size: int = 1", "Wanted fails"),
+    ],
+)
+def test_a_kind_of_ones_own_that_fails_is_named(tmp_path: Path, fields: str, message: str) -> None:
+    """Symptom: an internal error, for a mistake in the user's file."""
+    path = tmp_path / f"own_{abs(hash(fields))}.py"
+    path.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n\n"
+        f"@dataclass(frozen=True)\nclass Wanted:\n    {fields}\n    name = 'wanted'\n"
+        "    def __post_init__(self):\n        raise ValueError('Wanted fails')\n"
+        "    def make(self, partition, seed=0):\n        return iter(())\n"
+    )
+    option = "" if fields == "size: int" else ":size=2"
+    with pytest.raises(UsageError, match="Wanted can't be created") as caught:
+        parse_kind(f"{path}:Wanted{option}")
+    assert message in str(caught.value)

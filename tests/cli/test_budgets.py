@@ -56,3 +56,7 @@ def test_a_run_needs_units() -> None:
     check_units(["60%", "20ms"])
     with pytest.raises(UsageError, match="did you mean 60%"):
         check_units(["0.6"])
+    for text in ("500", "-5", "nan"):
+        with pytest.raises(UsageError, match=f"write {text}ms") as caught:
+            check_units([text])
+        assert "did you mean" not in str(caught.value)

@@ -304,3 +304,12 @@ def test_a_folder_whose_names_are_no_text_has_a_digest(tmp_path: Path) -> None:
     before = digest_of(tmp_path)
     (tmp_path / "link").symlink_to("nowhere")
     assert digest_of(tmp_path) != before
+
+
+def test_a_table_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    """Symptom: the target's column became an input, in files as Excel writes them."""
+    path = tmp_path / "data.csv"
+    path.write_text("y,a,b\n0,1,2\n1,3,4\n", encoding="utf-8-sig")
+    x, y = first_batch(load_data(str(path), 2, False))
+    assert x.shape == (2, 2)
+    assert sorted(y.tolist()) == [0, 1]

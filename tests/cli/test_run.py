@@ -15,7 +15,7 @@ import pytest
 
 from fxelastic.cli import main
 from fxelastic.cli.recipe import Recipe
-from fxelastic.cli.run_loop import CurrentRun
+from fxelastic.cli.run_loop import CurrentRun, _ended
 from fxelastic.cli.run_pipeline import steps_of
 from fxelastic.cli.run_steps import Step
 from tests import warm
@@ -249,6 +249,12 @@ def test_a_measurement_that_cant_be_used_is_made_again(
     usual, thorough = ["bundle", "--quiet"], ["bundle", "--samples=40", "--quiet"]
     assert (current._made_well(step), made) == (0, [usual, thorough])
     assert (current._made_well(step), made[2:]) == (1, [usual, thorough, thorough])
+
+
+def test_a_step_that_was_killed_is_called_so() -> None:
+    assert _ended(2) == "ended with exit code 2"
+    assert _ended(-9) == "was ended by signal 9, probably for lack of memory"
+    assert _ended(-15) == "was ended by signal 15"
 
 
 def test_a_longer_measurement_leaves_the_recipes_options(tmp_path: Path) -> None:

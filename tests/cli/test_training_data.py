@@ -62,3 +62,15 @@ def test_samples_are_in_the_dimension_in_which_the_model_takes_them(tmp_path: Pa
 def loaders_of(folder: Path, dims: dict[str, int | None], result_dim: int) -> list[Any]:
     shapes = SampleShapes(dims=dims, result_dim=result_dim)
     return list(load_data(str(folder / "data.npz"), 3, distributed=False)(shapes)[0])
+
+
+def test_a_process_with_less_than_a_batch_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Symptom: no batch in any process where all samples are more than a batch."""
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.is_available", lambda: True)
+    np.savez(tmp_path / "data.npz", x=np.zeros((10, 3)), y=np.arange(10))
+    (train, _) = load_data(str(tmp_path / "data.npz"), 8, distributed=True)(SampleShapes())
+    assert [len(targets) for _, targets in train] == [5]

@@ -151,7 +151,7 @@ def test_an_ended_signature_is_refused(signed: Signed) -> None:
     signed.sign(7, int(time.time()) + 1000)
     signed.load()
     signed.sign(7, int(time.time()) - 1)
-    signed.refused("has a signature that has ended")
+    signed.refused("has an expired signature")
 
 
 def test_any_subset_of_the_files_is_verified(signed: Signed) -> None:

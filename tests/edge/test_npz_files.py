@@ -62,3 +62,9 @@ def test_objects_are_not_unpickled(path: Path) -> None:
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="FileNotFoundError"):
         read_npz(tmp_path / "missing.npz")
+
+
+def test_the_advice_is_for_the_file_and_not_its_name(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        read_npz(tmp_path / "objects.npz")
+    assert "padded" not in str(caught.value)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fxelastic.edge.private_folder import PrivateFolder
+from fxelastic.edge.private_folder import PrivateFolder, _prefix, _sweep
 
 
 @pytest.fixture(autouse=True)
@@ -66,3 +66,19 @@ def test_a_forked_child_leaves_its_parent_s_folder(temporary: Path) -> None:
         os._exit(0)
     os.waitpid(pid, 0)
     assert made.path.exists()
+
+
+def test_another_process_may_remove_a_folder_first(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Symptom: of two processes that start together, one said that there is no space."""
+    left = temporary / f"{_prefix()}1-x"
+    left.mkdir()
+
+    def over(pid: int) -> bool:
+        left.rmdir()
+        return True
+
+    monkeypatch.setattr("fxelastic.edge.private_folder.is_over", over)
+    _sweep.cache_clear()
+    assert PrivateFolder().path.parent == temporary

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import fxelastic
 from fxelastic.errors import CaptureError, UsageError
 from fxelastic.passes import capture
+from fxelastic.passes.check_capture import _relative
 
 
 class Model(nn.Module):
@@ -209,3 +211,22 @@ def test_a_size_that_does_not_hold_is_named_with_operator_and_line() -> None:
     with pytest.raises(CaptureError, match="can't vary: the model fixes it") as caught:
         capture(Side().eval(), x, dynamic_shapes=sizes)
     assert re.search(r"aten\.\w+ at test_check_capture\.py:\d+: x = x", str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        ([1.0, -math.inf], [1.0, -math.inf], True),
+        ([1.0, -math.inf], [2.0, -math.inf], False),
+        ([1.0, -math.inf], [1.0, math.inf], False),
+        ([math.nan, 1.0], [math.nan, 1.0], True),
+        ([math.nan, math.inf, 1.0], [math.nan, math.inf, 2.0], False),
+        ([math.nan, 1.0], [1.0, math.nan], False),
+        ([math.inf], [math.nan], False),
+    ],
+)
+def test_results_that_are_not_finite_are_compared(
+    a: list[float], b: list[float], same: bool
+) -> None:
+    """Symptom: a wrong capture of scores that are masked with infinity passed."""
+    assert (_relative(torch.tensor(a), torch.tensor(b)) < 1e-6) == same

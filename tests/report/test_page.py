@@ -188,7 +188,7 @@ def test_the_page_begins_with_what_matters(folder: Path) -> None:
     # A phone shows the first columns.
     assert titles[:4] == ["subnet", "of original", "accuracy", "score"]
     assert page.count('<tr class="recommended">') == 1
-    assert "Scores (top1) are those on the data of the search" in page
+    assert "Scores (top1) are measured on the data that the search chose with" in page
 
 
 def test_search_and_test_scores_have_axes_of_their_own(folder: Path) -> None:

@@ -32,7 +32,12 @@ def test_an_expression_has_the_value_that_python_gives(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "f(N)", "N.real", "__import__('os')", "[N]", "N if N else 2", "1 <", "'N'", "True"]
+    "text",
+    [
+        *("", "f(N)", "N.real", "__import__('os')", "[N]", "N if N else 2", "1 <", "'N'", "True"),
+        "+".join(["N"] * 5000),
+    ],
+    ids=lambda text: text[:20],
 )
 def test_what_is_not_an_expression_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not an expression"):
@@ -41,7 +46,11 @@ def test_what_is_not_an_expression_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "sizes"),
-    [("seq", {}), ("N//M", {"N": 1, "M": 0}), ("H/4", {"H": 3}), ("9**N", {"N": 99})],
+    [
+        *(("seq", {}), ("N//M", {"N": 1, "M": 0}), ("H/4", {"H": 3}), ("9**N", {"N": 99})),
+        *(("floor(N,N)", {"N": 1}), ("Max(N)", {"N": 1}), ("(0-N)**0.5", {"N": 8})),
+        *(("1e999", {}), ("1e999-1e999+N", {"N": 1})),
+    ],
 )
 def test_an_expression_without_a_size_says_so(text: str, sizes: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"can't be computed|is not a size"):
@@ -57,6 +66,7 @@ def test_an_expression_without_a_size_says_so(text: str, sizes: dict[str, int]) 
         ("seq-3", 0, ("seq", 3)),
         ("seq+3", 2, ("seq", -1)),
         ("seq//2", 4, None),
+        ("0.5*seq", 4, None),
         ("N*seq", 4, None),
     ],
 )

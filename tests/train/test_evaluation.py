@@ -14,7 +14,7 @@ import fxelastic
 from fxelastic import Supernet, UsageError
 from fxelastic.spec import Arch
 from fxelastic.train import accuracy, range_accuracy
-from fxelastic.train.evaluation import Prefix
+from fxelastic.train.evaluation import Prefix, subnet_scores
 from fxelastic.train.losses import soft_cross_entropy
 from fxelastic.train.norm_statistics import _surely_less
 from fxelastic.train.sampling import flops_of
@@ -54,6 +54,18 @@ def test_scores_are_those_of_each_subnet_alone() -> None:
         with torch.no_grad():
             right = sum(int((supernet(x, arch=arch).argmax(1) == y).sum()) for x, y in data)
         assert score == pytest.approx(right / 29)
+
+
+def test_scores_of_subnets_are_in_their_order() -> None:
+    """Symptom: a stage of several subnets ended by the score of the largest, not the last one."""
+    supernet = linear_supernet()
+    flops = flops_of(supernet.space)
+    costs = {arch: sum(flops[name] for name in arch) for arch in supernet.space.sample(4, seed=1)}
+    archs = sorted(costs, key=costs.__getitem__, reverse=True)
+    ranges = subnet_scores(supernet, archs, vector_batches(3))
+    scores = fxelastic.evaluate(supernet, archs, vector_batches(3))
+    assert [bucket.mean for bucket in ranges] == [scores[arch] for arch in archs]
+    assert [bucket.low for bucket in ranges] == [costs[arch] for arch in archs]
 
 
 def test_common_beginnings_are_computed_once_for_each_batch() -> None:

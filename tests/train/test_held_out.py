@@ -322,6 +322,9 @@ def test_branches_that_share_weights_are_one_unit() -> None:
         ([(0, 1.0), (10, 0.8), (20, 0.8)], 0),
         ([(0, 1.0), (10, 0.8), (20, 0.9)], 0),
         ([(0, math.nan), (10, 0.8), (20, 0.7)], None),
+        # Losses such as a negative similarity.
+        ([(0, -0.1), (10, -0.3), (20, -0.4)], None),
+        ([(0, 0.4), (10, 0.1), (20, 0.0)], None),
     ],
 )
 def test_steps_that_are_left(curve: list[tuple[int, float]], expected: int | None) -> None:
@@ -363,3 +366,11 @@ def test_best_states_do_not_depend_on_the_data_order_of_the_first_look() -> None
         results.append(seen)
     assert results[0] == results[1]
     assert_same_output(results[0], results[1])
+
+
+def test_a_loss_may_be_below_0() -> None:
+    """Symptom: a domain error after the second epoch."""
+    history = fxelastic.tune(
+        linear_supernet(), vector_batches(4), loss=lambda result, y: result.mean() - 9, epochs=3
+    )
+    assert history.steps == 12

@@ -67,7 +67,7 @@ def test_both_processes_end_with_the_same(out: Path, what: str) -> None:
 def test_a_nan_in_one_process_stops_both(out: Path) -> None:
     assert "at step 2" in (out / "error-0").read_text()
     assert "another process stopped" in (out / "error-0").read_text()
-    assert "batch 1 holds input" in (out / "error-1").read_text()
+    assert "of input in batch 1 are NaN" in (out / "error-1").read_text()
 
 
 def test_distributed_without_a_process_group_says_how() -> None:

@@ -17,7 +17,7 @@ import torch
 
 import fxelastic
 from fxelastic import TrainingError, UsageError, train
-from fxelastic.train import EndToEnd, Stage, TeacherForced, Training
+from fxelastic.train import Attentive, Bucketed, EndToEnd, Stage, TeacherForced, Training
 from fxelastic.train.checkpoints import Checkpoint, Checkpoints
 from tests import warm
 from tests.cli.commands import ROOT
@@ -83,6 +83,7 @@ def stopped(tmp_path: Path) -> Path:
 
 OWN = ["tune-00000007-0001", "tune-00000008-0001", "tune-00000008-0002"]
 EXPECTED: list[Any] = []
+ERRORS = {"student@0": 1.0, "student@1": 0.5, "student@2-4": 0.25}
 
 
 def uninterrupted(folder: Path) -> Any:
@@ -137,6 +138,7 @@ def test_what_was_refused_is_kept_aside(stopped: Path) -> None:
         ({"epochs": 9}, "epochs differs"),
         ({"optimizer": torch.optim.SGD}, "optimizer differs"),
         ({"soft": 0.5}, "tune soft differs"),
+        ({"sampling": Attentive(ERRORS)}, "tune sampling"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(
@@ -253,3 +255,16 @@ def test_checkpoints_of_an_earlier_version_go_on(tmp_path: Path) -> None:
         found = weights(supernet)
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_numbers_of_a_sampling_belong_to_the_run(tmp_path: Path) -> None:
+    """Symptom: a second run with newer errors returned at once, as if it had ended."""
+    facts = [
+        Stage(EndToEnd(), sampling=sampling).numerics(EndToEnd())
+        for sampling in (
+            *(Attentive(ERRORS), Attentive(ERRORS), Attentive({**ERRORS, "student@0": 2.0})),
+            *(Bucketed(costs={"student@0": 2.0}), Bucketed(costs={"student@0": 3.0}), Bucketed()),
+        )
+    ]
+    assert facts[0] == facts[1] != facts[2]
+    assert facts[3] != facts[4] != facts[5]

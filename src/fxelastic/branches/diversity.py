@@ -219,7 +219,12 @@ def _probes(partition: Partition) -> tuple[list[_Probe], dict[int, str]]:
         dims = dims_of_space(interval, value)
         channels = value.shape[1 if dims or value.dim() == 2 else -1] if value.dim() > 1 else None
         if not isinstance(channels, int) or channels > _MAX_CHANNELS:
-            refused[position] = f"{channels} channels are too many, or their number varies"
+            fixed = isinstance(channels, int)
+            refused[position] = (
+                f"{channels} channels are more than {_MAX_CHANNELS}"
+                if fixed
+                else "its features have no channels, or a number of them that varies"
+            )
             continue
         probes.append(_Probe(position, name, dims))
     return probes, refused

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -65,10 +65,16 @@ class Exit:
 
     at: str | Sequence[int] = "auto"
     every: int = 0
-    calibration: tuple[Arguments, ...] = ()
+    calibration: tuple[Arguments, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         """Check the options."""
+        if isinstance(self.at, str) and self.at != "auto":
+            raise UsageError(
+                f"at must be 'auto' or numbers of blocks, got {self.at!r}",
+                expected="'auto', or a sequence such as (2, 5)",
+                got=repr(self.at),
+            )
         if self.at != "auto":
             object.__setattr__(self, "at", counts("at", self.at))
         check_count("every", self.every, 0)

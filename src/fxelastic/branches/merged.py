@@ -201,7 +201,9 @@ def _fitted(run: Interval, i: int, operand: Tensor, result: Tensor) -> tuple[Tra
     except ValueError as e:
         raise NoBranchError(str(e)) from e
     if added > n_own:
-        raise NoBranchError(f"its projections would have {added:,} parameters, itself {n_own:,}")
+        raise NoBranchError(
+            f"its projections would have {added:,} parameters, more than the {n_own:,} of the copy"
+        )
     problem = run.misfit(copied, result, operands)
     if problem:
         raise NoBranchError(f"projections do not lead to the run's shapes: {problem}")

@@ -90,7 +90,9 @@ def as_batches(calibration: Any) -> tuple[Arguments, ...]:
                 got=type(batch).__name__,
             )
     if not batches:
-        raise UsageError("calibration must have at least one batch", expected=expected, got="none")
+        raise UsageError(
+            "calibration must have at least one batch", expected=expected, got="no batch"
+        )
     return tuple(batches)
 
 

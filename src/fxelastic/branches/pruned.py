@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -25,6 +25,7 @@ from fxelastic.ir.branch import Branch, Refusal
 from fxelastic.ir.operators import CONVOLUTIONS, LAYER_NORMS, groups_of, operator_name
 from fxelastic.ir.partition import Partition
 from fxelastic.spec.cache import Cache, KeptCache
+from fxelastic.spec.options import check_count
 
 KIND = "pruned"
 _ACTIVATION = "activation"
@@ -61,8 +62,8 @@ class Pruned:
             `fxelastic.expand` if empty.
 
     Raises:
-        UsageError: A ratio is not in (0, 1), the importance is unknown, or a span is not an integer
-            of at least 0.
+        UsageError: A ratio is not in (0, 1), the importance is unknown, or ``round_to`` or a span
+            is not an integer of at least 1 or 0.
 
     Source: AdaptiveNet, section 4.1, the blocks ``B_i^(-k)``.
     """
@@ -70,13 +71,14 @@ class Pruned:
     ratios: Sequence[float] = (0.25, 0.5)
     importance: str = "weight"
     round_to: int = 8
-    calibration: tuple[Arguments, ...] = ()
+    calibration: tuple[Arguments, ...] = field(default=(), compare=False)
     spans: Sequence[int] = (0,)
 
     def __post_init__(self) -> None:
         """Check the options."""
         object.__setattr__(self, "ratios", shares("ratios", self.ratios))
         object.__setattr__(self, "spans", counts("spans", self.spans, least=0))
+        check_count("round_to", self.round_to)
         if self.importance not in (*IMPORTANCE, _ACTIVATION):
             raise UsageError(
                 "unknown importance",

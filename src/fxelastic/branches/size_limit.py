@@ -14,10 +14,10 @@ def within_size(
 ) -> tuple[list[Branch], list[Refusal]]:
     """Leave out branches until the supernet has at most a multiple of the model's parameters.
 
-    The kinds take turns: next comes the kind that has added fewest parameters so far, with that
-    branch which saves most operations for each parameter that it adds. A second branch of the kind
-    over a block counts half, a third a third, and so on, so that all blocks get some. Weights that
-    branches share count once, and branches without weights of their own always stay.
+    The kinds take turns: the next branch is of the kind that has added the fewest parameters so
+    far; of that kind it is the one that saves the most operations per parameter. A second branch of
+    the kind over a block counts half, a third a third, and so on, so that all blocks get some.
+    Weights that branches share count once, and branches without weights of their own always stay.
 
     Args:
         branches: All branches; the originals, which stay, among them.

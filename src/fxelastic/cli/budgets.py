@@ -62,7 +62,8 @@ def check_units(texts: Sequence[str]) -> None:
         number = _number(str(text))
         if number is not None:
             percent = 100 * number if number < 1 else number
-            raise _questioned(str(text), "a number without a unit", f"{percent:g}%")
+            meant = f"{percent:g}%" if 0 < percent <= 100 else None
+            raise _questioned(str(text), "a number without a unit", meant)
 
 
 def _number(text: str) -> float | None:

@@ -142,7 +142,8 @@ def _from_table(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     try:
         with (
             open_regular(path, follow=True) as raw,
-            open(raw.fileno(), encoding="utf-8", newline="", closefd=False) as file,
+            # Spreadsheets begin a file with a byte-order mark.
+            open(raw.fileno(), encoding="utf-8-sig", newline="", closefd=False) as file,
         ):
             names, *rows = csv.reader(file, delimiter=TABLES[path.suffix.lower()])
         rows = [row for row in rows if row]

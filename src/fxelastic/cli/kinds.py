@@ -9,8 +9,8 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Union
 
-from fxelastic.cli.reference import FORMS, load_reference
-from fxelastic.errors import UsageError
+from fxelastic.cli.reference import FORMS, describe, load_reference
+from fxelastic.errors import FxElasticError, UsageError
 
 if TYPE_CHECKING:
     from fxelastic.branches import Kind
@@ -83,7 +83,6 @@ def parse_strategy(text: str) -> Strategy:
 def _made(text: str, source: _Family) -> Any:
     found, options = _split(text, source)
     fields = {field.name: field for field in dataclasses.fields(found) if field.init}
-    hints = typing.get_type_hints(found)
     values: dict[str, Any] = {}
     for name, texts in options.items():
         if name not in fields:
@@ -93,8 +92,26 @@ def _made(text: str, source: _Family) -> Any:
                 got=repr(name),
                 fix=source.example,
             )
-        values[name] = _value(texts, hints[name], f"{source.flag} {text}: {name}")
-    return found(**values)
+        values[name] = _value(texts, _type(fields[name], found), f"{source.flag} {text}: {name}")
+    try:
+        return found(**values)
+    except FxElasticError:
+        raise
+    except Exception as e:
+        raise UsageError(
+            f"{source.flag} {text}: {found.__name__} can't be created",
+            expected="a value for each option without a default, and values that it accepts",
+            got=describe(e),
+            fix=source.example,
+        ) from e
+
+
+def _type(field: dataclasses.Field[Any], owner: type[Any]) -> Any:
+    """The type of an option; that of its default if its annotation can't be evaluated."""
+    try:
+        return typing.get_type_hints(owner)[field.name]
+    except (NameError, TypeError, AttributeError):
+        return type(field.default)
 
 
 def _split(text: str, source: _Family) -> tuple[type[Any], dict[str, list[str]]]:

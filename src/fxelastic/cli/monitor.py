@@ -22,7 +22,7 @@ _MOST_S = 86_400.0
 _DESCRIPTION = """\
 Show the use of this device's processor, memory, graphics processor and disks, the load
 index (their weighted mean) and its forecast, a line for each reading. What the system
-does not tell is named at the beginning. Does not need torch."""
+does not report is named at the beginning. Does not need torch."""
 
 _EPILOG = """\
 examples:
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         # The first reading has no use of the processor yet.
         missing = [name for name in first.missing if name not in ("cpu", "quota_used")]
         if missing:
-            options.progress(args, "this system does not tell " + ", ".join(missing))
+            options.progress(args, "this system does not report " + ", ".join(missing))
         print(header(monitor.read()))
     done = 0
     while not args.count or done < args.count:
@@ -92,7 +92,7 @@ def header(found: Resources) -> str:
 
 
 def line(found: Resources, ahead: float | None) -> str:
-    """A reading as a line; a dash for what the system does not tell."""
+    """A reading as a line; a dash for what the system does not report."""
     waits = " ".join(share(found.pressure.get(name)) for name in ("cpu", "memory", "io"))
     uses = (found.load_index, ahead, found.cpu, found.quota_used, found.memory, found.gpu)
     others = (

@@ -68,7 +68,7 @@ def add_parser(commands: Any) -> None:
     options.add_values(
         parser,
         ("--table", "FILE", str, None, "the latency table (default: BUNDLE.latency.json)"),
-        ("--subnets", "N", options.at_least(1), 30, "subnets to measure"),
+        ("--subnets", "N", options.at_least(4), 30, "subnets to measure"),
         ("--mode", "MODE", str, "assembled", "how subnets will be run: assembled or paged"),
         ("--batch-size", "N", options.at_least(1), 50, "samples in a batch"),
         ("--sizes", "NAME=SIZE,…", str, None, _SIZES),

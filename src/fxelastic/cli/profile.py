@@ -89,7 +89,7 @@ def add_parser(commands: Any) -> None:
             "samples in a run (default: 1, or the model's fixed size)",
         ),
         ("--data", "FILE", str, None, _DATA),
-        ("--samples", "N", options.at_least(1), 20, "minimum number of runs of each branch"),
+        ("--samples", "N", options.at_least(3), 20, "minimum number of runs of each branch"),
         (
             "--subnets",
             "N",

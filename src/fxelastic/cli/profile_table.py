@@ -42,7 +42,7 @@ def table_lines(bundle: Bundle, table: LatencyTable) -> list[str]:
 
     costs = _completed(bundle, table).costs_of(_MODE)
     names = list(costs)
-    header = ["branch", *(resource(n).label for n in names), "MACs a byte", "cache hits"]
+    header = ["branch", *(resource(n).label for n in names), "MACs per byte", "cache hits"]
     rows = [header]
     for branch, row in table.rows.items():
         cells = []

@@ -19,6 +19,9 @@ bundle/, bundle.latency.json, bundle.pool.json, search.json, measured.json,
 trace.jsonl and explain.json. Missing parts are left out. With --trace, plot a trace alone;
 with --devices, compare the tables and pools of several devices."""
 
+# What a report may be of, as on the command line.
+_SPELLINGS = {"run_folder": "RUN", "trace": "--trace", "devices": "--devices"}
+
 _EPILOG = """\
 examples:
   fxelastic report build/demo
@@ -65,12 +68,12 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0; raises an error on failure.
     """
-    given = [name for name in ("run_folder", "trace", "devices") if getattr(args, name) is not None]
+    given = [name for name in _SPELLINGS if getattr(args, name) is not None]
     if len(given) != 1:
         raise UsageError(
-            "there is nothing to report" if not given else "these exclude one another",
+            "RUN, --trace and --devices exclude one another" if given else "nothing to report",
             expected="RUN, the folder of a run, or --trace, or --devices",
-            got="none" if not given else ", ".join(given),
+            got=", ".join(_SPELLINGS[name] for name in given) or "no argument",
         )
     files = _trace(args) if args.trace is not None else _folder(args)
     if args.json:

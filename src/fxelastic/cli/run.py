@@ -196,7 +196,7 @@ def _recipes(args: argparse.Namespace, folder: Path) -> tuple[Recipe, Recipe]:
             raise UsageError(
                 f"{word} is missing",
                 expected=f"{word}, or a folder with {NAME} that has it in [{section}]",
-                got=f"neither in {folder}",
+                got=f"no {word}, and no such recipe in {folder}",
                 fix="fxelastic run my_model.py:build --data images.npz",
             )
     check_recipe(recipe)

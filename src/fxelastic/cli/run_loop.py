@@ -120,9 +120,8 @@ class CurrentRun:
             seconds = time.monotonic() - begin_s
             made.append({"step": row.step.name, "made": True, "seconds": round(seconds, 1)})
             if code:
-                said = f"{name}: ended with exit code {code}; the same command resumes the run"
-                options.progress(self.args, said)
-                return self._end(made, code)
+                options.progress(self.args, f"{name}: {_ended(code)}; the same command resumes it")
+                return self._end(made, code if code > 0 else 1)
             self.records.end(row.step, seconds)
             options.progress(self.args, f"{name}: done after {lasting(seconds, exact=True)}")
         return self._end(made, 0)
@@ -134,7 +133,8 @@ class CurrentRun:
             problem = "" if code or step.problem is None else step.problem()
             if not problem:
                 return code
-            options.progress(self.args, f"{step.name}: made again, since {problem}")
+            if i + 1 < _ATTEMPTS:
+                options.progress(self.args, f"{step.name}: repeated, because {problem}")
         # Without its record, the same command makes it again.
         print(
             f"fxelastic: error: {step.name} can't be used after {_ATTEMPTS} attempts: {problem}; "
@@ -223,6 +223,14 @@ class _Row:
         if not self.to_do:
             return (self.step.name, "done", "", "")
         return (self.step.name, "to do", lasting(self.seconds), "; ".join(self.why))
+
+
+def _ended(code: int) -> str:
+    """How a process ended that gave this exit code."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    reason = ", probably for lack of memory" if code == -9 else ""
+    return f"was ended by signal {-code}{reason}"
 
 
 def _result(search: Mapping[str, Any]) -> list[str]:

@@ -40,7 +40,7 @@ class Step:
         keeps: Whether the command itself resumes from what an interrupted one left.
         report: A file for what the command prints; None for none.
         problem: Returns why the result can't be used, which makes the step anew; empty if it can.
-        thorough: Arguments besides for this, such as those of a longer measurement.
+        thorough: Further arguments when it is repeated, such as those of a longer measurement.
     """
 
     name: str

@@ -61,9 +61,9 @@ the sizes of inputs that budgets are for, such as seq=128; by default, budgets a
 the samples"""
 
 _MAX_LOSS = """\
-also find cascades, in which sure samples leave at early exits: at most this share of samples gets a
-wrong answer where the original is right; several shares, such as 0.01,0.03, give several sets of
-thresholds, which serving takes one after the other under load"""
+also find cascades, in which a sample leaves at the first early exit that is confident: at most this
+share of samples gets a wrong answer where the original is right; several shares, such as 0.01,0.03,
+give several cascades, among which serving chooses under load"""
 
 _PERCENTILE = """\
 budgets are for the sample whose original latency is this percentile, from 0 to 100"""

@@ -189,12 +189,16 @@ def serve_http(
         # From here on connections can queue, even before the server accepts them.
         socket.listen()
         where = socket.getsockname()
-        note(f"listening on http://{where[0]}:{where[1]}")
+        note(f"listening on {_url(where[0], where[1])}")
         if not local:
             note("warning: other machines can reach this address, and no password is required")
         # An interrupt is the usual end of a server.
         with suppress(KeyboardInterrupt):
             made.run(sockets=[socket])
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def is_loopback(host: str) -> bool:

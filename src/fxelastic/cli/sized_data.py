@@ -177,7 +177,7 @@ class BatchesBySize:
         groups: A number for each sample, equal for samples of equal sizes.
         batch_size: The largest number of samples in a batch.
         shuffle: Shuffle the samples and the batches in each epoch.
-        distributed: Only every so many batches, of which each process has others.
+        distributed: Whether each of the processes gets a share of the batches, all different.
     """
 
     def __init__(

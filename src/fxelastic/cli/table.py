@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
     share = _share(args.share)
     bundle = options.load_bundle(args)
-    out = Path(args.out or f"{bundle.path}{_SUFFIX}")
+    out = options.beside(args.bundle, "latency") if args.out is None else Path(args.out)
     options.check_written(out, bundle)
     if out.exists() and not args.force:
         raise UsageError(
@@ -116,7 +116,7 @@ def _files(given: list[str]) -> list[Path]:
             raise UsageError(
                 f"{path} has no latency tables",
                 expected=f"files named *{_SUFFIX}, in it or in its folders",
-                got="none",
+                got="no such file",
             )
         found += inside
     return list(dict.fromkeys(found))

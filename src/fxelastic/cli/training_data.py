@@ -347,5 +347,5 @@ def _loader(
         sampler=sampler,
         collate_fn=batch,
         # Batch normalisation fails for a last batch of one sample.
-        drop_last=shuffle and length > batch_size,
+        drop_last=shuffle and (length if sampler is None else len(sampler)) > batch_size,
     )

@@ -59,9 +59,9 @@ class ManifestSignature:
         return asdict(self)
 
     def __str__(self) -> str:
-        end = "never ends"
+        end = "never expires"
         if self.expires_s is not None:
-            end = f"ends {datetime.datetime.fromtimestamp(self.expires_s, _UTC):%Y-%m-%d %H:%M} UTC"
+            end = f"expires {_time(self.expires_s)}"
         return f"key {self.key[:16]}, counter {self.counter}, {end}"
 
 
@@ -158,8 +158,8 @@ def check(
             f"sha256 {manifest_sha256}",
         )
     if found.expires_s is not None and now_s >= found.expires_s:
-        expected, got = f"a time before {found.expires_s}", f"{now_s:.0f} s since 1970"
-        raise _refused(folder, "has a signature that has ended", expected, got)
+        expected = f"a time before {_time(found.expires_s)}"
+        raise _refused(folder, "has an expired signature", expected, _time(now_s))
     record = _record_of(folder)
     counters = _read_record(record)
     least = max(least_counter, counters.get(found.key, 0))
@@ -191,7 +191,7 @@ def _verified(folder: Path, trusted: dict[str, Any]) -> ManifestSignature:
         if kind != _TYPE:
             raise ValueError(f"payloadType {kind!r}")
     except (ValueError, BundleError) as e:
-        raise _refused(folder, "has a damaged signature", "an envelope of DSSE", str(e)) from e
+        raise _refused(folder, "has a damaged signature", "an envelope of DSSE", _what(e)) from e
     for name in signatures.keys() & trusted.keys():
         try:
             trusted[name].verify(signatures[name], _signed(payload))
@@ -220,7 +220,7 @@ def _statement(folder: Path, payload: bytes, key: str) -> ManifestSignature:
             key,
         )
     except (ValueError, BundleError) as e:
-        raise _refused(folder, "has an unknown signature", SCHEMA, str(e)) from e
+        raise _refused(folder, "has an unknown signature", SCHEMA, _what(e)) from e
 
 
 def _object(data: bytes) -> dict[str, Any]:
@@ -253,7 +253,17 @@ def _read_record(path: Path) -> dict[str, int]:
         counters = fields.object("counters")
         return {name: counters.count(name, high=_MAX_TIME_S) for name in counters.value}
     except (ValueError, BundleError) as e:
-        raise _damaged_record(path, str(e)) from e
+        raise _damaged_record(path, _what(e)) from e
+
+
+def _what(error: Exception) -> str:
+    """An error's text without advice of its own."""
+    return error.what if isinstance(error, BundleError) else str(error)
+
+
+def _time(seconds: float) -> str:
+    """A time, in s since 1970, for people."""
+    return f"{datetime.datetime.fromtimestamp(seconds, _UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _damaged_record(path: Path, got: str) -> BundleError:

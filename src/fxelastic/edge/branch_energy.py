@@ -68,8 +68,8 @@ def access_energy(
         byte_pj = hits * of.hit_pj + (1 - hits) * of.miss_pj
         costs[branch] = (of.operation_pj * flops.costs[branch] + byte_pj * n_bytes) / _PJ_PER_MJ
     source = (
-        f"{of.operation_pj:g} pJ an operation, {of.hit_pj:g} pJ a byte in the cache, "
-        f"{of.miss_pj:g} pJ a byte in memory"
+        f"{of.operation_pj:g} pJ per operation, {of.hit_pj:g} pJ per byte in the cache, "
+        f"{of.miss_pj:g} pJ per byte in memory"
     )
     return BranchCosts(costs, source=source)
 

@@ -58,6 +58,6 @@ def _unreadable(path: Path, error: Exception) -> UsageError:
         expected="an .npz file of arrays, as written by numpy.savez",
         got=what,
         fix="write samples of different sizes padded, with an array of their lengths"
-        if "object" in what
+        if isinstance(error, UsageError) and "object" in what
         else None,
     )

@@ -9,6 +9,7 @@ import platform
 import shutil
 import tempfile
 import weakref
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -50,9 +51,11 @@ def _sweep(parent: Path, prefix: str) -> None:
     own = getattr(os, "getuid", lambda: 0)()
     for left in sorted(parent.glob(f"{prefix}*-*")):
         pid = left.name.removeprefix(prefix).partition("-")[0]
-        if pid.isdigit() and is_over(int(pid)) and left.lstat().st_uid == own:
-            logger.warning("%s was left by a process that was killed, and is removed", left)
-            shutil.rmtree(left, ignore_errors=True)
+        # Another process that starts at the same time may remove it first.
+        with suppress(FileNotFoundError):
+            if pid.isdigit() and is_over(int(pid)) and left.lstat().st_uid == own:
+                logger.warning("%s was left by a process that was killed, and is removed", left)
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _prefix() -> str:

@@ -74,7 +74,7 @@ class BundleSignature:
         def refuse(i: int, problem: str) -> UsageError:
             fixes = {
                 "dtype": f"pass it as numpy.{self.inputs[i].dtype}",
-                "rank": "pass an array with a batch dimension",
+                "rank": f"pass an array of {len(self.inputs[i].dims)} dimensions",
                 "size": f"only {', '.join(self._symbols) or 'no size'} may vary",
             }
             if self.inputs[i].name in self._pasts:

@@ -110,7 +110,7 @@ def _settings(bundle: Bundle, tables: Mapping[str, LatencyTable]) -> LatencyTabl
         raise UsageError(
             "there are no tables to match",
             expected="latency tables of the bundle from other devices",
-            got="none",
+            got="an empty mapping",
             fix="measure this device: fxelastic profile BUNDLE",
         )
     first_name, first = next(iter(tables.items()))

@@ -50,9 +50,11 @@ def distinct_subnets(bundle: Bundle, n: int, seed: int) -> list[Arch]:
         for i in range(n):
             window = (low + i * (high - low) / n, low + (i + 1) * (high - low) / n)
             try:
-                found[space.sample_within(1, costs, *window, seed=seed + i)[0]] = None
+                arch = space.sample_within(1, costs, *window, seed=seed + i)[0]
             except UsageError:
                 continue  # no subnet has such a cost
+            if arch != space.original:
+                found[arch] = None
     for arch in space.sample(20 * n, seed) if n else ():
         if len(found) >= n:
             break

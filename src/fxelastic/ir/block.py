@@ -25,7 +25,7 @@ REPLACEABLE: tuple[BlockKind, ...] = ("basic", "oversize")
 
 @dataclass(frozen=True)
 class Block:
-    """An interval of the captured graph that runs, and mostly is replaced, as one.
+    """Operators of the captured graph that run, and usually are replaced, as a whole.
 
     The kinds:
 

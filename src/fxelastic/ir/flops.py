@@ -91,15 +91,24 @@ def _bilinear(node: fx.Node, shape: Shape) -> Any:
 
 def _einsum(node: fx.Node, shape: Shape) -> Any:
     equation, operands = node.args
+    terms = str(equation).replace(" ", "").partition("->")[0].split(",")
     sizes: dict[str, Any] = {}
-    for term, operand in zip(equation.partition("->")[0].split(","), operands, strict=True):  # type: ignore[union-attr, arg-type]
-        sizes |= dict(zip(term.strip().replace(".", ""), shape(operand)[::-1][::-1], strict=False))
+    for term, operand in zip(terms, operands, strict=True):  # type: ignore[arg-type]
+        dims = shape(operand)
+        first, _, last = term.partition("...")
+        sizes |= dict(zip(first, dims, strict=False))
+        sizes |= dict(zip(reversed(last), reversed(dims), strict=False))
+        # Dimensions of an ellipsis are counted from their last one, and broadcast.
+        for i, size in enumerate(reversed(dims[len(first) : len(dims) - len(last)])):
+            if sizes.get(f"...{i}", 1) == 1:
+                sizes[f"...{i}"] = size
     return 2 * math.prod(sizes.values())
 
 
 def _recurrent(node: fx.Node, shape: Shape) -> Any:
     steps = math.prod(shape(node.args[0])[:2])
-    weights = next(a for a in node.args[1:] if isinstance(a, (list, tuple)) and len(a) > 2)
+    # The weights follow the states, of which an LSTM has a list, too.
+    weights = [a for a in node.args[1:] if isinstance(a, (list, tuple))][-1]
     return 2 * steps * sum(math.prod(shape(w)) for w in weights if len(shape(w)) == 2)
 
 

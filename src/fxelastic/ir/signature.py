@@ -122,7 +122,7 @@ def normalise_arguments(
 
 
 def batch_dims(value: Any) -> tuple[int, ...]:
-    """Dimensions of a captured value whose size depends on the batch."""
+    """Dimensions of a captured value whose size varies: with the batch, another symbol or data."""
     if not isinstance(value, torch.Tensor):
         return ()
     sizes: Sequence[Any] = value.shape

@@ -338,6 +338,6 @@ def _check_values(branch: Branch, liveness: Liveness) -> None:
     if sorted(branch.outputs) != sorted(outputs):
         raise UsageError(
             f"branch {branch.id!r} does not compute the values of its interval",
-            expected=f"outputs {', '.join(outputs) or 'none'}",
-            got=f"outputs {', '.join(branch.outputs) or 'none'}",
+            expected=f"outputs {', '.join(outputs) or '(no values)'}",
+            got=f"outputs {', '.join(branch.outputs) or '(no values)'}",
         )

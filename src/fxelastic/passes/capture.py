@@ -70,7 +70,8 @@ def capture(
         The captured model.
 
     Raises:
-        UsageError: ``model`` is not a module, or ``example_inputs`` has an unsupported type.
+        UsageError: ``model`` is not a module, ``example_inputs`` has an unsupported type or no
+            samples, or ``batched`` or ``dynamic_shapes`` does not fit it.
         CaptureError: No inputs could be inferred, the model does not run on the inputs, or it can't
             be captured (control flow over data in its outermost ``forward``).
 

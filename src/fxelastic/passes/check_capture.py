@@ -407,10 +407,11 @@ def _relative(a: Any, b: Any) -> float:
         return float("inf")
     if a.dtype.itemsize == 1:  # torch has no arithmetic with 8 bits
         a, b = a.float(), b.float()
-    if a.isnan().any() or b.isnan().any():
-        same = torch.equal(a.isnan(), b.isnan())
-        a, b = a.nan_to_num(), b.nan_to_num()
-        if not same:
-            return float("inf")
+    finite = a.isfinite() & b.isfinite()
+    if not bool(((a == b) | (a.isnan() & b.isnan()))[~finite].all()):
+        return float("inf")
+    a, b = a[finite], b[finite]
+    if not a.numel():
+        return 0.0
     scale = max(float(a.abs().max()), 1e-12)
     return float((a - b).abs().max()) / scale

@@ -59,7 +59,7 @@ class DynamicShapes:
             ``Dim.AUTO``. The batch is optional, too.
         static: Dimensions that must not vary, as (input, dimension).
         sums: For some inputs, by position, their dimensions that are sums of symbols.
-        from_zero: Symbols that the user gives no smallest value of 1 or more.
+        from_zero: Symbols whose smallest value the user leaves open, or sets to 0.
         hints: Symbols that the user leaves to torch, by ``Dim.AUTO`` or ``Dim.DYNAMIC``.
         elsewhere: Whether the capture is traced at other sizes than the example's, since the model
             treats the example's unlike others: it may resize a table of positions to all others.

@@ -64,6 +64,7 @@ def short_expressions() -> Iterator[None]:
                 "the sizes of the model become too complicated",
                 expected=f"conditions on sizes of at most {_LONGEST} symbols and operations",
                 got=place or str(orig_expr)[:200],
+                fix="let fewer dimensions vary: leave some out of dynamic_shapes",
             )
         return evaluate(self, orig_expr, *rest, **more)
 

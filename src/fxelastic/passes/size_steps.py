@@ -63,8 +63,12 @@ def with_steps(
         if found is not None:
             shapes = replace_symbol(shapes, found)
             continue
-        reason = "its range holds no other size" if why is None else cause_of(why, model).reason
-        refusal = cannot_vary(name, reason)
+        if why is None:
+            reason = f"its range, {symbol.min} to {symbol.max}, holds no other size"
+            refusal = _no_other_size(name, reason)
+        else:
+            reason = cause_of(why, model).reason
+            refusal = cannot_vary(name, reason)
         if name not in shapes.optional:
             raise refusal from why
         warnings.append(f"{name} is fixed to the example's {symbol.example}: {reason}")
@@ -168,7 +172,17 @@ def cannot_vary(symbol: str, reason: str) -> CaptureError:
         f"{symbol!r} can't vary: the model fixes it",
         expected=f"a model that takes other sizes for {symbol!r}",
         got=reason,
-        fix="change this line of the model, or leave the dimension out of dynamic_shapes",
+        fix="change the model so that it takes other sizes, or leave the dimension out of "
+        "dynamic_shapes",
+    )
+
+
+def _no_other_size(symbol: str, reason: str) -> CaptureError:
+    return CaptureError(
+        f"{symbol!r} can't vary: {reason}",
+        expected="a range with more than the example's size",
+        got=reason,
+        fix="widen its range, or leave the dimension out of dynamic_shapes",
     )
 
 

@@ -61,7 +61,7 @@ def legend_above(figure: Figure, n_labels: int) -> None:
 
 
 def literal(text: str) -> str:
-    """A name from a file as a figure's text, which would read ``$`` as the begin of a formula."""
+    """A name from a file as a figure's text, in which ``$`` would begin a formula."""
     return text.replace("$", r"\$")
 
 

@@ -92,7 +92,7 @@ def read_devices(path: str | Path) -> list[Device]:
         raise UsageError(
             f"{folder} has no latency tables",
             expected=f"a folder with files *{_TABLE}, in it or in its folders",
-            got="no folder" if not folder.is_dir() else "none",
+            got="no folder" if not folder.is_dir() else "a folder without such files",
             fix="write them with fxelastic profile on each device",
         )
     found = []
@@ -142,7 +142,7 @@ def write_devices(devices: Sequence[Device], name: str, out: Path) -> list[Path]
         header=("device", "of original", "score", "recommended", "original", "energy", "replaced"),
         rows=[{"cells": _cells(device)} for device in devices],
         caption="Recommended is the quickest subnet whose score, on the device's own data, is at "
-        f"most {100 * TOLERANCE:g} points below the best that was found there.",
+        f"most {100 * TOLERANCE:g} point below the best that was found there.",
         figures=[_plot(devices)] if len(devices) > 1 and _is_shown(devices) else [],
         branch_header=("branch", *(f"{device.name}, ms" for device in devices), "spread"),
         branches=_branch_rows(devices),

@@ -357,7 +357,7 @@ def _roofline(run: RunFolder) -> Figure:
         axes.set_yscale("log")
     for kind, colour in colours.items():
         axes.plot([], [], color=colour, linewidth=5, label=literal(kind))
-    axes.set_xlabel("MACs a byte")
+    axes.set_xlabel("MACs per byte")
     axes.set_ylabel("GMAC/s")
     axes.grid(alpha=0.2)
     legend_above(figure, len(colours))

@@ -172,9 +172,9 @@ def _caption(run: RunFolder, rows: Sequence[Row]) -> str:
         )
     if any(row.score is not None for row in rows):
         name = "" if run.pool is None else f" ({run.pool.score})"
-        parts.append(f"Scores{name} are those on the data of the search, which chose by them.")
+        parts.append(f"Scores{name} are measured on the data that the search chose with.")
     if any(row.accuracy is not None for row in rows):
-        parts.append("Accuracies are those on test data, which nothing was chosen by.")
+        parts.append("Accuracies are measured on test data, which no choice depended on.")
     if any(row.energy_mj is not None for row in rows) and run.table is not None:
         energy = dict(run.table.costs_of("assembled").items())[ENERGY]
         parts.append(f"Energy is predicted ({energy.source}).")

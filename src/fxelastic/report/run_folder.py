@@ -79,8 +79,8 @@ class RunFolder:
         if not any((table, pool, search, measured, trace, run.cuts)):
             raise UsageError(
                 f"{folder} holds nothing to report",
-                expected="some of bundle/, bundle.latency.json, bundle.pool.json, search.json, "
-                "measured.json, trace.jsonl, explain.json",
+                expected="at least one of bundle.latency.json, bundle.pool.json, search.json, "
+                "measured.json, trace.jsonl, explain.json; bundle/ alone is not enough",
                 got=", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing",
                 fix="write them with fxelastic profile, search and serve --trace",
             )

@@ -63,7 +63,7 @@ class Trace:
             start_s: The time on the runtime's clock.
 
         Raises:
-            UsageError: The file exists, or can't be written.
+            UsageError: The file exists and is not empty, or can't be written.
         """
         self.path = Path(path)
         self.error = ""
@@ -77,8 +77,9 @@ class Trace:
         except OSError as e:
             raise UsageError(
                 f"the trace can't be written to {self.path}",
-                expected="a file that does not exist yet",
+                expected="a new or empty file",
                 got=describe(e),
+                fix="choose another file, or delete this one",
             ) from e
         # Not written yet: a start that fails leaves a file that the next one may use.
         self._first = [{"type": "start", "schema": SCHEMA, "budget_ms": budget_ms}]

@@ -1,4 +1,4 @@
-"""CostWeights of resources: one cost from several, relative to the original's."""
+"""Weights of resources: one cost from several, relative to the original's."""
 
 from __future__ import annotations
 

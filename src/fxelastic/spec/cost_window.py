@@ -85,7 +85,7 @@ class CostWindow:
 
         Raises:
             UsageError: The window contains no subnets, or too few of the candidates; the message
-                names the nearest costs.
+                names the nearest costs. Or n is no integer of at least 0.
         """
         found, missed = self._draw(n, seed)
         if self._listed == []:
@@ -101,6 +101,13 @@ class CostWindow:
 
         It takes much less time than `sample` where the window is empty, since it does not look for
         the nearest costs, which the error names.
+
+        Args:
+            n: The most subnets to return.
+            seed: As for `sample`.
+
+        Raises:
+            UsageError: n is no integer of at least 0.
         """
         return self._draw(n, seed)[0]
 

@@ -209,7 +209,7 @@ class CostsBySize:
                 for i, item in enumerate(value["symbols"])
             )
         except BundleError as e:
-            raise ValueError(str(e)) from e
+            raise ValueError(e.what) from e
         found = cls(
             symbols,
             tuple(map(dict, value["measured"])),

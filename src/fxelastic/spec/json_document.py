@@ -103,7 +103,12 @@ class JsonDocument(ABC):
         try:
             data = read_regular(Path(path), follow=True)
         except OSError as e:
-            raise cls._other(str(path), e.strerror or str(e)) from e
+            raise UsageError(
+                f"the {cls.what} {path} can't be read",
+                expected=f"a file written by {cls.command}",
+                got=e.strerror or str(e),
+                fix=f"check the path, or write it: {cls.command}",
+            ) from e
         return cls.from_json(data, str(path))
 
     @classmethod

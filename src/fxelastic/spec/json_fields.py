@@ -74,7 +74,7 @@ class Fields:
                 got=show(unknown[0]),
             )
 
-    def text(self, name: str, pattern: str | None = None, what: str = "a text") -> str:
+    def text(self, name: str, pattern: str | None = None, what: str = "a string") -> str:
         """A string; if ``pattern`` is given, all of the string must match it.
 
         It has escapes for control characters, so that it can be printed.
@@ -126,7 +126,9 @@ class Fields:
             raise self.error(name, "is not an array", expected="an array", got=show(value))
         return value
 
-    def texts(self, name: str, pattern: str | None = None, what: str = "a text") -> tuple[str, ...]:
+    def texts(
+        self, name: str, pattern: str | None = None, what: str = "a string"
+    ) -> tuple[str, ...]:
         """An array of distinct strings."""
         items = self.array(name)
         for i, item in enumerate(items):

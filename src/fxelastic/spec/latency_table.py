@@ -204,7 +204,7 @@ class LatencyTable(JsonDocument):
             sizes: The sizes of each input, as for `at`.
 
         Raises:
-            UsageError: There are no sizes; for others see `at`.
+            UsageError: The costs depend on sizes, and there are none; for others see `at`.
         """
         each = list(sizes)
         if self.by_size is not None:
@@ -226,7 +226,8 @@ class LatencyTable(JsonDocument):
             mode: The mode of the latency.
 
         Raises:
-            UsageError: The percentile is out of range, or there are no sizes; for others see `at`.
+            UsageError: The percentile is out of range, or the costs depend on sizes, and there are
+                none; for others see `at`.
         """
         number = isinstance(percentile, (int, float)) and not isinstance(percentile, bool)
         if not number or not 0 <= percentile <= 100:

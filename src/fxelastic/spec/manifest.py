@@ -76,7 +76,7 @@ class ModelInfo:
             if symbol is None or name == self.batch:
                 raise UsageError(
                     f"the model has no size {name!r} that may vary",
-                    expected="a name among " + (", ".join(s.name for s in self.sizes) or "none"),
+                    expected=", ".join(s.name for s in self.sizes) or "no sizes but the batch's",
                     got=repr(name),
                     fix="pass dynamic_shapes= to fxelastic.expand to let it vary",
                 )

@@ -76,7 +76,8 @@ def _check_flops(where: str, segment: Segment, example: Mapping[str, int]) -> No
     try:
         flops = segment.spec.flops_at(example)
     except ValueError as e:
-        raise _refusal(where, f"can't be computed: {e}", "sizes of the model", "other") from e
+        expected, got = "an expression of the model's sizes", str(segment.spec.flops_by_size)
+        raise _refusal(where, f"can't be computed: {e}", expected, got) from e
     if flops != segment.spec.flops:
         _refuse(where, "contradicts flops", f"{segment.spec.flops} at {example}", str(flops))
 

@@ -99,16 +99,16 @@ def _check(structure: Any, found: list[int], where: str, depth: int) -> None:
             for i, item in enumerate(items):
                 _check(item, found, f"{where}.{kind}[{i}]", depth + 1)
     if "dict" in keys:
-        _expect(structure["type"], str, f"{where}.type", "a text")
+        _expect(structure["type"], str, f"{where}.type", "a string")
         _expect(structure["dict"], dict, f"{where}.dict", "an object")
         for key, item in structure["dict"].items():
             _check(item, found, f"{where}.dict[{show(key)}]", depth + 1)
     if keys == {"text"}:
-        _expect(structure["text"], str, f"{where}.text", "a text")
+        _expect(structure["text"], str, f"{where}.text", "a string")
     if keys == {"value"} and not is_plain(structure["value"]):
         raise BundleError(
             f"{where}.value is not a constant",
-            expected="null, a boolean, a finite number or a text",
+            expected="null, a boolean, a finite number or a string",
             got=show(structure["value"]),
         )
 

@@ -146,11 +146,12 @@ class Dimension:
         """
         try:
             tree = ast.parse(text.strip(), mode="eval").body
+            names = set(_names(tree))
         except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
-            raise ValueError(f"{text!r} is not an expression of sizes") from e
+            raise ValueError(f"{text[:80]!r} is not an expression of sizes") from e
         self.text = text
         self._tree = tree
-        self.symbols = tuple(sorted(set(_names(tree, text))))
+        self.symbols = tuple(sorted(names))
 
     def at(self, sizes: Mapping[str, int]) -> int:
         """Its value.
@@ -163,11 +164,12 @@ class Dimension:
         """
         try:
             value = _value(self._tree, sizes)
-        except (ArithmeticError, KeyError) as e:
+            size = int(value)
+        except (ArithmeticError, KeyError, TypeError, ValueError, RecursionError) as e:
             raise ValueError(f"{self.text} can't be computed from {dict(sizes)}: {e}") from e
-        if value != int(value):
+        if value != size:
             raise ValueError(f"{self.text} is {value} for {dict(sizes)}, which is not a size")
-        return int(value)
+        return size
 
     def solve(self, size: int) -> tuple[str, int] | None:
         """The symbol, and its value at which the expression has a given value.
@@ -191,7 +193,10 @@ class Dimension:
         ):
             return None
         (name,) = self.symbols
-        offset, at_one, at_two = (self.at({name: n}) for n in range(3))
+        try:
+            offset, at_one, at_two = (self.at({name: n}) for n in range(3))
+        except ValueError:
+            return None  # not an integer at each size, such as 0.5*N
         factor = at_one - offset
         return (name, factor, offset) if factor and at_two == offset + 2 * factor else None
 
@@ -215,21 +220,25 @@ def shape_at(dims: Sequence[int | str], sizes: Mapping[str, int]) -> tuple[int, 
     return tuple(dim if isinstance(dim, int) else dimension(dim).at(sizes) for dim in dims)
 
 
-def _names(tree: ast.AST, text: str) -> list[str]:
-    """The symbols of an expression; refuses everything that is not one."""
+def _names(tree: ast.AST) -> list[str]:
+    """The symbols of an expression.
+
+    Raises:
+        ValueError: The tree has anything that is no part of an expression of sizes.
+    """
     if isinstance(tree, ast.Constant) and type(tree.value) in (int, float):
         return []
     if isinstance(tree, ast.Name):
         return [tree.id]
     if isinstance(tree, ast.BinOp) and type(tree.op) in _BINARY:
-        return _names(tree.left, text) + _names(tree.right, text)
+        return _names(tree.left) + _names(tree.right)
     if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, (ast.USub, ast.UAdd)):
-        return _names(tree.operand, text)
+        return _names(tree.operand)
     function = tree.func if isinstance(tree, ast.Call) and not tree.keywords else None
     if isinstance(function, ast.Name) and function.id in _FUNCTIONS:
         assert isinstance(tree, ast.Call)
-        return [name for argument in tree.args for name in _names(argument, text)]
-    raise ValueError(f"{text!r} is not an expression of sizes")
+        return [name for argument in tree.args for name in _names(argument)]
+    raise ValueError(ast.dump(tree)[:80])
 
 
 def _value(tree: ast.AST, sizes: Mapping[str, int]) -> Any:

@@ -42,8 +42,8 @@ class ValueInfo:
     Attributes:
         name: Its name in feeds and in ONNX files.
         dtype: NumPy's name of the dtype: ``float32``, ``int64``, ``bool``, …
-        dims: Its shape: integers, and expressions of the batch size ``N`` such as ``N`` and
-            ``64*N``.
+        dims: Its shape: integers, and expressions of the batch size and the other sizes that vary,
+            such as ``64*N`` and ``seq + 1``.
         produced: The block that computes it; -1 for an input or a constant.
         last_read: The last block that reads it; the number of blocks for a result of the model,
             -1 for an input that no block reads.
@@ -66,7 +66,7 @@ class ValueInfo:
 
     @property
     def shape(self) -> tuple[int | None, ...]:
-        """Its shape, with None for sizes that depend on the batch size."""
+        """Its shape, with None for each size that varies."""
         return tuple(dim if isinstance(dim, int) else None for dim in self.dims)
 
     def dim_of(self, symbol: str) -> int | None:

@@ -42,7 +42,7 @@ class Batch:
     size: int = 1
 
     def not_finite(self, *, masks: bool = True) -> str:
-        """Where the batch holds NaN or infinity, as ``batch 2 holds …``; empty where it is finite.
+        """Where the batch holds NaN or infinity, as a sentence; empty where it is finite.
 
         Args:
             masks: Let minus infinity pass, as in a mask that is added to attention scores.
@@ -53,8 +53,8 @@ class Batch:
                 bad = count_not_finite(leaf, masks=masks)
                 if bad:
                     label = name if len(leaves) == 1 else where
-                    what = f"{bad} of {leaf.numel()} values are NaN or infinite"
-                    return f"batch {self.number} holds {label}: {what}"
+                    values = f"{bad} of {leaf.numel()} values of {label}"
+                    return f"{values} in batch {self.number} are NaN or infinite"
         return ""
 
 
@@ -136,16 +136,16 @@ class BatchReader:
             ) from e
 
     def _parts(self, raw: Any, number: int) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+        signature = self.supernet.partition.signature
         if isinstance(raw, (torch.Tensor, np.ndarray)):
             return (raw,), {}, None
         if isinstance(raw, Mapping):
-            signature = self.supernet.partition.signature
             names = (*signature.keywords, *signature.dict_keys)
             keys = [key for key in TARGET_KEYS if key in raw and key not in names]
             values = {key: value for key, value in raw.items() if key not in keys}
             return *self._named(values), raw[keys[0]] if keys else None
         if isinstance(raw, (tuple, list)):
-            n_inputs = len(self.supernet.partition.signature.inputs)
+            n_inputs = len(signature.inputs)
             if all(isinstance(part, (torch.Tensor, np.ndarray)) for part in raw):
                 if len(raw) == n_inputs:
                     return tuple(raw), {}, None
@@ -158,7 +158,8 @@ class BatchReader:
                 return *_inputs(inputs), target
         raise UsageError(
             f"the form of batch {number} of the loader is not understood",
-            expected="inputs, (inputs, target), or a dict of keyword inputs",
+            expected=f"the model's inputs ({', '.join(signature.names)}), alone or before a "
+            "target, (inputs, target), or a dict of keyword inputs",
             got=_describe(raw),
             fix="pass split=: a function of a batch that returns (args, kwargs, target)",
         )

@@ -236,7 +236,7 @@ def subnet_scores(
         split: Takes a batch apart.
 
     Returns:
-        The ranges, the cheapest first.
+        The ranges, in the order of the subnets.
 
     Raises:
         UsageError: As `evaluate`.
@@ -244,8 +244,8 @@ def subnet_scores(
     known = flops_of(supernet.space) if costs is None else costs
     scores = evaluate(supernet, archs, loader, metric=metric, split=split)
     # Branches that only a training copy has have no measured cost.
-    found = [(sum(known.get(name, 0.0) for name in arch), score) for arch, score in scores.items()]
-    return tuple(Bucket(cost, cost, score, score, 1) for cost, score in sorted(found))
+    found = [(sum(known.get(name, 0.0) for name in arch), scores[arch]) for arch in archs]
+    return tuple(Bucket(cost, cost, score, score, 1) for cost, score in found)
 
 
 def results_of(

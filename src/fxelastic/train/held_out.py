@@ -241,12 +241,12 @@ def _steps_left(curve: Sequence[tuple[int, float]]) -> int | None:
     """The number of further steps that pay off, if gains shrink as they did so far.
 
     A step pays off while an epoch reduces the error by a hundredth. None before the second
-    epoch.
+    epoch, and where the error is not above 0, so that nothing is a hundredth of it.
     """
     if len(curve) < 3:
         return None
     (a, first), (b, second), (c, third) = curve[-3:]
-    if not (a < b < c) or not all(map(math.isfinite, (first, second, third))):
+    if not (a < b < c) or not all(map(math.isfinite, (first, second, third))) or third <= 0:
         return None
     earlier, later = (first - second) / (b - a), (second - third) / (c - b)
     least = _WORTH * third / (c - b)

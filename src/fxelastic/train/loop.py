@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxelastic.errors import TrainingError, UsageError
+from fxelastic.errors import TrainingError
 from fxelastic.ir.supernet import Supernet
 from fxelastic.processes import Processes
 from fxelastic.randomness import (
@@ -83,12 +83,6 @@ class Loop:
         self._training = training
         self._learners = learners
         self._processes = processes
-        if training.until is not None and not isinstance(stage.sampling, Fixed):
-            raise UsageError(
-                "until is for a stage of fixed subnets",
-                expected="sampling=Fixed((arch,))",
-                got=f"sampling={stage.sampling!r}",
-            )
         self._runner = BranchRunner(supernet, training.compile)
         self._sampling = stage.sampling
         objective = self._objective = stage.objective.among(processes)
@@ -438,6 +432,7 @@ class Loop:
                 )
             if self._fixed:
                 scores = tuple(bucket.mean or 0.0 for bucket in ranges)
+                ranges = tuple(sorted(ranges, key=lambda bucket: bucket.low))
         report = EpochReport(
             stage=self._name,
             epoch=position.epoch,

@@ -292,9 +292,10 @@ def class_dim(logits: Tensor, target: Tensor) -> int:
             if target.shape == (*logits.shape[:dim], *logits.shape[dim + 1 :]):
                 return dim
     shape = tuple(logits.shape)
+    shapes = dict.fromkeys((*shape[:dim], *shape[dim + 1 :]) for dim in (1, len(shape) - 1))
     raise UsageError(
         "the target does not match the model's logits",
-        expected=f"integer classes of shape {(shape[0], *shape[2:])} for logits {shape}",
+        expected=f"integer classes of shape {' or '.join(map(str, shapes))} for logits {shape}",
         got=f"{target.dtype} of shape {tuple(target.shape)}"
         if isinstance(target, Tensor)
         else type(target).__name__,

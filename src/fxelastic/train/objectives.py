@@ -19,6 +19,7 @@ from fxelastic.ir import trees
 from fxelastic.ir.branch import Branch
 from fxelastic.processes import Processes
 from fxelastic.spec import EXIT, Arch
+from fxelastic.spec.options import is_number
 from fxelastic.train.batches import Batch, count_not_finite
 from fxelastic.train.evaluation import Prefix, results_of
 from fxelastic.train.learners import BranchRunner
@@ -221,22 +222,23 @@ class EndToEnd:
     default_rate: ClassVar[float] = 3e-4
 
     def __post_init__(self) -> None:
-        """Check the share.
+        """Check the numbers.
 
         Raises:
-            UsageError: ``soft`` is not in [0, 1].
+            UsageError: ``soft`` is not in [0, 1], or ``features`` is not a finite number of at
+                least 0.
         """
-        if isinstance(self.soft, bool) or not 0 <= self.soft <= 1:
+        if not is_number(self.soft) or not 0 <= self.soft <= 1:
             raise UsageError(
-                f"soft must be between 0 and 1, got {self.soft}",
+                f"soft must be between 0 and 1, got {self.soft!r}",
                 expected="a number from 0 to 1",
-                got=str(self.soft),
+                got=repr(self.soft),
             )
-        if isinstance(self.features, bool) or not 0 <= self.features < math.inf:
+        if not is_number(self.features) or not 0 <= self.features < math.inf:
             raise UsageError(
-                f"features must be at least 0, got {self.features}",
-                expected="a number of at least 0",
-                got=str(self.features),
+                f"features must be at least 0, got {self.features!r}",
+                expected="a finite number of at least 0",
+                got=repr(self.features),
             )
 
     def backward(
@@ -382,7 +384,7 @@ def diagnose(runner: BranchRunner, batch: Batch, values: Values, plan: Plan, bra
                         return f"branch {learner.id!r} computes NaN or infinity"
                 runner.run(part, current)
                 if _fails(runner, part, current):
-                    whose = "the model itself" if part in runner.originals else "branch"
+                    whose = "the model's own block" if part in runner.originals else "branch"
                     return f"{whose} {part.id!r} computes NaN or infinity"
     masked = batch.not_finite(masks=False)
     if masked:

@@ -47,18 +47,24 @@ def run(
             got=type(supernet).__name__,
             fix="expand the model first",
         )
-    # All options and ids are checked before the first stage begins.
+    # Options and ids of all stages are checked before the first one begins.
     trainings = [Training.of({**options, **stage.options}) for stage in stages]
     learners = [Learners(supernet, stage.learns, stage.start) for stage in stages]
-    for stage, learner in zip(stages, learners, strict=True):
-        _check_fixed(supernet, stage, learner)
+    for stage, training, learner in zip(stages, trainings, learners, strict=True):
+        _check_fixed(supernet, stage, training, learner)
     plans = list(zip(stages, _names(stages), trainings, learners, strict=True))
     return tuple(Loop(supernet, loader, *plan).run() for plan in plans)
 
 
-def _check_fixed(supernet: Supernet, stage: Stage, learners: Learners) -> None:
+def _check_fixed(supernet: Supernet, stage: Stage, training: Training, learners: Learners) -> None:
     """Check that the subnets of a stage belong to the supernet, and that one can learn."""
     if not isinstance(stage.sampling, Fixed):
+        if training.until is not None:
+            raise UsageError(
+                "until is for a stage of fixed subnets",
+                expected="sampling=Fixed((arch,))",
+                got=f"sampling={stage.sampling!r}",
+            )
         return
     for arch in stage.sampling.subnets:
         supernet.space.validate(arch)
@@ -111,10 +117,11 @@ def distill(
             ``"chained"``, as published: the branches of a sampled subnet learn together, each from
             the features that the one before it computes.
         loss: Compares the outputs of a branch with the teacher's, each a tuple of tensors;
-            `normalised_error` where None.
+            where None, `normalised_error`, and `soft_cross_entropy` for early exits.
         branches_per_step: How many branches learn in a step when teacher-forced, in turn; all
             where None.
-        sampling: Draws the subnets when chained: `Uniform` where None, `Bucketed`, `Sandwich`.
+        sampling: Draws the subnets when chained: `Uniform` (the default), `Bucketed`, `Sandwich`,
+            `Attentive` or `Fixed`.
         options: Any field of `Training`: ``epochs``, ``lr``, ``checkpoints``, …
 
     Returns:
@@ -169,7 +176,8 @@ def tune(
             a function: ``"soft_cross_entropy"``, ``"alpha_divergence"`` or ``"normalised_error"``.
         soft: The share of ``soft_loss`` in the loss, from 0 to 1. A batch without a target has
             nothing else: no labels are needed then.
-        sampling: Draws the subnets of a step: `Uniform` where None, `Bucketed`, `Sandwich`.
+        sampling: Draws the subnets of a step: `Uniform` (the default), `Bucketed`, `Sandwich`,
+            `Attentive` or `Fixed`.
         options: Any field of `Training`: ``epochs``, ``lr``, ``checkpoints``, …
 
     Returns:

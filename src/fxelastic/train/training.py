@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from fxelastic.errors import UsageError
-from fxelastic.spec.options import check_callable, check_count, check_word, options_of
+from fxelastic.spec.options import check_callable, check_count, check_word, is_number, options_of
 from fxelastic.threads import check_threads
 from fxelastic.train.batches import Split
 from fxelastic.train.callbacks import Callback
@@ -239,11 +240,13 @@ class Training:
 
 
 def _check_range(name: str, value: object, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        between = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+    if not is_number(value) or not (math.isfinite(value) and low <= value <= high):  # type: ignore[arg-type, operator]
+        words = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+        words = "a finite number" if low == -math.inf else words
+        auto = " or 'auto'" if name == "lr" else ""
         raise UsageError(
-            f"{name} must be {between}, got {value!r}",
-            expected=f"a number from {low:g} to {high:g}",
+            f"{name} must be {words}{auto}, got {value!r}",
+            expected=f"a finite number{auto}",
             got=repr(value),
         )
 
@@ -255,8 +258,8 @@ class Stage:
     Attributes:
         objective: `TeacherForced`, `Chained`, `EndToEnd` or `Supervised`.
         learns: Ids of the new branches that learn; all of them where None.
-        sampling: Draws the subnets of a step: `Uniform` where None, `Bucketed`, `Sandwich`,
-            `Fixed`. Where branches learn alone, `Turns`.
+        sampling: Draws the subnets of a step: `Uniform` (the default), `Bucketed`, `Sandwich`,
+            `Attentive` or `Fixed`. Where branches learn alone, `Turns`.
         start: The blocks before this one run without gradients and never change; what they
             compute for a sample may be kept (``cache_bytes``). For a stage of fixed subnets.
         name: The stage's name in checkpoints, logs and reports; the objective's where None.
@@ -330,6 +333,12 @@ class Stage:
             facts["branches_per_step"] = repr(self.sampling.n)
         else:
             facts["sampling"] = repr(self.sampling)
+        # Its numbers for each branch are too many for its text.
+        for name in ("costs", "errors"):
+            numbers = getattr(self.sampling, name, None)
+            if isinstance(numbers, Mapping):
+                text = repr(sorted(numbers.items()))
+                facts[f"sampling {name}"] = hashlib.sha256(text.encode()).hexdigest()[:16]
         if self.start:
             facts["start"] = repr(self.start)
         if self.learns is not None:

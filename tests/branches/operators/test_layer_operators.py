@@ -198,11 +198,11 @@ def test_options_are_checked(make: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("layer", "kind", "reason"),
     [
-        (nn.Linear(16, 16), kinds.Tucker(), "it has no kernel"),
+        (nn.Linear(16, 16), kinds.Tucker(), "its kernel has a single tap"),
         (nn.Linear(16, 16), kinds.Grouped(), "which has no groups"),
         (nn.Conv2d(16, 16, 3, groups=16), kinds.LowRank(), "no convolution without groups"),
         (nn.Conv2d(16, 18, 3), kinds.Grouped(), "do not split into 4 groups"),
-        (nn.Conv2d(16, 16, 2), kinds.Fire(), "its kernel has no middle"),
+        (nn.Conv2d(16, 16, 2), kinds.Fire(), "its kernel has an even size"),
         (nn.Conv2d(3, 16, 3), kinds.Fire(), "it has 3 input"),
         (nn.Linear(16, 16), kinds.LowRank(ranks=(0.8,)), "it would keep 1"),
     ],
@@ -253,3 +253,29 @@ def test_the_operator_of_the_recipe_works() -> None:
     with torch.no_grad():
         expected = nn.functional.conv2d(x, layer.weight[::2].repeat_interleave(2, 0))
         torch.testing.assert_close(found(x), expected)
+
+
+def test_a_model_may_take_what_can_t_be_hashed() -> None:
+    """Symptom: with calibration data, a TypeError for an argument such as a dataclass."""
+
+    @dataclasses.dataclass
+    class Options:
+        scale: float = 2.0
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(16, 16)
+
+        def forward(self, x: Tensor, options: Any) -> Tensor:
+            """Values (n, 16)."""
+            return self.layer(x) * options.scale
+
+    x = torch.randn(8, 16)
+    supernet = fxelastic.expand(
+        *(Scaled(), 1.0),
+        example_inputs=(x, Options()),
+        kinds=(kinds.LowRank(),),
+        calibration=[(x, Options())],
+    )
+    assert len(supernet.branches) > 1

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fxelastic.edge.searching.scores import METRICS, top1, top1_margins
+from fxelastic.edge.searching.scores import METRICS, negative_loss, top1, top1_margins
 from fxelastic.errors import UsageError
 
 RNG = np.random.default_rng(0)
@@ -79,3 +79,8 @@ def test_what_is_no_class_is_refused(name: str, targets: Any, said: str) -> None
 def test_neither_names_nor_nan_are_classes(name: str, targets: np.ndarray[Any, Any]) -> None:
     with pytest.raises(UsageError, match="must be classes"):
         METRICS[name].score([np.zeros((2, 3))], targets)
+
+
+def test_a_loss_of_results_without_classes_is_refused_by_name() -> None:
+    with pytest.raises(UsageError, match="negative_loss"):
+        negative_loss((np.zeros(4, np.float32),), np.zeros(4, np.int64))

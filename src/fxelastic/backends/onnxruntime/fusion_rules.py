@@ -174,20 +174,20 @@ ONNXRUNTIME = FusionRules(
             "no-op-after",
             _FUSED_PRODUCER | _TRANSPOSE | _RESHAPE,
             _NO_OP,
-            reason="what computes nothing in eval mode is removed, and hides no fusion",
+            reason="operators that compute nothing in eval mode are removed, and hide no fusion",
         ),
         FusionRule(
             "no-op-before",
             _NO_OP,
             _BATCH_NORM | _CONV_ACTIVATION | _GEMM_ACTIVATION,
-            reason="what computes nothing in eval mode is removed, and hides no fusion",
+            reason="operators that compute nothing in eval mode are removed, and hide no fusion",
         ),
         FusionRule(
             "no-op-constant",
             _NO_OP,
             _ADD | _SCALE,
             constant_operand=True,
-            reason="what computes nothing in eval mode is removed, and hides no fusion",
+            reason="operators that compute nothing in eval mode are removed, and hide no fusion",
         ),
         FusionRule(
             "activation-kept",

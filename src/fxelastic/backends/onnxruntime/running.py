@@ -82,7 +82,7 @@ def _array(value: torch.Tensor) -> np.ndarray[Any, Any]:
         return value.detach().cpu().resolve_conj().numpy()
     except TypeError as e:  # bfloat16 and narrower
         raise RefusedError(
-            "onnxruntime can't take its inputs",
+            "onnxruntime can't take inputs of this dtype",
             loads=True,
             expected="dtypes of numpy",
             got=str(value.dtype),
@@ -93,7 +93,7 @@ def _array(value: torch.Tensor) -> np.ndarray[Any, Any]:
 def _refused(model: Path | bytes | None, error: Exception, loads: bool) -> RefusedError:
     """The error for onnxruntime's message, with the operator and its dtypes if it names a node."""
     said = _PREAMBLE.sub("", str(error).strip().splitlines()[0])
-    what = "onnxruntime fails to run it" if loads else "onnxruntime fails to load it"
+    what = f"onnxruntime fails to {'run' if loads else 'load'} the converted model"
     kernel = re.search(r"Could not find an implementation for (\w+)\(\d+\) .*'(.*)'", said)
     typed = re.search(r"Type '(?:tensor\()?(\w+)\)?' of input .* of operator \((\w+)\)", said)
     named = re.search(r"Op \((\w+)\)|running (\w+) node", said)
@@ -105,14 +105,14 @@ def _refused(model: Path | bytes | None, error: Exception, loads: bool) -> Refus
     else:
         operator, dtypes = (named[1] or named[2]) if named else "", []
     if any("float" in dtype or dtype == "double" for dtype in dtypes if dtype not in _COMMON):
-        fix = f"compute what becomes {operator} in float32, e.g. after model.float()"
+        fix = f"compute the operator that becomes {operator} in float32, e.g. after model.float()"
     elif dtypes:
-        fix = f"replace what becomes {operator}, or compute it in another dtype"
+        fix = f"replace the operator that becomes {operator}, or compute it in another dtype"
     elif operator:
-        fix = f"replace what becomes {operator}, and report its conversion"
+        fix = f"replace the operator that becomes {operator}, and report its conversion"
     else:
         fix = "report it, with the model"
-    expected = "operators and dtypes that it has kernels for"
+    expected = "operators and dtypes for which onnxruntime has kernels"
     return RefusedError(what, loads=loads, expected=expected, got=said[:300], fix=fix)
 
 

@@ -50,8 +50,10 @@ class Fire(LayerOperator):
 
     def fit(self, layer: Layer, variant: Any) -> Replacement | str:
         """Squeeze a convolution; see `LayerOperator.fit`."""
-        if layer.taps == 1 or any(k % 2 == 0 for k in layer.kernel):
-            return "its kernel has no middle"
+        if layer.taps == 1:
+            return "its kernel has a single tap"
+        if any(k % 2 == 0 for k in layer.kernel):
+            return "its kernel has an even size, so no middle"
         middle = [d * (k // 2) for k, d in zip(layer.kernel, layer.dilation, strict=True)]
         if any(p > m for p, m in zip(layer.padding, middle, strict=True)):
             return "its padding exceeds its kernel"

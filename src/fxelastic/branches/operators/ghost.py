@@ -55,7 +55,7 @@ class Ghost(LayerOperator):
             return "it is a linear map, whose outputs have no neighbours"
         kept = rank_of(layer.n_out, variant)
         if kept >= layer.n_out:
-            return f"it has {layer.n_out} outputs"
+            return f"it has {layer.n_out} outputs, too few to leave some out"
         filters = (layer.n_out - kept) * 3 ** len(layer.kernel)
         weights = kept * layer.n_in * layer.taps + filters
         return Replacement(weights, weights, lambda s, m: _written(s, m, kept))

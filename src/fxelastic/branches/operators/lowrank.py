@@ -82,7 +82,7 @@ class LowRank(LayerOperator):
             full = min(layer.n_in * layer.taps, layer.n_out)
             rank = rank_of(full, share)
             if rank >= full:
-                return f"its rank is {full}"
+                return f"its rank is {full}, and {share:g} of it is not lower"
             weights = rank * (layer.n_in * layer.taps + layer.n_out)
             return Replacement(weights, weights, lambda s, m: _channel(s, m, rank))
         if len(layer.kernel) != 2 or min(layer.kernel) < 2:

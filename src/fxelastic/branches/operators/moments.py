@@ -6,11 +6,12 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from operator import is_
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxelastic.branches.operators.layers import Layer, layers
 from fxelastic.branches.options import Arguments
@@ -161,21 +162,34 @@ def moments(partition: Partition, batches: Sequence[Arguments]) -> Mapping[str, 
     """
     if not batches:
         return {}
-    known = _KNOWN.get(partition)
-    key = tuple(map(id, batches))
-    if known is None or known[0] != key:
-        known = (key, _measured(partition, batches))
-        _KNOWN[partition] = known
-    return known[1]
+    known = _KNOWN.get(partition.graph_module)
+    if known is None or not known.of(partition, batches):
+        known = _Known(weakref.ref(partition), tuple(batches), _measured(partition, batches))
+        _KNOWN[partition.graph_module] = known
+    return known.moments
 
 
 def forget(partition: Partition) -> None:
     """Free the moments that `moments` keeps."""
-    _KNOWN.pop(partition, None)
+    _KNOWN.pop(partition.graph_module, None)
 
 
-_KNOWN: weakref.WeakKeyDictionary[Partition, tuple[Any, Mapping[str, Moments]]]
-_KNOWN = weakref.WeakKeyDictionary()
+@dataclass(frozen=True)
+class _Known:
+    """The moments of a partition's layers on some batches."""
+
+    partition: weakref.ref[Partition]
+    batches: tuple[Arguments, ...]
+    moments: Mapping[str, Moments]
+
+    def of(self, partition: Partition, batches: Sequence[Arguments]) -> bool:
+        """Whether these are the partition, not only an equal one, and the batches."""
+        same = len(batches) == len(self.batches) and all(map(is_, batches, self.batches))
+        return same and self.partition() is partition
+
+
+# By the captured graph, since a partition may have constants that can't be hashed.
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
 
 
 def _measured(partition: Partition, batches: Iterable[Arguments]) -> dict[str, Moments]:

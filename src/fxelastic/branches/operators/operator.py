@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from torch import fx
@@ -54,7 +54,7 @@ class LayerOperator(ABC):
             `fxelastic.expand` if empty. They weigh errors by what the layers really read.
     """
 
-    calibration: tuple[Arguments, ...] = ()
+    calibration: tuple[Arguments, ...] = field(default=(), compare=False)
 
     @property
     @abstractmethod

@@ -51,9 +51,10 @@ class Separable(LayerOperator):
     def fit(self, layer: Layer, variant: Any) -> Replacement | str:
         """Factorise a convolution; see `LayerOperator.fit`."""
         if layer.taps == 1:
-            return "it has no kernel"
+            return "its kernel has a single tap"
         if variant >= min(layer.taps, layer.n_out):
-            return f"it has {layer.taps} taps"
+            full = min(layer.taps, layer.n_out)
+            return f"{variant} filters for each channel are not fewer than its full rank, {full}"
         weights = variant * layer.n_in * (layer.taps + layer.n_out)
         return Replacement(weights, weights, lambda s, m: _written(s, m, variant))
 

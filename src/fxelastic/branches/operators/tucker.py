@@ -53,7 +53,7 @@ class Tucker(LayerOperator):
     def fit(self, layer: Layer, variant: Any) -> Replacement | str:
         """Factorise a convolution; see `LayerOperator.fit`."""
         if layer.taps == 1:
-            return "it has no kernel"
+            return "its kernel has a single tap"
         inner_in, inner_out = (_inner(n, variant) for n in (layer.n_in, layer.n_out))
         first = layer.n_in * inner_in * (inner_in < layer.n_in)
         rest = inner_in * inner_out * layer.taps + inner_out * layer.n_out

@@ -156,7 +156,7 @@ def _rapl(files: SystemFiles) -> tuple[Counter | None, str]:
     for path in found.values():
         if files.is_denied(path):
             return None, (
-                f"/{path} can't be read: no permission; let it be read as root: chmod a+r /{path}"
+                f"/{path} can't be read: permission denied; as root, run: chmod a+r /{path}"
             )
     largest = {
         path: files.number(f"{PurePosixPath(path).parent}/max_energy_range_uj") or 0.0
@@ -235,7 +235,7 @@ def _label(files: SystemFiles, path: str) -> str:
 
 
 def _battery(files: SystemFiles) -> tuple[Counter | None, str]:
-    """A battery that is being discharged: only then its power is that of the device."""
+    """A battery that is discharging: only then its power is that of the device."""
     note = ""
     for path in files.paths("sys/class/power_supply/*/type"):
         folder = PurePosixPath(path).parent.as_posix()
@@ -244,8 +244,8 @@ def _battery(files: SystemFiles) -> tuple[Counter | None, str]:
         state = (files.text(f"{folder}/status") or "").strip()
         if state != "Discharging":
             note = note or (
-                f"/{folder}/status is {state or 'unknown'}: a battery tells the device's power "
-                "only while it is discharged"
+                f"/{folder}/status is {state or 'unknown'}: a battery shows the device's power "
+                "only while it is discharging"
             )
             continue
         for powers in (
@@ -256,5 +256,5 @@ def _battery(files: SystemFiles) -> tuple[Counter | None, str]:
             values = counter.read(files)
             if values is not None and counter.watts(values) > 0:
                 return counter, note
-        note = note or f"/{folder} tells neither a power nor a current and a voltage"
+        note = note or f"/{folder} reports neither power nor current and voltage"
     return None, note

@@ -75,7 +75,7 @@ class EnergyMeter:
     """Measures the energy between `begin` and `end`.
 
     The sources are, in this order: RAPL, the sensors of ``/sys/class/hwmon`` (INA3221 of a Jetson,
-    power meters), a battery that is being discharged. Without a counter that can be read, the
+    power meters), a battery that is discharging. Without a counter that can be read, the
     energy follows from the load and the frequency by a `PowerModel`, with a wider band. The energy
     is that of the whole device or processor, other processes included.
 
@@ -229,7 +229,7 @@ class EnergyMeter:
         )
 
     def _load(self, before: _State, after: _State, seconds: float) -> tuple[float, list[str]]:
-        """The load of all threads; the one of this process, where the system does not tell it."""
+        """The load of all threads; that of this process, where the system does not report it."""
         one, other = before.times, after.times
         if one is not None and other is not None and other.total - one.total >= _LEAST_TICKS:
             share = (other.busy - one.busy) / (other.total - one.total)

@@ -51,7 +51,7 @@ class LoadModel:
             self._covariance *= 1e4 / trace
 
     def predict(self, load_index: float, resources: Resources) -> float:
-        """R at a load index.
+        """The ratio r at a load index.
 
         Args:
             load_index: The load index.

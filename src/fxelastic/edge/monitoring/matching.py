@@ -26,7 +26,7 @@ def supply(resources: Resources | None, limit_ms: float, most_ms: float) -> dict
     Returns:
         The time for a request, in units of the slowest subnet's; the memory that is free; and for
         the energy, the share of the processor or graphics processor that is free. What the system
-        does not tell is left out.
+        does not report is left out.
     """
     found = {LATENCY: min(1.0, limit_ms / most_ms)}
     if resources is None:

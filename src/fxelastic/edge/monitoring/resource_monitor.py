@@ -21,7 +21,7 @@ _PRESSURES = ("cpu", "memory", "io")
 
 @dataclass(frozen=True)
 class Resources:
-    """One reading. Shares are from 0 to 1; what the system does not tell is None.
+    """One reading. Shares are from 0 to 1; what the system does not report is None.
 
     Attributes:
         time_s: When it was read, by a clock that never goes back.
@@ -56,7 +56,7 @@ class Resources:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """The names of what the system does not tell."""
+        """The names of what the system does not report."""
         return tuple(name for name, value in asdict(self).items() if value is None or value == {})
 
     def to_json(self) -> dict[str, Any]:
@@ -92,8 +92,14 @@ class ResourceMonitor:
         Raises:
             UsageError: A weight is unknown or negative, or all are 0, or a step is below 1.
         """
-        wrong = set(weights) - set(WEIGHTS)
-        if wrong or not all(value >= 0 for value in weights.values()) or not any(weights.values()):
+        for name in weights:
+            if name not in WEIGHTS:
+                raise UsageError(
+                    f"weights has an unknown resource, {name!r}",
+                    expected="some of " + ", ".join(WEIGHTS),
+                    got=", ".join(map(repr, weights)),
+                )
+        if not all(value >= 0 for value in weights.values()) or not any(weights.values()):
             raise UsageError(
                 "weights must be numbers of at least 0, not all of them 0",
                 expected="weights of " + ", ".join(WEIGHTS),

@@ -38,8 +38,8 @@ class SearchOptions:
             a part of this time, all scores are on the first samples.
         batch_size: Samples of a batch. A model of a fixed batch size has that; samples that fill
             no batch are left out then.
-        held_out: Share of the samples that no choice is made by. The search's own scores, being
-            the best of many, are too high; the best subnets' scores on these samples are not.
+        held_out: Share of the samples that no choice depends on. The search's own scores, being
+            the best of many, are biased upwards; the best subnets' scores on these samples are not.
         cache_bytes: The most bytes of kept features; None for no bound.
         memory_bytes: The most bytes of sessions, and of models in between; None for no bound.
             Where both are bounded, the process does not grow by more than both together and what
@@ -52,7 +52,8 @@ class SearchOptions:
         seed: Seed of the search; the same seed leads to the same subnets.
         path: A file for the pool, written as the search goes on. If it exists, of the same bundle,
             data and score, its subnets are not evaluated again.
-        progress: Called with the budget in ms and the study after each group.
+        progress: Called with the budget in ms (infinity without one) and the study, after each
+            group and about once a second in between.
         sizes: The sizes of inputs that limits are for, such as ``{"seq": 128}``, if other sizes
             than the batch may vary. Without it, limits on the latency are for the mean over the
             samples of the data.
@@ -60,12 +61,12 @@ class SearchOptions:
             data, from 0 to 100, instead of the mean.
         latency_percentile: Limits on the latency are for this percentile of the runs, from 50 to
             99.9, by the spread of each branch's measurements, and the pool's latencies, too. By
-            default latencies are usual ones.
-        max_loss: Also find cascades, in which sure samples leave early: at most this share of
-            samples gets a wrong answer where the original is right (without targets, another
-            answer than the original's). Several limits, such as ``(0.01, 0.03)``, give several
-            sets of thresholds: under load, serving takes the next one before it takes a smaller
-            subnet. None for no cascades.
+            default latencies are those of the table.
+        max_loss: Also find cascades, in which a sample leaves at the first exit that is confident:
+            at most this share of samples gets a wrong answer where the original is right (without
+            targets, another answer than the original's). Several limits, such as
+            ``(0.01, 0.03)``, give several cascades, among which serving chooses under load. None
+            for no cascades.
         delta: The probability that a cascade loses more than ``max_loss`` in spite of its test on
             the held-out samples.
         exit_confidence: What says how sure an exit is: ``max_softmax``, ``margin`` or ``entropy``.

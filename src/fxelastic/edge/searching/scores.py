@@ -132,10 +132,12 @@ def top1_margins(outputs: Sequence[Array], targets: Array) -> Array:
 
 def negative_loss(outputs: Sequence[Array], targets: Array) -> tuple[float, float]:
     """The negative cross-entropy, in nats: logits ``(N, C, …)``, targets ``(N, …)``."""
+    expected = "logits (N, C, …) and targets (N, …)"
+    if outputs[0].ndim < 2:
+        raise _mismatch("negative_loss", expected, outputs[0].shape, targets.shape)
     logits = np.moveaxis(outputs[0].astype(np.float64), 1, -1).reshape(-1, outputs[0].shape[1])
     flat = targets.reshape(-1)
     if len(flat) != len(logits):
-        expected = "logits (N, C, …) and targets (N, …)"
         raise _mismatch("negative_loss", expected, outputs[0].shape, targets.shape)
     flat = _classes(flat, logits.shape[1])
     shifted = logits - logits.max(1, keepdims=True)

@@ -22,6 +22,7 @@ from fxelastic.edge.serving.preload import Preload
 from fxelastic.errors import UsageError
 from fxelastic.spec.costs_by_size import Sizes
 from fxelastic.spec.limits import Bound
+from fxelastic.spec.options import check_count
 
 # Names of earlier versions.
 _RENAMED = {"researcher": "searcher", "standby": "preload"}
@@ -117,7 +118,7 @@ class Serving:
                 f"unknown mode {self.mode!r}", expected=", ".join(MODES), got=repr(self.mode)
             )
         _check("memory_bytes", self.memory_bytes, optional=True)
-        _check("threads", self.threads, zero=True)
+        check_count("threads", self.threads, 0)
         for name in ("tick_s", "retry_s", "run_timeout_s"):
             _check(name, getattr(self, name))
         _check("check_every_s", self.check_every_s, optional=True)
@@ -126,10 +127,13 @@ class Serving:
             value = getattr(self, name)
             required = value is None and name in ("monitor", "clock")
             if required or (value is not None and not callable(value)):
-                raise UsageError(f"{name} must be callable", got=repr(value))
+                expected = "a function"
+                if name in ("monitor", "lookahead"):
+                    expected = "a class, or a function that returns an instance, not an instance"
+                raise UsageError(f"{name} must be callable", expected=expected, got=repr(value))
         if not callable(getattr(self.policy, "decide", None)):
             raise UsageError(
-                "policy must be a Policy, with a method decide",
+                "policy must be a SwitchPolicy, with a method decide",
                 expected="for example ForecastPolicy()",
                 got=repr(self.policy),
             )
@@ -175,13 +179,13 @@ class Serving:
         return cls(**{**values, **changes})
 
 
-def _check(name: str, value: object, *, zero: bool = False, optional: bool = False) -> None:
+def _check(name: str, value: object, *, optional: bool = False) -> None:
     if value is None and optional:
         return
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not (0 < value < math.inf or (zero and value == 0)):  # type: ignore[operator]
+    if not number or not 0 < value < math.inf:  # type: ignore[operator]
         raise UsageError(
-            f"{name} must be {'at least 0' if zero else 'above 0'}, got {value!r}",
+            f"{name} must be above 0, got {value!r}",
             expected="a number",
             got=repr(value),
         )

@@ -86,7 +86,7 @@ class Recovery:
                 got="an error from each subnet that was tried",
                 fix="check runtime.events and the input",
             ) from error
-        self._leave(failed, answer.candidate, "it raised", for_good=False)
+        self._leave(failed, answer.candidate, "it raised an error", for_good=False)
         return answer
 
     def after_non_finite(

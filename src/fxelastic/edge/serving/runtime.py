@@ -63,7 +63,7 @@ def _ranked(entries: Iterable[Any]) -> list[Candidate]:
 class Runtime:
     """Answers requests with the best subnet that keeps the budget (§5.3).
 
-    Call it like the model, from any number of threads. A request runs on one subnet from begin to
+    Call it like the model, from any number of threads. A request runs on one subnet from start to
     end; it waits for no switch. Close it, or use it in a ``with`` statement.
 
     Each request's latency goes to the *monitor*. Some twenty times a second the *controller* asks

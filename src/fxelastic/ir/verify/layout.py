@@ -171,7 +171,7 @@ def check_layout(partition: BlockGraph, nodes: Mapping[str, fx.Node]) -> Layout:
             raise PartitionError(
                 f"node {node.name!r} is in no block",
                 expected="each operator in exactly one block",
-                got=f"{node.name} = {node.target} in none",
+                got=f"{node.name} = {node.target} in no block",
             )
     _check_order(partition, order, owner)
     return Layout(nodes, tuple(order), owner, _results(partition.graph))

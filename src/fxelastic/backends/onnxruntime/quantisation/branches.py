@@ -212,8 +212,12 @@ class _Maker:
                 for format, change in formats.items():
                     if format.removesuffix(REDUCED) not in wanted:
                         continue
-                    found = change(first, choose(model.graph, self._crossing, left).values)
-                    error = judge.error(found)
+                    try:
+                        found = change(first, choose(model.graph, self._crossing, left).values)
+                        error = judge.error(found)
+                    except NotMadeError as e:
+                        self._refuse(branch, [format], str(e))
+                        continue
                     if not error <= self._options.max_error:
                         # Weights of fewer bits, or zero points, may cost what the first did not.
                         self._refuse(branch, [format], self._too_large(error))

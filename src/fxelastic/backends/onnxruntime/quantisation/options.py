@@ -30,7 +30,8 @@ class Int8:
         ranges: How the range of an activation is found: ``"minmax"``, ``"entropy"`` or
             ``"percentile"``.
         max_error: The largest squared error of a branch, relative to the variance of its outputs.
-            Operators that lose most stay float until it is kept.
+            Operators that lose most stay float until the error is within it; a branch with no such
+            choice is not made.
     """
 
     calibration: Any
