@@ -15,7 +15,7 @@ Each profile is left out in turn. Three predictions of its steps:
   processor out, too, and scales the rest by the number of threads.
 * calibrated: the idle and the full power are those of the profile's steps of the lowest and the
   highest load; the error is on the other steps.
-* affine: as calibrated, with the power proportional to the load, as a baseline.
+* affine: as calibrated, with a power that is linear in the load, as a baseline.
 
 The exponents of load and frequency are fitted to the profiles that are not left out.
 

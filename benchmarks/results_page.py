@@ -33,7 +33,8 @@ Written by `python benchmarks/run_all.py` from the raw figures in `benchmarks/re
 Machines are shared and noisy, so figures that depend on one are ratios. Where a result was not made
 by one run of its command, the section says how it was made.
 *Bar* is what the project asks of itself, and *paper* what AdaptiveNet (MobiCom 2023) reports, on
-other models, data and devices, unless another source is named. A bar that is missed says so.
+other models, data and devices, unless another source is named. A result that was measured at
+another commit than the one it was recorded at names it.
 """
 
 
@@ -63,7 +64,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
 
 
 def _commit(kept: dict[str, Any]) -> str:
-    return f" At commit {kept['commit']}." if kept.get("commit") else ""
+    return f" Recorded at commit {kept['commit']}." if kept.get("commit") else ""
 
 
 def partition(result: Any) -> Iterable[Row]:
@@ -96,11 +97,16 @@ def expand(result: Any) -> Iterable[Row]:
             3,
         ),
         (
-            "memory beside the supernet's parameters with all operators, of their bytes",
+            "peak memory beyond the model's with all operators, of the bytes of the supernet's "
+            "parameters",
             memory.get("operators_ratio"),
             2.5,
         ),
-        ("memory beside the supernet's parameters, of their bytes", memory["ratio"], 2.5),
+        (
+            "peak memory beyond the model's, of the bytes of the supernet's parameters",
+            memory["ratio"],
+            2.5,
+        ),
     )
     for figure, ratio, bar in ratios:
         if ratio is not None:
@@ -319,7 +325,7 @@ def train(result: Any) -> Iterable[Row]:
                 ", ".join(cells) + " %",
                 **(
                     {
-                        "bar": "in no range below untrained, for that stage only, or tuned only",
+                        "bar": "in no range below 'untrained', 'distilled, stage only' or 'tuned'",
                         "paper": "best in every range (Figure 10)",
                         "met": best_everywhere(found["buckets"]),
                     }
@@ -546,13 +552,13 @@ def scenario(result: Any, name: str) -> Iterable[Row]:
     runs = result["runs"]
     for i, steps in enumerate(zip(*(run["steps"] for run in runs), strict=True)):
         told = [step["told"] for step in steps]
-        over = ", ".join(f"{step['over_s']:.2f}" + " (told)" * step["told"] for step in steps)
+        over = ", ".join(f"{step['over_s']:.2f}" + " (reported)" * step["told"] for step in steps)
         yield Row(
             f"{where}; step {i + 1}, {steps[0]['n_processes']} competing processes: longest time "
-            f"over the budget, and switches, of {len(runs)} runs ('told': the runtime said that it "
-            "can't be kept)",
+            f"over the budget, and switches, of {len(runs)} runs ('reported': the runtime reported "
+            "that it can't be kept)",
             f"{over} s; {', '.join(str(step['n_switches']) for step in steps)}",
-            "≤ 1 s or told, ≤ 2",
+            "≤ 1 s or reported, ≤ 2",
             "within 1 s",
             all(
                 (step["over_s"] <= 1 or ok) and step["n_switches"] <= 2
@@ -691,7 +697,8 @@ def multi_stage(result: Any) -> Iterable[Row]:
         ", ".join(f"{n} of {n_exits}" for n in reached),
     )
     yield Row(
-        "time until then, of joint training's by the same rule",
+        "time of all stages, each until its exit is as good or its epochs end, of joint training's "
+        "by the same rule",
         f"{result['time']:.2f}",
         "≤ 0.6, with all exits",
         met=met["time"],
@@ -726,7 +733,7 @@ def energy(result: Any) -> Iterable[Row]:
     yield Row(
         "mean error, of a processor that is not listed", f"{result['means']['of others']:.1%}"
     )
-    yield Row("mean error, power proportional to the load", f"{result['means']['affine']:.1%}")
+    yield Row("mean error, power linear in the load", f"{result['means']['affine']:.1%}")
     for row in result["rows"]:
         doubt = "" if row["plausible"] else " (counts something twice)"
         yield Row(
@@ -769,6 +776,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], Iterable[Row]]]] = {
     "forecast": ("Forecast of the load", forecast),
     "contexts_simulated": ("Changing loads, simulated", contexts_simulated),
     "contexts": ("Changing loads", contexts),
+    "contexts_text": ("Changing loads, with a transformer", contexts),
     "tradeoff": ("Accuracy and latency against baselines", tradeoff),
     "ensemble": ("The default kinds of branches on Fashion-MNIST", ensemble),
     "exits": ("Cascades of early exits", exits),

@@ -130,13 +130,13 @@ def _cascades(
     savings = [row["saving"] for row in kept]
     yield Row(
         f"{what}: latency saved at batch size 1, by seed",
-        ", ".join(f"{saving:.1%}" for saving in savings),
+        ", ".join("no cascade" if row is None else f"{row['saving']:.1%}" for row in found),
         "" if bar is None else f"≥ {bar:.0%}",
         met=None if bar is None else len(kept) == len(found) and min(savings) >= bar,
     )
     at_32 = [row["saving_at_32"] for row in kept]
     yield Row(
-        f"{what}: time saved at batch size 32; points of accuracy lost on test images; AUROC of "
+        f"{what}: time saved at batch size 32; points of accuracy lost on test samples; AUROC of "
         "the first exit's confidence",
         f"{_range(at_32)}; {fmean(100 * row['loss'] for row in kept):.2f}; "
         f"{fmean(row['auroc'][0] for row in kept):.2f}",
