@@ -128,9 +128,9 @@ def test_a_wrong_operator_is_named(tmp_path: Path) -> None:
     [
         (other_weight, "operator aten."),
         (no_kernel, "files can't be loaded by onnxruntime"),
-        (no_kernel, "onnxruntime fails to load it"),
+        (no_kernel, "onnxruntime fails to load the converted model"),
         (other_sizes, "files can't be run by onnxruntime"),
-        (other_sizes, "replace what becomes Expand"),
+        (other_sizes, "replace the operator that becomes Expand"),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path: Path, change: Any, message: str) -> None:

@@ -109,6 +109,11 @@ def test_what_is_not_a_kind_is_refused(kind: object) -> None:
         fxelastic.expand("no model", kinds=(kind,))  # type: ignore[arg-type]
 
 
+def test_exits_are_at_numbers_of_blocks() -> None:
+    with pytest.raises(UsageError, match="at must be 'auto' or numbers of blocks, got 'half'"):
+        kinds.Exit(at="half")
+
+
 def test_built_in_kinds_are_frozen_dataclasses() -> None:
     for kind in (kinds.Merged(), kinds.Pruned(), kinds.Skip()):
         assert dataclasses.is_dataclass(kind)
@@ -185,7 +190,6 @@ def test_options_are_parsed_by_the_types_of_the_fields() -> None:
         ("pruned:calibration=1", "can't be given on the command line"),
         ("json:dumps", "does not refer to a branch kind"),
         ("pruned:round_to=0", "round_to must be at least 1, got 0"),
-        ("exit:at=half", "at must be 'auto' or numbers of blocks"),
         ("no_such_module:Kind", "there is no module 'no_such_module'"),
     ],
 )

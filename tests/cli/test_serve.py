@@ -87,7 +87,7 @@ def test_what_is_refused_is_named_and_the_rest_is_answered(
     err = capsys.readouterr().err
     assert code == 1
     assert "bad.npy is refused" in err
-    assert "pass an array with a batch dimension" in err
+    assert "pass an array of" in err
     assert "1 requests" in err
     assert main(arguments(bundle, "--inputs", str(tmp_path), "--mode", "paged", "--quiet")) == 1
     err = capsys.readouterr().err

@@ -97,7 +97,7 @@ def test_accesses_that_miss_cost_more_than_those_that_hit() -> None:
     hitting = access_energy(flops, traffic, {"a@0": warm}, given).costs["a@0"]
     assert missing == pytest.approx((2e6 + 2e5) / 1e9)
     assert hitting == pytest.approx((2e6 + 2e4) / 1e9)
-    assert "2 pJ an operation" in access_energy(flops, traffic, {"a@0": warm}, given).source
+    assert "2 pJ per operation" in access_energy(flops, traffic, {"a@0": warm}, given).source
 
 
 def test_the_hit_rate_is_the_share_of_bytes_that_a_flush_makes_late() -> None:

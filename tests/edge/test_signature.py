@@ -52,7 +52,7 @@ def test_what_is_no_array_becomes_one() -> None:
         ((image(),), {"x": image()}, "given twice"),
         ((image(),), {"y": image()}, "not an input"),
         ((image().astype(np.float64), np.zeros((2, 5), np.int64)), {}, "float64"),
-        ((image()[0], np.zeros((2, 5), np.int64)), {}, "with a batch dimension"),
+        ((image()[0], np.zeros((2, 5), np.int64)), {}, "pass an array of 4 dimensions"),
         ((image()[:, :2], np.zeros((2, 5), np.int64)), {}, r"\[2, 2, 8, 8\]"),
         ((image(0), np.zeros((0, 5), np.int64)), {}, r"outside of N\[1\.\.\]"),
         ((image(2), np.zeros((3, 5), np.int64)), {}, "'x' and 'ids' hold different numbers"),

@@ -136,7 +136,7 @@ def test_a_mask_of_minus_infinity_is_no_fault() -> None:
     assert math.isfinite(history.loss)
     bad = x.clone()
     bad[0, 0] = math.nan
-    with pytest.raises(TrainingError, match="values of input in batch 0 are NaN"):
+    with pytest.raises(TrainingError, match=r"values of .* in batch 0 are NaN"):
         fxelastic.distill(supernet, [((bad, mask), None)])
 
 
@@ -238,7 +238,7 @@ def test_a_loss_that_is_no_scalar_is_refused() -> None:
         ({"epoch": 2}, "did you mean epochs"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"steps": 1.5}, "steps must be at least 1, got 1.5"),
-        ({"lr": -1}, "lr must be at least 0, got -1"),
+        ({"lr": -1}, "lr must be at least 0 or 'auto', got -1"),
         ({"clip_norm": "1"}, "clip_norm must be at least 0, got"),
         ({"precision": "int8"}, "precision must be one of 'fp32', 'bf16', 'fp16', got 'int8'"),
         ({"schedule": "linear"}, "schedule must be one of 'cosine', 'constant', got 'linear'"),

@@ -107,7 +107,10 @@ def test_a_checkpoint_of_other_learners_is_refused(tmp_path: Path) -> None:
             lambda: Stage(EndToEnd(), sampling=Fixed((Arch(("other@0",)),))),
             "there is no branch 'other@0'",
         ),
-        (lambda: Stage(EndToEnd(), until=0.9), "until is for a stage of fixed subnets"),
+        (
+            lambda: Stage(EndToEnd(), until=0.9, validate=vector_batches(1), keep_best=False),
+            "until is for a stage of fixed subnets",
+        ),
     ],
 )
 def test_what_is_wrong_is_found_before_the_first_stage(make: Any, expected: str) -> None:

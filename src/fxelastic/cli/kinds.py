@@ -194,7 +194,7 @@ def _value(texts: Sequence[str], hint: Any, where: str) -> Any:
         raise UsageError(f"{where} must be {_named(hint)}", expected=_named(hint), got=repr(text))
     raise UsageError(
         f"{where} can't be given on the command line",
-        expected="an option of numbers, texts or booleans",
+        expected="an option of numbers, strings or booleans",
         got=f"an option of type {hint}",
         fix="pass the object in Python",
     )

@@ -224,7 +224,7 @@ def _names(tree: ast.AST) -> list[str]:
     """The symbols of an expression.
 
     Raises:
-        ValueError: The tree has anything that is no part of an expression of sizes.
+        ValueError: A part of the tree does not belong in an expression of sizes.
     """
     if isinstance(tree, ast.Constant) and type(tree.value) in (int, float):
         return []
