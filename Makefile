@@ -8,9 +8,10 @@ VENV ?= .venv$(if $(TORCH),-torch-$(TORCH))
 # The URL of a package index with CPU-only builds of torch. Without it the default index decides,
 # which on Linux may mean some gigabytes of CUDA libraries.
 TORCH_INDEX ?=
-# Three workers keep two cores busy, since some tests wait. The tests of one model share its capture,
-# and run in the order of tests/conftest.py, which takes the longest first.
-PYTEST_FLAGS ?= -n 3 --dist loadgroup --no-loadscope-reorder
+# Two workers: each test keeps about one core busy, and three took as long on two cores. The tests of
+# one model share its capture, and run in the order of tests/conftest.py, which takes the longest
+# first.
+PYTEST_FLAGS ?= -n 2 --dist loadgroup --no-loadscope-reorder
 
 # Threads that wait for others sleep: beside other programs, spinning ones make a step take 10 times
 # as long.
