@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,16 @@ def test_force_replaces_no_folder_and_no_file_of_the_bundle(
         assert main([*begin, "-o", str(out), "--force"]) == 2
         assert message in capsys.readouterr().err
     assert edge.load(bundle.path).digest == bundle.digest
+
+
+def test_a_matched_table_lies_beside_the_bundle_from_any_folder(
+    bundle: edge.Bundle, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Symptom: in the bundle's own folder, the command refused its default path."""
+    shutil.copytree(bundle.path, tmp_path / "bundle")
+    monkeypatch.chdir(tmp_path / "bundle")
+    assert main(["table", "match", ".", str(table)]) == 0
+    assert (tmp_path / "bundle.latency.json").exists()
 
 
 def test_a_search_prints_the_bests_and_writes_the_pool(

@@ -17,6 +17,7 @@ from onnx import numpy_helper
 from fxelastic import edge
 from fxelastic.edge import branch_timing
 from fxelastic.edge.fingerprint import fingerprint
+from fxelastic.edge.timed_subnets import distinct_subnets
 from fxelastic.errors import BundleError, UsageError
 from fxelastic.spec import json_document
 from fxelastic.spec.latency_table import MODES, LatencyTable
@@ -197,3 +198,9 @@ def test_of_few_subnets_half_are_fitted_to(tmp_path: Path) -> None:
     for costs in found.modes.values():
         assert dict(costs["latency_ms"].costs) != rows
         assert costs["latency_ms"].error is not None
+
+
+def test_timed_subnets_leave_out_the_original(bundle: edge.Bundle) -> None:
+    """Symptom: in small spaces, the original was timed against itself."""
+    for seed in range(20):
+        assert bundle.space.original not in distinct_subnets(bundle, 40, seed)

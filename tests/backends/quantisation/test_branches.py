@@ -16,6 +16,8 @@ import torch
 import fxelastic
 from fxelastic import edge
 from fxelastic.backends.onnxruntime.kernels import optimised_kernels
+from fxelastic.backends.onnxruntime.quantisation.branches import _RECIPES
+from fxelastic.backends.onnxruntime.quantisation.errors import NotMadeError
 from fxelastic.backends.onnxruntime.quantisation.operators import choose
 from fxelastic.backends.onnxruntime.quantisation.products import fuse_products
 from fxelastic.backends.onnxruntime.quantisation.ranges import ranges_inside
@@ -178,6 +180,23 @@ def test_operators_that_lose_most_stay_float_and_hopeless_branches_are_refused(
     ((name, reason),) = summary.refused
     assert name == "u8s8+original@0"
     assert "1e-12 is accepted" in reason
+
+
+def test_a_format_that_can_t_be_made_leaves_out_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(model: onnx.ModelProto, _: object) -> onnx.ModelProto:
+        raise NotMadeError("it has no such kernel")
+
+    static = {**_RECIPES["static"], "u8s8": failing}
+    recipes = {**_RECIPES, "static": static}
+    monkeypatch.setattr("fxelastic.backends.onnxruntime.quantisation.branches._RECIPES", recipes)
+    bundle = int8.tiny(tmp_path / "bundle", formats=("u8s8", "s8s8"))
+    found = {s.id for s in bundle.manifest.segments if s.quantised}
+    assert found == {"u8s8-reduced+original@0", "s8s8+original@0"}
+    summary = bundle.manifest.int8
+    assert summary is not None
+    assert summary.refused == (("u8s8+original@0", "it has no such kernel"),)
 
 
 def test_kinds_select_the_float_branches(tmp_path: Path) -> None:
