@@ -13,6 +13,7 @@ from fxelastic.backends.onnxruntime.running import open_session
 from fxelastic.edge.assembling import assemble
 from fxelastic.edge.bundle import Bundle
 from fxelastic.edge.executor import Array, Executor, State
+from fxelastic.edge.fingerprint import fingerprint, needs_reduced_range
 from fxelastic.errors import ExportError
 from fxelastic.spec.arch import Arch
 from fxelastic.spec.quantised import INT8, int8_id
@@ -40,12 +41,14 @@ def check_int8(
         report: Called with a short text at each step.
 
     Returns:
-        The subnets that were assembled and compared.
+        The subnets that were assembled and compared. Formats that this processor can't run exactly,
+        those of 8-bit weights on x86 without VNNI, are left to the processors that use them.
 
     Raises:
         ExportError: A branch loses more than its tolerance, or an assembled subnet gives other
             results than the chain of its branches.
     """
+    bundle = bundle.without(inexact(bundle))
     with Executor(bundle, threads=1) as executor:
         report("comparing the 8-bit branches with their float branches")
         _check_branches(executor, batches)
@@ -60,8 +63,9 @@ def check_int8(
 
 def int8_subnets(bundle: Bundle) -> list[Arch]:
     """For each format, the original with every block in 8 bits that has such a branch."""
-    formats = dict.fromkeys(s.quantised.format for s in bundle.manifest.segments if s.quantised)
     space = bundle.space
+    found_in = (bundle.segment(spec.id).quantised for spec in space.branches)
+    formats = {quantised.format for quantised in found_in if quantised is not None}
 
     def subnet(format: str) -> Arch:
         ids = ((int8_id(name, format), name) for name in space.original)
@@ -69,6 +73,14 @@ def int8_subnets(bundle: Bundle) -> list[Arch]:
 
     found = dict.fromkeys(subnet(format) for format in sorted(formats))
     return [arch for arch in found if arch != space.original]
+
+
+def inexact(bundle: Bundle) -> list[str]:
+    """The 8-bit branches whose sums may exceed 16 bits on this processor."""
+    if not needs_reduced_range(fingerprint()):
+        return []
+    segments = bundle.manifest.segments
+    return [s.id for s in segments if s.quantised is not None and not s.quantised.reduced]
 
 
 def _check_branches(executor: Executor, batches: Sequence[Mapping[str, Array]]) -> None:

@@ -13,6 +13,7 @@ from onnx import helper
 from onnx.external_data_helper import load_external_data_for_model
 
 from fxelastic.edge.bundle import Bundle
+from fxelastic.edge.float_operators import keep_float
 from fxelastic.errors import BundleError
 from fxelastic.spec.arch import Arch
 from fxelastic.spec.value_info import ValueInfo
@@ -101,6 +102,7 @@ def _forget_sizes(graph: onnx.GraphProto, known: Container[str | int]) -> None:
 
 
 def _finished(bundle: Bundle, model: onnx.ModelProto) -> onnx.ModelProto:
+    keep_float(model.graph)
     _remove_unused(model.graph)
     _share_initializers(model.graph)
     if not model.opset_import:

@@ -33,7 +33,7 @@ from fxelastic.files import open_regular, read_regular, sync, write_durably
 from fxelastic.spec import Arch
 from fxelastic.spec.bounded_json import loads
 
-SCHEMA = "fxelastic.prepared/1"
+SCHEMA = "fxelastic.prepared/2"
 
 _MODEL, _WEIGHTS, _ENTRY = "model.onnx", "model.weights", "entry.json"
 # Protobuf has a limit of 2 GiB, which includes the graph.

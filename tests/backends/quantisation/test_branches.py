@@ -17,14 +17,19 @@ import fxelastic
 from fxelastic import edge
 from fxelastic.backends.onnxruntime.kernels import optimised_kernels
 from fxelastic.backends.onnxruntime.quantisation.branches import _RECIPES
-from fxelastic.backends.onnxruntime.quantisation.errors import NotMadeError
+from fxelastic.backends.onnxruntime.quantisation.dynamic import quantise_dynamic
+from fxelastic.backends.onnxruntime.quantisation.errors import Judge, NotMadeError
+from fxelastic.backends.onnxruntime.quantisation.exact import with_unsigned_weights
 from fxelastic.backends.onnxruntime.quantisation.operators import choose
 from fxelastic.backends.onnxruntime.quantisation.products import fuse_products
 from fxelastic.backends.onnxruntime.quantisation.ranges import ranges_inside
-from fxelastic.backends.onnxruntime.quantisation.static import quantise_static
+from fxelastic.backends.onnxruntime.quantisation.static import (
+    quantise_static,
+    with_signed_activations,
+)
 from fxelastic.edge.assembly import join
 from fxelastic.errors import ExportError, UsageError
-from fxelastic.exporting_int8 import check_int8, int8_subnets
+from fxelastic.exporting_int8 import check_int8, inexact, int8_subnets
 from fxelastic.spec import Arch
 from fxelastic.spec.quantised import Quantised, int8_id
 from tests import int8_bundles as int8
@@ -130,7 +135,8 @@ def test_chain_and_assembled_model_of_every_format_were_compared() -> None:
     bundle = int8.bundle()
     assert bundle.manifest.int8 is not None
     compared = set(bundle.manifest.int8.subnets)
-    assert {str(arch) for arch in int8_subnets(bundle)} <= compared
+    exact = bundle.without(inexact(bundle))
+    assert {str(arch) for arch in int8_subnets(exact)} <= compared
     mixed = [Arch.parse(text) for text in compared]
     assert any(len({bundle.segment(b).spec.kind for b in arch}) > 1 for arch in mixed)
 
@@ -152,6 +158,52 @@ def test_a_branch_that_loses_more_than_its_tolerance_is_named(tmp_path: Path) ->
     with pytest.raises(ExportError, match=r"branch '\S+' differs from 'original@0'"):
         check_int8(bundle, batches, 0, 0, lambda _: None)
     check_int8(changed_bundle(tmp_path / "lax", 0.1), batches, 0, 0, lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("features", "left_out"), [("avx2", {"u8s8", "dynamic", "s8s8"}), ("avx2 avx_vnni", set())]
+)
+def test_formats_are_compared_where_they_are_exact(
+    features: str, left_out: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = {"machine": "x86_64", "int8": features}
+    monkeypatch.setattr("fxelastic.exporting_int8.fingerprint", lambda: device)
+    bundle = int8.bundle()
+    found = {bundle.segment(name).quantised for name in inexact(bundle)}
+    assert {quantised.format for quantised in found if quantised} == left_out
+
+
+def test_errors_are_those_of_exact_sums() -> None:
+    """On x86 without VNNI, sums of these weights and activations exceed 16 bits."""
+    info = onnx.helper.make_tensor_value_info
+    x = info("x", onnx.TensorProto.FLOAT, ["n", 64])
+    weight = np.random.default_rng(0).uniform(0.5, 1, (64, 8)).astype(np.float32)
+    node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"], "product")
+    graph = onnx.helper.make_graph(
+        [node],
+        "product",
+        [x],
+        [info("y", onnx.TensorProto.FLOAT, ["n", 8])],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    opsets = [onnx.helper.make_opsetid("", 20)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    batch = {"x": np.random.default_rng(1).uniform(0.5, 1, (16, 64)).astype(np.float32)}
+    judge = Judge(model, [batch])
+    static = quantise_static(
+        model, choose(graph, ()), {"x": (0.0, 1.0), "y": (0.0, 64.0)}, {}, per_channel=True
+    )
+    dynamic = quantise_dynamic(model, ("product",), per_channel=True)
+    for quantised in (static, fuse_products(static, ()), dynamic):
+        assert judge.error(quantised) < 0.01
+        unsigned = with_unsigned_weights(quantised)
+        before, after = (
+            [t.data_type for t in m.graph.initializer if len(t.dims) == 2]
+            for m in (quantised, unsigned)
+        )
+        assert (before, after) == ([onnx.TensorProto.INT8], [onnx.TensorProto.UINT8])
+    signed = with_signed_activations(static)
+    assert judge.error(signed) < 0.01
 
 
 def test_operators_that_lose_most_stay_float_and_hopeless_branches_are_refused(
