@@ -35,7 +35,7 @@ def build():
 
 OPTIONS = (
     *("--gamma", "0.6", "--kinds", "merged", "--distill-epochs", "2", "--tune-epochs", "2"),
-    *("--batch-size", "4", "--budget", "90%", "--max-subnets", "8", "--out", "run", "--quiet"),
+    *("--batch-size", "4", "--budget", "100%", "--max-subnets", "8", "--out", "run", "--quiet"),
 )
 RUN = ("run", "model.py:build", "--data", "images.npz", *OPTIONS)
 STEPS = ("inputs", "distil", "tune", "export", "profile", "search", "prepare")
@@ -132,7 +132,7 @@ def test_nothing_is_made_twice(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "first", "diff"),
     [
-        (("--budget", "95%"), "search", "[search] budget: 90% -> 95%"),
+        (("--budget", "120%"), "search", "[search] budget: 100% -> 120%"),
         (("--tune-epochs", "1"), "tune", "[train] tune-epochs: 2 -> 1"),
         (("--gamma", "0.4"), "distil", "[model] gamma: 0.6 -> 0.4"),
         (("--samples", "20"), "inputs", "[run] samples: (default) -> 20"),
@@ -172,7 +172,7 @@ def test_other_commands_read_the_recipe(
     copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(copy)
-    assert main(["search", "run/bundle", "--out", "pool.json", "--budget", "95%", "--json"]) == 0
+    assert main(["search", "run/bundle", "--out", "pool.json", "--budget", "120%", "--json"]) == 0
     out, err = capsys.readouterr()
     assert "from fxelastic.toml: --max-subnets=8 --data=run/samples.npz" in err
     assert len(json.loads(out)["budgets"]) == 1
