@@ -110,12 +110,22 @@ def test_8_bits_are_near_the_module(written: dict[str, Any]) -> None:
     assert isinstance(written["int8_refused"], dict)
 
 
+def test_a_file_for_processors_without_vnni_is_near_the_module(written: dict[str, Any]) -> None:
+    """No sum saturates there, since the weights use 7 bits."""
+    nodes = onnx.load(written["int8_reduced_onnx"]).graph.node
+    halved = [name for node in nodes for name in node.input if name.endswith("_7bit")]
+    assert len(halved) == sum(node.op_type == "Gemm" for node in nodes) > 1
+    exact, near = results(written["onnx"]), results(written["int8_reduced_onnx"])
+    assert 0 < np.square(near - exact).mean() < 0.05 * exact.var()
+
+
 def test_a_fixed_batch_and_no_bundle(folder: Path, written: dict[str, Any]) -> None:
     out = folder / "fixed"
     argv = ("--fixed-batch", "3", "--no-bundle", "--arch", "original", "--out", str(out))
     code, text = specialise(folder, *argv)
     assert code == 0
     assert f"wrote {out / 'model.onnx'}" in text
+    assert not list(out.glob("*int8*"))
     assert not (out / "bundle").exists()
     assert results(str(out / "model.onnx")).shape == (3, 4)
 

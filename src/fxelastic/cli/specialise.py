@@ -55,7 +55,8 @@ examples:
     --fixed-batch 1 --int8 --calibration inputs.npz
 
 fxelastic search prints the subnets that a device prefers, and fxelastic inspect the ids of
-all branches. OUT/model.int8.onnx computes in 8 bits where --int8 allows it.
+all branches. With --int8, OUT/model.int8.onnx computes in 8 bits where it can, and
+OUT/model.int8-reduced.onnx does so on x86 processors without VNNI.
 
 exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted"""
 
@@ -182,6 +183,7 @@ def _write(
     import fxelastic
     from fxelastic import edge
     from fxelastic.files import replace_file
+    from fxelastic.spec.quantised import REDUCED
 
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -215,6 +217,11 @@ def _write(
             quantised, written["int8_refused"] = in_8_bits(found)
             written["int8_onnx"] = str(out / "model.int8.onnx")
             edge.assemble(found, quantised, out / "model.int8.onnx")
+            reduced, _ = in_8_bits(found, REDUCED)
+            written["int8_reduced_onnx"] = None
+            if reduced != found.space.original:
+                written["int8_reduced_onnx"] = str(out / "model.int8-reduced.onnx")
+                edge.assemble(found, reduced, out / "model.int8-reduced.onnx")
     return written
 
 
@@ -238,10 +245,14 @@ def example_of(supernet: Supernet, arch: Arch, batch: int | None) -> Any:
     return trees.unflatten(partition.signature.arguments, leaves)
 
 
-def in_8_bits(bundle: Bundle) -> tuple[Arch, dict[str, str]]:
+def in_8_bits(bundle: Bundle, ending: str = "") -> tuple[Arch, dict[str, str]]:
     """The original in 8 bits where it can be, and why the other blocks can't.
 
     The format is the first of `FORMATS` that a block has.
+
+    Args:
+        bundle: The bundle of the original.
+        ending: What is appended to each format: nothing, or `REDUCED`.
     """
     from fxelastic.spec import Arch
     from fxelastic.spec.quantised import FORMATS, int8_id
@@ -250,7 +261,7 @@ def in_8_bits(bundle: Bundle) -> tuple[Arch, dict[str, str]]:
     reasons = {} if quantisation is None else dict(quantisation.refused)
     chosen, refused = [], {}
     for name in bundle.space.original:
-        ids = [int8_id(name, format) for format in FORMATS]
+        ids = [int8_id(name, format + ending) for format in FORMATS]
         made = [id for id in ids if id in bundle.space.by_id]
         chosen.append(made[0] if made else name)
         if not made:
