@@ -24,8 +24,7 @@ from fxelastic.backends.onnxruntime.quantisation.options import Int8
 from fxelastic.backends.onnxruntime.teacher import (
     batch_size,
     has_rows,
-    inputs_with_rows,
-    teacher_values,
+    synthetic_values,
 )
 from fxelastic.backends.staging import replace_folder
 from fxelastic.branches.options import as_batches, inputs_of
@@ -177,8 +176,8 @@ def _verify(
 def _rounded(supernet: Supernet, seed: int) -> tuple[Supernet, Storage]:
     """The supernet with rounded weights of new branches, and what rounding costs."""
     half = rounded(supernet)
-    inputs = inputs_with_rows(supernet.partition, batch_size(supernet.partition), seed)
-    return half, measured(supernet, half, teacher_values(supernet, inputs))
+    values = synthetic_values(supernet, batch_size(supernet.partition), seed)
+    return half, measured(supernet, half, values)
 
 
 def _calibration(supernet: Supernet, options: Int8) -> CalibrationData:
@@ -211,7 +210,7 @@ def _samples(
     partition = supernet.partition
     size = batch_size(partition)
     sizes = [size]
-    samples = [teacher_values(supernet, inputs_with_rows(partition, size, seed))]
+    samples = [synthetic_values(supernet, size, seed)]
     # A model that takes frames by fours runs with 8 and 16 of them, but not with 9.
     others = (size + 1, 2 * size, 3 * size) if partition.dynamic_batch else ()
     _add_first(supernet, others, seed + 1, sizes, samples)
@@ -221,8 +220,7 @@ def _samples(
         _add_first(supernet, many, seed + 2, sizes, samples)
     ends = _ends([s.symbol for s in partition.symbols if not s.is_batch])
     for i, at in enumerate(ends):
-        inputs = inputs_with_rows(partition, size, seed + 3 + i, at)
-        samples.append(teacher_values(supernet, inputs))
+        samples.append(synthetic_values(supernet, size, seed + 3 + i, at))
     return tuple(sizes), tuple(ends), samples
 
 
@@ -248,9 +246,8 @@ def _add_first(
     """Add values at the first batch size at which the model runs."""
     for size in candidates:
         try:
-            inputs = inputs_with_rows(supernet.partition, size, seed)
-            samples.append(teacher_values(supernet, inputs))
-        except RuntimeError as e:
+            samples.append(synthetic_values(supernet, size, seed))
+        except (RuntimeError, IndexError) as e:
             logger.debug("the model does not run at batch size %d: %s", size, e)
             continue
         sizes.append(size)

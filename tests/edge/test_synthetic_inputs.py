@@ -103,6 +103,38 @@ def test_where_nothing_made_up_will_do_data_do(
     assert "synthetic" not in caplog.text
 
 
+class Columns(nn.Module):
+    """Columns of one floating-point input, of which the first holds indices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(2, 8)
+        self.body = nn.Sequential(nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU())
+        self.head = nn.Linear(12, 2)
+
+    def forward(self, x: Any) -> Any:
+        found = self.embedding(x[:, 0].long())
+        return self.head(self.body(torch.cat([found, x[:, 1:]], 1)))
+
+
+def test_floating_point_inputs_may_hold_indices(tmp_path: Path) -> None:
+    """Random numbers are no rows of a table: the example's samples and zeros are."""
+    torch.manual_seed(0)
+    x = torch.cat([torch.tensor([[0.0], [1.0], [1.0]]), torch.randn(3, 4)], 1)
+    model = Columns().eval()
+    supernet = fxelastic.expand(model, 0.5, example_inputs=x, kinds=["pruned", "skip"])
+    bundle = fxelastic.export(supernet, tmp_path / "bundle")
+    with Executor(bundle) as executor:
+        with pytest.raises(BundleError):
+            executor.run(bundle.space.original, random_inputs(bundle, 64))
+        inputs, sound = sound_inputs(executor, 64)
+        assert sound
+        assert inputs["x"].shape == (64, 5)
+        (result,) = executor.run(bundle.space.original, {"x": x.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(result, model(x).numpy(), rtol=1e-4, atol=1e-5)
+
+
 class Looked(nn.Module):
     """A table that integers are looked up in, with other things that may be asked of them."""
 

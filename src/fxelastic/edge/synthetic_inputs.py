@@ -14,6 +14,7 @@ from fxelastic.spec.value_info import ValueInfo
 
 #: Ways to choose integers and truth values, in the order in which they are tried: drawn from the
 #: range that the export recorded, all at its highest or all at its lowest end, or all 0.
+#: Floating-point numbers are normal, and 0 in the last way, since they may be indices.
 CHOICES = ("drawn", "highest", "lowest", "zero")
 
 
@@ -26,10 +27,12 @@ def synthetic(
         info: The value. If the range of its integers is not known, the integers are 1 instead of
             drawn.
         shape: Its sizes.
-        random: Draws normal floating-point numbers, and integers.
+        random: Draws floating-point numbers, and integers.
         choice: One of `CHOICES`.
     """
     if info.dtype.startswith("float"):
+        if choice == "zero":
+            return np.zeros(shape, info.dtype)
         return np.asarray(random.standard_normal(shape).astype(info.dtype))
     low, high = info.range or (0, 1)
     if choice == "drawn" and info.range is not None:
@@ -51,7 +54,7 @@ def random_inputs(
         bundle: The bundle.
         batch_size: Samples.
         seed: Seed of the random numbers.
-        choice: How integers and truth values are chosen, one of `CHOICES`.
+        choice: How values are chosen, one of `CHOICES`.
         sizes: Values of other sizes that may vary; the example's for those without an entry.
 
     Raises:
@@ -75,7 +78,8 @@ def sound_inputs(
 
     Integers are drawn from the example's range first. A drawn mask may mask everything and lead to
     NaN, so the highest values come next. In a batch smaller than the example's, indices of samples
-    may be out of range, so the lowest values come next; zeros, which are valid indices, last.
+    may be out of range, so the lowest values come next; zeros, which are valid indices, last, also
+    for floating-point inputs, which may hold indices.
 
     Raises:
         UsageError: A size does not follow from the batch size.

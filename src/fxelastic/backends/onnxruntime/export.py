@@ -64,7 +64,8 @@ def write_bundle(
     n_samples = batch_size(partition)
     if partition.dynamic_batch:
         n_samples = max(n_samples, _MIN_DYNAMIC)
-    inputs = make_inputs(partition, n_samples, seed, sizes=sizes_to_convert(partition, n_samples))
+    sizes = sizes_to_convert(partition, n_samples)
+    inputs = make_inputs(partition, n_samples, seed, own=True, sizes=sizes)
     crossing = teacher_values(supernet, inputs)
     pieces = branch_pieces(supernet, without_special_sizes(partition, crossing))
     names = description.device_names(partition)

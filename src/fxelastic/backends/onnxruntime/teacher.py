@@ -23,6 +23,8 @@ from fxelastic.ir.values import data_dims
 
 _LEAST = 2
 _TRIES = 16
+# What operators of torch raise for values or sizes that they don't take.
+_FAILURES = (RuntimeError, IndexError)
 
 
 def batch_size(partition: Partition) -> int:
@@ -153,6 +155,28 @@ def teacher_values(supernet: Supernet, inputs: Mapping[str, Any]) -> dict[str, A
     return values
 
 
+def synthetic_values(
+    supernet: Supernet, n_samples: int, seed: int, sizes: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """Synthetic inputs, and the values that the model's own blocks compute for them, by name.
+
+    The inputs are those of `inputs_with_rows`. If the model does not take random numbers, since a
+    floating-point input holds indices, they are the example's own samples.
+
+    Args:
+        supernet: The supernet.
+        n_samples: The batch size.
+        seed: The same seed gives the same inputs.
+        sizes: As in `make_inputs`.
+    """
+    partition = supernet.partition
+    try:
+        return teacher_values(supernet, inputs_with_rows(partition, n_samples, seed, sizes))
+    except _FAILURES:
+        own = make_inputs(partition, n_samples, seed, own=True, sizes=sizes)
+        return teacher_values(supernet, own)
+
+
 def inputs_with_rows(
     partition: Partition, n_samples: int, seed: int, sizes: Mapping[str, int] | None = None
 ) -> dict[str, Any]:
@@ -178,7 +202,7 @@ def inputs_with_rows(
     for inputs in _draws(partition, n_samples, seed, sizes):
         try:
             missing = _missing(partition, inputs, chosen)
-        except RuntimeError:
+        except _FAILURES:
             # A model may fail on a mixture of samples, but must take the first draw.
             if least is None:
                 raise
