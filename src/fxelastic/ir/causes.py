@@ -45,11 +45,13 @@ class Cause:
         fix: One step that helps; None if the cause is unknown.
         separable: Whether the user can move the failing part to a submodule of its own, which the
             capture then keeps whole.
+        by_values: Whether it decides, or makes numbers, by the values of a tensor.
     """
 
     reason: str
     fix: str | None = None
     separable: bool = True
+    by_values: bool = False
 
 
 @dataclass(frozen=True)
@@ -164,10 +166,12 @@ def _decides(failure: _Failure) -> Cause | None:
         return Cause(
             "a size depends on the values of a tensor",
             "compute it for all rows, and mask the results with torch.where",
+            by_values=True,
         )
     return Cause(
         "its control flow depends on the values of a tensor",
         "write it with torch.where or torch.cond",
+        by_values=True,
     )
 
 
@@ -179,6 +183,7 @@ def _takes_numbers(failure: _Failure) -> Cause | None:
     return Cause(
         "it turns a tensor into a number, as .item(), int() and float() do",
         "keep the number as a tensor",
+        by_values=True,
     )
 
 

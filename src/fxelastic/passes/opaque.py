@@ -22,6 +22,7 @@ from fxelastic.ir import trees
 from fxelastic.ir.causes import Cause, cause_of
 from fxelastic.ir.part_names import free_name
 from fxelastic.passes.batch import BatchedInputs
+from fxelastic.passes.buffer_values import known_buffers
 from fxelastic.passes.dynamic_shapes import DynamicShapes, resized
 from fxelastic.passes.export import Exported, Flat, export
 
@@ -76,14 +77,19 @@ def export_with_opaque(
         CaptureError: The failure is in the model's outermost ``forward``.
     """
     opaque: list[OpaqueModule] = []
+    known = False
     while True:
         with _operator(opaque):
             try:
-                with _replaced(model, opaque):
+                values = known_buffers(model) if known else contextlib.nullcontext()
+                with _replaced(model, opaque), values:
                     exported = export(model, args, kwargs, batch, shapes)
             except CaptureError:
                 raise
             except Exception as e:  # torch.export raises dozens of types
+                if not known and cause_of(e, model).by_values:
+                    known = True
+                    continue
                 culprit = _innermost_module(e, model, opaque)
                 if culprit is None or len(opaque) >= _MAX_OPAQUE:
                     raise _failure(model, e) from e
