@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 from pathlib import Path
@@ -43,9 +44,10 @@ def write_model(
         raise _unwritable(path, e) from e
     try:
         temporary = folder / path.name
-        if model.ByteSize() <= max_file_bytes:
-            _check(model, what)
-            temporary.write_bytes(model.SerializeToString(deterministic=True))
+        data = _serialised(model, max_file_bytes)
+        if data is not None:
+            _check(data, what)
+            temporary.write_bytes(data)
         else:
             _write_outside(model, temporary)
             _check(os.fspath(temporary), what)
@@ -61,6 +63,21 @@ def write_model(
     return path
 
 
+def _serialised(model: onnx.ModelProto, most: int) -> bytes | None:
+    """The bytes of a model; None if there are more than ``most``."""
+    # Weights alone may be more than protobuf can serialise, and each serialisation copies them.
+    if sum(_size(tensor) for tensor in model.graph.initializer) > most:
+        return None
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data if len(data) <= most else None
+
+
+def _size(tensor: onnx.TensorProto) -> int:
+    """The bytes of a tensor's elements."""
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return int(math.prod(tensor.dims) * dtype.itemsize)
+
+
 def _write_outside(model: onnx.ModelProto, path: Path) -> None:
     digest = hashlib.sha256()
     for tensor in model.graph.initializer:
@@ -70,7 +87,7 @@ def _write_outside(model: onnx.ModelProto, path: Path) -> None:
     onnx.save_model(model, os.fspath(path))
 
 
-def _check(model: onnx.ModelProto | str, what: str) -> None:
+def _check(model: bytes | str, what: str) -> None:
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:
