@@ -113,6 +113,26 @@ def test_two_rounding_errors_of_the_same_size_agree() -> None:
     assert not rounded(Centred(), x, torch.full_like(own, float("nan")))
 
 
+class Amplified(nn.Module):
+    """A value between 10 and 20, and rounding errors that layers without a norm have amplified."""
+
+    def __init__(self, times: float) -> None:
+        super().__init__()
+        self.times = times
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 10 * x + self.times * Centred()(x)
+
+
+def test_rounding_errors_that_are_amplified_agree() -> None:
+    x = torch.rand(1000, generator=torch.Generator().manual_seed(0)) + 1
+    own = Centred()(x)
+    assert rounded(Amplified(5e4), x, 10 * x + 5e4 * own.flip(0))
+    assert not rounded(Amplified(5e4), x, 10 * x + 1e6 * own.flip(0))
+    # No error of so large a share of the result counts as rounding.
+    assert not rounded(Amplified(5e6), x, 10 * x + 5e6 * own.flip(0))
+
+
 def test_other_errors_are_not_rounding() -> None:
     torch.manual_seed(0)
     layer, x = nn.Linear(64, 8), torch.randn(5, 64)

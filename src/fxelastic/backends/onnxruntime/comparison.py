@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +27,9 @@ SUBNET_TOLERANCES: Mapping[str, float] = {name: 10 * t for name, t in TOLERANCES
 # the smallest numbers have few digits.
 _FADED: Mapping[str, float] = {"float64": 1e-290, "float32": 1e-30, "float16": 6.2e-5}
 
-# Differences of so many times torch's own rounding error count as rounding.
-_OF_ROUNDING = 8
+# Differences of so many times torch's own rounding error count as rounding, up to a share of the
+# result.
+_OF_ROUNDING, _MOST_ROUNDING = 8, 0.01
 
 _NO_SCALES: Mapping[str, float] = {}
 
@@ -106,8 +108,9 @@ def is_rounding(
     """Whether results differ from torch's by little more than torch's own rounding errors.
 
     A norm over a single element subtracts a value from itself. Only rounding error remains, and
-    no two libraries agree on it. Such a difference is small beside the inputs, and torch's result
-    differs as much from that of 64 bits.
+    no two libraries agree on it. Many layers without a norm amplify it: an untrained SKNet, to
+    0.1% of its results. Such a difference is small beside the inputs or the result, and torch's
+    result, with one of its libraries or another, differs as much from that of 64 bits.
 
     Args:
         actual: The file's results, by name.
@@ -122,7 +125,7 @@ def is_rounding(
         return False
     limit = tolerances["float32"] * max(float(x.abs().max()) for x in read)
     try:
-        exact = compute(_in_float64)
+        exact, other = compute(_in_float64), compute(_without_onednn)
     except (RuntimeError, TypeError):
         return False  # a module that needs its own dtype
     for name, found in expected.items():
@@ -132,10 +135,20 @@ def is_rounding(
         if found.dtype != torch.float32 or truth.shape != found.shape:
             return False
         error = float((torch.from_numpy(actual[name]).double() - truth).abs().max())
-        own = float((found.double() - truth).abs().max())
-        if not error <= min(limit, _OF_ROUNDING * own):
+        own = max(float((x.double() - truth).abs().max()) for x in (found, other[name]))
+        most = max(limit, _MOST_ROUNDING * float(truth.abs().max()))
+        if not error <= min(most, _OF_ROUNDING * own):
             return False
     return True
+
+
+def _without_onednn(module: nn.Module, *operands: Any) -> Any:
+    """Run a module with torch's own kernels, which round in another order."""
+    with warnings.catch_warnings():
+        # Setting the flags warns of those of other devices.
+        warnings.simplefilter("ignore", UserWarning)
+        with torch.backends.mkldnn.flags(enabled=False):
+            return module(*operands)
 
 
 def _in_float64(module: nn.Module, *operands: Any) -> Any:
