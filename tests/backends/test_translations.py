@@ -130,6 +130,27 @@ def test_equal_elements_keep_their_order() -> None:
         np.testing.assert_array_equal(found, expected.numpy())
 
 
+class Numbered(nn.Module):
+    """Numbers elements by their group, of which a tensor has the sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        groups = torch.repeat_interleave(torch.arange(2), torch.tensor([2, 4]))
+        return self.last(self.first(x) * (groups + 1))
+
+
+def test_sizes_of_groups_may_be_tensors(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Numbered().eval(), torch.randn(3, 6)
+    bundle = fxelastic.export(fxelastic.expand(model, 0.6, example_inputs=x), tmp_path / "bundle")
+    with edge.Executor(bundle) as executor, torch.no_grad():
+        (found,) = executor.run(bundle.space.original, {"x": x.numpy()})
+        np.testing.assert_allclose(found, model(x).numpy(), rtol=1e-4, atol=1e-5)
+
+
 def serialised(model: object) -> bytes:
     import onnx_ir as ir
 

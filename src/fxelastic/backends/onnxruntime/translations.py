@@ -84,8 +84,14 @@ def floor_division(number: Any, divisor: Any) -> Any:
     return op.Div(op.Sub(number, op.Mod(number, divisor)), divisor)
 
 
+def n_elements(value: Any) -> Any:
+    """The number of elements of a tensor whose sizes data choose."""
+    return op.Size(value)
+
+
 _TRANSLATIONS: Mapping[tuple[str, str, str], Callable[..., Any]] = {
     **recurrent.TRANSLATIONS,
     ("aten", "sort", "stable"): stable_sort,
+    ("aten", "sym_numel", "default"): n_elements,
     ("transformers", "grouped_mm_fallback", "default"): grouped_matmul,
 }
