@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.public_model_samples import SAMPLES
+from benchmarks.public_networks import NETWORKS, Case
 from benchmarks.public_transformers import smallest, types
-
-
-class Case(NamedTuple):
-    """A model and a batch of two samples for it."""
-
-    model: nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
 
 
 def timm_names() -> list[str]:
@@ -410,4 +403,5 @@ LIBRARIES: dict[str, tuple[Callable[[], list[str]], Callable[[str], Case]]] = {
     "torchvision": (torchvision_names, torchvision_case),
     "transformers": (transformers_names, transformers_case),
     **{library: _of_samples(library) for library in SAMPLES},
+    **NETWORKS,
 }

@@ -130,7 +130,7 @@ def test_rounding_errors_that_are_amplified_agree() -> None:
     assert rounded(Amplified(5e4), x, 10 * x + 5e4 * own.flip(0))
     assert not rounded(Amplified(5e4), x, 10 * x + 1e6 * own.flip(0))
     # No error of so large a share of the result counts as rounding.
-    assert not rounded(Amplified(5e6), x, 10 * x + 5e6 * own.flip(0))
+    assert not rounded(Amplified(5e7), x, 10 * x + 5e7 * own.flip(0))
 
 
 def test_other_errors_are_not_rounding() -> None:
