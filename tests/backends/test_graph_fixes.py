@@ -28,6 +28,10 @@ POOLS: dict[str, tuple[int, Pool]] = {
         lambda x: F.avg_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 2, count_include_pad=False),
     ),
     "mean": (2, lambda x: F.avg_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 2)),
+    "mean of fewer than the padding": (
+        2,
+        lambda x: F.avg_pool2d(F.pad(x[:, :, :-1, :-1], (1, 0, 1, 0)), 1, 2),
+    ),
     "both": (
         2,
         lambda x: F.max_pool2d(p := F.pad(x, (1, 1, 1, 1)), 3) + F.avg_pool2d(p, 3),

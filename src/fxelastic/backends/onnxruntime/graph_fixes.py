@@ -5,8 +5,9 @@
 
 - `keep_padding`: PadFusion turns zeros before a pooling into the pooling's own padding, which a
   pooling leaves out: a maximum always (so a window of negative numbers and zeros gives a negative
-  number), a mean where it counts present elements only. PadFusion skips a node that names its axes,
-  which nodes may do since operator set 18.
+  number), a mean where it counts present elements only. A pooling whose padding is as wide as its
+  kernel can't be loaded. PadFusion skips a node that names its axes, which nodes may do since
+  operator set 18.
 - `keep_empty_reshapes`: a shape may say "as many rows as there are" in one place and "the rest" in
   another, as in a group norm. A tensor without rows has no rest, and onnxruntime raises an error.
 """
@@ -56,21 +57,39 @@ def keep_padding(graph: ir.Graph) -> None:
         graph: A graph of operator set 18 or later; changed in place, with its subgraphs.
     """
     for node in list(graph.all_nodes()):
-        if node.op_type == "Pad" and len(node.inputs) < 4 and _is_pooled(node.outputs[0]):
+        if node.op_type != "Pad" or len(node.inputs) >= 4:
+            continue
+        if _is_pooled(node.outputs[0], _widest(node)):
             rank = _rank(node)
             if rank is not None:
                 node.resize_inputs(4)
                 node.replace_input_with(3, _constant(node, "axes", range(rank)))
 
 
-def _is_pooled(value: ir.Value) -> bool:
-    """Whether a pooling that leaves zeros out reads a value, directly or after a cast."""
+def _is_pooled(value: ir.Value, widest: float) -> bool:
+    """Whether a pooling that can't pad by itself reads a value, directly or after a cast.
+
+    Args:
+        value: The padded value.
+        widest: The largest padding at a side.
+    """
     return any(
         reader.op_type == "MaxPool"
-        or (reader.op_type == "AveragePool" and not _counts_padding(reader))
-        or (reader.op_type == "Cast" and _is_pooled(reader.outputs[0]))
+        or (reader.op_type == "AveragePool" and not _pads_alike(reader, widest))
+        or (reader.op_type == "Cast" and _is_pooled(reader.outputs[0], widest))
         for reader in value.consumers()
     )
+
+
+def _widest(node: ir.Node) -> float:
+    """The largest padding of a node at a side; infinite if unknown."""
+    pads = None if node.inputs[1] is None else ir.convenience.get_const_tensor(node.inputs[1])
+    return math.inf if pads is None else float(pads.numpy().max(initial=0))
+
+
+def _pads_alike(node: ir.Node, widest: float) -> bool:
+    """Whether a mean computes the same with the padding as its own."""
+    return _counts_padding(node) and widest < min(node.attributes["kernel_shape"].as_ints())
 
 
 def _counts_padding(node: ir.Node) -> bool:
