@@ -19,8 +19,8 @@ from fxelastic.edge.cache_hits import flush_bytes, with_hit_rate
 from fxelastic.edge.monitoring.energy_meter import EnergyMeter
 from fxelastic.edge.monitoring.system_files import SystemFiles
 from fxelastic.spec import Arch
+from fxelastic.spec.branch_latency import BranchLatency
 from fxelastic.spec.costs import BranchCosts
-from fxelastic.spec.latency_table import BranchLatency
 from tests.edge.monitoring.trees import write_tree
 from tests.spec.spaces import chain, enumerate_paths
 

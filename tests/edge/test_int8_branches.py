@@ -24,8 +24,9 @@ from fxelastic.edge.searching.distortion import measure
 from fxelastic.edge.timed_subnets import distinct_subnets
 from fxelastic.errors import BundleError, UsageError
 from fxelastic.spec import Arch
+from fxelastic.spec.branch_latency import BranchLatency
 from fxelastic.spec.costs import BranchCosts, Costs, ModelError
-from fxelastic.spec.latency_table import BranchLatency, LatencyTable
+from fxelastic.spec.latency_table import LatencyTable
 from tests import int8_bundles as int8
 
 # A worker exports the bundle once.

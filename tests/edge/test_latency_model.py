@@ -10,8 +10,8 @@ import pytest
 from fxelastic.edge import latency_model
 from fxelastic.edge.latency_model import Measured, fit_mode, model_error, work_bounds
 from fxelastic.spec import Arch, SearchSpace
+from fxelastic.spec.branch_latency import BranchLatency
 from fxelastic.spec.costs import BranchCosts
-from fxelastic.spec.latency_table import BranchLatency
 from tests.spec.spaces import chain
 
 SPACE = chain(12)

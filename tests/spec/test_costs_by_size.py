@@ -12,9 +12,10 @@ import pytest
 
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
+from fxelastic.spec.branch_latency import BranchLatency
 from fxelastic.spec.costs import BranchCosts, Costs, ModelError
 from fxelastic.spec.costs_by_size import Correction, CostsBySize, ModeBySize
-from fxelastic.spec.latency_table import BranchLatency, LatencyTable
+from fxelastic.spec.latency_table import LatencyTable
 from fxelastic.spec.symbols import Symbol
 
 SEQ = Symbol("seq", 8, 1, 512)

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from fxelastic.spec import Arch
+from fxelastic.spec.branch_latency import BranchLatency
 from fxelastic.spec.costs import BranchCosts, Costs
 from fxelastic.spec.latency_spread import at_latency_percentile
-from fxelastic.spec.latency_table import BranchLatency, LatencyTable
+from fxelastic.spec.latency_table import LatencyTable
 from fxelastic.spec.resources import LATENCY
 
 

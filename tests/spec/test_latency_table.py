@@ -11,8 +11,9 @@ import pytest
 
 from fxelastic.errors import UsageError
 from fxelastic.spec import Arch
+from fxelastic.spec.branch_latency import BranchLatency
 from fxelastic.spec.costs import BranchCosts, Costs, ModelError
-from fxelastic.spec.latency_table import BranchLatency, LatencyTable
+from fxelastic.spec.latency_table import LatencyTable
 
 ROW = BranchLatency(1.0, 1.1, 1.3, 20, 400, 800, None)
 FLOPS = BranchCosts({"original@0": 7.0, "original@1": 9.0})

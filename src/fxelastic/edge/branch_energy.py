@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from fxelastic.edge.latency_model import Measured, fit_mode
 from fxelastic.spec import Arch, SearchSpace
+from fxelastic.spec.branch_latency import BranchLatency
 from fxelastic.spec.costs import BranchCosts
 from fxelastic.spec.costs_by_size import ModeBySize
-from fxelastic.spec.latency_table import BranchLatency
 from fxelastic.spec.resources import ACCESS_ENERGY, ENERGY, LATENCY
 
 _PJ_PER_MJ = 1e9

@@ -12,7 +12,7 @@ from fxelastic.edge.executor import FIRST_RUNS, Array, Executor, State
 from fxelastic.edge.stopwatch import Stopwatch, low_quartile, quartile_interval
 from fxelastic.errors import BundleError
 from fxelastic.spec import Arch, BranchSpec
-from fxelastic.spec.latency_table import BranchLatency
+from fxelastic.spec.branch_latency import BranchLatency
 
 
 @dataclass

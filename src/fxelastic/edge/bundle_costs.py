@@ -8,8 +8,9 @@ from math import prod
 
 from fxelastic.edge.bundle import Bundle
 from fxelastic.errors import UsageError
+from fxelastic.spec.branch_latency import BranchLatency
 from fxelastic.spec.costs import BranchCosts
-from fxelastic.spec.latency_table import BranchLatency, LatencyTable
+from fxelastic.spec.latency_table import LatencyTable
 from fxelastic.spec.resources import WEIGHTS
 from fxelastic.spec.value_info import itemsize
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from fxelastic.edge.branch_timing import BranchTiming
 from fxelastic.edge.monitoring.system_files import SystemFiles
-from fxelastic.spec.latency_table import BranchLatency
+from fxelastic.spec.branch_latency import BranchLatency
 
 # Without the size of the caches from the system; and the most that is written to flush them.
 _USUAL_BYTES, _MOST_BYTES = 2**25, 2**26

@@ -9,8 +9,8 @@ import numpy as np
 
 from fxelastic.edge.stopwatch import LEAST_NOISE
 from fxelastic.spec import Arch, SearchSpace
+from fxelastic.spec.branch_latency import BranchLatency
 from fxelastic.spec.costs import BranchCosts, ModelError
-from fxelastic.spec.latency_table import BranchLatency
 from fxelastic.spec.quantised import INT8
 
 #: The expected size of a branch's own correction, as a share of its time.

@@ -42,12 +42,12 @@ from fxelastic.edge.synthetic_inputs import sound_inputs
 from fxelastic.edge.timed_subnets import distinct_subnets, n_to_hold_out, split
 from fxelastic.errors import BundleError
 from fxelastic.spec import Arch
+from fxelastic.spec.branch_latency import BranchLatency
 from fxelastic.spec.costs import BranchCosts, Costs
 from fxelastic.spec.latency_table import (
     CLOCKS,
     MODES,
     SHORT_MS,
-    BranchLatency,
     LatencyTable,
     original_cost,
 )

@@ -12,9 +12,9 @@ from fxelastic.edge.bundle_costs import bundle_costs
 from fxelastic.edge.latency_model import Measured, fit_mode
 from fxelastic.edge.measured_sizes import SizePlan, basis_of
 from fxelastic.spec import Arch
+from fxelastic.spec.branch_latency import BranchLatency
 from fxelastic.spec.costs import BranchCosts, ModelError
 from fxelastic.spec.costs_by_size import Correction, CostsBySize, ModeBySize
-from fxelastic.spec.latency_table import BranchLatency
 from fxelastic.spec.resources import LATENCY
 
 # Errors of a cost count relative to it, and to this share of the mean cost of a branch.

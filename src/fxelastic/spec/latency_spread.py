@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from statistics import NormalDist
 
+from fxelastic.spec.branch_latency import BranchLatency
 from fxelastic.spec.costs import BranchCosts
-from fxelastic.spec.latency_table import BranchLatency, LatencyTable
+from fxelastic.spec.latency_table import LatencyTable
 
 _UPPER = NormalDist().inv_cdf(0.75)
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fxelastic.errors import UsageError
 from fxelastic.spec.arch import Arch
+from fxelastic.spec.branch_latency import BranchLatency
 from fxelastic.spec.cascade import Servable
-from fxelastic.spec.costs import MOST, BranchCosts, Costs, ModelError
+from fxelastic.spec.costs import BranchCosts, Costs, ModelError
 from fxelastic.spec.costs_by_size import CostsBySize, Sizes, repeated
 from fxelastic.spec.json_document import JsonDocument
+from fxelastic.spec.latency_table_checks import check_costs, check_setting
 from fxelastic.spec.resources import LATENCY, WEIGHTS
 
 #: How a subnet is run: as one model, or branch by branch.
@@ -32,35 +34,6 @@ _NEW = ("int8",)
 SHORT_MS = 1.0
 
 _ORIGINAL = "original@"
-
-
-@dataclass(frozen=True)
-class BranchLatency:
-    """The measurements of one branch, run between other branches as in a subnet.
-
-    Attributes:
-        ms: The lower quartile of the run times: other programs only make a run slower.
-        median_ms: The median of the run times.
-        high_ms: The upper quartile of the run times.
-        n: The number of timed runs.
-        weight_bytes: The size of its weights.
-        activation_bytes: The size of the values that it reads and writes.
-        resident_bytes: The memory that creating its session added to the process; None if not
-            measured.
-        hit_rate: The share of the bytes it reads and writes that are in the caches; None if not
-            measured.
-        hit_rate_error: The error of ``hit_rate``.
-    """
-
-    ms: float
-    median_ms: float
-    high_ms: float
-    n: int
-    weight_bytes: int
-    activation_bytes: int
-    resident_bytes: int | None = None
-    hit_rate: float | None = None
-    hit_rate_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -455,7 +428,7 @@ class LatencyTable(JsonDocument):
             "provider": self.provider,
             "clock": self.clock,
             **({"refused": dict(self.refused)} if self.refused else {}),
-            "rows": {name: _row(row) for name, row in self.rows.items()},
+            "rows": {name: row.to_json() for name, row in self.rows.items()},
             "modes": {
                 mode: {name: found.to_json() for name, found in costs.items()}
                 for mode, costs in self.modes.items()
@@ -485,15 +458,9 @@ class LatencyTable(JsonDocument):
             CostsBySize.from_json(value["by_size"]) if "by_size" in value else None,
             {str(k): str(v) for k, v in value.get("refused", {}).items()},
         )
-        _check(table)
+        check_setting(table.batch_size, table.threads, table.sizes)
+        check_costs(rows, table.modes, table.by_size)
         return table
-
-
-def _row(row: BranchLatency) -> dict[str, Any]:
-    found = asdict(row)
-    if row.hit_rate is None:
-        del found["hit_rate"], found["hit_rate_error"]
-    return found
 
 
 def original_cost(costs: BranchCosts) -> float:
@@ -511,43 +478,3 @@ def _first_costs(value: Mapping[str, Any], rows: Mapping[str, BranchLatency]) ->
     latency = BranchCosts.from_json({**value, "overhead": value["overhead_ms"]})
     weights = {name: float(row.weight_bytes) for name, row in rows.items()}
     return Costs({LATENCY: latency, WEIGHTS: BranchCosts(weights)})
-
-
-# More are in no table, and take all memory of the device that measures by it.
-_MOST_SAMPLES, _MOST_THREADS, _MOST_SIZE = 2**20, 2**10, 2**31
-# What a row may not know.
-_UNKNOWN = ("resident_bytes", "hit_rate", "hit_rate_error")
-
-
-def _check(table: LatencyTable) -> None:
-    """Check that the numbers are latencies and that all branches have costs.
-
-    Raises:
-        ValueError: A number is not a latency, or a branch has no cost.
-    """
-    for what, low, number, high in (
-        ("batch size", 1, table.batch_size, _MOST_SAMPLES),
-        ("number of threads", 0, table.threads, _MOST_THREADS),
-        *(("size", 0, size, _MOST_SIZE) for sizes in table.sizes for size in sizes.values()),
-    ):
-        if not low <= number <= high:
-            raise ValueError(f"the {what} is {number}, and {low} to {high} are read")
-    for row in table.rows.values():
-        for name, number in vars(row).items():
-            unknown = number is None and name in _UNKNOWN
-            if not unknown and (type(number) not in (int, float) or not 0 <= number <= MOST):
-                raise ValueError(f"{name} is {number!r}")
-    if not table.modes:
-        raise ValueError("it has no modes")
-    for mode, costs in table.modes.items():
-        for name, found in {LATENCY: costs[LATENCY], **costs}.items():
-            if set(found.costs) != set(table.rows):
-                raise ValueError(f"the {name} of {mode} and the rows have different branches")
-    if table.by_size is None:
-        return
-    if set(table.by_size.modes) != set(table.modes):
-        raise ValueError("the costs by size have other modes")
-    for mode, by_size in table.by_size.modes.items():
-        terms = [term for terms in by_size.terms.values() for term in terms]
-        if any(set(term.costs) != set(table.rows) for term in terms):
-            raise ValueError(f"the costs by size of {mode} and the rows have different branches")

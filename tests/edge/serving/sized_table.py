@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from fxelastic.spec.branch_latency import BranchLatency
 from fxelastic.spec.costs import BranchCosts, Costs
 from fxelastic.spec.costs_by_size import Correction, CostsBySize, ModeBySize
-from fxelastic.spec.latency_table import BranchLatency, LatencyTable
+from fxelastic.spec.latency_table import LatencyTable
 from fxelastic.spec.symbols import Symbol
 
 #: The example's length, and the lengths that the table was fitted to.
