@@ -22,6 +22,7 @@ from fxelastic.backends.onnxruntime.parity import Parity
 from fxelastic.backends.onnxruntime.quantisation.calibration import CalibrationData
 from fxelastic.backends.onnxruntime.quantisation.options import Int8
 from fxelastic.backends.onnxruntime.teacher import (
+    FAILURES,
     batch_size,
     has_rows,
     synthetic_values,
@@ -247,7 +248,7 @@ def _add_first(
     for size in candidates:
         try:
             samples.append(synthetic_values(supernet, size, seed))
-        except (RuntimeError, IndexError) as e:
+        except FAILURES as e:
             logger.debug("the model does not run at batch size %d: %s", size, e)
             continue
         sizes.append(size)

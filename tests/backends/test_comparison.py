@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -131,6 +133,27 @@ def test_rounding_errors_that_are_amplified_agree() -> None:
     assert not rounded(Amplified(5e4), x, 10 * x + 1e6 * own.flip(0))
     # No error of so large a share of the result counts as rounding.
     assert not rounded(Amplified(5e7), x, 10 * x + 5e7 * own.flip(0))
+
+
+class Slow(Centred):
+    """Takes a while each time, longer in the thread that begins later."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(self.seconds)
+        return super().forward(x)
+
+
+def test_threads_that_compare_leave_the_settings_of_torch() -> None:
+    x = torch.rand(100, generator=torch.Generator().manual_seed(0)) + 1
+    before = torch.backends.mkldnn.enabled
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(rounded, Slow(s), x, torch.zeros_like(x)) for s in (0.1, 0.15)]
+        assert all(run.result() for run in runs)
+    assert torch.backends.mkldnn.enabled == before
 
 
 def test_other_errors_are_not_rounding() -> None:

@@ -264,7 +264,7 @@ def _share_initializers(graph: onnx.GraphProto) -> None:
 
 
 def _content(tensor: onnx.TensorProto) -> bytes:
-    """A digest of everything but the name."""
+    """A digest of what a tensor holds, whatever its name."""
     if not tensor.HasField("raw_data"):
         rest = onnx.TensorProto()
         rest.CopyFrom(tensor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ _FADED: Mapping[str, float] = {"float64": 1e-290, "float32": 1e-30, "float16": 6
 # Differences of so many times torch's own rounding error count as rounding, up to a share of the
 # result.
 _OF_ROUNDING, _MOST_ROUNDING = 8, 0.05
+
+_SETTINGS = threading.Lock()
 
 _NO_SCALES: Mapping[str, float] = {}
 
@@ -145,7 +148,8 @@ def is_rounding(
 
 def _without_onednn(module: nn.Module, *operands: Any) -> Any:
     """Run a module with torch's own kernels, which round in another order."""
-    with warnings.catch_warnings():
+    # Files are compared in several threads, and both settings belong to the process.
+    with _SETTINGS, warnings.catch_warnings():
         # Setting the flags warns of those of other devices.
         warnings.simplefilter("ignore", UserWarning)
         with torch.backends.mkldnn.flags(enabled=False):

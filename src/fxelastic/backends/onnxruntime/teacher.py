@@ -23,8 +23,9 @@ from fxelastic.ir.values import data_dims
 
 _LEAST = 2
 _TRIES = 16
-# What operators of torch raise for values or sizes that they don't take.
-_FAILURES = (RuntimeError, IndexError)
+
+#: What operators of torch raise for values or sizes that they don't take.
+FAILURES = (RuntimeError, IndexError)
 
 
 def batch_size(partition: Partition) -> int:
@@ -172,7 +173,7 @@ def synthetic_values(
     partition = supernet.partition
     try:
         return teacher_values(supernet, inputs_with_rows(partition, n_samples, seed, sizes))
-    except _FAILURES:
+    except FAILURES:
         own = make_inputs(partition, n_samples, seed, own=True, sizes=sizes)
         return teacher_values(supernet, own)
 
@@ -202,7 +203,7 @@ def inputs_with_rows(
     for inputs in _draws(partition, n_samples, seed, sizes):
         try:
             missing = _missing(partition, inputs, chosen)
-        except _FAILURES:
+        except FAILURES:
             # A model may fail on a mixture of samples, but must take the first draw.
             if least is None:
                 raise
