@@ -271,6 +271,14 @@ def test_two_processes_prepare_the_same_at_once(bundle: Bundle, tmp_path: Path) 
     assert len(list(done.folder.iterdir())) == done.n_subnets
 
 
+def test_files_that_another_process_writes_are_not_counted(bundle: Bundle, tmp_path: Path) -> None:
+    done = edge.prepare(bundle, pool(bundle), prepared=tmp_path)
+    written = done.folder / f".0123abcd-{os.getpid()}-89abcdef"
+    written.mkdir()
+    (written / "entry.json").write_bytes(b"{}")
+    assert edge.prepare(bundle, pool(bundle), prepared=tmp_path).size_bytes == done.size_bytes
+
+
 def test_a_killed_preparation_leaves_no_half_of_a_file(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle", depth=8, width=64)
     made, path = saved_pool(bundle, tmp_path, 12)

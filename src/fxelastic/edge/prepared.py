@@ -198,9 +198,13 @@ class PreparedFiles:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def size_bytes(self) -> int:
-        """The total size of all files on disk, in bytes."""
-        files = (path for path in self.folder.glob("*/*") if path.is_file())
-        return sum(path.stat().st_size for path in files)
+        """The total size of all prepared files on disk, in bytes."""
+        total = 0
+        # Folders that another process writes now have other names, and its files may go any time.
+        for path in self.folder.glob("[!.]*/*"):
+            with suppress(FileNotFoundError):
+                total += path.stat().st_size
+        return total
 
     def _counts(self, folder: Path) -> bool:
         """Whether others could not have written an item, which matters for a signed bundle."""
